@@ -1,0 +1,129 @@
+"""The contracts that hold the house together. Read this page first.
+
+A *decoder* reads an image once and then steps; `search.py` drives it. A *processor* is its way in and out:
+pictures to pixels, ids to text. A *speaker* gives readings of pictures, whatever is inside. An *image embedder*
+gives unit vectors. `zoo.py` knows which is which by name. None of these classes is inherited from: they say what is
+called.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    import numpy as np
+    from PIL.Image import Image
+    from torch import Tensor
+
+    from captioner.decoding import Decoding
+    from captioner.prompt import Reading
+
+
+class Memory(Protocol):
+    """All that depends on the image alone: one row per image, never copied per beam."""
+
+    def __len__(self) -> int:
+        """The number of images."""
+
+    def select(self, images: Tensor) -> Memory:
+        """Keep these rows (finished images leave the batch)."""
+
+
+class Past(Protocol):
+    """What a decoder keeps of the text so far: one row per hypothesis. A step may change it in place."""
+
+    def select(self, rows: Tensor) -> Past:
+        """Reorder to these rows (beams fork and die). The old object must not be used any more."""
+
+
+class Decoder(Protocol):
+    """A model that `search.py` can drive, and that `training/` can train."""
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        """The image encoder alone: pixels `[n, 3, h, w]` → features, first dimension n (cached when frozen)."""
+
+    def remember(self, features: Tensor) -> Memory:
+        """Everything else that depends on the image alone, e.g. cross-attention keys and values."""
+
+    def read(self, pixels: Tensor) -> Memory:
+        """`remember(encode(pixels))`."""
+
+    def step(self, tokens: Tensor, memory: Memory, past: Past | None) -> tuple[Tensor, Past]:
+        """Read more text. tokens `[rows, t]`, rows = images × beams, image-major (so beams = rows // len(memory));
+        the first call has `past=None` and the whole start of the text, later ones t = 1.
+        Returns the logits after the last token `[rows, vocabulary]` and the new past."""
+
+    # Training: forward(pixel_values=None, features=None, input_ids, attention_mask, labels) -> ModelOutput with
+    # `loss` (mean cross-entropy over labels != -100, labels aligned with input_ids and shifted inside) and `logits`.
+
+
+class Processor(Protocol):
+    """The ways in and out of a decoder."""
+
+    start_ids: list[int]
+    """What the text begins with before the first generated token; a conditional prompt is already in it."""
+    eos_ids: tuple[int, ...]
+    pad_id: int
+
+    def pixels(self, images: Sequence[Image]) -> Tensor:
+        """RGB pictures of any size → float32 `[n, 3, h, w]`."""
+
+    def encode(self, text: str) -> list[int]:
+        """Text → ids without any special token."""
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Generated ids → text, special tokens left out, spacing undone."""
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write what `load` needs to make it again."""
+
+
+class Speaker(Protocol):
+    """Pictures in, readings out: a searched decoder, the interrogator, a foreign Hub model."""
+
+    def read_images(self, images: Sequence[Image], decoding: Decoding) -> list[Reading]:
+        """One reading per picture, in order. Candidates come best first."""
+
+
+class ImageEmbedder(Protocol):
+    """Pictures in, unit vectors out: the direct models, kNN, ensembles."""
+
+    def embed_images(self, images: Sequence[Image]) -> np.ndarray:
+        """float32 `[n, 384]`, each row of length 1."""
+
+
+@dataclass(frozen=True)
+class LoadOptions:
+    """What a user may say about loading a model. Each architecture uses what concerns it."""
+
+    device: str = "auto"
+    precision: str = "auto"
+    """auto, fp32, bf16, fp16, int8 or float64 (for parity tests)."""
+    prompt: str | None = None
+    """A conditional start of the text, e.g. "a picture of"."""
+    question: str | None = None
+    """OFA's textual question."""
+    instruction: str | None = None
+    """What a chat model from the Hub is asked."""
+    mode: str = "best"
+    """Interrogator: best, fast, classic or negative."""
+    terms: tuple[Path, ...] = ()
+    """Interrogator: the user's own term lists."""
+    caption_model: str | None = None
+    """Interrogator: who writes the caption."""
+    clip_model: str | None = None
+    """Interrogator: who ranks the terms."""
+    load_in: str | None = None
+    """Hub models: 8bit or 4bit."""
+    trust_remote_code: bool = False
+    embedder: str | None = None
+    """Another sentence-transformers model than the packaged MiniLM-L6."""
+
+
+# Each file under captioner/models/ that has an entry in the zoo offers:
+#     load(folder: Path, options: LoadOptions) -> Speaker | ImageEmbedder
+# where `folder` holds a checkpoint (config.json whose "model_type" names the architecture, *.safetensors, processor
+# files); a Hub id has already been resolved to its folder by the zoo.

@@ -1,0 +1,32 @@
+"""The errors a user can meet. Each message is one or two plain sentences: what is wrong, and what to do next.
+
+The command line turns any `CaptionerError` into that message and exit status 2, without a traceback.
+"""
+
+
+class CaptionerError(Exception):
+    """Something the user can put right."""
+
+
+class BadImage(CaptionerError):
+    """This picture cannot be read. A run reports it and goes on."""
+
+
+class MissingModel(CaptionerError):
+    """No such model name, folder or Hub id, or it is not cached and the network is off."""
+
+
+class BadCheckpoint(CaptionerError):
+    """A folder or file that is not the checkpoint it should be."""
+
+
+class MissingExtra(CaptionerError):
+    """An optional package is needed: the message names the `pip install` that brings it."""
+
+
+class BadOutput(CaptionerError):
+    """A place that cannot be written to, or that holds something we will not overwrite."""
+
+
+class BadInput(CaptionerError):
+    """Settings, tables or data that contradict each other."""

@@ -1,0 +1,54 @@
+"""What comes out: candidates as a model says them, readings of one image, and the finished prompt."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import numpy as np
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One text a model proposes, uncleaned."""
+
+    text: str
+    score: float
+    """Log-probability per token (beam score), so that `exp(score)` lies in 0..1; higher is better."""
+    finished: bool = True
+    """False when the length limit cut the text short."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """All that a model says of one image: candidates, best first."""
+
+    candidates: tuple[Candidate, ...]
+    embedding: np.ndarray | None = None
+    """The prompt embedding `[384]` that the model itself predicts from the pixels, where it has such a head."""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """The finished answer for one image."""
+
+    text: str
+    score: float
+    candidates: tuple[Candidate, ...]
+    """The cleaned candidates, best first."""
+    model: str
+    source: Literal["model", "metadata"] = "model"
+    raw: str = ""
+    """The chosen candidate as the model said it."""
+    embed: Callable[[list[str]], np.ndarray] | None = None
+
+    @cached_property
+    def embedding(self) -> np.ndarray:
+        """The text's unit vector `[384]`, computed when first asked for."""
+        if self.embed is None:
+            raise ValueError("This Prompt was made without an embedder.")
+        return self.embed([self.text])[0]

@@ -1,0 +1,1 @@
+"""Data: sources, cleaning, de-duplication, cached features, synthesis. `python -m training.data --help`."""
