@@ -35,9 +35,7 @@ class Decoding:
         if self.num_beams < 1 or self.num_return_sequences < 1 or self.max_new_tokens < 1:
             raise BadInput("num_beams, num_return_sequences and max_new_tokens must be at least 1.")
         if self.min_new_tokens > self.max_new_tokens:
-            raise BadInput(
-                f"min_new_tokens ({self.min_new_tokens}) is above max_new_tokens ({self.max_new_tokens})."
-            )
+            raise BadInput(f"min_new_tokens ({self.min_new_tokens}) is above max_new_tokens ({self.max_new_tokens}).")
         if not self.do_sample and self.num_return_sequences > self.num_beams:
             raise BadInput(
                 f"{self.num_return_sequences} candidates need at least as many beams: "
