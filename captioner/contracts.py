@@ -127,3 +127,5 @@ class LoadOptions:
 #     load(folder: Path, options: LoadOptions) -> Speaker | ImageEmbedder
 # where `folder` holds a checkpoint (config.json whose "model_type" names the architecture, *.safetensors, processor
 # files); a Hub id has already been resolved to its folder by the zoo.
+# A speaking architecture may also name its own search settings: DEFAULT_DECODING = {"num_beams": 5, …}, fields of
+# `Decoding` plus "consensus"; a checkpoint's decoding.json goes over them.

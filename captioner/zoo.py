@@ -1,36 +1,224 @@
-"""Names → how to load: the only list of models."""
+"""Names → how to load: the only list of models.
+
+A model is named by its zoo name (`blip`), by a folder or file (`runs/blip`, `ensemble.json`), or by its Hub id
+(`Salesforce/blip-image-captioning-large`; `hub:ORG/NAME` runs it through transformers' own `generate`).
+`resolve` finds the weights and the file under captioner/models/ that loads them. The network is touched only for a Hub
+id that is not in the cache.
+"""
 
 from __future__ import annotations
 
+import difflib
+import json
+import os
+import sys
 from dataclasses import dataclass
+from pathlib import Path
+
+from captioner.errors import BadCheckpoint, MissingModel
+
+BUNDLED = Path(__file__).parent / "bundled"
 
 
 @dataclass(frozen=True)
 class Entry:
+    """One model of the zoo."""
+
     name: str
     kind: str
     """captioner (speaks) or embedder (unit vectors only)."""
     module: str
     """The file under captioner/models/ whose `load(folder, options)` makes it."""
     weights: str | None
-    """Hub id, or `bundled/<name>` for what ships with the package, or None: the user names a folder."""
+    """Hub id; "bundled" for what ships with the package; None: the user names a folder."""
     purpose: str
 
 
 ENTRIES: dict[str, Entry] = {
     entry.name: entry
     for entry in (
-        Entry("mini", "captioner", "clip_prefix", "bundled/mini", "small, offline, instant: the default"),
-        Entry("blip", "captioner", "blip", "Salesforce/blip-image-captioning-base", "general captions, best tuned"),
+        Entry("mini", "captioner", "clip_prefix", "bundled", "small, offline, instant"),
+        Entry("blip", "captioner", "blip", "Salesforce/blip-image-captioning-base", "plain captions; fine-tunes best"),
         Entry("blip-large", "captioner", "blip", "Salesforce/blip-image-captioning-large", "finer captions, slower"),
-        Entry("clip-prefix", "captioner", "clip_prefix", None, "CLIP prefix + GPT-2, trained here or ClipCap"),
-        Entry("resnet-lstm", "captioner", "resnet_lstm", None, "ResNet-50 + attention LSTM: the classic baseline"),
+        Entry("clip-prefix", "captioner", "clip_prefix", None, "CLIP prefix → GPT-2; ClipCap checkpoints, converted"),
+        Entry("resnet-lstm", "captioner", "resnet_lstm", None, "ResNet-50 → attention → LSTM, the classic baseline"),
         Entry("resnet-lstm-gpt2", "captioner", "resnet_lstm_gpt2", None, "ResNet-50 → LSTM → GPT-2"),
-        Entry("ofa", "captioner", "ofa", "OFA-Sys/ofa-base", "answers 'What does the image describe?'"),
-        Entry("interrogator", "captioner", "interrogator", None, "caption + terms ranked by CLIP"),
-        Entry("hub", "captioner", "hub", None, "any captioner of transformers: hub:ORG/NAME"),
-        Entry("vit", "embedder", "direct", None, "ViT-B/16 straight to the embedding"),
-        Entry("knn", "embedder", "knn", None, "mean of the nearest pictures' prompt embeddings"),
-        Entry("ensemble", "embedder", "ensemble", None, "weighted mean of any embedders"),
+        Entry("ofa", "captioner", "ofa", "OFA-Sys/ofa-base", "answers a question about the picture"),
+        Entry("interrogator", "captioner", "interrogator", None, "caption + artists, mediums, flavours ranked by CLIP"),
     )
 }
+
+ARCHITECTURES: dict[str, str] = {
+    "blip": "blip",
+    "clip-prefix": "clip_prefix",
+    "resnet-lstm": "resnet_lstm",
+    "resnet-lstm-gpt2": "resnet_lstm_gpt2",
+    "ofa": "ofa",
+    "direct": "direct",
+    "knn": "knn",
+    "ensemble": "ensemble",
+}
+"""`model_type` of a config.json (`kind` of an index.json or ensemble file) → file under captioner/models/."""
+
+EMBEDDERS = frozenset({"direct", "knn", "ensemble"})
+"""Architectures that give unit vectors and no text."""
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A model found: what to call it, which file loads it, where its weights lie (None: it has none of its own)."""
+
+    name: str
+    module: str
+    folder: Path | None
+
+    @property
+    def speaks(self) -> bool:
+        """False for what gives unit vectors only."""
+        return self.module not in EMBEDDERS
+
+
+def resolve(name: str) -> Resolved:
+    """Find a model by zoo name, path or Hub id."""
+    if name.startswith("hub:"):
+        identifier = name.removeprefix("hub:")
+        return Resolved(name, "hub", Path(identifier) if Path(identifier).is_dir() else hub_folder(identifier))
+    if name in ENTRIES:
+        return _from_entry(ENTRIES[name])
+    path = Path(name).expanduser()
+    if path.exists():
+        return Resolved(name, _module_of(path), path)
+    if _looks_like_hub_id(name):
+        folder = hub_folder(name)
+        return Resolved(name, _module_of(folder), folder)
+    near = difflib.get_close_matches(name, ENTRIES, n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    raise MissingModel(f"No model {name!r}: {hint}`captioner models` lists the names; a folder or a Hub id works too.")
+
+
+def default() -> str:
+    """What `captioner generate` uses when no model is named: the best that is already on this machine."""
+    for name in ("blip-large", "blip"):
+        if cached_folder(ENTRIES[name].weights) is not None:
+            return name
+    if (BUNDLED / "mini").is_dir():
+        return "mini"
+    raise MissingModel(
+        "No model is on this machine yet. Name one to fetch, e.g. `--model blip`, or a folder with a checkpoint."
+    )
+
+
+def listing() -> list[dict[str, str | int | None]]:
+    """One row a model for `captioner models`: name, kind, weights, where, bytes, purpose."""
+    rows = []
+    for entry in ENTRIES.values():
+        folder = _ready_folder(entry)
+        rows.append(
+            {
+                "name": entry.name,
+                "kind": entry.kind,
+                "weights": entry.weights or "a folder of yours",
+                "where": str(folder) if folder else None,
+                "bytes": sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()) if folder else None,
+                "purpose": entry.purpose,
+            }
+        )
+    return rows
+
+
+def cached_folder(identifier: str) -> Path | None:
+    """The newest complete snapshot of a Hub model in the local cache, without asking the network."""
+    from huggingface_hub import try_to_load_from_cache
+
+    for weights in ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"):
+        found = try_to_load_from_cache(identifier, weights)
+        if isinstance(found, str):
+            return Path(found).parent
+    return None
+
+
+def hub_folder(identifier: str) -> Path:
+    """A Hub model's folder; fetched, after one line that says what and how large, if it is not in the cache."""
+    if (folder := cached_folder(identifier)) is not None:
+        return folder
+    from huggingface_hub import HfApi, constants, snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
+
+    not_here = f"{identifier} is not in the local cache"
+    if constants.HF_HUB_OFFLINE:
+        raise MissingModel(f"{not_here} and HF_HUB_OFFLINE is set. Unset it, or name a folder.")
+    try:
+        files = {f.rfilename: f.size or 0 for f in HfApi().model_info(identifier, files_metadata=True).siblings}
+        wanted = _files_to_fetch(list(files))
+        size = sum(files[name] for name in wanted) / 1e6
+        print(f"Fetching {identifier} from the Hugging Face Hub ({size:,.0f} MB) …", file=sys.stderr)
+        return Path(snapshot_download(identifier, allow_patterns=wanted))
+    except RepositoryNotFoundError as error:
+        raise MissingModel(f"There is no model {identifier!r} on the Hugging Face Hub, or it is private.") from error
+    except (HfHubHTTPError, OfflineModeIsEnabled, OSError) as error:
+        raise MissingModel(f"{not_here} and cannot be fetched ({type(error).__name__}). Check the network.") from error
+
+
+def _files_to_fetch(files: list[str]) -> list[str]:
+    """Configuration, tokenizer and one form of the weights: safetensors where there are any."""
+    top = [f for f in files if "/" not in f]
+    weights = [f for f in top if f.endswith(".safetensors")] or [f for f in top if f.endswith(".bin")]
+    return weights + [f for f in top if f.endswith((".json", ".txt", ".model", ".jinja", "README.md"))]
+
+
+def _from_entry(entry: Entry) -> Resolved:
+    if entry.module == "interrogator":
+        return Resolved(entry.name, entry.module, None)  # its parts are models of their own
+    if entry.weights is None:
+        raise MissingModel(
+            f"{entry.name!r} has no ready-made weights. Train some (`python -m training.{entry.module} --help`) "
+            f"and name their folder: --model FOLDER."
+        )
+    folder = _ready_folder(entry)
+    if folder is None and entry.weights == "bundled":
+        raise MissingModel(f"{entry.name!r} is not part of this installation. Reinstall captioner.")
+    return Resolved(entry.name, entry.module, folder or hub_folder(entry.weights))
+
+
+def _ready_folder(entry: Entry) -> Path | None:
+    """Where the weights lie on this machine, if they do."""
+    if entry.weights is None:
+        return None
+    if entry.weights == "bundled":
+        folder = BUNDLED / entry.name
+        return folder if folder.is_dir() else None
+    return cached_folder(entry.weights)
+
+
+def _module_of(path: Path) -> str:
+    """Which file under captioner/models/ loads this folder or file."""
+    if path.is_file():
+        kind = _read_json(path).get("kind")
+        if kind != "ensemble":
+            raise BadCheckpoint(f"{path} is no model: name a checkpoint folder, an index folder or an ensemble .json.")
+        return ARCHITECTURES[kind]
+    if (path / "index.json").exists():
+        return ARCHITECTURES["knn"]
+    if (path / "adapter_config.json").exists():
+        base = _read_json(path / "adapter_config.json").get("base_model_name_or_path", "")
+        return resolve(base).module
+    if not (path / "config.json").exists():
+        inside = ", ".join(sorted(os.listdir(path))[:5]) or "nothing"
+        raise BadCheckpoint(f"{path} is no checkpoint: it has no config.json (it holds {inside}).")
+    # A type that is not ours is a foreign captioner: transformers may know it.
+    return ARCHITECTURES.get(_read_json(path / "config.json").get("model_type"), "hub")
+
+
+def _read_json(path: Path) -> dict:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BadCheckpoint(f"{path} cannot be read as JSON ({error}).") from error
+    if not isinstance(content, dict):
+        raise BadCheckpoint(f"{path} should hold a JSON object.")
+    return content
+
+
+def _looks_like_hub_id(name: str) -> bool:
+    parts = name.split("/")
+    return len(parts) == 2 and all(parts) and not name.startswith((".", "~"))

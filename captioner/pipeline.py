@@ -1,0 +1,200 @@
+"""Images → candidates → cleaned → best → Prompt (+ embedding): what `captioner.load` returns.
+
+import captioner
+for prompt in captioner.load("mini").generate(["cat.png", "dog.jpg"]):
+    print(prompt.text, prompt.embedding.shape)
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from captioner import consensus, postprocess, zoo
+from captioner.contracts import ImageEmbedder, LoadOptions, Speaker
+from captioner.decoding import Decoding
+from captioner.errors import BadCheckpoint, BadInput
+from captioner.images import open_image
+from captioner.prompt import Candidate, Prompt, Reading
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from captioner.embedding import TextEmbedder
+
+    AnyImage = str | Path | bytes | Image | np.ndarray
+
+
+@dataclass(frozen=True)
+class Finish:
+    """What is done to the text after the model has spoken."""
+
+    clean: bool = True
+    """False: the text exactly as the model said it."""
+    consensus: bool | None = None
+    """Choose among the candidates by expected cosine. None: as the model's own defaults say."""
+    prefix: str = ""
+    """A trigger word before the text; joined by a comma unless it ends in a space or punctuation."""
+    suffix: str = ""
+    max_clip_tokens: int | None = None
+    """Cut at a comma so that CLIP's text tower (77 tokens) would not truncate it."""
+
+    def text(self, raw: str, finished: bool = True) -> str:
+        """One candidate's finished text."""
+        body = postprocess.clean(raw, finished=finished) if self.clean else raw
+        if self.max_clip_tokens:
+            body = postprocess.cut_to_tokens(
+                body, lambda text: postprocess.clip_tokens(self._dress(text)), self.max_clip_tokens
+            )
+        return self._dress(body)
+
+    def _dress(self, body: str) -> str:
+        before = self.prefix + (", " if self.prefix and self.prefix[-1].isalnum() else "")
+        after = (", " if self.suffix and self.suffix[0].isalnum() else "") + self.suffix
+        return f"{before}{body}{after}"
+
+
+class Captioner:
+    """A model that speaks: pictures in, prompts out."""
+
+    speaks = True
+
+    def __init__(
+        self, name: str, speaker: Speaker, embed_texts: TextEmbedder, decoding: Decoding, consensus: bool = False
+    ) -> None:
+        self.name = name
+        self.speaker = speaker
+        self.embed_texts = embed_texts
+        self.decoding = decoding
+        """The model's own default settings."""
+        self.consensus = consensus
+
+    def generate(
+        self,
+        images: Sequence[AnyImage],
+        decoding: Decoding | None = None,
+        finish: Finish | None = None,
+        batch_size: int = 8,
+    ) -> list[Prompt]:
+        """One prompt per image, in order. Images are paths, PIL images, arrays or bytes."""
+        finish = finish or Finish()
+        return [
+            self.prompt(reading, finish) for reading in self.readings(images, decoding or self.decoding, batch_size)
+        ]
+
+    def readings(self, images: Sequence[AnyImage], decoding: Decoding, batch_size: int = 8) -> Iterator[Reading]:
+        """What the model itself says, uncleaned: all candidates of every image, in order."""
+        for batch in _batches(images, batch_size):
+            yield from self.speaker.read_images(batch, decoding)
+
+    def prompt(self, reading: Reading, finish: Finish) -> Prompt:
+        """Clean the candidates, drop doubles, choose the best."""
+        candidates: dict[str, tuple[Candidate, str]] = {}
+        for said in reading.candidates:
+            text = finish.text(said.text, said.finished)
+            candidates.setdefault(text, (replace(said, text=text), said.text))
+        cleaned = [candidate for candidate, _ in candidates.values()]
+        best = self._best(cleaned, reading, finish)
+        return Prompt(
+            text=cleaned[best].text,
+            score=cleaned[best].score,
+            candidates=(cleaned[best], *cleaned[:best], *cleaned[best + 1 :]),
+            model=self.name,
+            raw=list(candidates.values())[best][1],
+            embed=self.embed_texts,
+        )
+
+    def _best(self, candidates: list[Candidate], reading: Reading, finish: Finish) -> int:
+        by_consensus = self.consensus if finish.consensus is None else finish.consensus
+        if not by_consensus or len(candidates) == 1:
+            return 0
+        embeddings = self.embed_texts([candidate.text for candidate in candidates])
+        return consensus.choose(embeddings, [candidate.score for candidate in candidates], reading.embedding)
+
+    def embed(
+        self,
+        images: Sequence[AnyImage],
+        decoding: Decoding | None = None,
+        batch_size: int = 8,
+        expected: bool = False,
+    ) -> np.ndarray:
+        """Unit vectors `[n, d]` of the prompts; expected: the mean over all candidates, weighted by probability."""
+        if not expected:
+            return self.embed_texts([p.text for p in self.generate(images, decoding, batch_size=batch_size)])
+        prompts = self.generate(images, decoding, Finish(consensus=False), batch_size)
+        return np.stack([self._expected(prompt.candidates) for prompt in prompts])
+
+    def _expected(self, candidates: Sequence[Candidate]) -> np.ndarray:
+        vectors = self.embed_texts([candidate.text for candidate in candidates])
+        return consensus.expected_embedding(vectors, [candidate.score for candidate in candidates])
+
+
+class DirectEmbedder:
+    """A model that does not speak: pictures in, unit vectors out."""
+
+    speaks = False
+
+    def __init__(self, name: str, embedder: ImageEmbedder) -> None:
+        self.name = name
+        self.embedder = embedder
+
+    def embed(self, images: Sequence[AnyImage], batch_size: int = 8) -> np.ndarray:
+        """Unit vectors `[n, 384]`."""
+        return np.concatenate([self.embedder.embed_images(batch) for batch in _batches(images, batch_size)])
+
+
+def load(name: str | None = None, options: LoadOptions | None = None, **settings) -> Captioner | DirectEmbedder:
+    """Load a model by zoo name, folder or Hub id; None: the default. Settings are the fields of `LoadOptions`."""
+    found = zoo.resolve(name or zoo.default())
+    options = replace(options or LoadOptions(), **settings)
+    module = importlib.import_module(f"captioner.models.{found.module}")
+    model = module.load(found.folder, options)
+    if not found.speaks:
+        return DirectEmbedder(found.name, model)
+    from captioner.embedding import text_embedder
+
+    decoding, by_consensus = _defaults(found.folder, getattr(module, "DEFAULT_DECODING", {}))
+    return Captioner(found.name, model, LazyEmbedder(lambda: text_embedder(options.embedder)), decoding, by_consensus)
+
+
+class LazyEmbedder:
+    """A text embedder that is loaded when the first text comes: a plain caption needs none."""
+
+    def __init__(self, make: Callable[[], TextEmbedder]) -> None:
+        self.make = make
+
+    def __call__(self, texts: Sequence[str]) -> np.ndarray:
+        return self.embedder(texts)
+
+    @cached_property
+    def embedder(self) -> TextEmbedder:
+        return self.make()
+
+
+def _defaults(folder: Path | None, of_architecture: dict) -> tuple[Decoding, bool]:
+    """A checkpoint's own search settings: its decoding.json over its architecture's over ours."""
+    settings = dict(of_architecture)
+    if folder is not None and (file := folder / "decoding.json").is_file():
+        try:
+            settings |= json.loads(file.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise BadCheckpoint(f"{file} cannot be read as JSON ({error}).") from error
+    by_consensus = settings.pop("consensus", False)
+    unknown = settings.keys() - {field.name for field in fields(Decoding)}
+    if unknown:
+        raise BadCheckpoint(f"{folder}/decoding.json has settings we do not know: {', '.join(sorted(unknown))}.")
+    return Decoding(**settings), by_consensus
+
+
+def _batches(images: Sequence[AnyImage], size: int) -> Iterator[list[Image]]:
+    if isinstance(images, (str, bytes, Path)):
+        raise BadInput("Give a list of images, even for one: generate([image]).")
+    for start in range(0, len(images), size):
+        yield [open_image(image) for image in images[start : start + size]]
