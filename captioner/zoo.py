@@ -128,10 +128,10 @@ def listing() -> list[dict[str, str | int | None]]:
 
 def cached_folder(identifier: str) -> Path | None:
     """The newest complete snapshot of a Hub model in the local cache, without asking the network."""
-    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub import constants, try_to_load_from_cache
 
     for weights in ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"):
-        found = try_to_load_from_cache(identifier, weights)
+        found = try_to_load_from_cache(identifier, weights, cache_dir=constants.HF_HUB_CACHE)
         if isinstance(found, str):
             return Path(found).parent
     return None
@@ -152,7 +152,7 @@ def hub_folder(identifier: str) -> Path:
         wanted = _files_to_fetch(list(files))
         size = sum(files[name] for name in wanted) / 1e6
         print(f"Fetching {identifier} from the Hugging Face Hub ({size:,.0f} MB) …", file=sys.stderr)
-        return Path(snapshot_download(identifier, allow_patterns=wanted))
+        return Path(snapshot_download(identifier, allow_patterns=wanted, cache_dir=constants.HF_HUB_CACHE))
     except RepositoryNotFoundError as error:
         raise MissingModel(f"There is no model {identifier!r} on the Hugging Face Hub, or it is private.") from error
     except (HfHubHTTPError, OfflineModeIsEnabled, OSError) as error:
