@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import pickle
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -31,6 +30,7 @@ from transformers import (
 from transformers.utils import logging
 
 from captioner.errors import BadCheckpoint, BadInput, MissingExtra
+from captioner.models.checkpoint import read_json, reading
 
 HALF = (0.5, 0.5, 0.5)
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
@@ -77,7 +77,7 @@ class Preprocess:
         path = folder / "preprocessor_config.json"
         if not path.exists():
             return default
-        said = json.loads(path.read_text(encoding="utf-8"))
+        said = read_json(path)
         edge, crop = (_edge(said[key]) if key in said else None for key in ("size", "crop_size"))
         size = crop or edge or default.size
         shortest = (edge or size) if said.get("do_center_crop") else None
@@ -359,10 +359,7 @@ def _known(name: str) -> Known:
 
 def _checked(folder: Path, name: str) -> Path:
     """The folder, if it holds a checkpoint of this architecture."""
-    try:
-        found = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
-    except (OSError, ValueError) as error:
-        raise BadCheckpoint(f"{folder} has no readable config.json ({error}).") from error
+    found = read_json(folder / "config.json").get("model_type")
     wanted = BACKBONES[name].make.model_types
     if found not in wanted:
         raise BadCheckpoint(f"{folder} holds a {found!r} model; the backbone {name!r} needs {' or '.join(wanted)}.")
@@ -374,11 +371,10 @@ def _load_tower(model_class: type[PreTrainedModel], folder: Path, **options) -> 
     level = logging.get_verbosity()
     logging.set_verbosity_error()  # those other parts would be listed as a warning
     try:
-        tower, report = model_class.from_pretrained(
-            folder, dtype=torch.float32, local_files_only=True, output_loading_info=True, **options
-        )
-    except (OSError, ValueError, RuntimeError) as error:
-        raise BadCheckpoint(f"{folder} cannot be loaded: {error}") from error
+        with reading(folder):
+            tower, report = model_class.from_pretrained(
+                folder, dtype=torch.float32, local_files_only=True, output_loading_info=True, **options
+            )
     finally:
         logging.set_verbosity(level)
     if report["missing_keys"]:
@@ -392,10 +388,8 @@ def _build_lite(name: str, weights: str | Path | None, settings: dict) -> Backbo
 
     backbone = blank(name, **settings)
     path = weights or _packaged_lite()
-    try:
+    with reading(Path(path)):
         backbone.tower.load_state_dict(fold_published(torch.load(path, map_location="cpu", weights_only=True)))
-    except (OSError, KeyError, RuntimeError, pickle.UnpicklingError) as error:
-        raise BadCheckpoint(f"{path} is not a published EfficientNet-Lite2 checkpoint ({error}).") from error
     return backbone
 
 
