@@ -48,7 +48,7 @@ class MiniLM:
 
         folder = str(packaged_minilm())
         dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
-        self.model = BertModel.from_pretrained(folder, dtype=dtype, add_pooling_layer=False).eval()
+        self.model = BertModel.from_pretrained(folder, dtype=dtype).eval()
         self.tokenizer = Tokenizer.from_file(f"{folder}/tokenizer.json")
         self.tokenizer.enable_truncation(MAX_TOKENS)
         self.tokenizer.enable_padding()
