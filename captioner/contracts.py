@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     import numpy as np
+    import torch
     from PIL.Image import Image
     from torch import Tensor
 
@@ -42,6 +43,8 @@ class Past(Protocol):
 class Decoder(Protocol):
     """A model that `search.py` can drive, and that `training/` can train."""
 
+    device: torch.device
+
     def encode(self, pixels: Tensor) -> Tensor:
         """The image encoder alone: pixels `[n, 3, h, w]` → features, first dimension n (cached when frozen)."""
 
@@ -58,6 +61,9 @@ class Decoder(Protocol):
 
     # Training: forward(pixel_values=None, features=None, input_ids, attention_mask, labels) -> ModelOutput with
     # `loss` (mean cross-entropy over labels != -100, labels aligned with input_ids and shifted inside) and `logits`.
+    # A decoder that attends to regions may also offer, for `attention_map.py`,
+    # look(pixels [1, 3, h, w], ids: Sequence[int]) -> [len(ids), grid_h, grid_w]: ids begin with the text's start; map i
+    # shows where the model looked when it had read ids[: i + 1], that is, as it wrote what follows ids[i].
 
 
 class Processor(Protocol):
