@@ -1,0 +1,225 @@
+"""Every metric: a small callable with a name and a direction, `metric(predictions, references) -> one value an item`.
+
+A prediction or a reference that is missing (None, or no text in the reference) gives NaN, never 0: a model that says
+nothing comparable has no score. An empty prediction is an answer, and a bad one. An item may have several references
+(photographs with five captions); the pairwise metrics then count the one that fits best.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from rapidfuzz.distance import Indel, Levenshtein
+from rapidfuzz.process import cpdist
+
+from eval import ngrams
+
+Text = str | None
+References = str | Sequence[str] | None
+MOST_COUNTS = 2**22
+"""Cells of the table in `quick_ratios`: 32 MB."""
+
+PairwiseScore = Callable[[list[str], list[str]], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One figure per item, and what it means."""
+
+    name: str
+    label: str
+    higher_is_better: bool | None
+    """None: descriptive, neither good nor bad."""
+    meaning: str
+    score: Callable[[list[str], list[tuple[str, ...]]], np.ndarray]
+    """Values of items that have both a prediction and at least one reference."""
+    needs_reference: bool = True
+
+    def __call__(self, predictions: Sequence[Text], references: Sequence[References] | None = None) -> np.ndarray:
+        """float64 `[items]`, NaN where the prediction or (if needed) the reference is missing."""
+        every = [()] * len(predictions) if references is None else [as_references(r) for r in references]
+        rows = [
+            i
+            for i, (said, truths) in enumerate(zip(predictions, every, strict=True))
+            if said is not None and (truths or not self.needs_reference)
+        ]
+        values = np.full(len(predictions), np.nan)
+        if rows:
+            values[rows] = self.score([predictions[i] for i in rows], [every[i] for i in rows])
+        return values
+
+
+def as_references(given: References) -> tuple[str, ...]:
+    """One text, several or none → those that say anything."""
+    texts = (given,) if isinstance(given, str) else tuple(given or ())
+    return tuple(text for text in texts if text.strip())
+
+
+def best_reference(pairwise: PairwiseScore) -> Callable[[list[str], list[tuple[str, ...]]], np.ndarray]:
+    """A score of pairs → a score of items: the reference that fits best counts."""
+
+    def score(predictions: list[str], references: list[tuple[str, ...]]) -> np.ndarray:
+        counts = [len(truths) for truths in references]
+        said = [text for text, count in zip(predictions, counts, strict=True) for _ in range(count)]
+        values = pairwise(said, [truth for truths in references for truth in truths])
+        return np.maximum.reduceat(values, np.cumsum([0, *counts[:-1]]))
+
+    return score
+
+
+def indel_ratio(a: Sequence[str], b: Sequence[str]) -> np.ndarray:
+    """`(len(a) + len(b) - insertions and deletions) / (len(a) + len(b))`, the `ratio` of python-Levenshtein."""
+    return cpdist(a, b, scorer=Indel.normalized_similarity, dtype=np.float64)
+
+
+def levenshtein(a: Sequence[str], b: Sequence[str]) -> np.ndarray:
+    """`1 - edits / length of the longer`, substitutions allowed."""
+    return cpdist(a, b, scorer=Levenshtein.normalized_similarity, dtype=np.float64)
+
+
+def quick_ratios(a: Sequence[str], b: Sequence[str]) -> np.ndarray:
+    """`difflib.SequenceMatcher(None, a, b, autojunk=False).quick_ratio()` of many pairs at once.
+
+    It is twice the size of the common multiset of characters over the sum of the lengths. One table
+    [side, pair, letter] of counts replaces difflib's loop over characters in Python: nine times as fast.
+    """
+    codes = _code_points([*a, *b])
+    known = np.zeros(codes.max(initial=0) + 1, dtype=bool)
+    known[codes] = True
+    letters, alphabet = (np.cumsum(known) - 1)[codes], max(int(known.sum()), 1)
+    if len(a) > 1 and 2 * len(a) * alphabet > MOST_COUNTS:
+        half = len(a) // 2
+        return np.concatenate([quick_ratios(a[:half], b[:half]), quick_ratios(a[half:], b[half:])])
+    lengths = np.array([len(text) for text in (*a, *b)], dtype=int)
+    rows = np.repeat(np.arange(2 * len(a)), lengths)
+    counts = np.bincount(rows * alphabet + letters, minlength=2 * len(a) * alphabet).reshape(2, len(a), alphabet)
+    common = counts.min(axis=0).sum(axis=1)
+    total = lengths[: len(a)] + lengths[len(a) :]
+    return np.where(total > 0, 2.0 * common / np.maximum(total, 1), 1.0)  # two empty texts are equal
+
+
+def _code_points(texts: Sequence[str]) -> np.ndarray:
+    return np.frombuffer("".join(texts).encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
+
+
+def cosines(predicted: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """Row by row. Both `[n, d]`; rows need not be unit vectors."""
+    lengths = np.linalg.norm(predicted, axis=1) * np.linalg.norm(truth, axis=1)
+    return np.einsum("nd,nd->n", predicted, truth, dtype=np.float64) / np.where(lengths > 0, lengths, np.nan)
+
+
+def text_cosines(a: Sequence[str], b: Sequence[str]) -> np.ndarray:
+    """Cosine of the MiniLM sentence embeddings."""
+    from captioner.embedding import text_embedder  # brings torch: only when it is needed
+
+    embed = text_embedder()
+    return cosines(embed(a), embed(b))
+
+
+def terms(text: str) -> frozenset[str]:
+    """The comma terms of a prompt, without case and doubled spaces."""
+    return frozenset(" ".join(term.split()).casefold() for term in re.split("[,，、]", text) if term.strip())
+
+
+def _keyword_score(choose: Callable[[float, float], float]) -> Callable[[list[str], list[tuple[str, ...]]], np.ndarray]:
+    def pairwise(a: list[str], b: list[str]) -> np.ndarray:
+        pairs = zip(a, b, strict=True)
+        return np.array([choose(*_precision_recall(terms(said), terms(truth))) for said, truth in pairs])
+
+    return best_reference(pairwise)
+
+
+def _precision_recall(said: frozenset[str], truth: frozenset[str]) -> tuple[float, float]:
+    common = len(said & truth)
+    return common / max(len(said), 1), common / max(len(truth), 1)
+
+
+def _harmonic(precision: float, recall: float) -> float:
+    return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
+
+
+def _words(predictions: list[str], references: list[tuple[str, ...]]) -> np.ndarray:
+    return np.array([float(len(ngrams.words(text))) for text in predictions])
+
+
+cosine = Metric(
+    "cosine",
+    "MiniLM cosine",
+    True,
+    "cosine of the all-MiniLM-L6-v2 sentence embeddings of both texts, or of the directly predicted embedding "
+    "and the true text's: what the Kaggle competition scores",
+    best_reference(text_cosines),
+)
+levenshtein_ratio = Metric(
+    "levenshtein_ratio",
+    "Levenshtein ratio",
+    True,
+    "(len a + len b − insertions and deletions) / (len a + len b), as python-Levenshtein's ratio",
+    best_reference(indel_ratio),
+)
+levenshtein_similarity = Metric(
+    "levenshtein_similarity",
+    "Levenshtein similarity",
+    True,
+    "1 − edits / length of the longer text, substitutions allowed",
+    best_reference(levenshtein),
+)
+quick_ratio = Metric(
+    "quick_ratio",
+    "quick ratio",
+    True,
+    "twice the common multiset of characters over both lengths: difflib's quick_ratio without its autojunk rule",
+    best_reference(quick_ratios),
+)
+bleu4 = Metric(
+    "bleu4",
+    "BLEU-4",
+    True,
+    "sentence BLEU of words, 1 to 4 in a row; counts of 2 and more smoothed by one",
+    ngrams.bleu,
+)
+rouge_l = Metric(
+    "rouge_l", "ROUGE-L", True, "longest common subsequence of words, F with β = 1.2 as in COCO", ngrams.rouge_l
+)
+cider_d = Metric(
+    "cider_d",
+    "CIDEr-D",
+    True,
+    "tf-idf weighted word sequences, 0 to 10; the weights come from this data set's own references",
+    ngrams.cider_d,
+)
+keyword_precision = Metric(
+    "keyword_precision",
+    "keyword precision",
+    True,
+    "share of the predicted comma terms that are in the true prompt",
+    _keyword_score(lambda precision, recall: precision),
+)
+keyword_recall = Metric(
+    "keyword_recall",
+    "keyword recall",
+    True,
+    "share of the true prompt's comma terms that were predicted",
+    _keyword_score(lambda precision, recall: recall),
+)
+keyword_f1 = Metric(
+    "keyword_f1", "keyword F1", True, "harmonic mean of keyword precision and recall", _keyword_score(_harmonic)
+)
+length = Metric("length", "words", None, "words in the predicted text", _words, needs_reference=False)
+
+TEXT_METRICS: tuple[Metric, ...] = (
+    levenshtein_ratio,
+    levenshtein_similarity,
+    quick_ratio,
+    bleu4,
+    rouge_l,
+    cider_d,
+    keyword_precision,
+    keyword_recall,
+    keyword_f1,
+    length,
+)
+"""What can be told from the texts alone. `cosine` needs the embedder, CLIPScore (`eval/clip.py`) the images."""

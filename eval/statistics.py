@@ -1,0 +1,122 @@
+"""Error bars: percentile bootstrap of means, paired differences, Holm's correction.
+
+One set of resamples serves every column (model × metric), so that all intervals and all paired differences come from
+the same draws. What is drawn are *groups*: pictures of one prompt are not independent, so they come along together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+RESAMPLES = 10_000
+SEED = 0
+LEVEL = 0.95
+_BLOCK_BYTES = 64e6
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean and the range it lies in with 95 % confidence."""
+
+    mean: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Mean of b − a over the items that have both, its interval, and how likely a difference of 0 is (two-sided)."""
+
+    interval: Interval
+    p: float
+    items: int
+
+
+def resampled_means(
+    values: np.ndarray, groups: Sequence | None = None, resamples: int = RESAMPLES, seed: int = SEED
+) -> np.ndarray:
+    """Means of every column of `values` `[items, columns]` in each bootstrap resample: `[resamples, columns]`.
+
+    NaN is left out of its column. groups: one label an item; None: every item stands for itself.
+    """
+    group = np.unique(groups, return_inverse=True)[1] if groups is not None else np.arange(len(values))
+    size = int(group.max(initial=-1)) + 1
+    there = ~np.isnan(values)
+    sums, counts = np.zeros((size, values.shape[1])), np.zeros((size, values.shape[1]))
+    np.add.at(sums, group, np.where(there, values, 0.0))
+    np.add.at(counts, group, there)
+
+    rng = np.random.default_rng(seed)
+    means = np.empty((resamples, values.shape[1]))
+    block = max(1, int(_BLOCK_BYTES // (8 * max(size, 1))))
+    for start in range(0, resamples, block):
+        rows = min(block, resamples - start)
+        drawn = rng.integers(size, size=(rows, size)) + np.arange(rows)[:, None] * size
+        times = np.bincount(drawn.ravel(), minlength=rows * size).reshape(rows, size).astype(float)
+        with np.errstate(invalid="ignore"):  # a column without any value: NaN
+            means[start : start + rows] = (times @ sums) / (times @ counts)
+    return means
+
+
+def intervals(values: np.ndarray, means: np.ndarray) -> list[Interval]:
+    """Mean and percentile interval of every column, from its resampled means."""
+    tail = 50 * (1 - LEVEL)
+    return [
+        Interval(_mean(column), *(float(v) for v in _percentiles(drawn, [tail, 100 - tail])))
+        for column, drawn in zip(values.T, means.T, strict=True)
+    ]
+
+
+def bootstrap_interval(values: Sequence[float], groups: Sequence | None = None, **settings: int) -> Interval:
+    """Mean of one series with its interval."""
+    column = np.asarray(values, dtype=float)[:, None]
+    return intervals(column, resampled_means(column, groups, **settings))[0]
+
+
+def paired_difference(
+    a: Sequence[float], b: Sequence[float], groups: Sequence | None = None, **settings: int
+) -> Difference:
+    """b − a of the same items, item by item; items that miss either are left out."""
+    delta = np.asarray(b, dtype=float) - np.asarray(a, dtype=float)
+    return differences(delta[:, None], groups, **settings)[0]
+
+
+def differences(deltas: np.ndarray, groups: Sequence | None = None, **settings: int) -> list[Difference]:
+    """Each column of `deltas` `[items, columns]` is one pair's b − a."""
+    labels = np.arange(len(deltas)) if groups is None else np.asarray(groups)
+    means = resampled_means(deltas, groups, **settings)
+    found = []
+    for interval, drawn, column in zip(intervals(deltas, means), means.T, deltas.T, strict=True):
+        there = ~np.isnan(column)
+        drawn = drawn[~np.isnan(drawn)]
+        extreme = min((drawn <= 0).sum(), (drawn >= 0).sum())
+        p = 2 * (extreme + 1) / (len(drawn) + 1)  # never 0: the sample itself is one of the draws
+        # Resampling three values of one sign never gives another sign: no p below what flipping signs could reach.
+        least = 2.0 ** (1 - len(np.unique(labels[there])))
+        found.append(Difference(interval, float(min(1.0, max(p, least))), int(there.sum())))
+    return found
+
+
+def holm(p_values: Sequence[float]) -> np.ndarray:
+    """Holm's step-down correction: adjusted p-values, in the given order; NaN is no hypothesis and stays NaN."""
+    p = np.asarray(p_values, dtype=float)
+    adjusted = np.full(len(p), np.nan)
+    order = [i for i in np.argsort(p, kind="stable") if not np.isnan(p[i])]
+    highest = 0.0
+    for rank, i in enumerate(order):
+        highest = max(highest, min(1.0, (len(order) - rank) * p[i]))
+        adjusted[i] = highest
+    return adjusted
+
+
+def _mean(column: np.ndarray) -> float:
+    there = column[~np.isnan(column)]
+    return float(there.mean()) if len(there) else float("nan")
+
+
+def _percentiles(drawn: np.ndarray, levels: list[float]) -> np.ndarray:
+    there = drawn[~np.isnan(drawn)]
+    return np.percentile(there, levels) if len(there) else np.full(len(levels), np.nan)

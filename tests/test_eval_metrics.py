@@ -1,0 +1,175 @@
+"""Metrics against difflib, rapidfuzz, golden values and values worked by hand."""
+
+import difflib
+import math
+import random
+import tracemalloc
+from collections.abc import Iterator
+from pathlib import Path
+
+import evaluate
+import numpy as np
+import pytest
+from rapidfuzz.distance import Indel, Levenshtein
+
+from eval import metrics
+
+TRUTH = "ultrasaurus holding a black bean taco in the woods, near an identical cheneosaurus"
+SAID = (
+    "a cartoon dinosaur with a piece of cheese in its mouth, an illustration of, sumatraism, mmmmm, "
+    "buttercup eating pizza, pastry lizard"
+)
+
+EVERY_CHARACTER = [chr(c) for c in range(0x110000)]  # lone surrogates too
+ROUGE = [0.8, 0.6224489795918368, 0.9070631970260222]
+CIDER = [3.1272323765503973, 3.827504439938108, 4.258711128889248]
+BLEU = [0.668740304976422, 0.42728700639623407, 1.0]
+
+
+def random_texts(count: int, seed: int) -> list[str]:
+    """Short and long strings over a small alphabet, all of Unicode, and everything between."""
+    chance = random.Random(seed)
+    alphabets = ["ab ", "abcdefghij ,", "äöüßéñ猫犬🐈", EVERY_CHARACTER]
+    return [
+        "".join(chance.choices(chance.choice(alphabets), k=chance.choice([0, 1, 5, 30, 260]))) for _ in range(count)
+    ]
+
+
+PAIRS = (random_texts(3000, 1), random_texts(3000, 2))
+
+
+@pytest.mark.parametrize(
+    ("metric", "golden"),
+    [("levenshtein_ratio", 0.3551), ("levenshtein_similarity", 0.2197), ("quick_ratio", 0.7196), ("cosine", 0.3790)],
+)
+def test_golden_values(metric: str, golden: float) -> None:
+    assert getattr(metrics, metric)([SAID], [TRUTH])[0] == pytest.approx(golden, abs=5e-5)
+
+
+def test_quick_ratio_is_difflibs() -> None:
+    theirs = [difflib.SequenceMatcher(None, a, b, autojunk=False).quick_ratio() for a, b in zip(*PAIRS, strict=True)]
+    assert metrics.quick_ratios(*PAIRS).tolist() == theirs
+    assert len(set(theirs)) > 50
+
+
+def test_quick_ratio_of_a_large_alphabet_stays_small_in_memory() -> None:
+    tracemalloc.start()
+    metrics.quick_ratios(*PAIRS)
+    assert tracemalloc.get_traced_memory()[1] < 300e6
+    tracemalloc.stop()
+
+
+def test_edit_metrics_are_rapidfuzzs_and_the_definition() -> None:
+    for a, b, ratio, plain in zip(*PAIRS, metrics.indel_ratio(*PAIRS), metrics.levenshtein(*PAIRS), strict=True):
+        total = len(a) + len(b)
+        assert ratio == pytest.approx((total - Indel.distance(a, b)) / total if total else 1, abs=1e-12)
+        assert plain == Levenshtein.normalized_similarity(a, b)
+
+
+def test_rows_that_cannot_be_compared_are_nan_never_zero() -> None:
+    for metric in (*metrics.TEXT_METRICS, metrics.cosine):
+        values = metric([None, "a cat", "a cat", "", "a dog"], ["a cat", None, " ", "a cat", ["", "a dog"]])
+        missing = [True, metric.needs_reference, metric.needs_reference, False, False]
+        assert np.isnan(values).tolist() == missing, metric.name
+        assert np.isnan(metric([None], ["x"])).all()
+        assert metric([], []).shape == (0,)
+
+
+def test_an_empty_prediction_is_a_bad_answer() -> None:
+    others = ["a cat on a mat", "two dogs"]
+    for metric in metrics.TEXT_METRICS:
+        assert metric(["", *others], ["a red house", *others])[0] == 0, metric.name
+
+
+def test_the_reference_that_fits_best_counts() -> None:
+    several = metrics.levenshtein_ratio(["a cat", "b"], [["a dog", "a cat", "mouse"], ["b"]])
+    assert several.tolist() == [1, 1]
+    assert metrics.rouge_l(["a cat"], [["a dog", "a cat"]])[0] == pytest.approx(1)
+
+
+def test_bleu_by_hand() -> None:
+    # 5 of 6 words, 3 of 5 pairs, 1 of 4 triples, 0 of 3 fours; smoothed from the second order on; equal lengths.
+    by_hand = (5 / 6 * 4 / 6 * 2 / 5 * 1 / 4) ** 0.25
+    value = metrics.bleu4(["the cat sat on the mat"], ["the cat is on the mat"])[0]
+    assert value == pytest.approx(by_hand)
+    # A word said more often than in any reference counts only as often as there: 2 of 7.
+    clipped = metrics.bleu4(["the the the the the the the"], [["the cat is on the mat", "there is a cat on the mat"]])[
+        0
+    ]
+    assert clipped == pytest.approx((2 / 7 * 1 / 7 * 1 / 6 * 1 / 5) ** 0.25)
+    # Half as long as the truth: exp(1 - 4/2).
+    assert metrics.bleu4(["red fox"], ["red fox in snow"])[0] == pytest.approx(math.exp(-1))
+    assert metrics.bleu4(["Red fox!"], ["red fox"])[0] == pytest.approx(1)
+
+
+def test_rouge_l_by_hand() -> None:
+    # Common subsequence "police the gunman": 3 of 4 words either way.
+    assert metrics.rouge_l(["police ended the gunman"], ["police kill the gunman"])[0] == pytest.approx(0.75)
+    precision, recall = 1.0, 0.5
+    by_hand = (1 + 1.44) * precision * recall / (recall + 1.44 * precision)
+    assert metrics.rouge_l(["a cat"], ["a cat in space"])[0] == pytest.approx(by_hand)
+
+
+def test_cider_by_hand() -> None:
+    """Three items of two words; idf of a word in one item is log 3, in two items log 1.5."""
+    values = metrics.cider_d(["red fox", "red fox", "green"], ["red fox", "red hen", "blue owl"])
+    assert values[0] == pytest.approx(10 * 2 / 4)  # one and two words in a row agree fully; longer ones do not exist
+    common, rare = math.log(1.5), math.log(3)
+    assert values[1] == pytest.approx(10 / 4 * common**2 / (common**2 + rare**2))
+    assert values[2] == 0
+    assert np.isnan(metrics.cider_d(["a cat"], ["a cat"])).all()
+
+
+def test_cider_penalises_length_and_repetition() -> None:
+    refs = ["one two three four", "five six seven eight", "nine ten red blue"]
+    exact, longer, repeated = (
+        metrics.cider_d([said, "x", "y"], refs)[0]
+        for said in (refs[0], refs[0] + " nine ten red blue five six", "one two three four " * 3)
+    )
+    assert exact == pytest.approx(10)
+    assert longer < exact * 0.6
+    assert repeated < exact * 0.4
+
+
+def test_several_references_agree_with_an_independent_implementation() -> None:
+    """Values of the COCO caption evaluation's own ROUGE-L and CIDEr-D code, and of NLTK's smoothed BLEU."""
+    said = ["w1 w2 w3 w4 w5", "w9 w2 w9 w4 w1 w1", "w7 w8 w1 w2 w3"]
+    refs = [["w1 w2 w3 w5 w4", "w2 w3 w4 w8"], ["w9 w4 w1 w2"], ["w7 w8 w1 w2 w9 w9", "w1", "w8 w1 w2 w3"]]
+    np.testing.assert_allclose(metrics.rouge_l(said, refs), ROUGE, rtol=1e-9)
+    np.testing.assert_allclose(metrics.cider_d(said, refs), CIDER, rtol=1e-9)
+    np.testing.assert_allclose(metrics.bleu4(said, refs), BLEU, rtol=1e-9)
+
+
+def test_keywords() -> None:
+    said, truth = "a fox,  Oil  painting, 4k, oil painting", "a Fox, oil painting, artstation, dramatic light"
+    assert metrics.keyword_precision([said], [truth])[0] == pytest.approx(2 / 3)
+    assert metrics.keyword_recall([said], [truth])[0] == pytest.approx(2 / 4)
+    assert metrics.keyword_f1([said], [truth])[0] == pytest.approx(2 * (2 / 3) * 0.5 / (2 / 3 + 0.5))
+    assert metrics.keyword_f1(["nothing"], [truth])[0] == 0
+
+
+def test_cosine_of_a_zero_vector_is_missing() -> None:
+    values = metrics.cosines(np.array([[0.0, 0], [3, 4]]), np.array([[1.0, 0], [6, 8]]))
+    assert np.isnan(values[0])
+    assert values[1] == pytest.approx(1)
+
+
+@pytest.fixture(scope="module")
+def modules_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with pytest.MonkeyPatch.context() as patch:
+        folder = str(tmp_path_factory.mktemp("modules"))
+        patch.setattr("evaluate.config.HF_MODULES_CACHE", folder)
+        yield folder
+
+
+@pytest.mark.parametrize("metric", [*metrics.TEXT_METRICS, metrics.cosine], ids=lambda metric: metric.name)
+def test_evaluate_loads_it(metric: metrics.Metric, modules_cache: str) -> None:
+    folder = Path(metrics.__file__).parent / metric.name
+    module = evaluate.load(str(folder), cache_dir=modules_cache)
+    said, truth = ["a red fox", "a blue owl"], ["a red fox", "a green owl"]
+    found = module.compute(predictions=said, references=truth)
+    expected = metric(said, truth)
+    assert found[metric.name] == pytest.approx(expected.mean())
+    assert found["per_item"] == pytest.approx(expected.tolist())
+    several = module.compute(predictions=said, references=[[t, "something else"] for t in truth])
+    assert several[metric.name] == pytest.approx(metric(said, [[t, "something else"] for t in truth]).mean())
