@@ -1,0 +1,513 @@
+"""Opening pictures of every kind, sane or hostile; fetching them; finding them."""
+
+from __future__ import annotations
+
+import io
+import os
+import socketserver
+import struct
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, PngImagePlugin
+
+from captioner.errors import BadImage
+from captioner.images import Source, fetch_image, find_images, open_image
+
+RED, BLUE, WHITE = (255, 0, 0), (0, 0, 255), (255, 255, 255)
+
+
+def encoded(image: Image.Image, kind: str = "PNG", **settings) -> bytes:
+    into = io.BytesIO()
+    image.save(into, kind, **settings)
+    return into.getvalue()
+
+
+def two_colours(size: tuple[int, int] = (8, 4)) -> Image.Image:
+    """Left half red, right half blue."""
+    image = Image.new("RGB", size, RED)
+    image.paste(BLUE, (size[0] // 2, 0, *size))
+    return image
+
+
+def near(pixel: tuple[int, ...], wanted: tuple[int, ...], by: int = 12) -> bool:
+    return len(pixel) == len(wanted) and all(abs(a - b) <= by for a, b in zip(pixel, wanted, strict=True))
+
+
+@pytest.mark.parametrize(
+    "kind", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "HEIF", "PPM", "TGA", "JPEG2000"]
+)
+def test_every_format_opens_with_its_colours(kind: str) -> None:
+    if kind == "HEIF":
+        import pillow_heif
+
+        pillow_heif.register_heif_opener()
+    opened = open_image(encoded(two_colours((64, 32)), kind))
+    assert (opened.mode, opened.size) == ("RGB", (64, 32))
+    assert near(opened.getpixel((8, 16)), RED, 40)
+    assert near(opened.getpixel((56, 16)), BLUE, 40)
+
+
+def test_heif_opens_without_anybody_registering_it(tmp_path: Path) -> None:
+    import pillow_heif
+
+    pillow_heif.from_pillow(two_colours((64, 32))).save(tmp_path / "a.heic")
+    code = "import sys; from captioner.images import open_image; print(open_image(sys.argv[1]).size)"
+    run = subprocess.run([sys.executable, "-c", code, tmp_path / "a.heic"], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "(64, 32)"
+
+
+def test_paths_bytes_pictures_and_arrays_give_the_same(tmp_path: Path) -> None:
+    picture = two_colours()
+    file = tmp_path / "a.png"
+    picture.save(file)
+    for source in (str(file), file, file.read_bytes(), picture, np.asarray(picture), np.asarray(picture) / 255):
+        assert open_image(source).tobytes() == picture.tobytes()
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "HSV", "I", "F", "I;16"])
+def test_every_mode_becomes_rgb(mode: str) -> None:
+    image = Image.new("L", (3, 2), 255)
+    image = Image.new(mode, (3, 2), 65535 if mode in ("I", "I;16") else 1.0) if mode[0] in "IF" else image.convert(mode)
+    assert open_image(image).mode == "RGB"
+    assert open_image(image).getpixel((1, 1)) == WHITE
+
+
+def test_sixteen_bits_are_scaled_not_clipped() -> None:
+    wide = np.array([[0, 257, 32768, 65535]], dtype=np.uint16)
+    for source in (encoded(Image.fromarray(wide)), encoded(Image.fromarray(wide), "TIFF"), wide):
+        opened = open_image(source)
+        assert [opened.getpixel((x, 0)) for x in range(4)] == [(v, v, v) for v in (0, 1, 128, 255)]
+
+
+def test_numbers_beyond_their_range_are_stretched() -> None:
+    opened = open_image(Image.fromarray(np.array([[-10.0, 0.0, 30.0]], dtype=np.float32)))
+    assert [opened.getpixel((x, 0))[0] for x in range(3)] == [0, 64, 255]
+
+
+def test_alpha_is_laid_on_white() -> None:
+    clear = Image.new("RGBA", (2, 1), (255, 0, 0, 0))
+    clear.putpixel((1, 0), (255, 0, 0, 255))
+    palette = Image.new("P", (2, 1), 0)
+    palette.putpalette([0, 0, 255, 255, 0, 0])
+    palette.putpixel((1, 0), 1)
+    for data in (encoded(clear), encoded(clear, "WEBP", lossless=True), encoded(palette, transparency=0)):
+        opened = open_image(data)
+        assert (opened.getpixel((0, 0)), opened.getpixel((1, 0))) == (WHITE, RED)
+    assert open_image(encoded(Image.new("RGB", (1, 1), RED), transparency=RED)).getpixel((0, 0)) == WHITE
+
+
+def test_cmyk_jpeg_keeps_its_colours() -> None:
+    opened = open_image(encoded(Image.new("RGB", (16, 16), RED).convert("CMYK"), "JPEG", quality=95))
+    assert near(opened.getpixel((8, 8)), RED)
+
+
+@pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP", "TIFF"])
+def test_first_frame_of_an_animation(kind: str) -> None:
+    frames = [Image.new("RGB", (4, 4), colour) for colour in (RED, BLUE, WHITE)]
+    settings = {"lossless": True} if kind == "WEBP" else {}
+    opened = open_image(encoded(frames[0], kind, save_all=True, append_images=frames[1:], **settings))
+    assert near(opened.getpixel((2, 2)), RED)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_undone_once(orientation: int) -> None:
+    from PIL import ImageOps
+
+    upright = Image.fromarray(np.arange(24, dtype=np.uint8).reshape(4, 6) * 10).convert("RGB")
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(upright, exif=exif)
+    opened = open_image(data)
+    assert opened.tobytes() == ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB").tobytes()
+    assert open_image(opened).tobytes() == opened.tobytes()
+
+
+def test_broken_exif_does_not_spoil_the_picture() -> None:
+    data = encoded(two_colours(), exif=b"Exif\0\0MM\0*\xff\xff\xff\xff garbage")
+    assert open_image(data).tobytes() == two_colours().tobytes()
+
+
+@pytest.mark.parametrize("size", [(1, 1), (30000, 4), (4, 30000)])
+def test_extreme_shapes(size: tuple[int, int]) -> None:
+    assert open_image(encoded(Image.new("RGB", size, RED))).size == size
+
+
+# --- what is refused, in one line ------------------------------------------------------------------------------------
+
+
+def refused(source, **settings) -> str:
+    with pytest.raises(BadImage) as caught:
+        open_image(source, **settings)
+    message = str(caught.value)
+    assert message
+    assert "\n" not in message
+    return message
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "AVIF"])
+def test_a_truncated_file(tmp_path: Path, kind: str) -> None:
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8))
+    whole = encoded(noise, kind)
+    file = tmp_path / "cut"
+    for length in (12, len(whole) // 2):
+        file.write_bytes(whole[:length])
+        assert refused(file).startswith(str(file))
+
+
+def test_what_is_no_picture(tmp_path: Path) -> None:
+    text = tmp_path / "notes.png"
+    text.write_text("not a picture at all")
+    (tmp_path / "empty.png").touch()
+    (tmp_path / "link.png").symlink_to(tmp_path / "gone.png")
+    (tmp_path / "loop.png").symlink_to(tmp_path / "loop.png")
+    os.mkfifo(tmp_path / "pipe.png")
+    assert "not a picture" in refused(text)
+    assert "empty" in refused(tmp_path / "empty.png")
+    assert "empty" in refused(b"")
+    assert "broken link" in refused(tmp_path / "link.png")
+    assert "cannot be read" in refused(tmp_path / "loop.png")
+    assert "regular file" in refused(tmp_path / "pipe.png")
+    assert "folder" in refused(tmp_path)
+    assert "does not exist" in refused(tmp_path / "gone.png")
+    assert "not a file name" in refused("a\0b.png")
+    assert "not a picture" in refused(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n")
+
+
+def png_of_size(width: int, height: int) -> bytes:
+    """A PNG that only claims to be that large."""
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 999)) + chunk(b"IEND")
+
+
+def chunk(kind: bytes, data: bytes = b"") -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("width", [10_001, 13_000, 65_000])
+def test_a_bomb_is_refused_by_its_header(width: int) -> None:
+    assert "--max-pixels" in refused(png_of_size(width, width))
+
+
+def test_the_limit_is_the_callers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)  # put back afterwards
+    assert open_image(two_colours((10, 10)), max_pixels=100).size == (10, 10)
+    assert "10×10" in refused(encoded(two_colours((10, 10))), max_pixels=99)
+    assert "damaged" in refused(png_of_size(20_000, 20_000), max_pixels=500_000_000)
+
+
+@pytest.mark.parametrize("kind", [b"tEXt", b"zTXt", b"iTXt"])
+@pytest.mark.parametrize("late", [False, True])
+def test_fifty_megabytes_of_text_are_passed_over(kind: bytes, late: bool) -> None:
+    text = b"x" * 50_000_000
+    prefix = {b"tEXt": b"parameters\0", b"zTXt": b"parameters\0\0", b"iTXt": b"parameters\0\1\0\0\0"}[kind]
+    bomb = chunk(kind, prefix + (text if kind == b"tEXt" else zlib.compress(text, 1)))
+    whole = encoded(two_colours())
+    at = whole.index(b"IEND" if late else b"IDAT") - 4
+    opened = open_image(whole[:at] + bomb * 3 + whole[at:])
+    assert opened.tobytes() == two_colours().tobytes()
+    assert not opened.info
+
+
+def test_orientation_in_a_png_text_still_counts() -> None:
+    info = PngImagePlugin.PngInfo()
+    exif = b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\3\0\0\0\1\0\6\0\0\0\0\0\0"
+    info.add_text("Raw profile type exif", f"\nexif\n{len(exif):8}\n{exif.hex()}\n", zip=True)
+    assert open_image(encoded(two_colours((8, 4)), pnginfo=info)).size == (4, 8)
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.zeros((4, 4, 2), np.uint8),
+        np.zeros((3, 8, 8), np.uint8),
+        np.zeros(5),
+        np.zeros((0, 4, 3)),
+        np.full((4, 4), np.nan),
+        np.full((4, 4), 200.0),
+        np.full((4, 4), 300),
+        np.full((4, 4), "a"),
+    ],
+)
+def test_arrays_that_are_no_pictures(array: np.ndarray) -> None:
+    refused(array)
+
+
+def test_arrays_of_every_kind() -> None:
+    assert open_image(np.ones((2, 2), bool)).getpixel((0, 0)) == WHITE
+    assert open_image(np.full((2, 2, 1), 0.5)).getpixel((0, 0)) == (128, 128, 128)
+    assert open_image(np.zeros((2, 2, 4), np.uint8)).getpixel((0, 0)) == WHITE
+    assert open_image(np.full((2, 2, 3), 255, np.int64)).getpixel((0, 0)) == WHITE
+
+
+def test_damaged_bytes_never_raise_anything_else() -> None:
+    random = np.random.default_rng(1)
+    for kind in ("PNG", "JPEG", "GIF", "WEBP", "TIFF", "BMP", "JPEG2000", "TGA"):
+        whole = np.frombuffer(encoded(two_colours((16, 16)), kind), np.uint8)
+        for _ in range(60):
+            spoilt = whole.copy()
+            spoilt[random.integers(0, len(whole), 4)] = random.integers(0, 256, 4)
+            try:
+                open_image(spoilt.tobytes(), max_pixels=1_000_000)
+            except BadImage as error:
+                assert "\n" not in str(error)  # noqa: PT017
+
+
+# --- from an address -------------------------------------------------------------------------------------------------
+
+
+class Server(BaseHTTPRequestHandler):
+    """One path for each way to answer."""
+
+    def do_GET(self) -> None:
+        with suppress(BrokenPipeError, ConnectionResetError):  # the other side has had enough, as it should
+            getattr(self, "answer_" + self.path.strip("/"))()
+
+    def log_message(self, *_) -> None:
+        pass
+
+    def start(self, kind: str = "image/png", length: int | None = None, code: int = 200, location: str = "") -> None:
+        self.send_response(code)
+        self.send_header("Content-Type", kind)
+        if length is not None:
+            self.send_header("Content-Length", str(length))
+        if location:
+            self.send_header("Location", location)
+        self.end_headers()
+
+    def drip(self, seconds: float = 30) -> None:
+        until = time.monotonic() + seconds
+        while time.monotonic() < until and not self.server.closing.is_set():
+            self.wfile.write(b"x")
+            self.wfile.flush()
+            self.server.closing.wait(0.02)
+
+    def answer_good(self) -> None:
+        data = encoded(two_colours())
+        self.start(length=len(data))
+        self.wfile.write(data)
+
+    def answer_slow(self) -> None:
+        self.start()
+        self.drip()
+
+    def answer_slow_headers(self) -> None:
+        self.wfile.write(b"HTTP/1.1 200 OK\r\nX-Drip: ")
+        self.drip()
+
+    def answer_silent(self) -> None:
+        self.server.closing.wait(30)
+
+    def answer_endless(self) -> None:
+        self.start()
+        while not self.server.closing.is_set():
+            self.wfile.write(b"x" * 65536)
+
+    def answer_short(self) -> None:
+        self.start(length=1000)
+        self.wfile.write(b"x" * 10)
+
+    def answer_page(self) -> None:
+        self.start("text/html; charset=utf-8", 2)
+        self.wfile.write(b"hi")
+
+    def answer_missing(self) -> None:
+        self.start(length=0, code=404)
+
+    def answer_moved(self) -> None:
+        self.start(length=0, code=302, location="/good")
+
+    def answer_round(self) -> None:
+        self.start(length=0, code=302, location="/round")
+
+    def answer_to_file(self) -> None:
+        self.start(length=0, code=302, location="file:///etc/hostname")
+
+    def answer_to_ftp(self) -> None:
+        self.start(length=0, code=302, location="ftp://127.0.0.1/a.png")
+
+    def answer_moved_endless(self) -> None:
+        self.start(code=302, location="/good")
+        while not self.server.closing.is_set():
+            self.wfile.write(b"x" * 65536)
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Server) as running:
+        running.closing = threading.Event()
+        threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        yield f"http://127.0.0.1:{running.server_address[1]}"
+        running.closing.set()
+        running.shutdown()
+
+
+def test_a_picture_is_fetched(server: str) -> None:
+    for path in ("good", "moved", "moved_endless"):
+        assert open_image(fetch_image(f"{server}/{path}")).tobytes() == two_colours().tobytes()
+
+
+@pytest.mark.parametrize(
+    ("path", "reason"),
+    [
+        ("slow", "within 0.3 seconds"),
+        ("slow_headers", "within 0.3 seconds"),
+        ("silent", "within 0.3 seconds"),
+        ("endless", "larger than 1,000,000 bytes"),
+        ("short", "broke off after 10 bytes"),
+        ("page", "text/html"),
+        ("missing", "404"),
+        ("round", "more than 5 times"),
+        ("to_file", "302|not an http"),
+        ("to_ftp", "not an http"),
+    ],
+)
+def test_bad_answers(server: str, path: str, reason: str) -> None:
+    timeout = 0.3 if "within" in reason else 20
+    with pytest.raises(BadImage, match=reason) as caught:
+        fetch_image(f"{server}/{path}", max_bytes=1_000_000, timeout=timeout)
+    assert str(caught.value).startswith(f"{server}/{path}")
+
+
+@pytest.mark.parametrize("url", ["file:///etc/hostname", "ftp://127.0.0.1/a", "http://127.0.0.1:x/", "http://"])
+def test_bad_addresses(url: str) -> None:
+    with pytest.raises(BadImage):
+        fetch_image(url)
+
+
+def test_nobody_there() -> None:
+    with socketserver.TCPServer(("127.0.0.1", 0), socketserver.BaseRequestHandler) as unused:
+        port = unused.server_address[1]
+    with pytest.raises(BadImage, match="cannot be fetched"):
+        fetch_image(f"http://127.0.0.1:{port}/a.png")
+
+
+# --- finding them ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    for name in (
+        "b.png",
+        "a.JPG",
+        "notes.txt",
+        ".hidden.png",
+        "deep/c.webp",
+        "deep/deeper/d.png",
+        "[1].png",
+        ".git/e.png",
+    ):
+        file = tmp_path / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(encoded(two_colours()))
+    return tmp_path
+
+
+def names(tree: Path, *inputs: str | Path, recursive: bool = False) -> list[str]:
+    found = find_images([os.fspath(i) for i in inputs], recursive=recursive)
+    return [os.path.relpath(s.path, tree) if s.path else f"! {s.problem}" for s in found]
+
+
+def test_folders_in_a_stable_order(tree: Path) -> None:
+    assert names(tree, tree) == ["[1].png", "a.JPG", "b.png"]
+    assert names(tree, tree, recursive=True) == ["[1].png", "a.JPG", "b.png", "deep/c.webp", "deep/deeper/d.png"]
+
+
+def test_each_once_and_in_the_order_named(tree: Path) -> None:
+    twice = names(tree, tree / "b.png", tree / "deep" / ".." / "b.png", tree, tree / "*.png")
+    assert twice == ["b.png", "[1].png", "a.JPG"]
+
+
+def test_globs(tree: Path) -> None:
+    assert names(tree, tree / "[1].png") == ["[1].png"]
+    assert names(tree, tree / "[ab].*") == ["a.JPG", "b.png"]
+    assert names(tree, tree / "*.txt") == ["notes.txt"]
+    assert names(tree, tree / "*") == ["[1].png", "a.JPG", "b.png", "deep/c.webp"]
+
+
+def test_what_is_named_itself_is_tried_whatever_its_extension(tree: Path) -> None:
+    (source,) = find_images([str(tree / "notes.txt")])
+    assert source.open().size == (8, 4)
+
+
+def test_problems_are_items(tree: Path) -> None:
+    (tree / "empty").mkdir()
+    (tree / "gone.png").symlink_to("nowhere")
+    found = list(find_images([str(tree / n) for n in ("no.png", "x*.png", "empty", "gone.png", "b.png")]))
+    assert [s.problem is None for s in found] == [False, False, False, True, True]
+    for source, reason in zip(found, ("does not exist", "matches nothing", "no pictures", "broken link"), strict=False):
+        with pytest.raises(BadImage, match=reason) as caught:
+            source.open()
+        assert str(caught.value).startswith(source.name)
+
+
+def test_links_that_loop(tree: Path) -> None:
+    (tree / "deep" / "up").symlink_to(tree)
+    (tree / "deep" / "again").symlink_to(tree / "deep")
+    assert names(tree, tree, recursive=True) == ["[1].png", "a.JPG", "b.png", "deep/c.webp", "deep/deeper/d.png"]
+
+
+def test_names_that_are_no_plain_text(tmp_path: Path) -> None:
+    for name in (b"two\nlines.png", b"bytes \xff.png", "ünï🐱.png".encode()):
+        Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name)).write_bytes(encoded(two_colours()))
+    found = list(find_images([str(tmp_path)]))
+    assert [os.path.basename(s.name) for s in found] == ["bytes \\xff.png", "two\\nlines.png", "ünï🐱.png"]
+    for source in found:
+        assert source.name.encode()
+        assert source.open().size == (8, 4)
+
+
+def test_a_folder_that_may_not_be_read() -> None:
+    with tempfile.TemporaryDirectory(dir="/tmp") as name:
+        top = Path(name)
+        (top / "closed").mkdir()
+        (top / "z.png").write_bytes(encoded(two_colours()))
+        (top / "closed").chmod(0)
+        top.chmod(0o755)
+        code = (
+            "import os, sys\n"
+            "from captioner.images import find_images\n"
+            "if os.geteuid() == 0: os.setuid(65534)\n"  # root may read everything
+            "for s in find_images([sys.argv[1]], recursive=True): print(s.problem or s.name)"
+        )
+        run = subprocess.run([sys.executable, "-c", code, name], capture_output=True, text=True, check=True)
+        (top / "closed").chmod(0o755)
+    assert run.stdout.splitlines() == [f"{name}/z.png", f"{name}/closed cannot be read (Permission denied)."]
+
+
+def test_standard_input_and_addresses(server: str) -> None:
+    code = (
+        "from captioner.images import find_images\n"
+        f"for s in find_images(['-', '{server}/good', '-', '{server}/good', '{server}/missing']):\n"
+        "    try: print(s.name, s.open().size)\n"
+        "    except Exception as error: print(type(error).__name__, error)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], input=encoded(two_colours()), capture_output=True, check=True)
+    assert run.stdout.decode().splitlines() == [
+        "- (8, 4)",
+        f"{server}/good (8, 4)",
+        f"BadImage {server}/missing answers 404 Not Found.",
+    ]
+
+
+def test_errors_of_bytes_carry_the_sources_name() -> None:
+    with pytest.raises(BadImage, match=r"^- is empty"):
+        Source("-", data=b"").open()
+
+
+def test_a_source_is_opened_with_the_callers_limit(tree: Path) -> None:
+    opens: Callable[[int], Image.Image] = Source("b", path=tree / "b.png").open
+    assert opens(32).size == (8, 4)
+    with pytest.raises(BadImage, match="above the limit"):
+        opens(31)
