@@ -62,8 +62,8 @@ class Decoder(Protocol):
     # Training: forward(pixel_values=None, features=None, input_ids, attention_mask, labels) -> ModelOutput with
     # `loss` (mean cross-entropy over labels != -100, labels aligned with input_ids and shifted inside) and `logits`.
     # A decoder that attends to regions may also offer, for `attention_map.py`,
-    # look(pixels [1, 3, h, w], ids: Sequence[int]) -> [len(ids), grid_h, grid_w]: ids begin with the text's start; map i
-    # shows where the model looked when it had read ids[: i + 1], that is, as it wrote what follows ids[i].
+    # look(pixels [1, 3, h, w], ids: Sequence[int]) -> [len(ids), grid_h, grid_w]: ids begin with the text's start; map
+    # i shows where the model looked when it had read ids[: i + 1], that is, as it wrote what follows ids[i].
 
 
 class Processor(Protocol):

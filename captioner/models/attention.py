@@ -66,6 +66,19 @@ def attend_image(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | Non
     return mixed.view(images, heads, beams, t, dim).transpose(1, 2).reshape(rows, heads, t, dim)
 
 
+def attend_text(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """Causal self-attention of the last t positions over the whole text. Scale is 1/sqrt(head_dim).
+
+    query [rows, heads, t, head_dim]; keys, values [rows, heads, length, head_dim], length ≥ t.
+    """
+    t, length = query.shape[2], keys.shape[2]
+    scores = query @ keys.transpose(-1, -2) * query.shape[-1] ** -0.5  # [rows, heads, t, length]
+    if t > 1:
+        future = torch.ones(t, length, dtype=torch.bool, device=query.device).triu(length - t + 1)
+        scores = scores.masked_fill(future, torch.finfo(scores.dtype).min)
+    return scores.softmax(-1) @ values
+
+
 def attend_prefix_and_text(
     query: Tensor, prefix_keys: Tensor, prefix_values: Tensor, text_keys: Tensor, text_values: Tensor
 ) -> Tensor:

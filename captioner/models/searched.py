@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
 
 import torch
@@ -22,9 +23,11 @@ class SearchedDecoder:
 
     @torch.inference_mode()
     def read_images(self, images: Sequence[Image], decoding: Decoding) -> list[Reading]:
-        weight = next(self.model.parameters())
-        pixels = self.processor.pixels(images).to(weight.device, weight.dtype)
-        found = search(self.model, self.model.read(pixels), self.processor, decoding)
+        pixels = self.processor.pixels(images)
+        # What a sampled text may depend on: the picture, not its place in the run.
+        seeds = [zlib.crc32(picture.numpy()) for picture in pixels] if decoding.do_sample else None
+        memory = self.model.read(pixels.to(self.model.device, self.model.dtype))
+        found = search(self.model, memory, self.processor, decoding, seeds)
         return [Reading(tuple(self._candidate(f) for f in of_image)) for of_image in found]
 
     def _candidate(self, found) -> Candidate:

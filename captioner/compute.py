@@ -1,0 +1,124 @@
+"""Device, precision and packed weights: a loaded model made ready for inference on this machine.
+
+Linear layers dominate every model here, and oneDNN multiplies about twice as fast by weights that were laid out for it
+beforehand. The operators that do so are private to torch, so a plain product remains as the fallback.
+"""
+
+from __future__ import annotations
+
+import warnings
+
+import psutil
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from captioner.contracts import LoadOptions
+from captioner.errors import BadInput
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "float64": torch.float64}
+PRECISIONS = ("auto", *DTYPES, "int8")
+
+
+def device(name: str = "auto") -> torch.device:
+    """The device of this name; "auto" is the first of cuda, mps and cpu that is there."""
+    if name == "auto":
+        there = [kind for kind, found in (("cuda", torch.cuda), ("mps", torch.backends.mps)) if found.is_available()]
+        return torch.device(there[0] if there else "cpu")
+    try:
+        wanted = torch.device(name)
+    except RuntimeError as error:
+        raise BadInput(f"There is no device {name!r}: use auto, cpu, cuda, cuda:1 or mps.") from error
+    if wanted.type == "cuda" and not (wanted.index or 0) < torch.cuda.device_count():
+        raise BadInput(f"This machine has no device {name!r}. Use --device cpu.")
+    if wanted.type == "mps" and not torch.backends.mps.is_available():
+        raise BadInput("This machine has no MPS device. Use --device cpu.")
+    return wanted
+
+
+def precision(name: str, where: torch.device) -> str:
+    """ "auto" resolved: fp32 on a CPU, where ids then equal those of plain fp32; half precision on a GPU."""
+    if name not in PRECISIONS:
+        raise BadInput(f"There is no precision {name!r}: use one of {', '.join(PRECISIONS)}.")
+    if name == "int8" and where.type != "cpu":
+        raise BadInput("int8 is for CPUs. On a GPU use --precision bf16 or fp16.")
+    if name == "auto":
+        if where.type == "cpu":
+            return "fp32"
+        return "bf16" if where.type == "cuda" and torch.cuda.is_bf16_supported() else "fp16"
+    return name
+
+
+def place(model: nn.Module, options: LoadOptions) -> nn.Module:
+    """The model in inference mode on its device, in its precision, its linear layers packed where that pays.
+
+    A placed model is for inference alone: its packed weights can neither be trained nor saved.
+    """
+    where = device(options.device)
+    how = precision(options.precision, where)
+    model = model.eval().requires_grad_(False).to(where, DTYPES.get(how, torch.float32))
+    if where.type == "cpu" and how == "int8":
+        return _quantize(model)
+    if where.type == "cpu" and how in ("fp32", "bf16", "fp16"):
+        pack(model)
+    return model
+
+
+def pack(model: nn.Module) -> None:
+    """Replace every linear layer (GPT-2's `Conv1D` too) by a packed one, in place."""
+    for name, child in model.named_children():
+        # Only the very classes: others (the projection inside nn.MultiheadAttention) have their weight read directly.
+        if type(child) is nn.Linear:
+            setattr(model, name, PackedLinear(child.weight, child.bias))
+        elif type(child) is Conv1D:
+            setattr(model, name, PackedLinear(child.weight.t(), child.bias))
+        else:
+            pack(child)
+
+
+class PackedLinear(nn.Module):
+    """A linear layer for inference on a CPU, its weight laid out once for oneDNN; `activation` may be "gelu"."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, activation: str = "none") -> None:
+        super().__init__()
+        self.out_features, self.in_features = weight.shape
+        self.bias = bias
+        self.activation = activation
+        self.packed = _packed(weight)
+        # Once packed, an empty stand-in is left: one copy is enough, and code that asks for the dtype still finds it.
+        self.weight = weight if self.packed is None else weight.new_empty(0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.packed is not None:
+            return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, self.activation, [], "none")
+        y = nn.functional.linear(x, self.weight, self.bias)
+        return nn.functional.gelu(y) if self.activation == "gelu" else y
+
+
+def _packed(weight: Tensor) -> Tensor | None:
+    """None where this build of torch lacks the operator, or this CPU the instructions for the precision."""
+    try:
+        return torch.ops.mkldnn._reorder_linear_weight(weight.contiguous())
+    except (AttributeError, RuntimeError):
+        return None
+
+
+def _quantize(model: nn.Module) -> nn.Module:
+    """Weights to 8 bits per output channel; activations are quantised as they come."""
+    from torch.ao.quantization import per_channel_dynamic_qconfig, quantize_dynamic
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the eager API is called deprecated; its successor needs a graph and a package
+        return quantize_dynamic(model, {nn.Linear: per_channel_dynamic_qconfig}, dtype=torch.qint8, inplace=True)
+
+
+def free_memory(where: torch.device) -> int:
+    """Bytes that may still be used on this device."""
+    if where.type == "cuda":
+        return torch.cuda.mem_get_info(where)[0]
+    return psutil.virtual_memory().available
+
+
+def fits(bytes_per_image: int, where: torch.device, most: int = 32) -> int:
+    """A batch size that uses at most half of the free memory; at least 1."""
+    return max(1, min(most, free_memory(where) // 2 // bytes_per_image))

@@ -1,0 +1,143 @@
+"""BLIP: a vision transformer and a text decoder that looks at the image in every layer.
+
+The weights, their names and training are transformers' own `BlipForConditionalGeneration`, so its checkpoints, PEFT
+and Trainer work. Decoding is ours: the image's keys and values are computed once and shared by all beams, where
+transformers copies them to every beam and moves the copies at every step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from PIL.Image import Image
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import BertTokenizer, BlipConfig, BlipForConditionalGeneration
+from transformers.modeling_outputs import CausalLMOutput
+from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
+from transformers.models.blip.modeling_blip_text import BlipTextLayer
+
+from captioner.contracts import LoadOptions
+from captioner.models import checkpoint
+from captioner.models.attention import ImageMemory, TextCache, attend_image, attend_text
+from captioner.models.searched import SearchedDecoder
+
+
+class Blip(BlipForConditionalGeneration):
+    """transformers' BLIP as a decoder that reads an image once and then steps."""
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        return self.vision_model(pixel_values=pixels).last_hidden_state  # [n, 1 + patches, width]
+
+    def remember(self, features: Tensor) -> ImageMemory:
+        heads = self.config.text_config.num_attention_heads
+        attentions = [layer.crossattention.self for layer in self._text_layers()]
+        return ImageMemory([(_heads(a.key(features), heads), _heads(a.value(features), heads)) for a in attentions])
+
+    def read(self, pixels: Tensor) -> ImageMemory:
+        return self.remember(self.encode(pixels))
+
+    def step(self, tokens: Tensor, memory: ImageMemory, past: TextCache | None) -> tuple[Tensor, TextCache]:
+        past = past or TextCache(self.config.text_config.num_hidden_layers)
+        bert = self.text_decoder.bert
+        x = bert.embeddings(input_ids=tokens, past_key_values_length=past.length)  # [rows, t, width]
+        for index, layer in enumerate(self._text_layers()):
+            x = self._layer_step(x, index, layer, memory, past)
+        return self.text_decoder.cls(x[:, -1]), past
+
+    def _layer_step(self, x: Tensor, index: int, layer: BlipTextLayer, memory: ImageMemory, past: TextCache) -> Tensor:
+        heads = self.config.text_config.num_attention_heads
+        own, cross = layer.attention.self, layer.crossattention.self
+        keys, values = past.append(index, _heads(own.key(x), heads), _heads(own.value(x), heads))
+        mixed = attend_text(_heads(own.query(x), heads), keys, values)
+        x = layer.attention.output(_merged(mixed), x)
+        mixed = attend_image(_heads(cross.query(x), heads), *memory.layers[index], memory.mask)
+        x = layer.crossattention.output(_merged(mixed), x)
+        return layer.feed_forward_chunk(x)
+
+    def _text_layers(self) -> Sequence[BlipTextLayer]:
+        return self.text_decoder.bert.encoder.layer
+
+    def forward(
+        self,
+        pixel_values: Tensor | None = None,
+        features: Tensor | None = None,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+    ) -> CausalLMOutput:
+        """For training. The loss is the mean over all labels but -100, which are aligned with `input_ids`."""
+        features = self.encode(pixel_values) if features is None else features
+        logits = self.text_decoder(input_ids, attention_mask, encoder_hidden_states=features, use_cache=False).logits
+        loss = None
+        if labels is not None:
+            smoothing = self.config.text_config.label_smoothing
+            loss = F.cross_entropy(
+                logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten(), label_smoothing=smoothing
+            )
+        return CausalLMOutput(loss=loss, logits=logits)
+
+    @torch.inference_mode()
+    def look(self, pixels: Tensor, ids: Sequence[int]) -> Tensor:
+        """Where the model looks when it writes what follows each id of a text: `[ids, rows, columns]`.
+
+        Cross-attention to one picture, pixels `[1, 3, h, w]`, averaged over layers and heads, the class token left out.
+        """
+        text = torch.tensor([list(ids)], device=self.device)
+        said = self.text_decoder(text, encoder_hidden_states=self.encode(pixels), output_attentions=True)
+        mean = torch.stack(said.cross_attentions).mean((0, 2))[0]  # [ids, 1 + patches]
+        patch = self.config.vision_config.patch_size
+        return mean[:, 1:].unflatten(1, (pixels.shape[2] // patch, pixels.shape[3] // patch))
+
+
+def _heads(x: Tensor, heads: int) -> Tensor:
+    return x.unflatten(-1, (heads, -1)).transpose(1, 2)  # [n, t, width] → [n, heads, t, head_dim]
+
+
+def _merged(x: Tensor) -> Tensor:
+    return x.transpose(1, 2).flatten(2)  # [n, heads, t, head_dim] → [n, t, width]
+
+
+class BlipProcessor:
+    """BERT's lower-case word pieces, and the picture squashed to a square."""
+
+    def __init__(self, images: BlipImageProcessorPil, tokenizer: BertTokenizer, start_ids: list[int], eos: int) -> None:
+        self.images = images
+        self.tokenizer = tokenizer
+        self.start_ids = start_ids
+        self.eos_ids = (eos,)
+        self.pad_id = tokenizer.pad_token_id
+
+    @classmethod
+    def from_folder(cls, folder: Path, prompt: str | None = None) -> BlipProcessor:
+        """The processor of a checkpoint; the prompt begins every text and is not part of what is generated."""
+        where = checkpoint.folder_with(folder, "preprocessor_config.json", "tokenizer_config.json")
+        with checkpoint.reading(where):
+            # The PIL form on purpose: the other needs torchvision, and resizes a little differently.
+            images = BlipImageProcessorPil.from_pretrained(where)
+            tokenizer = BertTokenizer.from_pretrained(where)
+            text = BlipConfig.from_pretrained(checkpoint.base_folder(folder)).text_config
+        prompt_ids = tokenizer(prompt, add_special_tokens=False).input_ids if prompt else []
+        # BLIP begins with a decoder token that its tokenizer does not know, and ends with BERT's separator.
+        return cls(images, tokenizer, [text.bos_token_id, *prompt_ids], text.sep_token_id)
+
+    def pixels(self, images: Sequence[Image]) -> Tensor:
+        return self.images(list(images), return_tensors="pt").pixel_values
+
+    def encode(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False).input_ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return self.tokenizer.decode(ids, skip_special_tokens=True)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        self.images.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+
+
+def load(folder: Path, options: LoadOptions) -> SearchedDecoder:
+    return SearchedDecoder(
+        checkpoint.load_pretrained(Blip, folder, options), BlipProcessor.from_folder(folder, options.prompt)
+    )
