@@ -1,0 +1,5 @@
+"""`python -m captioner` is the `captioner` command."""
+
+from captioner.cli import main
+
+main()

@@ -1,0 +1,234 @@
+"""The options of the command line in groups: a verb takes a group as one parameter, `--help` shows it as one panel.
+
+An option that is left out is None wherever the model or the checkpoint has a say in the default.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, fields, is_dataclass, replace
+from enum import Enum
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+
+from typer import Option
+
+from captioner.contracts import LoadOptions
+from captioner.decoding import Decoding
+from captioner.errors import BadInput
+
+if TYPE_CHECKING:
+    from captioner.pipeline import Finish
+
+
+def grouped(verb: Callable) -> Callable:
+    """Let a verb take groups of options: each field of a dataclass parameter becomes an option of that name."""
+    parameters, groups = [], {}
+    for name, hint in get_type_hints(verb, include_extras=True).items():
+        if is_dataclass(hint):
+            groups[name] = hint
+            of_group = get_type_hints(hint, include_extras=True)
+            parameters += [_parameter(field.name, of_group[field.name], field.default) for field in fields(hint)]
+        elif name != "return":
+            parameters.append(_parameter(name, hint, inspect.signature(verb).parameters[name].default))
+
+    @wraps(verb)
+    def called(**given: Any) -> None:
+        for name, group in groups.items():
+            given[name] = group(**{field.name: given.pop(field.name) for field in fields(group)})
+        verb(**given)
+
+    called.__signature__ = inspect.Signature(parameters)
+    called.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return called
+
+
+def _parameter(name: str, hint: Any, default: Any) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=hint)
+
+
+def _option(panel: str) -> Callable[..., Any]:
+    """`Option` for one panel of the help."""
+
+    def option(help: str, *names: str, **more: Any) -> Any:
+        return Option(*names, help=help, rich_help_panel=panel, show_default=more.pop("show_default", False), **more)
+
+    return option
+
+
+# --- which model -----------------------------------------------------------------------------------------------------
+
+_model = _option("Model")
+
+
+class LoadIn(str, Enum):
+    """Hub models on a GPU."""
+
+    eight = "8bit"
+    four = "4bit"
+
+
+@dataclass(frozen=True)
+class ModelFlags:
+    """Which model, and how it is loaded."""
+
+    model: Annotated[str | None, _model("Zoo name (see `captioner models`), folder or Hub id.", "--model", "-m")] = None
+    device: Annotated[str, _model("auto, cpu, cuda, cuda:1 or mps.")] = "auto"
+    precision: Annotated[str, _model("auto, fp32, bf16, fp16 or int8.")] = "auto"
+    load_in: Annotated[LoadIn | None, _model("Hub models on a GPU: load the weights in 8 or 4 bits.")] = None
+    trust_remote_code: Annotated[bool, _model("Let a Hub model run its own code.", "--trust-remote-code")] = False
+    embedder: Annotated[str | None, _model("Another sentence-transformers model than the packaged MiniLM-L6.")] = None
+    prompt: Annotated[str | None, _model('Begin the text with this, e.g. "a picture of".')] = None
+    question: Annotated[str | None, _model("What OFA is asked about the picture.")] = None
+    instruction: Annotated[str | None, _model("What a chat model from the Hub is asked.")] = None
+    mode: Annotated[str, _model("Interrogator: best, fast, classic or negative.")] = "best"
+    terms: Annotated[list[Path] | None, _model("Interrogator: your own terms, one a line. Repeatable.")] = None
+    caption_model: Annotated[str | None, _model("Interrogator: who writes the caption.")] = None
+    clip_model: Annotated[str | None, _model("Interrogator: the CLIP or SigLIP that ranks the terms.")] = None
+
+    @property
+    def load_options(self) -> LoadOptions:
+        given = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "model"}
+        given["terms"] = tuple(self.terms or ())
+        given["load_in"] = self.load_in and self.load_in.value
+        return LoadOptions(**given)
+
+
+# --- how text is searched for ----------------------------------------------------------------------------------------
+
+_search = _option("Search")
+
+
+class EarlyStopping(str, Enum):
+    """As in transformers' beam search."""
+
+    true = "true"
+    false = "false"
+    never = "never"
+
+
+@dataclass(frozen=True)
+class SearchFlags:
+    """`Decoding`, field by field; what is left out is the model's own setting."""
+
+    num_beams: Annotated[int | None, _search("Hypotheses kept per picture; 1 is greedy.", min=1)] = None
+    num_candidates: Annotated[
+        int | None, _search("Texts returned per picture; raises --num-beams when needed.", "--num-candidates", min=1)
+    ] = None
+    max_new_tokens: Annotated[int | None, _search("The longest text, in tokens.")] = None
+    min_new_tokens: Annotated[int | None, _search("The shortest text, in tokens.")] = None
+    length_penalty: Annotated[float | None, _search("Above 0 favours long texts, below 0 short ones.")] = None
+    early_stopping: Annotated[EarlyStopping | None, _search("When a beam search is over.")] = None
+    repetition_penalty: Annotated[float | None, _search("Above 1 discourages words that were said.")] = None
+    no_repeat_ngram_size: Annotated[int | None, _search("No sequence of so many tokens comes twice.")] = None
+    do_sample: Annotated[bool | None, _search("Draw texts at random instead of searching.")] = None
+    temperature: Annotated[float | None, _search("Sampling: below 1 is tamer, above 1 wilder.")] = None
+    top_k: Annotated[int | None, _search("Sampling: only the k likeliest tokens; 0 is all.")] = None
+    top_p: Annotated[float | None, _search("Sampling: only the likeliest tokens that sum to p.")] = None
+    seed: Annotated[int | None, _search("Sampling: the same seed gives the same texts, whatever the batch size.")] = (
+        None
+    )
+    forbid: Annotated[list[str] | None, _search("A word that is never written. Repeatable.")] = None
+    require: Annotated[list[str] | None, _search("A word that every text contains. Repeatable.")] = None
+
+    def over(self, own: Decoding) -> Decoding:
+        """These flags over a model's own settings."""
+        given = {field.name: value for field in fields(self) if (value := getattr(self, field.name)) is not None}
+        candidates = given.pop("num_candidates", None)
+        if candidates is not None:
+            given["num_return_sequences"] = candidates
+            given.setdefault("num_beams", max(own.num_beams, candidates))
+        elif "num_beams" in given:
+            given["num_return_sequences"] = min(own.num_return_sequences, given["num_beams"])
+        if self.early_stopping is not None:
+            given["early_stopping"] = {"true": True, "false": False}.get(self.early_stopping.value, "never")
+        for words in {"forbid", "require"} & given.keys():
+            given[words] = tuple(given[words])
+        return replace(own, **given)
+
+
+# --- what becomes of the text ----------------------------------------------------------------------------------------
+
+_text = _option("Text")
+
+
+@dataclass(frozen=True)
+class TextFlags:
+    """What is done to the text after the model has spoken."""
+
+    raw: Annotated[bool, _text("The text exactly as the model said it.", "--raw")] = False
+    consensus: Annotated[
+        bool | None, _text("Choose the candidate nearest in meaning to all of them (default: the model's own).")
+    ] = None
+    prefix: Annotated[str, _text('A trigger word before the text: "sks style" gives "sks style, …".')] = ""
+    suffix: Annotated[str, _text("The same after the text.")] = ""
+    max_tokens_clip: Annotated[
+        int | None, _text("Cut at a comma so that CLIP's text tower (77 tokens) would not truncate it.", min=3)
+    ] = None
+
+    @property
+    def finish(self) -> Finish:
+        from captioner.pipeline import Finish
+
+        return Finish(not self.raw, self.consensus, self.prefix, self.suffix, self.max_tokens_clip)
+
+
+# --- what is read ----------------------------------------------------------------------------------------------------
+
+_input = _option("Input")
+
+
+class Metadata(str, Enum):
+    """Whether generation parameters inside a picture count."""
+
+    ignore = "ignore"
+    first = "first"
+    only = "only"
+
+
+@dataclass(frozen=True)
+class InputFlags:
+    """How pictures are found and read."""
+
+    recursive: Annotated[bool, _input("Look into subfolders too.", "--recursive", "-r")] = False
+    max_pixels: Annotated[int, _input("Refuse larger pictures (decompression bombs).", min=1, show_default=True)] = (
+        100_000_000
+    )
+    batch_size: Annotated[int | None, _input("Pictures at a time (default: what fits).", min=1)] = None
+    quiet: Annotated[bool, _input("No progress on standard error; errors still show.", "--quiet", "-q")] = False
+
+
+# --- where it goes ---------------------------------------------------------------------------------------------------
+
+_output = _option("Output")
+
+
+class OnExisting(str, Enum):
+    """What to do about a sidecar that is already there."""
+
+    skip = "skip"
+    overwrite = "overwrite"
+    append = "append"
+    prepend = "prepend"
+    error = "error"
+
+
+@dataclass(frozen=True)
+class OutputFlags:
+    """Where results go, and how a stopped run goes on."""
+
+    out: Annotated[
+        Path | None,
+        _output(
+            "A .jsonl, .csv or .parquet file, or a folder: pictures + metadata.jsonl (HF imagefolder).", "--out", "-o"
+        ),
+    ] = None
+    resume: Annotated[bool, _output("Go on where a stopped run left off.", "--resume")] = False
+    overwrite: Annotated[bool, _output("Replace what --out holds.", "--overwrite")] = False
+    json: Annotated[bool, _output("Print everything as JSON, one line a picture.", "--json")] = False
+
+    def __post_init__(self) -> None:
+        if self.resume and self.overwrite:
+            raise BadInput("--resume keeps what is there, --overwrite replaces it: give one of them.")
