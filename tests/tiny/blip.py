@@ -15,12 +15,12 @@ WORDS = (
     "a the of in on and with picture painting photo photograph portrait cat dog dragon castle forest city robot sea "
     "sunset red blue green golden dark light old small large oil digital art artist highly detailed style by , . ' - "
     "##s ##ing ##ter 4 8 ##k hat sky mountain river woman man child flower"
-).split(" ")
+)
 
 
 def config(**text) -> BlipConfig:
     """Sizes for tests. The start token lies outside the tokenizer's vocabulary, as it does in the real ones."""
-    vocabulary = len(SPECIAL) + len(WORDS) + 26
+    vocabulary = len(SPECIAL) + len(WORDS.split()) + 26
     text_config = BlipTextConfig(
         vocab_size=vocabulary + 2,
         hidden_size=32,
@@ -63,6 +63,6 @@ def make(folder: Path) -> None:
     model().save_pretrained(folder)
     letters = [f"##{letter}" for letter in "abcdefghijklmnopqrstuvwxyz"]
     vocabulary = folder / "vocab.txt"
-    vocabulary.write_text("\n".join([*SPECIAL, *WORDS, *letters]) + "\n", encoding="utf-8")
+    vocabulary.write_text("\n".join([*SPECIAL, *WORDS.split(), *letters]) + "\n", encoding="utf-8")
     BertTokenizer(str(vocabulary)).save_pretrained(folder)
     BlipImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(folder)
