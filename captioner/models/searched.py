@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from PIL.Image import Image
 
-from captioner.contracts import Decoder, Processor
+from captioner.contracts import Decoder, Memory, Processor
 from captioner.decoding import Decoding
 from captioner.prompt import Candidate, Reading
 from captioner.search import search
@@ -26,7 +26,10 @@ class SearchedDecoder:
         pixels = self.processor.pixels(images)
         # What a sampled text may depend on: the picture, not its place in the run.
         seeds = [zlib.crc32(picture.numpy()) for picture in pixels] if decoding.do_sample else None
-        memory = self.model.read(pixels.to(self.model.device, self.model.dtype))
+        return self.readings(self.model.read(pixels.to(self.model.device, self.model.dtype)), seeds, decoding)
+
+    def readings(self, memory: Memory, seeds: Sequence[int] | None, decoding: Decoding) -> list[Reading]:
+        """One reading per image of the memory. Seeds: one per image, needed to sample."""
         found = search(self.model, memory, self.processor, decoding, seeds)
         return [Reading(tuple(self._candidate(f) for f in of_image)) for of_image in found]
 
