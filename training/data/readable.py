@@ -1,0 +1,117 @@
+"""Rows whose pictures really open: the unreadable are skipped, counted and listed; more than 5 % are an error.
+
+`ReadableRows(rows)[index]` is for trainers, `readable(rows)` goes once through rows or a stream. Both give RGB.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import zipfile
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import Any
+
+import torch
+from datasets import Dataset, Image, IterableDataset
+from PIL.Image import Image as Picture
+
+from captioner.errors import BadImage, BadInput
+from captioner.images import MAX_BYTES, open_image
+
+MOST_UNREADABLE = 0.05
+ENOUGH_TO_JUDGE = 100  # rows of a stream, whose length nobody knows
+log = logging.getLogger(__name__)
+
+
+class ReadableRows:
+    """A `Dataset` of pairs by index. In place of a row whose picture cannot be read stands the next that can: batches
+    keep their size, and the same index always gives the same row, in every worker and after every resume."""
+
+    def __init__(self, rows: Dataset) -> None:
+        self.rows = rows.cast_column("image", Image(decode=False))
+        self.unreadable = torch.zeros(len(rows), dtype=torch.bool).share_memory_()  # seen by all worker processes
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        for offset in range(len(self)):
+            place = (index + offset) % len(self)
+            if not self.unreadable[place]:
+                row = self.rows[place]
+                try:
+                    return {**row, "image": picture_of(row["image"])}
+                except BadImage as error:
+                    _report(row, error)
+                    self.unreadable[place] = True
+                    _refuse_too_many(int(self.unreadable.sum()), len(self))
+        raise IndexError(index)
+
+    @property
+    def skipped(self) -> list[str]:
+        """The rows met so far whose pictures cannot be read."""
+        return [_name(self.rows[place]) for place in self.unreadable.nonzero().flatten().tolist()]
+
+
+def readable(rows: Dataset | IterableDataset, skipped: list[str] | None = None) -> Iterator[dict[str, Any]]:
+    """Every row whose picture opens, in order. The others' names are added to `skipped`."""
+    skipped = [] if skipped is None else skipped
+    before = len(skipped)
+    total = len(rows) if isinstance(rows, Dataset) else None
+    seen = 0
+    for seen, row in enumerate(rows.cast_column("image", Image(decode=False)), 1):
+        try:
+            picture = picture_of(row["image"])
+        except BadImage as error:
+            _report(row, error)
+            skipped.append(_name(row))
+            if total or seen >= ENOUGH_TO_JUDGE:
+                _refuse_too_many(len(skipped) - before, total or seen)
+            continue
+        yield {**row, "image": picture}
+    if seen:
+        _refuse_too_many(len(skipped) - before, total or seen)
+
+
+def picture_of(cell: dict[str, Any]) -> Picture:
+    """An undecoded cell of an image column → RGB."""
+    if cell["bytes"] is not None:
+        return open_image(cell["bytes"])
+    if cell["path"].startswith("zip://"):
+        member, _, archive = cell["path"].removeprefix("zip://").partition("::")
+        return open_image(_from_zip(member, archive))
+    return open_image(cell["path"])
+
+
+def _from_zip(member: str, archive: str) -> bytes:
+    try:
+        opened = _archive(archive, os.getpid())
+        if opened.getinfo(member).file_size > MAX_BYTES:
+            raise BadImage(f"{member} in {archive} is larger than {MAX_BYTES:,} bytes.")
+        return opened.read(member)
+    except (OSError, KeyError, zipfile.BadZipFile, zipfile.zlib.error) as error:
+        raise BadImage(f"{member} in {archive} cannot be read ({error}).") from error
+
+
+@lru_cache(maxsize=8)
+def _archive(path: str, process: int) -> zipfile.ZipFile:
+    """Kept open: reading the list of members costs more than one picture. Never shared between processes, whose reads
+    would move each other's place in the file."""
+    return zipfile.ZipFile(path)
+
+
+def _name(row: dict[str, Any]) -> str:
+    return row["image"]["path"] or f"{row['source']}: {row['id']}"
+
+
+def _report(row: dict[str, Any], error: BadImage) -> None:
+    log.warning("skipped %s: %s", _name(row), error)
+
+
+def _refuse_too_many(unreadable: int, total: int) -> None:
+    if unreadable > MOST_UNREADABLE * total:
+        raise BadInput(
+            f"{unreadable} of {total} pictures cannot be read, more than {MOST_UNREADABLE:.0%}: "
+            f"the warnings above name them. Check the paths and the download."
+        )
