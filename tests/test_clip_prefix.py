@@ -37,6 +37,7 @@ def processor(model) -> PrefixProcessor:
     return PrefixProcessor(model.backbone.preprocess, tiny.tokenizer(), model.config)
 
 
+@pytest.mark.filterwarnings("ignore:Passing")  # of transformers: penalties see the text alone, as they do here
 @pytest.mark.parametrize("settings", SEARCHES)
 @pytest.mark.parametrize("seed", range(3))
 @torch.inference_mode()

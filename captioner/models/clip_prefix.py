@@ -269,7 +269,7 @@ class ClipPrefix(PreTrainedModel):
         return cache
 
     def _logits(self, embedded: Tensor, positions: Tensor, attend) -> Tensor:
-        """GPT-2's own weights, layer by layer; `attend(layer, query, keys, values)` mixes. The last position's logits."""
+        """GPT-2 layer by layer, where `attend(layer, query, keys, values)` mixes → logits after the last position."""
         gpt = self.gpt.transformer
         heads = self.gpt.config.n_head
         hidden = embedded + gpt.wpe(positions)  # [rows, t, width]
