@@ -197,8 +197,8 @@ _PIECES = (
 # --- length ----------------------------------------------------------------------------------------------------------
 
 _CONNECTING = re.compile(
-    r"( (in front|next|a|an|the|this|that|of|in|on|at|by|with|without|and|or|but|to|for|from|into|onto|over|under|near|as|is|are|was"
-    r"|were|be|being|his|her|its|their|which|who|while|wearing|holding|very))+$",
+    r"( (in front|next|a|an|the|this|that|of|in|on|at|by|with|without|and|or|but|to|for|from|into|onto|over|under|near"
+    r"|as|is|are|was|were|be|being|his|her|its|their|which|who|while|wearing|holding|very))+$",
     re.IGNORECASE,
 )
 
