@@ -1,0 +1,329 @@
+"""Make and tune the index of `captioner/models/knn.py`: `captioner index build`, `captioner index tune`.
+
+Pictures are read once, in batches; nothing but names and prompts is held in memory, so a million pictures need
+little more of it than a thousand. The folder appears when it is whole, and not before.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import faiss
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+
+from captioner import compute, references
+from captioner.contracts import LoadOptions
+from captioner.embedding import DEFAULT as DEFAULT_EMBEDDER
+from captioner.embedding import TextEmbedder, text_embedder
+from captioner.errors import BadInput, BadOutput
+from captioner.models import backbones, knn
+from captioner.models.backbones import Backbone
+
+FLAT_UP_TO = 200_000
+"""Pictures that are searched exactly; more get a graph."""
+LINKS = 16
+"""Links a picture of the HNSW graph has, twice as many on its lowest level."""
+CARE = 80
+"""Candidates looked at for each link while the graph is built."""
+CHUNK = 20_000
+KS = (5, 10, 20, 40, 80, 160)
+TEMPERATURES = (0.01, 0.02, 0.03, 0.05, 0.08, 0.12, 0.2, 0.5)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How an index is to be made."""
+
+    backbone: str
+    weights: str | None = None
+    """Hub id or folder; None: the backbone's usual weights."""
+    settings: dict = field(default_factory=dict)
+    """What `backbones.build` takes besides, e.g. {"pool": "statistics"}."""
+    dims: int | None = None
+    """Keep this many principal components of the features; None keeps all."""
+    centred: bool = True
+    graph: bool | None = None
+    """Approximate search by an HNSW graph; None: for more than 200,000 pictures."""
+    k: int = 40
+    temperature: float = 0.05
+
+
+@dataclass(frozen=True)
+class Built:
+    """What came of it."""
+
+    pictures: int
+    prompts: int
+    unreadable: list[str]
+
+
+def build(
+    data: Sequence[str | Path],
+    out: str | Path,
+    recipe: Recipe,
+    options: LoadOptions | None = None,
+    batch_size: int = 32,
+    progress: Callable[[str, int], None] = lambda step, done: None,
+) -> Built:
+    """Features of all pictures and embeddings of all prompts of DATA → an index folder."""
+    options, out = options or LoadOptions(), Path(out).expanduser()
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise BadOutput(f"{out} is already there. Name a new folder for the index, or remove the old one.")
+    if recipe.k < 1 or recipe.temperature <= 0:
+        raise BadInput("k must be at least 1 and the temperature above 0.")
+    backbone = backbones.build(recipe.backbone, recipe.weights, **recipe.settings)
+    if recipe.dims is not None and not 0 < recipe.dims <= backbone.width:
+        raise BadInput(f"{recipe.backbone} gives {backbone.width} features; {recipe.dims} of them cannot be kept.")
+    fingerprint = backbone.fingerprint()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as scratch:
+        raw, work = Path(scratch) / "raw.npy", Path(scratch) / "index"
+        work.mkdir()
+        found = _collect(data, compute.place(backbone, options), raw, batch_size, progress)
+        if len(found.prompts) < recipe.k:
+            raise BadInput(
+                f"The data hold {len(found.prompts)} different prompts, fewer than the {recipe.k} neighbours to use. "
+                "Add pictures, or choose fewer: --k."
+            )
+        _write_features(work, np.load(raw, mmap_mode="r"), recipe)
+        embedder = options.embedder or DEFAULT_EMBEDDER
+        embedding_size = _write_embeddings(work, list(found.prompts), text_embedder(embedder), progress)
+        _write_texts(work, found)
+        features = np.load(work / "features.npy", mmap_mode="r")
+        with_graph = len(features) > FLAT_UP_TO if recipe.graph is None else recipe.graph
+        about = {
+            "kind": "knn",
+            "backbone": recipe.backbone,
+            "weights": recipe.weights,
+            "settings": recipe.settings,
+            "fingerprint": fingerprint,
+            "embedder": embedder,
+            "embedding_size": embedding_size,
+            "width": backbone.width,
+            "dims": features.shape[1],
+            "projected": recipe.dims is not None,
+            "pictures": len(features),
+            "prompts": len(found.prompts),
+            "k": recipe.k,
+            "temperature": recipe.temperature,
+            "graph": _write_graph(work, features, progress) if with_graph else None,
+            "data": [Path(name).name for name in data],
+        }
+        _write_json(work / "index.json", about)
+        os.replace(work, out)
+    return Built(len(features), len(found.prompts), found.unreadable)
+
+
+@dataclass
+class _Found:
+    prompts: dict[str, int] = field(default_factory=dict)
+    """Prompt → its row."""
+    prompt_rows: list[int] = field(default_factory=list)
+    pictures: list[str] = field(default_factory=list)
+    unreadable: list[str] = field(default_factory=list)
+
+
+def _collect(data, backbone: Backbone, raw: Path, batch_size: int, progress) -> _Found:
+    """Read and embed every picture; features go to a file as they come."""
+    found = _Found()
+    pairs = (pair for name in data for pair in references.read(name))
+    with Rows(raw, np.float16, backbone.width) as rows:
+        for batch, images in references.opened(pairs, batch_size, found.unreadable):
+            rows.append(knn.pooled(backbone, images))
+            found.pictures += [pair.name for pair in batch]
+            found.prompt_rows += [found.prompts.setdefault(pair.prompt, len(found.prompts)) for pair in batch]
+            progress("pictures", len(batch))
+    return found
+
+
+def _write_features(work: Path, raw: np.ndarray, recipe: Recipe) -> None:
+    """Centre, project, and scale to length 1."""
+    width = raw.shape[1]
+    centre = sum((chunk.sum(0) for chunk in _chunks(raw)), np.zeros(width)) / len(raw)
+    centre = centre.astype(np.float32) if recipe.centred else np.zeros(width, np.float32)
+    projection = _principal(raw, centre, recipe.dims) if recipe.dims else None
+    with Rows(work / "features.npy", np.float16, recipe.dims or width) as rows:
+        for chunk in _chunks(raw):
+            rows.append(knn.reduce(chunk, centre, projection))
+    np.save(work / "centre.npy", centre)
+    if projection is not None:
+        np.save(work / "projection.npy", projection)
+
+
+def _principal(raw: np.ndarray, centre: np.ndarray, dims: int) -> np.ndarray:
+    """The directions in which the features vary most `[width, dims]`."""
+    covariance = sum((chunk - centre).T @ (chunk - centre) for chunk in _chunks(raw)) / len(raw)
+    _, directions = np.linalg.eigh(covariance.astype(np.float64))  # smallest first
+    return np.ascontiguousarray(directions[:, ::-1][:, :dims], dtype=np.float32)
+
+
+def _write_embeddings(work: Path, prompts: list[str], embed: TextEmbedder, progress) -> int:
+    first = embed(prompts[:1])
+    with Rows(work / "embeddings.npy", np.float16, first.shape[1]) as rows:
+        for start in range(0, len(prompts), 1024):
+            rows.append(embed(prompts[start : start + 1024]))
+            progress("prompts", len(prompts[start : start + 1024]))
+    return first.shape[1]
+
+
+def _write_texts(work: Path, found: _Found) -> None:
+    np.save(work / "prompt_rows.npy", np.array(found.prompt_rows, dtype=np.int32))
+    for name, texts in (("pictures", found.pictures), ("prompts", list(found.prompts))):
+        pyarrow.parquet.write_table(pyarrow.table({name: texts}), work / f"{name}.parquet", compression="zstd")
+
+
+def _write_graph(work: Path, features: np.ndarray, progress) -> dict:
+    """Link the pictures, and write the links down as arrays."""
+    index = knn.new_graph(features.shape[1], LINKS)
+    index.hnsw.efConstruction = CARE
+    index.train(np.zeros((1, features.shape[1]), np.float32))  # float16 has nothing to learn, but FAISS asks for it
+    for chunk in _chunks(features):
+        index.add(chunk)
+        progress("links", len(chunk))
+    np.save(work / "levels.npy", faiss.vector_to_array(index.hnsw.levels))
+    np.save(work / "neighbours.npy", faiss.vector_to_array(index.hnsw.neighbors))
+    return {"links": LINKS, "entry": int(index.hnsw.entry_point)}
+
+
+def _chunks(array: np.ndarray) -> Iterator[np.ndarray]:
+    """A mapped float16 array piece by piece, as float32."""
+    for start in range(0, len(array), CHUNK):
+        yield array[start : start + CHUNK].astype(np.float32)
+
+
+class Rows:
+    """A .npy file that grows by rows; its header is put right at the end, when their number is known."""
+
+    def __init__(self, path: Path, dtype: type, width: int) -> None:
+        self.path, self.dtype, self.width, self.count = path, np.dtype(dtype), width, 0
+
+    def __enter__(self) -> Rows:
+        self.file = self.path.open("wb")
+        self._write_header()
+        return self
+
+    def append(self, rows: np.ndarray) -> None:
+        self.file.write(np.ascontiguousarray(rows, dtype=self.dtype).data)
+        self.count += len(rows)
+
+    def __exit__(self, *_) -> None:
+        self.file.seek(0)
+        self._write_header()
+        self.file.close()
+
+    def _write_header(self) -> None:
+        shape = (self.count, self.width)  # numpy leaves room for the first number to grow
+        header = {"descr": self.dtype.str, "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(self.file, header)
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """The settings that did best, and how all did."""
+
+    k: int
+    temperature: float
+    cosine: float
+    before: float | None
+    """The mean cosine with the settings the index had; None if too few prompts were left to try them."""
+    queries: int
+    table: dict[tuple[int, float], float]
+    """(k, temperature) → mean cosine."""
+
+
+def tune(
+    folder: str | Path,
+    data: str | Path | None = None,
+    sample: int = 1000,
+    same: float = 0.9,
+    seed: int = 0,
+    options: LoadOptions | None = None,
+) -> Tuned:
+    """Choose k and temperature by the mean cosine on validation pictures, and write them into the index.
+
+    Without DATA, pictures of the index itself ask, one of each of up to `sample` prompts. Nothing is predicted from
+    its own prompt: prompts nearer to it than the cosine `same` are kept from it.
+    """
+    folder = Path(folder).expanduser()
+    index = knn.Index(folder)
+    queries, truth = _from_data(folder, data, sample, options) if data else _from_index(index, sample, seed)
+    banned = _prompts_like(index.embeddings, truth, same)
+    left = index.about["prompts"] - max(map(len, banned))
+    ks = [k for k in sorted({*KS, index.about["k"]}) if k <= left]
+    if not ks:
+        raise BadInput(f"{folder} has too few prompts that differ from each other to tune on ({left}). Add pictures.")
+    temperatures = sorted({*TEMPERATURES, index.about["temperature"]})
+    near = index.prompts_near(queries, ks[-1], banned)
+    cosines = sum(
+        _cosines(index.embeddings[rows], similarities, wanted, ks, temperatures)
+        for (rows, similarities), wanted in zip(near, truth, strict=True)
+    ) / len(near)  # [ks, temperatures]
+    settings = list(itertools.product(ks, temperatures))
+    table = dict(zip(settings, cosines.flatten().tolist(), strict=True))
+    best = max(table, key=table.get)
+    _write_json(folder / "index.json", {**index.about, "k": best[0], "temperature": best[1]})
+    before = table.get((index.about["k"], index.about["temperature"]))
+    return Tuned(*best, table[best], before, len(near), table)
+
+
+def _from_index(index: knn.Index, sample: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """One picture of each of some prompts: features, and their prompts' embeddings."""
+    random = np.random.default_rng(seed)
+    order = random.permutation(len(index.prompt_rows))
+    prompts, first = np.unique(index.prompt_rows[order], return_index=True)
+    chosen = random.permutation(len(prompts))[:sample]
+    return (
+        index.features[order[first[chosen]]].astype(np.float32),
+        index.embeddings[prompts[chosen]].astype(np.float32),
+    )
+
+
+def _from_data(folder: Path, data: str | Path, sample: int, options: LoadOptions | None):
+    """The first pictures of each prompt of DATA, as `_from_index`."""
+    model = knn.load(folder, options or LoadOptions())
+    by_prompt: dict[str, references.Reference] = {}
+    for pair in references.read(data):
+        by_prompt.setdefault(pair.prompt, pair)
+        if len(by_prompt) == sample:
+            break
+    features, prompts = [], []
+    for batch, images in references.opened(by_prompt.values(), 32, []):
+        features.append(model.features(images))
+        prompts += [pair.prompt for pair in batch]
+    if not prompts:
+        raise BadInput(f"No picture of {data} can be read.")
+    return np.concatenate(features), text_embedder(model.index.about["embedder"])(prompts)
+
+
+def _prompts_like(embeddings: np.ndarray, truth: np.ndarray, same: float) -> list[np.ndarray]:
+    """For each true embedding the prompts that are as good as it."""
+    like = [[] for _ in truth]
+    for number, chunk in enumerate(_chunks(embeddings)):
+        rows, queries = np.nonzero(chunk @ truth.T > same)
+        for row, query in zip(rows, queries, strict=True):
+            like[query].append(number * CHUNK + row)
+    return [np.array(rows, dtype=np.int64) for rows in like]
+
+
+def _cosines(embeddings, similarities, wanted, ks: list[int], temperatures: list[float]) -> np.ndarray:
+    """The cosine that every k and temperature would reach for one picture `[ks, temperatures]`."""
+    embeddings = embeddings.astype(np.float32)
+    means = [
+        [knn.weighted_mean(embeddings[:k], similarities[:k], temperature) for temperature in temperatures] for k in ks
+    ]
+    means = np.array(means)  # [ks, temperatures, d]
+    return means @ wanted / np.linalg.norm(means, axis=-1)
+
+
+def _write_json(path: Path, content: dict) -> None:
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(partial, path)
