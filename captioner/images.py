@@ -82,7 +82,11 @@ def _open(source: str | Path | bytes, name: str, max_pixels: int) -> Image.Image
 
 @contextmanager
 def identified(source: str | Path | bytes, name: str, max_text: int = 0) -> Iterator[Image.Image]:
-    """A picture of which only the header has been read. `max_text`: the longest text inside a PNG that is kept."""
+    """A picture of which only the header has been read.
+
+    `max_text`: for reading the texts inside, not the pixels. Of a PNG, texts up to this length are kept, wherever they
+    stand, and the pixels are left out.
+    """
     with io.BytesIO(source) if isinstance(source, bytes) else _open_file(Path(source), name) as stream:
         try:
             image = _identify(stream, max_text)
@@ -133,9 +137,10 @@ _PNG_ORIENTATION = (b"Raw profile type exif", b"XML:com.adobe.xmp")
 
 
 def _lighter_png(stream: BinaryIO, max_text: int) -> BinaryIO:
-    """A PNG without its long texts and its colour profile.
+    """A PNG without its long texts and its colour profile; with `max_text`, without its pixels too.
 
-    Pillow reads them all into memory, and refuses the whole picture when there is too much of them.
+    Pillow reads all texts into memory, refuses the whole picture when there is too much of them, and decodes the pixels
+    before it comes to the texts behind them.
     """
     kept = io.BytesIO()
     size = stream.seek(0, os.SEEK_END)
@@ -145,7 +150,10 @@ def _lighter_png(stream: BinaryIO, max_text: int) -> BinaryIO:
         length, kind, keyword = struct.unpack(">I4s21s", stream.read(29).ljust(29))
         end = min(position + 12 + length, size)
         allowed = 1 << 20 if keyword.startswith(_PNG_ORIENTATION) else max_text
-        if kind == b"iCCP" or (kind in (b"tEXt", b"zTXt", b"iTXt") and length > allowed):
+        unwanted = (
+            length > allowed if kind in (b"tEXt", b"zTXt", b"iTXt") else kind == (b"IDAT" if max_text else b"iCCP")
+        )
+        if unwanted:
             _copy(stream, kept, start, position)
             start = end
         position = end

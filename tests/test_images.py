@@ -215,7 +215,7 @@ def test_fifty_megabytes_of_text_are_passed_over(kind: bytes, late: bool) -> Non
     bomb = chunk(kind, prefix + (text if kind == b"tEXt" else zlib.compress(text, 1)))
     whole = encoded(two_colours())
     at = whole.index(b"IEND" if late else b"IDAT") - 4
-    opened = open_image(whole[:at] + bomb * 3 + whole[at:])
+    opened = open_image(whole[:at] + bomb * 2 + whole[at:])
     assert opened.tobytes() == two_colours().tobytes()
     assert not opened.info
 
