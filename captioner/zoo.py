@@ -45,6 +45,14 @@ ENTRIES: dict[str, Entry] = {
         Entry("resnet-lstm-gpt2", "captioner", "resnet_lstm_gpt2", None, "ResNet-50 → LSTM → GPT-2"),
         Entry("ofa", "captioner", "ofa", "OFA-Sys/ofa-base", "answers a question about the picture"),
         Entry("interrogator", "captioner", "interrogator", None, "caption + artists, mediums, flavours ranked by CLIP"),
+        Entry("vit", "embedder", "direct", None, "ViT-B/16 → the embedding, no text"),
+        Entry("vit-large", "embedder", "direct", None, "ViT-L/16 → the embedding, no text"),
+        Entry("clip", "embedder", "direct", None, "CLIP's image tower → the embedding, no text"),
+        Entry("resnet50", "embedder", "direct", None, "ResNet-50 → the embedding, no text"),
+        Entry("resnet152", "embedder", "direct", None, "ResNet-152 → the embedding, no text"),
+        Entry("efficientnet", "embedder", "direct", None, "EfficientNet-Lite2 → the embedding, no text; small"),
+        Entry("knn", "embedder", "knn", None, "mean of the nearest pictures' prompt embeddings"),
+        Entry("ensemble", "embedder", "ensemble", None, "weighted mean of any of these"),
     )
 }
 
@@ -81,8 +89,7 @@ class Resolved:
 def resolve(name: str) -> Resolved:
     """Find a model by zoo name, path or Hub id."""
     if name.startswith("hub:"):
-        identifier = name.removeprefix("hub:")
-        return Resolved(name, "hub", Path(identifier) if Path(identifier).is_dir() else hub_folder(identifier))
+        return Resolved(name, "hub", weights_folder(name.removeprefix("hub:")))
     if name in ENTRIES:
         return _from_entry(ENTRIES[name])
     path = Path(name).expanduser()
@@ -137,6 +144,11 @@ def cached_folder(identifier: str) -> Path | None:
     return None
 
 
+def weights_folder(name: str | Path) -> Path:
+    """A folder as it is, or the folder of a Hub id."""
+    return Path(name) if Path(name).is_dir() else hub_folder(str(name))
+
+
 def hub_folder(identifier: str) -> Path:
     """A Hub model's folder; fetched, after one line that says what and how large, if it is not in the cache."""
     if (folder := cached_folder(identifier)) is not None:
@@ -170,10 +182,9 @@ def _from_entry(entry: Entry) -> Resolved:
     if entry.module == "interrogator":
         return Resolved(entry.name, entry.module, None)  # its parts are models of their own
     if entry.weights is None:
-        raise MissingModel(
-            f"{entry.name!r} has no ready-made weights. Train some (`python -m training.{entry.module} --help`) "
-            f"and name their folder: --model FOLDER."
-        )
+        made_by = {"knn": "captioner index build", "ensemble": "captioner ensemble fit"}
+        command = made_by.get(entry.module, f"python -m training.{entry.module}")
+        raise MissingModel(f"{entry.name!r} has no ready-made weights: make some (`{command} --help`) and name them.")
     folder = _ready_folder(entry)
     if folder is None and entry.weights == "bundled":
         raise MissingModel(f"{entry.name!r} is not part of this installation. Reinstall captioner.")

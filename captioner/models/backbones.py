@@ -327,8 +327,7 @@ def build(name: str, weights: str | Path | None = None, **settings) -> Backbone:
         return _build_lite(name, weights, settings)
     from captioner import zoo
 
-    weights = weights or known.weights
-    folder = Path(weights) if Path(weights).is_dir() else zoo.hub_folder(str(weights))
+    folder = zoo.weights_folder(weights or known.weights)
     tower = known.make.load_tower(_checked(folder, name))
     said = {key: value for key, value in tower.config.to_diff_dict().items() if key not in NOT_SETTINGS}
     default = known.preprocess
