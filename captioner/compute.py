@@ -119,6 +119,9 @@ def free_memory(where: torch.device) -> int:
     return psutil.virtual_memory().available
 
 
-def fits(bytes_per_image: int, where: torch.device, most: int = 32) -> int:
-    """A batch size that uses at most half of the free memory; at least 1."""
-    return max(1, min(most, free_memory(where) // 2 // bytes_per_image))
+def fits(weights: int, where: torch.device, most: int = 32) -> int:
+    """How many images a batch may hold so that half of the free memory is enough; at least 1.
+
+    An image needs a fifth of the bytes of the model's weights while it is read and captioned by four beams.
+    """
+    return max(1, min(most, free_memory(where) // 2 // max(1, weights // 5)))

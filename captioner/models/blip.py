@@ -113,7 +113,7 @@ class BlipProcessor:
     @classmethod
     def from_folder(cls, folder: Path, prompt: str | None = None) -> BlipProcessor:
         """The processor of a checkpoint; the prompt begins every text and is not part of what is generated."""
-        where = checkpoint.folder_with(folder, "preprocessor_config.json", "tokenizer_config.json")
+        where = checkpoint.folder_with(folder, "preprocessor_config.json", "tokenizer.json")
         with checkpoint.reading(where):
             # The PIL form on purpose: the other needs torchvision, and resizes a little differently.
             images = BlipImageProcessorPil.from_pretrained(where)

@@ -9,12 +9,13 @@ from __future__ import annotations
 import json
 import pickle
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import PreTrainedModel
 from transformers.utils import logging
@@ -25,39 +26,23 @@ from captioner.errors import BadCheckpoint
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 BUFFERS = ("position_ids", ".attn.bias", ".attn.masked_bias")
 """Constants that older versions of transformers saved; today's models compute them."""
 
 
 def load_pretrained(cls: type[Model], folder: Path, options: LoadOptions) -> Model:
-    """The model of this folder, adapter merged, placed for inference as the options say."""
-    base = base_folder(folder)
-    where = compute.device(options.device)
-    dtype = compute.DTYPES.get(compute.precision(options.precision, where), torch.float32)
-    model = read_model(cls, base, dtype)
-    if base != folder:
-        model = _merge_adapter(model, folder)
-    return compute.place(model, options)
+    """The model of this folder, placed for inference as the options say."""
+    precision = compute.precision(options.precision, compute.device(options.device))
+    return compute.place(read_model(cls, folder, compute.DTYPES.get(precision, torch.float32)), options)
 
 
 def read_model(cls: type[Model], folder: Path, dtype: torch.dtype = torch.float32) -> Model:
-    """A whole model in its original form, fit for training: every key must be there, and none too many."""
-    wanted, is_type = cls.config_class.model_type, read_json(folder / "config.json").get("model_type")
-    if is_type != wanted:
-        raise BadCheckpoint(f"{folder} holds a {is_type!r} model, not {wanted!r}. Name the model it belongs to.")
-    weights = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
-    if not any((folder / name).is_file() for name in weights):
-        raise BadCheckpoint(f"{folder} has no weights: there is no model.safetensors in it. Copy or fetch it again.")
-    with reading(folder):
-        model, report = cls.from_pretrained(folder, dtype=dtype, local_files_only=True, output_loading_info=True)
-    missing = sorted(report["missing_keys"])
-    extra = sorted(key for key in report["unexpected_keys"] if not key.endswith(BUFFERS))
-    if missing or extra:
-        faults = [f"{len(keys)} {what} ({', '.join(keys[:2])})" for what, keys in
-                  (("missing", missing), ("unknown", extra)) if keys]  # fmt: skip
-        raise BadCheckpoint(f"The weights in {folder} do not fit a {wanted!r} model: {' and '.join(faults)}.")
-    return model
+    """The model of this folder in its plain form, fit for training and saving; an adapter is merged."""
+    base = base_folder(folder)
+    model = _read_whole(cls, base, dtype)
+    return model if base == folder else _merge_adapter(model, folder)
 
 
 def base_folder(folder: Path) -> Path:
@@ -69,10 +54,9 @@ def base_folder(folder: Path) -> Path:
     name = read_json(folder / "adapter_config.json").get("base_model_name_or_path")
     if not name:
         raise BadCheckpoint(f"{folder}/adapter_config.json does not name its base model (base_model_name_or_path).")
-    beside = folder / name  # a path as it stands in the file, or one seen from the adapter's folder
-    found = zoo.resolve(str(beside) if beside.is_dir() else name).folder
+    found = zoo.resolve(name).folder
     if found is None or (found / "adapter_config.json").is_file():
-        raise BadCheckpoint(f"{folder} names {name!r} as its base, which is no whole model. Merge adapters first.")
+        raise BadCheckpoint(f"{folder} names {name!r} as its base, which is no whole model. Name one that is.")
     return found
 
 
@@ -108,17 +92,46 @@ def reading(source: Path) -> Iterator[None]:
         yield
     except pickle.UnpicklingError as error:
         raise BadCheckpoint(
-            f"{source} holds pickled code, which we do not run. Convert it to safetensors where you trust it."
+            f"The weights in {source} are damaged or hold pickled code, which we do not run. "
+            "If you trust their source, convert them to safetensors there."
         ) from error
     except (SafetensorError, EOFError) as error:
         raise BadCheckpoint(f"A weights file of {source} is damaged or cut short ({error}). Fetch it again.") from error
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, StrictDataclassError) as error:
         reason = str(error).strip().splitlines()
         raise BadCheckpoint(f"{source} cannot be loaded: {reason[0] if reason else type(error).__name__}") from error
     finally:
         logging.set_verbosity(verbosity)
         if bars:
             logging.enable_progress_bar()
+
+
+def _read_whole(cls: type[Model], folder: Path, dtype: torch.dtype) -> Model:
+    """Every key must be there, and none too many."""
+    wanted, is_type = cls.config_class.model_type, read_json(folder / "config.json").get("model_type")
+    if is_type != wanted:
+        raise BadCheckpoint(f"{folder} holds a {is_type!r} model, not {wanted!r}. Name the model it belongs to.")
+    if not any((folder / name).is_file() for name in WEIGHTS):
+        raise BadCheckpoint(f"{folder} has no weights: there is no {WEIGHTS[0]} in it. Copy or fetch it again.")
+    with reading(folder):
+        model, report = cls.from_pretrained(
+            folder, dtype=dtype, local_files_only=True, output_loading_info=True, ignore_mismatched_sizes=True
+        )
+    extra = [key for key in report["unexpected_keys"] if not key.endswith(BUFFERS)]
+    _all_there(folder, report["missing_keys"], extra, [key for key, *_shapes in report["mismatched_keys"]])
+    return model
+
+
+def _all_there(folder: Path, missing: Collection[str], extra: Collection[str], misshapen: Collection[str] = ()) -> None:
+    faults = [
+        f"{len(keys)} {what} ({', '.join(sorted(keys)[:2])}{', …' if len(keys) > 2 else ''})"
+        for what, keys in (("missing", missing), ("unknown", extra), ("of another size", misshapen))
+        if keys
+    ]
+    if faults:
+        raise BadCheckpoint(
+            f"The weights in {folder} do not fit the model: {' and '.join(faults)}. Was it made for another one?"
+        )
 
 
 def _merge_adapter(model: Model, folder: Path) -> Model:
@@ -134,10 +147,5 @@ def _merge_adapter(model: Model, folder: Path) -> Model:
         config.inference_mode = True
         adapted = PeftModel(model, config)
         report = set_peft_model_state_dict(adapted, tensors)
-        missing = [key for key in report.missing_keys if "lora_" in key]
-        if missing or report.unexpected_keys:
-            raise BadCheckpoint(
-                f"The adapter in {folder} does not fit its base model: {len(missing)} tensors are missing, "
-                f"{len(report.unexpected_keys)} unknown. Is base_model_name_or_path right?"
-            )
+        _all_there(folder, [key for key in report.missing_keys if "lora_" in key], report.unexpected_keys)
         return adapted.merge_and_unload()

@@ -1,0 +1,101 @@
+"""Placed models compute what they computed before, whatever this machine's torch can pack."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from captioner import compute
+from captioner.contracts import LoadOptions
+from captioner.errors import BadInput
+
+
+class Model(nn.Module):
+    """The kinds of layers that our models are made of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(16, 32)
+        self.blocks = nn.ModuleList([nn.Sequential(nn.Linear(32, 32, bias=False), nn.GELU()) for _ in range(2)])
+        self.attention = nn.MultiheadAttention(32, 4, batch_first=True)
+        self.last = Conv1D(8, 32)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.first(x)
+        for block in self.blocks:
+            x = block(x)
+        return self.last(x + self.attention(x, x, x, need_weights=False)[0])
+
+
+@pytest.fixture
+def model() -> Model:
+    torch.manual_seed(0)
+    return Model()
+
+
+@pytest.mark.parametrize(
+    ("precision", "tolerance"), [("float64", 1e-12), ("fp32", 1e-5), ("auto", 1e-5), ("bf16", 0.05), ("int8", 0.1)]
+)
+def test_placed_on_a_cpu(model: Model, precision: str, tolerance: float) -> None:
+    x = torch.randn(3, 5, 16, dtype=torch.float64)
+    expected = copy.deepcopy(model).double()(x)
+    placed = compute.place(model, LoadOptions(device="cpu", precision=precision))
+    assert not placed.training
+    assert not any(weight.requires_grad for weight in placed.parameters())
+    given = placed(x.to(compute.DTYPES.get(precision, torch.float32)))
+    assert (given.double() - expected).abs().max() < tolerance * expected.abs().max()
+
+
+def test_fp32_is_packed_and_float64_is_not(model: Model) -> None:
+    exact = compute.place(copy.deepcopy(model), LoadOptions(device="cpu", precision="float64"))
+    assert type(exact.first) is nn.Linear
+    packed = compute.place(model, LoadOptions(device="cpu"))
+    assert type(packed.first) is type(packed.last) is compute.PackedLinear
+    assert type(packed.attention.out_proj) is not compute.PackedLinear  # nn.MultiheadAttention reads its weight itself
+    assert packed.first.weight.dtype == torch.float32
+
+
+def test_without_the_private_operator_the_product_is_plain(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.randn(3, 5, 16)
+    expected = model(x)
+    monkeypatch.setattr(compute, "_packed", lambda weight: None)
+    placed = compute.place(model, LoadOptions(device="cpu"))
+    assert placed.first.packed is None
+    torch.testing.assert_close(placed(x), expected)
+
+
+@pytest.mark.parametrize("packs", [True, False])
+def test_gelu_is_fused(packs: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not packs:
+        monkeypatch.setattr(compute, "_packed", lambda weight: None)
+    layer, x = nn.Linear(16, 8), torch.randn(4, 16)
+    fused = compute.PackedLinear(layer.weight.detach(), layer.bias.detach(), "gelu")
+    torch.testing.assert_close(fused(x), nn.functional.gelu(layer(x)))
+
+
+def test_devices_and_precisions_by_name() -> None:
+    assert compute.device("cpu") == torch.device("cpu")
+    assert compute.precision("auto", torch.device("cpu")) == "fp32"
+    assert compute.precision("bf16", torch.device("cpu")) == "bf16"
+    assert compute.precision("auto", torch.device("mps")) == "fp16"
+    for wrong in ("gpu", "cuda:99"):
+        with pytest.raises(BadInput, match=wrong):
+            compute.device(wrong)
+    with pytest.raises(BadInput, match="fp8"):
+        compute.precision("fp8", torch.device("cpu"))
+    with pytest.raises(BadInput, match="int8 is for CPUs"):
+        compute.precision("int8", torch.device("cuda"))
+
+
+def test_batch_size_fits_into_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu = torch.device("cpu")
+    monkeypatch.setattr(compute, "free_memory", lambda where: 8_000_000_000)
+    sizes = [compute.fits(weights, cpu) for weights in (10**7, 10**9, 10**10, 10**11)]
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[0] > sizes[-1] == 1
+    monkeypatch.undo()
+    assert compute.free_memory(cpu) > 0
