@@ -100,6 +100,9 @@ class ImageEmbedder(Protocol):
     def embed_images(self, images: Sequence[Image]) -> np.ndarray:
         """float32 `[n, 384]`, each row of length 1."""
 
+    def vectors(self, images: Sequence[Image]) -> np.ndarray:
+        """The same before it was scaled: longer where the model is surer. An ensemble may weigh by it."""
+
 
 @dataclass(frozen=True)
 class LoadOptions:
