@@ -35,11 +35,11 @@ def _once(text: str) -> str:
 # Bracketed names only in the upper case that tokenizers write: "[mask]" may be a prompt's own word. Names that are not
 # listed stay: <lora:…> and <my-embedding> mean something to the programs that draw.
 _SPECIAL = re.compile(
-    r"<\s*/?\s*(?:unk|eos|bos|sos|eot|sot|pad|mask|sep|cls|start|end|s|w|code_\d+|bin_\d+|loc_\d+|extra_id_\d+)\s*>"
+    r"<\s?/?\s?(?:unk|eos|bos|sos|eot|sot|pad|mask|sep|cls|start|end|s|w|code_\d+|bin_\d+|loc_\d+|extra_id_\d+)\s?>"
     r"|<0x[0-9a-f]{2}>|<\|[\w -]{1,40}\|>",
     re.IGNORECASE,
 )
-_BRACKETED = re.compile(r"\[\s*(?:UNK|EOS|BOS|PAD|MASK|SEP|CLS|DEC|ENC|unused\d+)\s*\]")
+_BRACKETED = re.compile(r"\[\s?(?:UNK|EOS|BOS|PAD|MASK|SEP|CLS|DEC|ENC|unused\d+)\s?\]")
 
 
 def drop_special_tokens(text: str) -> str:
@@ -114,15 +114,12 @@ def drop_repeated_phrases(text: str) -> str:
     at = 0
     while at < len(words):
         for length in range(1, _LONGEST_PHRASE + 1):
-            phrase = keys[at : at + length]
-            if keys[at + length : at + length + 1] != phrase[:1] or not any(
-                c.isalpha() for word in phrase for c in word
-            ):
+            phrase, end = keys[at : at + length], at + length
+            if not any(map(str.isalpha, "".join(phrase))):
                 continue
-            end = at + length
             while keys[end : end + length] == phrase:
                 end += length
-            if end - at >= (3 if length == 1 else 2 * length):
+            if end - at >= (3 if length == 1 else 2) * length:
                 del words[at + length : end], keys[at + length : end]
         at += 1
     return " ".join(words)
@@ -145,7 +142,6 @@ def drop_repeated_terms(text: str) -> str:
 
 # --- spelling --------------------------------------------------------------------------------------------------------
 
-
 _DIGITS = re.compile(r"(?<![\w.])\d(?: \d)+(?!\w)")
 _UNITS = re.compile(
     r"\b(?:(?:[2-6]|8|1[026]|32) (?=k\b)|[2-5] (?=d\b)|(?:[1-9]|1[0-9]\d|20\d)0 (?=s\b)|\d{3,4} (?=p\b)"
@@ -164,14 +160,14 @@ def mend_numbers(text: str) -> str:
 _INVISIBLE = re.compile("[\x00-\x1f\x7f-\x9f\xad\u200b\u2028\u2029\u2060\ufeff\ufffd\ud800-\udfff\\s]+")
 _TIDY = (
     (re.compile(r" ([,;!?.]+)(?= |$)"), r"\1"),  # "a cat , a dog ."
-    (re.compile(r"(?<=[^\W\d]) :(?= |$)"), ":"),
+    (re.compile(r"(?<=[^\W\d]) :(?= [^:]|$)"), ":"),
     (re.compile(r"([(\[{]) "), r"\1"),
     (re.compile(r" ([)\]}])"), r"\1"),
     (re.compile(r"(?<=\w) ' ?(?=(?:s|t|re|ve|ll|d|m)\b(?! ?'))"), "'"),  # "dali ' s"
     (re.compile(r"([,;!?])(?: ?\1)+"), r"\1"),
     (re.compile(r"\.{4,}"), "..."),
     (re.compile(r"(?<!\.)\.\.(?!\.)|,\.(?!\d)"), "."),
-    (re.compile(r"^(?:[,;:!?.]+ |[,; ])+|[,;: ]+$"), ""),
+    (re.compile(r"^(?:[,;:!?.]+ |[,; ])+"), ""),
 )
 
 
@@ -180,7 +176,7 @@ def tidy(text: str) -> str:
     text = _INVISIBLE.sub(" ", text)
     for pattern, replacement in _TIDY:
         text = pattern.sub(replacement, text)
-    return text
+    return text.rstrip(",;: ")
 
 
 _PIECES = (

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from captioner.errors import BadInput
-from captioner.postprocess import clean
+from captioner.postprocess import drop_special_tokens, mend_numbers, tidy
 
 LONGEST = 60
 """Characters. What is longer describes a scene rather than names a style."""
@@ -33,10 +33,16 @@ def mine(lines: Iterable[str], *, max_kept: int = MAX_KEPT) -> list[tuple[str, i
     return sorted(counts.items(), key=lambda item: (-item[1], item[0]))
 
 
+_CLEAN_ALREADY = re.compile(r"[a-z]+(?:[ '-][a-z]+)*")
+
+
 def clean_term(term: str) -> str:
     """ "((sharp focus:1.2))" → "sharp focus"; what holds no letter → "" """
+    if _CLEAN_ALREADY.fullmatch(term):  # most are: mining 400,000 prompts takes a third of the time
+        return term
     term = re.sub(r":[\d. ]+(?=[)\]}]|$)", "", term)
-    term = clean(re.sub(r"[()\[\]{}|\"“”]", " ", term)).strip(" .,;:!?-")
+    term = re.sub(r"[()\[\]{}|\"“”]", " ", drop_special_tokens(term))
+    term = mend_numbers(tidy(term)).strip(" .,;:!?-")
     return term if re.search(r"[^\W\d_]", term) else ""
 
 

@@ -133,6 +133,12 @@ def test_a_meaningful_text_never_becomes_empty(before: str, after: str) -> None:
         assert re.search(r"\w", clean(f"{before} zebra {after}", finished=finished))
 
 
+@pytest.mark.parametrize("unit", ["<", " ", ": ", ",", "a ", "ab, ", "1 ", "< ", "!.", "Ã", "[", "araf ", "x. "])
+def test_long_texts_take_no_forever(unit: str) -> None:
+    clean(unit * 2000)  # a pattern that backtracks over and over would hang here
+    clean("<" + unit * 2000 + "!", finished=False)
+
+
 # --- length ----------------------------------------------------------------------------------------------------------
 
 
