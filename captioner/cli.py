@@ -8,13 +8,28 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Annotated
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from typer.core import TyperGroup
 
 from captioner.errors import BadImage, CaptionerError
-from captioner.options import InputFlags, ModelFlags, OutputFlags, SearchFlags, TextFlags, grouped
+from captioner.options import (
+    CaptionInputFlags,
+    CaptionOutputFlags,
+    InputFlags,
+    ModelFlags,
+    OutputFlags,
+    SearchFlags,
+    TextFlags,
+    grouped,
+)
+
+if TYPE_CHECKING:
+    from captioner.batch import Answers
+    from captioner.sinks import Sink
 
 
 class Verbs(TyperGroup):
@@ -26,6 +41,9 @@ class Verbs(TyperGroup):
         except CaptionerError as error:
             typer.echo(f"captioner: {error}", err=True)
             raise typer.Exit(2) from None
+        except KeyboardInterrupt as stopped:
+            typer.echo(f"\ncaptioner: {stopped or 'Stopped.'}", err=True)
+            raise typer.Exit(130) from None
 
 
 SETTINGS = {"help_option_names": ["-h", "--help"]}
@@ -50,19 +68,108 @@ def captioner() -> None:
 @app.command()
 @grouped
 def generate(
-    images: Images, model: ModelFlags, search: SearchFlags, text: TextFlags, read: InputFlags, write: OutputFlags
+    images: Images,
+    read: CaptionInputFlags,
+    write: CaptionOutputFlags,
+    text: TextFlags,
+    search: SearchFlags,
+    model: ModelFlags,
 ) -> None:
     """Write the prompt that could have made a picture.
 
-    One picture: its prompt alone on standard output. Many: one line each, or a file or folder by --out.
-    """
-    from captioner.images import find_images
-    from captioner.pipeline import load
+    One picture: its prompt alone on standard output. Many: a line each, or a file, a folder or sidecars. What cannot
+    be read is reported, the run goes on, and the exit status is 1.
 
-    speaker = load(model.model, model.load_options)
-    for source in find_images(images, recursive=read.recursive):
-        [prompt] = speaker.generate([source.open(read.max_pixels)], search.over(speaker.decoding), text.finish)
-        typer.echo(prompt.text)
+    captioner generate cat.png
+
+    captioner generate photos --recursive --out captions.jsonl --resume
+
+    captioner generate photos --sidecar --prefix "sks style" --max-tokens-clip 77
+
+    captioner generate cat.png --model blip-large --num-candidates 5 --consensus --json
+    """
+    from captioner.answers import Model, Prompts
+
+    prompts = Prompts(
+        Model(model.model, model.load_options), search, text.finish, read.metadata, read.max_pixels, write.embed
+    )
+    _run(images, prompts, partial(write.caption_sink, images), read.recursive, read.batch_size, write.quiet)
+
+
+@app.command()
+@grouped
+def embed(
+    read: InputFlags,
+    write: OutputFlags,
+    search: SearchFlags,
+    model: ModelFlags,
+    inputs: Annotated[
+        list[str] | None, typer.Argument(help="Texts; or pictures, wherever all are files, folders or addresses.")
+    ] = None,
+    file: Annotated[str | None, typer.Option("--file", "-f", help="Texts, one a line; - is standard input.")] = None,
+    expected: Annotated[
+        bool, typer.Option("--expected", help="Pictures: the mean of all candidates, weighted by probability.")
+    ] = False,
+) -> None:
+    """Embed texts, or pictures by what a model says of them, as unit vectors.
+
+    The vectors are printed, or written to a .npy, .jsonl, .csv or .parquet file. A .npy holds them alone, in order;
+    pictures that cannot be read have no row in it.
+
+    captioner embed "a castle in the clouds, oil painting"
+
+    captioner embed --file prompts.txt --out vectors.npy
+
+    captioner embed photos --model runs/direct --out vectors.parquet
+    """
+    from captioner import answers
+
+    inputs = inputs or []
+    if answers.are_pictures(inputs, model.model):
+        asked = answers.Model(model.model, model.load_options)
+        embeddings = answers.Embeddings(asked, search, read.max_pixels, expected)
+        _run(inputs, embeddings, partial(write.sink, answers.numbers), read.recursive, read.batch_size, write.quiet)
+    else:
+        sink = write.sink(answers.numbers, False)
+        answers.embed_texts(answers.read_texts(inputs, file), model.embedder, sink)
+
+
+@app.command()
+@grouped
+def read(
+    images: Images,
+    recursive: Annotated[bool, typer.Option("--recursive", "-r", help="Look into subfolders too.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="As JSON, one line a picture.")] = False,
+) -> None:
+    """Read the generation parameters a picture carries: A1111, ComfyUI, InvokeAI, NovelAI, Fooocus …
+
+    They are what somebody wrote into the file, and prove nothing.
+
+    captioner read drawn.png
+
+    captioner read folder --recursive --json
+    """
+    from captioner import answers, sinks
+
+    def sink(many: bool) -> sinks.Stdout:
+        return sinks.Stdout(sinks.to_json if json else partial(answers.parameters_text, named=many))
+
+    _run(images, answers.Carried(), sink, recursive, quiet=True)
+
+
+def _run(
+    images: list[str],
+    answers: Answers,
+    open_sink: Callable[[bool], Sink],
+    recursive: bool,
+    batch_size: int | None = None,
+    quiet: bool = False,
+) -> None:
+    from captioner.batch import run_inputs
+
+    tally = run_inputs(images, answers, open_sink, recursive=recursive, batch_size=batch_size, quiet=quiet)
+    if tally.failed:
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -84,6 +191,30 @@ def models(json: Annotated[bool, typer.Option("--json", help="As JSON.")] = Fals
         size = f"{row['bytes'] / 1e6:,.0f} MB" if row["bytes"] else "–"
         table.add_row(row["name"], row["kind"], row["weights"], size, "yes" if row["where"] else "no", row["purpose"])
     Console().print(table)
+
+
+@terms.command("mine")
+def terms_mine(
+    prompts: Annotated[list[str], typer.Argument(help="Files of prompts, one a line; - is standard input.")],
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Write the list to this file.")] = None,
+    least: Annotated[int, typer.Option("--min-count", help="Leave out rarer terms.", min=1)] = 2,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file.")] = False,
+) -> None:
+    """Collect the comma terms of prompts, most frequent first: TERM<TAB>COUNT, for `generate --terms`.
+
+    captioner terms mine prompts.txt --out terms.tsv
+    """
+    from captioner.answers import read_texts
+    from captioner.sinks import write_lines
+    from captioner.terms import mine
+
+    found = mine(line for file in prompts for line in read_texts([], file))
+    lines = (f"{term}\t{count}" for term, count in found if count >= least)
+    if out is not None:
+        write_lines(out, lines, overwrite=overwrite)
+    else:
+        for line in lines:
+            typer.echo(line)
 
 
 @index.command("build")

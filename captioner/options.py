@@ -6,12 +6,13 @@ An option that is left out is None wherever the model or the checkpoint has a sa
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from enum import Enum
 from functools import wraps
+from operator import itemgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, get_args, get_type_hints
 
 from typer import Option
 
@@ -21,6 +22,7 @@ from captioner.errors import BadInput
 
 if TYPE_CHECKING:
     from captioner.pipeline import Finish
+    from captioner.sinks import Row, Sink
 
 
 def grouped(verb: Callable) -> Callable:
@@ -45,7 +47,18 @@ def grouped(verb: Callable) -> Callable:
     return called
 
 
+METAVARS = {
+    **dict.fromkeys((int, int | None), "N"),
+    **dict.fromkeys((float, float | None), "X"),
+    **dict.fromkeys((str, str | None, list[str] | None), "TEXT"),
+    **dict.fromkeys((Path | None, list[Path] | None), "PATH"),
+}
+"""Short names for values: typer's own leave little room for the help beside them."""
+
+
 def _parameter(name: str, hint: Any, default: Any) -> inspect.Parameter:
+    kind, option = get_args(hint)
+    option.metavar = METAVARS.get(kind)
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=hint)
 
 
@@ -115,7 +128,8 @@ class SearchFlags:
 
     num_beams: Annotated[int | None, _search("Hypotheses kept per picture; 1 is greedy.", min=1)] = None
     num_candidates: Annotated[
-        int | None, _search("Texts returned per picture; raises --num-beams when needed.", "--num-candidates", min=1)
+        int | None,
+        _search("Texts returned per picture; raises --num-beams when needed.", "--num-candidates", min=1),
     ] = None
     max_new_tokens: Annotated[int | None, _search("The longest text, in tokens.")] = None
     min_new_tokens: Annotated[int | None, _search("The shortest text, in tokens.")] = None
@@ -165,7 +179,8 @@ class TextFlags:
     prefix: Annotated[str, _text('A trigger word before the text: "sks style" gives "sks style, …".')] = ""
     suffix: Annotated[str, _text("The same after the text.")] = ""
     max_tokens_clip: Annotated[
-        int | None, _text("Cut at a comma so that CLIP's text tower (77 tokens) would not truncate it.", min=3)
+        int | None,
+        _text("Cut at a comma so that CLIP's text tower (77 tokens) would not truncate it.", min=3),
     ] = None
 
     @property
@@ -197,7 +212,20 @@ class InputFlags:
         100_000_000
     )
     batch_size: Annotated[int | None, _input("Pictures at a time (default: what fits).", min=1)] = None
-    quiet: Annotated[bool, _input("No progress on standard error; errors still show.", "--quiet", "-q")] = False
+
+
+@dataclass(frozen=True)
+class CaptionInputFlags(InputFlags):
+    """A picture may also carry its prompt."""
+
+    metadata: Annotated[
+        Metadata,
+        _input(
+            "A prompt that the picture carries: ignore it, take it first, or take only that. "
+            "The result's `source` says which it was.",
+            show_default=True,
+        ),
+    ] = Metadata.ignore
 
 
 # --- where it goes ---------------------------------------------------------------------------------------------------
@@ -219,16 +247,63 @@ class OnExisting(str, Enum):
 class OutputFlags:
     """Where results go, and how a stopped run goes on."""
 
-    out: Annotated[
-        Path | None,
-        _output(
-            "A .jsonl, .csv or .parquet file, or a folder: pictures + metadata.jsonl (HF imagefolder).", "--out", "-o"
-        ),
-    ] = None
+    out: Annotated[Path | None, _output("A file; its ending says the form.", "--out", "-o")] = None
     resume: Annotated[bool, _output("Go on where a stopped run left off.", "--resume")] = False
-    overwrite: Annotated[bool, _output("Replace what --out holds.", "--overwrite")] = False
-    json: Annotated[bool, _output("Print everything as JSON, one line a picture.", "--json")] = False
+    overwrite: Annotated[bool, _output("Replace the file that --out names.", "--overwrite")] = False
+    json: Annotated[bool, _output("Print everything as JSON, one line each.", "--json")] = False
+    quiet: Annotated[bool, _output("No progress on standard error; errors still show.", "--quiet", "-q")] = False
 
     def __post_init__(self) -> None:
         if self.resume and self.overwrite:
             raise BadInput("--resume keeps what is there, --overwrite replaces it: give one of them.")
+        if self.overwrite and self.out is None:
+            raise BadInput("--overwrite is about the file that --out names.")
+        if self.json and self.out is not None:
+            raise BadInput("--json prints; --out FILE.jsonl holds the same.")
+
+    def sink(self, show: Callable[[Row], str], named: bool) -> Sink:
+        """The sink the user chose, ready to be written to; `show` is what a row looks like when it is printed."""
+        from captioner import sinks
+
+        if self.out is not None:
+            return sinks.open_out(self.out, resume=self.resume, overwrite=self.overwrite)
+        if self.resume:
+            raise BadInput("--resume needs an --out to go on with.")
+        return sinks.Stdout(sinks.to_json) if self.json else sinks.Stdout(show, named=named)
+
+
+@dataclass(frozen=True)
+class CaptionOutputFlags(OutputFlags):
+    """Captions may also lie beside the pictures."""
+
+    out: Annotated[
+        Path | None,
+        _output(
+            "A .jsonl, .csv or .parquet file; without an ending a folder: pictures + metadata.jsonl (HF imagefolder).",
+            *("--out", "-o"),
+        ),
+    ] = None
+    sidecar: Annotated[bool, _output("photo.txt beside photo.png, for each picture.", "--sidecar")] = False
+    on_existing: Annotated[
+        OnExisting | None, _output("What to do where a sidecar is already there (default: skip).")
+    ] = None
+    embed: Annotated[bool, _output("Add the prompt's embedding.", "--embed")] = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.sidecar and (self.out is not None or self.json or self.embed):
+            raise BadInput("--sidecar holds the text alone and goes with none of --out, --json and --embed.")
+        if self.on_existing is not None and not self.sidecar:
+            raise BadInput("--on-existing is about sidecars: add --sidecar.")
+        if self.embed and self.out is None and not self.json:
+            raise BadInput("--embed needs --json or --out; `captioner embed` prints embeddings alone.")
+        if self.out is not None and self.out.suffix == ".npy":
+            raise BadInput("A .npy file holds no text: use `captioner embed`.")
+
+    def caption_sink(self, inputs: Sequence[str], named: bool) -> Sink:
+        """As `sink`, sidecars included."""
+        from captioner import sinks
+
+        if self.sidecar:
+            return sinks.Sidecars(inputs, (self.on_existing or OnExisting.skip).value, resume=self.resume)
+        return self.sink(itemgetter("text"), named)

@@ -1,0 +1,230 @@
+"""What is asked about each picture of a run: its prompt, or its embedding. Rows for the sinks come out.
+
+The model is loaded with the first picture that needs it: not for a list of broken files, nor where every picture
+carries its own prompt.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from captioner.contracts import LoadOptions
+from captioner.decoding import Decoding
+from captioner.errors import BadImage, BadInput
+from captioner.images import Source, is_url, printable
+from captioner.metadata import Parameters, read_parameters
+from captioner.options import Metadata, SearchFlags
+from captioner.prompt import Candidate
+from captioner.sinks import Result, Row, Sink, groups
+
+if TYPE_CHECKING:
+    import numpy as np
+    from PIL.Image import Image
+
+    from captioner.pipeline import Captioner, DirectEmbedder, Finish
+
+BATCH = 8
+"""Pictures at a time where nothing else is said: more bring little on a CPU."""
+BATCH_ON_GPU = 32
+TEXTS = 256
+"""Texts embedded at a time."""
+
+
+@dataclass
+class Model:
+    """A model to be loaded when it is first asked."""
+
+    name: str | None
+    options: LoadOptions
+
+    @cached_property
+    def loaded(self) -> Captioner | DirectEmbedder:
+        from transformers.utils import logging
+
+        from captioner.pipeline import load
+
+        logging.disable_progress_bar()  # one for each file of weights, on the standard error of a one-line command
+        return load(self.name, self.options)
+
+    def batch_size(self) -> int:
+        from captioner import compute
+
+        return BATCH if compute.device(self.options.device).type == "cpu" else BATCH_ON_GPU
+
+
+@dataclass
+class Prompts:
+    """`captioner generate`: the prompt that could have made a picture, or the one it carries."""
+
+    model: Model
+    search: SearchFlags
+    finish: Finish
+    metadata: Metadata
+    max_pixels: int
+    embed: bool = False
+
+    def __post_init__(self) -> None:
+        self.search.over(Decoding())  # contradictions are said before anything is loaded
+
+    def look(self, source: Source) -> Image | Row:
+        if self.metadata is not Metadata.ignore:
+            carried = read_parameters(source.content())
+            if carried is not None and carried.prompt:
+                return self._row(replace(self.finish, clean=False).text(carried.prompt), "metadata", carried.prompt)
+            if self.metadata is Metadata.only:
+                raise BadImage(f"{source.name} carries no prompt. Without --metadata only the model is asked.")
+        return source.open(self.max_pixels)
+
+    def batch_size(self) -> int:
+        return BATCH if self.metadata is Metadata.only else self.model.batch_size()
+
+    def answer(self, looks: list[Image | Row]) -> list[Row]:
+        said = iter(self._ask([look for look in looks if not isinstance(look, dict)]))
+        rows = [look if isinstance(look, dict) else next(said) for look in looks]
+        if self.embed:
+            from captioner.embedding import text_embedder
+
+            vectors = text_embedder(self.model.options.embedder)([row["text"] for row in rows])
+            rows = [row | {"embedding": as_numbers(vector)} for row, vector in zip(rows, vectors, strict=True)]
+        return rows
+
+    def _ask(self, images: list[Image]) -> list[Row]:
+        if not images:
+            return []
+        readings = self.captioner.speaker.read_images(images, self.decoding)
+        prompts = [self.captioner.prompt(reading, self.finish) for reading in readings]
+        return [self._row(p.text, p.source, p.raw, p.score, p.model, p.candidates) for p in prompts]
+
+    def _row(
+        self,
+        text: str,
+        source: str,
+        raw: str,
+        score: float | None = None,
+        model: str | None = None,
+        candidates: Sequence[Candidate] = (),
+    ) -> Row:
+        listed = [asdict(candidate) for candidate in candidates]
+        return {"text": text, "score": score, "model": model, "source": source, "raw": raw, "candidates": listed}
+
+    @cached_property
+    def captioner(self) -> Captioner:
+        if not self.model.loaded.speaks:
+            raise BadInput(f"{self.model.loaded.name} gives embeddings, not text: use `captioner embed`.")
+        return self.model.loaded
+
+    @cached_property
+    def decoding(self) -> Decoding:
+        return self.search.over(self.captioner.decoding)
+
+
+@dataclass
+class Embeddings:
+    """`captioner embed`: a picture's unit vector."""
+
+    model: Model
+    search: SearchFlags
+    max_pixels: int
+    expected: bool = False
+
+    def __post_init__(self) -> None:
+        self.search.over(Decoding())
+
+    def look(self, source: Source) -> Image:
+        return source.open(self.max_pixels)
+
+    def batch_size(self) -> int:
+        return self.model.batch_size()
+
+    def answer(self, looks: list[Image]) -> list[Row]:
+        model = self.model.loaded
+        if model.speaks:
+            vectors = model.embed(looks, self.search.over(model.decoding), len(looks), self.expected)
+        elif self.expected:
+            raise BadInput(f"{model.name} gives embeddings at once and has no candidates: leave out --expected.")
+        else:
+            vectors = model.embed(looks, len(looks))
+        return [{"embedding": as_numbers(vector)} for vector in vectors]
+
+
+class Carried:
+    """`captioner read`: the generation parameters a picture carries."""
+
+    def look(self, source: Source) -> Row:
+        parameters = read_parameters(source.content())
+        if parameters is None:
+            raise BadImage(f"{source.name} carries no generation parameters.")
+        return parameters.to_dict()
+
+    def batch_size(self) -> int:
+        return 1
+
+    def answer(self, looks: list[Row]) -> list[Row]:
+        return looks
+
+
+# --- texts -----------------------------------------------------------------------------------------------------------
+
+
+def are_pictures(inputs: Sequence[str], model: str | None) -> bool:
+    """What the arguments of `captioner embed` are: pictures where a model is named or all of them exist, else texts."""
+    there = [is_url(text) or os.path.lexists(text) for text in inputs]
+    if model is not None or (there and all(there)):
+        return True
+    if any(there):
+        raise BadInput(
+            f"{inputs[there.index(True)]!r} is there but {inputs[there.index(False)]!r} is not: "
+            f"give either pictures or texts, or name a --model to say that all are pictures."
+        )
+    return False
+
+
+def read_texts(texts: Sequence[str], file: str | None) -> Iterator[str]:
+    """Texts as arguments, and the lines of a file or of standard input."""
+    if not texts and file is None:
+        raise BadInput("Nothing to do: give texts, pictures, or --file FILE with one text a line.")
+    yield from texts
+    if file is None:
+        return
+    try:
+        with open(sys.stdin.fileno() if file == "-" else file, encoding="utf-8-sig", closefd=file != "-") as lines:
+            yield from (line.rstrip("\r\n") for line in lines)
+    except OSError as error:
+        raise BadInput(f"{file} cannot be read ({error.strerror}).") from error
+    except UnicodeDecodeError as error:
+        raise BadInput(f"{file} is not UTF-8 text ({error.reason} at byte {error.start}): save it as UTF-8.") from error
+
+
+def embed_texts(texts: Iterable[str], embedder: str | None, sink: Sink) -> None:
+    """Unit vectors of texts, any number of them."""
+    from captioner.embedding import text_embedder
+
+    with sink:
+        for part in groups(texts, TEXTS):
+            vectors = text_embedder(embedder)(part)
+            rows = [{"text": t, "embedding": as_numbers(v)} for t, v in zip(part, vectors, strict=True)]
+            sink.write([Result(Source(row["text"]), row) for row in rows])
+
+
+# --- how rows look when they are printed -----------------------------------------------------------------------------
+
+
+def numbers(row: Row) -> str:
+    """An embedding as decimals with spaces between."""
+    return " ".join(map(str, row["embedding"]))
+
+
+def parameters_text(row: Row, named: bool) -> str:
+    """Generation parameters as A1111 shows them; one of many begins with its picture's name."""
+    parameters = Parameters(**{column: value for column, value in row.items() if column != "file"})
+    return f"{printable(row['file'])}\n{parameters.to_text()}\n" if named else parameters.to_text()
+
+
+def as_numbers(vector: np.ndarray) -> list[float]:
+    """The shortest decimals that give the same float32 back."""
+    return [float(str(number)) for number in vector]

@@ -1,0 +1,228 @@
+"""Many pictures: read ahead in threads, batch, survive a bad one, resume, hand to a sink.
+
+Memory holds a window of opened pictures, never the whole list. The batch size never changes a result, so it may shrink
+when memory runs out.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass, replace
+from itertools import chain, islice
+from typing import TYPE_CHECKING, Protocol
+
+from captioner.errors import BadImage, BadInput, BadOutput
+from captioner.images import Source, find_images
+from captioner.progress import Progress, Silent, Tally, watch
+from captioner.sinks import Result, Row, Sink, Stdout, file_of
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+READERS = 4
+READ_AHEAD = 16
+"""Pictures opened ahead of the model, at most …"""
+HELD_PIXELS = 100_000_000
+"""… and while they have no more pixels than this together; a batch keeps to the same limit."""
+
+
+class Stopped(KeyboardInterrupt):
+    """The user stopped a run; the message says how it goes on."""
+
+
+class Answers(Protocol):
+    """What is asked about each picture: one verb's own part of a run."""
+
+    def look(self, source: Source) -> Image | Row:
+        """Open a picture, or answer at once without the model. Called in threads."""
+
+    def batch_size(self) -> int:
+        """Pictures at a time that fit into memory."""
+
+    def answer(self, looks: list[Image | Row]) -> list[Row]:
+        """One row for each of what `look` gave, in order."""
+
+
+def run_inputs(
+    inputs: Sequence[str],
+    answers: Answers,
+    open_sink: Callable[[bool], Sink],
+    *,
+    recursive: bool = False,
+    batch_size: int | None = None,
+    quiet: bool = False,
+) -> Tally:
+    """`run` for what a user names; `open_sink(many)` is told whether there is more than one picture."""
+    sources = find_images(inputs, recursive=recursive)
+    first = list(islice(sources, 2))
+    many = len(first) > 1 or os.path.isdir(inputs[0])
+    sink = open_sink(many)
+    quiet = quiet or not many or (isinstance(sink, Stdout) and sys.stdout.isatty())
+    progress = Silent() if quiet else watch(inputs, recursive)
+    tally = run(chain(first, sources), sink, answers, progress, batch_size)
+    if not quiet and sink.resumable:
+        progress.say(f"captioner: {sink.summary(tally.done, tally.skipped, tally.failed)}")
+    return tally
+
+
+def run(
+    sources: Iterable[Source],
+    sink: Sink,
+    answers: Answers,
+    progress: Progress,
+    batch_size: int | None = None,
+) -> Tally:
+    """Every picture's row goes to the sink, in order; what cannot be read is reported and the run goes on."""
+    work = _Work(sink, answers, progress, batch_size)
+    try:
+        with sink, progress, closing(_read_ahead(work.wanted(sources), answers.look)) as opened:
+            for found in opened:
+                work.take(found)
+            work.flush()
+    except KeyboardInterrupt:
+        again = "The same command with --resume goes on from there." if sink.resumable else ""
+        raise Stopped(f"Stopped with {work.tally.done:,} done. {again}".strip()) from None
+    return work.tally
+
+
+# --- reading ahead ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """One picture as it came out of a reader: the picture, a row, or what is wrong."""
+
+    source: Source
+    file: str
+    content: Image | Row | BadImage | BadOutput
+
+    @property
+    def pixels(self) -> int:
+        if isinstance(self.content, (dict, Exception)):
+            return 0
+        return self.content.width * self.content.height
+
+
+def _read_ahead(sources: Iterable[Source | _Opened], look: Callable[[Source], Image | Row]) -> Iterator[_Opened]:
+    pool = ThreadPoolExecutor(READERS, "reader")
+    waiting: deque[Future[_Opened]] = deque()
+    try:
+        for source in sources:
+            waiting.append(pool.submit(_open, source, look))
+            while len(waiting) > READ_AHEAD or _held(waiting) > HELD_PIXELS:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _held(waiting: Iterable[Future[_Opened]]) -> int:
+    return sum(future.result().pixels for future in waiting if future.done())
+
+
+def _open(source: Source | _Opened, look: Callable[[Source], Image | Row]) -> _Opened:
+    if isinstance(source, _Opened):
+        return source
+    file = file_of(source)
+    try:
+        if source.url is not None:  # fetched once: the sink may want the very bytes
+            source = replace(source, url=None, data=source.content())
+        return _Opened(source, file, look(source))
+    except BadImage as error:
+        return _Opened(source, file, error)
+
+
+# --- asking the model, and keeping what it says ----------------------------------------------------------------------
+
+
+class _Work:
+    """A batch being filled, and what became of the ones before."""
+
+    def __init__(self, sink: Sink, answers: Answers, progress: Progress, batch_size: int | None) -> None:
+        self.sink = sink
+        self.answers = answers
+        self.progress = progress
+        self.batch_size = batch_size
+        self.batch: list[_Opened] = []
+        self.tally = Tally()
+
+    def wanted(self, sources: Iterable[Source]) -> Iterator[Source | _Opened]:
+        """Those that are not done yet; one whose result has no place comes out with what is wrong."""
+        for source in sources:
+            try:
+                if source.problem is not None or self.sink.wants(source):
+                    yield source
+                else:
+                    self.tally.skipped += 1
+                    self.progress.show(self.tally)
+            except BadOutput as error:
+                yield _Opened(source, file_of(source), error)
+
+    def take(self, opened: _Opened) -> None:
+        if isinstance(opened.content, (BadImage, BadOutput)):
+            self.progress.say(f"captioner: {opened.content}")
+            self.sink.fail(opened.file, str(opened.content))
+            self.tally.failed += 1
+            self.progress.show(self.tally)
+            return
+        self.batch.append(opened)
+        if len(self.batch) >= self._size() or sum(each.pixels for each in self.batch) >= HELD_PIXELS:
+            self.flush()
+
+    def _size(self) -> int:
+        if self.batch_size is None:
+            self.batch_size = self.answers.batch_size()
+        return self.batch_size
+
+    def flush(self) -> None:
+        """Ask the model about the pictures of the batch and keep all its rows, in order."""
+        if not self.batch:
+            return
+        rows = self._ask([each.content for each in self.batch])
+        results = [Result(each.source, {"file": each.file} | row) for each, row in zip(self.batch, rows, strict=True)]
+        self.sink.write(results)
+        self.tally.done += len(results)
+        self.batch.clear()
+        self.progress.show(self.tally)
+
+    def _ask(self, looks: list[Image | Row]) -> list[Row]:
+        """All rows; where memory does not hold so many pictures at a time, in smaller parts from now on."""
+        rows: list[Row] = []
+        size = len(looks)
+        while len(rows) < len(looks):
+            try:
+                rows += self.answers.answer(looks[len(rows) : len(rows) + size])
+                continue
+            except (MemoryError, RuntimeError) as error:
+                if not _out_of_memory(error):
+                    raise
+            # Outside the handler, where the failed pass and its tensors are let go of.
+            if size == 1:
+                raise BadInput(
+                    "There is not enough memory for one picture: use fewer beams, --precision bf16 or a smaller model."
+                )
+            size = self.batch_size = (size + 1) // 2
+            self.progress.say(f"captioner: out of memory; going on with {size} pictures at a time.")
+            _free_memory()
+        return rows
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """torch names only the GPU's case by a class of its own."""
+    words = str(error).lower()
+    return isinstance(error, MemoryError) or any(
+        sign in words for sign in ("out of memory", "not enough memory", "can't allocate memory")
+    )
+
+
+def _free_memory() -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

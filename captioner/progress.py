@@ -1,0 +1,150 @@
+"""What the user sees of a long run, on standard error: a bar on a terminal, lines elsewhere, or errors alone."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from captioner.images import find_images
+
+
+@dataclass
+class Tally:
+    """How a run went."""
+
+    done: int = 0
+    failed: int = 0
+    skipped: int = 0
+
+    @property
+    def seen(self) -> int:
+        return self.done + self.failed + self.skipped
+
+
+class Pace:
+    """Pictures per second since the first batch: loading the model says nothing about the rest."""
+
+    def __init__(self) -> None:
+        self.first: tuple[float, int] | None = None
+
+    def __call__(self, tally: Tally) -> float:
+        now, worked = time.monotonic(), tally.done + tally.failed
+        if self.first is None and tally.done:
+            self.first = now, worked
+        began, before = self.first or (now, worked)
+        return (worked - before) / (now - began) if now > began else 0.0
+
+
+class Progress(Protocol):
+    """What the user sees of a run, on standard error."""
+
+    def __enter__(self) -> Progress: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def show(self, tally: Tally) -> None:
+        """The run has come this far."""
+
+    def say(self, line: str) -> None:
+        """Something went wrong: said at once."""
+
+
+class Silent:
+    """Errors only."""
+
+    def __enter__(self) -> Silent:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def show(self, tally: Tally) -> None:
+        pass
+
+    def say(self, line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+
+class Lines(Silent):
+    """A line every ten seconds: for logs, and wherever a bar would be noise."""
+
+    EVERY = 10.0
+
+    def __init__(self, total: Total) -> None:
+        self.total = total
+        self.pace = Pace()
+        self.last = time.monotonic()
+
+    def show(self, tally: Tally) -> None:
+        rate = self.pace(tally)
+        if time.monotonic() - self.last < self.EVERY:
+            return
+        self.last = time.monotonic()
+        of = f" of {self.total.count:,}" if self.total.count is not None else ""
+        left = ""
+        if self.total.count is not None and rate:
+            left = f", {_duration((self.total.count - tally.seen) / rate)} left"
+        self.say(f"captioner: {tally.seen:,}{of} pictures, {rate:.1f}/s{left}")
+
+
+class Bar:
+    """A bar with images/s and time left, for people at a terminal."""
+
+    def __init__(self, total: Total) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import Progress as RichProgress
+
+        self.total = total
+        self.console = Console(stderr=True, highlight=False)
+        self.bar = RichProgress(
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]:.1f} images/s"),
+            TimeRemainingColumn(),
+            console=self.console,
+            redirect_stdout=False,  # it would lead results to standard error
+            transient=True,
+        )
+        self.task = self.bar.add_task("", total=None, rate=0.0)
+        self.pace = Pace()
+
+    def __enter__(self) -> Bar:
+        self.bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.stop()
+
+    def show(self, tally: Tally) -> None:
+        self.bar.update(self.task, completed=tally.seen, total=self.total.count, rate=self.pace(tally))
+
+    def say(self, line: str) -> None:
+        self.console.print(line, markup=False, soft_wrap=True)
+
+
+class Total:
+    """How many pictures there are, counted in the background; None until it is known."""
+
+    def __init__(self, inputs: Sequence[str], recursive: bool) -> None:
+        self.count: int | None = None
+        threading.Thread(target=self._count, args=(inputs, recursive), daemon=True, name="count").start()
+
+    def _count(self, inputs: Sequence[str], recursive: bool) -> None:
+        named = [text for text in inputs if text != "-"]  # standard input can be read only once
+        self.count = sum(1 for _ in find_images(named, recursive=recursive)) + (len(named) < len(inputs))
+
+
+def watch(inputs: Sequence[str], recursive: bool) -> Progress:
+    """A bar on a terminal, lines elsewhere."""
+    return (Bar if sys.stderr.isatty() else Lines)(Total(inputs, recursive))
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
