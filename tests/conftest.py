@@ -8,10 +8,16 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import importlib
+import itertools
+import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
+
+SUBJECTS, LOOKS = ("cat", "dog", "dragon", "castle"), ("red", "blue", "green", "golden")
 
 
 @pytest.fixture(scope="session")
@@ -27,6 +33,20 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str],
         return made[family]
 
     return get
+
+
+@pytest.fixture(scope="session")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An image folder of 16 pictures with a prompt each: coarse random colours, easy to tell apart."""
+    folder = tmp_path_factory.mktemp("pairs")
+    random = np.random.default_rng(0)
+    with open(folder / "metadata.jsonl", "w", encoding="utf-8") as metadata:
+        for number, (subject, look) in enumerate(itertools.product(SUBJECTS, LOOKS)):
+            colours = random.integers(0, 256, (4, 4, 3), dtype=np.uint8)
+            Image.fromarray(colours).resize((48, 48), Image.Resampling.NEAREST).save(folder / f"{number}.png")
+            row = {"file_name": f"{number}.png", "text": f"a {look} {subject} in the forest"}
+            metadata.write(json.dumps(row) + "\n")
+    return folder
 
 
 @pytest.fixture(autouse=True)

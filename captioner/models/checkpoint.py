@@ -38,10 +38,13 @@ def load_pretrained(cls: type[Model], folder: Path, options: LoadOptions) -> Mod
     return compute.place(read_model(cls, folder, compute.DTYPES.get(precision, torch.float32)), options)
 
 
-def read_model(cls: type[Model], folder: Path, dtype: torch.dtype = torch.float32) -> Model:
-    """The model of this folder in its plain form, fit for training and saving; an adapter is merged."""
+def read_model(cls: type[Model], folder: Path, dtype: torch.dtype = torch.float32, **settings) -> Model:
+    """The model of this folder in its plain form, fit for training and saving; an adapter is merged.
+
+    Settings go to transformers' `from_pretrained`, e.g. `quantization_config`.
+    """
     base = base_folder(folder)
-    model = _read_whole(cls, base, dtype)
+    model = _read_whole(cls, base, dtype=dtype, **settings)
     return model if base == folder else _merge_adapter(model, folder)
 
 
@@ -106,7 +109,7 @@ def reading(source: Path) -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _read_whole(cls: type[Model], folder: Path, dtype: torch.dtype) -> Model:
+def _read_whole(cls: type[Model], folder: Path, **settings) -> Model:
     """Every key must be there, and none too many."""
     wanted, is_type = cls.config_class.model_type, read_json(folder / "config.json").get("model_type")
     if is_type != wanted:
@@ -115,7 +118,7 @@ def _read_whole(cls: type[Model], folder: Path, dtype: torch.dtype) -> Model:
         raise BadCheckpoint(f"{folder} has no weights: there is no {WEIGHTS[0]} in it. Copy or fetch it again.")
     with reading(folder):
         model, report = cls.from_pretrained(
-            folder, dtype=dtype, local_files_only=True, output_loading_info=True, ignore_mismatched_sizes=True
+            folder, local_files_only=True, output_loading_info=True, ignore_mismatched_sizes=True, **settings
         )
     extra = [key for key in report["unexpected_keys"] if not key.endswith(BUFFERS)]
     _all_there(folder, report["missing_keys"], extra, [key for key, *_shapes in report["mismatched_keys"]])

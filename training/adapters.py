@@ -1,0 +1,58 @@
+"""LoRA and QLoRA: train a small adapter beside frozen weights.
+
+`captioner generate --model ADAPTER` uses an adapter folder as it is; `captioner merge ADAPTER OUT` writes whole
+weights.
+"""
+
+from __future__ import annotations
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
+from transformers import BitsAndBytesConfig, PreTrainedModel
+
+from training.recipe import LoraRecipe
+
+
+def adapted(model: PreTrainedModel, recipe: LoraRecipe, targets: str, base: str) -> PreTrainedModel | PeftModel:
+    """The model with a LoRA adapter when the recipe asks for one; else the model.
+
+    targets is a regular expression over module names. Word embeddings and the output layer tied to them are never
+    adapted: merging would change both at once.
+    """
+    if not (recipe.lora or recipe.qlora):
+        return model
+    if recipe.qlora:
+        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=recipe.gradient_checkpointing)
+    config = LoraConfig(
+        r=recipe.lora_rank,
+        lora_alpha=recipe.lora_alpha,
+        lora_dropout=0.05,
+        target_modules=recipe.lora_targets or targets,
+        base_model_name_or_path=base,
+    )
+    adapted_model = get_peft_model(model, config)
+    adapted_model.peft_config["default"].base_model_name_or_path = base
+    return adapted_model
+
+
+def quantization(recipe: LoraRecipe) -> dict[str, BitsAndBytesConfig]:
+    """Keyword arguments for `from_pretrained` that load the frozen weights in 8 or 4 bits, when asked."""
+    if recipe.qlora == "8bit":
+        return {"quantization_config": BitsAndBytesConfig(load_in_8bit=True)}
+    if recipe.qlora == "4bit":
+        return {
+            "quantization_config": BitsAndBytesConfig(
+                load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16
+            )
+        }
+    return {}
+
+
+def keep_training_after_evaluation(model: torch.nn.Module) -> None:
+    """bitsandbytes repacks 4-bit weights for bf16 inference on CPUs at the first evaluation, and training then fails:
+    forbid the repacking."""
+    from bitsandbytes.nn import Linear4bit
+
+    for module in model.modules():
+        if isinstance(module, Linear4bit):
+            module.support_avx512bf16_for_cpu = False

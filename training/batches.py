@@ -1,0 +1,121 @@
+"""Pairs → batches: pictures (augmented, or as cached features) beside the text as token ids, or as a vector.
+
+Everything random about a row follows from seed, epoch and row, never from the order of calls: a run that was killed
+and resumed, or that loads with other worker counts, sees the same pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from PIL import Image, ImageEnhance
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from captioner.contracts import Processor
+from training.data.readable import ReadableRows
+
+IGNORED = -100  # the label that no loss counts
+
+
+class Pairs(Dataset):
+    """Rows {image, text} as {pixel_values or features, text}. Pictures that cannot be read are passed over."""
+
+    def __init__(
+        self,
+        rows: datasets.Dataset,
+        pixels: Callable[[Sequence[Image.Image]], Tensor],
+        augment: bool = False,
+        seed: int = 0,
+        features: Sequence[Tensor] | None = None,
+    ) -> None:
+        self.rows = ReadableRows(rows)
+        self.texts = rows["text"]
+        self.pixels = pixels
+        self.augment = augment
+        self.seed = seed
+        self.features = features
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Another epoch, other augmentations. (Not `set_epoch`: accelerate calls that in a fresh epoch, but not in one
+        that is resumed in its middle.)"""
+        self.epoch = epoch
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        if self.features is not None:
+            return {"features": self.features[index], "text": self.texts[index]}
+        row = self.rows[index]
+        image = row["image"]
+        if self.augment:
+            image = augmented(image, np.random.default_rng((self.seed, self.epoch, index)))
+        return {"pixel_values": self.pixels([image])[0], "text": row["text"]}
+
+
+def augmented(image: Image.Image, random: np.random.Generator) -> Image.Image:
+    """Flip, crop (at least 80 % of each side), turn (up to 10°) and colour jitter (up to 20 %)."""
+    if random.random() < 0.5:
+        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    image = image.rotate(random.uniform(-10, 10), Image.Resampling.BILINEAR, fillcolor=(255, 255, 255))
+    width, height = image.size
+    keep_w, keep_h = max(1, int(width * random.uniform(0.8, 1))), max(1, int(height * random.uniform(0.8, 1)))
+    left, top = random.integers(0, width - keep_w + 1), random.integers(0, height - keep_h + 1)
+    image = image.crop((int(left), int(top), int(left) + keep_w, int(top) + keep_h))
+    for change in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
+        image = change(image).enhance(random.uniform(0.8, 1.2))
+    return image
+
+
+class TextTargets:
+    """Texts → input_ids, attention_mask, labels. The start of the text (decoder start, a conditional prompt) and the
+    padding carry no loss; the end token does, so that the model learns to stop."""
+
+    def __init__(self, processor: Processor, max_tokens: int) -> None:
+        self.processor = processor
+        self.max_tokens = max_tokens
+
+    def __call__(self, texts: Sequence[str]) -> dict[str, Tensor]:
+        start = self.processor.start_ids
+        bodies = [self._body(text) for text in texts]
+        length = len(start) + max(map(len, bodies))
+        input_ids = torch.full((len(texts), length), self.processor.pad_id)  # [B, T]
+        labels = torch.full((len(texts), length), IGNORED)
+        for row, body in enumerate(bodies):
+            stop = len(start) + len(body)
+            input_ids[row, :stop] = torch.tensor([*start, *body])
+            labels[row, len(start) : stop] = torch.tensor(body)
+        lengths = torch.tensor([len(start) + len(body) for body in bodies])
+        attention_mask = (torch.arange(length) < lengths[:, None]).long()
+        return {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
+
+    def _body(self, text: str) -> list[int]:
+        ids = self.processor.encode(text)
+        cut = len(ids) > self.max_tokens  # a prompt cut short does not end here: no end token to learn
+        return ids[: self.max_tokens] if cut else [*ids, self.processor.eos_ids[0]]
+
+
+class Collate:
+    """A list of rows → one batch. Picklable, so that worker processes can have it."""
+
+    def __init__(self, targets: Callable[[Sequence[str]], dict[str, Tensor]]) -> None:
+        self.targets = targets
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
+        seen = "features" if "features" in rows[0] else "pixel_values"
+        return {seen: torch.stack([row[seen] for row in rows]), **self.targets([row["text"] for row in rows])}
+
+
+def split_by_prompt(rows: datasets.Dataset, share: float, seed: int) -> tuple[datasets.Dataset, datasets.Dataset]:
+    """Train and validation rows that share no prompt: prompts are split, not pictures."""
+    prompts = sorted(set(rows["text"]))
+    held_back = max(1, round(len(prompts) * share)) if len(prompts) > 1 else 0
+    chosen = set(np.random.default_rng(seed).permutation(prompts)[:held_back].tolist())
+    of_validation = np.array([text in chosen for text in rows["text"]])
+    return rows.select(np.flatnonzero(~of_validation)), rows.select(np.flatnonzero(of_validation))

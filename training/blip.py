@@ -1,0 +1,50 @@
+"""Fine-tune BLIP on your own pairs of pictures and prompts.
+
+    python -m training.blip --data my-pictures --out runs/blip
+    python -m training.blip --data my-pictures --out runs/blip-lora --lora
+    captioner generate --model runs/blip-lora new.png
+
+Published recipe (defaults): about 5 % of DiffusionDB-2M, one epoch, batch 4, rate 1e-4, cosine annealing. Its authors
+reached a cosine of 0.639 on their own small test set.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from captioner import zoo
+from captioner.models import checkpoint
+from captioner.models.blip import Blip, BlipProcessor
+from training.adapters import adapted, keep_training_after_evaluation, quantization
+from training.captioners import fit, load_rows
+from training.freezing import freeze
+from training.recipe import LoraRecipe, changed, command_line, option, parse
+
+ADAPTABLE = r"(vision_model.*\.(qkv|projection|fc1|fc2))|(text_decoder\.bert.*\.(query|key|value|dense))"
+
+
+@dataclass
+class BlipRecipe(LoraRecipe):
+    batch_size: int = changed("batch_size", 4)
+    max_tokens: int = changed("max_tokens", 40)
+    base: str = option("blip", "What to start from: a zoo name, a folder or a Hub id")
+    prompt: str = option("", "What every caption begins with, e.g. 'a picture of'; no loss is taken on it")
+    freeze: str = option("none", "What does not learn", choices=["none", "vision", "text"])
+
+
+def main(argv: list[str] | None = None) -> None:
+    recipe = parse(BlipRecipe, __doc__, argv)
+    folder = zoo.resolve(recipe.base).folder
+    model = checkpoint.read_model(Blip, folder, **quantization(recipe))
+    keep_training_after_evaluation(model)
+    processor = BlipProcessor.from_folder(folder, recipe.prompt or None)
+    if recipe.freeze == "vision":
+        freeze(model.vision_model, blocks=model.vision_model.encoder.layers, but_last=recipe.unfreeze)
+    elif recipe.freeze == "text":
+        freeze(model.text_decoder, blocks=model.text_decoder.bert.encoder.layer, but_last=recipe.unfreeze)
+    learning = adapted(model, recipe, ADAPTABLE, base=str(folder.resolve()))
+    fit(recipe, load_rows(recipe), model, processor, learning)
+
+
+if __name__ == "__main__":
+    command_line(main)

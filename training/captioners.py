@@ -1,0 +1,69 @@
+"""What the trainers of captioners share: rows, splits, cached features, the sample to read along → one `Job`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from datasets import Dataset
+from torch import nn
+
+from captioner.contracts import Processor
+from captioner.errors import BadInput
+from training.batches import Pairs, TextTargets, split_by_prompt
+from training.data.sources import load_pairs
+from training.loop import Job, train
+from training.recipe import Recipe
+from training.sampling import sampler
+
+HELD_BACK = 0.1
+"""Share of the prompts to validate on, where the data has no validation part and none is named."""
+
+
+def load_rows(recipe: Recipe) -> tuple[Dataset, Dataset]:
+    """Training and validation rows that share no prompt."""
+    rows = load_pairs(recipe.data, seed=recipe.seed)
+    if recipe.validation:
+        return rows, load_pairs(recipe.validation, seed=recipe.seed)
+    prepared = [place for place in recipe.data if Path(place).is_dir() and any(Path(place).glob("validation*.parquet"))]
+    if prepared:
+        return rows, load_pairs(prepared, split="validation", seed=recipe.seed)
+    return split_by_prompt(rows, HELD_BACK, recipe.seed)
+
+
+def fit(
+    recipe: Recipe,
+    rows: tuple[Dataset, Dataset],
+    model: nn.Module,
+    processor: Processor,
+    learning: nn.Module | None = None,
+    features: Callable[[Dataset], Dataset] | None = None,
+) -> None:
+    """Train a captioner.
+
+    Args:
+        rows: what `load_rows` gave.
+        learning: the model as an adapter wraps it, where one does.
+        features: rows → a column of encoder outputs for them, where the encoder is frozen and --cache-features is said.
+    """
+    train_rows, validation_rows = rows
+    if recipe.select_by == "cosine" and not recipe.samples:
+        raise BadInput("--select-by cosine needs captions of a sample: --samples 32.")
+
+    def pairs(part: Dataset, augment: bool = False) -> Pairs | None:
+        if not len(part):
+            return None
+        return Pairs(part, processor.pixels, augment, recipe.seed, features(part) if features else None)
+
+    listen = recipe.samples and len(validation_rows)
+    train(
+        Job(
+            recipe=recipe,
+            model=learning or model,
+            train_rows=pairs(train_rows, recipe.augment),
+            validation_rows=pairs(validation_rows),
+            targets=TextTargets(processor, recipe.max_tokens),
+            save_processor=processor.save_pretrained,
+            speak=sampler(processor, validation_rows, recipe.samples, recipe.max_tokens) if listen else None,
+        )
+    )

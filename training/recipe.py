@@ -1,0 +1,146 @@
+"""The options that every trainer shares. A trainer's own recipe is a subclass that changes defaults and adds fields;
+its `--help` is made from the fields."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import MISSING, dataclass, field, fields
+from pathlib import Path
+from typing import Any, TypeVar, get_type_hints
+
+from captioner.errors import BadInput, CaptionerError
+
+
+def option(default: Any, help: str, **metadata: Any) -> Any:
+    """A command-line option with its help text."""
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata={"help": help, **metadata})
+    return field(default=default, metadata={"help": help, **metadata})
+
+
+def changed(name: str, default: Any) -> Any:
+    """The shared option `name` with another default, for a trainer's own recipe."""
+    return option(default, **LoraRecipe.__dataclass_fields__[name].metadata)
+
+
+@dataclass
+class Recipe:
+    """How to train. Defaults are the published recipe of each model."""
+
+    data: list[str] = option(
+        [],
+        "Where pairs come from: a folder, parquet, kaggle:DIR, coco:DIR, diffusiondb:DIR, hub:NAME; DIR@2.0 weights it",
+    )
+    validation: list[str] = option([], "Pairs to validate on; left out: a tenth of the prompts is held back")
+    out: str = option("", "The folder for checkpoints, the finished model, its card and its curves")
+    epochs: float = option(1.0, "Times through the data")
+    max_steps: int = option(-1, "Stop after this many optimiser steps, whatever --epochs says")
+    batch_size: int = option(8, "Pictures per process and step")
+    accumulate: int = option(1, "Batches per optimiser step; the losses are those of one large batch")
+    lr: float = option(1e-4, "Peak learning rate")
+    schedule: str = option("cosine", "How the rate falls", choices=["cosine", "linear", "constant"])
+    warmup: float = option(0.1, "Share of the steps in which the rate rises (1 or more: a number of steps)")
+    weight_decay: float = option(0.01, "AdamW's weight decay")
+    optimizer: str = option(
+        "adamw_torch", "adamw_torch, or one of bitsandbytes: adamw_bnb_8bit, paged_adamw_8bit, paged_adamw_32bit"
+    )
+    precision: str = option("fp32", "fp16 scales its gradients", choices=["fp32", "bf16", "fp16"])
+    augment: bool = option(False, "Flip, crop, turn and colour-jitter the training pictures")
+    freeze: str = option("none", "Parts that do not learn; each trainer names its own")
+    unfreeze: int = option(0, "Of a frozen tower, let the last N blocks learn after all")
+    max_tokens: int = option(48, "Prompts are cut after this many tokens")
+    early_stopping: int = option(0, "Stop after N evaluations without a better one; 0: never")
+    eval_every: int = option(0, "Evaluate every N steps; 0: after each epoch")
+    save_every: int = option(0, "Save every N steps; 0: at every evaluation")
+    keep: int = option(2, "Checkpoints kept beside the best one")
+    select_by: str = option("loss", "Which checkpoint is the best", choices=["loss", "cosine"])
+    samples: int = option(32, "Validation pictures captioned at every evaluation, for the cosine and to read; 0: none")
+    resume: bool = option(False, "Go on from the newest whole checkpoint in --out")
+    seed: int = option(0, "Everything random follows from it")
+    workers: int = option(0, "Processes that load pictures")
+    cache_features: str = option("", "A folder where a frozen encoder's outputs are kept; no augmentation then")
+    gradient_checkpointing: bool = option(False, "Less memory, a third more time")
+    compile: bool = option(False, "torch.compile; pays on GPUs in long runs")
+    log_every: int = option(10, "Steps between two lines of the log")
+    push_to_hub: str = option("", "Send the finished model to this Hub id")
+    device: str = option("auto", "auto, cpu or cuda")
+
+
+@dataclass
+class LoraRecipe(Recipe):
+    """Recipes of models that have adapters."""
+
+    lora: bool = option(False, "Train a low-rank adapter instead of the weights")
+    lora_rank: int = option(16, "The adapter's rank")
+    lora_alpha: int = option(32, "Its scale is alpha / rank")
+    lora_targets: list[str] = option([], "Layer names to adapt; left out: the ones that work for this model")
+    qlora: str = option("", "Load the frozen weights in 8bit or 4bit (implies --lora)", choices=["", "8bit", "4bit"])
+
+
+AnyRecipe = TypeVar("AnyRecipe", bound=Recipe)
+
+
+def parse(kind: type[AnyRecipe], description: str, argv: list[str] | None = None) -> AnyRecipe:
+    """The command line → a checked recipe: one `--option` a field, lists by saying it several times."""
+    parser = argparse.ArgumentParser(
+        prog=f"python -m {kind.__module__}" if kind.__module__ != "__main__" else f"python -m {_main_module()}",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    types = get_type_hints(kind)
+    for each in fields(kind):
+        default = each.default if each.default is not MISSING else []
+        shown = "" if default in ("", [], False) else f" (default: {default})"
+        settings: dict[str, Any] = {"help": each.metadata["help"] + shown, "default": default}
+        if types[each.name] is bool:
+            settings["action"] = "store_true"
+        else:
+            if types[each.name] == list[str]:
+                settings |= {"action": "append", "default": None}
+            else:
+                settings |= {"type": types[each.name], "choices": each.metadata.get("choices")}
+            settings["metavar"] = None if settings.get("choices") else each.name.upper()
+        parser.add_argument("--" + each.name.replace("_", "-"), **settings)
+    said = {name: value for name, value in vars(parser.parse_args(argv)).items() if value is not None}
+    recipe = kind(**said)
+    check(recipe)
+    return recipe
+
+
+def _main_module() -> str:
+    return sys.modules["__main__"].__spec__.name
+
+
+def check(recipe: Recipe) -> None:
+    """Contradictions are found before anything is loaded."""
+    if not recipe.data:
+        raise BadInput("Say where the pairs are: --data FOLDER (a folder of pictures with captions, parquet, …).")
+    if not recipe.out:
+        raise BadInput("Say where the result goes: --out FOLDER.")
+    if min(recipe.batch_size, recipe.accumulate, recipe.keep) < 1:
+        raise BadInput("--batch-size, --accumulate and --keep are at least 1.")
+    if recipe.save_every and recipe.eval_every and recipe.save_every % recipe.eval_every:
+        raise BadInput("--save-every must be a multiple of --eval-every, so that the best checkpoint is a saved one.")
+    if bool(recipe.save_every) != bool(recipe.eval_every) and recipe.save_every:
+        raise BadInput("--save-every needs --eval-every: the best checkpoint is chosen among evaluated ones.")
+    if recipe.cache_features and recipe.augment:
+        raise BadInput("--cache-features keeps one view of each picture: leave out --augment.")
+    if recipe.early_stopping < 0:
+        raise BadInput("--early-stopping counts evaluations: 0 or more.")
+    folder = Path(recipe.out)
+    if folder.is_dir() and any(folder.iterdir()) and not recipe.resume:
+        raise BadInput(f"{folder} is not empty. Go on with --resume, or name another --out.")
+
+
+def command_line(main) -> None:
+    """Run a trainer's main: errors of the user become one line and exit status 2."""
+    try:
+        main()
+    except CaptionerError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("\nstopped; the same command with --resume goes on from the last checkpoint", file=sys.stderr)
+        raise SystemExit(130) from None
