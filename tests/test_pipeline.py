@@ -1,0 +1,119 @@
+"""From a name and pictures to prompts: the Python API on a tiny BLIP."""
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import captioner
+from captioner.decoding import Decoding
+from captioner.errors import BadCheckpoint, BadImage, BadInput
+from captioner.pipeline import Finish
+from captioner.prompt import Candidate, Reading
+
+BEAMS = Decoding(num_beams=3, num_return_sequences=3, max_new_tokens=8)
+
+
+@pytest.fixture(scope="module")
+def model(tiny_checkpoint):
+    return captioner.load(str(tiny_checkpoint("blip")))
+
+
+def test_paths_pictures_arrays_and_bytes_give_the_same_prompt(model, pairs: Path) -> None:
+    path = pairs / "0.png"
+    picture = Image.open(path).convert("RGB")
+    encoded = io.BytesIO()
+    picture.save(encoded, "PNG")
+    prompts = model.generate([path, str(path), picture, np.asarray(picture), encoded.getvalue()], BEAMS)
+    assert len({prompt.text for prompt in prompts}) == 1
+    assert len({prompt.score for prompt in prompts}) == 1
+
+
+def test_a_prompt_carries_everything(model, pairs: Path) -> None:
+    [prompt] = model.generate([pairs / "1.png"], BEAMS)
+    assert prompt.text == prompt.candidates[0].text
+    assert prompt.source == "model"
+    assert prompt.model == model.name
+    assert 1 <= len(prompt.candidates) <= 3
+    assert np.linalg.norm(prompt.embedding) == pytest.approx(1, abs=1e-5)
+    np.testing.assert_allclose(model.embed([pairs / "1.png"], BEAMS)[0], prompt.embedding, atol=1e-6)
+
+
+def test_batch_size_changes_nothing(model, pairs: Path) -> None:
+    paths = sorted(pairs.glob("*.png"))[:5]
+    texts = [prompt.text for prompt in model.generate(paths, BEAMS, batch_size=5)]
+    assert texts == [prompt.text for prompt in model.generate(paths, BEAMS, batch_size=2)]
+
+
+def test_candidates_are_cleaned_and_doubles_dropped(model) -> None:
+    said = ("a red hat, a red hat <EOS>", "a red hat", "a dog")
+    reading = Reading(tuple(Candidate(text, -float(i)) for i, text in enumerate(said)))
+    prompt = model.prompt(reading, Finish(consensus=False))
+    assert [candidate.text for candidate in prompt.candidates] == ["a red hat", "a dog"]
+    assert prompt.raw == said[0]
+    assert model.prompt(reading, Finish(clean=False)).text == said[0]
+
+
+def test_consensus_and_a_predicted_embedding_choose(model) -> None:
+    said = ("a spaceship", "a small cat", "a little cat", "a cat")
+    candidates = tuple(Candidate(text, -1.0) for text in said)
+    assert model.prompt(Reading(candidates), Finish(consensus=False)).text == "a spaceship"
+    assert model.prompt(Reading(candidates), Finish(consensus=True)).text.endswith("cat")
+    [spaceship] = model.embed_texts(["a rocket in space"])
+    assert model.prompt(Reading(candidates[::-1], spaceship), Finish(consensus=True)).text == "a spaceship"
+
+
+@pytest.mark.parametrize(
+    ("finish", "text"),
+    [
+        (Finish(prefix="sks style"), "sks style, a cat"),
+        (Finish(prefix="sks: ", suffix=" --v 5"), "sks: a cat --v 5"),
+        (Finish(suffix="oil painting"), "a cat, oil painting"),
+    ],
+)
+def test_trigger_words(finish: Finish, text: str) -> None:
+    assert finish.text("a cat") == text
+
+
+def test_the_clip_limit_counts_the_trigger_word_too() -> None:
+    from captioner.postprocess import clip_tokens
+
+    long = ", ".join(f"castle number {number}" for number in range(40))
+    text = Finish(prefix="sks style", suffix="oil", max_clip_tokens=40).text(long)
+    assert text.startswith("sks style, castle number 0")
+    assert text.endswith(", oil")
+    assert clip_tokens(text) <= 40
+
+
+def test_a_checkpoint_brings_its_own_settings(tiny_checkpoint, tmp_path: Path) -> None:
+    folder = tmp_path / "blip"
+    folder.mkdir()
+    for file in tiny_checkpoint("blip").iterdir():
+        (folder / file.name).symlink_to(file)
+    settings = folder / "decoding.json"
+    settings.write_text(json.dumps({"num_beams": 2, "consensus": True}))
+    model = captioner.load(str(folder))
+    assert model.decoding.num_beams == 2
+    assert model.consensus
+    settings.write_text(json.dumps({"beams": 2}))
+    with pytest.raises(BadCheckpoint, match="beams"):
+        captioner.load(str(folder))
+
+
+def test_expected_embedding_is_a_unit_vector_between_the_candidates(model, pairs: Path) -> None:
+    [vector] = model.embed([pairs / "2.png"], BEAMS, expected=True)
+    [prompt] = model.generate([pairs / "2.png"], BEAMS, Finish(consensus=False))
+    assert np.linalg.norm(vector) == pytest.approx(1, abs=1e-5)
+    candidates = model.embed_texts([candidate.text for candidate in prompt.candidates])
+    assert (candidates @ vector).min() >= (candidates @ candidates.T).min() - 1e-5
+
+
+def test_one_picture_that_is_no_list_and_one_that_is_no_picture(model, tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=r"generate\(\[image\]\)"):
+        model.generate("cat.png")
+    (tmp_path / "broken.png").write_bytes(b"not a picture")
+    with pytest.raises(BadImage, match="broken.png"):
+        model.generate([tmp_path / "broken.png"])
