@@ -113,7 +113,7 @@ def embed(
 ) -> None:
     """Embed texts, or pictures by what a model says of them, as unit vectors.
 
-    The vectors are printed, or written to a .npy, .jsonl, .csv or .parquet file. A .npy holds them alone, in order;
+    They are printed, or written to a .npy, .jsonl, .csv or .parquet file. A .npy holds the vectors alone, in order:
     pictures that cannot be read have no row in it.
 
     captioner embed "a castle in the clouds, oil painting"

@@ -58,7 +58,7 @@ METAVARS = {
 
 def _parameter(name: str, hint: Any, default: Any) -> inspect.Parameter:
     kind, option = get_args(hint)
-    option.metavar = METAVARS.get(kind)
+    option.metavar = option.metavar or METAVARS.get(kind)
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=hint)
 
 
@@ -126,18 +126,17 @@ class EarlyStopping(str, Enum):
 class SearchFlags:
     """`Decoding`, field by field; what is left out is the model's own setting."""
 
-    num_beams: Annotated[int | None, _search("Hypotheses kept per picture; 1 is greedy.", min=1)] = None
-    num_candidates: Annotated[
-        int | None,
-        _search("Texts returned per picture; raises --num-beams when needed.", "--num-candidates", min=1),
-    ] = None
+    num_beams: Annotated[int | None, _search("Hypotheses kept per picture; 1 is greedy.")] = None
+    num_candidates: Annotated[int | None, _search("Texts returned per picture; raises --num-beams when needed.")] = None
     max_new_tokens: Annotated[int | None, _search("The longest text, in tokens.")] = None
     min_new_tokens: Annotated[int | None, _search("The shortest text, in tokens.")] = None
     length_penalty: Annotated[float | None, _search("Above 0 favours long texts, below 0 short ones.")] = None
-    early_stopping: Annotated[EarlyStopping | None, _search("When a beam search is over.")] = None
+    early_stopping: Annotated[
+        EarlyStopping | None, _search("Of a beam search: true, false or never.", metavar="WHEN")
+    ] = None
     repetition_penalty: Annotated[float | None, _search("Above 1 discourages words that were said.")] = None
     no_repeat_ngram_size: Annotated[int | None, _search("No sequence of so many tokens comes twice.")] = None
-    do_sample: Annotated[bool | None, _search("Draw texts at random instead of searching.")] = None
+    do_sample: Annotated[bool | None, _search("Draw texts at random instead of searching.", "--do-sample")] = None
     temperature: Annotated[float | None, _search("Sampling: below 1 is tamer, above 1 wilder.")] = None
     top_k: Annotated[int | None, _search("Sampling: only the k likeliest tokens; 0 is all.")] = None
     top_p: Annotated[float | None, _search("Sampling: only the likeliest tokens that sum to p.")] = None

@@ -24,7 +24,7 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from captioner.errors import BadInput, BadOutput
-from captioner.images import Source
+from captioner.images import Source, is_url
 
 Row = dict[str, Any]
 """One result, ready for JSON. `file` says which picture it is about."""
@@ -120,9 +120,12 @@ class Journal:
         with open(self.path, "rb") as stream:
             for line in stream:
                 try:
-                    yield json.loads(line), len(line)
-                except ValueError:  # cut off by a kill, or by a power failure
+                    row = json.loads(line)
+                except ValueError:  # a power failure may leave anything
                     return
+                if not line.endswith(b"\n"):  # cut off by a kill
+                    return
+                yield row, len(line)
 
     def __iter__(self) -> Iterator[Row]:
         return (row for row, _ in self._rows())
@@ -189,6 +192,8 @@ class FileSink:
             try:
                 for rows in groups(read(self.out), ROW_GROUP):
                     _write_all(stream, (row | {"file": row["file"]} for row in rows))
+                if not stream.tell():
+                    raise ValueError("no rows")
             except (ValueError, TypeError, KeyError) as error:
                 raise BadOutput(f"{self.out} was not written by this command: choose another --out.") from error
 
@@ -388,14 +393,14 @@ class ImageFolder(FileSink):
     def write(self, results: Sequence[Result]) -> None:
         rows = []
         for source, row in results:
-            name = self._keep(source)
+            name = self._keep(source, _plain_name(row["file"]))
             kept = {column: value for column, value in row.items() if column not in ("raw", "candidates")}
             rows.append({"file_name": name} | kept | {"file": as_text(row["file"])})
         self.journal.append(rows)
 
-    def _keep(self, source: Source) -> str:
+    def _keep(self, source: Source, wish: str) -> str:
         """Copy the picture into the folder; two of one name become NAME and NAME-2."""
-        stem, suffix = os.path.splitext(_plain_name(source))
+        stem, suffix = os.path.splitext(wish)
         number = 1
         while True:
             name = f"{stem}{suffix}" if number == 1 else f"{stem}-{number}{suffix}"
@@ -417,15 +422,12 @@ class ImageFolder(FileSink):
             return not target.exists() or filecmp.cmp(new, target, shallow=False)
 
 
-def _plain_name(source: Source) -> str:
-    """A file name of letters, digits and harmless signs, at most 200 long."""
-    if source.path is not None:
-        name = source.path.name
-    else:
-        name = PurePosixPath(urlsplit(source.url or "stdin").path).name or "picture"
-    plain = "".join(c if c.isalnum() or c in " ._-()+,@" else "_" for c in as_text(name)).lstrip(". ")
+def _plain_name(file: str) -> str:
+    """A file name of letters, digits and harmless signs, at most 210 long, that ends like a picture."""
+    name = PurePosixPath(urlsplit(file).path).name if is_url(file) else os.path.basename(file)
+    plain = "".join(c if c.isalnum() or c in " ._-()+,@" else "_" for c in as_text(name)).lstrip(" .-")
     stem, suffix = os.path.splitext(plain)
-    return f"{stem[:200]}{suffix[:10]}" if suffix else f"{plain[:200]}.png"
+    return f"{stem[:200] or 'picture'}{suffix[:10] or '.png'}"
 
 
 # --- text beside the pictures ----------------------------------------------------------------------------------------

@@ -1,0 +1,325 @@
+"""Sinks: what they write, what they refuse, and that a run cut off anywhere resumes to the same content."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet
+import pytest
+from PIL import Image
+
+from captioner.errors import BadInput, BadOutput
+from captioner.images import Source
+from captioner.sinks import FileSink, ImageFolder, Journal, Result, Row, Sidecars, open_out, to_json, write_lines
+
+ROWS = [
+    {"file": "a.png", "text": 'a "castle", oil', "score": -0.5, "model": "blip", "source": "model"},
+    {"file": "b\nc.png", "text": "two\nlines, é", "score": None, "model": None, "source": "metadata"},
+    {"file": os.fsdecode(b"caf\xe9.png"), "text": "", "score": -1.0, "model": "blip", "source": "model"},
+]
+
+
+def results(folder: Path, names: list[str], embedding: bool = False) -> list[Result]:
+    """Pictures that exist, each with a row of every kind of column."""
+    made = []
+    for number, name in enumerate(names):
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (4, 4), (number, 0, 0)).save(path)
+        row: Row = {
+            "file": str(path),
+            "text": f"prompt {number}",
+            "score": -number / 3,
+            "model": "blip",
+            "source": "model",
+            "raw": f"prompt  {number}",
+            "candidates": [{"text": f"prompt {number}", "score": -number / 3, "finished": True}],
+        }
+        made.append(Result(Source(str(path), path=path), row | ({"embedding": [0.6, 0.8]} if embedding else {})))
+    return made
+
+
+def write(sink: FileSink | Sidecars, items: list[Result]) -> None:
+    with sink:
+        for item in items:
+            if sink.wants(item.source):
+                sink.write([item])
+
+
+def interrupted(sink: FileSink | Sidecars, items: list[Result]) -> None:
+    """The items written, and then Ctrl-C."""
+    try:
+        with sink:
+            sink.write(items)
+            raise KeyboardInterrupt
+    except KeyboardInterrupt:
+        return
+
+
+def content(place: Path) -> dict[str, bytes]:
+    files = [place] if place.is_file() else [path for path in place.rglob("*") if path.is_file()]
+    return {str(path): path.read_bytes() for path in files}
+
+
+# --- file formats ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ending", [".jsonl", ".csv", ".parquet"])
+def test_rows_survive_every_format(tmp_path: Path, ending: str) -> None:
+    out = tmp_path / f"captions{ending}"
+    with FileSink(out) as sink:
+        sink.write([Result(Source("x"), row) for row in ROWS])
+    if ending == ".jsonl":
+        assert [json.loads(line) for line in out.read_bytes().splitlines()] == ROWS
+    elif ending == ".csv":
+        with open(out, encoding="utf-8", newline="") as stream:
+            read = list(csv.DictReader(stream))
+        assert [row["text"] for row in read] == [row["text"] for row in ROWS]
+        assert [row["score"] for row in read] == ["-0.5", "null", "-1.0"]
+        assert [row["file"] for row in read] == ["a.png", "b\nc.png", "caf\\udce9.png"]
+    else:
+        read = pyarrow.parquet.read_table(out).to_pylist()
+        assert [row["text"] for row in read] == [row["text"] for row in ROWS]
+        assert read[1]["score"] is None
+        assert read[2]["file"] == "caf\\udce9.png"
+    assert os.listdir(tmp_path) == [out.name]
+
+
+def test_a_line_of_json_is_utf8_and_gives_the_file_name_back() -> None:
+    line = to_json({"file": os.fsdecode(b"caf\xe9\n.png"), "text": "é"})
+    assert "\n" not in line
+    assert os.fsencode(json.loads(line.encode("utf-8"))["file"]) == b"caf\xe9\n.png"
+    assert "é" in line
+
+
+def test_embeddings_as_npy_and_parquet(tmp_path: Path) -> None:
+    vectors = np.random.default_rng(0).normal(size=(5, 384)).astype(np.float32)
+    rows = [{"file": f"{i}.png", "embedding": [float(str(x)) for x in v]} for i, v in enumerate(vectors)]
+    for ending in (".npy", ".parquet", ".csv", ".jsonl"):
+        with FileSink(tmp_path / f"v{ending}") as sink:
+            sink.write([Result(Source("x"), row) for row in rows])
+    assert (np.load(tmp_path / "v.npy") == vectors).all()
+    column = pyarrow.parquet.read_table(tmp_path / "v.parquet")["embedding"].to_pylist()
+    assert (np.array(column, dtype=np.float32) == vectors).all()
+
+
+def test_no_result_makes_no_file(tmp_path: Path) -> None:
+    with FileSink(tmp_path / "a.parquet") as sink:
+        sink.fail("x.png", "x.png is empty (0 bytes).")
+    assert os.listdir(tmp_path) == ["a.parquet.errors.jsonl"]
+    assert json.loads((tmp_path / "a.parquet.errors.jsonl").read_text())["file"] == "x.png"
+
+
+def test_an_imagefolder_is_read_by_datasets(tmp_path: Path) -> None:
+    items = results(tmp_path / "in", ["a/1.png", "b/1.png", "c\nd.png"])
+    items.append(Result(Source("http://x.org/far.png?a=1", data=(tmp_path / "in/a/1.png").read_bytes()), ROWS[0]))
+    items[-1] = items[-1]._replace(row=items[0].row | {"file": "http://x.org/far.png?a=1"})
+    write(ImageFolder(tmp_path / "set"), items)
+    rows = [json.loads(line) for line in (tmp_path / "set" / "metadata.jsonl").read_text().splitlines()]
+    assert [row["file_name"] for row in rows] == ["1.png", "1-2.png", "c_d.png", "far.png"]
+    assert (tmp_path / "in/a/1.png").exists()
+    import datasets
+
+    folder, cache = str(tmp_path / "set"), str(tmp_path / "cache")
+    read = datasets.load_dataset("imagefolder", data_dir=folder, cache_dir=cache)["train"]
+    assert sorted(read["text"]) == sorted(item.row["text"] for item in items)
+    assert {picture.size for picture in read["image"]} == {(4, 4)}
+
+
+# --- cut off and resumed ---------------------------------------------------------------------------------------------
+
+SINKS: dict[str, Callable[..., FileSink]] = {
+    "captions.jsonl": FileSink,
+    "captions.csv": FileSink,
+    "captions.parquet": FileSink,
+    "vectors.npy": FileSink,
+    "set": ImageFolder,
+}
+
+
+@pytest.mark.parametrize("name", SINKS)
+def test_a_run_cut_off_at_any_byte_resumes_to_the_same_content(tmp_path: Path, name: str) -> None:
+    items = results(tmp_path / "in", ["1.png", "x/1.png", "2.png"], embedding=True)
+    out = tmp_path / name
+    interrupted(SINKS[name](out), items)
+    part = out / "metadata.jsonl.part" if name == "set" else tmp_path / f"{name}.part"
+    journal = part.read_bytes()
+    write(SINKS[name](out, resume=True), items)
+    whole = content(out)
+    for length in [*range(0, len(journal), 97), len(journal) - 1, len(journal)]:
+        (out / "metadata.jsonl" if name == "set" else out).unlink()
+        part.write_bytes(journal[:length])
+        write(SINKS[name](out, resume=True), items)
+        assert content(out) == whole, length
+        assert not part.exists()
+
+
+@pytest.mark.parametrize("name", ["captions.jsonl", "captions.csv", "captions.parquet", "set"])
+def test_a_finished_output_takes_more_pictures(tmp_path: Path, name: str) -> None:
+    items = results(tmp_path / "in", ["1.png", "2.png", "3.png"])
+    write(SINKS[name](tmp_path / name), items[:2])
+    write(SINKS[name](tmp_path / name, resume=True), items)
+    write(SINKS[name](tmp_path / f"whole-{name}"), items)
+    again, whole = content(tmp_path / name), content(tmp_path / f"whole-{name}")
+    assert [*again.values()] == [*whole.values()]
+
+
+def test_the_output_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    items = results(tmp_path / "in", ["1.png", "2.png"])
+    interrupted(FileSink(tmp_path / "a.csv"), items[:1])
+    assert not (tmp_path / "a.csv").exists()
+    with pytest.raises(BadOutput, match="--resume"):
+        FileSink(tmp_path / "a.csv")
+    write(FileSink(tmp_path / "a.csv", resume=True), items)
+    assert len((tmp_path / "a.csv").read_text().splitlines()) == 3
+
+
+def test_resuming_with_other_columns_is_refused(tmp_path: Path) -> None:
+    items = results(tmp_path / "in", ["1.png", "2.png"])
+    interrupted(FileSink(tmp_path / "a.jsonl"), items[:1])
+    more = results(tmp_path / "in", ["1.png", "2.png"], embedding=True)
+    with pytest.raises(BadOutput, match="other columns"):
+        write(FileSink(tmp_path / "a.jsonl", resume=True), more)
+
+
+# --- what is refused -------------------------------------------------------------------------------------------------
+
+
+def test_nothing_is_overwritten_unasked(tmp_path: Path) -> None:
+    for name in ("a.jsonl", "a.csv", "a.parquet"):
+        (tmp_path / name).write_text("mine")
+        with pytest.raises(BadOutput, match="already there"):
+            open_out(tmp_path / name)
+        with pytest.raises(BadOutput, match="not written by this command"):
+            open_out(tmp_path / name, resume=True)
+        assert (tmp_path / name).read_text() == "mine"
+    (tmp_path / "mine.jsonl").write_text('{"text": 1}\n')
+    with pytest.raises(BadOutput, match="not written by this command"):
+        open_out(tmp_path / "mine.jsonl", resume=True)
+    assert sorted(os.listdir(tmp_path)) == ["a.csv", "a.jsonl", "a.parquet", "mine.jsonl"]
+
+
+def test_the_old_file_stays_until_the_new_one_is_whole(tmp_path: Path) -> None:
+    items = results(tmp_path / "in", ["1.png"])
+    (tmp_path / "a.jsonl").write_text("old\n")
+    with FileSink(tmp_path / "a.jsonl", overwrite=True) as sink:
+        sink.write(items)
+        assert (tmp_path / "a.jsonl").read_text() == "old\n"
+    assert json.loads((tmp_path / "a.jsonl").read_text())["text"] == "prompt 0"
+
+
+def test_a_folder_of_the_user_is_left_alone(tmp_path: Path) -> None:
+    items = results(tmp_path / "photos", ["1.png"])
+    before = content(tmp_path / "photos")
+    for settings in ({}, {"resume": True}, {"overwrite": True}):
+        with pytest.raises(BadOutput):
+            write(open_out(tmp_path / "photos", **settings), items)
+    assert content(tmp_path / "photos") == before
+
+
+@pytest.mark.parametrize("out", ["a.json", "a.txt", "folder/a.jsonl", "folder/set"])
+def test_places_that_cannot_be(tmp_path: Path, out: str) -> None:
+    with pytest.raises((BadInput, BadOutput), match=r"ending|no folder"):
+        open_out(tmp_path / out)
+
+
+def test_two_runs_do_not_share_an_output(tmp_path: Path) -> None:
+    with FileSink(tmp_path / "a.jsonl") as sink:
+        with pytest.raises(BadOutput, match="another run"):
+            FileSink(tmp_path / "a.jsonl", resume=True)
+        sink.write(results(tmp_path / "in", ["1.png"]))
+
+
+def test_a_full_disk_is_one_clear_error_and_loses_nothing(tmp_path: Path) -> None:
+    """The limit on file size stands in for the disk's: the system refuses the write midway just the same."""
+    script = """
+import resource, signal, sys
+from pathlib import Path
+from captioner.errors import BadOutput
+from captioner.images import Source
+from captioner.sinks import FileSink, Result
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (200, 200))
+try:
+    with FileSink(Path(sys.argv[1])) as sink:
+        for number in range(9):
+            sink.write([Result(Source("x"), {"file": f"{number}.png", "text": "a prompt of some length"})])
+except BadOutput as error:
+    print(error)
+"""
+    out = tmp_path / "a.jsonl"
+    done = subprocess.run([sys.executable, "-c", script, str(out)], capture_output=True, text=True, check=True)
+    assert "cannot be written" in done.stdout
+    assert "--resume" in done.stdout
+    journal = Journal(tmp_path / "a.jsonl.part", resume=True)
+    assert journal.done == {"0.png", "1.png", "2.png"}
+    journal.close(remove=False)
+
+
+def test_lines_of_text(tmp_path: Path) -> None:
+    write_lines(tmp_path / "a.tsv", ["é\t1"])
+    assert (tmp_path / "a.tsv").read_text(encoding="utf-8") == "é\t1\n"
+    with pytest.raises(BadOutput, match="--overwrite"):
+        write_lines(tmp_path / "a.tsv", [])
+
+
+# --- sidecars --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("on_existing", "expected"),
+    [
+        ("skip", "mine\n"),
+        ("overwrite", "prompt 0\n"),
+        ("append", "mine, prompt 0\n"),
+        ("prepend", "prompt 0, mine\n"),
+        ("error", "mine\n"),
+    ],
+)
+def test_sidecars_and_what_is_there(tmp_path: Path, on_existing: str, expected: str) -> None:
+    items = results(tmp_path, ["1.png", "2.png"])
+    (tmp_path / "1.txt").write_text("mine\n")
+    with Sidecars([str(tmp_path)], on_existing) as sink:
+        for item in items:
+            try:
+                if sink.wants(item.source):
+                    sink.write([item])
+            except BadOutput as error:
+                sink.fail(item.row["file"], str(error))
+    assert (tmp_path / "1.txt").read_text() == expected
+    assert (tmp_path / "2.txt").read_text() == "prompt 1\n"
+    assert (tmp_path / "captioner-errors.jsonl").exists() == (on_existing == "error")
+
+
+def test_appending_happens_once_however_often_the_run_is_killed(tmp_path: Path) -> None:
+    items = results(tmp_path, ["1.png", "2.png", "3.png"])
+    for name in ("1.txt", "2.txt"):
+        (tmp_path / name).write_bytes(b"caf\xe9")  # not UTF-8, and kept as it is
+    interrupted(Sidecars([str(tmp_path)], "append"), items[:2])
+    (tmp_path / "2.txt").write_bytes(b"caf\xe9")  # killed after its row was kept, before the file was written
+    with pytest.raises(BadOutput, match="unfinished run"):
+        Sidecars([str(tmp_path)], "append")
+    write(Sidecars([str(tmp_path)], "append", resume=True), items)
+    assert (tmp_path / "1.txt").read_bytes() == b"caf\xe9, prompt 0\n"
+    assert (tmp_path / "2.txt").read_bytes() == b"caf\xe9, prompt 1\n"
+    assert (tmp_path / "3.txt").read_bytes() == b"prompt 2\n"
+    assert not list(tmp_path.glob("captioner-*"))
+
+
+def test_pictures_whose_sidecar_has_no_place(tmp_path: Path) -> None:
+    items = results(tmp_path, ["1.png", "1.bmp"])
+    with Sidecars([str(tmp_path)], "overwrite") as sink:
+        assert sink.wants(items[0].source)
+        with pytest.raises(BadOutput, match="share its sidecar"):
+            sink.wants(items[1].source)
+        with pytest.raises(BadOutput, match="no folder"):
+            sink.wants(Source("http://x.org/a.png", url="http://x.org/a.png"))
+        with pytest.raises(BadOutput, match="named like a sidecar"):
+            sink.wants(Source("x.txt", path=tmp_path / "x.txt"))
