@@ -27,13 +27,19 @@ PairwiseScore = Callable[[list[str], list[str]], np.ndarray]
 
 @dataclass(frozen=True)
 class Metric:
-    """One figure per item, and what it means."""
+    """What a figure is called and what it means."""
 
     name: str
     label: str
     higher_is_better: bool | None
     """None: descriptive, neither good nor bad."""
     meaning: str
+
+
+@dataclass(frozen=True)
+class TextMetric(Metric):
+    """A figure that is told from texts alone."""
+
     score: Callable[[list[str], list[tuple[str, ...]]], np.ndarray]
     """Values of items that have both a prediction and at least one reference."""
     needs_reference: bool = True
@@ -145,7 +151,7 @@ def _words(predictions: list[str], references: list[tuple[str, ...]]) -> np.ndar
     return np.array([float(len(ngrams.words(text))) for text in predictions])
 
 
-cosine = Metric(
+cosine = TextMetric(
     "cosine",
     "MiniLM cosine",
     True,
@@ -153,64 +159,68 @@ cosine = Metric(
     "and the true text's: what the Kaggle competition scores",
     best_reference(text_cosines),
 )
-levenshtein_ratio = Metric(
+levenshtein_ratio = TextMetric(
     "levenshtein_ratio",
     "Levenshtein ratio",
     True,
     "(len a + len b − insertions and deletions) / (len a + len b), as python-Levenshtein's ratio",
     best_reference(indel_ratio),
 )
-levenshtein_similarity = Metric(
+levenshtein_similarity = TextMetric(
     "levenshtein_similarity",
     "Levenshtein similarity",
     True,
     "1 − edits / length of the longer text, substitutions allowed",
     best_reference(levenshtein),
 )
-quick_ratio = Metric(
+quick_ratio = TextMetric(
     "quick_ratio",
     "quick ratio",
     True,
     "twice the common multiset of characters over both lengths: difflib's quick_ratio without its autojunk rule",
     best_reference(quick_ratios),
 )
-bleu4 = Metric(
+bleu4 = TextMetric(
     "bleu4",
     "BLEU-4",
     True,
     "sentence BLEU of words, 1 to 4 in a row; counts of 2 and more smoothed by one",
     ngrams.bleu,
 )
-rouge_l = Metric(
+rouge_l = TextMetric(
     "rouge_l", "ROUGE-L", True, "longest common subsequence of words, F with β = 1.2 as in COCO", ngrams.rouge_l
 )
-cider_d = Metric(
+cider_d = TextMetric(
     "cider_d",
     "CIDEr-D",
     True,
     "tf-idf weighted word sequences, 0 to 10; the weights come from this data set's own references",
     ngrams.cider_d,
 )
-keyword_precision = Metric(
+keyword_precision = TextMetric(
     "keyword_precision",
     "keyword precision",
     True,
     "share of the predicted comma terms that are in the true prompt",
     _keyword_score(lambda precision, recall: precision),
 )
-keyword_recall = Metric(
+keyword_recall = TextMetric(
     "keyword_recall",
     "keyword recall",
     True,
     "share of the true prompt's comma terms that were predicted",
     _keyword_score(lambda precision, recall: recall),
 )
-keyword_f1 = Metric(
+keyword_f1 = TextMetric(
     "keyword_f1", "keyword F1", True, "harmonic mean of keyword precision and recall", _keyword_score(_harmonic)
 )
-length = Metric("length", "words", None, "words in the predicted text", _words, needs_reference=False)
+length = TextMetric("length", "words", None, "words in the predicted text", _words, needs_reference=False)
 
-TEXT_METRICS: tuple[Metric, ...] = (
+clip_score = Metric(
+    "clip_score", "CLIPScore", True, "2.5 × cosine of picture and predicted text in CLIP's space, negative ones as 0"
+)
+
+TEXT_METRICS: tuple[TextMetric, ...] = (
     levenshtein_ratio,
     levenshtein_similarity,
     quick_ratio,
@@ -222,4 +232,9 @@ TEXT_METRICS: tuple[Metric, ...] = (
     keyword_f1,
     length,
 )
-"""What can be told from the texts alone. `cosine` needs the embedder, CLIPScore (`eval/clip.py`) the images."""
+"""What needs no model. `cosine` needs the embedder, `clip_score` a CLIP and the pictures (`eval/clip.py`)."""
+
+EVERY_METRIC: dict[str, Metric] = {
+    metric.name: metric for metric in (cosine, *TEXT_METRICS[:-1], clip_score, TEXT_METRICS[-1])
+}
+"""In the order in which reports show them."""

@@ -11,7 +11,7 @@ import datasets
 import evaluate
 import numpy as np
 
-from eval.metrics import Metric
+from eval.metrics import TextMetric
 
 
 class TextModule(evaluate.Metric, ABC):
@@ -22,7 +22,7 @@ class TextModule(evaluate.Metric, ABC):
 
     @property
     @abstractmethod
-    def metric(self) -> Metric: ...
+    def metric(self) -> TextMetric: ...
 
     def _info(self) -> evaluate.MetricInfo:
         text = datasets.Value("string")

@@ -163,7 +163,7 @@ def modules_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("metric", [*metrics.TEXT_METRICS, metrics.cosine], ids=lambda metric: metric.name)
-def test_evaluate_loads_it(metric: metrics.Metric, modules_cache: str) -> None:
+def test_evaluate_loads_it(metric: metrics.TextMetric, modules_cache: str) -> None:
     folder = Path(metrics.__file__).parent / metric.name
     module = evaluate.load(str(folder), cache_dir=modules_cache)
     said, truth = ["a red fox", "a blue owl"], ["a red fox", "a green owl"]

@@ -1,0 +1,114 @@
+"""`python -m eval compare A.json B.json`: is B better or worse than A on the pictures that both have seen?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from captioner.errors import BadInput
+from eval.metrics import EVERY_METRIC
+from eval.report import load_report
+from eval.results import SIGNIFICANT, Results
+from eval.statistics import RESAMPLES, SEED, Difference, holm, paired_difference
+
+
+@dataclass(frozen=True)
+class Change:
+    """One model and metric, from A to B."""
+
+    a: str
+    b: str
+    metric: str
+    difference: Difference
+    p_holm: float
+    """Corrected for all changes that are judged together."""
+
+    @property
+    def worse(self) -> bool:
+        return self._significant and self.difference.interval.mean < 0
+
+    @property
+    def better(self) -> bool:
+        return self._significant and self.difference.interval.mean > 0
+
+    @property
+    def _significant(self) -> bool:
+        return self.p_holm < SIGNIFICANT and bool(EVERY_METRIC[self.metric].higher_is_better)
+
+
+def compare(
+    file_a: Path,
+    file_b: Path,
+    wanted: Sequence[str] = (),
+    model_a: str | None = None,
+    model_b: str | None = None,
+    resamples: int = RESAMPLES,
+    seed: int = SEED,
+) -> list[Change]:
+    """All changes in the wanted metrics; by default in the cosine, or in all where there is none.
+
+    Models of the same name are compared, or the two that are named.
+    """
+    a, b = (_per_image(file) for file in (file_a, file_b))
+    rows_a, rows_b = _same_pictures(a, b)
+    if not rows_a:
+        raise BadInput(f"{file_a} and {file_b} have no picture with the same prompt in common: nothing to compare.")
+    groups = [a.groups[row] for row in rows_a]
+    names = _metrics(a, b, wanted)
+    found = []
+    for one, other in _models(a, b, model_a, model_b):
+        for name in names:
+            before = a.values[name][rows_a, a.models.index(one)]
+            after = b.values[name][rows_b, b.models.index(other)]
+            if not np.isnan(after - before).all():
+                delta = paired_difference(before, after, groups, resamples=resamples, seed=seed)
+                found.append((one, other, name, delta))
+    if not found:
+        raise BadInput("No metric has values in both reports for these models.")
+    corrected = holm([delta.p for *_, delta in found])
+    return [Change(*row, float(p)) for row, p in zip(found, corrected, strict=True)]
+
+
+def _per_image(file: Path) -> Results:
+    load_report(file)  # says what is wrong if it is no report
+    return Results.load(file.parent / "per_image.parquet")
+
+
+def _same_pictures(a: Results, b: Results) -> tuple[list[int], list[int]]:
+    """Rows of both, paired by picture and prompt (by id where there are no pictures). Doubles count once."""
+    rows = [{key: row for row, key in reversed(list(enumerate(_keys(results))))} for results in (a, b)]
+    common = [key for key in rows[0] if key in rows[1]]
+    return [rows[0][key] for key in common], [rows[1][key] for key in common]
+
+
+def _keys(results: Results) -> list[tuple]:
+    return [
+        (image_hash or identifier, frozenset(truths))
+        for image_hash, identifier, truths in zip(results.image_hashes, results.ids, results.truths, strict=True)
+    ]
+
+
+def _metrics(a: Results, b: Results, wanted: Sequence[str]) -> list[str]:
+    common = [name for name in EVERY_METRIC if name in a.values and name in b.values]
+    if unknown := [name for name in wanted if name not in common]:
+        raise BadInput(f"No metric {unknown[0]!r} in both reports. They share: {', '.join(common)}.")
+    return list(wanted) or (["cosine"] if "cosine" in common else common)
+
+
+def _models(a: Results, b: Results, model_a: str | None, model_b: str | None) -> list[tuple[str, str]]:
+    for named, results, which in ((model_a, a, "first"), (model_b, b, "second")):
+        if named is not None and named not in results.models:
+            raise BadInput(f"The {which} report has no model {named!r}: it has {', '.join(results.models)}.")
+    if model_a or model_b:
+        return [(model_a or model_b, model_b or model_a)]
+    if len(a.models) == len(b.models) == 1:
+        return [(a.models[0], b.models[0])]
+    if common := [(model, model) for model in a.models if model in b.models]:
+        return common
+    raise BadInput(
+        f"The reports share no model ({', '.join(a.models)}; {', '.join(b.models)}): "
+        "name the two with --model-a and --model-b."
+    )

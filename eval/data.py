@@ -1,0 +1,181 @@
+"""The pairs to evaluate on: read once, checked, fingerprinted. Whatever is odd about them becomes a note in the report.
+
+Rows come from `training.data.sources`, so that every layout that can be trained on can be measured on. Pictures are
+opened when they are needed and never all held.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from captioner.errors import BadImage, BadInput
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from PIL.Image import Image
+
+    from training.data.sources import Source
+
+
+@dataclass(frozen=True)
+class Item:
+    """One picture and what it was made from."""
+
+    row: int
+    """Where the picture is in the source rows."""
+    id: str
+    truths: tuple[str, ...]
+    image_hash: str
+    """sha256 of the upright RGB pixels: the same picture in another file is the same."""
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """All items that can be measured on."""
+
+    rows: Dataset
+    items: list[Item]
+    names: tuple[str, ...]
+    """What the sources are called: compared with what models were trained on."""
+    notes: list[str] = field(default_factory=list)
+    """What had to be left out or renamed, in sentences."""
+
+    def image(self, index: int) -> Image:
+        """The picture of one item, upright RGB."""
+        from training.data.readable import picture_of
+
+        return picture_of(self.rows[self.items[index].row]["image"])
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes with every picture, prompt and id, and with their order."""
+        digest = hashlib.sha256()
+        for item in self.items:
+            digest.update(repr((item.id, item.truths, item.image_hash)).encode())
+        return digest.hexdigest()
+
+
+def read_pairs(specs: Sequence[str], limit: int | None = None, seed: int = 0) -> Pairs:
+    """Read every source; limit: that many pictures drawn by chance."""
+    from datasets import Image
+
+    from training.data.sources import load_pairs, parse
+
+    notes = [note for spec in specs if (note := _empty_captions(parse(spec)))]
+    with _collected_warnings() as warnings:
+        rows = load_pairs(list(specs))
+    rows = rows.cast_column("image", Image(decode=False))
+    names = sorted({_name(parse(spec)) for spec in specs} | set(rows.unique("source")) - {None, ""})
+    if limit is not None and limit < len(rows):
+        notes.append(f"{limit:,} of {len(rows):,} rows, drawn by chance (seed {seed}).")
+        rows = rows.shuffle(seed=seed).select(range(limit))
+    items, unreadable = _items(rows)
+    notes += [*warnings, *_oddities(items, unreadable)]
+    if not items:
+        raise BadInput(f"None of the {len(rows):,} pictures can be read. " + " ".join(notes))
+    return Pairs(rows, _unique_ids(items, notes), tuple(names), notes)
+
+
+def _name(source: Source) -> str:
+    """A file is called by its folder, too: "pairs.parquet" alone says nothing."""
+    place = Path(source.place)
+    return "/".join(place.parts[-2:]) if place.is_file() else source.name
+
+
+def _items(rows: Dataset) -> tuple[list[Item], list[str]]:
+    """Rows of one picture (several captions) become one item. Also the ids of pictures that cannot be read."""
+    texts, ids = rows["text"], rows["id"]
+    found: dict[tuple[str, str], tuple[int, list[str]]] = {}
+    unreadable = []
+    for row, image_hash in enumerate(_image_hashes(rows)):
+        if image_hash is None:
+            unreadable.append(ids[row])
+        else:
+            found.setdefault((ids[row], image_hash), (row, []))[1].append(texts[row])
+    items = [
+        Item(row, identifier, tuple(dict.fromkeys(captions)), image_hash)
+        for (identifier, image_hash), (row, captions) in found.items()
+    ]
+    return items, unreadable
+
+
+def _image_hashes(rows: Dataset, ahead: int = 256) -> Iterator[str | None]:
+    from training.data.readable import picture_of
+
+    def one(row: int) -> str | None:
+        try:
+            picture = picture_of(rows[row]["image"])
+        except BadImage:
+            return None  # the caller counts and names it
+        return hashlib.sha256(repr(picture.size).encode() + picture.tobytes()).hexdigest()
+
+    with ThreadPoolExecutor(4) as pool:
+        for start in range(0, len(rows), ahead):
+            yield from pool.map(one, range(start, min(start + ahead, len(rows))))
+
+
+def _empty_captions(source: Source) -> str | None:
+    """`load_pairs` leaves rows without a caption out; of tables it warns, of folders it does not."""
+    from training.data import layouts
+
+    if source.kind not in layouts.READERS or not Path(source.place).exists():
+        return None
+    records = layouts.READERS[source.kind](Path(source.place), layouts.Columns(), layouts.BLURRED_IS_ABOVE)
+    empty = [record.id for record in records if not record.text.strip()]
+    return f"{source.place}: {_count(empty, 'picture')} without a caption left out." if empty else None
+
+
+def _oddities(items: list[Item], unreadable: list[str]) -> list[str]:
+    notes = []
+    if unreadable:
+        notes.append(f"{_count(unreadable, 'picture')} cannot be read and left out: {_some(unreadable)}.")
+    seen = Counter(item.image_hash for item in items)
+    if doubles := [item.id for item in items if seen[item.image_hash] > 1]:
+        notes.append(f"{_count(doubles, 'row')} with a picture that occurs more than once: {_some(doubles)}.")
+    return notes
+
+
+def _unique_ids(items: list[Item], notes: list[str]) -> list[Item]:
+    """The second picture of one id is called id#2."""
+    seen: Counter[str] = Counter()
+    unique, renamed = [], []
+    for item in items:
+        seen[item.id] += 1
+        if seen[item.id] > 1:
+            renamed.append(item.id)
+            item = Item(item.row, f"{item.id}#{seen[item.id]}", item.truths, item.image_hash)
+        unique.append(item)
+    if renamed:
+        notes.append(f"{_count(renamed, 'id')} used for another picture too; renamed to id#2 …: {_some(renamed)}.")
+    return unique
+
+
+def _count(things: list, noun: str) -> str:
+    return f"{len(things):,} {noun}" + ("s" if len(things) > 1 else "")
+
+
+def _some(names: list[str], most: int = 5) -> str:
+    return ", ".join(dict.fromkeys(names[:most])) + (" …" if len(names) > most else "")
+
+
+class _collected_warnings(logging.Handler):
+    """What the data sources warn of, as sentences for the report."""
+
+    def __enter__(self) -> list[str]:
+        super().__init__(logging.WARNING)
+        self.messages: list[str] = []
+        logging.getLogger("training.data").addHandler(self)
+        return self.messages
+
+    def __exit__(self, *_) -> None:
+        logging.getLogger("training.data").removeHandler(self)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.messages.append(record.getMessage())

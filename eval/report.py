@@ -1,0 +1,263 @@
+"""`python -m eval report`: every model on the same pictures, one folder to read, to publish and to compute with.
+
+Nothing measured is lost: answers are written down as they come (`answers.py`), so that the same command goes on after
+a kill, and a model added later does not ask the others again.
+"""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from captioner.errors import BadInput, BadOutput, CaptionerError
+from eval import page, provenance, results
+from eval.answers import Answer, Answered, Request, Settings, Track, answer_all, ask
+from eval.data import Pairs, read_pairs
+from eval.metrics import cosines
+from eval.results import Results
+from eval.statistics import RESAMPLES, SEED
+
+if TYPE_CHECKING:
+    from captioner.embedding import TextEmbedder
+
+PACKAGES = ("captioner", "torch", "transformers", "sentence-transformers", "rapidfuzz", "numpy")
+
+
+def report(
+    data: Sequence[str],
+    models: Sequence[str],
+    out: Path,
+    track: Track,
+    *,
+    settings: Settings | None = None,
+    clip: str | None = None,
+    limit: int | None = None,
+    seed: int = SEED,
+    resamples: int = RESAMPLES,
+    gallery: int = 12,
+    title: str = "Prompt recovery, side by side",
+) -> dict:
+    """Measure and write; returns what report.json holds."""
+    from captioner.embedding import text_embedder
+
+    settings = settings or Settings()
+    requests = _requests(models)
+    prepare(out)
+    pairs = read_pairs(data, limit, seed)
+    _refuse_other_data(out, pairs)
+    embed_texts = text_embedder(settings.embedder)
+    answered = [ask(request, pairs, out / "answers", settings, embed_texts, track) for request in requests]
+    measured = _measure(pairs, answered, embed_texts, _clip_values(clip, pairs, answered, out, settings, track))
+    written = {
+        "title": title,
+        "kind": "report",
+        **circumstances(seed, resamples),
+        "settings": {**asdict(settings), "clip": clip},
+        "data": {
+            "specs": list(data),
+            "names": list(pairs.names),
+            "noun": "pictures",
+            "pictures": len(pairs.items),
+            "prompts": len(set(measured.groups)),
+            "fingerprint": pairs.fingerprint,
+            "notes": pairs.notes,
+        },
+    }
+    finish(written, measured, [_row_of(one, pairs) for one in answered], out, pairs.image, gallery)
+    return written
+
+
+def finish(
+    written: dict, measured: Results, models: list[dict], out: Path | None, picture: page.Picture | None, gallery: int
+) -> None:
+    """Summarise `measured` into `written`, and write the four files if there is a place for them."""
+    figures = results.summary(measured, written["resamples"], written["seed"])
+    by_model = figures.pop("figures")
+    written |= _plain(figures)
+    for model in models:
+        model["figures"] = _plain(by_model.get(model["label"], {}))
+    written["models"] = models
+    if out is None:
+        return
+    measured.save(out / "per_image.parquet")
+    for name, content in page.render(written, measured, picture, gallery).items():
+        write_text(out / name, content)
+    write_text(out / "report.json", json.dumps(written, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_text(file: Path, content: str) -> None:
+    """Whole or not at all."""
+    beside = file.with_name(f".{file.name}.part")
+    beside.write_text(content, encoding="utf-8", errors="surrogateescape")
+    os.replace(beside, file)
+
+
+def _requests(models: Sequence[str]) -> list[Request]:
+    requests = [Request.parse(entry) for entry in models]
+    labels = [request.label for request in requests]
+    if not requests:
+        raise BadInput("No model: name at least one, e.g. --models mini.")
+    if doubles := sorted({label for label in labels if labels.count(label) > 1}):
+        raise BadInput(f"Two models are called {doubles[0]!r}: give one another label, e.g. --models second=NAME.")
+    return requests
+
+
+def prepare(out: Path) -> None:
+    """The folder must be writable, and ours or empty, before the work starts."""
+    ours = {"answers", "report.html", "report.md", "report.json", "per_image.parquet"}
+    try:
+        (out / "answers").mkdir(parents=True, exist_ok=True)
+        strange = sorted(file.name for file in out.iterdir() if file.name not in ours and not file.name.startswith("."))
+        probe = out / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise BadOutput(f"{out} cannot be written to ({error.strerror}). Choose another --out.") from error
+    if strange:
+        raise BadOutput(f"{out} holds other files ({', '.join(strange[:3])}). Choose an empty folder for --out.")
+
+
+def _refuse_other_data(out: Path, pairs: Pairs) -> None:
+    """A finished report is brought up to date on the same data, never replaced by another one."""
+    file = out / "report.json"
+    if file.exists() and load_report(file)["data"]["fingerprint"] != pairs.fingerprint:
+        raise BadOutput(f"{out} holds a report on other data. Choose another --out, or delete it.")
+
+
+def load_report(file: Path) -> dict:
+    """A report.json, or an error that says why it is none."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BadInput(f"{file} cannot be read as a report ({error}).") from error
+    if not isinstance(content, dict) or not {"data", "models", "metrics"} <= content.keys():
+        raise BadInput(f"{file} is no report.json of `python -m eval`.")
+    return content
+
+
+# --- figures ---------------------------------------------------------------------------------------------------------
+
+
+def _measure(pairs: Pairs, answered: list[Answered], embed_texts: TextEmbedder, clip_values: dict) -> Results:
+    there = [one for one in answered if one.failure is None]
+    truths = [item.truths for item in pairs.items]
+    texts = {one.request.label: [answer.text for answer in one.answers] for one in there}
+    values = {}
+    if there:
+        cosine = [_vector_cosines(one.answers, truths, embed_texts) for one in there]
+        values = {"cosine": np.stack(cosine, axis=1), **results.text_values(texts, truths), **clip_values}
+    return Results(
+        ids=[item.id for item in pairs.items],
+        truths=truths,
+        image_hashes=[item.image_hash for item in pairs.items],
+        models=list(texts),
+        texts=texts,
+        values=values,
+    )
+
+
+def _vector_cosines(answers: list[Answer], truths: list[tuple[str, ...]], embed_texts: TextEmbedder) -> np.ndarray:
+    """Of several true texts the nearest counts."""
+    counts = [len(of_item) for of_item in truths]
+    predicted = np.repeat(np.stack([answer.vector for answer in answers]), counts, axis=0)  # [truths, d]
+    each = cosines(predicted, embed_texts([truth for of_item in truths for truth in of_item]))
+    return np.maximum.reduceat(each, np.cumsum([0, *counts[:-1]]))
+
+
+def _clip_values(
+    clip: str | None, pairs: Pairs, answered: list[Answered], out: Path, settings: Settings, track: Track
+) -> dict[str, np.ndarray]:
+    there = [one for one in answered if one.failure is None]
+    if clip is None or not there:
+        return {}
+    from eval.clip import Clip, clip_scores
+
+    model = Clip.load(clip)
+    header = {"clip": clip, "data": pairs.fingerprint}
+    file = out / "answers" / Request(f"clip {clip}", clip).file_name
+    kept = answer_all(file, header, lambda: model, pairs, settings.batch_size, model.embed_texts, track)
+    pictures = np.stack([answer.vector for answer in kept])
+    columns = []
+    for one in there:
+        column = np.full(len(pictures), np.nan)
+        if rows := [i for i, answer in enumerate(one.answers) if answer.text is not None]:
+            column[rows] = clip_scores(pictures[rows], model.embed_texts([one.answers[i].text for i in rows]))
+        columns.append(column)
+    return {"clip_score": np.stack(columns, axis=1)}
+
+
+# --- what stands around the figures ----------------------------------------------------------------------------------
+
+
+def model_row(label: str, distinct: float | None = None, **known) -> dict:
+    """What report.json says of one model besides its figures."""
+    row = {
+        "label": label,
+        "name": label,
+        "failure": None,
+        "weights": None,
+        "load_seconds": None,
+        "images_per_second": None,
+        "distinct": distinct,
+        "trained_on": [],
+        "warning": None,
+    }
+    return row | known
+
+
+def distinct(texts: Sequence[str | None]) -> float | None:
+    """Share of different texts."""
+    there = [text for text in texts if text is not None]
+    return len(set(there)) / len(there) if there else None
+
+
+def _row_of(one: Answered, pairs: Pairs) -> dict:
+    row = model_row(
+        one.request.label,
+        distinct([answer.text for answer in one.answers]),
+        name=one.request.name,
+        failure=one.failure,
+        weights=one.weights,
+        load_seconds=one.load_seconds,
+        images_per_second=one.images_per_second,
+    )
+    if one.failure is not None or one.weights is None:
+        return row
+    try:
+        learnt = provenance.trained_on(one.request.name)
+    except CaptionerError as error:
+        return row | {"warning": f"could not be compared with its training data: {error}"}
+    return row | {"trained_on": list(learnt.sources), "warning": provenance.overlap_warning(learnt, pairs)}
+
+
+def circumstances(seed: int, resamples: int) -> dict:
+    """When, how and with what."""
+    return {
+        "command": shlex.join(["python", "-m", "eval", *sys.argv[1:]]),
+        "made": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "seed": seed,
+        "resamples": resamples,
+        "versions": {"python": platform.python_version(), **{p: importlib.metadata.version(p) for p in PACKAGES}},
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+    }
+
+
+def _plain(value):
+    """NaN has no place in JSON: null."""
+    if isinstance(value, dict):
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_plain(inner) for inner in value]
+    return None if isinstance(value, float) and math.isnan(value) else value

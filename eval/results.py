@@ -1,0 +1,201 @@
+"""One value an image, model and metric, and what follows from them: means, intervals, differences, who is best.
+
+`score`, `report` and `compare` all work on `Results`; `per_image.parquet` is its file.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+
+from captioner.errors import BadInput
+from eval import metrics
+from eval.statistics import RESAMPLES, SEED, Difference, differences, holm, intervals, resampled_means
+
+SIGNIFICANT = 0.05
+KEYS = ("id", "image_sha256", "truths", "model", "text")
+"""Columns of per_image.parquet beside one a metric."""
+
+
+@dataclass(frozen=True)
+class Results:
+    """All that was measured."""
+
+    ids: list[str]
+    truths: list[tuple[str, ...]]
+    image_hashes: list[str | None]
+    models: list[str]
+    texts: dict[str, list[str | None]]
+    """Per model, one an item; None where it says nothing."""
+    values: dict[str, np.ndarray]
+    """Per metric `[items, models]`; NaN where nothing can be measured."""
+
+    @property
+    def groups(self) -> list[str]:
+        """Items of one prompt belong together when resampling."""
+        return ["\n".join(truths) for truths in self.truths]
+
+    def save(self, file: Path) -> None:
+        """One row an item and model."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        rows = [(item, column) for item in range(len(self.ids)) for column in range(len(self.models))]
+        table = {
+            "id": [self.ids[item] for item, _ in rows],
+            "image_sha256": pa.array([self.image_hashes[item] for item, _ in rows], pa.string()),
+            "truths": pa.array([list(self.truths[item]) for item, _ in rows], pa.list_(pa.string())),
+            "model": [self.models[column] for _, column in rows],
+            "text": pa.array([self.texts[self.models[column]][item] for item, column in rows], pa.string()),
+        }
+        table |= {
+            name: pa.array(values.ravel(), pa.float64(), from_pandas=True) for name, values in self.values.items()
+        }
+        beside = file.with_name(f".{file.name}.part")
+        pq.write_table(pa.table(table), beside)
+        os.replace(beside, file)
+
+    @classmethod
+    def load(cls, file: Path) -> Results:
+        """What `save` wrote."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        try:
+            table = pq.read_table(file)
+        except (OSError, pa.ArrowInvalid) as error:
+            raise BadInput(f"{file} cannot be read: it belongs beside the report.json ({error}).") from error
+        if missing := set(KEYS) - set(table.column_names):
+            raise BadInput(f"{file} is no per_image.parquet of a report: it lacks {', '.join(sorted(missing))}.")
+        columns = {name: table[name].to_pylist() for name in KEYS}
+        models = list(dict.fromkeys(columns["model"]))
+        first = range(0, len(columns["id"]), max(len(models), 1))
+        return cls(
+            ids=[columns["id"][row] for row in first],
+            truths=[tuple(columns["truths"][row]) for row in first],
+            image_hashes=[columns["image_sha256"][row] for row in first],
+            models=models,
+            texts={model: columns["text"][number :: len(models)] for number, model in enumerate(models)},
+            values={
+                name: table[name].to_numpy(zero_copy_only=False).astype(float).reshape(len(first), len(models))
+                for name in table.column_names
+                if name not in KEYS
+            },
+        )
+
+
+def text_values(texts: dict[str, Sequence[str | None]], truths: list[tuple[str, ...]]) -> dict[str, np.ndarray]:
+    """Every metric that the texts alone give, `[items, models]` each."""
+    return {
+        metric.name: np.stack([metric(said, truths) for said in texts.values()], axis=1)
+        for metric in metrics.TEXT_METRICS
+    }
+
+
+@dataclass(frozen=True)
+class Paired:
+    """Model b against model a in one metric."""
+
+    metric: str
+    a: str
+    b: str
+    difference: Difference
+    p_holm: float
+    """Corrected for all pairs of models in this metric."""
+
+    @property
+    def significant(self) -> bool:
+        return self.p_holm < SIGNIFICANT
+
+
+def summary(results: Results, resamples: int = RESAMPLES, seed: int = SEED) -> dict:
+    """What report.json says about the figures: {"metrics", "figures", "differences", "best"}."""
+    names = [name for name in metrics.EVERY_METRIC if name in results.values]
+    figures = {model: {} for model in results.models}
+    if not figures:
+        return {"metrics": [], "figures": {}, "differences": [], "best": {}}
+    columns = np.concatenate([results.values[name] for name in names], axis=1)
+    drawn = resampled_means(columns, results.groups, resamples, seed)
+    spread = iter(intervals(columns, drawn))
+    for name in names:
+        for number, model in enumerate(results.models):
+            figures[model][name] = _figures(results.values[name][:, number], next(spread))
+    paired = pairs(results, names, resamples, seed)
+    return {
+        "metrics": [
+            {"name": m.name, "label": m.label, "higher_is_better": m.higher_is_better, "meaning": m.meaning}
+            for m in map(metrics.EVERY_METRIC.get, names)
+        ],
+        "figures": figures,
+        "differences": [_difference_row(p) for p in paired],
+        "best": {name: best(name, figures, paired) for name in names},
+    }
+
+
+def _figures(column: np.ndarray, interval) -> dict[str, float | int | None]:
+    there = column[~np.isnan(column)]
+    if not len(there):
+        return dict.fromkeys(("mean", "low", "high", "median", "variance", "max")) | {"n": 0}
+    return {
+        "mean": interval.mean,
+        "low": interval.low,
+        "high": interval.high,
+        "median": float(np.median(there)),
+        "variance": float(there.var()),
+        "max": float(there.max()),
+        "n": len(there),
+    }
+
+
+def pairs(results: Results, names: Sequence[str], resamples: int = RESAMPLES, seed: int = SEED) -> list[Paired]:
+    """Every two models in every metric that both have."""
+    found = []
+    for name in names:
+        values = results.values[name]
+        both = [
+            (a, b)
+            for a, b in combinations(range(len(results.models)), 2)
+            if not np.isnan(values[:, b] - values[:, a]).all()
+        ]
+        if not both:
+            continue
+        deltas = np.stack([values[:, b] - values[:, a] for a, b in both], axis=1)
+        measured = differences(deltas, results.groups, resamples=resamples, seed=seed)
+        corrected = holm([difference.p for difference in measured])
+        found += [
+            Paired(name, results.models[a], results.models[b], difference, float(p))
+            for (a, b), difference, p in zip(both, measured, corrected, strict=True)
+        ]
+    return found
+
+
+def best(metric: str, figures: dict[str, dict], paired: list[Paired]) -> str | None:
+    """The model that is significantly better than every other; None if there is no such model."""
+    means = {model: row[metric]["mean"] for model, row in figures.items() if row[metric]["n"]}
+    if not metrics.EVERY_METRIC[metric].higher_is_better or len(means) < 2:
+        return None
+    top = max(means, key=means.__getitem__)
+    of_top = [p for p in paired if p.metric == metric and top in (p.a, p.b)]
+    ahead = [p.significant and (p.difference.interval.mean > 0) == (top == p.b) for p in of_top]
+    return top if len(ahead) == len(means) - 1 and all(ahead) else None
+
+
+def _difference_row(pair: Paired) -> dict[str, str | float | int | bool]:
+    interval = pair.difference.interval
+    return {
+        "metric": pair.metric,
+        "a": pair.a,
+        "b": pair.b,
+        "mean": interval.mean,
+        "low": interval.low,
+        "high": interval.high,
+        "p": pair.difference.p,
+        "p_holm": pair.p_holm,
+        "n": pair.difference.items,
+        "significant": pair.significant,
+    }

@@ -1,0 +1,273 @@
+"""How fast a model is on this machine, and, for BLIP, how much faster than transformers' own `generate`.
+
+Ours and theirs caption the same pictures with the same weights in turn (A B A B …), so that what else the machine does
+meets both; the figures of interest are ratios. Every text has exactly NEW_TOKENS tokens, so the work is the same too.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import math
+import os
+import platform
+import statistics
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import psutil
+import torch
+import transformers
+from PIL import Image
+from rich.console import Console
+from rich.table import Table
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import BertTokenizer, BlipConfig
+from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
+
+from captioner import compute, zoo
+from captioner.contracts import LoadOptions
+from captioner.decoding import Decoding
+from captioner.errors import BadInput
+from captioner.models import checkpoint
+from captioner.models.blip import Blip
+from captioner.models.searched import SearchedDecoder
+from captioner.search import search
+from eval.report import write_text
+
+NEW_TOKENS = 24
+DECODING = Decoding(num_beams=4, max_new_tokens=NEW_TOKENS, min_new_tokens=NEW_TOKENS)
+
+RANDOM = {
+    "blip-tiny-random": {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2},
+    "blip-base-random": {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12},
+    "blip-large-random": {
+        "hidden_size": 1024,
+        "intermediate_size": 4096,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 16,
+    },
+}
+"""Vision towers of random models of these sizes; the text decoder is BLIP base's in all but the tiny one."""
+
+
+def speed(
+    model: str,
+    batch_sizes: list[int],
+    precisions: list[str],
+    repeats: int = 5,
+    out: Path | None = None,
+    device: str = "auto",
+) -> dict:
+    """Measure a model (zoo name, folder, Hub id, or one of `RANDOM`) at every precision and batch size.
+
+    Returns (and writes as JSON to `out`) the machine, the settings and one row per precision and batch size.
+    """
+    if not (batch_sizes and precisions and repeats > 0 and min(batch_sizes) > 0):
+        raise BadInput("speed needs at least one batch size, one precision and one repeat, each above 0.")
+    with tempfile.TemporaryDirectory() as scratch:
+        if model in RANDOM:
+            module, folder = "blip", random_blip(Path(scratch), model)
+        else:
+            found = zoo.resolve(model)
+            if not found.speaks:
+                raise BadInput(f"{model} writes no text: speed measures captioners.")
+            module, folder = found.module, found.folder
+        theirs = _theirs(module, folder, device)
+        rows = []
+        for precision in precisions:
+            options = LoadOptions(device=device, precision=precision)
+            start = time.perf_counter()
+            ours = importlib.import_module(f"captioner.models.{module}").load(folder, options)
+            loading = time.perf_counter() - start
+            for size in batch_sizes:
+                row = {"precision": precision, "batch": size, "load_seconds": loading}
+                rows.append(row | _measure(ours, theirs, options, size, repeats))
+    result = {"model": model, "machine": _machine(), "repeats": repeats, "beams": DECODING.num_beams,
+              "new_tokens": NEW_TOKENS, "rows": rows}  # fmt: skip
+    if out is not None:
+        write_text(out, json.dumps(result, indent=2) + "\n")
+    return result
+
+
+def random_blip(folder: Path, name: str) -> Path:
+    """A checkpoint of the real size in the real files, its weights drawn at random."""
+    vision = RANDOM[name] | {"initializer_range": 0.02}
+    tiny = name == "blip-tiny-random"
+    config = BlipConfig(vision_config=vision | {"image_size": 64 if tiny else 384}, text_config=vision if tiny else {})
+    torch.manual_seed(0)
+    Blip(config).save_pretrained(folder)
+    words = [f"word{i}" for i in range(30522)]
+    words[0], words[100:104] = "[PAD]", ["[UNK]", "[CLS]", "[SEP]", "[MASK]"]  # where BERT has them
+    (folder / "vocab.txt").write_text("\n".join(words), encoding="utf-8")
+    BertTokenizer(str(folder / "vocab.txt")).save_pretrained(folder)
+    side = config.vision_config.image_size
+    BlipImageProcessorPil(size={"height": side, "width": side}).save_pretrained(folder)
+    return folder
+
+
+def _theirs(module: str, folder: Path | None, device: str) -> Blip | None:
+    """The same weights for transformers' own `generate`, in fp32 on a CPU; None where transformers has none."""
+    if module != "blip":
+        return None
+    where = compute.device(device)
+    dtype = compute.DTYPES[compute.precision("auto", where)]
+    return checkpoint.read_model(Blip, folder, dtype).eval().to(where)
+
+
+@torch.inference_mode()
+def _measure(ours, theirs: Blip | None, options: LoadOptions, batch: int, repeats: int) -> dict:
+    """One row: seconds per picture, ratios, peak memory, and the share of the machine's ceiling."""
+    random = np.random.default_rng(0)
+    pictures = [Image.fromarray(random.integers(0, 256, (512, 512, 3), dtype=np.uint8)) for _ in range(batch)]
+    if not isinstance(ours, SearchedDecoder):  # no phases to tell apart
+        total = _timed(lambda: ours.read_images(pictures, DECODING), repeats)
+        return {"total": _spread(total, batch), "peak_bytes": _peak(lambda: ours.read_images(pictures, DECODING))}
+
+    pixels = ours.processor.pixels(pictures).to(ours.model.device)
+    own_pixels, found = pixels.to(ours.model.dtype), []
+
+    def encode() -> None:
+        found[:] = [ours.model.read(own_pixels)]
+        _wait(pixels.device)
+
+    def decode() -> None:
+        found[1:] = search(ours.model, found[0], ours.processor, DECODING)
+        _wait(pixels.device)
+
+    def generate() -> torch.Tensor:
+        return theirs.generate(pixels.to(theirs.dtype), num_beams=DECODING.num_beams, max_new_tokens=NEW_TOKENS,
+                               min_new_tokens=NEW_TOKENS)  # fmt: skip
+
+    def both() -> None:
+        encode()
+        decode()
+
+    row = {"peak_bytes": _peak(both)}  # also the warm-up
+    if theirs is not None:
+        row["their_peak_bytes"] = _peak(generate)
+        start = len(ours.processor.start_ids)
+        same = [a[0].ids == b[start:].tolist() for a, b in zip(found[1:], generate(), strict=True)]
+        row["same_ids"] = sum(same) / batch
+    seconds: dict[str, list[float]] = {"encode": [], "decode": [], "total": [], "theirs": []}
+    for _ in range(repeats):
+        if theirs is not None:
+            seconds["theirs"] += _timed(generate)
+        seconds["encode"] += _timed(encode)
+        seconds["decode"] += _timed(decode)
+        seconds["total"].append(seconds["encode"][-1] + seconds["decode"][-1])
+    row |= {phase: _spread(taken, batch) for phase, taken in seconds.items() if taken}
+    if theirs is not None:
+        row["ratio"] = _spread([a / b for a, b in zip(seconds["theirs"], seconds["total"], strict=True)])
+    return row | _ceiling(options, _flops(encode), min(seconds["encode"]))
+
+
+def _timed(action: Callable[[], object], repeats: int = 1) -> list[float]:
+    taken = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        action()
+        taken.append(time.perf_counter() - start)
+    return taken
+
+
+def _spread(values: list[float], pictures: int = 1) -> dict[str, float]:
+    each = [value / pictures for value in values]
+    return {"min": min(each), "median": statistics.median(each), "max": max(each)}
+
+
+def _wait(device: torch.device) -> None:
+    """GPUs answer before they have finished."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _peak(action: Callable[[], object]) -> int:
+    """Bytes that the action needs above what the process held before, looked at every few milliseconds."""
+    process, done, most = psutil.Process(), threading.Event(), 0
+    before = process.memory_info().rss
+
+    def watch() -> None:
+        nonlocal most
+        while not done.wait(0.005):
+            most = max(most, process.memory_info().rss - before)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        action()
+    finally:
+        done.set()
+        watcher.join()
+    return max(most, process.memory_info().rss - before)
+
+
+def _flops(action: Callable[[], object]) -> int:
+    """Floating-point operations of the matrix products, packed ones included."""
+
+    def packed(x_shape, weight_shape, *_args, out_shape=None, **_kwargs) -> int:
+        return 2 * math.prod(x_shape) * weight_shape[0]
+
+    with FlopCounterMode(display=False, custom_mapping={torch.ops.mkldnn._linear_pointwise: packed}) as counter:
+        action()
+    return counter.get_total_flops()
+
+
+def _ceiling(options: LoadOptions, flops: int, seconds: float) -> dict:
+    """The machine's fastest product of a vision layer's size in this precision, and how near encoding comes to it.
+
+    8-bit products are not seen by the counter of operations, so int8 has a ceiling and no share.
+    """
+    where = compute.device(options.device)
+    precision = compute.precision(options.precision, where)
+    layer = compute.place(torch.nn.Sequential(torch.nn.Linear(768, 3072)), options)
+    x = torch.randn(1154, 768).to(where, compute.DTYPES.get(precision, torch.float32))
+
+    def product() -> None:
+        layer(x)
+        _wait(x.device)
+
+    fastest = 2 * x.numel() * 3072 / min(_timed(product, 8))
+    counted = precision != "int8"
+    return {
+        "ceiling_gflops": fastest / 1e9,
+        "encode_gflops": flops / seconds / 1e9 if counted else None,
+        "share_of_ceiling": flops / seconds / fastest if counted else None,
+    }
+
+
+def _machine() -> dict:
+    """What the figures depend on; how malloc treats freed pages alone can double transformers' speed."""
+    return {
+        "processor": platform.processor() or platform.machine(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "malloc": os.environ.get("GLIBC_TUNABLES", "default"),
+    }
+
+
+def print_table(result: dict) -> None:
+    """The rows for a reader: milliseconds per picture (median), and ratios to transformers."""
+    table = Table(title=f"{result['model']}: {result['beams']} beams, {result['new_tokens']} tokens")
+    for heading in ("precision", "batch", "load s", "encode ms", "decode ms", "total ms", "transformers ms",
+                    "times faster (min–max)", "peak MB", "of ceiling"):  # fmt: skip
+        table.add_column(heading, justify="right")
+    for row in result["rows"]:
+        share = row.get("share_of_ceiling")
+        table.add_row(
+            row["precision"],
+            str(row["batch"]),
+            f"{row['load_seconds']:.1f}",
+            *(f"{1000 * row[phase]['median']:.0f}" if phase in row else "–"
+              for phase in ("encode", "decode", "total", "theirs")),
+            "{median:.2f} ({min:.2f}–{max:.2f})".format(**row["ratio"]) if "ratio" in row else "–",
+            f"{row['peak_bytes'] / 1e6:.0f}",
+            f"{share:.0%}" if share is not None else "–",
+        )  # fmt: skip
+    Console().print(table)

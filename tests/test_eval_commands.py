@@ -1,0 +1,208 @@
+"""`python -m eval` score, compare, submission and help, as a user types them."""
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from captioner.errors import BadInput, BadOutput
+from eval import __main__ as command_line
+from eval import submission
+from eval.compare import compare
+from eval.metrics import cosines
+from eval.results import Results
+from eval.score import read_table, score
+
+ANIMALS = [
+    f"{animal} {place}" for animal in ("fox", "owl", "cat", "hen", "cow") for place in ("at sea", "on ice", "in fog")
+]
+
+
+def run(*arguments: str | Path, monkeypatch: pytest.MonkeyPatch) -> int:
+    """The command line in this process; returns its exit status."""
+    monkeypatch.setattr(sys, "argv", ["eval", *map(str, arguments)])
+    with pytest.raises(SystemExit) as ended:
+        command_line.main()
+    return int(ended.value.code or 0)
+
+
+def table(file: Path, rows: list[dict]) -> Path:
+    with file.open("w", newline="", encoding="utf-8") as out:
+        writer = csv.DictWriter(out, list(dict.fromkeys(key for row in rows for key in row)))
+        writer.writeheader()
+        writer.writerows(rows)
+    return file
+
+
+def test_help_is_quick_and_names_every_verb() -> None:
+    code = "import sys; sys.argv = ['eval', '--help']; import runpy\n" + (
+        "try: runpy.run_module('eval', run_name='__main__')\n"
+        "except SystemExit: print([m for m in ('torch', 'numpy', 'transformers', 'datasets') if m in sys.modules])"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert shown.rstrip().endswith("[]")
+    for verb in ("report", "score", "compare", "submission"):
+        assert verb in shown
+    assert "Exit status" in shown
+
+
+def test_score_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    rows = [{"truth": t, "prediction": t, "model": "right"} for t in ANIMALS]
+    rows += [{"truth": t, "prediction": "a car", "model": "wrong"} for t in ANIMALS]
+    file = table(tmp_path / "pairs.csv", rows)
+    assert run("score", file, "--no-cosine", "--out", tmp_path / "out", monkeypatch=monkeypatch) == 0
+    assert "Levenshtein" in capsys.readouterr().out
+    written = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert written["best"]["quick_ratio"] == "right"
+    assert written["models"][0]["figures"]["quick_ratio"]["mean"] == 1
+    assert "cosine" not in written["models"][0]["figures"]
+    assert "<img" not in (tmp_path / "out" / "report.html").read_text()
+    assert run("score", tmp_path / "none.csv", monkeypatch=monkeypatch) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_score_handles_odd_tables(tmp_path: Path) -> None:
+    rows = [
+        {"id": "a", "truth": "a fox", "prediction": "a fox", "model": "m"},
+        {"id": "a", "truth": "a fox", "prediction": "other", "model": "m"},
+        {"id": "b", "truth": "", "prediction": "three words here", "model": "m"},
+        {"id": "b", "truth": "", "prediction": "x", "model": "n"},
+    ]
+    found, notes = read_table(table(tmp_path / "odd.csv", rows))
+    assert found.texts == {"m": ["a fox", "three words here"], "n": [None, "x"]}
+    np.testing.assert_array_equal(found.values["levenshtein_ratio"], [[1, np.nan], [np.nan, np.nan]])
+    np.testing.assert_array_equal(found.values["length"], [[2, np.nan], [3, 1]])
+    assert notes == [
+        "1 rows repeat a model and id; the first counts.",
+        "1 rows without a true text: only their length is measured.",
+    ]
+    with pytest.raises(BadInput, match="lacks the column prediction"):
+        score(table(tmp_path / "lacks.csv", [{"truth": "x"}]))
+    with pytest.raises(BadInput, match="do not have the same truth"):
+        read_table(table(tmp_path / "mixed.csv", [*rows[:1], {**rows[0], "truth": "b", "model": "n"}]))
+
+
+def scored(folder: Path, predictions: list[str], model: str = "m") -> Path:
+    rows = [
+        {"id": str(n), "truth": t, "prediction": p, "model": model}
+        for n, (t, p) in enumerate(zip(ANIMALS, predictions, strict=True))
+    ]
+    folder.mkdir()
+    score(table(folder.with_suffix(".csv"), rows), folder, cosine=False, resamples=300)
+    return folder / "report.json"
+
+
+def test_compare_says_by_its_exit_status_whether_b_is_worse(tmp_path, monkeypatch, capsys) -> None:
+    good, bad = scored(tmp_path / "good", ANIMALS), scored(tmp_path / "bad", ["a car"] * len(ANIMALS))
+    assert run("compare", good, bad, monkeypatch=monkeypatch) == 1
+    assert "worse" in capsys.readouterr().out
+    assert run("compare", bad, good, monkeypatch=monkeypatch) == 0
+    assert run("compare", good, good, monkeypatch=monkeypatch) == 0
+    assert run("compare", good, bad, "--metric", "length", monkeypatch=monkeypatch) == 0  # neither good nor bad
+    assert run("compare", good, bad, "--metric", "nonsense", monkeypatch=monkeypatch) == 2
+    other = scored(tmp_path / "other", ANIMALS, model="another")
+    with pytest.raises(BadInput, match="no model 'unknown'"):
+        compare(good, other, model_b="unknown")
+    [change] = compare(good, other, ["quick_ratio"], resamples=300)
+    assert (change.a, change.b, change.difference.interval.mean) == ("m", "another", 0)
+    (tmp_path / "good" / "per_image.parquet").unlink()
+    with pytest.raises(BadInput, match=r"per_image\.parquet"):
+        compare(good, bad)
+
+
+def test_compare_pairs_by_picture_and_prompt(tmp_path: Path) -> None:
+    def saved(name: str, hashes: list[str], values: list[float]) -> Path:
+        (tmp_path / name).mkdir()
+        items = len(hashes)
+        truths = [("a fox",)] * items
+        Results(
+            [f"{name}{n}" for n in range(items)], truths, hashes, ["m"], {"m": ["x"] * items},
+            {"cosine": np.array(values)[:, None]},
+        ).save(tmp_path / name / "per_image.parquet")  # fmt: skip
+        (tmp_path / name / "report.json").write_text('{"data": {}, "models": [], "metrics": []}')
+        return tmp_path / name / "report.json"
+
+    a, b = saved("a", ["p", "q", "r"], [0.1, 0.2, 0.3]), saved("b", ["r", "s", "p"], [0.5, 0.9, 0.2])
+    [change] = compare(a, b, resamples=200)
+    assert change.difference.items == 2
+    assert change.difference.interval.mean == pytest.approx(0.15)
+    with pytest.raises(BadInput, match="no picture"):
+        compare(a, saved("c", ["x"], [0.1]))
+
+
+class Colour:
+    """Embeds a picture as its own mean colour, so that the order of rows can be told."""
+
+    speaks = False
+
+    def embed(self, images: list, batch_size: int) -> np.ndarray:
+        self.largest = max(batch_size, len(images))
+        vectors = np.zeros((len(images), 384), dtype=np.float32)
+        vectors[:, :3] = [np.asarray(image).reshape(-1, 3).mean(0) + 1 for image in images]
+        return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def test_submission_is_written_in_order_and_checked(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    for number in range(5):
+        Image.new("RGB", (8, 8), (50 * number, 10, 200)).save(tmp_path / "images" / f"im_{number}.png")
+    (tmp_path / "images" / "im_2.png").write_bytes(b"broken")
+    model, out = Colour(), tmp_path / "submission.csv"
+    assert submission.write(model, submission.pictures([str(tmp_path)]), out, batch_size=2) == ["im_2"]
+    assert model.largest <= 2
+    lines = out.read_text().splitlines()
+    assert lines[0] == "imgId_eId,val"
+    assert len(lines) == 1 + 5 * 384
+    assert [line.partition(",")[0] for line in lines[1 + 384 : 4 + 384]] == ["im_1_0", "im_1_1", "im_1_2"]
+    with pytest.raises(BadOutput, match="there already"):
+        submission.write(model, submission.pictures([str(tmp_path)]), out)
+
+    prompts = table(tmp_path / "prompts.csv", [{"imgId": f"im_{n}", "prompt": ANIMALS[n]} for n in range(5)])
+    truth = np.random.default_rng(0).normal(size=(5, 384))
+    embed = {ANIMALS[n]: truth[n] for n in range(5)}
+    result = submission.check(out, prompts, lambda texts: np.stack([embed[text] for text in texts]), batch=2)
+    assert result.problems == []
+    rows = [float(line.partition(",")[2]) for line in lines[1:]]
+    assert result.cosine.mean == pytest.approx(cosines(np.reshape(rows, (5, 384)), truth).mean())
+
+
+@pytest.mark.parametrize(
+    ("spoil", "problem"),
+    [
+        (lambda lines: ["imgId,val", *lines[1:]], "the first line"),
+        (lambda lines: lines[:-1], "in order"),
+        (lambda lines: [lines[0], lines[2], lines[1], *lines[3:]], "in order"),
+        (lambda lines: lines[:385], "missing"),
+        (lambda lines: lines + lines[1:385], "comes twice"),
+        (lambda lines: [line.replace("b_", "c_") for line in lines], "not in the prompts"),
+        (lambda lines: [*lines[:5], "a_4,nan", *lines[6:]], "not finite"),
+        (lambda lines: [*lines[:5], "a_4,much", *lines[6:]], "one number"),
+        (lambda lines: [*lines[:5], "a_4", *lines[6:]], "one number"),
+        (lambda lines: [*lines[:5], "", *lines[6:]], "in order"),
+    ],
+)
+def test_a_wrong_submission_is_told_what_is_wrong(tmp_path: Path, spoil, problem: str) -> None:
+    lines = ["imgId_eId,val", *(f"{image}_{n},0.05" for image in "ab" for n in range(384))]
+    file, prompts = tmp_path / "s.csv", table(tmp_path / "p.csv", [{"imgId": i, "prompt": i} for i in "ab"])
+    embed = lambda texts: np.ones((len(texts), 384))  # noqa: E731
+    file.write_text("\n".join(lines) + "\n")
+    assert submission.check(file, prompts, embed).problems == []
+    file.write_text("\n".join(spoil(lines)) + "\n")
+    assert problem in " ".join(submission.check(file, prompts, embed).problems)
+
+
+def test_submission_with_a_real_model(tmp_path, tiny_checkpoint, monkeypatch, capsys) -> None:
+    for number in range(3):
+        Image.new("RGB", (8, 8), (50 * number, 10, 200)).save(tmp_path / f"{number}.png")
+    prompts = table(tmp_path / "prompts.csv", [{"imgId": str(n), "prompt": ANIMALS[n]} for n in range(3)])
+    out = tmp_path / "out.csv"
+    model = str(tiny_checkpoint("direct"))
+    assert run("submission", "--data", tmp_path, "--model", model, "--out", out, monkeypatch=monkeypatch) == 0
+    assert run("submission", "--check", out, "--prompts", prompts, monkeypatch=monkeypatch) == 0
+    assert "3 images, mean cosine" in capsys.readouterr().out
+    assert run("submission", "--check", out, monkeypatch=monkeypatch) == 2
