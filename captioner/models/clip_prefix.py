@@ -90,6 +90,7 @@ class JointHead(nn.Module):
         self.axes = nn.Linear(inputs, rank, bias=False)
         self.keys = nn.Parameter(F.normalize(torch.randn(prototypes, rank), dim=-1))
         self.values = nn.Parameter(torch.randn(prototypes, joint_dim))
+        self.prior = nn.Parameter(torch.zeros(prototypes))
         self.sharpness = nn.Parameter(torch.tensor(20.0))
         self.share = nn.Parameter(torch.tensor(0.5))
         """Of the prototypes' guess."""
@@ -97,7 +98,7 @@ class JointHead(nn.Module):
     def forward(self, pooled: Tensor) -> Tensor:
         pooled = (pooled - self.centre) * self.scale
         likeness = F.normalize(self.axes(pooled), dim=-1) @ self.keys.T  # [n, prototypes]
-        recalled = (self.sharpness * likeness).softmax(-1) @ self.values
+        recalled = (self.sharpness * likeness + self.prior).softmax(-1) @ self.values
         guesses = F.normalize(self.linear(pooled), dim=-1), F.normalize(recalled, dim=-1)
         return F.normalize(torch.lerp(*guesses, self.share), dim=-1)
 

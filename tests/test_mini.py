@@ -1,0 +1,119 @@
+"""The recipe of mini: cleaning, the split, the head that is solved and not trained, the blur, the schedule."""
+
+from __future__ import annotations
+
+from itertools import islice
+
+import numpy as np
+import pytest
+import torch
+
+from training.mini import head, language, sources, split
+
+
+@pytest.mark.parametrize(
+    ("raw", "clean"),
+    [
+        ("A Castle, 8K, ((sharp focus:1.3)), on ArtStation --ar 16:9", "a castle, sharp focus, on artstation"),
+        ("sci-fi close-up  ,,  3 5 mm photo <lora:x:0.8>", "sci-fi close-up, 35 mm photo"),
+        ("café by [John | Jane] https://a.b/c::2", "cafe by john jane"),
+        ("4k uhd, 1920x1080", ""),
+    ],
+)  # fmt: skip
+def test_cleaning(raw, clean):
+    assert sources.clean(raw) == clean
+    assert sources.clean(clean) == clean
+
+
+def test_long_prompts_end_at_a_comma():
+    text = sources.clean(", ".join(f"word{number}" for number in range(60)))
+    assert len(text) <= sources.LONGEST
+    assert text.split(", ")[-1].startswith("word")
+
+
+def test_thinning_spares_the_small_lists():
+    found = [("huge", f"a {n}") for n in range(50)] + [("small", f"b {n}") for n in range(5)]
+    kept = sources.thinned(list(found), 10, seed=1)
+    assert [source for source, _ in kept].count("huge") == 10
+    assert [source for source, _ in kept].count("small") == 5
+    assert kept == sources.thinned(list(found), 10, seed=1)
+
+
+def unit(rows: np.ndarray) -> np.ndarray:
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+
+
+def test_near_prompts_are_one_group_and_never_split():
+    random = np.random.default_rng(0)
+    seeds = unit(random.normal(size=(40, 384)))
+    embeddings = np.concatenate([seeds, unit(seeds + 0.01 * random.normal(size=seeds.shape))])
+    group = split.groups(embeddings)
+    assert len(set(group)) == 40
+    chosen = split.choose(group, dict.fromkeys(range(80), "flickr8k"))
+    assert 0 < chosen.sum() <= split.CHOSEN_FROM_CAPTIONS
+    assert (chosen[:40] == chosen[40:]).all()
+    held_out = seeds[:3]
+    assert (~sources.clear_of(held_out, embeddings)).nonzero()[0].tolist() == [0, 1, 2, 40, 41, 42]
+
+
+@pytest.fixture
+def pairs() -> split.Pairs:
+    """Pictures whose statistics tell their prompt's embedding, three pictures a prompt."""
+    random = np.random.default_rng(1)
+    texts = 240
+    embeddings = unit(random.normal(size=(texts, 16)))
+    prompt = np.repeat(np.arange(texts), 3)
+    features = embeddings[prompt] @ random.normal(size=(16, 160)) + 0.05 * random.normal(size=(len(prompt), 160))
+    validation = np.arange(texts) % 6 == 0
+    return split.Pairs(features.astype(np.float16), prompt, ["made"] * len(prompt), [str(n) for n in range(texts)],
+                       embeddings, np.arange(texts), validation)  # fmt: skip
+
+
+def test_the_head_finds_what_the_statistics_tell(pairs, monkeypatch):
+    monkeypatch.setattr(head, "RIDGE", 1.0)
+    fitted = head.fit(head.Examples(pairs, np.flatnonzero(~pairs.validation[pairs.prompt])))
+    unseen = pairs.validation[pairs.prompt]
+    with torch.no_grad():
+        found = fitted(torch.from_numpy(pairs.features[unseen]).float()).numpy()
+    np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-5)
+    assert (found * pairs.embeddings[pairs.prompt[unseen]]).sum(1).mean() > 0.85
+
+
+def test_a_prompt_counts_once_however_many_pictures_it_has(pairs):
+    pairs.prompt[:30] = 0
+    assert pairs.weights()[pairs.prompt == 0].sum() == pytest.approx(1)
+
+
+def test_blur_has_the_shape_of_the_heads_errors(pairs, tmp_path, monkeypatch):
+    monkeypatch.setattr(head, "RIDGE", 1.0)
+    guesses = head.guesses_on_unseen(pairs, head.principal_axes(head.Examples(pairs, np.arange(len(pairs.prompt)))))
+    np.savez(tmp_path / "blur.npz", **head.measure_blur(pairs, guesses))
+    blur = language.Blur(tmp_path / "blur.npz")
+    truth = torch.from_numpy(pairs.embeddings)
+    full = truth @ blur.keep + blur.offset + torch.randn(truth.shape) @ blur.noise
+    unseen = ~pairs.validation[pairs.prompt]
+    of_guesses = (guesses * truth[pairs.prompt]).sum(1)[unseen].mean().item()
+    assert torch.nn.functional.cosine_similarity(full, truth).mean().item() == pytest.approx(of_guesses, abs=0.05)
+    mixed = blur(truth, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(mixed.norm(dim=1), torch.ones(len(truth)))
+
+
+def test_every_text_comes_once_an_epoch_and_twice_where_said(monkeypatch):
+    monkeypatch.setattr(language, "BATCH", 4)
+    epoch = islice(language.batches([3, 9, 4, 7, 5, 8], [1, 2, 1, 1, 2, 1], seed=0), 2)
+    assert sorted(row for batch in epoch for row in batch) == [0, 1, 1, 2, 3, 4, 4, 5]
+
+
+def test_the_rate_rises_stays_and_falls():
+    rates = [language.learning_rate(step, 4000) for step in range(4000)]
+    assert max(rates) == language.PEAK_RATE == rates[1000]
+    assert rates[0] < rates[100] < rates[200]
+    assert rates[2500] > rates[3500] > rates[3999] > 0
+
+
+def test_the_vocabulary_gives_clean_text_back():
+    lines = ["a red fox, oil painting", "35mm photo of sci-fi city"] * 20
+    tokenizer = language.train_tokenizer(lines)
+    assert tokenizer.token_to_id(language.END) == 0
+    for text in lines[:2]:
+        assert tokenizer.decode(tokenizer.encode(text).ids).strip() == text

@@ -1,0 +1,58 @@
+"""python -m training.mini STAGE --data FOLDER --work FOLDER (see examples/train_mini.sh for all stages in order)"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m training.mini", description=__doc__)
+    parser.add_argument(
+        "stage", choices=("features", "texts", "split", "head", "language", "choose", "export", "measure")
+    )
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--most", type=int, default=60_000, help="texts: prompts taken of the largest list")
+    parser.add_argument("--backwards", action="store_true", help="features: begin with the last file")
+    parser.add_argument("--steps", type=int, default=5000, help="language: optimizer steps")
+    parser.add_argument("--count", type=int, default=150, help="choose: validation prompts")
+    parser.add_argument("--out", type=Path, help="export, measure: the checkpoint folder")
+    parser.add_argument("--seed", type=int, default=7)
+    args = parser.parse_args()
+    args.work.mkdir(parents=True, exist_ok=True)
+    if args.stage in ("features", "texts"):
+        from training.mini import features
+
+        if args.stage == "features":
+            features.features(args.data, args.work, args.backwards)
+        else:
+            features.texts(args.data, args.work, args.most, args.seed)
+    elif args.stage == "split":
+        from training.mini import split
+
+        split.split(args.data, args.work)
+    elif args.stage == "head":
+        from training.mini import head
+
+        head.head(args.data, args.work)
+    elif args.stage == "choose":
+        from training.mini import export
+
+        export.choose(args.data, args.work, args.count)
+    elif args.stage == "export":
+        from training.mini import export
+
+        export.export(args.work, args.out)
+    elif args.stage == "measure":
+        from training.mini import measure
+
+        measure.measure(args.data, args.work, args.out)
+    else:
+        from training.mini import language
+
+        language.language(args.work, args.steps, args.seed)
+
+
+if __name__ == "__main__":
+    main()

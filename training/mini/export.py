@@ -1,0 +1,94 @@
+"""Stages `export` and `choose`: the checkpoint folder, and how its decoder is best searched."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer
+
+from captioner import consensus, postprocess
+from captioner.decoding import Decoding
+from captioner.embedding import text_embedder
+from captioner.models.clip_prefix import ClipPrefix, PrefixProcessor
+from captioner.search import search
+from training.mini.features import imagenet_backbone
+from training.mini.language import new_model
+from training.mini.split import load_pairs
+
+DECODING = {"do_sample": True, "num_return_sequences": 16, "temperature": 0.6, "seed": 0, "max_new_tokens": 32,
+            "consensus": True}  # fmt: skip
+"""The best of stage `choose`."""
+TRIED = [
+    {"num_beams": 1},
+    {"num_beams": 4},
+    {"num_beams": 8, "num_return_sequences": 8},
+    {"do_sample": True, "num_return_sequences": 16, "temperature": 0.5},
+    {"do_sample": True, "num_return_sequences": 16, "temperature": 0.7},
+    {"do_sample": True, "num_return_sequences": 16, "temperature": 0.9},
+    {"do_sample": True, "num_return_sequences": 32, "temperature": 0.7},
+]
+
+
+def assembled(work: Path, head: str = "head.pt") -> tuple[ClipPrefix, PrefixProcessor]:
+    """Backbone, head, mapper and GPT-2 in one model."""
+    tokenizer = Tokenizer.from_file(str(work / "tokenizer.json"))
+    of_head = torch.load(work / head, weights_only=True)
+    prototypes, rank = of_head["keys"].shape
+    model = new_model(tokenizer, {"rank": rank, "prototypes": prototypes})
+    model.head.load_state_dict(of_head)
+    model.backbone = imagenet_backbone()
+    learnt = torch.load(work / "language.pt", weights_only=True)["parts"]
+    torch.nn.ModuleList([model.mapper, model.gpt]).load_state_dict(learnt)
+    return model.eval(), PrefixProcessor(model.backbone.preprocess, tokenizer, model.config)
+
+
+def export(work: Path, out: Path) -> None:
+    """Stage `export`: float16 weights, vocabulary and search settings, as `captioner generate --model` takes them."""
+    model, processor = assembled(work)
+    out.mkdir(parents=True, exist_ok=True)
+    model.half().save_pretrained(out)
+    processor.save_pretrained(out)
+    (out / "decoding.json").write_text(json.dumps(DECODING, indent=1) + "\n", encoding="utf-8")
+    size = sum(file.stat().st_size for file in out.iterdir())
+    print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {size / 1e6:.1f} MB in {out}")
+
+
+@torch.inference_mode()
+def choose(data: Path, work: Path, count: int) -> None:
+    """Stage `choose`: what each way of searching gives on the validation prompts of generated pictures."""
+    pairs = load_pairs(data, work)
+    model, processor = assembled(work, "head-without-validation.pt")
+    embed = text_embedder()
+    rows = one_each(pairs, count)
+    predicted = model.head(torch.from_numpy(pairs.features[rows]).float())
+    truth = pairs.embeddings[pairs.prompt[rows]]
+    print(f"{len(rows)} prompts; the predicted embedding itself {(predicted.numpy() * truth).sum(1).mean():.4f}")
+    for settings in TRIED:
+        decoding = Decoding(max_new_tokens=32, **({"seed": 0} if settings.get("do_sample") else {}), **settings)
+        found = search(model, model.remember(predicted), processor, decoding, list(range(len(rows))))
+        texts = [[postprocess.clean(processor.decode(text.ids)) for text in texts] for texts in found]
+        vectors = np.stack([embed(each) for each in texts])  # [n, candidates, 384]
+        best = [consensus.choose(v, [0.0] * len(v), p) for v, p in zip(vectors, predicted.numpy(), strict=True)]
+        chosen = vectors[np.arange(len(rows)), best]
+        said = [each[one] for each, one in zip(texts, best, strict=True)]
+        print(
+            f"{settings}: true {(chosen * truth).sum(1).mean():.4f}, to the prediction "
+            f"{(chosen * predicted.numpy()).sum(1).mean():.4f}, distinct {len(set(said)) / len(said):.2f}, "
+            f"words {np.mean([len(text.split()) for text in said]):.1f}",
+            flush=True,
+        )
+    for row, text in list(zip(rows, said, strict=True))[:12]:
+        print(f"  {pairs.texts[pairs.prompt[row]]!r} → {text!r}")
+
+
+def one_each(pairs, count: int) -> list[int]:
+    """One picture of each of so many validation prompts, photographs left out."""
+    source = np.array(pairs.source)
+    rows = np.flatnonzero(pairs.validation[pairs.prompt] & (source != "flickr8k"))
+    random.Random(3).shuffle(rows)
+    first = {int(pairs.prompt[row]): int(row) for row in rows}
+    return list(first.values())[:count]

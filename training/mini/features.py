@@ -1,0 +1,82 @@
+"""Stages `features` and `texts`: everything frozen is computed once and kept as float16."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from captioner.embedding import text_embedder
+from captioner.models.backbones import Backbone, build
+from training.mini import sources
+
+BATCH = 16
+
+
+@torch.inference_mode()
+def statistics(pictures: Iterable[Image.Image], backbone: Backbone) -> np.ndarray:
+    """The backbone's pooled vector of every picture, float16 `[n, 2992]`."""
+    pictures, rows = iter(pictures), []
+    while batch := list(islice(pictures, BATCH)):
+        pixels = backbone.preprocess(batch).to(memory_format=torch.channels_last)
+        rows.append(backbone.pooled(pixels).half().numpy())
+    return np.concatenate(rows)
+
+
+def imagenet_backbone() -> Backbone:
+    """EfficientNet-Lite2 with its ImageNet weights; its channels-last layout is a quarter faster on CPUs."""
+    return build("efficientnet-lite2", pool="statistics").eval().to(memory_format=torch.channels_last)
+
+
+def features(data: Path, work: Path, backwards: bool = False) -> None:
+    """Stage `features`: statistics of the pictures, one array per file of pairs; arrays that are there are kept.
+
+    A second run backwards shares the work with the first.
+    """
+    folder, backbone = work / "features", imagenet_backbone()
+    folder.mkdir(exist_ok=True)
+    for file in sorted(sources.pair_files(data), reverse=backwards):
+        if not (kept := folder / f"{file.stem}.npy").exists():
+            array = statistics(sources.pictures(file), backbone)
+            np.save(kept, array)
+            print(f"{file.stem}: {len(array)} pictures", flush=True)
+
+
+def texts(data: Path, work: Path, most: int, seed: int) -> None:
+    """Stage `texts`: cleaned prompts and pair texts with their MiniLM embeddings, held-out prompts left out.
+
+    most: at most so many prompts of the one huge list; the small lists are kept whole.
+    """
+    embed = text_embedder()
+    held_out_files = sorted((data / "heldout-dev").glob("*.parquet"))
+    held_out = embed(sorted({sources.clean(row["text"]) for file in held_out_files for row in sources.pair_rows(file)}))
+    spoken = sorted(
+        {sources.clean(row["text"]) for file in sources.pair_files(data) for row in sources.pair_rows(file)}
+    )
+    _keep(work / "pair-texts", ["pairs"] * len(spoken), spoken, embed(spoken).astype(np.float16), held_out)
+    found = sources.thinned(list(sources.prompts(data)), most, seed)
+    origins, lines = [source for source, _ in found], [text for _, text in found]
+    embeddings = np.empty((len(lines), 384), dtype=np.float16)
+    by_length = sorted(range(len(lines)), key=lambda row: len(lines[row]))
+    for start in range(0, len(lines), 4096):
+        rows = by_length[start : start + 4096]
+        embeddings[rows] = embed([lines[row] for row in rows])
+        print(f"{start + len(rows)} of {len(lines)} prompts", flush=True)
+    _keep(work / "prompts", origins, lines, embeddings, held_out)
+
+
+def _texts_of(files: list[Path]) -> list[str]:
+    return sorted({sources.clean(row["text"]) for file in files for row in sources.pair_rows(file)})
+
+
+def _keep(path: Path, origins: list[str], lines: list[str], embeddings: np.ndarray, held_out: np.ndarray) -> None:
+    clear = np.flatnonzero(sources.clear_of(held_out, embeddings))
+    print(f"{path.name}: {len(lines)} texts, {len(lines) - len(clear)} near a held-out prompt left out", flush=True)
+    np.save(path.with_suffix(".npy"), embeddings[clear])
+    kept = {"source": [origins[row] for row in clear], "text": [lines[row] for row in clear]}
+    path.with_suffix(".json").write_text(json.dumps(kept))

@@ -1,0 +1,116 @@
+"""Stage `head`: from a picture's statistics to its prompt's embedding, and how far such guesses are off.
+
+Two guesses that err differently are averaged: ridge regression, and prototypes (one per prompt: the mean of its
+pictures) that answer by likeness. Nothing is learnt by gradient, so it takes a minute.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from captioner.models.clip_prefix import JointHead
+from training.mini.split import REBUILT, Pairs, load_pairs
+
+RIDGE, RANK, SHARPNESS, SHARE = 10_000.0, 128, 12.5, 0.4
+"""Chosen on the validation prompts; SHARE is the prototypes' part of the answer."""
+FOLDS = 5
+PHOTOGRAPHS = 0.35
+"""Weight of a photograph's caption, against 1 of a generated picture's prompt."""
+
+
+class Examples:
+    """The pictures chosen for training: statistics, targets, and weights by prompt."""
+
+    def __init__(self, pairs: Pairs, chosen: np.ndarray) -> None:
+        weights = pairs.weights() * np.where(np.array(pairs.source) == "flickr8k", PHOTOGRAPHS, 1.0)
+        self.weights = torch.from_numpy(weights[chosen]).float()  # [n]
+        self.inputs = torch.from_numpy(pairs.features[chosen]).float()  # [n, 2992]
+        self.prompt = torch.from_numpy(pairs.prompt[chosen])  # [n]
+        self.embeddings = torch.from_numpy(pairs.embeddings)  # [prompts, 384]
+        share = (self.weights / self.weights.sum())[:, None]
+        self.centre = (self.inputs * share).sum(0)
+        self.scale = 1 / (((self.inputs - self.centre).square() * share).sum(0).sqrt() + 1e-4)
+        self.inputs = (self.inputs - self.centre) * self.scale
+        self.gram = (self.inputs * self.weights[:, None]).T @ self.inputs
+
+
+def fit(examples: Examples, axes: Tensor | None = None) -> JointHead:
+    """The head that these pictures give. axes: of an earlier fit; they take longest."""
+    targets, weights = examples.embeddings[examples.prompt], examples.weights[:, None]
+    mean = (targets * weights).sum(0) / weights.sum()
+    ridge = examples.gram + RIDGE * torch.eye(len(examples.gram))
+    matrix = torch.linalg.solve(ridge, (examples.inputs * weights).T @ (targets - mean))
+    axes = principal_axes(examples) if axes is None else axes
+    prompts, of_prompt = examples.prompt.unique(return_inverse=True)
+    keys = torch.zeros(len(prompts), RANK).index_add_(0, of_prompt, F.normalize(examples.inputs @ axes, dim=-1))
+    prior = torch.zeros(len(prompts)).index_add_(0, of_prompt, examples.weights).log()
+    head = JointHead(len(axes), mean.shape[0], RANK, len(prompts))
+    found = {"centre": examples.centre, "scale": examples.scale, "linear.weight": matrix.T, "linear.bias": mean,
+             "axes.weight": axes.T, "keys": F.normalize(keys, dim=-1), "values": examples.embeddings[prompts],
+             "prior": prior, "sharpness": torch.tensor(SHARPNESS), "share": torch.tensor(SHARE)}  # fmt: skip
+    head.load_state_dict(found)
+    return head
+
+
+def principal_axes(examples: Examples) -> Tensor:
+    """The strongest axes of the statistics, a little evened out. [2992, RANK]"""
+    variances, axes = torch.linalg.eigh(examples.gram / examples.weights.sum())
+    return axes[:, -RANK:] * variances[-RANK:] ** -0.25
+
+
+@torch.inference_mode()
+def guesses_on_unseen(pairs: Pairs, axes: Tensor) -> Tensor:
+    """For every training picture what a head says that saw no picture of a like prompt. [pictures, 384]"""
+    fold = torch.randint(FOLDS, (len(pairs.texts),), generator=torch.Generator().manual_seed(5)).numpy()[pairs.group]
+    found = torch.zeros(len(pairs.prompt), pairs.embeddings.shape[1])
+    for number in range(FOLDS):
+        unseen = (fold == number)[pairs.prompt]
+        head = fit(Examples(pairs, np.flatnonzero(~unseen & ~pairs.validation[pairs.prompt])), axes)
+        found[unseen] = head(torch.from_numpy(pairs.features[unseen]).float())
+    return found
+
+
+def measure_blur(pairs: Pairs, guesses: Tensor) -> dict[str, np.ndarray]:
+    """What a guess keeps of the true embedding (a matrix and a constant), and a root of its errors' covariance."""
+    rows = np.flatnonzero(~pairs.validation[pairs.prompt])
+    weights = torch.from_numpy(pairs.weights()[rows]).float()[:, None]
+    truth, guess = torch.from_numpy(pairs.embeddings[pairs.prompt[rows]]), guesses[rows]
+    truth_mean, guess_mean = ((x * weights).sum(0) / weights.sum() for x in (truth, guess))
+    centred = truth - truth_mean
+    gram = (centred * weights).T @ centred
+    keep = torch.linalg.solve(gram + 10 * torch.eye(len(gram)), (centred * weights).T @ (guess - guess_mean))
+    errors = guess - guess_mean - centred @ keep
+    variances, axes = torch.linalg.eigh((errors * weights).T @ errors / weights.sum())
+    noise = variances.clamp(min=0).sqrt()[:, None] * axes.T
+    return {"keep": keep.numpy(), "offset": (guess_mean - truth_mean @ keep).numpy(), "noise": noise.numpy()}
+
+
+@torch.inference_mode()
+def report(pairs: Pairs, head: JointHead) -> None:
+    """Mean cosine on the validation prompts, by kind."""
+    rows = np.flatnonzero(pairs.validation[pairs.prompt])
+    cosine = (head(torch.from_numpy(pairs.features[rows]).float()).numpy() * pairs.embeddings[pairs.prompt[rows]]).sum(
+        1
+    )
+    source, weights = np.array(pairs.source)[rows], pairs.weights()[rows]
+    kinds = {"styles": np.isin(source, list(REBUILT)), "photographs": source == "flickr8k"}
+    kinds["generated"] = ~kinds["styles"] & ~kinds["photographs"]
+    for name, which in kinds.items():
+        print(f"{name}: {np.average(cosine[which], weights=weights[which]):.4f} ({which.sum()} pictures)", flush=True)
+
+
+def head(data: Path, work: Path) -> None:
+    """Stage `head`."""
+    pairs = load_pairs(data, work)
+    examples = Examples(pairs, np.flatnonzero(~pairs.validation[pairs.prompt]))
+    axes = principal_axes(examples)
+    chosen_by = fit(examples, axes)
+    report(pairs, chosen_by)
+    torch.save(chosen_by.state_dict(), work / "head-without-validation.pt")
+    np.savez(work / "blur.npz", **measure_blur(pairs, guesses_on_unseen(pairs, axes)))
+    torch.save(fit(Examples(pairs, np.arange(len(pairs.prompt)))).state_dict(), work / "head.pt")

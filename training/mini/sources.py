@@ -1,0 +1,101 @@
+"""What mini learns from: prompts alone, and pictures with their prompts, cleaned and clear of the held-out prompts."""
+
+from __future__ import annotations
+
+import gzip
+import random
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterator
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as parquet
+from PIL import Image
+
+LONGEST = 120
+"""Characters: what follows is rarely visible in a picture, and long texts cost the most to learn."""
+TOO_NEAR = 0.9
+"""A training text this near (MiniLM cosine) to a held-out prompt is left out."""
+
+EVERY = {"flickr8k": 2}
+"""Only every n-th picture of a file: photographs are plenty, and no generated pictures."""
+
+SWITCHES = re.compile(
+    r"https?://\S+|<[^<>]*>|(?<!\w)--?[a-z]+\b(\s+[\d.:]+)?|::\s*-?[\d.]*|:\s*-?\d+(\.\d+)?(?=[\s,)\]}]|$)"
+)
+INVISIBLE = re.compile(
+    r"\b((ultra|full|quad)[ -]?)?u?hd\b|\b\d+ ?k\b( resolution| uhd)?|\b\d{3,4} ?x ?\d{3,4}\b"
+    r"|\b(high|hi)[ -]res(olution)?\b"
+)
+"""Words of resolution: no picture shows them."""
+
+
+def clean(text: str) -> str:
+    """A prompt in lower-case ASCII without weights, switches, links and words of resolution, cut at a comma."""
+    text = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode().lower()
+    text = re.sub(r"(?<=\d) (?=\d\b)", "", text)  # one corpus writes "3 5 mm"
+    text = SWITCHES.sub(" ", text)
+    text = INVISIBLE.sub(" ", text)
+    text = re.sub(r"[\[\](){}|*_\\/\"<>=+~^`#@]+", " ", text)
+    text = re.sub(r"\s+", " ", text)
+    text = re.sub(r"\s*([,.;:!?])[\s,.;:!?]*", r"\1 ", text).strip(" ,.;:-'")
+    if len(text) > LONGEST:
+        head = text[:LONGEST]
+        text = head[: max(head.rfind(","), head.rfind(". "), 0) or head.rfind(" ")]
+    return text.strip(" ,.;:-'")
+
+
+def prompts(folder: Path) -> Iterator[tuple[str, str]]:
+    """(source, cleaned text) of every prompt list, each distinct text once."""
+    seen: set[str] = set()
+    for file in sorted((folder / "prompts").glob("*.txt.gz")):
+        with gzip.open(file, "rt", encoding="utf-8") as lines:
+            for line in lines:
+                text = clean(line)
+                if sum(c.isalpha() for c in text) > 3 and text not in seen:
+                    seen.add(text)
+                    yield file.name.split(".")[0], text
+
+
+def thinned(found: list[tuple[str, str]], most: int, seed: int) -> list[tuple[str, str]]:
+    """At most so many texts of one source, drawn by chance; returned in a shuffled order."""
+    chance = random.Random(seed)
+    chance.shuffle(found)
+    taken: Counter[str] = Counter()
+    kept = []
+    for source, text in found:
+        taken[source] += 1
+        if taken[source] <= most:
+            kept.append((source, text))
+    return kept
+
+
+def pair_files(folder: Path) -> list[Path]:
+    return sorted((folder / "pairs").glob("*.parquet"))
+
+
+def pair_rows(file: Path, columns: tuple[str, ...] = ("text", "source")) -> list[dict]:
+    """The pairs of one file without their pictures."""
+    return parquet.read_table(file, columns=list(columns)).to_pylist()[:: EVERY.get(file.stem, 1)]
+
+
+def pictures(file: Path) -> Iterator[Image.Image]:
+    """The pictures of one file, in the same order."""
+    number = 0
+    for batch in parquet.ParquetFile(file).iter_batches(batch_size=64, columns=["image"]):
+        for cell in batch.column("image").to_pylist():
+            if number % EVERY.get(file.stem, 1) == 0:
+                yield Image.open(BytesIO(cell["bytes"])).convert("RGB")
+            number += 1
+
+
+def clear_of(held_out: np.ndarray, embeddings: np.ndarray) -> np.ndarray:
+    """True where a text is no near copy of any held-out prompt."""
+    clear = np.empty(len(embeddings), dtype=bool)
+    for start in range(0, len(embeddings), 20_000):
+        part = embeddings[start : start + 20_000].astype(np.float32)
+        clear[start : start + 20_000] = (part @ held_out.T).max(1) < TOO_NEAR
+    return clear
