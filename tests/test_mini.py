@@ -86,6 +86,7 @@ def test_a_prompt_counts_once_however_many_pictures_it_has(pairs):
 
 def test_blur_has_the_shape_of_the_heads_errors(pairs, tmp_path, monkeypatch):
     monkeypatch.setattr(head, "RIDGE", 1.0)
+    monkeypatch.setattr(head, "BLUR_RIDGE", 0.1)
     guesses = head.guesses_on_unseen(pairs, head.principal_axes(head.Examples(pairs, np.arange(len(pairs.prompt)))))
     np.savez(tmp_path / "blur.npz", **head.measure_blur(pairs, guesses))
     blur = language.Blur(tmp_path / "blur.npz")

@@ -19,6 +19,7 @@ from training.mini.split import REBUILT, Pairs, load_pairs
 RIDGE, RANK, SHARPNESS, SHARE = 10_000.0, 128, 12.5, 0.4
 """Chosen on the validation prompts; SHARE is the prototypes' part of the answer."""
 FOLDS = 5
+BLUR_RIDGE = 10.0
 PHOTOGRAPHS = 0.35
 """Weight of a photograph's caption, against 1 of a generated picture's prompt."""
 
@@ -83,7 +84,7 @@ def measure_blur(pairs: Pairs, guesses: Tensor) -> dict[str, np.ndarray]:
     truth_mean, guess_mean = ((x * weights).sum(0) / weights.sum() for x in (truth, guess))
     centred = truth - truth_mean
     gram = (centred * weights).T @ centred
-    keep = torch.linalg.solve(gram + 10 * torch.eye(len(gram)), (centred * weights).T @ (guess - guess_mean))
+    keep = torch.linalg.solve(gram + BLUR_RIDGE * torch.eye(len(gram)), (centred * weights).T @ (guess - guess_mean))
     errors = guess - guess_mean - centred @ keep
     variances, axes = torch.linalg.eigh((errors * weights).T @ errors / weights.sum())
     noise = variances.clamp(min=0).sqrt()[:, None] * axes.T
