@@ -15,7 +15,8 @@ class ImageMemory:
     """Tensors that depend on the image alone, per layer: keys and values `[images, heads, regions, head_dim]`."""
 
     def __init__(self, layers: list[tuple[Tensor, Tensor]], mask: Tensor | None = None) -> None:
-        self.layers = layers
+        # Laid out once: a product with the strided views that projections give would copy them at every step.
+        self.layers = [(keys.contiguous(), values.contiguous()) for keys, values in layers]
         self.mask = mask  # [images, regions], True where there is something to see; None: everywhere
 
     def __len__(self) -> int:
@@ -45,34 +46,49 @@ class TextCache:
         return keys, values
 
     def select(self, rows: Tensor) -> TextCache:
+        if torch.equal(rows, torch.arange(self.layers[0][0].shape[0], device=rows.device)):
+            return self  # every beam went on in its place
         self.layers = [(keys[rows], values[rows]) for keys, values in self.layers]
         return self
 
 
-def attend_image(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Cross-attention of every beam over its image's one memory. Scale is 1/sqrt(head_dim).
+def attend_image(
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    mask: Tensor | None = None,
+    bias: Tensor | None = None,
+    scale: float | None = None,
+) -> Tensor:
+    """Cross-attention of every beam over its image's one memory. Scale is 1/sqrt(head_dim) unless given.
 
     query [rows, heads, t, head_dim], rows = images × beams; keys, values [images, heads, regions, head_dim];
-    mask [images, regions] bool. Returns [rows, heads, t, head_dim].
+    mask [images, regions] bool; bias of positions [heads, t, regions]. Returns [rows, heads, t, head_dim].
     """
     rows, heads, t, dim = query.shape
     images = keys.shape[0]
     beams = rows // images
     folded = query.view(images, beams, heads, t, dim).transpose(1, 2).reshape(images, heads, beams * t, dim)
-    scores = folded @ keys.transpose(-1, -2) * dim**-0.5  # [images, heads, beams·t, regions]
+    scores = folded @ keys.transpose(-1, -2) * (scale or dim**-0.5)  # [images, heads, beams·t, regions]
+    if bias is not None:
+        scores = scores + bias.repeat(1, beams, 1)
     if mask is not None:
         scores = scores.masked_fill(~mask[:, None, None, :], torch.finfo(scores.dtype).min)
     mixed = scores.softmax(-1) @ values  # [images, heads, beams·t, head_dim]
     return mixed.view(images, heads, beams, t, dim).transpose(1, 2).reshape(rows, heads, t, dim)
 
 
-def attend_text(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """Causal self-attention of the last t positions over the whole text. Scale is 1/sqrt(head_dim).
+def attend_text(
+    query: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None = None, scale: float | None = None
+) -> Tensor:
+    """Causal self-attention of the last t positions over the whole text. Scale is 1/sqrt(head_dim) unless given.
 
-    query [rows, heads, t, head_dim]; keys, values [rows, heads, length, head_dim], length ≥ t.
+    query [rows, heads, t, head_dim]; keys, values [rows, heads, length, head_dim], length ≥ t; bias [heads, t, length].
     """
     t, length = query.shape[2], keys.shape[2]
-    scores = query @ keys.transpose(-1, -2) * query.shape[-1] ** -0.5  # [rows, heads, t, length]
+    scores = query @ keys.transpose(-1, -2) * (scale or query.shape[-1] ** -0.5)  # [rows, heads, t, length]
+    if bias is not None:
+        scores = scores + bias
     if t > 1:
         future = torch.ones(t, length, dtype=torch.bool, device=query.device).triu(length - t + 1)
         scores = scores.masked_fill(future, torch.finfo(scores.dtype).min)
