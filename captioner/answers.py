@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from captioner.contracts import LoadOptions
@@ -67,9 +68,13 @@ class Prompts:
     metadata: Metadata
     max_pixels: int
     embed: bool = False
+    attention: Path | None = None
+    """Where to draw what the model looked at; for a single picture."""
 
     def __post_init__(self) -> None:
         self.search.over(Decoding())  # contradictions are said before anything is loaded
+        if self.attention is not None and self.metadata is not Metadata.ignore:
+            raise BadInput("--attention is about what the model says: leave out --metadata.")
 
     def look(self, source: Source) -> Image | Row:
         if self.metadata is not Metadata.ignore:
@@ -98,7 +103,15 @@ class Prompts:
             return []
         readings = self.captioner.speaker.read_images(images, self.decoding)
         prompts = [self.captioner.prompt(reading, self.finish) for reading in readings]
+        if self.attention is not None:
+            self._draw(images[0], prompts[0].raw, self.attention)
         return [self._row(p.text, p.source, p.raw, p.score, p.model, p.candidates) for p in prompts]
+
+    def _draw(self, image: Image, raw: str, out: Path) -> None:
+        from captioner import attention_map
+
+        words, maps = attention_map.looked_at(self.captioner.speaker, image, raw)
+        attention_map.draw(image, words, maps, out)
 
     def _row(
         self,

@@ -222,7 +222,7 @@ def _out_of_memory(error: Exception) -> bool:
 
 
 def _free_memory() -> None:
-    import torch
+    if "torch" in sys.modules:  # a run that asks no model never loads it
+        import torch
 
-    if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -91,7 +91,13 @@ def generate(
     from captioner.answers import Model, Prompts
 
     prompts = Prompts(
-        Model(model.model, model.load_options), search, text.finish, read.metadata, read.max_pixels, write.embed
+        Model(model.model, model.load_options),
+        search,
+        text.finish,
+        read.metadata,
+        read.max_pixels,
+        write.embed,
+        write.attention,
     )
     _run(images, prompts, partial(write.caption_sink, images), read.recursive, read.batch_size, write.quiet)
 
@@ -376,6 +382,17 @@ def convert_clipcap(
     from captioner.models import clipcap
 
     clipcap.convert(Path(file), Path(out), clip, gpt2, mapper_heads)
+
+
+@app.command()
+def merge(
+    adapter: Annotated[str, typer.Argument(help="A folder that training with --lora wrote.")],
+    out: Annotated[str, typer.Argument(help="The folder to write; it must not be there yet.")],
+) -> None:
+    """Merge a LoRA adapter into its base model: one folder that stands alone."""
+    from captioner.models import merging
+
+    merging.merge(Path(adapter), Path(out))
 
 
 @contextmanager

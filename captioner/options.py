@@ -287,6 +287,9 @@ class CaptionOutputFlags(OutputFlags):
         OnExisting | None, _output("What to do where a sidecar is already there (default: skip).")
     ] = None
     embed: Annotated[bool, _output("Add the prompt's embedding.", "--embed")] = False
+    attention: Annotated[
+        Path | None, _output("One picture: draw where the model looked for each word, as a .png.", "--attention")
+    ] = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -303,6 +306,10 @@ class CaptionOutputFlags(OutputFlags):
         """As `sink`, sidecars included."""
         from captioner import sinks
 
+        if self.attention is not None:
+            if named:
+                raise BadInput("--attention draws one picture: name one.")
+            sinks.check_new(self.attention, ".png")
         if self.sidecar:
             return sinks.Sidecars(inputs, (self.on_existing or OnExisting.skip).value, resume=self.resume)
         return self.sink(itemgetter("text"), named)

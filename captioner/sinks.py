@@ -565,11 +565,20 @@ def open_out(out: Path, *, resume: bool = False, overwrite: bool = False) -> Fil
 
 def write_lines(out: Path, lines: Iterable[str], *, overwrite: bool = False) -> None:
     """A whole text file at once."""
+    if not overwrite:
+        check_new(out)
     check_place(out.parent)
-    if out.exists() and not overwrite:
-        raise BadOutput(f"{out} is already there: add --overwrite to replace it.")
     with _explained(out), replacing(out) as new, open(new, "w", encoding="utf-8") as stream:
         stream.writelines(f"{line}\n" for line in lines)
+
+
+def check_new(out: Path, ending: str = "") -> None:
+    """A file that can be made."""
+    if not out.name.endswith(ending):
+        raise BadInput(f"{out}: name a file that ends in {ending}.")
+    if out.exists():
+        raise BadOutput(f"{out} is already there: remove it, or name another file.")
+    check_place(out.parent)
 
 
 def check_place(folder: Path) -> None:

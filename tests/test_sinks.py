@@ -266,7 +266,7 @@ except BadOutput as error:
 def test_lines_of_text(tmp_path: Path) -> None:
     write_lines(tmp_path / "a.tsv", ["é\t1"])
     assert (tmp_path / "a.tsv").read_text(encoding="utf-8") == "é\t1\n"
-    with pytest.raises(BadOutput, match="--overwrite"):
+    with pytest.raises(BadOutput, match="already there"):
         write_lines(tmp_path / "a.tsv", [])
 
 
