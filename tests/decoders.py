@@ -31,6 +31,16 @@ def pictures(count: int, seed: int = 0) -> list[Image.Image]:
     ]
 
 
+@torch.no_grad()
+def norms_that_have_seen(tower: torch.nn.Module, pixels: torch.Tensor) -> None:
+    """Let the batch norms of a random tower take their statistics from these pixels: without that, its features are
+    much the same for all pictures."""
+    for norm in (module for module in tower.modules() if isinstance(module, torch.nn.BatchNorm2d)):
+        norm.momentum = None  # the plain mean over what it sees
+    tower.train()(pixels)
+    tower.eval()
+
+
 def texts(speaker: SearchedDecoder, images: Sequence[Image.Image], **settings) -> list[tuple[str, float]]:
     """The best candidate of every picture."""
     readings = speaker.read_images(images, Decoding(max_new_tokens=8, **settings))

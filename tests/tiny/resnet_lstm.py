@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from captioner.models import backbones, resnet_lstm
-from tests.decoders import pictures
+from tests.decoders import norms_that_have_seen, pictures
 
 PROMPTS = (
     "a red fox in the snow, oil painting",
@@ -25,10 +25,7 @@ def backbone() -> backbones.Backbone:
     preprocess = replace(backbones.BACKBONES["resnet50"].preprocess, size=64, shortest=64)
     sizes = {"embedding_size": 8, "hidden_sizes": [8, 8, 16, 24], "depths": [1, 1, 1, 1]}
     made = backbones.blank("resnet50", preprocess, **sizes)
-    for norm in (module for module in made.modules() if isinstance(module, torch.nn.BatchNorm2d)):
-        norm.momentum = None  # the plain mean over what it sees
-    with torch.no_grad():
-        made.train().pooled(preprocess(pictures(16)))
+    norms_that_have_seen(made.tower, preprocess(pictures(16)))
     return made
 
 

@@ -1,0 +1,58 @@
+"""OFA, tiny to huge: asks the picture a question and writes the answer. Reads the published folders as they are.
+
+A published folder does not say how large its pictures were; `trained_size` knows what each size of model was
+pretrained with. For a model fine-tuned otherwise (caption checkpoints: 480), put a preprocessor_config.json with
+`{"size": 480}` beside it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from captioner.contracts import LoadOptions
+from captioner.errors import BadCheckpoint
+from captioner.models import checkpoint
+from captioner.models.ofa.config import PUBLISHED, RESNET_DEPTHS, OFAConfig
+from captioner.models.ofa.model import OFA
+from captioner.models.ofa.processor import QUESTION, OFAProcessor
+from captioner.models.searched import SearchedDecoder
+
+__all__ = ["DEFAULT_DECODING", "OFA", "OFAConfig", "OFAProcessor", "load", "processor_for"]
+
+DEFAULT_DECODING = {"num_beams": 5, "max_new_tokens": 16, "no_repeat_ngram_size": 3}
+
+
+def load(folder: Path, options: LoadOptions) -> SearchedDecoder:
+    """A published or fine-tuned checkpoint, ready to answer `options.question`."""
+    check_form(checkpoint.base_folder(folder))
+    model = checkpoint.load_pretrained(OFA, folder, options)
+    return SearchedDecoder(model, processor_for(model, folder, options.question))
+
+
+def processor_for(model: OFA, folder: Path, question: str | None = None) -> OFAProcessor:
+    """The processor of this folder; the model is told what to ask. A question that is given is saved with the model."""
+    processor = OFAProcessor.from_folder(folder, trained_size(model.config))
+    if (tokens := processor.tokenizer.get_vocab_size()) > model.config.vocab_size:
+        raise BadCheckpoint(
+            f"The tokenizer in {folder} has {tokens} tokens, codes and coordinates included, the model only "
+            f"{model.config.vocab_size}. Copy vocab.json and merges.txt that belong to the model."
+        )
+    model.config.question = question or model.config.question
+    model.ask(processor.question(model.config.question or QUESTION))
+    return processor
+
+
+def trained_size(config: OFAConfig) -> int:
+    """Pixels a side in the published pretraining."""
+    return 256 if config.d_model <= 512 else 384 if config.d_model <= 768 else 480
+
+
+def check_form(folder: Path) -> None:
+    """Say so if the folder holds a relative of OFA that computes otherwise."""
+    said = checkpoint.read_json(folder / "config.json")
+    other = [key for key, value in PUBLISHED.items() if said.get(key, value) != value]
+    if said.get("resnet_type", "resnet101") not in RESNET_DEPTHS:
+        other.append("resnet_type")
+    if other:
+        values = ", ".join(f"{key} = {said[key]!r}" for key in other)
+        raise BadCheckpoint(f"{folder} is a form of OFA that captioner does not run ({values}). Use an OFA-Sys model.")

@@ -1,0 +1,104 @@
+"""OFA: one sequence-to-sequence model, asked a question about a picture. Wang et al. 2022, arXiv:2202.03052.
+
+The encoder reads picture and question together, so the question is part of the memory: `ask` sets it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import Seq2SeqLMOutput
+
+from captioner.models.attention import TextCache
+from captioner.models.ofa.config import OFAConfig
+from captioner.models.ofa.decoder import Decoder, Memory
+from captioner.models.ofa.encoder import Encoder
+
+
+class OFA(PreTrainedModel):
+    """The published weights under their published names."""
+
+    config_class = OFAConfig
+    base_model_prefix = ""
+    main_input_name = "pixel_values"
+    supports_gradient_checkpointing = True
+    _tied_weights_keys = {  # noqa: RUF012
+        "decoder.embed_tokens.weight": "encoder.embed_tokens.weight",
+        "decoder.output_projection.weight": "encoder.embed_tokens.weight",
+    }
+    _keys_to_ignore_on_load_unexpected = [r"_rp_bucket$", r"image_position_idx$"]  # noqa: RUF012  (constants)
+
+    def __init__(self, config: OFAConfig) -> None:
+        super().__init__(config)
+        self.encoder = Encoder(config)
+        self.decoder = Decoder(config)
+        self.question = [config.bos_token_id, config.eos_token_id]
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, (nn.Linear, nn.Embedding)):
+            nn.init.normal_(module.weight, std=self.config.init_std)
+        if isinstance(module, nn.Linear) and module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        return self.encoder.embed_tokens
+
+    def ask(self, question: Sequence[int]) -> None:
+        """From now on every picture is asked this: token ids, start and end among them."""
+        self.question = list(question)
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        """Pixels → the encoder's states of picture and question `[n, regions + words, width]`."""
+        question = torch.tensor([self.question], device=pixels.device).expand(len(pixels), -1)
+        return self.encoder(pixels, question)[0]
+
+    def remember(self, features: Tensor) -> Memory:
+        """Keys and values for the decoder."""
+        side = math.isqrt(features.shape[1] - len(self.question))
+        positions = self.encoder.positions((side, side), len(self.question))
+        return self.decoder.remember(features.to(positions.dtype), positions)
+
+    def read(self, pixels: Tensor) -> Memory:
+        """Pixels → memory."""
+        return self.remember(self.encode(pixels))
+
+    def step(self, tokens: Tensor, memory: Memory, past: TextCache | None) -> tuple[Tensor, TextCache]:
+        """Read more text: logits after the last token `[rows, vocabulary]`, and the text's keys and values."""
+        past = past or TextCache(self.config.decoder_layers)
+        states = self.decoder(tokens, memory, past)
+        return self.decoder.output_projection(states[:, -1]), past
+
+    def forward(
+        self,
+        pixel_values: Tensor | None = None,
+        features: Tensor | None = None,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+    ) -> Seq2SeqLMOutput:
+        """Teacher forcing. Padding stands at the end, so that the labels alone mask it."""
+        memory = self.read(pixel_values) if features is None else self.remember(features)
+        states = self.decoder(input_ids, memory, TextCache(self.config.decoder_layers))
+        logits = self.decoder.output_projection(states)  # [B, T, vocabulary]
+        loss = None
+        if labels is not None:
+            loss = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten())
+        return Seq2SeqLMOutput(loss=loss, logits=logits)
+
+    @torch.inference_mode()
+    def look(self, pixels: Tensor, ids: Sequence[int]) -> Tensor:
+        """Where in one picture `[1, 3, h, w]` the model looks to write what follows each id: `[ids, rows, columns]`.
+        Cross-attention averaged over layers and heads; the question's share is left out."""
+        memory = self.read(pixels)
+        watched: list[Tensor] = []
+        self.decoder(
+            torch.tensor([list(ids)], device=self.device), memory, TextCache(len(self.decoder.layers)), watched
+        )
+        of_regions = torch.stack(watched).mean((0, 1, 2))[:, : -len(self.question)]  # [ids, regions]
+        return of_regions.unflatten(1, (math.isqrt(of_regions.shape[1]), -1))
