@@ -162,6 +162,28 @@ def submission(
     raise typer.Exit(bool(unreadable))
 
 
+@app.command()
+def speed(
+    model: Annotated[
+        str, typer.Option(help="Zoo name, folder or Hub id; blip-base-random and blip-large-random need no weights.")
+    ],
+    batch_sizes: Annotated[str, typer.Option(help="Comma-separated.")] = "1,8",
+    precisions: Annotated[str, typer.Option(help="Comma-separated: fp32, bf16, int8 …")] = "fp32",
+    repeats: Annotated[int, typer.Option(help="How often each is measured.", min=1)] = 5,
+    out: Annotated[Path | None, typer.Option(help="JSON file to write.")] = None,
+    device: Device = "auto",
+) -> None:
+    """Load time, encode and decode per picture, memory, and the ratio to transformers' own generate in the same run."""
+    from eval.speed import print_table
+    from eval.speed import speed as measure
+
+    try:
+        sizes = [int(size) for size in batch_sizes.split(",")]
+    except ValueError as error:
+        raise BadInput(f"--batch-sizes {batch_sizes!r}: whole numbers with commas between, e.g. 1,8.") from error
+    print_table(measure(model, sizes, precisions.split(","), repeats, out, device))
+
+
 def _check(check: Path, prompts: Path) -> int:
     from eval.submission import check as run
 

@@ -95,10 +95,6 @@ class Answered:
     load_seconds: float | None = None
 
     @property
-    def speaks(self) -> bool:
-        return any(answer.text is not None for answer in self.answers)
-
-    @property
     def images_per_second(self) -> float | None:
         seconds = [answer.seconds for answer in self.answers]
         return len(seconds) / sum(seconds) if seconds and None not in seconds else None

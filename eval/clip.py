@@ -13,67 +13,33 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from captioner import zoo
-from captioner.errors import BadCheckpoint
+from captioner.contracts import LoadOptions
+from captioner.models.ranker import Ranker
 from eval.metrics import cosines
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 WEIGHT = 2.5
-BATCH = 32
 
 
 class Clip:
-    """Pictures and texts in one space. Offers `embed` like any image embedder, so that its vectors are kept, too."""
+    """Pictures and texts in one space. Offers `embed` like any image embedder, so that its answers are kept alike."""
 
     speaks = False
 
-    def __init__(self, folder: Path) -> None:
-        from transformers import AutoConfig, AutoModel, AutoProcessor
+    def __init__(self, name: str, options: LoadOptions | None = None) -> None:
+        place = Path(name).expanduser()
+        self.ranker = Ranker.from_folder(place if place.is_dir() else zoo.hub_folder(name), options or LoadOptions())
 
-        try:
-            config = AutoConfig.from_pretrained(folder)
-            if config.model_type not in ("clip", "siglip", "siglip2"):
-                raise BadCheckpoint(f"{folder} holds a {config.model_type}, not a CLIP or SigLIP.")
-            self.model = AutoModel.from_pretrained(folder).eval()
-            self.processor = AutoProcessor.from_pretrained(folder)
-        except (OSError, ValueError) as error:
-            raise BadCheckpoint(f"{folder} cannot be loaded as a CLIP ({error}).") from error
-
-    @classmethod
-    def load(cls, name: str) -> Clip:
-        """By folder or Hub id."""
-        return cls(folder_of(name))
-
-    def embed(self, images: Sequence[Image], batch_size: int = BATCH) -> np.ndarray:
-        """float32 `[n, d]`."""
-        return self._vectors(images, batch_size, self._images)
+    def embed(self, images: Sequence[Image], batch_size: int = 32) -> np.ndarray:
+        """Unit vectors `[n, d]`."""
+        parts = [self.ranker.pictures(images[i : i + batch_size]) for i in range(0, len(images), batch_size)]
+        return np.concatenate([part.float().cpu().numpy() for part in parts])
 
     def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
-        """float32 `[n, d]`."""
-        return self._vectors(texts, BATCH, self._texts)
-
-    def _vectors(self, things: Sequence, batch_size: int, encode) -> np.ndarray:
-        import torch
-
-        with torch.inference_mode():
-            parts = [encode(list(things[i : i + batch_size])) for i in range(0, len(things), batch_size)]
-        return torch.cat(parts).float().numpy()
-
-    def _images(self, images: list[Image]):
-        return self.model.get_image_features(**self.processor(images=images, return_tensors="pt")).pooler_output
-
-    def _texts(self, texts: list[str]):
-        # SigLIP has only seen texts padded to the full length.
-        padding = True if self.model.config.model_type == "clip" else "max_length"
-        limit = self.model.config.text_config.max_position_embeddings
-        tokens = self.processor(text=texts, return_tensors="pt", padding=padding, truncation=True, max_length=limit)
-        return self.model.get_text_features(**tokens).pooler_output
-
-
-def folder_of(name: str) -> Path:
-    """A CLIP's folder, by path or Hub id."""
-    return Path(name).expanduser() if Path(name).expanduser().is_dir() else zoo.hub_folder(name)
+        """Unit vectors `[n, d]`."""
+        return self.ranker.texts(texts).float().cpu().numpy()
 
 
 def clip_scores(image_vectors: np.ndarray, text_vectors: np.ndarray) -> np.ndarray:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -71,11 +72,11 @@ def trained_on(name: str) -> TrainingData:
     for place in places(name):
         if (listed := place / "training_data.json").is_file():
             content = _json(listed)
-            sources += [s if isinstance(s, str) else str(s.get("name", "")) for s in content.get("sources", [])]
+            sources += [str(source) for source in content.get("sources", [])]
             fingerprints |= {str(f)[:DIGITS] for f in content.get("fingerprints", [])}
         if (card := place / "README.md").is_file():
             sources += _front_matter_datasets(card)
-    return TrainingData(tuple(dict.fromkeys(filter(None, sources))), frozenset(fingerprints))
+    return TrainingData(tuple(dict.fromkeys(sources)), frozenset(fingerprints))
 
 
 def overlap_warning(data: TrainingData, pairs: Pairs) -> str | None:
@@ -92,8 +93,15 @@ def overlap_warning(data: TrainingData, pairs: Pairs) -> str | None:
 
 
 def _plain(names: Iterable[str]) -> set[str]:
-    """Names as they compare: without case and file ending."""
-    return {re.sub(r"\.(parquet|jsonl?|csv|zip)$", "", name.strip().casefold().rstrip("/")) for name in names} - {""}
+    """Names as they compare: `folder:~/my/Pictures@0.5` is `pictures`, `/data/heldout/pairs.parquet` is
+    `heldout/pairs`, since files of many data sets are called alike."""
+    plain = set()
+    for name in names:
+        bare = re.sub(r"^\w+:|@[\d.]+$", "", name.strip().casefold()).rstrip("/")
+        stem, ending = os.path.splitext(bare)
+        is_file = ending in (".parquet", ".json", ".jsonl", ".csv", ".zip")
+        plain.add("/".join(stem.split("/")[-2:]) if is_file else bare.split("/")[-1])
+    return plain - {""}
 
 
 def _front_matter_datasets(card: Path) -> list[str]:

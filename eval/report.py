@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from captioner.contracts import LoadOptions
 from captioner.errors import BadInput, BadOutput, CaptionerError
 from eval import page, provenance, results
 from eval.answers import Answer, Answered, Request, Settings, Track, answer_all, ask
@@ -32,6 +33,7 @@ from eval.statistics import RESAMPLES, SEED
 if TYPE_CHECKING:
     from captioner.embedding import TextEmbedder
 
+FILES = ("report.json", "per_image.parquet", "report.html", "report.md")
 PACKAGES = ("captioner", "torch", "transformers", "sentence-transformers", "rapidfuzz", "numpy")
 
 
@@ -56,7 +58,7 @@ def report(
     requests = _requests(models)
     prepare(out)
     pairs = read_pairs(data, limit, seed)
-    _refuse_other_data(out, pairs)
+    refuse_other_data(out, pairs.fingerprint)
     embed_texts = text_embedder(settings.embedder)
     answered = [ask(request, pairs, out / "answers", settings, embed_texts, track) for request in requests]
     measured = _measure(pairs, answered, embed_texts, _clip_values(clip, pairs, answered, out, settings, track))
@@ -91,16 +93,16 @@ def finish(
     written["models"] = models
     if out is None:
         return
+    write_text(out / "report.json", json.dumps(written, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     measured.save(out / "per_image.parquet")
     for name, content in page.render(written, measured, picture, gallery).items():
         write_text(out / name, content)
-    write_text(out / "report.json", json.dumps(written, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def write_text(file: Path, content: str) -> None:
     """Whole or not at all."""
     beside = file.with_name(f".{file.name}.part")
-    beside.write_text(content, encoding="utf-8", errors="surrogateescape")
+    beside.write_text(content, encoding="utf-8", errors="replace")
     os.replace(beside, file)
 
 
@@ -116,23 +118,23 @@ def _requests(models: Sequence[str]) -> list[Request]:
 
 def prepare(out: Path) -> None:
     """The folder must be writable, and ours or empty, before the work starts."""
-    ours = {"answers", "report.html", "report.md", "report.json", "per_image.parquet"}
     try:
-        (out / "answers").mkdir(parents=True, exist_ok=True)
-        strange = sorted(file.name for file in out.iterdir() if file.name not in ours and not file.name.startswith("."))
+        out.mkdir(parents=True, exist_ok=True)
+        there = {file.name for file in out.iterdir() if not file.name.startswith(".")}
         probe = out / ".writable"
         probe.touch()
         probe.unlink()
     except OSError as error:
         raise BadOutput(f"{out} cannot be written to ({error.strerror}). Choose another --out.") from error
-    if strange:
+    ours = {"answers", *FILES} if there & {"answers", "report.json"} else set()
+    if strange := sorted(there - ours):
         raise BadOutput(f"{out} holds other files ({', '.join(strange[:3])}). Choose an empty folder for --out.")
 
 
-def _refuse_other_data(out: Path, pairs: Pairs) -> None:
+def refuse_other_data(out: Path, fingerprint: str) -> None:
     """A finished report is brought up to date on the same data, never replaced by another one."""
     file = out / "report.json"
-    if file.exists() and load_report(file)["data"]["fingerprint"] != pairs.fingerprint:
+    if file.exists() and load_report(file)["data"].get("fingerprint") != fingerprint:
         raise BadOutput(f"{out} holds a report on other data. Choose another --out, or delete it.")
 
 
@@ -184,7 +186,7 @@ def _clip_values(
         return {}
     from eval.clip import Clip, clip_scores
 
-    model = Clip.load(clip)
+    model = Clip(clip, LoadOptions(device=settings.device, precision=settings.precision))
     header = {"clip": clip, "data": pairs.fingerprint}
     file = out / "answers" / Request(f"clip {clip}", clip).file_name
     kept = answer_all(file, header, lambda: model, pairs, settings.batch_size, model.embed_texts, track)

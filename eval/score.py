@@ -27,12 +27,13 @@ def score(
 ) -> dict:
     """Measure a table with columns truth, prediction, optional model and id; `out`: a report without pictures."""
     measured, notes = read_table(table)
+    fingerprint = hashlib.sha256(table.read_bytes()).hexdigest()
+    if out is not None:
+        report.prepare(out)
+        report.refuse_other_data(out, fingerprint)
     if cosine:
         columns = [metrics.cosine(measured.texts[model], measured.truths) for model in measured.models]
         measured = Results(**vars(measured) | {"values": {"cosine": np.stack(columns, axis=1), **measured.values}})
-    if out is not None:
-        report.prepare(out)
-    fingerprint = hashlib.sha256(table.read_bytes()).hexdigest()
     written = {
         "title": f"Texts of {table.name}, scored",
         "kind": "score",

@@ -46,7 +46,7 @@ def test_help_is_quick_and_names_every_verb() -> None:
     )
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert shown.rstrip().endswith("[]")
-    for verb in ("report", "score", "compare", "submission"):
+    for verb in ("report", "score", "compare", "submission", "speed"):
         assert verb in shown
     assert "Exit status" in shown
 

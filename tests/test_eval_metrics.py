@@ -4,10 +4,7 @@ import difflib
 import math
 import random
 import tracemalloc
-from collections.abc import Iterator
-from pathlib import Path
 
-import evaluate
 import numpy as np
 import pytest
 from rapidfuzz.distance import Indel, Levenshtein
@@ -152,24 +149,3 @@ def test_cosine_of_a_zero_vector_is_missing() -> None:
     values = metrics.cosines(np.array([[0.0, 0], [3, 4]]), np.array([[1.0, 0], [6, 8]]))
     assert np.isnan(values[0])
     assert values[1] == pytest.approx(1)
-
-
-@pytest.fixture(scope="module")
-def modules_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with pytest.MonkeyPatch.context() as patch:
-        folder = str(tmp_path_factory.mktemp("modules"))
-        patch.setattr("evaluate.config.HF_MODULES_CACHE", folder)
-        yield folder
-
-
-@pytest.mark.parametrize("metric", [*metrics.TEXT_METRICS, metrics.cosine], ids=lambda metric: metric.name)
-def test_evaluate_loads_it(metric: metrics.TextMetric, modules_cache: str) -> None:
-    folder = Path(metrics.__file__).parent / metric.name
-    module = evaluate.load(str(folder), cache_dir=modules_cache)
-    said, truth = ["a red fox", "a blue owl"], ["a red fox", "a green owl"]
-    found = module.compute(predictions=said, references=truth)
-    expected = metric(said, truth)
-    assert found[metric.name] == pytest.approx(expected.mean())
-    assert found["per_item"] == pytest.approx(expected.tolist())
-    several = module.compute(predictions=said, references=[[t, "something else"] for t in truth])
-    assert several[metric.name] == pytest.approx(metric(said, [[t, "something else"] for t in truth]).mean())

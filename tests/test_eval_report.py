@@ -223,6 +223,9 @@ def test_folders_of_others_and_other_data_are_not_overwritten(pictures: Path, tm
     model = texts_file(tmp_path, "m", {"00.png": "a fox"})
     with pytest.raises(BadOutput, match=r"thesis\.tex"):
         make(pictures, [model], out)
+    (out / "thesis.tex").rename(out / "report.html")
+    with pytest.raises(BadOutput, match=r"report\.html"):
+        make(pictures, [model], out)
     make(pictures, [model], tmp_path / "report")
     with pytest.raises(BadOutput, match="other data"):
         make(pictures, [model], tmp_path / "report", limit=6)
@@ -232,7 +235,7 @@ def test_training_data_is_warned_of(pictures: Path, tmp_path: Path, tiny_checkpo
     model = tmp_path / "model"
     shutil.copytree(tiny_checkpoint("direct"), model)
     assert ask_overlap(pictures, model, tmp_path / "a") is None
-    (model / "training_data.json").write_text(json.dumps({"sources": ["Pictures", {"name": "elsewhere"}]}))
+    (model / "training_data.json").write_text(json.dumps({"sources": ["folder:/elsewhere/Pictures@0.5", "b"]}))
     assert "names pictures as training data" in ask_overlap(pictures, model, tmp_path / "b")
     assert "Do not publish its figures" in (tmp_path / "b" / "report.html").read_text()
     (model / "training_data.json").write_text(json.dumps({"fingerprints": [fingerprint(" Two  CATS ")]}))
@@ -266,7 +269,7 @@ def test_answers_are_kept_and_asked_for_again_only_if_something_changed(
     pairs = read_pairs([str(pictures)])
     model = tmp_path / "model"
     shutil.copytree(tiny_checkpoint("direct"), model)
-    request, settings, folder = Request("vit", str(model)), Settings(batch_size=4), tmp_path / "answers"
+    request, folder = Request("vit", str(model)), tmp_path / "answers"
     asked: list[int] = []
 
     def counting(steps, total, what):
@@ -291,7 +294,6 @@ def test_answers_are_kept_and_asked_for_again_only_if_something_changed(
     (model / "training_data.json").write_text("{}")
     vectors()
     assert asked == [3, 2, 3, 3]
-    assert settings.batch_size == 4
 
 
 def test_killed_and_started_again(pictures: Path, tmp_path: Path, tiny_checkpoint) -> None:

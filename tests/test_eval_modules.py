@@ -1,0 +1,44 @@
+"""Every metric as a module of the `evaluate` library."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import evaluate
+import pytest
+from PIL import Image
+
+from eval import metrics
+from eval.clip import Clip, clip_scores
+
+FOLDER = Path(metrics.__file__).parent
+
+
+@pytest.fixture(scope="module")
+def modules_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with pytest.MonkeyPatch.context() as patch:
+        folder = str(tmp_path_factory.mktemp("modules"))
+        patch.setattr("evaluate.config.HF_MODULES_CACHE", folder)
+        yield folder
+
+
+@pytest.mark.parametrize("metric", [*metrics.TEXT_METRICS, metrics.cosine], ids=lambda metric: metric.name)
+def test_evaluate_loads_it(metric: metrics.TextMetric, modules_cache: str) -> None:
+    module = evaluate.load(str(FOLDER / metric.name), cache_dir=modules_cache)
+    said, truth = ["a red fox", "a blue owl"], ["a red fox", "a green owl"]
+    found = module.compute(predictions=said, references=truth)
+    expected = metric(said, truth)
+    assert found[metric.name] == pytest.approx(expected.mean())
+    assert found["per_item"] == pytest.approx(expected.tolist())
+    several = module.compute(predictions=said, references=[[t, "something else"] for t in truth])
+    assert several[metric.name] == pytest.approx(metric(said, [[t, "something else"] for t in truth]).mean())
+
+
+def test_evaluate_loads_clip_score(modules_cache: str, tmp_path: Path, tiny_checkpoint) -> None:
+    red, folder = Image.new("RGB", (20, 20), (200, 10, 10)), str(tiny_checkpoint("clip"))
+    red.save(tmp_path / "red.png")
+    module = evaluate.load(str(FOLDER / "clip_score"), cache_dir=modules_cache)
+    found = module.compute(predictions=["a fox"], references=[str(tmp_path / "red.png")], clip=folder)
+    clip = Clip(folder)
+    assert found["clip_score"] == pytest.approx(
+        clip_scores(clip.embed([red]), clip.embed_texts(["a fox"]))[0], abs=1e-6
+    )
