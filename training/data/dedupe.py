@@ -1,0 +1,122 @@
+"""Texts that say the same: neighbours by cosine of their embeddings, near-duplicates dropped, a split that keeps apart.
+
+Up to EXACT_UP_TO texts every pair is compared (FAISS, flat index); above, an inverted-file index looks into the nearest
+cells only, and the split is then checked exactly, so that its promise holds whatever the index missed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+EXACT_UP_TO = 200_000
+BLOCK = 2048
+CELLS_LOOKED_INTO = 32
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """Pairs of rows whose cosine is above a threshold: `first` < `second`."""
+
+    count: int
+    first: np.ndarray
+    second: np.ndarray
+    cosine: np.ndarray
+
+    def above(self, threshold: float) -> Neighbours:
+        chosen = self.cosine > threshold
+        return Neighbours(self.count, self.first[chosen], self.second[chosen], self.cosine[chosen])
+
+    def among(self, rows: np.ndarray) -> Neighbours:
+        """Of these rows only, renumbered in their order."""
+        place = np.full(self.count, -1)
+        place[rows] = np.arange(len(rows))
+        first, second = place[self.first], place[self.second]
+        chosen = (first >= 0) & (second >= 0)
+        return Neighbours(len(rows), first[chosen], second[chosen], self.cosine[chosen])
+
+
+def neighbours(
+    vectors: np.ndarray, threshold: float, exact: bool | None = None, progress: Callable = lambda blocks: blocks
+) -> Neighbours:
+    """All pairs of unit vectors `[n, d]` with a cosine above the threshold."""
+    exact = len(vectors) <= EXACT_UP_TO if exact is None else exact
+    index = _flat(vectors) if exact else _inverted_file(vectors)
+    found = [_search(index, vectors, start, threshold) for start in progress(range(0, len(vectors), BLOCK))]
+    if not found:
+        return Neighbours(0, *(np.empty(0, dtype=kind) for kind in (np.int64, np.int64, np.float32)))
+    return Neighbours(len(vectors), *(np.concatenate(parts) for parts in zip(*found, strict=True)))
+
+
+def _flat(vectors: np.ndarray):
+    import faiss
+
+    index = faiss.IndexFlatIP(vectors.shape[1])
+    index.add(np.ascontiguousarray(vectors, dtype=np.float32))
+    return index
+
+
+def _inverted_file(vectors: np.ndarray):
+    import faiss
+
+    cells = max(1, int(4 * len(vectors) ** 0.5))
+    index = faiss.IndexIVFFlat(faiss.IndexFlatIP(vectors.shape[1]), vectors.shape[1], cells, faiss.METRIC_INNER_PRODUCT)
+    sample = np.random.default_rng(0).permutation(len(vectors))[: 50 * cells]
+    index.train(np.ascontiguousarray(vectors[sample], dtype=np.float32))
+    index.add(np.ascontiguousarray(vectors, dtype=np.float32))
+    index.nprobe = CELLS_LOOKED_INTO
+    return index
+
+
+def _search(index, vectors: np.ndarray, start: int, threshold: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    queries = np.ascontiguousarray(vectors[start : start + BLOCK], dtype=np.float32)
+    limits, cosine, second = index.range_search(queries, threshold)
+    first = np.repeat(np.arange(start, start + len(queries)), np.diff(limits).astype(np.int64))
+    once = first < second  # each pair is found from both sides, and each row finds itself
+    return first[once], second[once], cosine[once]
+
+
+def representatives(near: Neighbours) -> np.ndarray:
+    """Rows to keep: the first of each neighbourhood. No two of them are neighbours, and every other row has one."""
+    kept = np.ones(near.count, dtype=bool)
+    order = np.lexsort((near.second, near.first))
+    starts = np.searchsorted(near.first[order], np.arange(near.count + 1))
+    second = near.second[order]
+    for row in np.flatnonzero(np.diff(starts)):
+        if kept[row]:
+            kept[second[starts[row] : starts[row + 1]]] = False
+    return np.flatnonzero(kept)
+
+
+def groups(near: Neighbours) -> np.ndarray:
+    """A group number for every row: rows that are joined by a chain of neighbours share it."""
+    from scipy.sparse import coo_matrix
+    from scipy.sparse.csgraph import connected_components
+
+    links = (np.ones(len(near.first), dtype=bool), (near.first, near.second))
+    return connected_components(coo_matrix(links, shape=(near.count, near.count)), directed=False)[1]
+
+
+def split(group_of: np.ndarray, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Training and validation rows, drawn by whole groups; one larger than what is still wanted goes to training."""
+    sizes = np.bincount(group_of)
+    wanted = round(share * len(group_of))
+    to_validation = np.zeros(len(sizes), dtype=bool)
+    for group in np.random.default_rng(seed).permutation(len(sizes)):
+        if sizes[group] <= wanted:
+            to_validation[group] = True
+            wanted -= sizes[group]
+    of_validation = to_validation[group_of]
+    return np.flatnonzero(~of_validation), np.flatnonzero(of_validation)
+
+
+def clear_of(vectors: np.ndarray, others: np.ndarray, threshold: float) -> np.ndarray:
+    """True where a vector has no cosine above the threshold with any of the others. Exact."""
+    clear = [(block @ others.T).max(axis=1, initial=-1) <= threshold for block in _blocks(vectors)]
+    return np.concatenate(clear) if clear else np.empty(0, dtype=bool)
+
+
+def _blocks(vectors: np.ndarray) -> Iterator[np.ndarray]:
+    return (vectors[start : start + BLOCK] for start in range(0, len(vectors), BLOCK))
