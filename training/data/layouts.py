@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import json
+import logging
 import os
 import re
 import zipfile
@@ -14,13 +15,14 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from captioner.errors import BadInput
+from captioner.errors import BadImage, BadInput
 from captioner.images import EXTENSIONS
 
 TEXT_COLUMNS = ("text", "prompt", "caption")
 IMAGE_COLUMNS = ("image", "file_name", "file", "filename", "path")
 BLURRED_IS_ABOVE = 1.0
 """DiffusionDB scores pictures 0..1, and 2 where Stable Diffusion's own filter has blurred them."""
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,12 @@ def read_parameters(folder: Path, columns: Columns, _: float) -> Iterator[Record
     from captioner.metadata import read_parameters as parameters_of
 
     for picture in _pictures(folder):
-        if (found := parameters_of(picture)) and found.prompt:
+        try:
+            found = parameters_of(picture)
+        except BadImage as error:
+            log.warning("skipped %s: %s", picture, error)
+            continue
+        if found and found.prompt:
             yield Record(str(picture), found.prompt, os.path.relpath(picture, folder))
 
 

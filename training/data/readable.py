@@ -10,6 +10,7 @@ import os
 import zipfile
 from collections.abc import Iterator
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -43,9 +44,9 @@ class ReadableRows:
                 try:
                     return {**row, "image": picture_of(row["image"])}
                 except BadImage as error:
-                    _report(row, error)
+                    report(row, error)
                     self.unreadable[place] = True
-                    _refuse_too_many(int(self.unreadable.sum()), len(self))
+                    refuse_too_many(int(self.unreadable.sum()), len(self))
         raise IndexError(index)
 
     @property
@@ -64,24 +65,34 @@ def readable(rows: Dataset | IterableDataset, skipped: list[str] | None = None) 
         try:
             picture = picture_of(row["image"])
         except BadImage as error:
-            _report(row, error)
+            report(row, error)
             skipped.append(_name(row))
             if total or seen >= ENOUGH_TO_JUDGE:
-                _refuse_too_many(len(skipped) - before, total or seen)
+                refuse_too_many(len(skipped) - before, total or seen)
             continue
         yield {**row, "image": picture}
     if seen:
-        _refuse_too_many(len(skipped) - before, total or seen)
+        refuse_too_many(len(skipped) - before, total or seen)
 
 
 def picture_of(cell: dict[str, Any]) -> Picture:
     """An undecoded cell of an image column → RGB."""
+    inside = cell["bytes"] is not None or cell["path"].startswith("zip://")
+    return open_image(bytes_of(cell) if inside else cell["path"])
+
+
+def bytes_of(cell: dict[str, Any]) -> bytes:
+    """The file as it is, wherever it lies."""
     if cell["bytes"] is not None:
-        return open_image(cell["bytes"])
-    if cell["path"].startswith("zip://"):
-        member, _, archive = cell["path"].removeprefix("zip://").partition("::")
-        return open_image(_from_zip(member, archive))
-    return open_image(cell["path"])
+        return cell["bytes"]
+    path = cell["path"]
+    if path.startswith("zip://"):
+        member, _, archive = path.removeprefix("zip://").partition("::")
+        return _from_zip(member, archive)
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise BadImage(f"{path} cannot be read ({error.strerror}).") from error
 
 
 def _from_zip(member: str, archive: str) -> bytes:
@@ -105,11 +116,11 @@ def _name(row: dict[str, Any]) -> str:
     return row["image"]["path"] or f"{row['source']}: {row['id']}"
 
 
-def _report(row: dict[str, Any], error: BadImage) -> None:
+def report(row: dict[str, Any], error: BadImage) -> None:
     log.warning("skipped %s: %s", _name(row), error)
 
 
-def _refuse_too_many(unreadable: int, total: int) -> None:
+def refuse_too_many(unreadable: int, total: int) -> None:
     if unreadable > MOST_UNREADABLE * total:
         raise BadInput(
             f"{unreadable} of {total} pictures cannot be read, more than {MOST_UNREADABLE:.0%}: "

@@ -1,0 +1,163 @@
+"""What a frozen encoder says of each picture, computed once and kept: `cached_features(rows, encode, key, folder)`.
+
+The cache is addressed by content: FOLDER/KEY/*.safetensors holds one tensor a picture, named by the SHA-256 of the
+picture's file, so a picture with five captions is encoded once, and a changed picture or encoder is encoded anew.
+Shards appear whole or not at all: a run that was killed goes on with what is missing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import datasets
+import torch
+from PIL.Image import Image
+from rich.console import Console
+from rich.progress import track
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from captioner.errors import BadImage, BadInput, BadOutput
+from captioner.images import open_image
+from training.data.readable import bytes_of, refuse_too_many, report
+
+SHARD_BYTES = 64_000_000
+log = logging.getLogger(__name__)
+
+
+class CachedFeatures(Sequence):
+    """`features[i]` is the float32 tensor of `rows[i]`. `rows` are those given, less the ones that cannot be read."""
+
+    def __init__(self, rows: datasets.Dataset, names: Sequence[str], shard_of: dict[str, Path]) -> None:
+        self.rows = rows
+        self.names = names
+        self.shard_of = shard_of
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> Tensor:
+        name = self.names[index]
+        with safe_open(self.shard_of[name], framework="pt") as shard:
+            return shard.get_tensor(name).float()
+
+
+def cached_features(
+    rows: datasets.Dataset,
+    encode: Callable[[list[Image]], Tensor],
+    key: str,
+    folder: str | Path,
+    *,
+    batch_size: int = 16,
+    dtype: torch.dtype = torch.float16,
+) -> CachedFeatures:
+    """Features of all rows, from the cache where they are there.
+
+    Args:
+        encode: RGB pictures → features, first dimension the pictures: `lambda p: model.encode(processor.pixels(p))`.
+        key: names encoder and preprocessing; see `fingerprint`.
+        dtype: float16 halves the disk; float32 loses nothing: training then gives the losses it gives without a cache.
+    """
+    place = Path(folder) / f"{key}-{str(dtype).removeprefix('torch.')}"
+    undecoded = rows.cast_column("image", datasets.Image(decode=False))
+    names = [_content(row) for row in _progress(undecoded, "reading pictures", len(rows))]
+    shard_of = _present(place)
+    missing = {name: index for index, name in enumerate(names) if name and name not in shard_of}
+    unreadable: set[str] = set()
+    for tensors in _encoded(undecoded, missing, encode, batch_size, dtype, unreadable):
+        shard_of |= _save(tensors, place)
+    kept = [index for index, name in enumerate(names) if name and name not in unreadable]
+    refuse_too_many(len(rows) - len(kept), len(rows))
+    readable = rows if len(kept) == len(rows) else rows.select(kept)
+    return CachedFeatures(readable, [names[index] for index in kept], shard_of)
+
+
+def fingerprint(encoder: nn.Module, *preprocessing: object) -> str:
+    """Names an encoder by its weights, and by whatever else decides its output (picture size, mean, …)."""
+    seal = hashlib.sha256(repr(preprocessing).encode())
+    for name, tensor in sorted(encoder.state_dict().items()):
+        seal.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        seal.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return seal.hexdigest()[:16]
+
+
+def _content(row: dict) -> str | None:
+    try:
+        return hashlib.sha256(bytes_of(row["image"])).hexdigest()
+    except BadImage as error:
+        report(row, error)
+        return None
+
+
+def _present(place: Path) -> dict[str, Path]:
+    """Picture → the shard that holds it. What a damaged shard held is made again."""
+    found = {}
+    for file in sorted(place.glob("*.safetensors")):
+        try:
+            with safe_open(file, framework="pt") as shard:
+                found |= dict.fromkeys(shard.keys(), file)
+        except SafetensorError as error:
+            log.warning("%s is damaged and left out: %s", file, error)
+    return found
+
+
+def _encoded(
+    rows: datasets.Dataset,
+    missing: dict[str, int],
+    encode: Callable[[list[Image]], Tensor],
+    batch_size: int,
+    dtype: torch.dtype,
+    unreadable: set[str],
+) -> Iterator[dict[str, Tensor]]:
+    """The missing pictures' features, a shard's worth at a time."""
+    tensors: dict[str, Tensor] = {}
+    queue: list[tuple[str, Image]] = []
+    for number, (name, index) in enumerate(_progress(missing.items(), "encoding", len(missing)), 1):
+        row = rows[index]
+        try:
+            queue.append((name, open_image(bytes_of(row["image"]))))
+        except BadImage as error:
+            report(row, error)
+            unreadable.add(name)
+        if queue and (len(queue) == batch_size or number == len(missing)):
+            tensors |= _batch(queue, encode, dtype)
+            queue = []
+            if sum(tensor.nbytes for tensor in tensors.values()) >= SHARD_BYTES:
+                yield tensors
+                tensors = {}
+    if queue:  # the last picture was unreadable
+        tensors |= _batch(queue, encode, dtype)
+    if tensors:
+        yield tensors
+
+
+def _batch(queue: list[tuple[str, Image]], encode: Callable, dtype: torch.dtype) -> dict[str, Tensor]:
+    with torch.no_grad():
+        features = encode([picture for _, picture in queue]).to("cpu", dtype)
+    if not torch.isfinite(features).all():
+        raise BadInput(f"Some features do not fit into {dtype}: keep them as float32.")
+    return {name: features[row].clone() for row, (name, _) in enumerate(queue)}
+
+
+def _save(tensors: dict[str, Tensor], place: Path) -> dict[str, Path]:
+    name = hashlib.sha256("".join(sorted(tensors)).encode()).hexdigest()[:16]
+    file, unfinished = place / f"{name}.safetensors", place / f".{name}.{os.getpid()}.unfinished"
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, unfinished)
+        os.replace(unfinished, file)
+    except (OSError, SafetensorError) as error:
+        unfinished.unlink(missing_ok=True)
+        raise BadOutput(
+            f"Features cannot be kept in {place} ({error}). Free some space or name another folder."
+        ) from error
+    return dict.fromkeys(tensors, file)
+
+
+def _progress(items, what: str, total: int):
+    return track(items, description=what, total=total, console=Console(stderr=True))
