@@ -56,7 +56,7 @@ class ReadableRows:
 
 
 def readable(rows: Dataset | IterableDataset, skipped: list[str] | None = None) -> Iterator[dict[str, Any]]:
-    """Every row whose picture opens, in order. The others' names are added to `skipped`."""
+    """Every row whose picture opens, with its `place` among all. The others' names are added to `skipped`."""
     skipped = [] if skipped is None else skipped
     before = len(skipped)
     total = len(rows) if isinstance(rows, Dataset) else None
@@ -70,7 +70,7 @@ def readable(rows: Dataset | IterableDataset, skipped: list[str] | None = None) 
             if total or seen >= ENOUGH_TO_JUDGE:
                 refuse_too_many(len(skipped) - before, total or seen)
             continue
-        yield {**row, "image": picture}
+        yield {**row, "image": picture, "place": seen - 1}
     if seen:
         refuse_too_many(len(skipped) - before, total or seen)
 

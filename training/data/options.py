@@ -1,0 +1,114 @@
+"""The settings of the data commands, and the command line made from them. Light: `--help` imports nothing else."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import MISSING, Field, dataclass, fields
+from typing import Any, TypeVar
+
+from training.recipe import option
+
+AnyOptions = TypeVar("AnyOptions")
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """Clean, filter and de-duplicate pairs (or prompts alone), and split them for training and validation.
+
+    python -m training.data prepare --data pictures/ --data diffusiondb:~/ddb@0.5 --out prepared/
+    python -m training.data prepare --data prompts.txt.gz --out prepared-prompts/
+
+    Writes train-*.parquet and validation-*.parquet with the pictures inside (prompts alone: train.txt and
+    validation.txt), summary.json with the counts of every stage, and summary.png.
+    """
+
+    data: list[str] = option([], "a folder, parquet, kaggle:DIR, coco:DIR, diffusiondb:DIR, hub:NAME, or .txt(.gz)")
+    out: str = option("", "the folder to write; must be new or empty")
+    overwrite: bool = option(False, "replace what an earlier run has written to --out")
+    text_column: str = option("", "the caption's column, if it has an unusual name")
+    image_column: str = option("", "the picture's column, if it has an unusual name")
+    drop_trending: bool = option(False, "also drop where pictures were liked: 'trending on artstation'")
+    english_only: bool = option(False, "drop prompts that are not English (they are counted in any case)")
+    min_words: int = option(2, "drop shorter prompts")
+    max_words: int = option(100, "drop longer prompts")
+    max_nsfw: float = option(1.0, "drop what DiffusionDB scores above this; 1 drops only what it has blurred")
+    min_side: int = option(64, "drop pictures whose shorter side has fewer pixels")
+    threshold: float = option(0.85, "of prompts with a higher cosine, keep the first; 1: only equal ones go")
+    apart: float = option(0.75, "no training prompt is nearer than this to one of validation")
+    validation: float = option(0.1, "share held back for validation")
+    shard_mb: int = option(500, "size of one parquet file")
+    precision: str = option("bf16", "of the embedder; bf16 is faster on CPUs that have it", choices=["bf16", "fp32"])
+    seed: int = option(0, "of the split and of the order")
+
+
+@dataclass(frozen=True)
+class Synthesis:
+    """Draw pictures for prompts with a Stable Diffusion pipeline (needs `pip install captioner[synth]`).
+
+    python -m training.data synthesize --prompts prompts.txt --count 1000 --out drawn/
+
+    Writes an image folder with metadata.jsonl, ready for --data. The same command goes on where it was stopped.
+    """
+
+    prompts: str = option("", "a file with one prompt a line, .txt or .txt.gz")
+    out: str = option("", "the folder to write, or to go on with")
+    count: int = option(100, "pictures to draw")
+    recombine: bool = option(False, "new prompts: the subject of one, terms of others as often as they occur")
+    model: str = option("stabilityai/stable-diffusion-2", "a folder or a Hub id of a text-to-image pipeline")
+    steps: int = option(50, "denoising steps")
+    size: int = option(768, "pixels drawn")
+    save_size: int = option(512, "pixels kept")
+    guidance: float = option(7.5, "how closely the prompt is followed")
+    batch_size: int = option(1, "pictures at once; a picture does not depend on it")
+    precision: str = option("auto", "auto: fp16 on a GPU, fp32 on the CPU", choices=["auto", "fp32", "bf16", "fp16"])
+    device: str = option("auto", "auto, cpu or cuda")
+    seed: int = option(0, "prompt number N is drawn with seed + N")
+
+
+def add_options(parser: argparse.ArgumentParser, kind: type) -> None:
+    """One --option for every field."""
+    for field in fields(kind):
+        name = "--" + field.name.replace("_", "-")
+        text = field.metadata["help"]
+        if _default(field) == []:
+            parser.add_argument(name, action="append", required=True, metavar="SOURCE", help=f"{text}; may be repeated")
+        elif _default(field) is False:
+            parser.add_argument(name, action="store_true", help=text)
+        else:
+            default = _default(field)
+            required = field.name in ("out", "prompts")
+            shown = "" if required or default == "" else f" (default: {default})"
+            parser.add_argument(
+                name,
+                type=type(default),
+                default=default,
+                required=required,
+                choices=field.metadata.get("choices"),
+                metavar=None if "choices" in field.metadata else type(default).__name__.upper(),
+                help=text.replace("%", "%%") + shown,
+            )
+
+
+def _default(field: Field) -> Any:
+    return field.default if field.default_factory is MISSING else field.default_factory()
+
+
+def from_arguments(kind: type[AnyOptions], arguments: argparse.Namespace) -> AnyOptions:
+    return kind(**{field.name: getattr(arguments, field.name) for field in fields(kind)})
+
+
+def parse(commands: dict[str, type], argv: Sequence[str] | None, description: str) -> tuple[str, Any]:
+    """The command line → (the command's name, its settings)."""
+    parser = argparse.ArgumentParser(prog="python -m training.data", description=description)
+    verbs = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, kind in commands.items():
+        verb = verbs.add_parser(
+            name,
+            help=kind.__doc__.splitlines()[0],
+            description=kind.__doc__.replace("\n    ", "\n"),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        add_options(verb, kind)
+    arguments = parser.parse_args(argv)
+    return arguments.command, from_arguments(commands[arguments.command], arguments)

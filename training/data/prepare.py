@@ -1,0 +1,293 @@
+"""`python -m training.data prepare`: pairs, or prompts alone, → cleaned, de-duplicated, split, written with a summary.
+
+Texts decide first (they are cheap), pictures are opened next, and only what is left is embedded and compared.
+Nothing is in --out before everything is done: the files are written beside it and moved.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import os
+import shutil
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.progress import track
+
+from captioner.embedding import text_embedder
+from captioner.errors import BadInput, BadOutput
+from training.data import dedupe
+from training.data.cleaning import clean, is_english, terms
+from training.data.options import Preparation
+
+OURS = ("train-*.parquet", "validation-*.parquet", "train.txt", "validation.txt", "summary.json", "summary.png")
+EMBED_AT_ONCE = 4096
+ROW_GROUP = 100  # pictures: what a reader must hold in memory at least
+console = Console(stderr=True)
+
+
+def prepare(options: Preparation) -> None:
+    """Run the whole preparation."""
+    out = Path(options.out)
+    _refuse_to_overwrite(out, options)
+    prompts_only = all(place.endswith((".txt", ".txt.gz")) for place in options.data)
+    stages: dict[str, int] = {}
+    raw, rows = (_prompts(options), None) if prompts_only else _pairs(options, stages)
+    stages["read"] = len(raw)
+    texts, kept, foreign = _clean_and_filter(raw, options, stages)
+    skipped: list[str] = []
+    if rows is not None:
+        kept = kept[_pictures_that_do(rows.select(kept), options.min_side, stages, skipped)]
+    kept, training, validation = _without_duplicates(texts, kept, options, stages)
+    if not len(training):
+        raise BadInput(f"Nothing is left to train on: {', '.join(f'{n} {stage}' for stage, n in stages.items())}.")
+    summary = {
+        "settings": asdict(options),
+        "rows": stages,
+        "not_english": foreign,
+        "unreadable": skipped,
+        "fingerprint": fingerprint([texts[row] for row in kept]),
+        "words": {"before": _lengths(raw), "after": _lengths(texts[row] for row in kept)},
+        "terms": Counter(term.lower() for row in kept for term in terms(texts[row])).most_common(50),
+    }
+    with _Folder(out) as folder:
+        for name, part in (("train", training), ("validation", validation)):
+            if rows is None:
+                (folder / f"{name}.txt").write_text("".join(f"{texts[row]}\n" for row in part), encoding="utf-8")
+            else:
+                _write_shards(folder, name, rows, part, texts, options.shard_mb * 1_000_000)
+        (folder / "summary.json").write_text(json.dumps(summary, indent=1, ensure_ascii=False), encoding="utf-8")
+        draw(summary, folder / "summary.png")
+    print(f"{out}: {len(training):,} to train on, {len(validation):,} to validate on, of {len(raw):,} read")
+    if len(validation) < 0.5 * options.validation * len(kept):
+        print(
+            "Few prompts stand far enough from the others to validate on: a higher --apart finds more.", file=sys.stderr
+        )
+
+
+# --- reading ---------------------------------------------------------------------------------------------------------
+
+
+def _prompts(options: Preparation) -> list[str]:
+    return [prompt for place in options.data for prompt in read_prompts(Path(place).expanduser())]
+
+
+def read_prompts(file: Path) -> list[str]:
+    """One prompt a line, .txt or .txt.gz; empty lines are no prompts."""
+    try:
+        with (gzip.open if file.suffix == ".gz" else open)(file, "rt", encoding="utf-8", errors="replace") as lines:
+            prompts = [line.strip() for line in lines if line.strip()]
+    except (OSError, EOFError) as error:
+        raise BadInput(f"{file} cannot be read ({error}).") from error
+    if not prompts:
+        raise BadInput(f"{file} holds no prompts: one a line is expected.")
+    return prompts
+
+
+def _pairs(options: Preparation, stages: dict[str, int]) -> tuple[list[str], Any]:
+    from training.data.sources import load_pairs, parse
+
+    columns = {"text_column": options.text_column or None, "image_column": options.image_column or None}
+    rows = load_pairs(options.data, max_nsfw=options.max_nsfw, seed=options.seed, **columns)
+    if any(parse(place).kind == "diffusiondb" for place in options.data):
+        unfiltered = load_pairs(options.data, max_nsfw=float("inf"), seed=options.seed, **columns)
+        stages["listed, whatever their nsfw score"] = len(unfiltered)
+    return list(rows["text"]), rows
+
+
+# --- what stays ------------------------------------------------------------------------------------------------------
+
+
+def _clean_and_filter(
+    raw: list[str], options: Preparation, stages: dict[str, int]
+) -> tuple[list[str], np.ndarray, int]:
+    """Cleaned texts, the rows that stay, and how many prompts are not English."""
+    texts = [clean(text, drop_trending=options.drop_trending) for text in _progress(raw, "cleaning")]
+    english = np.array([is_english(text) for text in texts])
+    words = np.array([len(text.split()) for text in texts])
+    stays = words > 0
+    stages["that say something"] = int(stays.sum())
+    if options.english_only:
+        stays &= english
+        stages["in English"] = int(stays.sum())
+    stays &= (words >= options.min_words) & (words <= options.max_words)
+    stages["of the right length"] = int(stays.sum())
+    return texts, np.flatnonzero(stays), int((~english).sum())
+
+
+def _pictures_that_do(rows: Any, min_side: int, stages: dict[str, int], skipped: list[str]) -> np.ndarray:
+    """Places of the rows whose pictures open and are large enough."""
+    from training.data.readable import readable
+
+    opened = _progress(readable(rows, skipped), "opening pictures", len(rows))
+    sides = {row["place"]: min(row["image"].size) for row in opened}
+    stages["with a readable picture"] = len(sides)
+    places = np.array([place for place, side in sides.items() if side >= min_side], dtype=np.int64)
+    stages["of the right size"] = len(places)
+    return places
+
+
+def _without_duplicates(
+    texts: list[str], kept: np.ndarray, options: Preparation, stages: dict[str, int]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Rows that stay, and of them training and validation."""
+    first = {texts[row].casefold(): row for row in reversed(kept.tolist())}
+    kept = np.array(sorted(first.values()), dtype=np.int64)
+    stages["different prompts"] = len(kept)
+    vectors = _embed([texts[row] for row in kept], options.precision)
+    exact = len(kept) <= dedupe.EXACT_UP_TO
+    near = dedupe.neighbours(
+        vectors, min(options.threshold, options.apart), exact, lambda blocks: _progress(blocks, "comparing")
+    )
+    chosen = dedupe.representatives(near.above(options.threshold))
+    stages["without near-duplicates"] = len(chosen)
+    groups = dedupe.groups(near.above(options.apart).among(chosen))
+    training, validation = dedupe.split(groups, options.validation, options.seed)
+    kept, vectors = kept[chosen], vectors[chosen]
+    if not exact:  # the fast index may have missed a pair across the split
+        validation = validation[dedupe.clear_of(vectors[validation], vectors[training], options.apart)]
+    chance = np.random.default_rng(options.seed)  # shards that are mixed can be streamed in order
+    training, validation = kept[chance.permutation(training)], kept[chance.permutation(validation)]
+    stages["training"], stages["validation"] = len(training), len(validation)
+    return kept, training, validation
+
+
+def _embed(texts: list[str], precision: str) -> np.ndarray:
+    embed = text_embedder(precision=precision)
+    vectors = np.empty((len(texts), 384), dtype=np.float32)
+    by_length = sorted(range(len(texts)), key=lambda row: len(texts[row]))  # little padding
+    for start in _progress(range(0, len(texts), EMBED_AT_ONCE), "embedding"):
+        rows = by_length[start : start + EMBED_AT_ONCE]
+        vectors[rows] = embed([texts[row] for row in rows])
+    return vectors
+
+
+# --- writing ---------------------------------------------------------------------------------------------------------
+
+
+def _refuse_to_overwrite(out: Path, options: Preparation) -> None:
+    if out.exists() and not out.is_dir():
+        raise BadOutput(f"{out} is a file. Name a folder with --out.")
+    if out.is_dir() and any(out.iterdir()) and not options.overwrite:
+        raise BadOutput(f"{out} is not empty. Name another --out, or replace an earlier result with --overwrite.")
+    inside = [place for place in options.data if out.resolve() == Path(place).expanduser().resolve()]
+    if inside:
+        raise BadOutput(f"{out} is the data itself. Name another --out.")
+
+
+class _Folder:
+    """A folder beside `out` that takes its place when all is written; of what lay there, only our own files go."""
+
+    def __init__(self, out: Path) -> None:
+        self.out = out
+
+    def __enter__(self) -> Path:
+        try:
+            self.out.parent.mkdir(parents=True, exist_ok=True)
+            self.unfinished = Path(tempfile.mkdtemp(prefix=f".{self.out.name}-", dir=self.out.parent))
+        except OSError as error:
+            raise BadOutput(f"{self.out} cannot be written ({error.strerror}).") from error
+        return self.unfinished
+
+    def __exit__(self, _, error: BaseException | None, __) -> None:
+        if error is None:
+            self.out.mkdir(exist_ok=True)
+            for old in [file for pattern in OURS for file in self.out.glob(pattern)]:
+                old.unlink()
+            for file in self.unfinished.iterdir():
+                os.replace(file, self.out / file.name)
+        shutil.rmtree(self.unfinished)
+        if isinstance(error, OSError):
+            raise BadOutput(f"{self.out} cannot be written ({error.strerror}); nothing was changed there.") from error
+
+
+def _write_shards(folder: Path, name: str, rows: Any, part: np.ndarray, texts: list[str], shard_bytes: int) -> None:
+    """name-00000.parquet …, each of about so many bytes, pictures inside as they were."""
+    import pyarrow as pa
+    import pyarrow.parquet as parquet
+
+    from training.data.sources import ROW
+
+    schema = ROW.arrow_schema  # it says to `datasets` that the struct is a picture
+    writer, written, shards = None, 0, 0
+    for group in _row_groups(rows, part, texts, name):
+        if writer is None:
+            writer = parquet.ParquetWriter(folder / f"{name}-{shards:05}.parquet", schema)
+            written, shards = 0, shards + 1
+        writer.write_table(pa.Table.from_pylist(group, schema=schema))
+        written += sum(len(row["image"]["bytes"]) for row in group)
+        if written >= shard_bytes:
+            writer.close()
+            writer = None
+    if writer is not None:
+        writer.close()
+
+
+def _row_groups(rows: Any, part: np.ndarray, texts: list[str], name: str) -> Iterator[list[dict[str, Any]]]:
+    from datasets import Image
+
+    from training.data.readable import bytes_of
+
+    undecoded = rows.cast_column("image", Image(decode=False))
+    group: list[dict[str, Any]] = []
+    for number in _progress(part.tolist(), f"writing {name}"):
+        row = undecoded[number]
+        picture = {"bytes": bytes_of(row["image"]), "path": Path(row["image"]["path"] or "").name or None}
+        group.append({**row, "image": picture, "text": texts[number]})
+        if len(group) == ROW_GROUP:
+            yield group
+            group = []
+    if group:
+        yield group
+
+
+# --- the summary -----------------------------------------------------------------------------------------------------
+
+
+def fingerprint(texts: Iterable[str]) -> str:
+    """One value for a set of prompts, whatever their order."""
+    return hashlib.sha256("\n".join(sorted(texts)).encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+def _lengths(texts: Iterable[str]) -> dict[int, int]:
+    """Words in a prompt → how many prompts have so many."""
+    return dict(sorted(Counter(len(text.split()) for text in texts).items()))
+
+
+def draw(summary: dict[str, Any], file: Path) -> None:
+    """The counts, the lengths and the most frequent terms as one picture."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(13, 4.5), layout="constrained")
+    stages, lengths, frequent = figure.subplots(1, 3)
+    _bars(stages, summary["rows"].items())
+    stages.set_title("rows left after each stage")
+    for name, counts in summary["words"].items():
+        lengths.hist(list(counts), weights=list(counts.values()), bins=range(0, 101, 2), histtype="step", label=name)
+    lengths.set_title("words in a prompt")
+    lengths.legend()
+    _bars(frequent, summary["terms"][:20])
+    frequent.set_title("most frequent terms")
+    figure.savefig(file, dpi=110)
+
+
+def _bars(axes: Any, counts: Iterable[tuple[str, int]]) -> None:
+    names, values = zip(*counts, strict=True)
+    bars = axes.barh(range(len(names)), values)
+    axes.set_yticks(range(len(names)), [name[:32].replace("$", r"\$") for name in names], fontsize=8)
+    axes.bar_label(bars, [f"{value:,}" for value in values], fontsize=7, padding=2)
+    axes.margins(x=0.15)
+    axes.invert_yaxis()
+
+
+def _progress(items: Iterable[Any], what: str, total: int | None = None) -> Iterable[Any]:
+    return track(items, description=what, total=total, console=console)
