@@ -13,11 +13,16 @@ from transformers import BitsAndBytesConfig, PreTrainedModel
 from training.recipe import LoraRecipe
 
 
-def adapted(model: PreTrainedModel, recipe: LoraRecipe, targets: str, base: str) -> PreTrainedModel | PeftModel:
+def adapted(
+    model: PreTrainedModel, recipe: LoraRecipe, targets: str, base: str, whole: list[str] | None = None
+) -> PreTrainedModel | PeftModel:
     """The model with a LoRA adapter when the recipe asks for one; else the model.
 
-    targets is a regular expression over module names. Word embeddings and the output layer tied to them are never
-    adapted: merging would change both at once.
+    Args:
+        targets: a regular expression over module names. Word embeddings and the output layer tied to them are never
+            adapted: merging would change both at once.
+        base: what the adapter names as its base.
+        whole: modules that learn as a whole and are kept with the adapter.
     """
     if not (recipe.lora or recipe.qlora):
         return model
@@ -28,7 +33,7 @@ def adapted(model: PreTrainedModel, recipe: LoraRecipe, targets: str, base: str)
         lora_alpha=recipe.lora_alpha,
         lora_dropout=0.05,
         target_modules=recipe.lora_targets or targets,
-        base_model_name_or_path=base,
+        modules_to_save=whole,
     )
     adapted_model = get_peft_model(model, config)
     adapted_model.peft_config["default"].base_model_name_or_path = base

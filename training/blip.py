@@ -43,7 +43,7 @@ def main(argv: list[str] | None = None) -> None:
     elif recipe.freeze == "text":
         freeze(model.text_decoder, blocks=model.text_decoder.bert.encoder.layer, but_last=recipe.unfreeze)
     learning = adapted(model, recipe, ADAPTABLE, base=str(folder.resolve()))
-    fit(recipe, load_rows(recipe), model, processor, learning)
+    fit(recipe, load_rows(recipe), model, processor, learning, encoder=model.vision_model)
 
 
 if __name__ == "__main__":

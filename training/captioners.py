@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
+import torch
 from datasets import Dataset
-from torch import nn
+from PIL.Image import Image
+from PIL.Image import new as new_image
+from torch import Tensor, nn
 
 from captioner.contracts import Processor
 from captioner.errors import BadInput
 from training.batches import Pairs, TextTargets, split_by_prompt
+from training.data.features import cached_features, fingerprint
 from training.data.sources import load_pairs
+from training.freezing import is_frozen
 from training.loop import Job, train
 from training.recipe import Recipe
 from training.sampling import sampler
@@ -37,23 +42,30 @@ def fit(
     model: nn.Module,
     processor: Processor,
     learning: nn.Module | None = None,
-    features: Callable[[Dataset], Dataset] | None = None,
+    encoder: nn.Module | None = None,
 ) -> None:
     """Train a captioner.
 
     Args:
         rows: what `load_rows` gave.
         learning: the model as an adapter wraps it, where one does.
-        features: rows → a column of encoder outputs for them, where the encoder is frozen and --cache-features is said.
+        encoder: the part behind `model.encode`; while it is frozen, --cache-features may keep what it says.
     """
     train_rows, validation_rows = rows
     if recipe.select_by == "cosine" and not recipe.samples:
         raise BadInput("--select-by cosine needs captions of a sample: --samples 32.")
 
+    if recipe.cache_features and (encoder is None or not is_frozen(encoder)):
+        raise BadInput("--cache-features needs an image tower of which nothing learns.")
+
     def pairs(part: Dataset, augment: bool = False) -> Pairs | None:
         if not len(part):
             return None
-        return Pairs(part, processor.pixels, augment, recipe.seed, features(part) if features else None)
+        if not recipe.cache_features:
+            return Pairs(part, processor.pixels, augment, recipe.seed)
+        key = fingerprint(encoder, processor.pixels([BLANK]).shape)
+        cached = cached_features(part, partial(encode, model, processor), key, recipe.cache_features)
+        return Pairs(cached.rows, processor.pixels, features=cached)
 
     listen = recipe.samples and len(validation_rows)
     train(
@@ -67,3 +79,14 @@ def fit(
             speak=sampler(processor, validation_rows, recipe.samples, recipe.max_tokens) if listen else None,
         )
     )
+
+
+BLANK = new_image("RGB", (8, 8))
+"""Any picture: its pixels tell the size that the tower sees."""
+
+
+@torch.inference_mode()
+def encode(model: nn.Module, processor: Processor, images: list[Image]) -> Tensor:
+    """What the frozen tower says."""
+    model.eval()
+    return model.encode(processor.pixels(images))

@@ -11,6 +11,7 @@ Published recipe (defaults): frozen CLIP ViT-B/32, only the mapper learns (or ma
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from tokenizers import Tokenizer
 from transformers import GPT2LMHeadModel
@@ -47,8 +48,11 @@ def main(argv: list[str] | None = None) -> None:
     model.backbone.thaw(0)
     if recipe.freeze == "gpt2":
         freeze(model.gpt, blocks=model.gpt.transformer.h, but_last=recipe.unfreeze)
-    learning = adapted(model, recipe, ADAPTABLE, base=recipe.out + "/base")
-    fit(recipe, rows, model, processor, learning)
+    if recipe.lora:  # the adapter needs a base to stand on, and the mapper is fresh: both are kept beside it
+        model.save_pretrained(Path(recipe.out) / "base")
+        processor.save_pretrained(Path(recipe.out) / "base")
+    learning = adapted(model, recipe, ADAPTABLE, base="base", whole=["mapper"])
+    fit(recipe, rows, model, processor, learning, encoder=model.backbone)
 
 
 def new(recipe: ClipPrefixRecipe) -> tuple[ClipPrefix, PrefixProcessor]:

@@ -72,8 +72,8 @@ class LoraRecipe(Recipe):
     """Recipes of models that have adapters."""
 
     lora: bool = option(False, "Train a low-rank adapter instead of the weights")
-    lora_rank: int = option(16, "The adapter's rank")
-    lora_alpha: int = option(32, "Its scale is alpha / rank")
+    lora_rank: int = option(8, "The adapter's rank")
+    lora_alpha: int = option(16, "Its scale is alpha / rank")
     lora_targets: list[str] = option([], "Layer names to adapt; left out: the ones that work for this model")
     qlora: str = option("", "Load the frozen weights in 8bit or 4bit (implies --lora)", choices=["", "8bit", "4bit"])
 

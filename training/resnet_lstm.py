@@ -17,11 +17,11 @@ from transformers import AutoTokenizer, GPT2LMHeadModel
 from captioner import zoo
 from captioner.models import backbones, checkpoint, resnet_lstm, resnet_lstm_gpt2
 from training.captioners import fit, load_rows
-from training.recipe import LoraRecipe, changed, command_line, option, parse
+from training.recipe import Recipe, changed, command_line, option, parse
 
 
 @dataclass
-class ResNetLSTMRecipe(LoraRecipe):
+class ResNetLSTMRecipe(Recipe):
     epochs: float = changed("epochs", 5.0)
     batch_size: int = changed("batch_size", 32)
     lr: float = changed("lr", 3e-4)
@@ -51,7 +51,7 @@ def main(argv: list[str] | None = None) -> None:
         vocabulary = resnet_lstm.build_vocabulary(rows[0]["text"], recipe.vocabulary, recipe.vocabulary_size)
         model, processor = resnet_lstm.new(backbone, vocabulary, hidden_size=recipe.hidden_size)
     model.backbone.thaw(recipe.unfreeze if recipe.freeze == "backbone" else None)
-    fit(recipe, rows, model, processor)
+    fit(recipe, rows, model, processor, encoder=model.backbone)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,40 @@
+"""A LoRA adapter and its base → one whole model."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import shutil
+from pathlib import Path
+
+from captioner import zoo
+from captioner.errors import BadCheckpoint, BadOutput
+from captioner.models import checkpoint
+
+MODELS = {"blip": "Blip", "clip_prefix": "ClipPrefix", "ofa": "OFA"}
+"""File under captioner/models/ → its class, for the families that adapters are trained for."""
+WEIGHTS = (".safetensors", ".bin", ".index.json")
+
+
+def merge(adapter: Path, out: Path) -> None:
+    """Write the merged model, with the processor files of its base, to a new folder."""
+    if not (adapter / "adapter_config.json").is_file():
+        raise BadCheckpoint(f"{adapter} holds no adapter: there is no adapter_config.json in it.")
+    if out.exists():
+        raise BadOutput(f"{out} is there already. Name a folder that is not.")
+    module = zoo.resolve(str(adapter)).module
+    if module not in MODELS:
+        raise BadCheckpoint(f"{adapter} adapts a model of a kind that captioner does not merge ({module}).")
+    kind = getattr(importlib.import_module(f"captioner.models.{module}"), MODELS[module])
+    model = checkpoint.read_model(kind, adapter)
+    beside = out.with_name(out.name + ".part")
+    shutil.rmtree(beside, ignore_errors=True)
+    try:
+        model.save_pretrained(beside)
+        for file in checkpoint.base_folder(adapter).iterdir():
+            if file.is_file() and not file.name.endswith(WEIGHTS) and not (beside / file.name).exists():
+                shutil.copyfile(file, beside / file.name)
+        os.replace(beside, out)
+    except OSError as error:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise BadOutput(f"{out} cannot be written ({error}).") from error
