@@ -12,7 +12,8 @@ from captioner.contracts import LoadOptions
 from captioner.decoding import Decoding
 from captioner.errors import BadCheckpoint
 from captioner.models import clip_prefix
-from captioner.models.clip_prefix import JointHead, MlpMapper, PrefixProcessor, TransformerMapper
+from captioner.models.checkpoint import read_model
+from captioner.models.prefix import JointHead, MlpMapper, PrefixProcessor, TransformerMapper
 from captioner.search import search
 from tests import decoders
 from tests.tiny import clip_prefix as tiny
@@ -68,7 +69,7 @@ def test_batch_equals_singles(folder):
 
 
 def test_saved_and_loaded_says_the_same(folder, tmp_path):
-    model = clip_prefix.read_model(clip_prefix.ClipPrefix, folder)
+    model = read_model(clip_prefix.ClipPrefix, folder)
     model.save_pretrained(tmp_path)
     processor(model).save_pretrained(tmp_path)
     images = decoders.pictures(3)

@@ -14,6 +14,7 @@ from captioner.contracts import LoadOptions
 from captioner.decoding import Decoding
 from captioner.errors import BadCheckpoint, BadInput, BadOutput
 from captioner.models import clip_prefix, clipcap
+from captioner.models.prefix import PrefixProcessor
 from captioner.search import search
 from tests import decoders
 from tests.tiny import clip_prefix as tiny
@@ -61,7 +62,7 @@ def test_published_files_say_the_same_after_conversion(mapper, clip, gpt2, tmp_p
     speaker.processor.eos_ids = tuple(model.config.eos_ids)  # "." is 13 in GPT-2's vocabulary, not in the tiny one
     model.double()
     features = torch.randn(3, 16).double()
-    words = clip_prefix.PrefixProcessor(model.backbone.preprocess, tiny.tokenizer(), model.config)
+    words = PrefixProcessor(model.backbone.preprocess, tiny.tokenizer(), model.config)
     decoding = Decoding(num_beams=3, max_new_tokens=8)
     with torch.inference_mode():
         assert search(speaker.model, speaker.model.remember(features), speaker.processor, decoding) == search(

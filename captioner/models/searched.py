@@ -25,7 +25,7 @@ class SearchedDecoder:
     def read_images(self, images: Sequence[Image], decoding: Decoding) -> list[Reading]:
         pixels = self.processor.pixels(images)
         # What a sampled text may depend on: the picture, not its place in the run.
-        seeds = [zlib.crc32(picture.numpy()) for picture in pixels] if decoding.do_sample else None
+        seeds = [zlib.crc32(picture.contiguous().numpy()) for picture in pixels] if decoding.do_sample else None
         return self.readings(self.model.read(pixels.to(self.model.device, self.model.dtype)), seeds, decoding)
 
     def readings(self, memory: Memory, seeds: Sequence[int] | None, decoding: Decoding) -> list[Reading]:

@@ -9,7 +9,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from captioner.models import backbones
-from captioner.models.clip_prefix import ClipPrefix, ClipPrefixConfig, PrefixProcessor
+from captioner.models.clip_prefix import ClipPrefix, ClipPrefixConfig
+from captioner.models.prefix import PrefixProcessor
 
 PROMPTS = (
     "a red fox in the snow, oil painting.",

@@ -43,7 +43,7 @@ def main() -> None:
     elif args.stage == "export":
         from training.mini import export
 
-        export.export(args.work, args.out)
+        export.export(args.data, args.work, args.out)
     elif args.stage == "measure":
         from training.mini import measure
 

@@ -13,8 +13,11 @@ from tokenizers import Tokenizer
 from captioner import consensus, postprocess
 from captioner.decoding import Decoding
 from captioner.embedding import text_embedder
-from captioner.models.clip_prefix import ClipPrefix, PrefixProcessor
+from captioner.models.clip_prefix import ClipPrefix
+from captioner.models.prefix import PrefixProcessor
 from captioner.search import search
+from eval.provenance import fingerprint
+from training.mini import sources
 from training.mini.features import imagenet_backbone
 from training.mini.language import new_model
 from training.mini.split import load_pairs
@@ -46,15 +49,24 @@ def assembled(work: Path, head: str = "head.pt") -> tuple[ClipPrefix, PrefixProc
     return model.eval(), PrefixProcessor(model.backbone.preprocess, tokenizer, model.config)
 
 
-def export(work: Path, out: Path) -> None:
-    """Stage `export`: float16 weights, vocabulary and search settings, as `captioner generate --model` takes them."""
+def export(data: Path, work: Path, out: Path) -> None:
+    """Stage `export`: float16 weights, vocabulary, search settings, and what it has learnt from."""
     model, processor = assembled(work)
     out.mkdir(parents=True, exist_ok=True)
     model.half().save_pretrained(out)
     processor.save_pretrained(out)
     (out / "decoding.json").write_text(json.dumps(DECODING, indent=1) + "\n", encoding="utf-8")
+    (out / "training_data.json").write_text(json.dumps(learnt_from(data)), encoding="utf-8")
     size = sum(file.stat().st_size for file in out.iterdir())
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {size / 1e6:.1f} MB in {out}")
+
+
+def learnt_from(data: Path) -> dict[str, list[str]]:
+    """The names of all sources, and the fingerprints of the prompts whose pictures were learnt from."""
+    files = sources.pair_files(data)
+    lists = [file.name.removesuffix(".txt.gz") for file in sorted((data / "prompts").glob("*.txt.gz"))]
+    spoken = {fingerprint(row["text"]) for file in files for row in sources.pair_rows(file)}
+    return {"sources": [file.stem for file in files] + lists, "fingerprints": sorted(spoken)}
 
 
 @torch.inference_mode()

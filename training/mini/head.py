@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from captioner.models.clip_prefix import JointHead
+from captioner.models.prefix import JointHead
 from training.mini.split import REBUILT, Pairs, load_pairs
 
 RIDGE, RANK, SHARPNESS, SHARE = 10_000.0, 128, 12.5, 0.4

@@ -112,6 +112,25 @@ class Blur:
         return F.normalize(truth * (1 - share) + blurred * share, dim=-1)
 
 
+class NearestText:
+    """Which training text comes nearest to a blurred embedding, among those of the lengths at hand.
+
+    In the second half of training that text is what the decoder learns to write: it should say what it was given, not
+    guess what was lost in the blur.
+    """
+
+    def __init__(self, embeddings: Tensor, lengths: list[int]) -> None:
+        self.lengths, self.order = torch.tensor(lengths).sort()
+        self.embeddings = F.normalize(embeddings[self.order].float(), dim=-1)
+
+    def __call__(self, blurred: Tensor, shortest: int, longest: int, generator: torch.Generator) -> list[int]:
+        """One of the three nearest texts for each row of `blurred`: by chance where they are equally near."""
+        first, last = torch.searchsorted(self.lengths, torch.tensor([shortest - 4, longest + 1])).tolist()
+        near = (blurred @ self.embeddings[first:last].T).topk(min(3, last - first), dim=1)
+        pick = torch.multinomial((near.values / 0.02).softmax(-1), 1, generator=generator)
+        return self.order[first + near.indices.gather(1, pick)[:, 0]].tolist()
+
+
 def batches(lengths: list[int], weights: list[int], seed: int) -> Iterator[list[int]]:
     """Endless batches of rows of like length, in random order."""
     chance = random.Random(seed)
@@ -155,15 +174,21 @@ def language(work: Path, steps: int, seed: int) -> None:
         optimizer.load_state_dict(saved["optimizer"])
         first = saved["step"]
     generator = torch.Generator()
-    order = batches([len(row) for row in ids], [2 if source in TWICE else 1 for source in origins], seed)
+    lengths = [len(row) for row in ids]
+    nearest = NearestText(truth, lengths)
+    order = batches(lengths, [2 if source in TWICE else 1 for source in origins], seed)
     model.train()
     smooth, since = 0.0, time.time()
     for step, rows in zip(range(steps), order, strict=False):
         if step < first:
             continue
         generator.manual_seed(seed * 1_000_003 + step)
+        blurred = blur(truth[rows].float(), generator)
+        if step >= steps // 2:
+            of_rows = [lengths[row] for row in rows]
+            rows = nearest(blurred, min(of_rows), max(of_rows), generator)
         tokens = torch.nn.utils.rnn.pad_sequence([torch.tensor(ids[row]) for row in rows], True, -100)
-        loss = model(features=blur(truth[rows].float(), generator), input_ids=tokens.clamp(min=0), labels=tokens).loss
+        loss = model(features=blurred, input_ids=tokens.clamp(min=0), labels=tokens).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parts.parameters(), 1.0)
         for group in optimizer.param_groups:

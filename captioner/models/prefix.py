@@ -1,0 +1,235 @@
+"""What every prefix model shares: head, mappers, the prefix read once per image, processor and speaker.
+
+Nothing here needs transformers' model classes, whose import takes longer than a caption: `mini` starts without them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from PIL.Image import Image
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from captioner.decoding import Decoding
+from captioner.models.attention import ImageMemory, TextCache, attend_prefix_and_text
+from captioner.models.searched import SearchedDecoder
+from captioner.prompt import Reading
+
+
+class JointHead(nn.Module):
+    """Pooled statistics of a picture → the predicted embedding of its prompt, a unit vector.
+
+    The mean of two guesses that err differently: a linear one, and what a memory of prototypes (centres of training
+    pictures, each with a prompt embedding) answers, weighted by likeness.
+    """
+
+    def __init__(self, inputs: int, joint_dim: int, rank: int, prototypes: int) -> None:
+        super().__init__()
+        self.centre = nn.Parameter(torch.zeros(inputs))
+        self.scale = nn.Parameter(torch.ones(inputs))
+        self.linear = nn.Linear(inputs, joint_dim)
+        self.axes = nn.Linear(inputs, rank, bias=False)
+        self.keys = nn.Parameter(F.normalize(torch.randn(prototypes, rank), dim=-1))
+        self.values = nn.Parameter(torch.randn(prototypes, joint_dim))
+        self.prior = nn.Parameter(torch.zeros(prototypes))
+        self.sharpness = nn.Parameter(torch.tensor(20.0))
+        self.share = nn.Parameter(torch.tensor(0.5))
+        """Of the prototypes' guess."""
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        pooled = (pooled - self.centre) * self.scale
+        likeness = F.normalize(self.axes(pooled), dim=-1) @ self.keys.T  # [n, prototypes]
+        recalled = (self.sharpness * likeness + self.prior).softmax(-1) @ self.values
+        guesses = F.normalize(self.linear(pooled), dim=-1), F.normalize(recalled, dim=-1)
+        return F.normalize(torch.lerp(*guesses, self.share), dim=-1)
+
+
+class MlpMapper(nn.Module):
+    """Embedding → hidden layer with tanh → prefix."""
+
+    def __init__(self, joint_dim: int, prefix_length: int, width: int) -> None:
+        super().__init__()
+        self.width = width
+        hidden = prefix_length * width // 2
+        self.model = nn.Sequential(nn.Linear(joint_dim, hidden), nn.Tanh(), nn.Linear(hidden, prefix_length * width))
+
+    def forward(self, embedding: Tensor) -> Tensor:
+        return self.model(embedding).unflatten(1, (-1, self.width))  # [n, prefix, width]
+
+
+class MapperAttention(nn.Module):
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.to_queries = nn.Linear(width, width, bias=False)
+        self.to_keys_values = nn.Linear(width, 2 * width, bias=False)
+        self.project = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        queries = self.to_queries(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # [n, heads, t, head_dim]
+        both = self.to_keys_values(x).unflatten(-1, (2, self.heads, -1))  # [n, t, 2, heads, head_dim]
+        keys, values = both.permute(2, 0, 3, 1, 4)
+        mixed = F.scaled_dot_product_attention(queries, keys, values)
+        return self.project(mixed.transpose(1, 2).flatten(2))
+
+
+class MapperMlp(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, 2 * width)
+        self.fc2 = nn.Linear(2 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.relu(self.fc1(x)))
+
+
+class MapperLayer(nn.Module):
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width)
+        self.attn = MapperAttention(width, heads)
+        self.norm2 = nn.LayerNorm(width)
+        self.mlp = MapperMlp(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attn(self.norm1(x))
+        return x + self.mlp(self.norm2(x))
+
+
+class TransformerMapper(nn.Module):
+    """The embedding spread over clip_length positions, then learnt constants; where those end up is the prefix."""
+
+    def __init__(
+        self, joint_dim: int, prefix_length: int, clip_length: int, width: int, layers: int, heads: int
+    ) -> None:
+        super().__init__()
+        self.clip_length = clip_length
+        self.linear = nn.Linear(joint_dim, clip_length * width)
+        self.prefix_const = nn.Parameter(torch.randn(prefix_length, width))
+        self.transformer = nn.Module()  # the published key names have this level
+        self.transformer.layers = nn.ModuleList(MapperLayer(width, heads) for _ in range(layers))
+
+    def forward(self, embedding: Tensor) -> Tensor:
+        spread = self.linear(embedding).unflatten(1, (self.clip_length, -1))  # [n, clip_length, width]
+        x = torch.cat((spread, self.prefix_const.expand(len(spread), -1, -1)), dim=1)
+        for layer in self.transformer.layers:
+            x = layer(x)
+        return x[:, self.clip_length :]  # [n, prefix, width]
+
+
+@dataclass
+class PrefixMemory:
+    """What depends on the picture alone."""
+
+    prefix: ImageMemory
+    """The prefix's keys and values in every layer."""
+    first_logits: Tensor
+    """`[images, vocabulary]` of the first word."""
+    features: Tensor
+    """The image embedding `[images, joint_dim]`."""
+
+    def __len__(self) -> int:
+        return len(self.prefix)
+
+    def select(self, images: Tensor) -> PrefixMemory:
+        return PrefixMemory(self.prefix.select(images), self.first_logits[images], self.features[images])
+
+
+class PrefixDecoder:
+    """The decoder contract over `backbone`, `head`, `mapper` and `gpt` (GPT-2's modules under their usual names)."""
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        """Pixels → image embedding `[n, joint_dim]`."""
+        pooled = self.backbone.pooled(pixels)
+        return pooled if self.head is None else self.head(pooled)
+
+    def prefix(self, features: Tensor) -> Tensor:
+        """Image embedding → prefix `[n, prefix, width]`."""
+        return self.mapper(F.normalize(features, dim=-1) if self.config.normalize else features)
+
+    def remember(self, features: Tensor) -> PrefixMemory:
+        hidden = self.prefix(features)
+        positions = torch.arange(hidden.shape[1], device=hidden.device)
+        kept: list[tuple[Tensor, Tensor]] = []
+
+        def attend(layer: int, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+            kept.append((keys, values))
+            return F.scaled_dot_product_attention(query, keys, values, is_causal=True)
+
+        logits = self._logits(hidden, positions, attend)
+        return PrefixMemory(ImageMemory(kept), logits, features)
+
+    def read(self, pixels: Tensor) -> PrefixMemory:
+        return self.remember(self.encode(pixels))
+
+    def step(self, tokens: Tensor, memory: PrefixMemory, past: TextCache | None) -> tuple[Tensor, TextCache]:
+        past = past or self._empty_cache(len(tokens))
+        if tokens.shape[1] == 0:  # the text begins with nothing: the prefix alone predicts its first word
+            return memory.first_logits.repeat_interleave(len(tokens) // len(memory), dim=0), past
+        start = self.config.prefix_length + past.length
+
+        def attend(layer: int, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+            keys, values = past.append(layer, keys, values)
+            return attend_prefix_and_text(query, *memory.prefix.layers[layer], keys, values)
+
+        positions = torch.arange(start, start + tokens.shape[1], device=tokens.device)
+        return self._logits(self.gpt.transformer.wte(tokens), positions, attend), past
+
+    def _empty_cache(self, rows: int) -> TextCache:
+        gpt2 = self.gpt.config
+        nothing = self.gpt.lm_head.weight.new_empty(rows, gpt2.n_head, 0, gpt2.n_embd // gpt2.n_head)
+        cache = TextCache(gpt2.n_layer)
+        cache.layers = [(nothing, nothing)] * gpt2.n_layer
+        return cache
+
+    def _logits(self, embedded: Tensor, positions: Tensor, attend) -> Tensor:
+        """GPT-2 layer by layer, where `attend(layer, query, keys, values)` mixes → logits after the last position."""
+        gpt = self.gpt.transformer
+        heads = self.gpt.config.n_head
+        hidden = embedded + gpt.wpe(positions)  # [rows, t, width]
+        for number, block in enumerate(gpt.h):
+            projected = block.attn.c_attn(block.ln_1(hidden)).unflatten(-1, (3, heads, -1))
+            query, keys, values = projected.permute(2, 0, 3, 1, 4)  # each [rows, heads, t, head_dim]
+            mixed = attend(number, query, keys, values).transpose(1, 2).flatten(2)
+            hidden = hidden + block.attn.c_proj(mixed)
+            hidden = hidden + block.mlp(block.ln_2(hidden))
+        return self.gpt.lm_head(gpt.ln_f(hidden[:, -1]))
+
+
+class PrefixProcessor:
+    """Pictures → pixels as the backbone wants them; ids ↔ text by the checkpoint's byte-pair vocabulary."""
+
+    def __init__(self, preprocess: Callable[[Sequence[Image]], Tensor], tokenizer: Tokenizer, config) -> None:
+        self.preprocess = preprocess
+        self.tokenizer = tokenizer
+        self.start_ids: list[int] = []
+        self.eos_ids = tuple(config.eos_ids)
+        self.pad_id = config.pad_id
+
+    def pixels(self, images: Sequence[Image]) -> Tensor:
+        return self.preprocess(images)
+
+    def encode(self, text: str) -> list[int]:
+        return self.tokenizer.encode(text, add_special_tokens=False).ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return self.tokenizer.decode(list(ids)).strip()
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        self.tokenizer.save(str(Path(folder) / "tokenizer.json"))
+
+
+class PrefixSpeaker(SearchedDecoder):
+    """Says the predicted embedding with every reading, where the checkpoint has a head that predicts one."""
+
+    def readings(self, memory: PrefixMemory, seeds: Sequence[int] | None, decoding: Decoding) -> list[Reading]:
+        readings = super().readings(memory, seeds, decoding)
+        if self.model.head is None:
+            return readings
+        embeddings = memory.features.float().cpu().numpy()
+        return [replace(reading, embedding=own) for reading, own in zip(readings, embeddings, strict=True)]
