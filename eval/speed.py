@@ -98,7 +98,10 @@ def random_blip(folder: Path, name: str) -> Path:
     """A checkpoint of the real size in the real files, its weights drawn at random."""
     vision = RANDOM[name] | {"initializer_range": 0.02}
     tiny = name == "blip-tiny-random"
-    config = BlipConfig(vision_config=vision | {"image_size": 64 if tiny else 384}, text_config=vision if tiny else {})
+    config = BlipConfig(
+        vision_config=vision | {"image_size": 64 if tiny else 384},
+        text_config=vision if tiny else {"num_attention_heads": 12},
+    )
     torch.manual_seed(0)
     Blip(config).save_pretrained(folder)
     words = [f"word{i}" for i in range(30522)]

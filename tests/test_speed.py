@@ -1,0 +1,59 @@
+"""The speed report has every figure, its parts agree, and it compares equal work. Nothing here is timed."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from captioner.errors import BadInput
+from eval import speed
+
+
+def test_ours_against_theirs_on_random_weights(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    result = speed.speed("blip-tiny-random", [1, 3], ["fp32", "int8"], repeats=2, out=tmp_path / "speed.json")
+    assert [(row["precision"], row["batch"]) for row in result["rows"]] == [
+        ("fp32", 1), ("fp32", 3), ("int8", 1), ("int8", 3)
+    ]  # fmt: skip
+    for row in result["rows"]:
+        for phase in ("encode", "decode", "total", "theirs", "ratio"):
+            assert 0 < row[phase]["min"] <= row[phase]["median"] <= row[phase]["max"]
+        assert row["encode"]["min"] + row["decode"]["min"] <= row["total"]["min"] * (1 + 1e-9)
+        assert row["ratio"]["max"] <= row["theirs"]["max"] / row["total"]["min"] * (1 + 1e-9)
+        assert row["ceiling_gflops"] > 0
+        assert row["load_seconds"] > 0
+        assert (row["share_of_ceiling"] is None) == (row["precision"] == "int8")
+    assert json.loads((tmp_path / "speed.json").read_text()) == result
+    speed.print_table(result)
+    assert "blip-tiny-random" in capsys.readouterr().out
+
+
+@torch.inference_mode()
+def test_operations_are_counted_packed_or_not() -> None:
+    from captioner import compute
+    from captioner.contracts import LoadOptions
+
+    layers, x = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.Linear(16, 4)), torch.randn(3, 5, 8)
+    expected = 2 * 15 * (8 * 16 + 16 * 4)
+    assert speed._flops(lambda: layers(x)) == expected
+    packed = compute.place(layers, LoadOptions(device="cpu"))
+    assert speed._flops(lambda: packed(x)) == expected
+
+
+def test_peak_memory_is_seen() -> None:
+    grown = speed._peak(lambda: torch.ones(50_000_000).sum())
+    assert grown > 150e6 or math.isclose(grown, 200e6, rel_tol=0.3)
+
+
+def test_a_folder_can_be_measured(tiny_checkpoint: Callable[[str], Path]) -> None:
+    result = speed.speed(str(tiny_checkpoint("blip")), [2], ["float64"], repeats=1)
+    assert result["rows"][0]["same_ids"] >= 0
+
+
+def test_nonsense_is_refused() -> None:
+    with pytest.raises(BadInput, match="at least one"):
+        speed.speed("blip-tiny-random", [0], ["fp32"])
