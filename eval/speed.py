@@ -256,21 +256,23 @@ def _machine() -> dict:
 
 
 def print_table(result: dict) -> None:
-    """The rows for a reader: milliseconds per picture (median), and ratios to transformers."""
-    table = Table(title=f"{result['model']}: {result['beams']} beams, {result['new_tokens']} tokens")
-    for heading in ("precision", "batch", "load s", "encode ms", "decode ms", "total ms", "transformers ms",
-                    "times faster (min–max)", "peak MB", "of ceiling"):  # fmt: skip
-        table.add_column(heading, justify="right")
+    """The rows for a reader, within 80 columns: medians, and ratios to transformers."""
+    title = f"{result['model']}: {result['beams']} beams, {result['new_tokens']} tokens, milliseconds per picture"
+    table = Table(title=title, box=None, padding=(0, 1, 0, 0))
+    for heading in (
+        "precision", "batch", "load s", "encode", "decode", "total", "theirs", "times faster", "MB", "ceiling"
+    ):  # fmt: skip
+        table.add_column(heading, justify="right", no_wrap=True)
     for row in result["rows"]:
         share = row.get("share_of_ceiling")
+        phases = [row.get(phase) for phase in ("encode", "decode", "total", "theirs")]
         table.add_row(
             row["precision"],
             str(row["batch"]),
             f"{row['load_seconds']:.1f}",
-            *(f"{1000 * row[phase]['median']:.0f}" if phase in row else "–"
-              for phase in ("encode", "decode", "total", "theirs")),
+            *(f"{1000 * phase['median']:.0f}" if phase else "–" for phase in phases),
             "{median:.2f} ({min:.2f}–{max:.2f})".format(**row["ratio"]) if "ratio" in row else "–",
             f"{row['peak_bytes'] / 1e6:.0f}",
             f"{share:.0%}" if share is not None else "–",
-        )  # fmt: skip
+        )
     Console().print(table)

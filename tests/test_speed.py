@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -46,7 +45,7 @@ def test_operations_are_counted_packed_or_not() -> None:
 
 def test_peak_memory_is_seen() -> None:
     grown = speed._peak(lambda: torch.ones(50_000_000).sum())
-    assert grown > 150e6 or math.isclose(grown, 200e6, rel_tol=0.3)
+    assert 150e6 < grown < 400e6
 
 
 def test_a_folder_can_be_measured(tiny_checkpoint: Callable[[str], Path]) -> None:
