@@ -156,6 +156,7 @@ def submission(
     import captioner
     from eval import submission as file
 
+    file.refuse_existing(out)
     loaded = captioner.load(model, device=device, precision=precision)
     unreadable = file.write(loaded, file.pictures([data]), out, batch_size)
     _say(f"written: {out}" + (f"; {len(unreadable)} unreadable pictures got a neutral vector" if unreadable else ""))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, groupby
 from pathlib import Path
 
 import numpy as np
@@ -125,6 +125,8 @@ def summary(results: Results, resamples: int = RESAMPLES, seed: int = SEED) -> d
     for name in names:
         for number, model in enumerate(results.models):
             figures[model][name] = _figures(results.values[name][:, number], next(spread))
+            if len(set(results.groups)) < 2:  # one prompt tells nothing of how prompts differ
+                figures[model][name] |= {"low": None, "high": None}
     paired = pairs(results, names, resamples, seed)
     return {
         "metrics": [
@@ -153,23 +155,23 @@ def _figures(column: np.ndarray, interval) -> dict[str, float | int | None]:
 
 
 def pairs(results: Results, names: Sequence[str], resamples: int = RESAMPLES, seed: int = SEED) -> list[Paired]:
-    """Every two models in every metric that both have."""
-    found = []
+    """Every two models in every metric that both have; all from the same draws."""
+    compared, deltas = [], []
     for name in names:
-        values = results.values[name]
-        both = [
-            (a, b)
-            for a, b in combinations(range(len(results.models)), 2)
-            if not np.isnan(values[:, b] - values[:, a]).all()
-        ]
-        if not both:
-            continue
-        deltas = np.stack([values[:, b] - values[:, a] for a, b in both], axis=1)
-        measured = differences(deltas, results.groups, resamples=resamples, seed=seed)
-        corrected = holm([difference.p for difference in measured])
+        for a, b in combinations(range(len(results.models)), 2):
+            delta = results.values[name][:, b] - results.values[name][:, a]
+            if not np.isnan(delta).all():
+                compared.append((name, results.models[a], results.models[b]))
+                deltas.append(delta)
+    if not deltas:
+        return []
+    measured = differences(np.stack(deltas, axis=1), results.groups, resamples=resamples, seed=seed)
+    found = []
+    for name, of_metric in groupby(zip(compared, measured, strict=True), key=lambda row: row[0][0]):
+        rows = list(of_metric)
+        corrected = holm([difference.p for _, difference in rows])
         found += [
-            Paired(name, results.models[a], results.models[b], difference, float(p))
-            for (a, b), difference, p in zip(both, measured, corrected, strict=True)
+            Paired(name, a, b, difference, float(p)) for ((_, a, b), difference), p in zip(rows, corrected, strict=True)
         ]
     return found
 

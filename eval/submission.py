@@ -36,8 +36,7 @@ def write(
     batch_size: int = 8,
 ) -> list[str]:
     """Write the rows of every (id, how to open it); returns the ids whose picture could not be read."""
-    if out.exists():
-        raise BadOutput(f"{out} is there already. Choose another --out, or delete it.")
+    refuse_existing(out)
     beside = out.with_name(f".{out.name}.part")
     unreadable: list[str] = []
     seen: set[str] = set()
@@ -56,6 +55,14 @@ def write(
     finally:
         beside.unlink(missing_ok=True)
     return unreadable
+
+
+def refuse_existing(out: Path) -> None:
+    """Asked before a model is loaded, too."""
+    if out.exists():
+        raise BadOutput(f"{out} is there already. Choose another --out, or delete it.")
+    if not os.access(out.parent, os.W_OK):
+        raise BadOutput(f"{out.parent} is no folder that can be written to. Choose another --out.")
 
 
 def pictures(specs: list[str]) -> Iterator[tuple[str, Callable[[], Image]]]:
