@@ -1,7 +1,7 @@
 """Text → 384-d unit vectors, as sentence-transformers' all-MiniLM-L6-v2 gives them.
 
-The packaged MiniLM is run by transformers alone: importing sentence-transformers costs several seconds, more than a
-whole caption. `tests/test_embedding.py` pins the equality of the two. Any other model goes through
+The packaged MiniLM is run in plain torch: importing sentence-transformers costs several seconds, more than a whole
+caption. `tests/test_embedding.py` pins the equality of the two. Any other model goes through
 sentence-transformers itself.
 """
 
@@ -44,12 +44,12 @@ class MiniLM:
 
     def __init__(self, precision: str = "fp32") -> None:
         from tokenizers import Tokenizer
-        from transformers import BertModel
 
-        folder = str(packaged_minilm())
-        dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
-        self.model = BertModel.from_pretrained(folder, dtype=dtype).eval()
-        self.tokenizer = Tokenizer.from_file(f"{folder}/tokenizer.json")
+        from captioner.bert import Bert
+
+        folder = packaged_minilm()
+        self.model = Bert(folder, dtype={"fp32": torch.float32, "bf16": torch.bfloat16}[precision])
+        self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         self.tokenizer.enable_truncation(MAX_TOKENS)
         self.tokenizer.enable_padding()
 
@@ -66,7 +66,7 @@ class MiniLM:
         encoded = self.tokenizer.encode_batch(texts)
         ids = torch.tensor([e.ids for e in encoded])  # [B, T]
         mask = torch.tensor([e.attention_mask for e in encoded])
-        hidden = self.model(input_ids=ids, attention_mask=mask).last_hidden_state.float()  # [B, T, 384]
+        hidden = self.model(ids, mask).float()  # [B, T, 384]
         weight = mask[:, :, None].float()
         mean = (hidden * weight).sum(1) / weight.sum(1)
         return torch.nn.functional.normalize(mean, dim=-1).numpy()

@@ -1,0 +1,135 @@
+"""The bundled model in plain torch: weights and numbers as `clip_prefix.load` gives them, in half the start-up time.
+
+transformers' model classes take longer to import than torch itself, and longer than a caption.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from captioner import compute
+from captioner.contracts import LoadOptions
+from captioner.errors import BadCheckpoint
+from captioner.models.efficientnet_lite import EfficientNetLite
+from captioner.models.prefix import JointHead, MlpMapper, PrefixDecoder, PrefixProcessor, PrefixSpeaker
+
+
+class Mini(PrefixDecoder, nn.Module):
+    """EfficientNet-Lite2, head, mapper and GPT-2 under the key names of the clip-prefix family."""
+
+    def __init__(self, config: dict) -> None:
+        super().__init__()
+        self.config = SimpleNamespace(**config)
+        gpt2 = SimpleNamespace(**config["gpt2"])
+        self.backbone = Statistics()
+        self.head = JointHead(self.backbone.width, self.config.joint_dim, **self.config.head)
+        self.mapper = MlpMapper(self.config.joint_dim, self.config.prefix_length, gpt2.n_embd)
+        self.gpt = Gpt2(gpt2)
+
+    @property
+    def device(self) -> torch.device:
+        return self.head.centre.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.head.centre.dtype
+
+
+class Statistics(nn.Module):
+    """The backbone; `tower` is its name in the checkpoint."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tower = EfficientNetLite("lite2")
+        stages = sum(self.tower.blocks[end].project.out_channels for end in self.tower.stage_ends)
+        self.width = self.tower.head.out_channels + 2 * stages
+
+    def pooled(self, pixels: Tensor) -> Tensor:
+        return self.tower.statistics(pixels.contiguous(memory_format=torch.channels_last))
+
+
+class Gpt2(nn.Module):
+    """GPT-2's modules as `PrefixDecoder` walks through them."""
+
+    def __init__(self, config: SimpleNamespace) -> None:
+        super().__init__()
+        self.config = config
+        self.transformer = nn.Module()
+        self.transformer.wte = nn.Embedding(config.vocab_size, config.n_embd)
+        self.transformer.wpe = nn.Embedding(config.n_positions, config.n_embd)
+        self.transformer.h = nn.ModuleList(Block(config.n_embd) for _ in range(config.n_layer))
+        self.transformer.ln_f = nn.LayerNorm(config.n_embd)
+        self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        self.lm_head.weight = self.transformer.wte.weight
+
+
+class Block(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(width)
+        self.attn = nn.Module()
+        self.attn.c_attn = nn.Linear(width, 3 * width)
+        self.attn.c_proj = nn.Linear(width, width)
+        self.ln_2 = nn.LayerNorm(width)
+        self.mlp = Mlp(width)
+
+
+class Mlp(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.c_fc = nn.Linear(width, 4 * width)
+        self.c_proj = nn.Linear(4 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c_proj(F.gelu(self.c_fc(x), approximate="tanh"))
+
+
+class Squash:
+    """The whole picture as a square: what `backbones.Preprocess` does without a crop."""
+
+    def __init__(self, size: int, mean: Sequence[float], std: Sequence[float]) -> None:
+        self.size = size
+        self.mean, self.std = (torch.tensor(each)[:, None, None] for each in (mean, std))
+
+    def __call__(self, images: Sequence[Image.Image]) -> Tensor:
+        square = (self.size, self.size)
+        rows = np.stack([np.asarray(image.resize(square, Image.Resampling.BICUBIC)) for image in images])
+        return (torch.from_numpy(rows).permute(0, 3, 1, 2).float() / 255 - self.mean) / self.std  # [n, 3, size, size]
+
+
+def load(folder: Path, options: LoadOptions) -> PrefixSpeaker:
+    """The bundled folder → a speaker."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        weights = load_file(folder / "model.safetensors")
+        tokenizer = Tokenizer.from_str((folder / "tokenizer.json").read_text(encoding="utf-8"))
+        model = Mini(config)
+        told = model.load_state_dict({key: _ours(key, tensor).float() for key, tensor in weights.items()}, strict=False)
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise BadCheckpoint(f"The model in {folder} is damaged ({error}). Reinstall captioner.") from error
+    if told.unexpected_keys or set(told.missing_keys) - {"gpt.lm_head.weight"}:
+        raise BadCheckpoint(f"The model in {folder} lacks weights. Reinstall captioner.")
+    sizes = config["backbone"]["preprocess"]
+    squash = Squash(sizes["size"], sizes["mean"], sizes["std"])
+    processor = PrefixProcessor(squash, tokenizer, model.config)
+    if options.prompt:
+        processor.start_ids = processor.encode(options.prompt)
+    return PrefixSpeaker(compute.place(model, options), processor)
+
+
+def _ours(key: str, tensor: Tensor) -> Tensor:
+    """transformers' GPT-2 keeps its matrices transposed."""
+    is_matrix = key.startswith("gpt.transformer.h.") and key.endswith(("c_attn.weight", "c_proj.weight", "c_fc.weight"))
+    return tensor.t() if is_matrix else tensor
