@@ -72,7 +72,7 @@ class Prompts:
     """Where to draw what the model looked at; for a single picture."""
 
     def __post_init__(self) -> None:
-        self.search.over(Decoding())  # contradictions are said before anything is loaded
+        self.search.check()
         if self.attention is not None and self.metadata is not Metadata.ignore:
             raise BadInput("--attention is about what the model says: leave out --metadata.")
 
@@ -146,7 +146,7 @@ class Embeddings:
     expected: bool = False
 
     def __post_init__(self) -> None:
-        self.search.over(Decoding())
+        self.search.check()
 
     def look(self, source: Source) -> Image:
         return source.open(self.max_pixels)

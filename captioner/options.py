@@ -6,6 +6,7 @@ An option that is left out is None wherever the model or the checkpoint has a sa
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from enum import Enum
@@ -145,6 +146,10 @@ class SearchFlags:
     )
     forbid: Annotated[list[str] | None, _search("A word that is never written. Repeatable.")] = None
     require: Annotated[list[str] | None, _search("A word that every text contains. Repeatable.")] = None
+
+    def check(self) -> None:
+        """Contradictions are said before anything is loaded; what depends on the model's own length is said then."""
+        self.over(Decoding(max_new_tokens=sys.maxsize))
 
     def over(self, own: Decoding) -> Decoding:
         """These flags over a model's own settings."""
