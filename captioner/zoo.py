@@ -37,7 +37,7 @@ class Entry:
 ENTRIES: dict[str, Entry] = {
     entry.name: entry
     for entry in (
-        Entry("mini", "captioner", "clip_prefix", "bundled", "small, offline, instant"),
+        Entry("mini", "captioner", "mini", "bundled", "small, offline, instant"),
         Entry("blip", "captioner", "blip", "Salesforce/blip-image-captioning-base", "plain captions; fine-tunes best"),
         Entry("blip-large", "captioner", "blip", "Salesforce/blip-image-captioning-large", "finer captions, slower"),
         Entry("clip-prefix", "captioner", "clip_prefix", None, "CLIP prefix → GPT-2; ClipCap checkpoints, converted"),
