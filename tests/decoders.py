@@ -36,8 +36,8 @@ def norms_that_have_seen(tower: torch.nn.Module, pixels: torch.Tensor) -> None:
     """Let the batch norms of a random tower take their statistics from these pixels: without that, its features are
     much the same for all pictures."""
     for norm in (module for module in tower.modules() if isinstance(module, torch.nn.BatchNorm2d)):
-        norm.momentum = None  # the plain mean over what it sees
-    tower.train()(pixels)
+        norm.train().momentum = None  # the plain mean over what it sees
+    tower(pixels)
     tower.eval()
 
 

@@ -218,11 +218,24 @@ def test_it_learns_prompts_by_heart(folder):
     assert decoders.overfit(model, processor, decoders.BY_HEART, steps=100, lr=1e-2) == decoders.BY_HEART
 
 
+def test_batch_size_does_not_change_what_is_learnt(folder):
+    """The mean loss of single pictures is that of the batch: batch norms keep their statistics."""
+    model = checkpoint.read_model(OFA, folder).train()
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    random = torch.Generator().manual_seed(0)
+    pixels, ids = torch.randn(3, 3, 64, 64, generator=random), torch.randint(3, 300, (3, 5), generator=random)
+    with torch.no_grad():
+        singles = [model(pixels[n : n + 1], input_ids=ids[n : n + 1], labels=ids[n : n + 1]).loss for n in range(3)]
+        together = model(pixels, input_ids=ids, labels=ids).loss
+    torch.testing.assert_close(torch.stack(singles).mean(), together)
+
+
 def test_gradients_with_recomputed_encoder_layers(folder):
     found = []
     for recompute in (False, True):
         model = checkpoint.read_model(OFA, folder).train()
-        model.config.dropout = 0.0
         for module in model.modules():
             if isinstance(module, torch.nn.Dropout):
                 module.p = 0.0

@@ -17,7 +17,7 @@ from captioner.models.ofa.model import OFA
 from captioner.models.ofa.processor import QUESTION, OFAProcessor
 from captioner.models.searched import SearchedDecoder
 
-__all__ = ["DEFAULT_DECODING", "OFA", "OFAConfig", "OFAProcessor", "load", "processor_for"]
+__all__ = ["DEFAULT_DECODING", "OFA", "OFAConfig", "OFAProcessor", "check_form", "load", "processor_for"]
 
 DEFAULT_DECODING = {"num_beams": 5, "max_new_tokens": 16, "no_repeat_ngram_size": 3}
 

@@ -52,3 +52,7 @@ class ResNet(nn.Sequential):
                 channels = inner * 4
             stem[f"layer{stage + 1}"] = nn.Sequential(*blocks)
         super().__init__(stem)
+
+    def train(self, mode: bool = True) -> ResNet:
+        """Always as in inference: batch norms keep the statistics they learnt, whatever the size of a batch."""
+        return super().train(False)
