@@ -1,0 +1,289 @@
+"""Any image-to-text model that transformers knows, through its own processor, chat template and `generate`.
+
+GIT, ViT-GPT2, BLIP-2, Florence-2, PaliGemma, Qwen2.5-VL, SmolVLM … What is asked is `options.instruction`. A model's
+own code is run only where the user has said so.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from PIL.Image import Image
+from torch import Tensor
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    AutoTokenizer,
+    BatchFeature,
+    BitsAndBytesConfig,
+    LogitsProcessorList,
+    NoBadWordsLogitsProcessor,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    ProcessorMixin,
+    VisionEncoderDecoderModel,
+)
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+
+from captioner import compute
+from captioner.contracts import LoadOptions
+from captioner.decoding import Decoding
+from captioner.errors import BadCheckpoint, BadInput, MissingExtra
+from captioner.models import checkpoint
+from captioner.prompt import Candidate, Reading
+from captioner.words import RequireWords, forbidden_sequences
+
+DEFAULT_DECODING = {"num_beams": 1, "max_new_tokens": 77}
+"""Chat models write well without a search, and are too large for one."""
+ASK = "Write the text-to-image prompt that could have made this picture. Answer with the prompt alone, on one line."
+"""What a chat model is asked where the user says nothing."""
+PLAIN = {
+    "florence2": "<DETAILED_CAPTION>",
+    "paligemma": "<image>caption en",
+    "instructblip": "Describe this picture as a text-to-image prompt.",
+    "kosmos-2": "An image of",
+}
+"""What models without a chat template were trained to be told; others caption without a word."""
+
+
+class HubModel:
+    """A model of transformers that speaks through its own `generate`."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        pixels: ProcessorMixin,
+        tokenizer: PreTrainedTokenizerBase,
+        instruction: str | None = None,
+    ) -> None:
+        self.model = model
+        self.pixels = pixels
+        """The processor; of a vision-encoder-decoder model the image processor alone."""
+        self.tokenizer = tokenizer
+        self.chats = isinstance(pixels, ProcessorMixin) and pixels.chat_template is not None
+        self.instruction = instruction or (ASK if self.chats else PLAIN.get(model.config.model_type))
+        tokenizer.padding_side = "left"  # what is generated follows the prompt at once
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        settings = model.generation_config
+        if settings.pad_token_id is None:
+            settings.pad_token_id = tokenizer.pad_token_id
+        # Its own length and sampling would only be warned about: `Decoding` says all of this.
+        settings.max_length = settings.temperature = settings.top_k = settings.top_p = None
+
+    @torch.inference_mode()
+    def read_images(self, images: Sequence[Image], decoding: Decoding) -> list[Reading]:
+        if not decoding.do_sample:
+            return self._generate(images, decoding)
+        readings = []
+        for image in images:  # one by one: what is drawn depends on the picture, not on its place in the batch
+            with torch.random.fork_rng([self.model.device] if self.model.device.type == "cuda" else []):
+                if decoding.seed is not None:
+                    torch.manual_seed(zlib.crc32(image.tobytes(), decoding.seed & 0xFFFFFFFF))
+                readings += self._generate([image], decoding)
+        return readings
+
+    def _generate(self, images: Sequence[Image], decoding: Decoding) -> list[Reading]:
+        inputs = self._inputs(list(images)).to(self.model.device, self.model.dtype)
+        told = self._told(inputs, len(images))
+        found = self.model.generate(
+            **inputs,
+            **settings(decoding),
+            logits_processor=self._word_rules(decoding, told.shape[1]),
+            return_dict_in_generate=True,
+            output_scores=True,
+        )
+        written, count = found.sequences, decoding.num_return_sequences
+        if torch.equal(written[:, : told.shape[1]], told.repeat_interleave(count, 0)):
+            written = written[:, told.shape[1] :]  # most decoders repeat what they were told
+        scores = self._scores(found)
+        readings = []
+        for first in range(0, len(written), count):
+            each = [self._candidate(written[n].tolist(), scores[n]) for n in range(first, first + count)]
+            readings.append(Reading(tuple(sorted(each, key=lambda candidate: -candidate.score))))
+        return readings
+
+    def _inputs(self, images: list[Image]) -> BatchFeature:
+        """What the model reads: pixels, and the ids of what it is told."""
+        if self.chats:
+            asked = {"type": "text", "text": self.instruction}
+            turns = [[{"role": "user", "content": [{"type": "image", "image": image}, asked]}] for image in images]
+            return self.pixels.apply_chat_template(
+                turns,
+                add_generation_prompt=True,
+                tokenize=True,
+                return_dict=True,
+                return_tensors="pt",
+                processor_kwargs={"padding": True},
+            )
+        if self.instruction is None:
+            return self.pixels(images=images, return_tensors="pt")
+        told = self.pixels(images=images, text=[self.instruction] * len(images), return_tensors="pt", padding=True)
+        if self.model.config.model_type == "git":  # it goes on with the text, which must not end with [SEP]
+            begun = {"input_ids": told["input_ids"][:, :-1], "attention_mask": told["attention_mask"][:, :-1]}
+            return BatchFeature({"pixel_values": told["pixel_values"], **begun})
+        return told
+
+    def _told(self, inputs: BatchFeature, rows: int) -> Tensor:
+        """The ids that come before what is generated `[rows, t]`."""
+        if "input_ids" in inputs and not self.model.config.is_encoder_decoder:
+            return inputs["input_ids"]
+        own = self.model.generation_config
+        start = own.bos_token_id if own.decoder_start_token_id is None else own.decoder_start_token_id
+        return torch.full((rows, 0 if start is None else 1), start or 0, device=self.model.device)
+
+    def _word_rules(self, decoding: Decoding, start: int) -> LogitsProcessorList:
+        words = _Words(self.tokenizer, self._eos(), [0] * start)
+        rules = LogitsProcessorList()
+        if forbidden := forbidden_sequences(decoding.forbid, words):
+            rules.append(NoBadWordsLogitsProcessor(forbidden, self._eos()))
+        if decoding.require:
+            rules.append(RequireWords(decoding.require, words, decoding.max_new_tokens))
+        return rules
+
+    def _scores(self, found) -> list[float]:
+        """Mean log-probability of what was written, its end included; a beam search has its own score."""
+        if "sequences_scores" in found:
+            return found.sequences_scores.tolist()
+        steps = self.model.compute_transition_scores(found.sequences, found.scores, normalize_logits=True)
+        ends = torch.isin(found.sequences[:, -steps.shape[1] :], torch.tensor(self._eos(), device=steps.device)).int()
+        counts = ends.cumsum(1) - ends == 0  # [rows, steps]: up to the first end
+        return (steps.masked_fill(~counts, 0).sum(1) / counts.sum(1)).tolist()
+
+    def _candidate(self, ids: list[int], score: float) -> Candidate:
+        text = self.tokenizer.decode(ids, skip_special_tokens=True).strip()
+        return Candidate(text, score, not set(self._eos()).isdisjoint(ids))
+
+    def _eos(self) -> list[int]:
+        ids = self.model.generation_config.eos_token_id
+        return [] if ids is None else ids if isinstance(ids, list) else [ids]
+
+
+class _Words:
+    """What the rules for words need of a processor."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, eos: list[int], start_ids: list[int]) -> None:
+        self.tokenizer = tokenizer
+        self.eos_ids = tuple(eos)
+        self.start_ids = start_ids
+
+    def encode(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False).input_ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return self.tokenizer.decode(ids, skip_special_tokens=True)
+
+
+def settings(decoding: Decoding) -> dict:
+    """`Decoding` as the arguments of transformers' `generate`."""
+    given = {
+        "do_sample": decoding.do_sample,
+        "num_beams": 1 if decoding.do_sample else decoding.num_beams,
+        "num_return_sequences": decoding.num_return_sequences,
+        "max_new_tokens": decoding.max_new_tokens,
+        "min_new_tokens": decoding.min_new_tokens or None,
+        "repetition_penalty": decoding.repetition_penalty,
+        "no_repeat_ngram_size": decoding.no_repeat_ngram_size,
+    }
+    if decoding.do_sample:
+        given |= {"temperature": decoding.temperature, "top_k": decoding.top_k, "top_p": decoding.top_p}
+    elif decoding.num_beams > 1:
+        given |= {"length_penalty": decoding.length_penalty, "early_stopping": decoding.early_stopping}
+    return given
+
+
+# --- loading ----------------------------------------------------------------------------------------------------------
+
+
+def load(folder: Path, options: LoadOptions) -> HubModel:
+    """A folder in the layout of transformers."""
+    if (folder / "adapter_config.json").is_file():
+        raise BadCheckpoint(f"{folder} is an adapter of a foreign model. Merge it into its base and name the result.")
+    where = compute.device(options.device)
+    quantized = _quantization(options, where)  # said before anything large is read
+    trust = {"trust_remote_code": options.trust_remote_code, "local_files_only": True}
+    config = _config(folder, trust)
+    if options.instruction and _paired(config):
+        raise BadInput(f"The model in {folder} captions without being asked: leave out --instruction.")
+    try:
+        with checkpoint.reading(folder):
+            pixels, tokenizer = _processor(folder, config, trust)
+    except ImportError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise MissingExtra(f"The processor of {folder} needs a package: {reason} Install it with pip.") from error
+    model = _model(folder, config, _dtype(options, where), trust | quantized)
+    model = model.eval().requires_grad_(False)
+    return HubModel(model if quantized else model.to(where), pixels, tokenizer, options.instruction)
+
+
+def _quantization(options: LoadOptions, where: torch.device) -> dict:
+    if options.load_in is None:
+        return {}
+    if options.load_in not in ("8bit", "4bit"):
+        raise BadInput(f"Weights cannot be loaded in {options.load_in!r}: use --load-in 8bit or 4bit.")
+    if where.type != "cuda":
+        raise BadInput(f"--load-in {options.load_in} needs a CUDA GPU, and this runs on {where.type}. Leave it out.")
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise MissingExtra(f"--load-in {options.load_in} needs bitsandbytes: `pip install bitsandbytes`.")
+    four = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": _dtype(options, where)}
+    how = BitsAndBytesConfig(**four) if options.load_in == "4bit" else BitsAndBytesConfig(load_in_8bit=True)
+    return {"quantization_config": how, "device_map": {"": where}}
+
+
+def _dtype(options: LoadOptions, where: torch.device) -> torch.dtype:
+    precision = compute.precision(options.precision, where)
+    if precision == "int8":
+        raise BadInput("Hub models have no int8 on a CPU: use --precision bf16; on a GPU there is --load-in 8bit.")
+    return compute.DTYPES[precision]
+
+
+def _config(folder: Path, trust: dict) -> PreTrainedConfig:
+    """Its configuration, if it is of a kind that we can run."""
+    said = checkpoint.read_json(folder / "config.json")
+    kind = said.get("model_type")
+    try:
+        config = AutoConfig.from_pretrained(folder, **trust)
+    except (OSError, ValueError, KeyError) as error:
+        if "auto_map" in said and not trust["trust_remote_code"]:
+            raise BadCheckpoint(
+                f"{folder} holds a {kind!r} model with its own code, which we do not run unasked. "
+                "If you trust its source, add --trust-remote-code."
+            ) from error
+        raise BadCheckpoint(f"transformers does not know the {kind!r} model in {folder}. Try a newer one.") from error
+    known = _paired(config) or type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+    if not known and not (trust["trust_remote_code"] and "auto_map" in said):
+        raise BadCheckpoint(
+            f"{folder} holds a {kind!r} model, which does not write about pictures. Name one that does."
+        )
+    return config
+
+
+def _paired(config: PreTrainedConfig) -> bool:
+    """An image encoder and a text decoder put together, as ViT-GPT2 is: it has no processor of its own."""
+    return isinstance(config, VisionEncoderDecoderModel.config_class)
+
+
+def _processor(folder: Path, config: PreTrainedConfig, trust: dict) -> tuple:
+    """Pictures (and text) → what the model reads, and the tokenizer. By Pillow: the other way needs torchvision."""
+    if not _paired(config):
+        processor = AutoProcessor.from_pretrained(folder, backend="pil", **trust)
+        return processor, processor.tokenizer
+    pixels = AutoImageProcessor.from_pretrained(folder, backend="pil", **trust)
+    return pixels, AutoTokenizer.from_pretrained(folder, **trust)
+
+
+def _model(folder: Path, config: PreTrainedConfig, dtype: torch.dtype, how: dict) -> PreTrainedModel:
+    """Every weight must be there but those that no caption needs; what is too many belongs to older versions."""
+    cls = VisionEncoderDecoderModel if _paired(config) else AutoModelForImageTextToText
+    with checkpoint.reading(folder):
+        model, report = cls.from_pretrained(folder, config=config, dtype=dtype, output_loading_info=True, **how)
+    if lost := sorted(key for key in report["missing_keys"] if "pooler" not in key):
+        raise BadCheckpoint(f"The weights in {folder} lack {len(lost)} tensors, among them {lost[0]}. Fetch it again.")
+    return model
