@@ -1,0 +1,296 @@
+"""A caption and the terms that CLIP finds nearest to the picture: artists, mediums, movements, flavours.
+
+Modes, after CLIP Interrogator: `fast` adds the nearest terms, `classic` one of each kind in a fixed order, `best`
+searches term by term and keeps the best of all, `negative` collects what the picture is least like. A batch is
+captioned first and ranked afterwards; every picture's candidates are scored together. No text is longer than the text
+tower reads.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import math
+import os
+import re
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from PIL.Image import Image
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from captioner import zoo
+from captioner.cache import cache_folder
+from captioner.contracts import LoadOptions
+from captioner.decoding import Decoding
+from captioner.errors import BadInput, MissingExtra
+from captioner.models.ranker import Ranker
+from captioner.postprocess import cut_to_tokens
+from captioner.prompt import Candidate, Reading
+from captioner.terms import read_terms
+
+if TYPE_CHECKING:
+    from captioner.pipeline import Captioner
+
+MODES = ("best", "fast", "classic", "negative")
+CAPTION_MODEL, CLIP_MODEL = "blip", "openai/clip-vit-large-patch14"
+PACKAGE = "clip_interrogator"
+KINDS = ("mediums", "movements", "trending", "artists", "flavors", "negative")
+"""The tables. What stands in an earlier one is left out of later ones."""
+CLASSIC = ("mediums", "artists", "trending", "movements", "flavors")
+TEMPLATES = {"artists": ("by {}", "inspired by {}")}
+SITES = (
+    "artstation", "deviantart", "behance", "pixiv", "cgsociety", "polycount", "zbrush central", "dribbble", "pinterest",
+    "tumblr", "instagram", "reddit", "flickr", "500px", "unsplash", "pexels", "pixabay", "shutterstock",
+)  # fmt: skip
+PHRASINGS = ("{}", "trending on {}", "featured on {}", "{} contest winner")
+
+FAST_TERMS = 32
+CLASSIC_FLAVORS = 3
+CHAIN_TERMS = 2048
+"""The nearest terms, among which the chain chooses."""
+FEWEST, MOST = 8, 32
+"""Terms in a chain. Up to the fewest, the next best is taken even where it lowers the similarity."""
+AT_ONCE = 16384
+"""Terms multiplied at once: the table stays in half precision but for these."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Terms and their unit vectors `[n, d]` in half precision."""
+
+    terms: list[str]
+    vectors: Tensor
+
+    def rank(self, pictures: Tensor) -> list[Iterable[str]]:
+        """For each picture `[d]` all terms, nearest first."""
+        scores = torch.cat([pictures @ part.to(pictures.dtype).T for part in self.vectors.split(AT_ONCE)], 1)
+        orders = scores.argsort(dim=1, descending=True, stable=True).tolist()
+        return [(self.terms[place] for place in order) for order in orders]
+
+
+class Interrogator:
+    """A captioner, a ranker and tables of terms."""
+
+    def __init__(
+        self, mode: str, captioner: Callable[[], Captioner], ranker: Ranker, tables: dict[str, Table], everything: Table
+    ) -> None:
+        self.mode = mode
+        self.make_captioner = captioner
+        self.ranker = ranker
+        self.tables = tables
+        self.everything = everything
+
+    def read_images(self, images: Sequence[Image], decoding: Decoding) -> list[Reading]:
+        choose = Chooser(self, decoding.forbid)
+        if self.mode == "negative":
+            pictures = self.ranker.pictures(images)
+            return self._readings(pictures, [[text] for text in choose.negative(pictures)], 1)
+        captions = self._captions(images, decoding)  # all of them first: the two models never work at the same time
+        pictures = self.ranker.pictures(images)
+        if self.mode != "best":
+            texts = choose.fast(pictures, captions) if self.mode == "fast" else choose.classic(pictures, captions)
+            return self._readings(pictures, [[text] for text in texts], 1)
+        ways = (captions, *(way(pictures, captions) for way in (choose.classic, choose.fast, choose.best)))
+        rivals = [list(dict.fromkeys(of_image)) for of_image in zip(*ways, strict=True)]
+        return self._readings(pictures, rivals, decoding.num_return_sequences)
+
+    def _captions(self, images: Sequence[Image], decoding: Decoding) -> list[str]:
+        # The captioner's own settings hold, but for what the user has said.
+        plain = asdict(Decoding())
+        said = {name: value for name, value in asdict(decoding).items() if value != plain[name]}
+        own = replace(self.captioner.decoding, **said | {"num_return_sequences": 1})
+        prompts = self.captioner.generate(images, own, batch_size=len(images))
+        return [cut_to_tokens(prompt.text, self.ranker.tokens, self.ranker.limit) for prompt in prompts]
+
+    @cached_property
+    def captioner(self) -> Captioner:
+        return self.make_captioner()
+
+    def _readings(self, pictures: Tensor, texts: list[list[str]], count: int) -> list[Reading]:
+        """The nearest texts of every picture, best first. The score is the log of the cosine, moved into 0..1."""
+        readings = []
+        for own, cosines in zip(texts, self.ranker.similarities(pictures, texts), strict=True):
+            scored = [Candidate(t, math.log((1 + c) / 2)) for t, c in zip(own, cosines.tolist(), strict=True)]
+            readings.append(Reading(tuple(sorted(scored, key=lambda each: -each.score)[:count])))
+        return readings
+
+
+class Chooser:
+    """The modes: pictures `[n, d]` and captions → one text a picture."""
+
+    def __init__(self, interrogator: Interrogator, forbid: Sequence[str] = ()) -> None:
+        self.ranker = interrogator.ranker
+        self.tables = interrogator.tables
+        self.everything = interrogator.everything
+        words = "|".join(map(re.escape, forbid))
+        self.forbidden = re.compile(rf"(?<!\w)(?:{words})(?!\w)", re.IGNORECASE) if words else None
+
+    def fast(self, pictures: Tensor, captions: list[str]) -> list[str]:
+        tops = self._nearest(self.everything, pictures, FAST_TERMS)
+        return [self._fitting([caption, *terms]) for caption, terms in zip(captions, tops, strict=True)]
+
+    def classic(self, pictures: Tensor, captions: list[str]) -> list[str]:
+        """ "caption, medium by artist, trending, movement, three flavours"; kinds without a table are left out."""
+        counts = {kind: CLASSIC_FLAVORS if kind == "flavors" else 1 for kind in CLASSIC}
+        found = {
+            kind: self._nearest(self.tables[kind], pictures, count) if kind in self.tables else [[] for _ in captions]
+            for kind, count in counts.items()
+        }
+        texts = []
+        for n, caption in enumerate(captions):
+            medium, artist, *others = (found[kind][n] for kind in CLASSIC)
+            medium = [each for each in medium if not caption.startswith(each)]  # "a painting of …, a painting"
+            texts.append(self._fitting([caption, " ".join(medium + artist), *(t for terms in others for t in terms)]))
+        return texts
+
+    def best(self, pictures: Tensor, captions: list[str]) -> list[str]:
+        return self._chain(pictures, captions, self._nearest(self.everything, pictures, CHAIN_TERMS))
+
+    def negative(self, pictures: Tensor) -> list[str]:
+        """The chain towards the picture's opposite: nearest to it is what the picture is least like."""
+        opposites = -pictures
+        candidates = [[] for _ in pictures]
+        for kind, count in (("flavors", CHAIN_TERMS), ("negative", None)):
+            if kind in self.tables:
+                near = self._nearest(self.tables[kind], opposites, count)
+                candidates = [old + new for old, new in zip(candidates, near, strict=True)]
+        return self._chain(opposites, [""] * len(pictures), candidates)
+
+    def _chain(self, pictures: Tensor, texts: list[str], candidates: list[list[str]]) -> list[str]:
+        """Add the best term again and again, as long as the similarity rises. A round scores every picture's
+        candidates together. Returns the best text on the way."""
+        texts, terms = list(texts), [list(own) for own in candidates]
+        now = [scores.item() for scores in self.ranker.similarities(pictures, [[text] for text in texts])]
+        now = [score if text else -math.inf for score, text in zip(now, texts, strict=True)]
+        best = list(zip(now, texts, strict=True))
+        going = list(range(len(texts)))
+        for count in range(MOST):
+            going = [n for n in going if terms[n]]
+            if not going:
+                break
+            longer = [[_joined([texts[n], term]) for term in terms[n]] for n in going]
+            found = self.ranker.similarities(pictures[going], longer)
+            goes_on = []
+            for n, rivals, scores in zip(going, longer, found, strict=True):
+                score, place = (each.item() for each in scores.max(0))
+                if score == -math.inf or (score <= now[n] and count >= FEWEST):
+                    continue  # nothing fits any more, or nothing helps
+                now[n], texts[n] = score, rivals[place]
+                best[n] = max(best[n], (score, rivals[place]), key=lambda each: each[0])
+                del terms[n][place]
+                goes_on.append(n)
+            going = goes_on
+        return [text for _, text in best]
+
+    def _nearest(self, table: Table, pictures: Tensor, count: int | None) -> list[list[str]]:
+        return [list(islice(filter(self._allowed, ranked), count)) for ranked in table.rank(pictures)]
+
+    def _allowed(self, term: str) -> bool:
+        return self.forbidden is None or not self.forbidden.search(term)
+
+    def _fitting(self, parts: list[str]) -> str:
+        return cut_to_tokens(_joined(parts), self.ranker.tokens, self.ranker.limit)
+
+
+def _joined(parts: list[str]) -> str:
+    return ", ".join(part for part in parts if part)
+
+
+# --- loading ----------------------------------------------------------------------------------------------------------
+
+
+def load(folder: None, options: LoadOptions) -> Interrogator:
+    """The parts are models of their own: `options` names them. The captioner is loaded when it is first needed."""
+    if options.mode not in MODES:
+        raise BadInput(f"The interrogator has no mode {options.mode!r}: use one of {', '.join(MODES)}.")
+    lists = own_lists(options.terms) if options.terms else package_lists()
+    _check(lists, options.mode)
+    ranker = Ranker.from_folder(zoo.weights_folder(options.clip_model or CLIP_MODEL), options)
+    tables, everything = make_tables(ranker, lists)
+    return Interrogator(options.mode, lambda: _captioner(options), ranker, tables, everything)
+
+
+def _captioner(options: LoadOptions) -> Captioner:
+    from captioner import pipeline
+
+    name = options.caption_model or CAPTION_MODEL
+    captioner = pipeline.load(name, replace(options, caption_model=None))
+    if not captioner.speaks:
+        raise BadInput(f"{name} writes no captions: name a captioner with --caption-model.")
+    return captioner
+
+
+def own_lists(files: Sequence[Path]) -> dict[str, list[str]]:
+    """The user's terms. A file named like a table (artists.txt, mediums.txt …) is that table; others are flavours."""
+    lists: dict[str, list[str]] = {}
+    for file in map(Path, files):
+        lists.setdefault(file.stem if file.stem in KINDS else "flavors", []).extend(read_terms(file))
+    return lists
+
+
+def package_lists() -> dict[str, list[str]]:
+    """The tables that the package clip-interrogator ships. It is not imported: that would need all it depends on."""
+    found = importlib.util.find_spec(PACKAGE)
+    if found is None or found.origin is None:
+        raise MissingExtra(
+            "The interrogator's terms come with an optional package: `pip install 'captioner[interrogator]'`. "
+            "Or give lists of your own with --terms FILE."
+        )
+    data = Path(found.origin).parent / "data"
+    lists = {kind: read_terms(data / f"{kind}.txt") for kind in KINDS if kind != "trending"}
+    return lists | {"trending": [phrasing.format(site) for phrasing in PHRASINGS for site in SITES]}
+
+
+def _check(lists: dict[str, list[str]], mode: str) -> None:
+    """Whether the mode has what it needs."""
+    if mode == "negative" and not lists.keys() & {"flavors", "negative"}:
+        raise BadInput("The negative mode needs flavours or a negative.txt: name one more list with --terms.")
+    if mode != "negative" and lists.keys() == {"negative"}:
+        raise BadInput("A negative.txt alone serves the negative mode only: name one more list with --terms.")
+    missing = [kind for kind in CLASSIC if kind not in lists]
+    if mode == "classic" and missing:
+        print(f"Classic prompts without {', '.join(missing)}: --terms has no such lists.", file=sys.stderr)
+
+
+def make_tables(ranker: Ranker, lists: dict[str, list[str]]) -> tuple[dict[str, Table], Table]:
+    """A table of each kind, and all but the negative one together; they share one block of vectors."""
+    seen: set[str] = set()
+    terms: dict[str, list[str]] = {}
+    for kind in sorted(lists, key=KINDS.index):
+        written = [form.format(term) for term in lists[kind] for form in TEMPLATES.get(kind, ("{}",))]
+        terms[kind] = [term for term in dict.fromkeys(written) if kind == "negative" or term not in seen]
+        seen.update(terms[kind])
+    terms = {kind: own for kind, own in terms.items() if own}
+    vectors = torch.cat([_vectors(ranker, kind, own) for kind, own in terms.items()]).to(ranker.model.device)
+    parts = vectors.split([len(own) for own in terms.values()])
+    tables = {kind: Table(own, part) for (kind, own), part in zip(terms.items(), parts, strict=True)}
+    positive = [term for kind, own in terms.items() if kind != "negative" for term in own]
+    return tables, Table(positive, vectors[: len(positive)])
+
+
+def _vectors(ranker: Ranker, kind: str, terms: list[str]) -> Tensor:
+    """The terms' unit vectors in half precision, computed once and then read from the user's cache."""
+    key = hashlib.sha256("\n".join([ranker.fingerprint, *terms]).encode()).hexdigest()
+    file = cache_folder("terms") / f"{kind}-{key[:32]}.safetensors"
+    if file.is_file():
+        try:
+            kept = load_file(file)["vectors"]
+            if len(kept) == len(terms):
+                return kept
+        except (SafetensorError, KeyError):
+            pass  # cut short or foreign: it is made again
+    print(f"Reading {len(terms):,} {kind} for the ranking; this is done once …", file=sys.stderr)
+    vectors = ranker.texts(terms).half().cpu().contiguous()
+    beside = file.with_suffix(f".{os.getpid()}.tmp")
+    save_file({"vectors": vectors}, beside)
+    os.replace(beside, file)
+    return vectors

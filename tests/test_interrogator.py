@@ -1,0 +1,385 @@
+"""The interrogator: CLIP and SigLIP as judges, every mode, the tables, their cache, and the 77 tokens."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModel, AutoProcessor
+
+from captioner import pipeline
+from captioner.cache import cache_folder
+from captioner.contracts import LoadOptions
+from captioner.decoding import Decoding
+from captioner.errors import BadCheckpoint, BadInput, MissingExtra
+from captioner.models import interrogator, ranker
+from captioner.models.interrogator import Chooser, Interrogator, Table
+from captioner.models.ranker import Ranker
+from tests.decoders import pictures
+
+LISTS = {
+    "artists": ("ada moor", "ben holt", "cy vane"),
+    "flavors": ("highly detailed", "sharp focus", "soft light", "red and blue", "8k", "neon glow", "film grain", "fog"),
+    "mediums": ("a photo", "an oil painting", "a drawing"),
+    "movements": ("art deco", "baroque", "fog"),
+    "negative": ("blurry", "bad art"),
+}
+SHORT = Decoding(max_new_tokens=6)
+
+
+@pytest.fixture(autouse=True)
+def _empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CAPTIONER_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """clip-interrogator as it is installed; to import it would fail, as it does without all it depends on."""
+    folder = tmp_path / "site" / "clip_interrogator"
+    (folder / "data").mkdir(parents=True)
+    (folder / "__init__.py").write_text("raise ImportError('no open_clip here')\n")
+    for kind, terms in LISTS.items():
+        (folder / "data" / f"{kind}.txt").write_text("\n".join(terms) + "\n", encoding="utf-8")
+    monkeypatch.syspath_prepend(folder.parent)
+    return folder
+
+
+@pytest.fixture
+def options(tiny_checkpoint: Callable[[str], Path]) -> LoadOptions:
+    """Tiny parts. Double precision: batches and singles then agree to the last letter."""
+    blip, clip = (str(tiny_checkpoint(name)) for name in ("blip", "clip"))
+    return LoadOptions(precision="float64", caption_model=blip, clip_model=clip)
+
+
+def load(options: LoadOptions, **changes) -> Interrogator:
+    return interrogator.load(None, LoadOptions(**vars(options) | changes))
+
+
+def judge(tiny_checkpoint: Callable[[str], Path], name: str) -> Ranker:
+    return Ranker.from_folder(tiny_checkpoint(name), LoadOptions(precision="float64"))
+
+
+def said(speaker: Interrogator, count: int = 4) -> list[str]:
+    return [reading.candidates[0].text for reading in speaker.read_images(pictures(count), SHORT)]
+
+
+# --- the judge --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["clip", "siglip"])
+def test_vectors_are_those_of_transformers(tiny_checkpoint: Callable[[str], Path], name: str) -> None:
+    ours = judge(tiny_checkpoint, name)
+    theirs = AutoModel.from_pretrained(tiny_checkpoint(name)).double().eval()
+    processor = AutoProcessor.from_pretrained(tiny_checkpoint(name), backend="pil")
+    texts = ["a red cat, art", "oil", "trending on 500px, highly detailed"]
+    padding = "max_length" if name == "siglip" else True
+    with torch.no_grad():
+        tokens = processor(text=texts, return_tensors="pt", padding=padding)
+        expected = theirs.get_text_features(**tokens).pooler_output
+        pixels = processor(images=pictures(3), return_tensors="pt").pixel_values.double()
+        seen = theirs.get_image_features(pixels).pooler_output
+    torch.testing.assert_close(ours.texts(texts), torch.nn.functional.normalize(expected))
+    torch.testing.assert_close(ours.pictures(pictures(3)), torch.nn.functional.normalize(seen))
+
+
+@pytest.mark.parametrize("at_once", [1, 5, 512])
+@pytest.mark.parametrize("name", ["clip", "siglip"])
+def test_similarities_share_beginnings_and_change_nothing(
+    tiny_checkpoint: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, name: str, at_once: int
+) -> None:
+    monkeypatch.setattr(ranker, "AT_ONCE", at_once)
+    ours = judge(tiny_checkpoint, name)
+    terms = ["oil", "by ada moor", "8k", "highly detailed, art", ".dots", "a"]
+    texts = [
+        [f"a red cat. at sea, {term}" for term in terms],
+        [f"dog, {term}" for term in terms[:2]],
+        [],
+        ["one alone"],
+        ["", "blue", "blue photo", "word " * 80],
+    ]
+    seen = ours.pictures(pictures(5))
+    for picture, own, scores in zip(seen, texts, ours.similarities(seen, texts), strict=True):
+        expected = [ours.texts([text])[0] @ picture for text in own if len(text) < 200]
+        assert len(scores) == len(own)
+        torch.testing.assert_close(scores[: len(expected)], torch.tensor(expected, dtype=torch.float64))
+        assert (scores[len(expected) :] == -torch.inf).all()  # what is too long is never chosen
+
+
+def test_foreign_checkpoints_are_refused(tiny_checkpoint: Callable[[str], Path], options: LoadOptions) -> None:
+    terms = (tiny_checkpoint("blip") / "vocab.txt",)
+    with pytest.raises(BadCheckpoint, match="holds a 'blip' model: terms are ranked by a CLIP or SigLIP"):
+        load(options, clip_model=str(tiny_checkpoint("blip")), terms=terms)
+
+
+# --- the tables -------------------------------------------------------------------------------------------------------
+
+
+def test_package_is_read_and_not_imported(package: Path) -> None:
+    lists = interrogator.package_lists()
+    assert {kind: tuple(lists[kind]) for kind in LISTS} == LISTS
+    assert len(set(lists["trending"])) == 18 * 4
+    assert "trending on artstation" in lists["trending"]
+
+
+def test_without_the_package_the_remedy_is_named(options: LoadOptions) -> None:
+    with pytest.raises(MissingExtra, match=r"pip install 'captioner\[interrogator\]'.*--terms"):
+        load(options)
+
+
+def test_tables_know_each_term_once(package: Path, options: LoadOptions) -> None:
+    speaker = load(options)
+    assert speaker.tables["artists"].terms[:2] == ["by ada moor", "inspired by ada moor"]
+    assert "fog" in speaker.tables["movements"].terms
+    assert "fog" not in speaker.tables["flavors"].terms
+    assert len(set(speaker.everything.terms)) == len(speaker.everything.terms)
+    assert not {"blurry", "bad art"} & set(speaker.everything.terms)
+    for table in speaker.tables.values():
+        torch.testing.assert_close(table.vectors, speaker.ranker.texts(table.terms).half())
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_chunks_do_not_change_the_ranking(monkeypatch: pytest.MonkeyPatch, sign: int) -> None:
+    torch.manual_seed(0)
+    vectors, seen = torch.randn(50, 8).half(), sign * torch.randn(3, 8)
+    table = Table([str(n) for n in range(50)], vectors)
+    expected = [[str(n) for n in (v @ vectors.float().T).argsort(descending=True).tolist()] for v in seen]
+    for at_once in (7, 50, 1000):
+        monkeypatch.setattr(interrogator, "AT_ONCE", at_once)
+        assert [list(ranked) for ranked in table.rank(seen)] == expected
+
+
+def test_own_lists_play_the_flavours_or_what_their_name_says(
+    tmp_path: Path, options: LoadOptions, capsys: pytest.CaptureFixture
+) -> None:
+    (tmp_path / "mined.tsv").write_text("sea\t5\nsky\t3\n")
+    (tmp_path / "more.txt").write_text("sand\nsea\n")
+    (tmp_path / "artists.txt").write_text("ada moor\n")
+    files = tuple(tmp_path / name for name in ("mined.tsv", "more.txt", "artists.txt"))
+    speaker = load(options, mode="classic", terms=files)
+    assert speaker.tables["flavors"].terms == ["sea", "sky", "sand"]
+    assert "Classic prompts without mediums, trending, movements" in capsys.readouterr().err
+    speaker.ranker.limit = 1000  # the tiny tokenizer spells letter by letter; here nothing is to be cut
+    captions, seen = speaker._captions(pictures(2), SHORT), speaker.ranker.pictures(pictures(2))
+    for caption, text in zip(captions, Chooser(speaker).classic(seen, captions), strict=True):
+        first, *flavours = text.removeprefix(f"{caption}, ").split(", ")
+        assert first in ("by ada moor", "inspired by ada moor")
+        assert sorted(flavours) == ["sand", "sea", "sky"]
+
+
+# --- the cache --------------------------------------------------------------------------------------------------------
+
+
+def test_terms_are_read_once(package: Path, options: LoadOptions, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+    whole = Ranker.texts
+    monkeypatch.setattr(Ranker, "texts", lambda self, texts: read.extend(texts) or whole(self, texts))
+    first = load(options)
+    assert sorted(read) == sorted([*first.everything.terms, *first.tables["negative"].terms])
+    files = {file.name: file.stat().st_mtime_ns for file in cache_folder("terms").iterdir()}
+    assert len(files) == 6
+    vectors = load_file(next(cache_folder("terms").glob("flavors-*")))["vectors"]
+    assert vectors.dtype == torch.float16
+    read.clear()
+    second = load(options)
+    assert read == []
+    assert {file.name: file.stat().st_mtime_ns for file in cache_folder("terms").iterdir()} == files
+    assert torch.equal(second.everything.vectors, first.everything.vectors)
+
+    (package / "data" / "mediums.txt").write_text("a photo\na stamp\n")  # another table
+    load(options)
+    assert read == ["a photo", "a stamp"]
+
+
+def test_another_model_or_precision_is_another_key(
+    package: Path, options: LoadOptions, tmp_path: Path, tiny_checkpoint: Callable[[str], Path]
+) -> None:
+    marks = {load(options).ranker.fingerprint, load(options, precision="fp32").ranker.fingerprint}
+    changed = Path(shutil.copytree(tiny_checkpoint("clip"), tmp_path / "clip"))
+    assert load(options, clip_model=str(changed)).ranker.fingerprint in marks  # where it lies does not matter
+    weights = load_file(changed / "model.safetensors")
+    weights["text_model.final_layer_norm.bias"][0] += 1e-3
+    save_file(weights, changed / "model.safetensors", metadata={"format": "pt"})
+    marks.add(load(options, clip_model=str(changed)).ranker.fingerprint)
+    assert len(marks) == 3
+
+
+def test_damaged_cache_is_made_again(package: Path, options: LoadOptions) -> None:
+    good = load(options).everything.vectors
+    flavors, artists = (next(cache_folder("terms").glob(f"{kind}-*")) for kind in ("flavors", "artists"))
+    os.truncate(flavors, 20)
+    save_file({"vectors": torch.zeros(1, 24).half()}, artists)
+    assert torch.equal(load(options).everything.vectors, good)
+    assert len(load_file(flavors)["vectors"]) == 7
+
+
+# --- the modes --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", interrogator.MODES)
+@pytest.mark.parametrize("clip", ["clip", "siglip"])
+def test_batch_equals_singles(
+    package: Path, options: LoadOptions, tiny_checkpoint: Callable[[str], Path], mode: str, clip: str
+) -> None:
+    speaker = load(options, mode=mode, clip_model=str(tiny_checkpoint(clip)))
+    images = pictures(4)
+    at_once = speaker.read_images(images, SHORT)
+    for image, reading in zip(images, at_once, strict=True):
+        (alone,) = speaker.read_images([image], SHORT)
+        assert [c.text for c in alone.candidates] == [c.text for c in reading.candidates]
+        assert alone.candidates[0].score == pytest.approx(reading.candidates[0].score)
+        assert reading.candidates[0].score < 0
+        assert speaker.ranker.tokens(reading.candidates[0].text) <= speaker.ranker.limit
+    if mode != "negative":  # what no picture is like may be the same for all
+        assert len({reading.candidates[0].text for reading in at_once}) > 1
+
+
+def test_fast_adds_the_nearest_terms(package: Path, options: LoadOptions) -> None:
+    speaker = load(options, mode="fast")
+    captions, seen = speaker._captions(pictures(3), SHORT), speaker.ranker.pictures(pictures(3))
+    for caption, picture, text in zip(captions, seen, said(speaker, 3), strict=True):
+        table = speaker.everything
+        order = (table.vectors.double() @ picture).argsort(descending=True)[: interrogator.FAST_TERMS].tolist()
+        whole = ", ".join(part for part in [caption, *(table.terms[n] for n in order)] if part)
+        assert whole.startswith(text)
+        assert whole[len(text) :][:1] in ("", ",")  # cut between terms
+        rest = whole[len(text) + 2 :].split(", ")[0]
+        assert not rest or speaker.ranker.tokens(f"{text}, {rest}") > 77  # and no earlier than it must
+
+
+def test_classic_has_its_order(package: Path, options: LoadOptions) -> None:
+    speaker = load(options, mode="classic")
+    speaker.ranker.limit = 1000
+    captions, seen = speaker._captions(pictures(3), SHORT), speaker.ranker.pictures(pictures(3))
+    for caption, text in zip(captions, Chooser(speaker).classic(seen, captions), strict=True):
+        made_by, trending, movement, *flavours = text.removeprefix(f"{caption}, ").split(", ")
+        medium, artist = made_by.split(" by ") if " inspired" not in made_by else made_by.split(" inspired by ")
+        assert medium in LISTS["mediums"]
+        assert artist in LISTS["artists"]
+        assert trending in speaker.tables["trending"].terms
+        assert movement in LISTS["movements"]
+        assert len(flavours) == 3
+        assert set(flavours) <= set(LISTS["flavors"])
+
+
+def test_best_is_the_nearest_of_all_ways(package: Path, options: LoadOptions) -> None:
+    speaker = load(options)
+    captions, seen = speaker._captions(pictures(3), SHORT), speaker.ranker.pictures(pictures(3))
+    choose = Chooser(speaker)
+    ways = [captions, *(way(seen, captions) for way in (choose.classic, choose.fast, choose.best))]
+    beams = Decoding(max_new_tokens=6, num_return_sequences=4)
+    for n, reading in enumerate(speaker.read_images(pictures(3), beams)):
+        texts = {way[n] for way in ways}
+        (scores,) = speaker.ranker.similarities(seen[n : n + 1], [list(texts)])
+        assert {c.text for c in reading.candidates} == texts
+        assert reading.candidates[0].text == list(texts)[scores.argmax()]
+        assert all(a.score >= b.score for a, b in pairwise(reading.candidates))
+
+
+def by_hand(speaker: Interrogator, picture: torch.Tensor, text: str, terms: list[str], fewest: int) -> str:
+    """The chain as one would write it for one picture, one text at a time."""
+
+    def score(text: str) -> float:
+        return (speaker.ranker.texts([text])[0] @ picture).item()
+
+    now = score(text) if text else float("-inf")
+    best, terms = (now, text), list(terms)
+    for count in range(interrogator.MOST):
+        tried = [
+            (score(longer), longer, term)
+            for term in terms
+            if speaker.ranker.tokens(longer := f"{text}, {term}" if text else term) <= speaker.ranker.limit
+        ]
+        if not tried:
+            break
+        top, longer, term = max(tried)
+        if top <= now and count >= fewest:
+            break
+        now, text = top, longer
+        best = max(best, (now, text))
+        terms.remove(term)
+    return best[1]
+
+
+@pytest.mark.parametrize("fewest", [0, 3])
+def test_chain_is_the_one_by_hand(
+    package: Path, options: LoadOptions, monkeypatch: pytest.MonkeyPatch, fewest: int
+) -> None:
+    monkeypatch.setattr(interrogator, "FEWEST", fewest)
+    speaker = load(options)
+    seen, starts = speaker.ranker.pictures(pictures(3)), ["a red cat", "dog", "fog " * 60]
+    table = speaker.tables["flavors"]
+    texts = Chooser(speaker)._chain(seen, starts, [table.terms] * 3)
+    assert texts == [
+        by_hand(speaker, *of_picture, table.terms, fewest) for of_picture in zip(seen, starts, strict=True)
+    ]
+    assert len(set(map(len, texts))) == 3
+
+
+def test_negative_is_the_chain_reversed(package: Path, options: LoadOptions) -> None:
+    speaker = load(options, mode="negative", caption_model="no/such-captioner")  # which it does not need
+    seen = speaker.ranker.pictures(pictures(3))
+    terms = [*speaker.tables["flavors"].terms, *speaker.tables["negative"].terms]
+    texts = said(speaker, 3)
+    assert texts == [by_hand(speaker, -picture, "", terms, interrogator.FEWEST) for picture in seen]
+    (scores,) = speaker.ranker.similarities(seen[:1], [[texts[0], *terms]])
+    assert scores[0] <= scores.min() + 1e-12  # no single term is less like the picture
+
+
+@pytest.mark.parametrize("mode", ["best", "fast", "classic"])
+def test_long_captions_leave_no_text_past_77_tokens(
+    package: Path, options: LoadOptions, monkeypatch: pytest.MonkeyPatch, mode: str
+) -> None:
+    speaker = load(options, mode=mode)
+    prompts = speaker.captioner.generate(pictures(4), SHORT)
+    long = [replace(prompt, text=f"{prompt.text} zebra, quartz " * n) for n, prompt in enumerate(prompts, 1)]
+    monkeypatch.setattr(speaker.captioner, "generate", lambda *args, **more: long)
+    lengths = [speaker.ranker.tokens(text) for text in said(speaker, 4)]
+    assert max(lengths) <= 77
+    assert max(lengths) > 60
+
+
+def test_forbidden_words_are_in_no_term(package: Path, options: LoadOptions) -> None:
+    speaker = load(options, mode="fast")
+    seen = speaker.ranker.pictures(pictures(1))
+    (all_of_them,) = Chooser(speaker)._nearest(speaker.everything, seen, None)
+    (allowed,) = Chooser(speaker, ("Detailed", "art"))._nearest(speaker.everything, seen, None)
+    dropped = {"highly detailed", "art deco"}  # and not what only begins so, as artstation does
+    assert allowed == [term for term in all_of_them if term not in dropped]
+    assert len(allowed) == len(all_of_them) - 2
+    (reading,) = speaker.read_images(pictures(1), Decoding(max_new_tokens=6, forbid=tuple(all_of_them[:2])))
+    assert not any(term in reading.candidates[0].text.split(", ") for term in all_of_them[:2])
+
+
+def test_the_captioner_keeps_its_own_settings(package: Path, options: LoadOptions) -> None:
+    speaker = load(options)
+    speaker.captioner.decoding = Decoding(num_beams=2, max_new_tokens=3)
+    asked = []
+    speaker.captioner.generate = lambda images, decoding, batch_size: asked.append(decoding) or []
+    speaker._captions([], Decoding(num_beams=5, num_return_sequences=5))
+    assert asked == [Decoding(num_beams=5, max_new_tokens=3)]
+
+
+def test_modes_and_lists_that_cannot_work(options: LoadOptions, tmp_path: Path) -> None:
+    (tmp_path / "negative.txt").write_text("blurry\n")
+    (tmp_path / "artists.txt").write_text("ada moor\n")
+    with pytest.raises(BadInput, match="no mode 'slow': use one of best, fast"):
+        load(options, mode="slow")
+    with pytest.raises(BadInput, match="negative mode needs flavours"):
+        load(options, mode="negative", terms=(tmp_path / "artists.txt",))
+    with pytest.raises(BadInput, match=r"negative\.txt alone"):
+        load(options, terms=(tmp_path / "negative.txt",))
+    assert load(options, mode="negative", terms=(tmp_path / "negative.txt",)).read_images(pictures(1), SHORT)
+
+
+def test_by_its_name_in_the_zoo(package: Path, options: LoadOptions) -> None:
+    captioner = pipeline.load("interrogator", options, mode="fast")
+    (prompt,) = captioner.generate(pictures(1), SHORT)
+    assert prompt.model == "interrogator"
+    assert "," in prompt.text
