@@ -1,13 +1,23 @@
-"""The recipe of mini: cleaning, the split, the head that is solved and not trained, the blur, the schedule."""
+"""The recipe of mini (cleaning, split, head, blur, schedule), and the bundled model that came of it."""
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from captioner import pipeline
+from captioner.contracts import LoadOptions
+from captioner.decoding import Decoding
+from captioner.errors import BadCheckpoint
+from captioner.models import clip_prefix, mini
 from training.mini import head, language, sources, split
 
 
@@ -118,3 +128,51 @@ def test_the_vocabulary_gives_clean_text_back():
     assert tokenizer.token_to_id(language.END) == 0
     for text in lines[:2]:
         assert tokenizer.decode(tokenizer.encode(text).ids).strip() == text
+
+
+BUNDLED = Path(clip_prefix.__file__).parents[1] / "bundled" / "mini"
+PICTURES = Path(__file__).parents[1] / "examples" / "pictures"
+
+
+@pytest.fixture(scope="module")
+def photographs() -> list[Image.Image]:
+    return [Image.open(file).convert("RGB") for file in sorted(PICTURES.glob("*.jpg"))]
+
+
+def test_the_bundled_model_is_small_and_says_what_it_learnt_from():
+    assert sum(file.stat().st_size for file in BUNDLED.iterdir()) < 40e6
+    learnt = json.loads((BUNDLED / "training_data.json").read_text())
+    assert "discord-stable-diffusion-2022" in learnt["sources"]
+    assert len(learnt["fingerprints"]) > 5000
+    assert not any("heldout" in source for source in learnt["sources"])
+
+
+def test_it_captions_at_once_as_one_by_one_and_every_picture_differently(photographs):
+    captioner = pipeline.load("mini", device="cpu")
+    at_once = [prompt.text for prompt in captioner.generate(photographs)]
+    assert at_once == [captioner.generate([picture])[0].text for picture in photographs]
+    assert len(set(at_once)) == len(photographs)
+    assert all(len(text.split()) > 2 for text in at_once)
+
+
+def test_lean_and_full_class_are_one_model(photographs):
+    decoding = Decoding(num_beams=3, num_return_sequences=2, max_new_tokens=12)
+    lean, full = (module.load(BUNDLED, LoadOptions(device="cpu")) for module in (mini, clip_prefix))
+    for ours, theirs in zip(*(each.read_images(photographs, decoding) for each in (lean, full)), strict=True):
+        assert ours.candidates == theirs.candidates
+        np.testing.assert_allclose(ours.embedding, theirs.embedding, atol=1e-5)
+
+
+def test_it_starts_without_the_model_classes_of_transformers():
+    code = (
+        "import sys; from captioner.pipeline import load; p = load('mini', device='cpu').generate([sys.argv[1]])[0];"
+        "assert p.text and p.embedding.shape == (384,); assert 'transformers.modeling_utils' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code, str(PICTURES / "cat.jpg")], check=True)
+
+
+def test_a_damaged_bundle_is_named(tmp_path):
+    for file in BUNDLED.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes()[:5000])
+    with pytest.raises(BadCheckpoint, match="Reinstall"):
+        mini.load(tmp_path, LoadOptions(device="cpu"))

@@ -22,17 +22,15 @@ from training.mini.features import imagenet_backbone
 from training.mini.language import new_model
 from training.mini.split import load_pairs
 
-DECODING = {"do_sample": True, "num_return_sequences": 16, "temperature": 0.6, "seed": 0, "max_new_tokens": 32,
+DECODING = {"do_sample": True, "num_return_sequences": 8, "temperature": 0.7, "seed": 0, "max_new_tokens": 28,
             "consensus": True}  # fmt: skip
 """The best of stage `choose`."""
 TRIED = [
-    {"num_beams": 1},
     {"num_beams": 4},
-    {"num_beams": 8, "num_return_sequences": 8},
-    {"do_sample": True, "num_return_sequences": 16, "temperature": 0.5},
+    {"do_sample": True, "num_return_sequences": 8, "temperature": 0.7},
     {"do_sample": True, "num_return_sequences": 16, "temperature": 0.7},
     {"do_sample": True, "num_return_sequences": 16, "temperature": 0.9},
-    {"do_sample": True, "num_return_sequences": 32, "temperature": 0.7},
+    {"do_sample": True, "num_return_sequences": 32, "temperature": 0.8},
 ]
 
 
@@ -82,7 +80,9 @@ def choose(data: Path, work: Path, count: int) -> None:
     for settings in TRIED:
         decoding = Decoding(max_new_tokens=32, **({"seed": 0} if settings.get("do_sample") else {}), **settings)
         found = search(model, model.remember(predicted), processor, decoding, list(range(len(rows))))
-        texts = [[postprocess.clean(processor.decode(text.ids)) for text in texts] for texts in found]
+        texts = [
+            [postprocess.clean(processor.decode(text.ids), finished=text.finished) for text in texts] for texts in found
+        ]
         vectors = np.stack([embed(each) for each in texts])  # [n, candidates, 384]
         best = [consensus.choose(v, [0.0] * len(v), p) for v, p in zip(vectors, predicted.numpy(), strict=True)]
         chosen = vectors[np.arange(len(rows)), best]

@@ -33,6 +33,8 @@ LONGEST = 36
 BATCH = 64
 PEAK_RATE = 2e-3
 WARM_UP = 200
+NEAREST_FROM, NEAREST_TO = 0.36, 0.65
+"""The part of training in which the decoder learns to write the text nearest to its blurred embedding."""
 TWICE = {"pairs", "partiprompts", "tifa", "drawbench", "geneval", "t2i-compbench"}
 """Sources of plain, short captions: seen twice as often, since prompts of the wild are mostly long lists of styles."""
 
@@ -115,8 +117,8 @@ class Blur:
 class NearestText:
     """Which training text comes nearest to a blurred embedding, among those of the lengths at hand.
 
-    In the second half of training that text is what the decoder learns to write: it should say what it was given, not
-    guess what was lost in the blur.
+    For a while that text is what the decoder learns to write: it should say what it was given, not guess what was lost
+    in the blur. To the end of training it is not: captions then become alike.
     """
 
     def __init__(self, embeddings: Tensor, lengths: list[int]) -> None:
@@ -184,7 +186,7 @@ def language(work: Path, steps: int, seed: int) -> None:
             continue
         generator.manual_seed(seed * 1_000_003 + step)
         blurred = blur(truth[rows].float(), generator)
-        if step >= steps // 2:
+        if NEAREST_FROM * steps <= step < NEAREST_TO * steps:
             of_rows = [lengths[row] for row in rows]
             rows = nearest(blurred, min(of_rows), max(of_rows), generator)
         tokens = torch.nn.utils.rnn.pad_sequence([torch.tensor(ids[row]) for row in rows], True, -100)
