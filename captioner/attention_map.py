@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import os
 import tempfile
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -107,7 +108,9 @@ def _save(figure: Figure, out: Path) -> None:
         with tempfile.NamedTemporaryFile(dir=out.parent, suffix=".png", delete=False) as unfinished:
             partial = Path(unfinished.name)
         try:
-            FigureCanvasAgg(figure).print_png(str(partial))
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # a letter that the font lacks is drawn as a box
+                FigureCanvasAgg(figure).print_png(str(partial))
             os.replace(partial, out)
         finally:
             partial.unlink(missing_ok=True)
