@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -30,8 +31,8 @@ if TYPE_CHECKING:
     from captioner.pipeline import Captioner, DirectEmbedder, Finish
 
 BATCH = 8
-"""Pictures at a time where nothing else is said: more bring little on a CPU."""
 BATCH_ON_GPU = 32
+"""Pictures at a time where nothing else is said; a run halves it when memory does not suffice."""
 TEXTS = 256
 """Texts embedded at a time."""
 
@@ -205,12 +206,13 @@ def read_texts(texts: Sequence[str], file: str | None) -> Iterator[str]:
     if file is None:
         return
     try:
-        with open(sys.stdin.fileno() if file == "-" else file, encoding="utf-8-sig", closefd=file != "-") as lines:
-            yield from (line.rstrip("\r\n") for line in lines)
+        with nullcontext(sys.stdin.buffer) if file == "-" else open(file, "rb") as lines:
+            for line in lines:
+                yield line.decode("utf-8-sig").rstrip("\r\n")
     except OSError as error:
         raise BadInput(f"{file} cannot be read ({error.strerror}).") from error
     except UnicodeDecodeError as error:
-        raise BadInput(f"{file} is not UTF-8 text ({error.reason} at byte {error.start}): save it as UTF-8.") from error
+        raise BadInput(f"{file} is not UTF-8 text: save it as UTF-8.") from error
 
 
 def embed_texts(texts: Iterable[str], embedder: str | None, sink: Sink) -> None:

@@ -39,7 +39,8 @@ class Verbs(TyperGroup):
         try:
             return super().invoke(ctx)
         except CaptionerError as error:
-            typer.echo(f"captioner: {error}", err=True)
+            line = " ".join(str(error).split())  # a library's own words may have many
+            typer.echo(f"captioner: {line}", err=True)
             raise typer.Exit(2) from None
         except KeyboardInterrupt as stopped:
             typer.echo(f"\ncaptioner: {stopped or 'Stopped.'}", err=True)
