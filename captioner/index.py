@@ -31,8 +31,6 @@ FLAT_UP_TO = 200_000
 """Pictures that are searched exactly; more get a graph."""
 LINKS = 16
 """Links a picture of the HNSW graph has, twice as many on its lowest level."""
-CARE = 80
-"""Candidates looked at for each link while the graph is built."""
 CHUNK = 20_000
 KS = (5, 10, 20, 40, 80, 160)
 TEMPERATURES = (0.01, 0.02, 0.03, 0.05, 0.08, 0.12, 0.2, 0.5)
@@ -83,6 +81,7 @@ def build(
     if recipe.dims is not None and not 0 < recipe.dims <= backbone.width:
         raise BadInput(f"{recipe.backbone} gives {backbone.width} features; {recipe.dims} of them cannot be kept.")
     fingerprint = backbone.fingerprint()
+    is_local = recipe.weights is not None and Path(recipe.weights).exists()
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as scratch:
         raw, work = Path(scratch) / "raw.npy", Path(scratch) / "index"
@@ -102,7 +101,7 @@ def build(
         about = {
             "kind": "knn",
             "backbone": recipe.backbone,
-            "weights": recipe.weights,
+            "weights": str(Path(recipe.weights).resolve()) if is_local else recipe.weights,
             "settings": recipe.settings,
             "fingerprint": fingerprint,
             "embedder": embedder,
@@ -183,7 +182,6 @@ def _write_texts(work: Path, found: _Found) -> None:
 def _write_graph(work: Path, features: np.ndarray, progress) -> dict:
     """Link the pictures, and write the links down as arrays."""
     index = knn.new_graph(features.shape[1], LINKS)
-    index.hnsw.efConstruction = CARE
     index.train(np.zeros((1, features.shape[1]), np.float32))  # float16 has nothing to learn, but FAISS asks for it
     for chunk in _chunks(features):
         index.add(chunk)

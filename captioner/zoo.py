@@ -154,7 +154,7 @@ def hub_folder(identifier: str) -> Path:
     if (folder := cached_folder(identifier)) is not None:
         return folder
     from huggingface_hub import HfApi, constants, snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
 
     not_here = f"{identifier} is not in the local cache"
     if constants.HF_HUB_OFFLINE:
@@ -167,7 +167,7 @@ def hub_folder(identifier: str) -> Path:
         return Path(snapshot_download(identifier, allow_patterns=wanted, cache_dir=constants.HF_HUB_CACHE))
     except RepositoryNotFoundError as error:
         raise MissingModel(f"There is no model {identifier!r} on the Hugging Face Hub, or it is private.") from error
-    except (HfHubHTTPError, OfflineModeIsEnabled, OSError) as error:
+    except (HTTPError, HfHubHTTPError, OfflineModeIsEnabled, OSError) as error:
         raise MissingModel(f"{not_here} and cannot be fetched ({type(error).__name__}). Check the network.") from error
 
 

@@ -68,6 +68,15 @@ def test_pixels_equal_those_of_transformers(processor, folder_says, picture, tmp
     torch.testing.assert_close(ours([picture, upright]), theirs, atol=1e-6, rtol=0)
 
 
+def test_a_strip_is_not_enlarged_as_a_whole():
+    """As its middle: in full this one would take a gigabyte."""
+    strip = np.zeros((1, 2001, 3), dtype=np.uint8)
+    strip[:, 1000] = 255
+    pixels = Preprocess(224, 224)([Image.fromarray(strip)])
+    assert pixels.shape == (1, 3, 224, 224)
+    assert pixels[..., 180].min() > pixels[..., 20].max() + 1
+
+
 def test_old_processor_files_hold_plain_numbers(tmp_path):
     old = {"size": 224, "crop_size": 224, "do_center_crop": True, "resample": 3, "image_mean": [0.5] * 3}
     (tmp_path / "preprocessor_config.json").write_text(json.dumps({**old, "image_std": [0.5] * 3}))

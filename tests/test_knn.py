@@ -166,7 +166,6 @@ def test_a_saved_graph_searches_like_the_one_faiss_made(tmp_path):
     features, queries = random_units(1500, 16), random_units(40, 16, seed=1)
     found = knn.Index(write_index(tmp_path / "index", features, range(1500), random_units(1500, 4), graph=True))
     of_faiss = knn.new_graph(16, index.LINKS)
-    of_faiss.hnsw.efConstruction = index.CARE
     of_faiss.train(features[:1])
     of_faiss.add(features.astype(np.float16).astype(np.float32))
     breadth = faiss.SearchParametersHNSW(efSearch=64)

@@ -20,14 +20,12 @@ from torch import Tensor, nn
 from transformers import (
     CLIPVisionConfig,
     CLIPVisionModelWithProjection,
-    PreTrainedConfig,
     PreTrainedModel,
     ResNetConfig,
     ResNetModel,
     ViTConfig,
     ViTModel,
 )
-from transformers.utils import logging
 
 from captioner.errors import BadCheckpoint, BadInput, MissingExtra
 from captioner.models.checkpoint import read_json, reading
@@ -36,6 +34,9 @@ HALF = (0.5, 0.5, 0.5)
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 CLIP = {"mean": (0.48145466, 0.4578275, 0.40821073), "std": (0.26862954, 0.26130258, 0.27577711)}
 RESAMPLING = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3, "box": 4, "hamming": 5}  # Pillow's numbers
+
+LONGEST = 16
+"""Of a picture longer than this, measured in its shorter sides, the middle is taken."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,10 @@ class Preprocess:
         if self.shortest is None:
             return image.resize((self.size, self.size), resample)
         short = min(image.size)
+        if max(image.size) > LONGEST * short:  # a strip would need gigabytes when enlarged, and only its middle stays
+            width, height = (min(side, LONGEST * short) for side in image.size)
+            left, top = (image.width - width) // 2, (image.height - height) // 2
+            image = image.crop((left, top, left + width, top + height))
         width, height = (int(self.shortest * side / short) for side in image.size)
         left, top = (width - self.size) // 2, (height - self.size) // 2
         return image.resize((width, height), resample).crop((left, top, left + self.size, top + self.size))
@@ -100,7 +105,6 @@ def _edge(size: int | dict) -> int:
 class Backbone(nn.Module):
     """An image tower. Subclasses say how it is called; `tower` holds its weights."""
 
-    config_class: type[PreTrainedConfig]
     model_types: tuple[str, ...]
     """What a checkpoint's config.json may call itself."""
     width: int
@@ -163,7 +167,6 @@ class Backbone(nn.Module):
 class ViT(Backbone):
     """Vision transformer: pooled is its class token, the grid its patches, both after the last norm."""
 
-    config_class = ViTConfig
     model_types = ("vit",)
 
     def __init__(self, name: str, preprocess: Preprocess, settings: dict, tower: ViTModel | None = None) -> None:
@@ -193,7 +196,6 @@ class ViT(Backbone):
 class CLIPVision(Backbone):
     """CLIP's image tower: pooled is the embedding in CLIP's joint space, the grid the patches before the last norm."""
 
-    config_class = CLIPVisionConfig
     model_types = ("clip", "clip_vision_model")
 
     def __init__(
@@ -229,7 +231,6 @@ class CLIPVision(Backbone):
 class ResNet(Backbone):
     """Residual network without its classifier: pooled is the mean of the 7×7 map, the grid the map itself."""
 
-    config_class = ResNetConfig
     model_types = ("resnet",)
 
     def __init__(self, name: str, preprocess: Preprocess, settings: dict, tower: ResNetModel | None = None) -> None:
@@ -334,7 +335,9 @@ def build(name: str, weights: str | Path | None = None, **settings) -> Backbone:
     if known.make is not ResNet:  # a ResNet takes any size
         by_tower = tower.config.image_size
         default = replace(default, size=by_tower, shortest=default.shortest and by_tower)
-    return known.make(name, Preprocess.from_folder(folder, default), {**said, **settings}, tower)
+    with reading(folder):
+        preprocess = Preprocess.from_folder(folder, default)
+    return known.make(name, preprocess, {**said, **settings}, tower)
 
 
 def blank(name: str, preprocess: Preprocess | None = None, **settings) -> Backbone:
@@ -367,15 +370,10 @@ def _checked(folder: Path, name: str) -> Path:
 
 def _load_tower(model_class: type[PreTrainedModel], folder: Path, **options) -> PreTrainedModel:
     """Weights of the image tower alone; the checkpoint's other parts (text tower, classifier) are passed over."""
-    level = logging.get_verbosity()
-    logging.set_verbosity_error()  # those other parts would be listed as a warning
-    try:
-        with reading(folder):
-            tower, report = model_class.from_pretrained(
-                folder, dtype=torch.float32, local_files_only=True, output_loading_info=True, **options
-            )
-    finally:
-        logging.set_verbosity(level)
+    with reading(folder):
+        tower, report = model_class.from_pretrained(
+            folder, dtype=torch.float32, local_files_only=True, output_loading_info=True, **options
+        )
     if report["missing_keys"]:
         raise BadCheckpoint(f"{folder} lacks weights, e.g. {sorted(report['missing_keys'])[0]!r}.")
     return tower
