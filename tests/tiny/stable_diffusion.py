@@ -17,14 +17,14 @@ def make(folder: Path) -> None:
     words.mkdir(parents=True)
     (words / "vocab.json").write_text(json.dumps({symbol: number for number, symbol in enumerate(symbols)}))
     (words / "merges.txt").write_text("#version: 0.2\n")
-    tokenizer = CLIPTokenizer(str(words / "vocab.json"), str(words / "merges.txt"), model_max_length=16)
+    tokenizer = CLIPTokenizer(str(words / "vocab.json"), str(words / "merges.txt"), model_max_length=24)
     text = CLIPTextConfig(
         vocab_size=len(symbols),
         hidden_size=16,
         intermediate_size=16,
         num_hidden_layers=1,
         num_attention_heads=2,
-        max_position_embeddings=16,
+        max_position_embeddings=24,
         bos_token_id=len(symbols) - 2,
         eos_token_id=len(symbols) - 1,
     )
@@ -50,7 +50,7 @@ def make(folder: Path) -> None:
         text_encoder=CLIPTextModel(text),
         tokenizer=tokenizer,
         unet=unet,
-        scheduler=DDIMScheduler(),
+        scheduler=DDIMScheduler(clip_sample=False),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,

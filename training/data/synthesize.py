@@ -149,12 +149,12 @@ def load_pipeline(options: Synthesis) -> Any:
             f"Loading {options.model}; what is not in the cache is fetched from the Hub (gigabytes) …", file=sys.stderr
         )
     try:
-        pipeline = DiffusionPipeline.from_pretrained(options.model, torch_dtype=dtype, use_safetensors=True)
+        pipeline = DiffusionPipeline.from_pretrained(options.model, use_safetensors=True)
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise MissingModel(f"No pipeline {options.model!r}: name a folder or a Hub id ({reason})") from error
     pipeline.set_progress_bar_config(disable=True)
-    return pipeline.to(device)
+    return pipeline.to(device, dtype)
 
 
 def _draw_all(pipeline: Any, prompts: Sequence[str], missing: Sequence[int], options: Synthesis, out: Path) -> int:
