@@ -15,7 +15,7 @@ stage texts --most 60000     # clean prompts, MiniLM embeddings; texts near a he
 stage features               # EfficientNet-Lite2 statistics of every picture
 stage split                  # validation prompts, by groups of like prompts
 stage head                   # picture → prompt embedding, and how far such guesses are off
-stage language --steps 4800  # embedding → prompt, from text alone
+stage language --steps 5300  # embedding → prompt, from text alone
 stage choose                 # ways of searching, compared on the validation prompts
 stage export --out "$out"
 stage measure --out "$out"   # held-out pictures: measured, never chosen by

@@ -15,7 +15,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--most", type=int, default=60_000, help="texts: prompts taken of the largest list")
     parser.add_argument("--backwards", action="store_true", help="features: begin with the last file")
-    parser.add_argument("--steps", type=int, default=5000, help="language: optimizer steps")
+    parser.add_argument("--steps", type=int, default=5300, help="language: optimizer steps")
     parser.add_argument("--count", type=int, default=150, help="choose: validation prompts")
     parser.add_argument("--out", type=Path, help="export, measure: the checkpoint folder")
     parser.add_argument("--seed", type=int, default=7)

@@ -33,7 +33,7 @@ LONGEST = 36
 BATCH = 64
 PEAK_RATE = 2e-3
 WARM_UP = 200
-NEAREST_FROM, NEAREST_TO = 0.36, 0.65
+NEAREST_FROM, NEAREST_TO = 0.47, 0.85
 """The part of training in which the decoder learns to write the text nearest to its blurred embedding."""
 TWICE = {"pairs", "partiprompts", "tifa", "drawbench", "geneval", "t2i-compbench"}
 """Sources of plain, short captions: seen twice as often, since prompts of the wild are mostly long lists of styles."""
