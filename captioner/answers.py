@@ -54,9 +54,16 @@ class Model:
         return load(self.name, self.options)
 
     def batch_size(self) -> int:
-        from captioner import compute
+        """Pictures at a time: as many as pay, or as fit into memory."""
+        from captioner import compute, zoo
 
-        return BATCH if compute.device(self.options.device).type == "cpu" else BATCH_ON_GPU
+        where = compute.device(self.options.device)
+        folder = zoo.resolve(self.name or zoo.default()).folder
+        files = (
+            [f for f in folder.iterdir() if f.suffix in (".safetensors", ".bin")] if folder and folder.is_dir() else []
+        )
+        most = BATCH if where.type == "cpu" else BATCH_ON_GPU
+        return compute.fits(sum(file.stat().st_size for file in files), where, most)
 
 
 @dataclass

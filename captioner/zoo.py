@@ -211,8 +211,9 @@ def _module_of(path: Path) -> str:
     if (path / "index.json").exists():
         return ARCHITECTURES["knn"]
     if (path / "adapter_config.json").exists():
-        base = _read_json(path / "adapter_config.json").get("base_model_name_or_path", "")
-        return resolve(base).module
+        base = _read_json(path / "adapter_config.json").get("base_model_name_or_path") or ""
+        beside = path / base  # a path as it stands in the file, or one seen from the adapter's folder
+        return resolve(str(beside) if base and beside.is_dir() else base).module
     if not (path / "config.json").exists():
         inside = ", ".join(sorted(os.listdir(path))[:5]) or "nothing"
         raise BadCheckpoint(f"{path} is no checkpoint: it has no config.json (it holds {inside}).")

@@ -14,9 +14,9 @@ import matplotlib
 matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
-from captioner.images import open_image
 
 import captioner
+from captioner.images import open_image
 
 
 def main() -> None:

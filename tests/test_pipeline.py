@@ -115,5 +115,5 @@ def test_one_picture_that_is_no_list_and_one_that_is_no_picture(model, tmp_path:
     with pytest.raises(BadInput, match=r"generate\(\[image\]\)"):
         model.generate("cat.png")
     (tmp_path / "broken.png").write_bytes(b"not a picture")
-    with pytest.raises(BadImage, match="broken.png"):
+    with pytest.raises(BadImage, match=r"broken\.png"):
         model.generate([tmp_path / "broken.png"])

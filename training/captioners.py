@@ -27,12 +27,13 @@ HELD_BACK = 0.1
 
 def load_rows(recipe: Recipe) -> tuple[Dataset, Dataset]:
     """Training and validation rows that share no prompt."""
-    rows = load_pairs(recipe.data, seed=recipe.seed)
+    columns = {"text_column": recipe.text_column or None, "image_column": recipe.image_column or None}
+    rows = load_pairs(recipe.data, seed=recipe.seed, **columns)
     if recipe.validation:
-        return rows, load_pairs(recipe.validation, seed=recipe.seed)
+        return rows, load_pairs(recipe.validation, seed=recipe.seed, **columns)
     prepared = [place for place in recipe.data if Path(place).is_dir() and any(Path(place).glob("validation*.parquet"))]
     if prepared:
-        return rows, load_pairs(prepared, split="validation", seed=recipe.seed)
+        return rows, load_pairs(prepared, split="validation", seed=recipe.seed, **columns)
     return split_by_prompt(rows, HELD_BACK, recipe.seed)
 
 
@@ -63,7 +64,7 @@ def fit(
             return None
         if not recipe.cache_features:
             return Pairs(part, processor.pixels, augment, recipe.seed)
-        key = fingerprint(encoder, processor.pixels([BLANK]).shape)
+        key = fingerprint(encoder, processor.pixels([BLANK]).tolist())
         cached = cached_features(part, partial(encode, model, processor), key, recipe.cache_features)
         return Pairs(cached.rows, processor.pixels, features=cached)
 
@@ -82,7 +83,7 @@ def fit(
 
 
 BLANK = new_image("RGB", (8, 8))
-"""Any picture: its pixels tell the size that the tower sees."""
+"""Any picture: its pixels tell the size and the scale that the tower sees."""
 
 
 @torch.inference_mode()

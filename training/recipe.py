@@ -32,6 +32,8 @@ class Recipe:
         [],
         "Where pairs come from: a folder, parquet, kaggle:DIR, coco:DIR, diffusiondb:DIR, hub:NAME; DIR@2.0 weights it",
     )
+    text_column: str = option("", "The column of captions, where it has an unusual name")
+    image_column: str = option("", "The column of pictures, likewise")
     validation: list[str] = option([], "Pairs to validate on; left out: a tenth of the prompts is held back")
     out: str = option("", "The folder for checkpoints, the finished model, its card and its curves")
     epochs: float = option(1.0, "Times through the data")
@@ -106,6 +108,9 @@ def parse(kind: type[AnyRecipe], description: str, argv: list[str] | None = None
     said = {name: value for name, value in vars(parser.parse_args(argv)).items() if value is not None}
     recipe = kind(**said)
     check(recipe)
+    from transformers import set_seed
+
+    set_seed(recipe.seed)  # before any weight is made
     return recipe
 
 

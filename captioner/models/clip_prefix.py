@@ -105,6 +105,9 @@ class ClipPrefix(PrefixDecoder, PreTrainedModel):
         self.gpt = GPT2LMHeadModel(gpt2)
         self.post_init()
 
+    def get_input_embeddings(self) -> nn.Embedding:
+        return self.gpt.transformer.wte
+
     def _init_weights(self, module: nn.Module) -> None:
         """Nothing to do: every part has initialised itself."""
 
