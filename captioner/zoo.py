@@ -144,6 +144,15 @@ def cached_folder(identifier: str) -> Path | None:
     return None
 
 
+def base_of(adapter: Path) -> Resolved:
+    """The model that a LoRA adapter stands on, as its adapter_config.json names it."""
+    name = _read_json(adapter / "adapter_config.json").get("base_model_name_or_path")
+    if not name:
+        raise BadCheckpoint(f"{adapter}/adapter_config.json does not name its base model (base_model_name_or_path).")
+    beside = adapter / name  # a path as it stands in the file, or one seen from the adapter's folder
+    return resolve(str(beside) if beside.is_dir() else name)
+
+
 def weights_folder(name: str | Path) -> Path:
     """A folder as it is, or the folder of a Hub id."""
     return Path(name) if Path(name).is_dir() else hub_folder(str(name))
@@ -211,9 +220,7 @@ def _module_of(path: Path) -> str:
     if (path / "index.json").exists():
         return ARCHITECTURES["knn"]
     if (path / "adapter_config.json").exists():
-        base = _read_json(path / "adapter_config.json").get("base_model_name_or_path") or ""
-        beside = path / base  # a path as it stands in the file, or one seen from the adapter's folder
-        return resolve(str(beside) if base and beside.is_dir() else base).module
+        return base_of(path).module
     if not (path / "config.json").exists():
         inside = ", ".join(sorted(os.listdir(path))[:5]) or "nothing"
         raise BadCheckpoint(f"{path} is no checkpoint: it has no config.json (it holds {inside}).")

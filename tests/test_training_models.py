@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     CLIPVisionConfig,
     CLIPVisionModelWithProjection,
@@ -24,11 +25,10 @@ from captioner.embedding import text_embedder
 from captioner.errors import BadCheckpoint, BadInput, BadOutput
 from captioner.models.merging import merge
 from tests.test_training_loop import losses
-from tests.tiny.clip_prefix import tokenizer
 from tests.tiny.resnet_lstm import backbone
 from training import blip, clip_prefix, direct, ofa, resnet_lstm
 
-GREEDY = Decoding(num_beams=1, max_new_tokens=40)
+GREEDY = Decoding(num_beams=1, max_new_tokens=48)
 SMALL = {"num_attention_heads": 2, "num_hidden_layers": 2, "image_size": 32, "patch_size": 8, "intermediate_size": 64}
 
 
@@ -48,12 +48,22 @@ def towers(tmp_path_factory: pytest.TempPathFactory) -> Path:
     backbone().tower.save_pretrained(folder / "resnet")
     seen = {"size": {"shortest_edge": 64}, "crop_size": 64, "crop_pct": 1.0}
     (folder / "resnet" / "preprocessor_config.json").write_text(json.dumps(seen))
-    words = GPT2TokenizerFast(tokenizer_object=tokenizer(), eos_token="<|endoftext|>", bos_token="<|endoftext|>")
+    words = GPT2TokenizerFast(tokenizer_object=letters(), eos_token="<|endoftext|>", bos_token="<|endoftext|>")
     words.save_pretrained(folder / "gpt2")
     quiet = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
     sizes = {"vocab_size": len(words), "n_positions": 96, "n_embd": 48, "n_layer": 2, "n_head": 2}
     GPT2LMHeadModel(GPT2Config(**sizes, **quiet, eos_token_id=0, bos_token_id=0)).save_pretrained(folder / "gpt2")
     return folder
+
+
+def letters() -> Tokenizer:
+    """GPT-2's way to write any text, without a single merge learnt."""
+    made = Tokenizer(models.BPE())
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    made.train_from_iterator([], trainers.BpeTrainer(special_tokens=["<|endoftext|>"], initial_alphabet=alphabet))
+    return made
 
 
 def shared(pairs: Path, out: Path, *more: str) -> list[str]:
@@ -171,6 +181,17 @@ def test_lora_leaves_the_base_alone_and_its_folder_is_a_model(
         merge(out, tmp_path / "merged")
     with pytest.raises(BadCheckpoint, match="no adapter"):
         merge(base, tmp_path / "other")
+
+
+@pytest.mark.parametrize("bits", ["8bit", "4bit"])
+def test_qlora_goes_on_after_an_evaluation(
+    tiny_checkpoint: Callable[[str], Path], pairs: Path, tmp_path: Path, bits: str
+) -> None:
+    learn = ["--qlora", bits, "--max-steps", "6", "--eval-every", "2", "--lr", "1e-2", "--warmup", "0"]
+    blip.main(shared(pairs, tmp_path / "run", "--base", str(tiny_checkpoint("blip")), *learn))
+    assert losses(tmp_path / "run")[-1] < losses(tmp_path / "run")[0]
+    [prompt] = captioner.load(str(tmp_path / "run")).generate([pairs / "0.png"], GREEDY)
+    assert np.isfinite(prompt.score)
 
 
 def test_lora_of_a_prefix_model_keeps_its_mapper(towers: Path, pairs: Path, tmp_path: Path) -> None:

@@ -54,13 +54,10 @@ def base_folder(folder: Path) -> Path:
         return folder
     from captioner import zoo
 
-    name = read_json(folder / "adapter_config.json").get("base_model_name_or_path")
-    if not name:
-        raise BadCheckpoint(f"{folder}/adapter_config.json does not name its base model (base_model_name_or_path).")
-    found = zoo.resolve(name).folder
-    if found is None or (found / "adapter_config.json").is_file():
-        raise BadCheckpoint(f"{folder} names {name!r} as its base, which is no whole model. Name one that is.")
-    return found
+    base = zoo.base_of(folder)
+    if base.folder is None or (base.folder / "adapter_config.json").is_file():
+        raise BadCheckpoint(f"{folder} names {base.name!r} as its base, which is no whole model. Name one that is.")
+    return base.folder
 
 
 def folder_with(folder: Path, *names: str) -> Path:
