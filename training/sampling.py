@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-from captioner.postprocess import clean
 from datasets import Dataset
 from peft import PeftModel
 from torch import nn
@@ -14,6 +13,7 @@ from captioner.contracts import Processor
 from captioner.decoding import Decoding
 from captioner.embedding import text_embedder
 from captioner.models.searched import SearchedDecoder
+from captioner.postprocess import clean
 from training.data.readable import ReadableRows
 
 BATCH = 8
