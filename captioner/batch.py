@@ -7,7 +7,9 @@ when memory runs out.
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -33,6 +35,31 @@ HELD_PIXELS = 100_000_000
 
 class Stopped(KeyboardInterrupt):
     """The user stopped a run; the message says how it goes on."""
+
+
+class Interrupts:
+    """Ctrl-C, remembered: Python drops a KeyboardInterrupt that is raised within a destructor or a callback."""
+
+    seen = False
+
+    def __enter__(self) -> Interrupts:
+        self.own = threading.current_thread() is threading.main_thread()  # elsewhere no handler may be set
+        if self.own:
+            self.before = signal.signal(signal.SIGINT, self._note)
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        if self.own:
+            signal.signal(signal.SIGINT, self.before)
+
+    def _note(self, *received: object) -> None:
+        self.seen = True
+        raise KeyboardInterrupt
+
+    def check(self) -> None:
+        """Stop now if the user asked to."""
+        if self.seen:
+            raise KeyboardInterrupt
 
 
 class Answers(Protocol):
@@ -80,9 +107,11 @@ def run(
     """Every picture's row goes to the sink, in order; what cannot be read is reported and the run goes on."""
     work = _Work(sink, answers, progress, batch_size)
     try:
-        with sink, progress, closing(_read_ahead(work.wanted(sources), answers.look)) as opened:
+        with Interrupts() as user, sink, progress, closing(_read_ahead(work.wanted(sources), answers.look)) as opened:
             for found in opened:
+                user.check()
                 work.take(found)
+            user.check()
             work.flush()
     except KeyboardInterrupt:
         again = "The same command with --resume goes on from there." if sink.resumable else ""

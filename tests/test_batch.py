@@ -287,6 +287,20 @@ def test_ctrl_c_in_a_real_process_ends_with_130(tmp_path: Path) -> None:
     wait_for(lambda: (tmp_path / "a.jsonl.part").exists() and os.stat(tmp_path / "a.jsonl.part").st_size > 0, process)
     process.send_signal(signal.SIGINT)
     _, said = process.communicate()
-    assert process.returncode == 130
+    assert process.returncode == 130, said
     assert "--resume" in said.splitlines()[-1]
     assert "Traceback" not in said
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_ctrl_c_that_python_drops_still_stops_the_run() -> None:
+    class Noisy:
+        def __del__(self) -> None:
+            signal.raise_signal(signal.SIGINT)
+
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt), batch.Interrupts() as user:  # noqa: PT012
+        swallowed = Noisy()
+        del swallowed
+        user.check()
+    assert signal.getsignal(signal.SIGINT) is before
