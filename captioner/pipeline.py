@@ -48,14 +48,19 @@ class Finish:
 
     def text(self, raw: str, finished: bool = True) -> str:
         """One candidate's finished text."""
+        return self.dress(self.body(raw, finished))
+
+    def body(self, raw: str, finished: bool = True) -> str:
+        """The text without trigger words: what candidates are compared by."""
         body = postprocess.clean(raw, finished=finished) if self.clean else raw
         if self.max_clip_tokens:
             body = postprocess.cut_to_tokens(
-                body, lambda text: postprocess.clip_tokens(self._dress(text)), self.max_clip_tokens
+                body, lambda text: postprocess.clip_tokens(self.dress(text)), self.max_clip_tokens
             )
-        return self._dress(body)
+        return body
 
-    def _dress(self, body: str) -> str:
+    def dress(self, body: str) -> str:
+        """The trigger words around it."""
         before = self.prefix + (", " if self.prefix and self.prefix[-1].isalnum() else "")
         after = (", " if self.suffix and self.suffix[0].isalnum() else "") + self.suffix
         return f"{before}{body}{after}"
@@ -98,10 +103,11 @@ class Captioner:
         """Clean the candidates, drop doubles, choose the best."""
         candidates: dict[str, tuple[Candidate, str]] = {}
         for said in reading.candidates:
-            text = finish.text(said.text, said.finished)
+            text = finish.body(said.text, said.finished)
             candidates.setdefault(text, (replace(said, text=text), said.text))
         cleaned = [candidate for candidate, _ in candidates.values()]
         best = self._best(cleaned, reading, finish)
+        cleaned = [replace(candidate, text=finish.dress(candidate.text)) for candidate in cleaned]
         return Prompt(
             text=cleaned[best].text,
             score=cleaned[best].score,

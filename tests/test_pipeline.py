@@ -66,6 +66,14 @@ def test_consensus_and_a_predicted_embedding_choose(model) -> None:
     assert model.prompt(Reading(candidates[::-1], spaceship), Finish(consensus=True)).text == "a spaceship"
 
 
+def test_a_trigger_word_does_not_change_the_choice(model) -> None:
+    reading = Reading(tuple(Candidate(text, -1.0) for text in ("a spaceship", "a small cat", "a little cat", "a cat")))
+    plain = model.prompt(reading, Finish(consensus=True))
+    dressed = model.prompt(reading, Finish(consensus=True, prefix="a spaceship in space, a rocket"))
+    assert dressed.text == f"a spaceship in space, a rocket, {plain.text}"
+    assert all(candidate.text.startswith("a spaceship in space") for candidate in dressed.candidates)
+
+
 @pytest.mark.parametrize(
     ("finish", "text"),
     [
