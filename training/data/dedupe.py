@@ -44,7 +44,7 @@ def neighbours(
     """All pairs of unit vectors `[n, d]` with a cosine above the threshold."""
     exact = len(vectors) <= EXACT_UP_TO if exact is None else exact
     index = _flat(vectors) if exact else _inverted_file(vectors)
-    found = [_search(index, vectors, start, threshold) for start in progress(range(0, len(vectors), BLOCK))]
+    found = [_pairs_with(index, vectors, start, threshold) for start in progress(range(0, len(vectors), BLOCK))]
     if not found:
         return Neighbours(0, *(np.empty(0, dtype=kind) for kind in (np.int64, np.int64, np.float32)))
     return Neighbours(len(vectors), *(np.concatenate(parts) for parts in zip(*found, strict=True)))
@@ -53,9 +53,7 @@ def neighbours(
 def _flat(vectors: np.ndarray):
     import faiss
 
-    index = faiss.IndexFlatIP(vectors.shape[1])
-    index.add(np.ascontiguousarray(vectors, dtype=np.float32))
-    return index
+    return faiss.IndexFlatIP(vectors.shape[1])
 
 
 def _inverted_file(vectors: np.ndarray):
@@ -65,16 +63,18 @@ def _inverted_file(vectors: np.ndarray):
     index = faiss.IndexIVFFlat(faiss.IndexFlatIP(vectors.shape[1]), vectors.shape[1], cells, faiss.METRIC_INNER_PRODUCT)
     sample = np.random.default_rng(0).permutation(len(vectors))[: 50 * cells]
     index.train(np.ascontiguousarray(vectors[sample], dtype=np.float32))
-    index.add(np.ascontiguousarray(vectors, dtype=np.float32))
     index.nprobe = CELLS_LOOKED_INTO
     return index
 
 
-def _search(index, vectors: np.ndarray, start: int, threshold: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    queries = np.ascontiguousarray(vectors[start : start + BLOCK], dtype=np.float32)
-    limits, cosine, second = index.range_search(queries, threshold)
-    first = np.repeat(np.arange(start, start + len(queries)), np.diff(limits).astype(np.int64))
-    once = first < second  # each pair is found from both sides, and each row finds itself
+def _pairs_with(index, vectors: np.ndarray, start: int, threshold: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Pairs of this block's rows with each other and with all before: the index grows block by block, so that no two
+    blocks are compared twice."""
+    block = np.ascontiguousarray(vectors[start : start + BLOCK], dtype=np.float32)
+    index.add(block)
+    limits, cosine, first = index.range_search(block, threshold)
+    second = np.repeat(np.arange(start, start + len(block)), np.diff(limits).astype(np.int64))
+    once = first < second  # within the block each pair is found from both sides, and each row finds itself
     return first[once], second[once], cosine[once]
 
 

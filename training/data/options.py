@@ -38,7 +38,9 @@ class Preparation:
     apart: float = option(0.75, "no training prompt is nearer than this to one of validation")
     validation: float = option(0.1, "share held back for validation")
     shard_mb: int = option(500, "size of one parquet file")
-    precision: str = option("bf16", "of the embedder; bf16 is faster on CPUs that have it", choices=["bf16", "fp32"])
+    precision: str = option(
+        "auto", "of the embedder; auto: bf16 where the CPU computes in it", choices=["auto", "bf16", "fp32"]
+    )
     seed: int = option(0, "of the split and of the order")
 
 
