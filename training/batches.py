@@ -23,7 +23,10 @@ IGNORED = -100  # the label that no loss counts
 
 
 class Pairs(Dataset):
-    """Rows {image, text} as {pixel_values or features, text}. Pictures that cannot be read are passed over."""
+    """Rows {image, text} as {pixel_values or features, text}. Pictures that cannot be read are passed over.
+
+    by_prompt: an epoch shows one picture of each prompt, drawn by chance, so that a prompt counts once.
+    """
 
     def __init__(
         self,
@@ -32,9 +35,16 @@ class Pairs(Dataset):
         augment: bool = False,
         seed: int = 0,
         features: Sequence[Tensor] | None = None,
+        by_prompt: bool = False,
     ) -> None:
         self.rows = ReadableRows(rows)
-        self.texts = rows["text"]
+        texts = rows["text"]
+        pictures: dict[Any, list[int]] = {}
+        for row, text in enumerate(texts):
+            pictures.setdefault(text if by_prompt else row, []).append(row)
+        self.pictures = list(pictures.values())
+        """The rows that each item may show."""
+        self.texts = [texts[rows[0]] for rows in self.pictures]
         self.pixels = pixels
         self.augment = augment
         self.seed = seed
@@ -50,12 +60,15 @@ class Pairs(Dataset):
         self.epoch = epoch
 
     def __getitem__(self, index: int) -> dict[str, Any]:
+        random = np.random.default_rng((self.seed, self.epoch, index))
+        pictures = self.pictures[index]
+        chosen = pictures[random.integers(len(pictures))] if len(pictures) > 1 else pictures[0]
         if self.features is not None:
-            return {"features": self.features[index], "text": self.texts[index]}
-        row = self.rows[index]
+            return {"features": self.features[chosen], "text": self.texts[index]}
+        row = self.rows[chosen]
         image = row["image"]
         if self.augment:
-            image = augmented(image, np.random.default_rng((self.seed, self.epoch, index)))
+            image = augmented(image, random)
         return {"pixel_values": self.pixels([image])[0], "text": row["text"]}
 
 
@@ -74,12 +87,14 @@ def augmented(image: Image.Image, random: np.random.Generator) -> Image.Image:
 
 
 class TextTargets:
-    """Texts → input_ids, attention_mask, labels. The start of the text (decoder start, a conditional prompt) and the
-    padding carry no loss; the end token does, so that the model learns to stop."""
+    """Texts → input_ids, attention_mask, labels. The start of the text (decoder start, a conditional prompt), the
+    padding and the token that is read but never written (`unknown`) carry no loss; the end token does, so that the
+    model learns to stop."""
 
-    def __init__(self, processor: Processor, max_tokens: int) -> None:
+    def __init__(self, processor: Processor, max_tokens: int, unknown: int | None = None) -> None:
         self.processor = processor
         self.max_tokens = max_tokens
+        self.unknown = unknown
 
     def __call__(self, texts: Sequence[str]) -> dict[str, Tensor]:
         start = self.processor.start_ids
@@ -91,6 +106,8 @@ class TextTargets:
             stop = len(start) + len(body)
             input_ids[row, :stop] = torch.tensor([*start, *body])
             labels[row, len(start) : stop] = torch.tensor(body)
+        if self.unknown is not None:
+            labels[labels == self.unknown] = IGNORED
         lengths = torch.tensor([len(start) + len(body) for body in bodies])
         attention_mask = (torch.arange(length) < lengths[:, None]).long()
         return {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}

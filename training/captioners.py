@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -44,6 +45,7 @@ def fit(
     processor: Processor,
     learning: nn.Module | None = None,
     encoder: nn.Module | None = None,
+    unknown: int | None = None,
 ) -> None:
     """Train a captioner.
 
@@ -51,35 +53,54 @@ def fit(
         rows: what `load_rows` gave.
         learning: the model as an adapter wraps it, where one does.
         encoder: the part behind `model.encode`; while it is frozen, --cache-features may keep what it says.
+        unknown: the token of words outside the vocabulary, which is read but never written.
     """
     train_rows, validation_rows = rows
     if recipe.select_by == "cosine" and not recipe.samples:
         raise BadInput("--select-by cosine needs captions of a sample: --samples 32.")
 
-    if recipe.cache_features and (encoder is None or not is_frozen(encoder)):
-        raise BadInput("--cache-features needs an image tower of which nothing learns.")
-
-    def pairs(part: Dataset, augment: bool = False) -> Pairs | None:
-        if not len(part):
-            return None
-        if not recipe.cache_features:
-            return Pairs(part, processor.pixels, augment, recipe.seed)
-        key = fingerprint(encoder, processor.pixels([BLANK]).tolist())
-        cached = cached_features(part, partial(encode, model, processor), key, recipe.cache_features)
-        return Pairs(cached.rows, processor.pixels, features=cached)
+    def pairs(part: Dataset, learns: bool) -> Pairs | None:
+        return prepare(recipe, part, processor.pixels, encoder, partial(encode, model, processor), learns)
 
     listen = recipe.samples and len(validation_rows)
     train(
         Job(
             recipe=recipe,
             model=learning or model,
-            train_rows=pairs(train_rows, recipe.augment),
-            validation_rows=pairs(validation_rows),
-            targets=TextTargets(processor, recipe.max_tokens),
+            train_rows=pairs(train_rows, learns=True),
+            validation_rows=pairs(validation_rows, learns=False),
+            targets=TextTargets(processor, recipe.max_tokens, unknown),
             save_processor=processor.save_pretrained,
             speak=sampler(processor, validation_rows, recipe.samples, recipe.max_tokens) if listen else None,
         )
     )
+
+
+def prepare(
+    recipe: Recipe,
+    rows: Dataset,
+    pixels: Callable[[Sequence[Image]], Tensor],
+    encoder: nn.Module | None,
+    encode: Callable[[list[Image]], Tensor],
+    learns: bool,
+    form: str = "",
+) -> Pairs | None:
+    """Rows as the loop takes them; pictures, or with --cache-features what the frozen encoder says of them.
+
+    Args:
+        encode: pictures → what the encoder says; form: a word for it, where one encoder can say several things.
+        learns: rows to train on, which may be augmented and drawn from.
+    """
+    if not len(rows):
+        return None
+    drawn = {"seed": recipe.seed, "by_prompt": learns and recipe.by_prompt}
+    if not recipe.cache_features:
+        return Pairs(rows, pixels, augment=learns and recipe.augment, **drawn)
+    if encoder is None or not is_frozen(encoder):
+        raise BadInput("--cache-features needs an image tower of which nothing learns.")
+    key = fingerprint(encoder, pixels([BLANK]).tolist(), *filter(None, [form]))
+    cached = cached_features(rows, encode, key, recipe.cache_features)
+    return Pairs(cached.rows, pixels, features=cached, **drawn)
 
 
 BLANK = new_image("RGB", (8, 8))

@@ -2,6 +2,8 @@
 
     python -m training.direct --data my-pictures --out runs/vit --backbone vit --head mlp3
     python -m training.direct --data my-pictures --out runs/clip --backbone clip --freeze backbone --unfreeze 4
+    python -m training.direct --data my-pictures --out runs/small --backbone efficientnet-lite2 --pool statistics \\
+        --freeze backbone --cache-features features --by-prompt
     captioner embed --model runs/vit new.png
 
 Published recipe (defaults): ViT-B/16, 90/10 split, AdamW 1e-4, cosine annealing, cosine loss, batch 64, three epochs:
@@ -13,18 +15,22 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
+from datasets import Dataset
+from PIL.Image import Image
 from torch import Tensor
 
 from captioner.cache import cache_folder
 from captioner.embedding import DEFAULT, text_embedder
 from captioner.models import backbones
+from captioner.models.backbones import Backbone
 from captioner.models.direct import DROPOUT, DirectModel
 from training.batches import Pairs
-from training.captioners import load_rows
+from training.captioners import load_rows, prepare
 from training.loop import Job, train
 from training.recipe import Recipe, changed, command_line, option, parse
 
@@ -36,6 +42,7 @@ class DirectRecipe(Recipe):
     samples: int = changed("samples", 0)
     backbone: str = option("vit", "The image tower", choices=sorted(backbones.BACKBONES))
     weights: str = option("", "Folder or Hub id of the tower's weights; left out: the usual ones")
+    pool: str = option("", "efficientnet-lite2: statistics adds those of every stage", choices=["", "statistics"])
     head: str = option("mlp3", "From the tower's width to 384", choices=sorted(DROPOUT))
     freeze: str = option("none", "backbone: the head (and --unfreeze N blocks) learns", choices=["none", "backbone"])
     layer_decay: float = option(1.0, "Each block learns at this share of the rate of the block above it")
@@ -45,21 +52,34 @@ class DirectRecipe(Recipe):
 def main(argv: list[str] | None = None) -> None:
     recipe = parse(DirectRecipe, __doc__, argv)
     train_rows, validation_rows = load_rows(recipe)
-    model = DirectModel.on(backbones.build(recipe.backbone, recipe.weights or None), head=recipe.head)
+    settings = {"pool": recipe.pool} if recipe.pool else {}
+    model = DirectModel.on(backbones.build(recipe.backbone, recipe.weights or None, **settings), head=recipe.head)
     model.backbone.thaw(recipe.unfreeze if recipe.freeze == "backbone" else None)
-    preprocess = model.backbone.preprocess
+    pixels = model.backbone.preprocess
+
+    def pairs(part: Dataset, learns: bool) -> Pairs | None:
+        return prepare(
+            recipe, part, pixels, model.backbone, partial(pooled, model.backbone), learns, "pooled" + recipe.pool
+        )
+
     train(
         Job(
             recipe=recipe,
             model=model,
-            train_rows=Pairs(train_rows, preprocess, recipe.augment, recipe.seed),
-            validation_rows=Pairs(validation_rows, preprocess) if len(validation_rows) else None,
+            train_rows=pairs(train_rows, learns=True),
+            validation_rows=pairs(validation_rows, learns=False),
             targets=Vectors([*train_rows["text"], *validation_rows["text"]], recipe.embedder),
             save_processor=lambda folder: None,  # the preprocessing is part of the model's config
             verb="embed",
             parameter_groups=layer_wise(model, recipe.lr, recipe.layer_decay),
         )
     )
+
+
+@torch.inference_mode()
+def pooled(backbone: Backbone, images: list[Image]) -> Tensor:
+    """What the frozen tower says `[n, width]`."""
+    return backbone.eval().pooled(backbone.preprocess(images))
 
 
 class Vectors:

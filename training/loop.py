@@ -97,10 +97,10 @@ class LoopTrainer(Trainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """The model's mean loss, weighed by this batch's share of the step's labels (over all processes)."""
         outputs = model(**inputs)
-        loss = outputs.loss
+        labels = inputs["labels"].ne(IGNORED).sum()
+        loss = outputs.loss if labels else 0 * outputs.logits.sum()  # the mean over no label at all is no number
         if num_items_in_batch is not None:
-            share = inputs["labels"].ne(IGNORED).sum() / num_items_in_batch
-            loss = loss * share * self.accelerator.num_processes
+            loss = loss * self.accelerator.num_processes * labels / max(num_items_in_batch, 1)
         return (loss, outputs) if return_outputs else loss
 
     def training_step(self, model, inputs, num_items_in_batch=None):

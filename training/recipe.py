@@ -48,6 +48,7 @@ class Recipe:
         "adamw_torch", "adamw_torch, or one of bitsandbytes: adamw_bnb_8bit, paged_adamw_8bit, paged_adamw_32bit"
     )
     precision: str = option("fp32", "fp16 scales its gradients", choices=["fp32", "bf16", "fp16"])
+    by_prompt: bool = option(False, "An epoch shows one picture of each prompt, so that a prompt counts once")
     augment: bool = option(False, "Flip, crop, turn and colour-jitter the training pictures")
     freeze: str = option("none", "Parts that do not learn; each trainer names its own")
     unfreeze: int = option(0, "Of a frozen tower, let the last N blocks learn after all")

@@ -41,6 +41,7 @@ class ResNetLSTMRecipe(Recipe):
 def main(argv: list[str] | None = None) -> None:
     recipe = parse(ResNetLSTMRecipe, __doc__, argv)
     rows = load_rows(recipe)
+    unknown = None
     backbone = backbones.build(recipe.backbone, recipe.weights or None)
     if recipe.gpt2:
         folder = zoo.weights_folder(recipe.language_model)
@@ -50,8 +51,9 @@ def main(argv: list[str] | None = None) -> None:
     else:
         vocabulary = resnet_lstm.build_vocabulary(rows[0]["text"], recipe.vocabulary, recipe.vocabulary_size)
         model, processor = resnet_lstm.new(backbone, vocabulary, hidden_size=recipe.hidden_size)
+        unknown = model.config.unknown_token_id
     model.backbone.thaw(recipe.unfreeze if recipe.freeze == "backbone" else None)
-    fit(recipe, rows, model, processor, encoder=model.backbone)
+    fit(recipe, rows, model, processor, encoder=model.backbone, unknown=unknown)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from pathlib import Path
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m training.mini", description=__doc__)
     parser.add_argument(
-        "stage", choices=("features", "texts", "split", "head", "language", "choose", "export", "measure")
+        "stage", choices=("features", "texts", "split", "pairs", "head", "language", "choose", "export", "measure")
     )
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--work", type=Path, required=True)
@@ -17,7 +17,7 @@ def main() -> None:
     parser.add_argument("--backwards", action="store_true", help="features: begin with the last file")
     parser.add_argument("--steps", type=int, default=5300, help="language: optimizer steps")
     parser.add_argument("--count", type=int, default=150, help="choose: validation prompts")
-    parser.add_argument("--out", type=Path, help="export, measure: the checkpoint folder")
+    parser.add_argument("--out", type=Path, help="export, measure: the checkpoint folder; pairs: the data")
     parser.add_argument("--seed", type=int, default=7)
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
@@ -32,6 +32,10 @@ def main() -> None:
         from training.mini import split
 
         split.split(args.data, args.work)
+    elif args.stage == "pairs":
+        from training.mini import pairs
+
+        pairs.pairs(args.data, args.work, args.out, args.seed)
     elif args.stage == "head":
         from training.mini import head
 

@@ -1,0 +1,81 @@
+"""What every trainer promises, each through its real command on a tiny model of its family."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from training import blip, clip_prefix, direct, ofa, resnet_lstm
+from training.loop import newest_whole
+
+PREFIX = ["--weights", "towers/clip", "--language-model", "towers/gpt2", "--prefix-length", "4"]
+LSTM = ["--weights", "towers/resnet", "--hidden-size", "32"]
+TRAINERS = {
+    "blip": (blip, ["--base", "blip"]),
+    "ofa": (ofa, ["--base", "ofa"]),
+    "clip-prefix": (clip_prefix, PREFIX),
+    "clip-prefix-mlp": (clip_prefix, [*PREFIX, "--mapper", "mlp"]),
+    "resnet-lstm": (resnet_lstm, [*LSTM, "--vocabulary-size", "300"]),
+    "resnet-lstm-words": (resnet_lstm, [*LSTM, "--vocabulary", "word", "--vocabulary-size", "8"]),
+    "resnet-lstm-gpt2": (resnet_lstm, [*LSTM, "--gpt2", "--language-model", "towers/gpt2"]),
+    "direct": (direct, ["--weights", "towers/vit", "--head", "linear"]),
+}
+"""Name → module and options; a value that begins with a tiny checkpoint's name stands for its folder."""
+
+
+@pytest.fixture(scope="module")
+def uneven(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eight pictures with texts of one to eight words: a mean of means is not their mean."""
+    folder = tmp_path_factory.mktemp("uneven")
+    random = np.random.default_rng(1)
+    words = "castle in the forest by a lake, rarely".split()
+    with open(folder / "metadata.jsonl", "w", encoding="utf-8") as metadata:
+        for number in range(8):
+            colours = random.integers(0, 256, (4, 4, 3), dtype=np.uint8)
+            Image.fromarray(colours).resize((48, 48), Image.Resampling.NEAREST).save(folder / f"{number}.png")
+            row = {"file_name": f"{number}.png", "text": " ".join(words[: number + 1])}
+            metadata.write(json.dumps(row) + "\n")
+    return folder
+
+
+@pytest.fixture
+def train(tiny_checkpoint: Callable[[str], Path], uneven: Path, tmp_path: Path):
+    """`train("blip", "out", "--max-steps", "2")` → the log, without dropout: each draw would differ."""
+
+    def run(name: str, out: str, *more: str) -> list[dict]:
+        module, options = TRAINERS[name]
+        folder = tmp_path / out
+        where = ["--data", str(uneven), "--validation", str(uneven), "--out", str(folder)]
+        steps = ["--samples", "0", "--log-every", "1", "--batch-size", "8", "--max-steps", "2", "--eval-every", "2"]
+        module.main([*where, *steps, *(placed(option) for option in options), *more])
+        state = json.loads((newest_whole(folder) / "trainer_state.json").read_text())
+        return [entry for entry in state["log_history"] if "loss" in entry]
+
+    def placed(option: str) -> str:
+        family, _, below = option.partition("/")
+        return str(tiny_checkpoint(family) / below) if family in ("blip", "ofa", "towers") else option
+
+    return run
+
+
+@pytest.fixture
+def _no_dropout(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.nn.functional, "dropout", lambda x, *_, **__: x)
+
+
+def same(one: list[dict], other: list[dict], tolerance: float = 1e-4) -> None:
+    """The same losses and gradients at every step."""
+    for value in ("loss", "grad_norm"):
+        seen = [[entry[value] for entry in log] for log in (one, other)]
+        torch.testing.assert_close(*seen, rtol=tolerance, atol=1e-6)
+
+
+@pytest.mark.usefixtures("_no_dropout")
+@pytest.mark.parametrize("name", TRAINERS)
+def test_one_large_batch_equals_many_small_ones(train, name: str) -> None:
+    many = train(name, "many", "--batch-size", "1", "--accumulate", "8")
+    same(train(name, "one"), many)
