@@ -8,20 +8,21 @@ import numpy as np
 
 
 def choose(embeddings: np.ndarray, scores: Sequence[float], target: np.ndarray | None = None) -> int:
-    """The index of the best candidate.
+    """The index of the candidate nearest to the expected embedding."""
+    return int(np.argmax(embeddings @ expected_embedding(embeddings, scores, target)))
 
-    embeddings `[n, d]` unit vectors of the candidates' texts; scores, their log-probabilities per token; target,
-    the embedding that the model predicted from the pixels, where it has one. With a target the nearest candidate
-    wins; without, the one nearest on average to all candidates, each weighted by its probability.
+
+def expected_embedding(embeddings: np.ndarray, scores: Sequence[float], target: np.ndarray | None = None) -> np.ndarray:
+    """Where the true prompt can be expected, as a unit vector `[d]`.
+
+    embeddings `[n, d]` unit vectors of the candidates' texts; scores, their log-probabilities per token; target, the
+    embedding that the model predicted from the pixels, where it has one. The candidates count by their probability,
+    and the target as much as all of them together: the two err differently.
     """
-    target = embeddings.T @ probabilities(scores) if target is None else target
-    return int(np.argmax(embeddings @ target))
-
-
-def expected_embedding(embeddings: np.ndarray, scores: Sequence[float]) -> np.ndarray:
-    """The candidates' mean embedding weighted by probability, as a unit vector `[d]`."""
-    mean = embeddings.T @ probabilities(scores)
-    return mean / np.linalg.norm(mean)
+    expected = embeddings.T @ probabilities(scores)
+    if target is not None:
+        expected = expected + target
+    return expected / np.linalg.norm(expected)
 
 
 def probabilities(scores: Sequence[float]) -> np.ndarray:

@@ -131,15 +131,20 @@ class Captioner:
         batch_size: int = 8,
         expected: bool = False,
     ) -> np.ndarray:
-        """Unit vectors `[n, d]` of the prompts; expected: the mean over all candidates, weighted by probability."""
+        """Unit vectors `[n, d]` of the prompts; expected: of all candidates and what was predicted from the pixels."""
         if not expected:
             return self.embed_texts([p.text for p in self.generate(images, decoding, batch_size=batch_size)])
-        prompts = self.generate(images, decoding, Finish(consensus=False), batch_size)
-        return np.stack([self._expected(prompt.candidates) for prompt in prompts])
+        finish = Finish(consensus=False)
+        return np.stack(
+            [
+                self._expected(self.prompt(reading, finish).candidates, reading.embedding)
+                for reading in self.readings(images, decoding or self.decoding, batch_size)
+            ]
+        )
 
-    def _expected(self, candidates: Sequence[Candidate]) -> np.ndarray:
+    def _expected(self, candidates: Sequence[Candidate], predicted: np.ndarray | None) -> np.ndarray:
         vectors = self.embed_texts([candidate.text for candidate in candidates])
-        return consensus.expected_embedding(vectors, [candidate.score for candidate in candidates])
+        return consensus.expected_embedding(vectors, [candidate.score for candidate in candidates], predicted)
 
 
 class DirectEmbedder:
