@@ -1,0 +1,56 @@
+"""Stage `pairs`: mini's pictures and cleaned prompts as ordinary parquet, for every other trainer, index and ensemble.
+
+OUT/train/*.parquet and OUT/validation.parquet hold {image, text, source}. Near copies of held-out prompts are left out,
+as in stage `texts`; the prompts of stage `split` are in the validation file and nowhere else.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pyarrow
+from pyarrow import parquet
+
+from captioner.errors import BadOutput
+from training.mini import sources
+from training.mini.head import PHOTOGRAPHS
+
+
+def pairs(data: Path, work: Path, out: Path, seed: int) -> None:
+    """Stage `pairs`. Photographs are thinned to what they weigh in mini's head; generated pictures alone validate."""
+    if out.exists():
+        raise BadOutput(f"{out} is already there. Name a new folder, or remove the old one.")
+    texts = json.loads((work / "pair-texts.json").read_text())["text"]
+    held_back = dict(zip(texts, np.load(work / "validation.npy").tolist(), strict=True))
+    chance = np.random.default_rng(seed)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as scratch:
+        folder, validation = Path(scratch) / "pairs", []
+        (folder / "train").mkdir(parents=True)
+        for file in sources.pair_files(data):
+            table = cleaned(file)
+            known = np.array([held_back.get(text, -1) for text in table["text"].to_pylist()])
+            kind = np.array(table["kind"].to_pylist())
+            drawn = (kind != "caption") | (chance.random(len(table)) < PHOTOGRAPHS)
+            validation.append(chosen(table, (known == 1) & (kind == "sd-prompt")))
+            parquet.write_table(chosen(table, (known == 0) & drawn), folder / "train" / file.name)
+        parquet.write_table(pyarrow.concat_tables(validation), folder / "validation.parquet")
+        os.replace(folder, out)
+    rows = sum(parquet.read_metadata(file).num_rows for file in (out / "train").glob("*.parquet"))
+    print(f"{out}: {rows:,} pictures to train on, {sum(map(len, validation)):,} to validate on")
+
+
+def cleaned(file: Path) -> pyarrow.Table:
+    """The pairs of one file, thinned as everywhere, their texts cleaned."""
+    table = parquet.read_table(file, columns=["image", "text", "source", "kind"])
+    table = table.take(np.arange(len(table))[:: sources.EVERY.get(file.stem, 1)])
+    texts = pyarrow.array([sources.clean(text) for text in table["text"].to_pylist()])
+    return table.set_column(1, "text", texts)
+
+
+def chosen(table: pyarrow.Table, which: np.ndarray) -> pyarrow.Table:
+    return table.filter(pyarrow.array(which)).select(["image", "text", "source"])
