@@ -328,7 +328,7 @@ def _show_similar(name: str, near: list, as_json: bool) -> None:
 
 @ensemble.command("fit")
 def ensemble_fit(
-    members: Annotated[str, typer.Option(help="Models, comma-separated; NAME+expected averages all its candidates.")],
+    members: Annotated[str, typer.Option(help="Models, comma-separated; NAME+expected averages all it might say.")],
     data: Annotated[str, typer.Option(help="Validation pictures with prompts: a folder or a parquet file.")],
     out: Annotated[str, typer.Option("--out", "-o", help="The ensemble's .json; it must not be there yet.")],
     by_norm: Annotated[bool, typer.Option("--by-norm", help="A member counts more where it is surer.")] = False,
@@ -356,7 +356,7 @@ def ensemble_fit(
 
 @ensemble.command("make")
 def ensemble_make(
-    members: Annotated[str, typer.Option(help="Models, comma-separated; NAME+expected averages all its candidates.")],
+    members: Annotated[str, typer.Option(help="Models, comma-separated; NAME+expected averages all it might say.")],
     weights: Annotated[str, typer.Option(help="One number a member, comma-separated; they are scaled to sum 1.")],
     out: Annotated[str, typer.Option("--out", "-o", help="The ensemble's .json; it must not be there yet.")],
     by_norm: Annotated[bool, typer.Option("--by-norm", help="A member counts more where it is surer.")] = False,

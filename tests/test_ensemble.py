@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from captioner import pipeline
 from captioner.cli import app
 from captioner.contracts import LoadOptions
+from captioner.decoding import Decoding
 from captioner.embedding import text_embedder
 from captioner.errors import BadCheckpoint, BadInput, BadOutput
 from captioner.models import backbones, ensemble
@@ -132,6 +133,12 @@ def test_captioners_take_part_by_what_they_say(tiny_checkpoint, models, pictures
             spoken = text_embedder()([prompt.text for prompt in speaker.generate(pictures[:2])])
         direct = pipeline.load(str(models / "one"), CPU).embed(pictures[:2])
         np.testing.assert_allclose(found, unit(unit(spoken) + direct), atol=1e-4)
+
+
+def test_an_expected_embedding_is_of_many_candidates():
+    assert ensemble.with_candidates(Decoding(num_beams=5)).num_return_sequences == 5
+    assert ensemble.with_candidates(Decoding(do_sample=True, num_return_sequences=8)).num_return_sequences == 32
+    assert ensemble.with_candidates(Decoding(do_sample=True, num_return_sequences=50)).num_return_sequences == 50
 
 
 def _all_beams(speaker):

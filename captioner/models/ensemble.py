@@ -23,10 +23,13 @@ from captioner.errors import BadCheckpoint, BadInput, BadOutput
 from captioner.models.checkpoint import read_json
 
 if TYPE_CHECKING:
+    from captioner.decoding import Decoding
     from captioner.pipeline import Captioner, DirectEmbedder
 
 FOLDS = 5
 RESAMPLES = 2000
+SAMPLES = 32
+"""Candidates of an expected embedding, where a model samples them."""
 NEGLIGIBLE = 0.002
 """A fitted weight below this is no reason to run a model."""
 
@@ -39,7 +42,7 @@ class Member:
     """Zoo name, Hub id, or a path seen from the ensemble's file."""
     weight: float = 1.0
     expected: bool = False
-    """A captioner gives the mean embedding of all its candidates, weighted by their probability."""
+    """A captioner gives its expected embedding: of all its candidates, and of what it predicts from the pixels."""
     norm: float = 1.0
     """The usual length of its vectors, where length counts."""
 
@@ -86,9 +89,8 @@ def member_vectors(
     said = []
     for member, model in zip(members, models, strict=True):
         if model.speaks:
-            # All beams are candidates of an expected embedding.
-            beams = replace(model.decoding, num_return_sequences=max(model.decoding.num_beams, 1))
-            said.append(model.embed(images, beams if member.expected else None, len(images), member.expected))
+            decoding = with_candidates(model.decoding) if member.expected else None
+            said.append(model.embed(images, decoding, len(images), member.expected))
         else:
             vectors = model.embedder.vectors(images)
             said.append(vectors / member.norm if by_norm else _unit(vectors))
@@ -96,6 +98,11 @@ def member_vectors(
     if len(set(sizes.values())) > 1:
         raise BadInput(f"The members' embeddings differ in length: {sizes}. They must come from one embedder.")
     return np.stack(said)
+
+
+def with_candidates(own: Decoding) -> Decoding:
+    """A model's settings for an expected embedding: all beams are candidates, or more samples than usual."""
+    return replace(own, num_return_sequences=max(own.num_return_sequences, SAMPLES) if own.do_sample else own.num_beams)
 
 
 def _unit(vectors: np.ndarray) -> np.ndarray:
