@@ -57,6 +57,9 @@ def report(
     clip: Annotated[str | None, typer.Option(help="CLIP or SigLIP (folder or Hub id) for CLIPScore.")] = None,
     limit: Annotated[int | None, typer.Option(help="Only so many rows, drawn by chance.", min=1)] = None,
     gallery: Annotated[int, typer.Option(help="Pictures shown of each kind: best, worst, random.", min=1)] = 12,
+    figures_only: Annotated[
+        bool, typer.Option("--figures-only", help="No picture, prompt or text in OUT: for data that is not public.")
+    ] = False,
     title: Annotated[str, typer.Option(help="Heading of the page.")] = "Prompt recovery, side by side",
     batch_size: BatchSize = 8,
     device: Device = "auto",
@@ -69,6 +72,9 @@ def report(
 
     A run that was interrupted goes on where it stopped when the same command is given again; a model added to
     `--models` is asked alone. A model that fails is a row with its reason, and the exit status is 1.
+
+    An index of training pictures gives two baselines: `nearest:INDEX`, the prompt of the picture most alike, and
+    `constant:INDEX`, the one prompt that fits them all best.
     """
     from eval.answers import Settings
     from eval.report import report as make
@@ -76,6 +82,7 @@ def report(
     settings = Settings(batch_size, device, precision, embedder)
     names = [name.strip() for name in models.split(",") if name.strip()]
     chosen = {"settings": settings, "clip": clip, "limit": limit, "gallery": gallery, "title": title}
+    chosen["figures_only"] = figures_only
     written = make(data, names, out, _track, seed=seed, resamples=resamples, **chosen)
     _print_figures(written)
     for note in written["data"]["notes"]:

@@ -20,7 +20,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from captioner.contracts import LoadOptions
 from captioner.errors import BadInput
+from eval import baselines
 from eval.provenance import weights_hash
 
 if TYPE_CHECKING:
@@ -114,7 +116,9 @@ def ask(
         import captioner
 
         start = time.perf_counter()
-        model = captioner.load(request.name, device=settings.device, precision=settings.precision)
+        options = LoadOptions(device=settings.device, precision=settings.precision)
+        load_any = captioner.load if baselines.index_of(request.name) is None else baselines.load
+        model = load_any(request.name, options)
         answered.load_seconds = time.perf_counter() - start
         return model
 

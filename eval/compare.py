@@ -52,7 +52,9 @@ def compare(
 
     Models of the same name are compared, or the two that are named.
     """
-    a, b = (_per_image(file) for file in (file_a, file_b))
+    (a, a_is_bare), (b, b_is_bare) = (_per_image(file) for file in (file_a, file_b))
+    if a_is_bare or b_is_bare:
+        a, b = a if a_is_bare else a.without_texts(), b if b_is_bare else b.without_texts()
     rows_a, rows_b = _same_pictures(a, b)
     if not rows_a:
         raise BadInput(f"{file_a} and {file_b} have no picture with the same prompt in common: nothing to compare.")
@@ -72,9 +74,10 @@ def compare(
     return [Change(*row, float(p)) for row, p in zip(found, corrected, strict=True)]
 
 
-def _per_image(file: Path) -> Results:
-    load_report(file)  # says what is wrong if it is no report
-    return Results.load(file.parent / "per_image.parquet")
+def _per_image(file: Path) -> tuple[Results, bool]:
+    """The values of a report, and whether it was made with --figures-only."""
+    report = load_report(file)
+    return Results.load(file.parent / "per_image.parquet"), report.get("figures_only", False)
 
 
 def _same_pictures(a: Results, b: Results) -> tuple[list[int], list[int]]:

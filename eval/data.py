@@ -62,8 +62,8 @@ class Pairs:
         return digest.hexdigest()
 
 
-def read_pairs(specs: Sequence[str], limit: int | None = None, seed: int = 0) -> Pairs:
-    """Read every source; limit: that many pictures drawn by chance."""
+def read_pairs(specs: Sequence[str], limit: int | None = None, seed: int = 0, named: bool = True) -> Pairs:
+    """Read every source; limit: that many pictures drawn by chance. named: notes name the odd pictures."""
     from datasets import Image
 
     from training.data.sources import load_pairs, parse
@@ -77,10 +77,10 @@ def read_pairs(specs: Sequence[str], limit: int | None = None, seed: int = 0) ->
         notes.append(f"{limit:,} of {len(rows):,} rows, drawn by chance (seed {seed}).")
         rows = rows.shuffle(seed=seed).select(range(limit))
     items, unreadable = _items(rows)
-    notes += [*warnings, *_oddities(items, unreadable)]
+    notes += [*warnings, *_oddities(items, unreadable, named)]
     if not items:
         raise BadInput(f"None of the {len(rows):,} pictures can be read. " + " ".join(notes))
-    return Pairs(rows, _unique_ids(items, notes), tuple(names), notes)
+    return Pairs(rows, _unique_ids(items, notes, named), tuple(names), notes)
 
 
 def _name(source: Source) -> str:
@@ -132,17 +132,17 @@ def _empty_captions(source: Source) -> str | None:
     return f"{source.place}: {_count(empty, 'picture')} without a caption left out." if empty else None
 
 
-def _oddities(items: list[Item], unreadable: list[str]) -> list[str]:
+def _oddities(items: list[Item], unreadable: list[str], named: bool) -> list[str]:
     notes = []
     if unreadable:
-        notes.append(f"{_count(unreadable, 'picture')} cannot be read and left out: {_some(unreadable)}.")
+        notes.append(f"{_count(unreadable, 'picture')} cannot be read and left out{_some(unreadable, named)}.")
     seen = Counter(item.image_hash for item in items)
     if doubles := [item.id for item in items if seen[item.image_hash] > 1]:
-        notes.append(f"{_count(doubles, 'row')} with a picture that occurs more than once: {_some(doubles)}.")
+        notes.append(f"{_count(doubles, 'row')} with a picture that occurs more than once{_some(doubles, named)}.")
     return notes
 
 
-def _unique_ids(items: list[Item], notes: list[str]) -> list[Item]:
+def _unique_ids(items: list[Item], notes: list[str], named: bool) -> list[Item]:
     """The second picture of one id is called id#2."""
     seen: Counter[str] = Counter()
     unique, renamed = [], []
@@ -153,7 +153,8 @@ def _unique_ids(items: list[Item], notes: list[str]) -> list[Item]:
             item = Item(item.row, f"{item.id}#{seen[item.id]}", item.truths, item.image_hash)
         unique.append(item)
     if renamed:
-        notes.append(f"{_count(renamed, 'id')} used for another picture too; renamed to id#2 …: {_some(renamed)}.")
+        which = _some(renamed, named)
+        notes.append(f"{_count(renamed, 'id')} used for another picture too; renamed to id#2 …{which}.")
     return unique
 
 
@@ -161,8 +162,8 @@ def _count(things: list, noun: str) -> str:
     return f"{len(things):,} {noun}" + ("s" if len(things) > 1 else "")
 
 
-def _some(names: list[str], most: int = 5) -> str:
-    return ", ".join(dict.fromkeys(names[:most])) + (" …" if len(names) > most else "")
+def _some(names: list[str], named: bool, most: int = 5) -> str:
+    return ": " + ", ".join(dict.fromkeys(names[:most])) + (" …" if len(names) > most else "") if named else ""
 
 
 class _collected_warnings(logging.Handler):

@@ -52,6 +52,7 @@ def render(report: dict, results: Results, picture: Picture | None, gallery: int
     columns = [model for model in models if model["failure"] is None]
     measured = [m for m in report["metrics"] if any(model["figures"][m["name"]]["n"] for model in columns)]
     lead = measured[0] if measured else None
+    bare = report.get("figures_only", False)
     view = {
         "report": report | {"metrics": measured},
         "models": models,
@@ -62,7 +63,8 @@ def render(report: dict, results: Results, picture: Picture | None, gallery: int
         "differences": _by_metric(report, measured),
         "published": published.FIGURES,
         "notice": published.NOTICE,
-        "cards": _cards(report, results, columns, lead, picture, gallery) if lead else [],
+        "figures_only": bare,
+        "cards": _cards(report, results, columns, lead, picture, gallery) if lead and not bare else [],
         "length_plot": _length_plot(results, columns, lead),
         "number": number,
         "small_number": small_number,

@@ -2,8 +2,9 @@
 
 A model folder names its training data in `training_data.json`:
     {"sources": ["name", …], "fingerprints": ["…", …]}
-or in the front matter of its README.md (`datasets:`). A fingerprint is `fingerprint(text)` of a prompt, or the sha256
-of a picture's upright RGB pixels; both may be cut to their first 16 digits.
+or in the front matter of its README.md (`datasets:`); an index holds its prompts themselves. A fingerprint is
+`fingerprint(text)` of a prompt, or the sha256 of a picture's upright RGB pixels; both may be cut to their first 16
+digits.
 """
 
 from __future__ import annotations
@@ -17,8 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pyarrow import parquet
+
 from captioner import zoo
 from captioner.errors import BadCheckpoint
+from eval.baselines import index_of
 
 if TYPE_CHECKING:
     from eval.data import Pairs
@@ -42,7 +46,7 @@ def fingerprint(text: str) -> str:
 
 def places(name: str) -> list[Path]:
     """A model's folder or file; those of all members, too, if it is an ensemble."""
-    found = zoo.resolve(name).folder
+    found = index_of(name) or zoo.resolve(name).folder
     if found is None:
         return []
     if found.is_dir():
@@ -74,6 +78,9 @@ def trained_on(name: str) -> TrainingData:
             content = _json(listed)
             sources += [str(source) for source in content.get("sources", [])]
             fingerprints |= {str(f)[:DIGITS] for f in content.get("fingerprints", [])}
+        if (held := place / "prompts.parquet").is_file():
+            sources += _json(place / "index.json").get("data", [])
+            fingerprints |= {fingerprint(prompt) for prompt in parquet.read_table(held)["prompts"].to_pylist()}
         if (card := place / "README.md").is_file():
             sources += _front_matter_datasets(card)
     return TrainingData(tuple(dict.fromkeys(sources)), frozenset(fingerprints))

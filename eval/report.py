@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from captioner.cache import cache_folder
 from captioner.contracts import LoadOptions
 from captioner.errors import BadInput, BadOutput, CaptionerError
 from eval import page, provenance, results
@@ -50,21 +51,27 @@ def report(
     resamples: int = RESAMPLES,
     gallery: int = 12,
     title: str = "Prompt recovery, side by side",
+    figures_only: bool = False,
 ) -> dict:
-    """Measure and write; returns what report.json holds."""
+    """Measure and write; returns what report.json holds.
+
+    figures_only: no picture, prompt or answer is in the folder, so that a report on private data can be published.
+    """
     from captioner.embedding import text_embedder
 
     settings = settings or Settings()
     requests = _requests(models)
-    prepare(out)
-    pairs = read_pairs(data, limit, seed)
+    prepare(out, figures_only)
+    pairs = read_pairs(data, limit, seed, named=not figures_only)
     refuse_other_data(out, pairs.fingerprint)
     embed_texts = text_embedder(settings.embedder)
-    answered = [ask(request, pairs, out / "answers", settings, embed_texts, track) for request in requests]
-    measured = _measure(pairs, answered, embed_texts, _clip_values(clip, pairs, answered, out, settings, track))
+    kept = cache_folder("answers", pairs.fingerprint[:16]) if figures_only else out / "answers"
+    answered = [ask(request, pairs, kept, settings, embed_texts, track) for request in requests]
+    measured = _measure(pairs, answered, embed_texts, _clip_values(clip, pairs, answered, kept, settings, track))
     written = {
         "title": title,
         "kind": "report",
+        "figures_only": figures_only,
         **circumstances(seed, resamples),
         "settings": {**asdict(settings), "clip": clip},
         "data": {
@@ -94,7 +101,8 @@ def finish(
     if out is None:
         return
     write_text(out / "report.json", json.dumps(written, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
-    measured.save(out / "per_image.parquet")
+    bare = written.get("figures_only", False)
+    (measured.without_texts() if bare else measured).save(out / "per_image.parquet")
     for name, content in page.render(written, measured, picture, gallery).items():
         write_text(out / name, content)
 
@@ -116,7 +124,7 @@ def _requests(models: Sequence[str]) -> list[Request]:
     return requests
 
 
-def prepare(out: Path) -> None:
+def prepare(out: Path, figures_only: bool = False) -> None:
     """The folder must be writable, and ours or empty, before the work starts."""
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -127,6 +135,8 @@ def prepare(out: Path) -> None:
     except OSError as error:
         raise BadOutput(f"{out} cannot be written to ({error.strerror}). Choose another --out.") from error
     ours = {"answers", *FILES} if there & {"answers", "report.json"} else set()
+    if figures_only:
+        ours.discard("answers")  # they hold texts
     if strange := sorted(there - ours):
         raise BadOutput(f"{out} holds other files ({', '.join(strange[:3])}). Choose an empty folder for --out.")
 
@@ -179,7 +189,7 @@ def _vector_cosines(answers: list[Answer], truths: list[tuple[str, ...]], embed_
 
 
 def _clip_values(
-    clip: str | None, pairs: Pairs, answered: list[Answered], out: Path, settings: Settings, track: Track
+    clip: str | None, pairs: Pairs, answered: list[Answered], folder: Path, settings: Settings, track: Track
 ) -> dict[str, np.ndarray]:
     there = [one for one in answered if one.failure is None]
     if clip is None or not there:
@@ -188,7 +198,7 @@ def _clip_values(
 
     model = Clip(clip, LoadOptions(device=settings.device, precision=settings.precision))
     header = {"clip": clip, "data": pairs.fingerprint}
-    file = out / "answers" / Request(f"clip {clip}", clip).file_name
+    file = folder / Request(f"clip {clip}", clip).file_name
     kept = answer_all(file, header, lambda: model, pairs, settings.batch_size, model.embed_texts, track)
     pictures = np.stack([answer.vector for answer in kept])
     columns = []

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations, groupby
 from pathlib import Path
 
@@ -15,6 +15,7 @@ import numpy as np
 
 from captioner.errors import BadInput
 from eval import metrics
+from eval.provenance import fingerprint
 from eval.statistics import RESAMPLES, SEED, Difference, differences, holm, intervals, resampled_means
 
 SIGNIFICANT = 0.05
@@ -39,6 +40,15 @@ class Results:
     def groups(self) -> list[str]:
         """Items of one prompt belong together when resampling."""
         return ["\n".join(truths) for truths in self.truths]
+
+    def without_texts(self) -> Results:
+        """The same figures, with fingerprints for prompts and numbers for names: nothing of the data can be read."""
+        return replace(
+            self,
+            ids=[str(number) for number in range(len(self.ids))],
+            truths=[tuple(map(fingerprint, truths)) for truths in self.truths],
+            texts={model: [None] * len(self.ids) for model in self.models},
+        )
 
     def save(self, file: Path) -> None:
         """One row an item and model."""

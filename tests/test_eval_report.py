@@ -15,8 +15,12 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
+from captioner.contracts import LoadOptions
 from captioner.errors import BadInput, BadOutput
+from captioner.index import Recipe, build
+from eval import report as report_module
 from eval.answers import Answer, Request, Settings, ask
+from eval.compare import compare
 from eval.data import read_pairs
 from eval.provenance import fingerprint, weights_hash
 from eval.report import report
@@ -252,6 +256,48 @@ def test_training_data_is_warned_of(pictures: Path, tmp_path: Path, tiny_checkpo
 
 def ask_overlap(pictures: Path, model: Path, out: Path) -> str | None:
     return make(pictures, [f"vit={model}"], out)["models"][0]["warning"]
+
+
+def test_figures_alone_show_nothing_of_the_data(pictures: Path, tmp_path: Path, tiny_checkpoint) -> None:
+    rows = [{"file_name": f"{n:02}.png", "text": PROMPTS[n % 4]} for n in range(12)]
+    write_rows(pictures, [*rows, {"file_name": "00.png", "text": "a secret"}])  # one picture, two prompts
+    said = texts_file(tmp_path, "told", {f"{n:02}.png": "some castle" for n in range(12)})
+    models = [said, f"vit={tiny_checkpoint('direct')}"]
+    full = make(pictures, models, tmp_path / "full")
+    bare = make(pictures, models, tmp_path / "bare", figures_only=True)
+    assert [model["figures"] for model in bare["models"]] == [model["figures"] for model in full["models"]]
+    assert {file.name for file in (tmp_path / "bare").iterdir()} == set(report_module.FILES)
+    for name in ("report.json", "report.html", "report.md"):
+        content = (tmp_path / "bare" / name).read_text()
+        assert not any(text in content for text in (*PROMPTS, "a secret", "some castle", "data:image", "00.png"))
+    assert "left out" in (tmp_path / "bare/report.html").read_text()
+    values = Results.load(tmp_path / "bare/per_image.parquet")
+    assert values.truths[1] == (fingerprint(PROMPTS[1]),)
+    assert values.texts == {"told": [None] * 12, "vit": [None] * 12}
+    assert "01.png" not in values.ids
+    changes = compare(tmp_path / "full/report.json", tmp_path / "bare/report.json", resamples=200)
+    assert [(change.a, change.difference.items, change.difference.interval.mean) for change in changes] == [
+        ("told", 12, 0.0),
+        ("vit", 12, 0.0),
+    ]
+    with pytest.raises(BadOutput, match="answers"):
+        make(pictures, models, tmp_path / "full", figures_only=True)
+
+
+def test_baselines_of_an_index(pictures: Path, tmp_path: Path, tiny_checkpoint) -> None:
+    """The nearest picture is the picture itself here, and says its own prompt; the constant is one of the prompts."""
+    index = tmp_path / "index"
+    build(
+        [pictures], index, Recipe("vit", weights=str(tiny_checkpoint("towers") / "vit"), k=2), LoadOptions(device="cpu")
+    )
+    written = make(pictures, [f"nearest=nearest:{index}", f"constant=constant:{index}"], tmp_path / "out")
+    nearest, constant = written["models"]
+    assert nearest["figures"]["cosine"]["mean"] == pytest.approx(1, abs=1e-3)
+    assert "12 of the 12 prompts are in its training data" in nearest["warning"]
+    texts = Results.load(tmp_path / "out/per_image.parquet").texts
+    assert texts["nearest"] == [PROMPTS[n % 4] for n in range(12)]
+    assert set(texts["constant"]) < set(PROMPTS)
+    assert constant["distinct"] == pytest.approx(1 / 12)
 
 
 def test_members_of_an_ensemble_count(tmp_path: Path, tiny_checkpoint) -> None:
