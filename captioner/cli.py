@@ -236,6 +236,7 @@ def index_build(
     pool: Annotated[str | None, typer.Option(help='efficientnet-lite2: "statistics" adds every stage.')] = None,
     dims: Annotated[int | None, typer.Option(help="Keep so many principal components of the features.")] = None,
     centred: Annotated[bool, typer.Option(help="Subtract the mean of all pictures' features.")] = True,
+    scaled: Annotated[bool, typer.Option(help="Divide every feature by its spread: good with statistics.")] = False,
     graph: Annotated[
         bool | None, typer.Option("--graph/--exact", help="Approximate search (default: above 200,000 pictures).")
     ] = None,
@@ -251,7 +252,8 @@ def index_build(
     from captioner.contracts import LoadOptions
     from captioner.index import Recipe, build
 
-    recipe = Recipe(backbone, weights, {"pool": pool} if pool else {}, dims, centred, graph, k, temperature)
+    settings = {"pool": pool} if pool else {}
+    recipe = Recipe(backbone, weights, settings, dims, centred, scaled, graph, k, temperature)
     options = LoadOptions(device=device, precision=precision, embedder=embedder)
     with _counting(quiet) as count:
         built = build(data, out, recipe, options, batch_size, count)

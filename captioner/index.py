@@ -48,6 +48,8 @@ class Recipe:
     dims: int | None = None
     """Keep this many principal components of the features; None keeps all."""
     centred: bool = True
+    scaled: bool = False
+    """Divide every feature by its spread: where features of many kinds stand side by side."""
     graph: bool | None = None
     """Approximate search by an HNSW graph; None: for more than 200,000 pictures."""
     k: int = 40
@@ -108,7 +110,7 @@ def build(
             "embedding_size": embedding_size,
             "width": backbone.width,
             "dims": features.shape[1],
-            "projected": recipe.dims is not None,
+            "projected": recipe.dims is not None or recipe.scaled,
             "pictures": len(features),
             "prompts": len(found.prompts),
             "k": recipe.k,
@@ -146,9 +148,11 @@ def _collect(data, backbone: Backbone, raw: Path, batch_size: int, progress) -> 
 def _write_features(work: Path, raw: np.ndarray, recipe: Recipe) -> None:
     """Centre, project, and scale to length 1."""
     width = raw.shape[1]
-    centre = sum((chunk.sum(0) for chunk in _chunks(raw)), np.zeros(width)) / len(raw)
-    centre = centre.astype(np.float32) if recipe.centred else np.zeros(width, np.float32)
-    projection = _principal(raw, centre, recipe.dims) if recipe.dims else None
+    mean = sum((chunk.sum(0) for chunk in _chunks(raw)), np.zeros(width)) / len(raw)
+    variance = sum((np.square(chunk - mean).sum(0) for chunk in _chunks(raw)), np.zeros(width)) / len(raw)
+    centre = (mean if recipe.centred else np.zeros(width)).astype(np.float32)
+    scale = 1 / (np.sqrt(variance) + 1e-4) if recipe.scaled else np.ones(width)
+    projection = _projection(raw, centre, scale.astype(np.float32), recipe)
     with Rows(work / "features.npy", np.float16, recipe.dims or width) as rows:
         for chunk in _chunks(raw):
             rows.append(knn.reduce(chunk, centre, projection))
@@ -157,11 +161,13 @@ def _write_features(work: Path, raw: np.ndarray, recipe: Recipe) -> None:
         np.save(work / "projection.npy", projection)
 
 
-def _principal(raw: np.ndarray, centre: np.ndarray, dims: int) -> np.ndarray:
-    """The directions in which the features vary most `[width, dims]`."""
+def _projection(raw: np.ndarray, centre: np.ndarray, scale: np.ndarray, recipe: Recipe) -> np.ndarray | None:
+    """Scaling, then the directions in which the features vary most `[width, dims]`; None where neither is wanted."""
+    if recipe.dims is None:
+        return np.diag(scale) if recipe.scaled else None
     covariance = sum((chunk - centre).T @ (chunk - centre) for chunk in _chunks(raw)) / len(raw)
-    _, directions = np.linalg.eigh(covariance.astype(np.float64))  # smallest first
-    return np.ascontiguousarray(directions[:, ::-1][:, :dims], dtype=np.float32)
+    _, directions = np.linalg.eigh((covariance * np.outer(scale, scale)).astype(np.float64))  # smallest first
+    return np.ascontiguousarray(scale[:, None] * directions[:, ::-1][:, : recipe.dims], dtype=np.float32)
 
 
 def _write_embeddings(work: Path, prompts: list[str], embed: TextEmbedder, progress) -> int:

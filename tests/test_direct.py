@@ -13,7 +13,7 @@ from captioner.contracts import LoadOptions
 from captioner.errors import BadCheckpoint, BadInput
 from captioner.models import backbones, direct
 from captioner.models.backbones import Preprocess
-from captioner.models.direct import DirectConfig, DirectModel
+from captioner.models.direct import Direct, DirectConfig, DirectModel
 from tests.tiny.direct import TOWER
 
 TINY_TOWERS = {
@@ -105,6 +105,13 @@ def test_a_pretrained_backbone_keeps_its_weights():
     backbone = backbones.blank("vit", Preprocess(32), **TOWER)
     before = backbone.fingerprint()
     assert DirectModel.on(backbone, head="linear").backbone.fingerprint() == before
+
+
+def test_the_residual_head_begins_with_one_answer_for_all():
+    model = tiny(head="residual").eval()
+    model.head[-1].bias.data.normal_()
+    answers = Direct(model).vectors(pictures(3))
+    np.testing.assert_allclose(answers, model.head[-1].bias.detach().numpy()[None].repeat(3, 0), atol=1e-6)
 
 
 @pytest.mark.parametrize(("name", "head"), [("vit", "mlp3"), ("clip", "tanh"), ("resnet50", "bn")])

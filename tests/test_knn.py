@@ -149,6 +149,16 @@ def test_all_principal_components_change_nothing_but_the_axes(built, data, weigh
     assert projected[0] @ plain[0] > 0.999
 
 
+@pytest.mark.parametrize("dims", [None, TOWER["hidden_size"]], ids=["as they are", "principal"])
+def test_scaled_features_all_have_the_same_spread(data, weights, tmp_path, dims):
+    index.build([data], tmp_path / "scaled", Recipe("vit", str(weights), k=3, scaled=True, dims=dims), CPU)
+    pictures = [Image.open(data / f"{n}.png") for n in range(12)]
+    features = knn.pooled(backbones.build("vit", weights).eval(), pictures)
+    standard = unit((features - features.mean(0)) / features.std(0))
+    found = knn.load(tmp_path / "scaled", CPU).features(pictures)
+    np.testing.assert_allclose(found @ found.T, standard @ standard.T, atol=5e-3)
+
+
 # --- search -----------------------------------------------------------------------------------------------------------
 
 

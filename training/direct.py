@@ -3,7 +3,7 @@
     python -m training.direct --data my-pictures --out runs/vit --backbone vit --head mlp3
     python -m training.direct --data my-pictures --out runs/clip --backbone clip --freeze backbone --unfreeze 4
     python -m training.direct --data my-pictures --out runs/small --backbone efficientnet-lite2 --pool statistics \\
-        --freeze backbone --cache-features features --by-prompt
+        --head residual --freeze backbone --cache-features features --by-prompt
     captioner embed --model runs/vit new.png
 
 Published recipe (defaults): ViT-B/16, 90/10 split, AdamW 1e-4, cosine annealing, cosine loss, batch 64, three epochs:
@@ -56,6 +56,10 @@ def main(argv: list[str] | None = None) -> None:
     model = DirectModel.on(backbones.build(recipe.backbone, recipe.weights or None, **settings), head=recipe.head)
     model.backbone.thaw(recipe.unfreeze if recipe.freeze == "backbone" else None)
     pixels = model.backbone.preprocess
+    targets = Vectors([*train_rows["text"], *validation_rows["text"]], recipe.embedder)
+    if recipe.head == "residual":
+        mean = targets(sorted(set(train_rows["text"])))["labels"].mean(0)
+        model.head[-1].bias.data.copy_(mean)
 
     def pairs(part: Dataset, learns: bool) -> Pairs | None:
         return prepare(
@@ -68,7 +72,7 @@ def main(argv: list[str] | None = None) -> None:
             model=model,
             train_rows=pairs(train_rows, learns=True),
             validation_rows=pairs(validation_rows, learns=False),
-            targets=Vectors([*train_rows["text"], *validation_rows["text"]], recipe.embedder),
+            targets=targets,
             save_processor=lambda folder: None,  # the preprocessing is part of the model's config
             verb="embed",
             parameter_groups=layer_wise(model, recipe.lr, recipe.layer_decay),
