@@ -11,6 +11,7 @@ import hashlib
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from pathlib import Path
 
 import datasets
@@ -43,8 +44,13 @@ class CachedFeatures(Sequence):
 
     def __getitem__(self, index: int) -> Tensor:
         name = self.names[index]
-        with safe_open(self.shard_of[name], framework="pt") as shard:
-            return shard.get_tensor(name).float()
+        return _open_shard(self.shard_of[name]).get_tensor(name).float()
+
+
+@cache
+def _open_shard(file: Path) -> safe_open:
+    """Shards stay open: to read the table of contents of a shard of small vectors takes longer than a step."""
+    return safe_open(file, framework="pt")
 
 
 def cached_features(
