@@ -18,6 +18,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=5300, help="language: optimizer steps")
     parser.add_argument("--count", type=int, default=150, help="choose: validation prompts")
     parser.add_argument("--out", type=Path, help="export, measure: the checkpoint folder; pairs: the data")
+    parser.add_argument("--held-back", action="store_true", help="export: with the head that met no validation prompt")
     parser.add_argument("--seed", type=int, default=7)
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
@@ -47,7 +48,7 @@ def main() -> None:
     elif args.stage == "export":
         from training.mini import export
 
-        export.export(args.data, args.work, args.out)
+        export.export(args.data, args.work, args.out, "head-without-validation.pt" if args.held_back else "head.pt")
     elif args.stage == "measure":
         from training.mini import measure
 

@@ -47,9 +47,9 @@ def assembled(work: Path, head: str = "head.pt") -> tuple[ClipPrefix, PrefixProc
     return model.eval(), PrefixProcessor(model.backbone.preprocess, tokenizer, model.config)
 
 
-def export(data: Path, work: Path, out: Path) -> None:
+def export(data: Path, work: Path, out: Path, head: str = "head.pt") -> None:
     """Stage `export`: float16 weights, vocabulary, search settings, and what it has learnt from."""
-    model, processor = assembled(work)
+    model, processor = assembled(work, head)
     out.mkdir(parents=True, exist_ok=True)
     model.half().save_pretrained(out)
     processor.save_pretrained(out)
