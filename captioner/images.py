@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
 from captioner import __version__
 from captioner.errors import BadImage
@@ -63,9 +63,11 @@ def open_image(source: str | Path | bytes | Image.Image | np.ndarray, *, max_pix
     """Any picture as upright RGB: first frame, alpha laid on white, 16 bits scaled to 8.
 
     Arrays are `[h, w]`, `[h, w, 1]`, `[h, w, 3]` or `[h, w, 4]` of uint8, uint16, bool, or floats in 0..1.
+    max_pixels guards against what would be decoded: a picture that lies decoded in memory is no danger any more.
     """
     if isinstance(source, Image.Image):
-        return _finish(source, "the picture", max_pixels)
+        is_decoded = not (isinstance(source, ImageFile.ImageFile) and source.tile)
+        return _finish(source, "the picture", sys.maxsize if is_decoded else max_pixels)
     if isinstance(source, np.ndarray):
         return _finish(_from_array(source), "the array", max_pixels)
     name = "the data" if isinstance(source, bytes) else printable(os.fspath(source))

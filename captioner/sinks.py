@@ -585,9 +585,10 @@ def check_place(folder: Path) -> None:
     """A folder that is there, may be written to and has room: said before any work is done."""
     if not folder.is_dir():
         raise BadOutput(f"There is no folder {folder}: make it first (mkdir -p).")
-    if not os.access(folder, os.W_OK | os.X_OK):
+    disk = shutil.disk_usage(folder)
+    if not os.access(folder, os.W_OK | os.X_OK) or disk.total == 0:  # /proc and its like hold no files of users
         raise BadOutput(f"{folder} cannot be written to: choose another place.")
-    if shutil.disk_usage(folder).free < LEAST_FREE:
+    if disk.free < LEAST_FREE:
         raise BadOutput(f"The disk of {folder} is full: make room, or choose another place.")
 
 

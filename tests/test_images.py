@@ -207,6 +207,14 @@ def test_the_limit_is_the_callers(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "damaged" in refused(png_of_size(20_000, 20_000), max_pixels=500_000_000)
 
 
+def test_the_limit_is_about_what_would_be_decoded() -> None:
+    """A picture that --max-pixels let in is not refused a second time further on."""
+    content = io.BytesIO(encoded(two_colours((10, 10))))
+    let_in = open_image(content.getvalue(), max_pixels=100)
+    assert open_image(let_in, max_pixels=99).size == (10, 10)
+    assert "10×10" in refused(Image.open(content), max_pixels=99)
+
+
 @pytest.mark.parametrize("kind", [b"tEXt", b"zTXt", b"iTXt"])
 @pytest.mark.parametrize("late", [False, True])
 def test_fifty_megabytes_of_text_are_passed_over(kind: bytes, late: bool) -> None:

@@ -17,7 +17,18 @@ from PIL import Image
 
 from captioner.errors import BadInput, BadOutput
 from captioner.images import Source
-from captioner.sinks import FileSink, ImageFolder, Journal, Result, Row, Sidecars, open_out, to_json, write_lines
+from captioner.sinks import (
+    FileSink,
+    ImageFolder,
+    Journal,
+    Result,
+    Row,
+    Sidecars,
+    check_place,
+    open_out,
+    to_json,
+    write_lines,
+)
 
 ROWS = [
     {"file": "a.png", "text": 'a "castle", oil', "score": -0.5, "model": "blip", "source": "model"},
@@ -222,6 +233,12 @@ def test_a_folder_of_the_user_is_left_alone(tmp_path: Path) -> None:
         with pytest.raises(BadOutput):
             write(open_out(tmp_path / "photos", **settings), items)
     assert content(tmp_path / "photos") == before
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="no /proc here")
+def test_a_file_system_without_room_for_files_is_not_called_full() -> None:
+    with pytest.raises(BadOutput, match="/proc cannot be written to"):
+        check_place(Path("/proc"))
 
 
 @pytest.mark.parametrize("out", ["a.json", "a.txt", "folder/a.jsonl", "folder/set"])
