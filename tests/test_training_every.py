@@ -3,12 +3,15 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.utils.checkpoint import checkpoint
 
+from captioner.errors import BadInput
 from training import blip, clip_prefix, direct, ofa, resnet_lstm
 from training.loop import newest_whole
 
@@ -32,7 +35,7 @@ def uneven(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Eight pictures with texts of one to eight words: a mean of means is not their mean."""
     folder = tmp_path_factory.mktemp("uneven")
     random = np.random.default_rng(1)
-    words = "castle in the forest by a lake, rarely".split()
+    words = ["castle", "in", "the", "forest", "by", "a", "lake,", "rarely"]
     with open(folder / "metadata.jsonl", "w", encoding="utf-8") as metadata:
         for number in range(8):
             colours = random.integers(0, 256, (4, 4, 3), dtype=np.uint8)
@@ -79,3 +82,23 @@ def same(one: list[dict], other: list[dict], tolerance: float = 1e-4) -> None:
 def test_one_large_batch_equals_many_small_ones(train, name: str) -> None:
     many = train(name, "many", "--batch-size", "1", "--accumulate", "8")
     same(train(name, "one"), many)
+
+
+@pytest.mark.parametrize("name", TRAINERS)
+def test_gradient_checkpointing_changes_no_loss(train, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if name.startswith("resnet-lstm"):
+        with pytest.raises(BadInput, match="--gradient-checkpointing is for transformer layers"):
+            train(name, "frugal", "--gradient-checkpointing")
+        return
+    again = Mock(side_effect=checkpoint)
+    monkeypatch.setattr("transformers.modeling_utils.checkpoint", again)
+    frugal = train(name, "frugal", "--gradient-checkpointing")
+    assert again.called
+    same(train(name, "plain"), frugal)
+
+
+@pytest.mark.parametrize("name", TRAINERS)
+def test_bf16_is_near_fp32(train, name: str) -> None:
+    whole, half = ([entry["loss"] for entry in train(name, p, "--precision", p)] for p in ("fp32", "bf16"))
+    assert whole != half
+    np.testing.assert_allclose(whole, half, rtol=0.05)

@@ -6,10 +6,13 @@ weights.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
+from captioner import zoo
 from training.recipe import LoraRecipe
 
 
@@ -21,7 +24,7 @@ def adapted(
     Args:
         targets: a regular expression over module names. Word embeddings and the output layer tied to them are never
             adapted: merging would change both at once.
-        base: what the adapter names as its base.
+        base: where the model is from, a name or a folder; the adapter names it as its base.
         whole: modules that learn as a whole and are kept with the adapter.
     """
     if not (recipe.lora or recipe.qlora):
@@ -36,8 +39,16 @@ def adapted(
         modules_to_save=whole,
     )
     adapted_model = get_peft_model(model, config)
-    adapted_model.peft_config["default"].base_model_name_or_path = base
+    adapted_model.peft_config["default"].base_model_name_or_path = name_of_base(base)
     return adapted_model
+
+
+def name_of_base(base: str) -> str:
+    """As others find it too: the Hub id where there is one, else the folder."""
+    if base in zoo.ENTRIES:
+        return zoo.ENTRIES[base].weights
+    folder = Path(base).expanduser()
+    return str(folder.resolve()) if folder.exists() else base
 
 
 def quantization(recipe: LoraRecipe) -> dict[str, BitsAndBytesConfig]:

@@ -23,7 +23,7 @@ IGNORED = -100  # the label that no loss counts
 
 
 class Pairs(Dataset):
-    """Rows {image, text} as {pixel_values or features, text}. Pictures that cannot be read are passed over.
+    """Rows {image, text} as {pixel_values or features, text, row}. Pictures that cannot be read are passed over.
 
     by_prompt: an epoch shows one picture of each prompt, drawn by chance, so that a prompt counts once.
     """
@@ -64,12 +64,12 @@ class Pairs(Dataset):
         pictures = self.pictures[index]
         chosen = pictures[random.integers(len(pictures))] if len(pictures) > 1 else pictures[0]
         if self.features is not None:
-            return {"features": self.features[chosen], "text": self.texts[index]}
+            return {"features": self.features[chosen], "text": self.texts[index], "row": chosen}
         row = self.rows[chosen]
         image = row["image"]
         if self.augment:
             image = augmented(image, random)
-        return {"pixel_values": self.pixels([image])[0], "text": row["text"]}
+        return {"pixel_values": self.pixels([image])[0], "text": row["text"], "row": row["place"]}
 
 
 def augmented(image: Image.Image, random: np.random.Generator) -> Image.Image:
@@ -119,14 +119,15 @@ class TextTargets:
 
 
 class Collate:
-    """A list of rows → one batch. Picklable, so that worker processes can have it."""
+    """A list of rows → one batch, and which rows they are. Picklable, so that worker processes can have it."""
 
     def __init__(self, targets: Callable[[Sequence[str]], dict[str, Tensor]]) -> None:
         self.targets = targets
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
         seen = "features" if "features" in rows[0] else "pixel_values"
-        return {seen: torch.stack([row[seen] for row in rows]), **self.targets([row["text"] for row in rows])}
+        made = {seen: torch.stack([row[seen] for row in rows]), **self.targets([row["text"] for row in rows])}
+        return {**made, "rows": torch.tensor([row["row"] for row in rows])}
 
 
 def split_by_prompt(rows: datasets.Dataset, share: float, seed: int) -> tuple[datasets.Dataset, datasets.Dataset]:

@@ -42,7 +42,7 @@ def main(argv: list[str] | None = None) -> None:
         freeze(model.vision_model, blocks=model.vision_model.encoder.layers, but_last=recipe.unfreeze)
     elif recipe.freeze == "text":
         freeze(model.text_decoder, blocks=model.text_decoder.bert.encoder.layer, but_last=recipe.unfreeze)
-    learning = adapted(model, recipe, ADAPTABLE, base=str(folder.resolve()))
+    learning = adapted(model, recipe, ADAPTABLE, base=recipe.base)
     fit(recipe, load_rows(recipe), model, processor, learning, encoder=model.vision_model)
 
 

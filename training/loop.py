@@ -27,12 +27,13 @@ from transformers import (
     TrainerCallback,
     TrainingArguments,
 )
-from transformers.utils.logging import disable_progress_bar
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
-from captioner.errors import BadOutput, CaptionerError
+from captioner.errors import BadInput, BadOutput, CaptionerError
 from training.batches import IGNORED, Collate, Pairs
 from training.progress import Watch, console
-from training.recipe import Recipe
+from training.recipe import OPTIMIZERS, Recipe
 
 WHOLE = "whole.json"  # written last into a checkpoint: without it, the checkpoint was cut off
 
@@ -94,28 +95,47 @@ class LoopTrainer(Trainer):
         if job.recipe.early_stopping and job.validation_rows is not None:
             self.add_callback(EarlyStoppingCallback(job.recipe.early_stopping))
 
+    def get_batch_samples(self, *args, **kwargs):
+        batches, labels = super().get_batch_samples(*args, **kwargs)
+        self.rows_of_step = [int(row) for batch in batches for row in batch["rows"]]
+        return batches, labels
+
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """The model's mean loss, weighed by this batch's share of the step's labels (over all processes)."""
+        rows = inputs.pop("rows")
         outputs = model(**inputs)
         labels = inputs["labels"].ne(IGNORED).sum()
         loss = outputs.loss if labels else 0 * outputs.logits.sum()  # the mean over no label at all is no number
         if num_items_in_batch is not None:
             loss = loss * self.accelerator.num_processes * labels / max(num_items_in_batch, 1)
+        if not torch.isfinite(loss):
+            raise self._diverged("loss", loss, rows.tolist(), model.training)
         return (loss, outputs) if return_outputs else loss
 
-    def training_step(self, model, inputs, num_items_in_batch=None):
-        loss = super().training_step(model, inputs, num_items_in_batch)
-        if not torch.isfinite(loss):
-            raise DivergedError(
-                f"The loss is {loss.item()} at step {self.state.global_step + 1}. The last checkpoint in "
-                f"{self.args.output_dir} is untouched. Try a lower --lr, more --warmup or --precision fp32."
-            )
-        return loss
+    def _clip_grad_norm(self, model):
+        """Gradients that are no numbers would spoil the weights, and with them the next checkpoint."""
+        norm = super()._clip_grad_norm(model)
+        if not (torch.isfinite(norm) or self.args.fp16):  # in fp16 the scaler leaves such a step out
+            raise self._diverged("gradient", norm, self.rows_of_step)
+        return norm
+
+    def _diverged(self, what: str, value: Tensor, rows: Sequence[int], training: bool = True) -> DivergedError:
+        step, kept = self.state.global_step, newest_whole(Path(self.args.output_dir))
+        pairs, when = (
+            (self.job.train_rows, f"at step {step + 1}")
+            if training
+            else (self.job.validation_rows, f"of the validation after step {step}")
+        )
+        return DivergedError(
+            f"The {what} is {value.item()} {when}, in the batch of {', '.join(pairs.rows.name(row) for row in rows)}. "
+            f"{f'{kept.name} is whole and untouched' if kept else 'There is no checkpoint yet'}. "
+            "Look at these pairs, or try a lower --lr, more --warmup or --precision fp32."
+        )
 
     def create_optimizer(self, model=None):
         if self.job.parameter_groups is not None and self.optimizer is None:
             kind, settings = self.get_optimizer_cls_and_kwargs(self.args, self.model)
-            self.optimizer = kind(self.job.parameter_groups, **settings)
+            self.optimizer = kind(self.job.parameter_groups, weight_decay=self.args.weight_decay, **settings)
         return super().create_optimizer() if model is None else super().create_optimizer(model)
 
     def evaluation_loop(self, *args, **kwargs):
@@ -154,9 +174,14 @@ class LoopTrainer(Trainer):
 def train(job: Job) -> None:
     """Train, choose the best checkpoint, and leave a folder that `captioner generate --model` takes."""
     from training.finish import write_card, write_curves
+    from training.hub import upload
 
     recipe, out = job.recipe, Path(job.recipe.out)
-    disable_progress_bar()  # a bar for each file saved would hide what matters
+    if recipe.gradient_checkpointing and not can_checkpoint(job.model):
+        raise BadInput("--gradient-checkpointing is for transformer layers, and this model learns none: leave it out.")
+    # A bar for each file saved would hide what matters, and so would a warning at each tied weight that is not saved.
+    disable_progress_bar()
+    set_verbosity_error()
     out.mkdir(parents=True, exist_ok=True)
     trainer = LoopTrainer(job, arguments(recipe, job))
     start_from = newest_whole(out, warn=True) if recipe.resume else None
@@ -172,9 +197,15 @@ def train(job: Job) -> None:
         job.save_processor(out)
         write_curves(trainer.state.log_history, out / "curves.png")
         write_card(job, trainer.state, out)
-        if recipe.push_to_hub:
-            model.push_to_hub(recipe.push_to_hub)
         print(f"Done. Use it: captioner {job.verb} --model {out} picture.png")
+        if recipe.push_to_hub:
+            upload(out, recipe.push_to_hub)
+
+
+def can_checkpoint(model: PreTrainedModel) -> bool:
+    """True when the model has layers whose activations can be computed again instead of kept."""
+    layers = any(isinstance(module, GradientCheckpointingLayer) for module in model.modules())
+    return model.supports_gradient_checkpointing and layers
 
 
 def arguments(recipe: Recipe, job: Job) -> TrainingArguments:
@@ -195,7 +226,7 @@ def arguments(recipe: Recipe, job: Job) -> TrainingArguments:
         lr_scheduler_type="constant_with_warmup" if recipe.schedule == "constant" else recipe.schedule,
         warmup_steps=recipe.warmup,
         weight_decay=recipe.weight_decay,
-        optim=recipe.optimizer,
+        optim=OPTIMIZERS[recipe.optimizer],
         bf16=recipe.precision == "bf16",
         fp16=recipe.precision == "fp16",
         eval_strategy=by_steps if evaluates else "no",

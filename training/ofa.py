@@ -41,7 +41,7 @@ def main(argv: list[str] | None = None) -> None:
         freeze(model.encoder, blocks=model.encoder.layers, but_last=recipe.unfreeze)
     elif recipe.freeze == "decoder":
         freeze(model.decoder, blocks=model.decoder.layers, but_last=recipe.unfreeze)
-    learning = adapted(model, recipe, ADAPTABLE, base=str(folder.resolve()))
+    learning = adapted(model, recipe, ADAPTABLE, base=recipe.base)
     fit(recipe, load_rows(recipe), model, processor, learning, encoder=model.encoder)
 
 

@@ -24,6 +24,15 @@ def changed(name: str, default: Any) -> Any:
     return option(default, **LoraRecipe.__dataclass_fields__[name].metadata)
 
 
+OPTIMIZERS = {
+    "adamw": "adamw_torch",
+    "adamw-8bit": "adamw_bnb_8bit",
+    "adamw-paged": "paged_adamw_32bit",
+    "adamw-8bit-paged": "paged_adamw_8bit",
+}
+"""--optimizer in the Trainer's words."""
+
+
 @dataclass
 class Recipe:
     """How to train. Defaults are the published recipe of each model."""
@@ -45,9 +54,11 @@ class Recipe:
     warmup: float = option(0.1, "Share of the steps in which the rate rises (1 or more: a number of steps)")
     weight_decay: float = option(0.01, "AdamW's weight decay")
     optimizer: str = option(
-        "adamw_torch", "adamw_torch, or one of bitsandbytes: adamw_bnb_8bit, paged_adamw_8bit, paged_adamw_32bit"
+        "adamw",
+        "8bit keeps AdamW's state in a quarter of the memory; paged moves it off a full GPU (both by bitsandbytes)",
+        choices=list(OPTIMIZERS),
     )
-    precision: str = option("fp32", "fp16 scales its gradients", choices=["fp32", "bf16", "fp16"])
+    precision: str = option("fp32", "fp16 (GPUs only) scales its gradients", choices=["fp32", "bf16", "fp16"])
     by_prompt: bool = option(False, "An epoch shows one picture of each prompt, so that a prompt counts once")
     augment: bool = option(False, "Flip, crop, turn and colour-jitter the training pictures")
     freeze: str = option("none", "Parts that do not learn; each trainer names its own")
@@ -67,7 +78,7 @@ class Recipe:
     compile: bool = option(False, "torch.compile; pays on GPUs in long runs")
     log_every: int = option(10, "Steps between two lines of the log")
     push_to_hub: str = option("", "Send the finished model to this Hub id")
-    device: str = option("auto", "auto, cpu or cuda")
+    device: str = option("auto", "auto: the GPU if there is one", choices=["auto", "cpu", "cuda"])
 
 
 @dataclass
@@ -135,9 +146,25 @@ def check(recipe: Recipe) -> None:
         raise BadInput("--cache-features keeps one view of each picture: leave out --augment.")
     if recipe.early_stopping < 0:
         raise BadInput("--early-stopping counts evaluations: 0 or more.")
+    check_machine(recipe)
     folder = Path(recipe.out)
     if folder.is_dir() and any(folder.iterdir()) and not recipe.resume:
         raise BadInput(f"{folder} is not empty. Go on with --resume, or name another --out.")
+
+
+def check_machine(recipe: Recipe) -> None:
+    """What cannot be done here is said before anything is loaded."""
+    import torch
+
+    on_gpu = recipe.device != "cpu" and torch.cuda.is_available()
+    if recipe.device == "cuda" and not on_gpu:
+        raise BadInput("This machine has no GPU that torch can use: --device cpu.")
+    if recipe.precision == "fp16" and not on_gpu:
+        raise BadInput("--precision fp16 needs a GPU. On a CPU use bf16 or fp32.")
+    if recipe.push_to_hub:
+        from training.hub import check_login
+
+        check_login(recipe.push_to_hub)
 
 
 def command_line(main) -> None:

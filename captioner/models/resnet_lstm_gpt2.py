@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 import torch.nn.functional as F
 from PIL.Image import Image
 from torch import Tensor, nn
@@ -143,7 +144,10 @@ class ResNetLSTMGPT2(PreTrainedModel):
 
     def _embed(self, tokens: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """Token ids `[rows, t]` → what GPT-2 reads `[rows, t, width]`, and the LSTM's new state."""
-        hidden, state = self.lstm(self.dropout(self.gpt2.transformer.wte(tokens)), state)
+        words = self.dropout(self.gpt2.transformer.wte(tokens))
+        # In the precision of the weights: oneDNN has no LSTM for bf16 autocast on CPUs without AVX-512.
+        with torch.autocast(words.device.type, enabled=False):
+            hidden, state = self.lstm(words, tuple(part.to(words.dtype) for part in state))
         return self.to_gpt2(self.dropout(hidden)), state
 
 

@@ -26,8 +26,9 @@ log = logging.getLogger(__name__)
 
 
 class ReadableRows:
-    """A `Dataset` of pairs by index. In place of a row whose picture cannot be read stands the next that can: batches
-    keep their size, and the same index always gives the same row, in every worker and after every resume."""
+    """A `Dataset` of pairs by index, each with its `place`. In place of a row whose picture cannot be read stands the
+    next that can: batches keep their size, and the same index always gives the same row, in every worker and after
+    every resume."""
 
     def __init__(self, rows: Dataset) -> None:
         self.rows = rows.cast_column("image", Image(decode=False))
@@ -42,7 +43,7 @@ class ReadableRows:
             if not self.unreadable[place]:
                 row = self.rows[place]
                 try:
-                    return {**row, "image": picture_of(row["image"])}
+                    return {**row, "image": picture_of(row["image"]), "place": place}
                 except BadImage as error:
                     report(row, error)
                     self.unreadable[place] = True
@@ -52,7 +53,11 @@ class ReadableRows:
     @property
     def skipped(self) -> list[str]:
         """The rows met so far whose pictures cannot be read."""
-        return [_name(self.rows[place]) for place in self.unreadable.nonzero().flatten().tolist()]
+        return [self.name(place) for place in self.unreadable.nonzero().flatten().tolist()]
+
+    def name(self, place: int) -> str:
+        """What to call a row in a message."""
+        return _name(self.rows[place])
 
 
 def readable(rows: Dataset | IterableDataset, skipped: list[str] | None = None) -> Iterator[dict[str, Any]]:
