@@ -74,8 +74,28 @@ def logits_processors(processor: Processor, decoding: Decoding, device: torch.de
         if decoding.top_k:
             chain.append(lp.TopKLogitsWarper(decoding.top_k))
         if decoding.top_p < 1:
-            chain.append(lp.TopPLogitsWarper(decoding.top_p))
+            chain.append(TopP(decoding.top_p))
     return chain
+
+
+class TopP(lp.LogitsProcessor):
+    """transformers' top-p without sorting the whole vocabulary, which took a third of a small model's time."""
+
+    FEW = 256
+    """So many of the likeliest tokens nearly always hold the mass that is asked for."""
+
+    def __init__(self, top_p: float) -> None:
+        self.top_p = top_p
+        self.sorting = lp.TopPLogitsWarper(top_p)
+
+    def __call__(self, ids: Tensor, scores: Tensor) -> Tensor:
+        top = scores.topk(min(self.FEW, scores.shape[-1]), dim=-1).values  # [rows, few], falling
+        probabilities = (top - scores.logsumexp(-1, keepdim=True)).exp()
+        before = probabilities.cumsum(-1) - probabilities
+        kept = (before < self.top_p).sum(-1, keepdim=True)
+        if (kept == top.shape[-1]).any():  # the mass may reach further
+            return self.sorting(ids, scores)
+        return scores.masked_fill(scores < top.gather(-1, kept - 1), -torch.inf)
 
 
 def _read_start(decoder: Decoder, memory: Memory, processor: Processor, copies: int) -> tuple[Tensor, Tensor, Past]:

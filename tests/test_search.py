@@ -11,10 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
+from transformers.generation import logits_process as lp
 
 from captioner.decoding import Decoding
 from captioner.errors import BadInput
-from captioner.search import Found, search
+from captioner.search import Found, TopP, search
 from tests.tiny import blip as tiny_blip
 
 # --- parity with transformers -----------------------------------------------------------------------------------------
@@ -239,6 +240,15 @@ def test_batch_and_place_do_not_matter(sampling: bool) -> None:
     if sampling:
         other = search(Markov(), memory, Letters(), replace(decoding, seed=12), seeds)
         assert other != together
+
+
+@pytest.mark.parametrize("top_p", [0.05, 0.5, 0.9, 0.999])
+@pytest.mark.parametrize(("vocabulary", "spread"), [(40, 1), (1000, 6), (1000, 0.1)])
+def test_top_p_keeps_what_transformers_keeps(top_p: float, vocabulary: int, spread: float) -> None:
+    scores = torch.randn(16, vocabulary, generator=torch.Generator().manual_seed(0)) * spread
+    scores[3, : vocabulary // 2] = -torch.inf
+    ids = torch.zeros(16, 1, dtype=torch.long)
+    assert torch.equal(TopP(top_p)(ids, scores), lp.TopPLogitsWarper(top_p)(ids, scores))
 
 
 def test_equal_images_are_sampled_independently_by_their_seeds() -> None:
