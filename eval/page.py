@@ -93,7 +93,7 @@ def number(value: float | None) -> str:
     """Three decimals, fewer for large numbers; a dash for what was not measured."""
     if value is None:
         return "–"
-    return f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"
+    return f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}" if abs(value) < 1000 else f"{value:,.0f}"
 
 
 def small_number(value: float | None) -> str:

@@ -52,7 +52,7 @@ def places(name: str) -> list[Path]:
     if found.is_dir():
         return [found]
     members = [member["model"] for member in _json(found).get("members", [])]
-    inside = [str(found.parent / m) if (found.parent / m).exists() else m for m in members]
+    inside = [str(found.parent / m) if m not in zoo.ENTRIES and (found.parent / m).exists() else m for m in members]
     return [found, *(place for member in inside for place in places(member))]
 
 

@@ -135,6 +135,13 @@ def test_captioners_take_part_by_what_they_say(tiny_checkpoint, models, pictures
         np.testing.assert_allclose(found, unit(unit(spoken) + direct), atol=1e-4)
 
 
+def test_a_folder_may_be_called_like_a_model_of_the_zoo(models, pictures, tmp_path):
+    shutil.copytree(models / "one", tmp_path / "mini")
+    ensemble.save(tmp_path / "e.json", [Member(str(tmp_path / "mini"))])
+    found = ensemble.load(tmp_path / "e.json", CPU).embed_images(pictures)
+    np.testing.assert_allclose(found, pipeline.load(str(models / "one"), CPU).embed(pictures), atol=1e-6)
+
+
 def test_an_expected_embedding_is_of_many_candidates():
     assert ensemble.with_candidates(Decoding(num_beams=5)).num_return_sequences == 5
     assert ensemble.with_candidates(Decoding(do_sample=True, num_return_sequences=8)).num_return_sequences == 32

@@ -166,7 +166,8 @@ def save(file: Path, members: Sequence[Member], by_norm: bool = False, report: d
     for member in weighted(members):
         is_path = member.model not in zoo.ENTRIES and Path(member.model).expanduser().exists()
         seen = os.path.relpath(Path(member.model).expanduser(), file.parent) if is_path else member.model
-        rows.append(asdict(replace(member, model=seen)))
+        is_taken = is_path and seen in zoo.ENTRIES  # a folder called knn beside the file is not the zoo's knn
+        rows.append(asdict(replace(member, model=os.path.join(".", seen) if is_taken else seen)))
     content = {"kind": "ensemble", "by_norm": by_norm, "members": rows, "fitted": report}
     partial = file.with_suffix(".partial")
     partial.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
