@@ -102,3 +102,12 @@ def test_bf16_is_near_fp32(train, name: str) -> None:
     whole, half = ([entry["loss"] for entry in train(name, p, "--precision", p)] for p in ("fp32", "bf16"))
     assert whole != half
     np.testing.assert_allclose(whole, half, rtol=0.05)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw-8bit", "adamw-paged", "adamw-8bit-paged"])
+def test_optimizers_of_bitsandbytes(train, tmp_path: Path, optimizer: str) -> None:
+    log = train("resnet-lstm", "run", "--optimizer", optimizer, "--max-steps", "8", "--eval-every", "8", "--lr", "3e-3")
+    assert log[-1]["loss"] < 0.9 * log[0]["loss"]
+    kept = torch.load(newest_whole(tmp_path / "run") / "optimizer.pt", weights_only=True)["state"].values()
+    kept = [state.get("__bnb_optimizer_quant_state__", state) for state in kept]
+    assert any("qmap1" in state for state in kept) == ("8bit" in optimizer)

@@ -15,6 +15,7 @@ import captioner
 from captioner.decoding import Decoding
 from captioner.errors import BadInput, BadOutput
 from training import blip
+from training.batches import Pairs
 from training.loop import WHOLE, DivergedError, drop_old_checkpoints, newest_whole
 
 GREEDY = Decoding(num_beams=1, max_new_tokens=16)
@@ -116,9 +117,24 @@ def test_a_full_disk_leaves_the_checkpoint_before(train, monkeypatch: pytest.Mon
         train("run", "--max-steps", "3", "--eval-every", "1")
 
 
-def test_a_loss_that_is_no_number_stops_the_run(train) -> None:
-    with pytest.raises(DivergedError, match="at step"):
-        train("run", "--max-steps", "30", "--lr", "1e30", "--schedule", "constant", "--warmup", "0")
+def test_a_loss_that_is_no_number_stops_the_run_and_names_its_pairs(
+    train, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest = Pairs.__getitem__
+
+    def one_is_rotten(rows: Pairs, index: int) -> dict:
+        item = honest(rows, index)
+        if rows.augment and item["text"] == "a golden castle in the forest":  # of the training rows alone
+            item["pixel_values"] *= float("nan")
+        return item
+
+    monkeypatch.setattr(Pairs, "__getitem__", one_is_rotten)
+    with pytest.raises(DivergedError, match="nan at step 3") as stopped:
+        train("run", "--batch-size", "4", "--eval-every", "1", "--augment")
+    assert str(pairs / "15.png") in str(stopped.value)
+    assert str(stopped.value).count(".png") == 4
+    assert "checkpoint-2 is whole" in str(stopped.value)
+    assert newest_whole(tmp_path / "run").name == "checkpoint-2"
 
 
 @pytest.mark.parametrize(
@@ -128,6 +144,7 @@ def test_a_loss_that_is_no_number_stops_the_run(train) -> None:
         (["--select-by", "cosine", "--samples", "0"], "--samples 32"),
         (["--unfreeze", "9", "--freeze", "vision"], "has 2 blocks"),
         (["--data", "no/such/place"], "no/such/place"),
+        (["--precision", "fp16", "--device", "cpu"], "needs a GPU. On a CPU use bf16"),
     ],
 )
 def test_contradictions_are_said(train, options: list[str], message: str) -> None:

@@ -10,10 +10,12 @@ import torch
 from safetensors.torch import load_file
 
 import captioner
+from captioner.contracts import LoadOptions
 from captioner.decoding import Decoding
 from captioner.embedding import text_embedder
 from captioner.errors import BadCheckpoint, BadInput, BadOutput
 from captioner.models.merging import merge
+from captioner.models.ofa import load as load_ofa
 from tests.test_training_loop import losses
 from training import blip, clip_prefix, direct, ofa, resnet_lstm
 
@@ -141,6 +143,18 @@ def test_lora_leaves_the_base_alone_and_its_folder_is_a_model(
         merge(out, tmp_path / "merged")
     with pytest.raises(BadCheckpoint, match="no adapter"):
         merge(base, tmp_path / "other")
+
+
+def test_an_adapter_of_ofa_asks_its_own_question(
+    tiny_checkpoint: Callable[[str], Path], pairs: Path, tmp_path: Path
+) -> None:
+    out, merged = tmp_path / "adapter", tmp_path / "merged"
+    options = ["--base", str(tiny_checkpoint("ofa")), "--lora", "--question", "Which prompt?", "--max-steps", "1"]
+    ofa.main(shared(pairs, out, *options, "--batch-size", "2"))
+    merge(out, merged)
+    for folder in (out, merged):
+        speaker = load_ofa(folder, LoadOptions(device="cpu"))
+        assert speaker.processor.decode(speaker.model.question) == "which prompt?"
 
 
 @pytest.mark.parametrize("bits", ["8bit", "4bit"])

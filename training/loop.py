@@ -12,11 +12,13 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel
 from rich.table import Table
 from torch import Tensor, nn
 from transformers import (
@@ -194,6 +196,8 @@ def train(job: Job) -> None:
     if trainer.is_world_process_zero():
         model = trainer.accelerator.unwrap_model(trainer.model)
         model.save_pretrained(out)
+        if isinstance(model, PeftModel):
+            save_config(model, out)
         job.save_processor(out)
         write_curves(trainer.state.log_history, out / "curves.png")
         write_card(job, trainer.state, out)
@@ -206,6 +210,13 @@ def can_checkpoint(model: PreTrainedModel) -> bool:
     """True when the model has layers whose activations can be computed again instead of kept."""
     layers = any(isinstance(module, GradientCheckpointingLayer) for module in model.modules())
     return model.supports_gradient_checkpointing and layers
+
+
+def save_config(model: PeftModel, out: Path) -> None:
+    """The settings that the adapter was trained with, such as OFA's question; how its base was packed is none."""
+    config = copy(model.get_base_model().config)
+    vars(config).pop("quantization_config", None)
+    config.save_pretrained(out)
 
 
 def arguments(recipe: Recipe, job: Job) -> TrainingArguments:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
@@ -92,38 +93,48 @@ class LoraRecipe(Recipe):
     qlora: str = option("", "Load the frozen weights in 8bit or 4bit (implies --lora)", choices=["", "8bit", "4bit"])
 
 
-AnyRecipe = TypeVar("AnyRecipe", bound=Recipe)
+Settings = TypeVar("Settings")
 
 
-def parse(kind: type[AnyRecipe], description: str, argv: list[str] | None = None) -> AnyRecipe:
-    """The command line → a checked recipe: one `--option` a field, lists by saying it several times."""
+def parse(kind: type[Settings], description: str, argv: list[str] | None = None) -> Settings:
+    """The command line → a checked recipe."""
     parser = argparse.ArgumentParser(
         prog=f"python -m {kind.__module__}" if kind.__module__ != "__main__" else f"python -m {_main_module()}",
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    types = get_type_hints(kind)
-    for each in fields(kind):
-        default = each.default if each.default is not MISSING else []
-        shown = "" if default in ("", [], False) else f" (default: {default})"
-        settings: dict[str, Any] = {"help": each.metadata["help"] + shown, "default": default}
-        if types[each.name] is bool:
-            settings["action"] = "store_true"
-        else:
-            if types[each.name] == list[str]:
-                settings |= {"action": "append", "default": None}
-            else:
-                settings |= {"type": types[each.name], "choices": each.metadata.get("choices")}
-            settings["metavar"] = None if settings.get("choices") else each.name.upper()
-        parser.add_argument("--" + each.name.replace("_", "-"), **settings)
-    said = {name: value for name, value in vars(parser.parse_args(argv)).items() if value is not None}
-    recipe = kind(**said)
+    add_options(parser, kind)
+    recipe = settings(kind, parser.parse_args(argv))
     check(recipe)
     from transformers import set_seed
 
     set_seed(recipe.seed)  # before any weight is made
     return recipe
+
+
+def add_options(parser: argparse.ArgumentParser, kind: type) -> None:
+    """One `--option` a field; lists by saying it several times."""
+    types = get_type_hints(kind)
+    for each in fields(kind):
+        default = each.default if each.default is not MISSING else []
+        required = each.metadata.get("required", False)
+        shown = "" if required or default is False or default in ("", []) else f" (default: {default})"
+        said: dict[str, Any] = {"help": each.metadata["help"].replace("%", "%%") + shown, "required": required}
+        if types[each.name] is bool:
+            said |= {"action": "store_true"}
+        elif types[each.name] == list[str]:
+            said |= {"action": "append", "metavar": each.name.upper()}
+        else:
+            said |= {"type": types[each.name], "default": default, "choices": each.metadata.get("choices")}
+            said["metavar"] = None if said["choices"] else each.name.upper()
+        parser.add_argument("--" + each.name.replace("_", "-"), **said)
+
+
+def settings(kind: type[Settings], arguments: argparse.Namespace) -> Settings:
+    """What was said on the command line, and the defaults of what was not."""
+    said = {each.name: getattr(arguments, each.name) for each in fields(kind)}
+    return kind(**{name: value for name, value in said.items() if value is not None})
 
 
 def _main_module() -> str:
@@ -167,13 +178,13 @@ def check_machine(recipe: Recipe) -> None:
         check_login(recipe.push_to_hub)
 
 
-def command_line(main) -> None:
-    """Run a trainer's main: errors of the user become one line and exit status 2."""
+def command_line(main: Callable[[], None], stopped: str = "the same command with --resume goes on from there") -> None:
+    """Run a command's main: errors of the user become one line and exit status 2."""
     try:
         main()
     except CaptionerError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
-        print("\nstopped; the same command with --resume goes on from the last checkpoint", file=sys.stderr)
+        print(f"\nstopped; {stopped}", file=sys.stderr)
         raise SystemExit(130) from None

@@ -44,6 +44,9 @@ def read_model(cls: type[Model], folder: Path, dtype: torch.dtype = torch.float3
     Settings go to transformers' `from_pretrained`, e.g. `quantization_config`.
     """
     base = base_folder(folder)
+    if base != folder and (folder / "config.json").is_file():  # what an adapter changes beside weights: OFA's question
+        with reading(folder):
+            settings["config"] = cls.config_class.from_pretrained(folder)
     model = _read_whole(cls, base, dtype=dtype, **settings)
     return model if base == folder else _merge_adapter(model, folder)
 

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import MISSING, Field, dataclass, fields
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import Any
 
-from training.recipe import option
-
-AnyOptions = TypeVar("AnyOptions")
+from training.recipe import add_options, option, settings
 
 
 @dataclass(frozen=True)
@@ -23,8 +21,12 @@ class Preparation:
     validation.txt), summary.json with the counts of every stage, and summary.png.
     """
 
-    data: list[str] = option([], "a folder, parquet, kaggle:DIR, coco:DIR, diffusiondb:DIR, hub:NAME, or .txt(.gz)")
-    out: str = option("", "the folder to write; must be new or empty")
+    data: list[str] = option(
+        [],
+        "a folder, parquet, kaggle:DIR, coco:DIR, diffusiondb:DIR, hub:NAME, or .txt(.gz); several add up",
+        required=True,
+    )
+    out: str = option("", "the folder to write; must be new or empty", required=True)
     overwrite: bool = option(False, "replace what an earlier run has written to --out")
     text_column: str = option("", "the caption's column, if it has an unusual name")
     image_column: str = option("", "the picture's column, if it has an unusual name")
@@ -53,8 +55,8 @@ class Synthesis:
     Writes an image folder with metadata.jsonl, ready for --data. The same command goes on where it was stopped.
     """
 
-    prompts: str = option("", "a file with one prompt a line, .txt or .txt.gz")
-    out: str = option("", "the folder to write, or to go on with")
+    prompts: str = option("", "a file with one prompt a line, .txt or .txt.gz", required=True)
+    out: str = option("", "the folder to write, or to go on with", required=True)
     count: int = option(100, "pictures to draw")
     recombine: bool = option(False, "new prompts: the subject of one, terms of others as often as they occur")
     model: str = option("stabilityai/stable-diffusion-2", "a folder or a Hub id of a text-to-image pipeline")
@@ -66,38 +68,6 @@ class Synthesis:
     precision: str = option("auto", "auto: fp16 on a GPU, fp32 on the CPU", choices=["auto", "fp32", "bf16", "fp16"])
     device: str = option("auto", "auto, cpu or cuda")
     seed: int = option(0, "prompt number N is drawn with seed + N")
-
-
-def add_options(parser: argparse.ArgumentParser, kind: type) -> None:
-    """One --option for every field."""
-    for field in fields(kind):
-        name = "--" + field.name.replace("_", "-")
-        text = field.metadata["help"]
-        if _default(field) == []:
-            parser.add_argument(name, action="append", required=True, metavar="SOURCE", help=f"{text}; may be repeated")
-        elif _default(field) is False:
-            parser.add_argument(name, action="store_true", help=text)
-        else:
-            default = _default(field)
-            required = field.name in ("out", "prompts")
-            shown = "" if required or default == "" else f" (default: {default})"
-            parser.add_argument(
-                name,
-                type=type(default),
-                default=default,
-                required=required,
-                choices=field.metadata.get("choices"),
-                metavar=None if "choices" in field.metadata else type(default).__name__.upper(),
-                help=text.replace("%", "%%") + shown,
-            )
-
-
-def _default(field: Field) -> Any:
-    return field.default if field.default_factory is MISSING else field.default_factory()
-
-
-def from_arguments(kind: type[AnyOptions], arguments: argparse.Namespace) -> AnyOptions:
-    return kind(**{field.name: getattr(arguments, field.name) for field in fields(kind)})
 
 
 def parse(commands: dict[str, type], argv: Sequence[str] | None, description: str) -> tuple[str, Any]:
@@ -113,4 +83,4 @@ def parse(commands: dict[str, type], argv: Sequence[str] | None, description: st
         )
         add_options(verb, kind)
     arguments = parser.parse_args(argv)
-    return arguments.command, from_arguments(commands[arguments.command], arguments)
+    return arguments.command, settings(commands[arguments.command], arguments)
