@@ -16,9 +16,11 @@ from PIL import Image
 from captioner import pipeline
 from captioner.contracts import LoadOptions
 from captioner.decoding import Decoding
+from captioner.embedding import text_embedder
 from captioner.errors import BadCheckpoint
 from captioner.models import clip_prefix, mini
-from training.mini import head, language, sources, split
+from captioner.models.checkpoint import read_model
+from training.mini import head, language, reward, sources, split
 
 
 @pytest.mark.parametrize(
@@ -92,6 +94,13 @@ def test_the_head_finds_what_the_statistics_tell(pairs, monkeypatch):
 def test_a_prompt_counts_once_however_many_pictures_it_has(pairs):
     pairs.prompt[:30] = 0
     assert pairs.weights()[pairs.prompt == 0].sum() == pytest.approx(1)
+
+
+def test_style_studies_and_photographs_weigh_little(pairs):
+    pairs.source[:3] = ["flickr8k"] * 3
+    weights = head.importance(pairs)
+    assert weights[0].item() == pytest.approx(head.ASIDE * 3**-0.5)
+    assert weights[3].item() == pytest.approx(3**-0.5)
 
 
 def test_blur_has_the_shape_of_the_heads_errors(pairs, tmp_path, monkeypatch):
@@ -169,6 +178,23 @@ def test_it_starts_without_the_model_classes_of_transformers():
         "assert p.text and p.embedding.shape == (384,); assert 'transformers.modeling_utils' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code, str(PICTURES / "cat.jpg")], check=True)
+
+
+def test_texts_nearer_to_the_truth_become_likelier():
+    torch.manual_seed(0)
+    model = read_model(clip_prefix.ClipPrefix, BUNDLED)
+    processor, embed = clip_prefix.load_processor(BUNDLED, model), text_embedder()
+    truth = torch.from_numpy(embed(["a black and white photograph of a cat"])).repeat(4, 1)
+    given = torch.nn.functional.normalize(truth + torch.from_numpy(embed(["a city at night, oil painting"])), dim=-1)
+    optimizer = torch.optim.AdamW([*model.mapper.parameters(), *model.gpt.parameters()], lr=2e-4)
+    gained = []
+    for step in range(4):
+        loss, near = reward.policy_loss(model, processor, embed, given, truth, seed=step)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        gained.append(near)
+    assert gained[-1] > gained[0] + 0.05
 
 
 def test_a_damaged_bundle_is_named(tmp_path):

@@ -8,15 +8,14 @@ from pathlib import Path
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m training.mini", description=__doc__)
-    parser.add_argument(
-        "stage", choices=("features", "texts", "split", "pairs", "head", "language", "choose", "export", "measure")
-    )
+    stages = ("features", "texts", "split", "pairs", "head", "language", "reward", "choose", "export", "measure")
+    parser.add_argument("stage", choices=stages)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--most", type=int, default=60_000, help="texts: prompts taken of the largest list")
     parser.add_argument("--backwards", action="store_true", help="features: begin with the last file")
-    parser.add_argument("--steps", type=int, default=5300, help="language: optimizer steps")
-    parser.add_argument("--count", type=int, default=150, help="choose: validation prompts")
+    parser.add_argument("--steps", type=int, default=5300, help="language, reward: optimizer steps")
+    parser.add_argument("--count", type=int, default=200, help="choose: validation prompts")
     parser.add_argument("--out", type=Path, help="export, measure: the checkpoint folder; pairs: the data")
     parser.add_argument("--held-back", action="store_true", help="export: with the head that met no validation prompt")
     parser.add_argument("--seed", type=int, default=7)
@@ -41,6 +40,10 @@ def main() -> None:
         from training.mini import head
 
         head.head(args.data, args.work)
+    elif args.stage == "reward":
+        from training.mini import reward
+
+        reward.reward(args.data, args.work, args.steps, args.seed)
     elif args.stage == "choose":
         from training.mini import export
 

@@ -20,21 +20,18 @@ from eval.provenance import fingerprint
 from training.mini import sources
 from training.mini.features import imagenet_backbone
 from training.mini.language import new_model
-from training.mini.split import load_pairs
+from training.mini.split import DESCRIBED, REBUILT, load_pairs
 
 DECODING = {"do_sample": True, "num_return_sequences": 8, "temperature": 0.7, "top_p": 0.9, "seed": 0,
             "max_new_tokens": 28, "consensus": True}  # fmt: skip
 """Chosen by stage `choose`: more samples come nearer to the prediction, but not measurably to the true prompt."""
-TRIED = [
-    {"num_beams": 4},
-    {"do_sample": True, "num_return_sequences": 8, "temperature": 0.7},
-    {"do_sample": True, "num_return_sequences": 16, "temperature": 0.7},
-    {"do_sample": True, "num_return_sequences": 16, "temperature": 0.9},
-    {"do_sample": True, "num_return_sequences": 32, "temperature": 0.8},
+TRIED = [{"num_beams": 4}] + [
+    {"do_sample": True, "num_return_sequences": count, "temperature": temperature, "top_p": 0.9}
+    for count, temperature in ((8, 0.7), (8, 0.9), (16, 0.7), (16, 0.8), (16, 0.9), (32, 0.8))
 ]
 
 
-def assembled(work: Path, head: str = "head.pt") -> tuple[ClipPrefix, PrefixProcessor]:
+def assembled(work: Path, head: str = "head.pt", language: str = "reward.pt") -> tuple[ClipPrefix, PrefixProcessor]:
     """Backbone, head, mapper and GPT-2 in one model."""
     tokenizer = Tokenizer.from_file(str(work / "tokenizer.json"))
     of_head = torch.load(work / head, weights_only=True)
@@ -42,7 +39,7 @@ def assembled(work: Path, head: str = "head.pt") -> tuple[ClipPrefix, PrefixProc
     model = new_model(tokenizer, {"rank": rank, "prototypes": prototypes})
     model.head.load_state_dict(of_head)
     model.backbone = imagenet_backbone()
-    learnt = torch.load(work / "language.pt", weights_only=True)["parts"]
+    learnt = torch.load(work / language, weights_only=True)["parts"]
     torch.nn.ModuleList([model.mapper, model.gpt]).load_state_dict(learnt)
     return model.eval(), PrefixProcessor(model.backbone.preprocess, tokenizer, model.config)
 
@@ -84,12 +81,16 @@ def choose(data: Path, work: Path, count: int) -> None:
             [postprocess.clean(processor.decode(text.ids), finished=text.finished) for text in texts] for texts in found
         ]
         vectors = np.stack([embed(each) for each in texts])  # [n, candidates, 384]
-        best = [consensus.choose(v, [0.0] * len(v), p) for v, p in zip(vectors, predicted.numpy(), strict=True)]
+        scores = [[text.score for text in texts] for texts in found]
+        readings = list(zip(vectors, scores, predicted.numpy(), strict=True))
+        best = [consensus.choose(*reading) for reading in readings]
+        expected = np.stack([consensus.expected_embedding(*reading) for reading in readings])
         chosen = vectors[np.arange(len(rows)), best]
         said = [each[one] for each, one in zip(texts, best, strict=True)]
         print(
             f"{settings}: true {(chosen * truth).sum(1).mean():.4f}, to the prediction "
-            f"{(chosen * predicted.numpy()).sum(1).mean():.4f}, distinct {len(set(said)) / len(said):.2f}, "
+            f"{(chosen * predicted.numpy()).sum(1).mean():.4f}, expected embedding "
+            f"{(expected * truth).sum(1).mean():.4f}, distinct {len(set(said)) / len(said):.2f}, "
             f"words {np.mean([len(text.split()) for text in said]):.1f}",
             flush=True,
         )
@@ -98,9 +99,9 @@ def choose(data: Path, work: Path, count: int) -> None:
 
 
 def one_each(pairs, count: int) -> list[int]:
-    """One picture of each of so many validation prompts, photographs left out."""
-    source = np.array(pairs.source)
-    rows = np.flatnonzero(pairs.validation[pairs.prompt] & (source != "flickr8k"))
+    """One picture of each of so many validation prompts that are the literal prompts of generated pictures."""
+    aside = np.isin(pairs.source, [*REBUILT, *DESCRIBED])
+    rows = np.flatnonzero(pairs.validation[pairs.prompt] & ~aside)
     random.Random(3).shuffle(rows)
     first = {int(pairs.prompt[row]): int(row) for row in rows}
     return list(first.values())[:count]

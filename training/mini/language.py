@@ -107,9 +107,14 @@ class Blur:
         self.offset = torch.from_numpy(saved["offset"]).float()
         self.noise = torch.from_numpy(saved["noise"]).float()  # a square root of the errors' covariance
 
-    def __call__(self, truth: Tensor, generator: torch.Generator) -> Tensor:
+    def whole(self, truth: Tensor, generator: torch.Generator) -> Tensor:
+        """What a picture of these prompts may give."""
         normal = torch.randn(truth.shape, generator=generator)
-        blurred = F.normalize(truth @ self.keep + self.offset + normal @ self.noise, dim=-1)
+        return F.normalize(truth @ self.keep + self.offset + normal @ self.noise, dim=-1)
+
+    def __call__(self, truth: Tensor, generator: torch.Generator) -> Tensor:
+        """A random part of the way there."""
+        blurred = self.whole(truth, generator)
         share = torch.rand(len(truth), 1, generator=generator)
         return F.normalize(truth * (1 - share) + blurred * share, dim=-1)
 

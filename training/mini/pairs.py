@@ -17,11 +17,13 @@ from pyarrow import parquet
 
 from captioner.errors import BadOutput
 from training.mini import sources
-from training.mini.head import PHOTOGRAPHS
+
+PHOTOGRAPHS = 0.35
+"""The share of the photographs that is kept."""
 
 
 def pairs(data: Path, work: Path, out: Path, seed: int) -> None:
-    """Stage `pairs`. Photographs are thinned to what they weigh in mini's head; generated pictures alone validate."""
+    """Stage `pairs`. Photographs are thinned; generated pictures alone validate."""
     if out.exists():
         raise BadOutput(f"{out} is already there. Name a new folder, or remove the old one.")
     texts = json.loads((work / "pair-texts.json").read_text())["text"]

@@ -15,6 +15,8 @@ NEAR = 0.75
 """Prompts this near to each other (MiniLM cosine) are one group."""
 REBUILT = {"easydiffusion-modifiers", "supagruen-tiles", "horde-styles", "sd35-artists", "sd35-styles"}
 """Style studies: few subjects in hundreds of styles."""
+DESCRIBED = {"flickr8k", "tuxpaint-stamps"}
+"""Photographs and clip art: no prompt made them."""
 CHOSEN_FROM_PROMPTS, CHOSEN_FROM_CAPTIONS, CHOSEN_FROM_STYLES = 330, 40, 40
 
 
@@ -85,7 +87,7 @@ def choose(group: np.ndarray, origin: dict[int, str], seed: int = 11) -> np.ndar
     for one in order:
         members = np.flatnonzero(group == one)
         source = origin.get(int(members[0]), "")
-        kind = "styles" if source in REBUILT else "captions" if source in ("flickr8k", "tuxpaint-stamps") else "prompts"
+        kind = "styles" if source in REBUILT else "captions" if source in DESCRIBED else "prompts"
         if len(members) <= min(30, left[kind]):
             chosen[members] = True
             left[kind] -= len(members)

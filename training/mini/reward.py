@@ -1,0 +1,124 @@
+"""Stage `reward`: the decoder learns from its own texts, those nearer to the true prompt the more (REINFORCE).
+
+A text is read as its embedding. What counts is not how likely the decoder finds the true prompt, but how near the texts
+come that it writes for a blurred guess. The reward is the cosine to the true prompt's embedding, and to the guess: its
+error averages out over prompts. Each text is compared with the others of the same guess. A little of the old task is
+kept in the mix, so that the decoder goes on to write as people do.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from captioner import consensus, postprocess
+from captioner.decoding import Decoding
+from captioner.embedding import text_embedder
+from captioner.search import Found, search
+from training.mini.export import assembled, one_each
+from training.mini.head import is_aside
+from training.mini.language import BATCH, LONGEST, Blur, batches, load_texts
+from training.mini.split import load_pairs
+
+GUESSES, TEXTS_EACH = 16, 8
+"""A step's blurred guesses, half of them of pictures, and the texts written for each."""
+DRAWN = Decoding(do_sample=True, num_return_sequences=TEXTS_EACH, temperature=0.8, max_new_tokens=28)
+END = 0
+RATE, WARM_UP, AS_BEFORE, SPREAD = 1.5e-4, 20, 0.3, 0.1
+"""AS_BEFORE: the weight of the loss of stage `language`. SPREAD: a usual deviation of a text's reward."""
+
+
+def reward(data: Path, work: Path, steps: int, seed: int) -> None:
+    """Stage `reward`: from language.pt to reward.pt."""
+    torch.manual_seed(seed)
+    model, processor = assembled(work, "head-without-validation.pt", "language.pt")
+    pairs, embed, blur = load_pairs(data, work), text_embedder(), Blur(work / "blur.npz")
+    _, lines, embeddings = load_texts(work)
+    ids = [[*processor.encode(line)[: LONGEST - 1], END] for line in lines]
+    order = batches([len(row) for row in ids], [1] * len(ids), seed)
+    guesses = torch.from_numpy(np.load(work / "guesses.npz")["guesses"]).float()
+    pictures = np.flatnonzero(~pairs.validation[pairs.prompt] & ~is_aside(pairs))
+    by_prompt = pairs.weights()[pictures] / pairs.weights()[pictures].sum()
+    chance, generator = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
+    parts = torch.nn.ModuleList([model.mapper, model.gpt])
+    optimizer = torch.optim.AdamW(parts.parameters(), lr=RATE, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
+    since, smooth = time.time(), 0.0
+    for step in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = RATE * min((step + 1) / WARM_UP, 1, max((steps - step) / (0.5 * steps), 0.02))
+        seen = chance.choice(pictures, GUESSES // 2, p=by_prompt)
+        read = chance.choice(len(lines), GUESSES // 2)
+        of_texts = torch.from_numpy(embeddings[read]).float()
+        truth = torch.cat((torch.from_numpy(pairs.embeddings[pairs.prompt[seen]]), of_texts))
+        given = torch.cat((guesses[seen], blur.whole(of_texts, generator)))
+        loss, gained = policy_loss(model, processor, embed, given, truth, step)
+        rows = next(order)[: BATCH // 2]
+        tokens = torch.nn.utils.rnn.pad_sequence([torch.tensor(ids[row]) for row in rows], True, -100)
+        blurred = blur(torch.from_numpy(embeddings[rows]).float(), generator)
+        loss = loss + AS_BEFORE * model(features=blurred, input_ids=tokens.clamp(min=0), labels=tokens).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parts.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        smooth = gained if step == 0 else 0.95 * smooth + 0.05 * gained
+        if (step + 1) % 10 == 0:
+            print(f"step {step + 1} reward {smooth:.4f} {(time.time() - since) / (step + 1):.2f} s/step", flush=True)
+        if (step + 1) % 50 == 0 or step + 1 == steps:
+            torch.save({"parts": parts.state_dict(), "step": step + 1}, work / "reward.tmp")
+            (work / "reward.tmp").replace(work / "reward.pt")
+            print(check(model, processor, embed, pairs), flush=True)
+
+
+def policy_loss(model, processor, embed, given: Tensor, truth: Tensor, seed: int) -> tuple[Tensor, float]:
+    """Likelihood of the texts just written, each weighted by how far it is above the others of its guess."""
+    with torch.inference_mode():
+        model.eval()
+        drawn = search(model, model.remember(given), processor, DRAWN, [seed * GUESSES + n for n in range(len(given))])
+    texts = [finished(found, processor) for each in drawn for found in each]
+    vectors = torch.from_numpy(np.asarray(embed(texts), dtype=np.float32)).unflatten(0, (len(given), TEXTS_EACH))
+    near = (vectors @ truth[:, :, None]).squeeze(-1)  # [guesses, texts]
+    rewards = near + (vectors @ given[:, :, None]).squeeze(-1)
+    others = (rewards.sum(1, keepdim=True) - rewards) / (TEXTS_EACH - 1)
+    advantage = ((rewards - others) / (2 * SPREAD)).flatten()
+    rows = [[*found.ids, *([END] if found.finished else [])] for each in drawn for found in each]
+    tokens = torch.nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], True, -100)
+    prefix = model.prefix(given).repeat_interleave(TEXTS_EACH, 0)
+    embedded = torch.cat((prefix, model.gpt.transformer.wte(tokens[:, :-1].clamp(min=0))), dim=1)
+    hidden = model.gpt.transformer(inputs_embeds=embedded, use_cache=False)[0][:, prefix.shape[1] - 1 :]
+    logits = model.gpt.lm_head(hidden) / DRAWN.temperature
+    each = F.cross_entropy(logits.flatten(0, 1), tokens.flatten(), ignore_index=-100, reduction="none")
+    of_text = each.unflatten(0, tokens.shape).sum(1) / 14  # tokens of a usual text: long texts shall not count less
+    return (of_text * advantage).mean(), near.mean().item()
+
+
+def finished(found: Found, processor) -> str:
+    return postprocess.clean(processor.decode(found.ids), finished=found.finished)
+
+
+@torch.inference_mode()
+def check(model, processor, embed, pairs) -> str:
+    """Validation prompts: the caption that consensus chooses among eight."""
+    rows = one_each(pairs, 200)
+    predicted = model.head(torch.from_numpy(pairs.features[rows]).float())
+    decoding = Decoding(do_sample=True, num_return_sequences=8, temperature=0.7, top_p=0.9, max_new_tokens=28, seed=0)
+    drawn = search(model, model.remember(predicted), processor, decoding, list(range(len(rows))))
+    chosen, mean, expected, said = [], [], [], []
+    for found, guess, prompt in zip(drawn, predicted.numpy(), pairs.prompt[rows], strict=True):
+        texts, scores = [finished(one, processor) for one in found], [one.score for one in found]
+        vectors, truth = embed(texts), pairs.embeddings[prompt]
+        best = consensus.choose(vectors, scores, guess)
+        said.append(texts[best])
+        chosen.append(vectors[best] @ truth)
+        mean.append((vectors @ truth).mean())
+        expected.append(consensus.expected_embedding(vectors, scores, guess) @ truth)
+    sample = random.Random(1).sample(said, 5)
+    return (
+        f"chosen {np.mean(chosen):.4f}, any {np.mean(mean):.4f}, expected embedding {np.mean(expected):.4f}, "
+        f"distinct {len(set(said)) / len(said):.2f}: {sample}"
+    )
