@@ -111,3 +111,8 @@ def test_optimizers_of_bitsandbytes(train, tmp_path: Path, optimizer: str) -> No
     kept = torch.load(newest_whole(tmp_path / "run") / "optimizer.pt", weights_only=True)["state"].values()
     kept = [state.get("__bnb_optimizer_quant_state__", state) for state in kept]
     assert any("qmap1" in state for state in kept) == ("8bit" in optimizer)
+
+
+def test_compiled_it_learns_the_same(train, tmp_path: Path) -> None:
+    head = ["--freeze", "backbone", "--cache-features", str(tmp_path / "features")]  # as little as can be compiled
+    same(train("direct", "plain", *head), train("direct", "fast", *head, "--compile"))
