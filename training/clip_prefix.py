@@ -17,6 +17,7 @@ from tokenizers import Tokenizer
 from transformers import GPT2LMHeadModel
 
 from captioner import zoo
+from captioner.errors import BadInput
 from captioner.models import backbones, checkpoint
 from captioner.models.clip_prefix import ClipPrefix, ClipPrefixConfig, PrefixProcessor
 from training.adapters import adapted
@@ -43,6 +44,8 @@ class ClipPrefixRecipe(LoraRecipe):
 
 def main(argv: list[str] | None = None) -> None:
     recipe = parse(ClipPrefixRecipe, __doc__, argv)
+    if recipe.qlora:
+        raise BadInput("--qlora is for BLIP and OFA. The small GPT-2 here learns with --lora.")
     rows = load_rows(recipe)
     model, processor = new(recipe)
     model.backbone.thaw(0)
