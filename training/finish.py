@@ -52,10 +52,8 @@ def write_card(job: Job, state: TrainerState, out: Path) -> None:
         "fingerprints": sorted({fingerprint(text) for text in job.train_rows.texts}),
     }
     write_atomically(out / "training_data.json", json.dumps(learnt_from))
-    best = {}
-    for entry in state.log_history:
-        if "eval_loss" in entry and (not best or entry["eval_loss"] <= best["eval_loss"]):
-            best = entry
+    evaluations = [entry for entry in state.log_history if "eval_loss" in entry]
+    best = next((entry for entry in evaluations if entry["step"] == state.best_global_step), {})
     figures = [f"| {name} | {best[key]:.4f} |" for name, key in FIGURES.items() if key in best]
     changed = "\n".join(f"- `{name}`: {value}" for name, value in asdict(job.recipe).items() if value not in ("", []))
     write_atomically(
