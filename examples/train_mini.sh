@@ -3,7 +3,7 @@
 #
 # DATA holds pairs/*.parquet, prompts/*.txt.gz and heldout-dev/*.parquet. Every stage keeps its results in WORK and a
 # long one resumes where it stopped. On two cores of 2021 without bf16: features 15 min, texts 15 min, language 30 min,
-# the rest 5 min. Needs the extra `train`.
+# reward 40 min, the rest 10 min. Needs the extra `train`.
 set -euo pipefail
 data=${1:?the data folder} work=${2:?a folder for results in between} out=${3:?the checkpoint folder}
 
@@ -16,6 +16,7 @@ stage features               # EfficientNet-Lite2 statistics of every picture
 stage split                  # validation prompts, by groups of like prompts
 stage head                   # picture → prompt embedding, and how far such guesses are off
 stage language --steps 5300  # embedding → prompt, from text alone
+stage reward --steps 500     # the same decoder, by how near its own texts come
 stage choose                 # ways of searching, compared on the validation prompts
 stage export --out "$out"
 stage measure --out "$out"   # held-out pictures: measured, never chosen by

@@ -20,59 +20,85 @@ from torch.nn import functional as F
 from captioner import consensus, postprocess
 from captioner.decoding import Decoding
 from captioner.embedding import text_embedder
+from captioner.models.prefix import PrefixProcessor
 from captioner.search import Found, search
 from training.mini.export import assembled, one_each
 from training.mini.head import is_aside
 from training.mini.language import BATCH, LONGEST, Blur, batches, load_texts
-from training.mini.split import load_pairs
+from training.mini.split import Pairs, load_pairs
 
 GUESSES, TEXTS_EACH = 16, 8
 """A step's blurred guesses, half of them of pictures, and the texts written for each."""
-DRAWN = Decoding(do_sample=True, num_return_sequences=TEXTS_EACH, temperature=0.8, max_new_tokens=28)
+DRAWN = Decoding(do_sample=True, num_return_sequences=TEXTS_EACH, temperature=0.8, max_new_tokens=28, seed=0)
 END = 0
 RATE, WARM_UP, AS_BEFORE, SPREAD = 1.5e-4, 20, 0.3, 0.1
 """AS_BEFORE: the weight of the loss of stage `language`. SPREAD: a usual deviation of a text's reward."""
 
 
 def reward(data: Path, work: Path, steps: int, seed: int) -> None:
-    """Stage `reward`: from language.pt to reward.pt."""
-    torch.manual_seed(seed)
+    """Stage `reward`: from language.pt to reward.pt; resumes from its last checkpoint."""
     model, processor = assembled(work, "head-without-validation.pt", "language.pt")
-    pairs, embed, blur = load_pairs(data, work), text_embedder(), Blur(work / "blur.npz")
-    _, lines, embeddings = load_texts(work)
-    ids = [[*processor.encode(line)[: LONGEST - 1], END] for line in lines]
-    order = batches([len(row) for row in ids], [1] * len(ids), seed)
-    guesses = torch.from_numpy(np.load(work / "guesses.npz")["guesses"]).float()
-    pictures = np.flatnonzero(~pairs.validation[pairs.prompt] & ~is_aside(pairs))
-    by_prompt = pairs.weights()[pictures] / pairs.weights()[pictures].sum()
-    chance, generator = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
+    pairs, embed = load_pairs(data, work), text_embedder()
+    tasks = Tasks(pairs, work, processor, seed)
     parts = torch.nn.ModuleList([model.mapper, model.gpt])
     optimizer = torch.optim.AdamW(parts.parameters(), lr=RATE, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
+    first, checkpoint = 0, work / "reward.pt"
+    if checkpoint.exists():
+        saved = torch.load(checkpoint, weights_only=True)
+        parts.load_state_dict(saved["parts"])
+        optimizer.load_state_dict(saved["optimizer"])
+        first = saved["step"]
     since, smooth = time.time(), 0.0
-    for step in range(steps):
+    for step, rows in zip(range(steps), tasks.order, strict=False):
+        if step < first:
+            continue
         for group in optimizer.param_groups:
             group["lr"] = RATE * min((step + 1) / WARM_UP, 1, max((steps - step) / (0.5 * steps), 0.02))
-        seen = chance.choice(pictures, GUESSES // 2, p=by_prompt)
-        read = chance.choice(len(lines), GUESSES // 2)
-        of_texts = torch.from_numpy(embeddings[read]).float()
-        truth = torch.cat((torch.from_numpy(pairs.embeddings[pairs.prompt[seen]]), of_texts))
-        given = torch.cat((guesses[seen], blur.whole(of_texts, generator)))
+        given, truth = tasks.guesses(step)
         loss, gained = policy_loss(model, processor, embed, given, truth, step)
-        rows = next(order)[: BATCH // 2]
-        tokens = torch.nn.utils.rnn.pad_sequence([torch.tensor(ids[row]) for row in rows], True, -100)
-        blurred = blur(torch.from_numpy(embeddings[rows]).float(), generator)
+        blurred, tokens = tasks.as_before(rows[: BATCH // 2], step)
         loss = loss + AS_BEFORE * model(features=blurred, input_ids=tokens.clamp(min=0), labels=tokens).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parts.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        smooth = gained if step == 0 else 0.95 * smooth + 0.05 * gained
+        smooth = gained if step == first else 0.95 * smooth + 0.05 * gained
         if (step + 1) % 10 == 0:
-            print(f"step {step + 1} reward {smooth:.4f} {(time.time() - since) / (step + 1):.2f} s/step", flush=True)
+            pace = (time.time() - since) / (step + 1 - first)
+            print(f"step {step + 1} reward {smooth:.4f} {pace:.2f} s/step", flush=True)
         if (step + 1) % 50 == 0 or step + 1 == steps:
-            torch.save({"parts": parts.state_dict(), "step": step + 1}, work / "reward.tmp")
-            (work / "reward.tmp").replace(work / "reward.pt")
+            state = {"parts": parts.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}
+            torch.save(state, checkpoint.with_suffix(".tmp"))
+            checkpoint.with_suffix(".tmp").replace(checkpoint)
             print(check(model, processor, embed, pairs), flush=True)
+
+
+class Tasks:
+    """What each step works on, drawn by the step's number."""
+
+    def __init__(self, pairs: Pairs, work: Path, processor: PrefixProcessor, seed: int) -> None:
+        self.pairs, self.seed, self.blur = pairs, seed, Blur(work / "blur.npz")
+        _, lines, self.embeddings = load_texts(work)
+        self.ids = [[*processor.encode(line)[: LONGEST - 1], END] for line in lines]
+        self.order = batches([len(row) for row in self.ids], [1] * len(self.ids), seed)
+        self.of_pictures = torch.from_numpy(np.load(work / "guesses.npz")["guesses"]).float()
+        self.pictures = np.flatnonzero(~pairs.validation[pairs.prompt] & ~is_aside(pairs))
+
+    def guesses(self, step: int) -> tuple[Tensor, Tensor]:
+        """Blurred embeddings, half of them real guesses of unseen pictures, and the true ones. [GUESSES, 384] each"""
+        chance, weights = np.random.default_rng((self.seed, step)), self.pairs.weights()[self.pictures]
+        seen = chance.choice(self.pictures, GUESSES // 2, p=weights / weights.sum())
+        read = torch.from_numpy(self.embeddings[chance.choice(len(self.ids), GUESSES // 2)]).float()
+        given = torch.cat((self.of_pictures[seen], self.blur.whole(read, self._generator(step))))
+        return given, torch.cat((torch.from_numpy(self.pairs.embeddings[self.pairs.prompt[seen]]), read))
+
+    def as_before(self, rows: list[int], step: int) -> tuple[Tensor, Tensor]:
+        """Blurred embeddings and tokens of these texts, as in stage `language`."""
+        tokens = torch.nn.utils.rnn.pad_sequence([torch.tensor(self.ids[row]) for row in rows], True, -100)
+        return self.blur(torch.from_numpy(self.embeddings[rows]).float(), self._generator(-step - 1)), tokens
+
+    def _generator(self, number: int) -> torch.Generator:
+        return torch.Generator().manual_seed(self.seed * 1_000_003 + number)
 
 
 def policy_loss(model, processor, embed, given: Tensor, truth: Tensor, seed: int) -> tuple[Tensor, float]:
