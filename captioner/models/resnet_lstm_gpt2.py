@@ -81,6 +81,7 @@ class ResNetLSTMGPT2(PreTrainedModel):
 
     config_class = ResNetLSTMGPT2Config
     main_input_name = "pixel_values"
+    supports_gradient_checkpointing = True
     _tied_weights_keys = {"gpt2.lm_head.weight": "gpt2.transformer.wte.weight"}  # noqa: RUF012
 
     def __init__(self, config: ResNetLSTMGPT2Config) -> None:
