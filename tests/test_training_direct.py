@@ -9,10 +9,13 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from safetensors.torch import load_file
 
 import captioner
 from captioner.embedding import text_embedder
+from captioner.errors import BadInput
 from captioner.models import backbones
+from captioner.models.merging import merge
 from eval.provenance import fingerprint
 from training import direct
 from training.batches import Pairs
@@ -84,3 +87,55 @@ def test_by_prompt_an_epoch_shows_one_picture_of_each_prompt() -> None:
         shown.append(found[0]["features"].item())
     assert set(shown) <= set(range(30))
     assert len(set(shown)) > 8
+
+
+@pytest.mark.parametrize("backbone", ["clip", "vit"])
+def test_an_adapter_is_a_model_and_leaves_its_base_alone(
+    tiny_checkpoint, pairs: Path, tmp_path: Path, backbone: str
+) -> None:
+    adapter, merged = tmp_path / "adapter", tmp_path / "merged"
+    tower = tiny_checkpoint("towers") / backbone
+    learn = ["--backbone", backbone, "--head", "residual", "--lora", "--lr", "1e-2"]
+    steps = ["--max-steps", "3", "--eval-every", "3", "--batch-size", "16", "--validation", str(pairs)]
+    run(pairs, tower, adapter, *learn, *steps)
+    merge(adapter, merged)
+
+    rows = [json.loads(line) for line in (pairs / "metadata.jsonl").read_text().splitlines()]
+    pictures = [pairs / row["file_name"] for row in rows]
+    said, alone = (captioner.load(str(folder), device="cpu").embed(pictures) for folder in (adapter, merged))
+    np.testing.assert_allclose(alone, said, atol=1e-5)
+    # The validation loss is that of the model in memory: had a weight of the base moved, the files would not give it.
+    cosines = (said * text_embedder()([row["text"] for row in rows])).sum(1)
+    state = json.loads(max(adapter.glob("checkpoint-*/trainer_state.json")).read_text())
+    assert 1 - cosines.mean() == pytest.approx(state["log_history"][-1]["eval_loss"], abs=1e-4)
+
+    before, after = load_file(adapter / "base/model.safetensors"), load_file(merged / "model.safetensors")
+    tower_weights = {name: weight for name, weight in before.items() if "tower" in name}
+    moved = {name for name, weight in tower_weights.items() if not torch.equal(weight, after[name])}
+    assert moved == {name for name, weight in tower_weights.items() if "layer" in name and weight.ndim == 2}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--lora", "--backbone", "resnet50"], "--lora is for vit, vit-large and clip: resnet50 is convolutional"),
+        (["--lora", "--backbone", "efficientnet-lite2"], "efficientnet-lite2 is convolutional"),
+        (["--lora", "--cache-features", "cache"], "leave out --cache-features"),
+        (["--lora", "--unfreeze", "1"], "and --unfreeze"),
+        (["--qlora", "4bit"], "--qlora is for BLIP and OFA"),
+    ],
+)
+def test_what_does_not_go_with_an_adapter_is_said(
+    pairs: Path, tower: Path, tmp_path: Path, options: list[str], message: str
+) -> None:
+    with pytest.raises(BadInput, match=message):
+        run(pairs, tower, tmp_path / "run", *options)
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_help_tells_of_adapters(capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit):
+        direct.main(["--help"])
+    said = capsys.readouterr().out
+    assert "--lora-rank" in said
+    assert "--lora is for vit, vit-large and clip" in said

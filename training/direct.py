@@ -2,12 +2,14 @@
 
     python -m training.direct --data my-pictures --out runs/vit --backbone vit --head mlp3
     python -m training.direct --data my-pictures --out runs/clip --backbone clip --freeze backbone --unfreeze 4
+    python -m training.direct --data my-pictures --out runs/clip-lora --backbone clip --lora
     python -m training.direct --data my-pictures --out runs/small --backbone efficientnet-lite2 --pool statistics \\
         --head residual --freeze backbone --cache-features features --by-prompt
     captioner embed --model runs/vit new.png
 
 Published recipe (defaults): ViT-B/16, 90/10 split, AdamW 1e-4, cosine annealing, cosine loss, batch 64, three epochs:
 a test cosine of 0.5364 with a plain head. ResNet-152 was published with --freeze backbone --head tanh --lr 1e-3.
+--lora is for vit, vit-large and clip: every block of the tower gets an adapter, and the head learns whole.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,17 +29,21 @@ from torch import Tensor
 
 from captioner.cache import cache_folder
 from captioner.embedding import DEFAULT, text_embedder
+from captioner.errors import BadInput
 from captioner.models import backbones
-from captioner.models.backbones import Backbone
+from captioner.models.backbones import Backbone, CLIPVision, ViT
 from captioner.models.direct import DROPOUT, DirectModel
+from training.adapters import adapted
 from training.batches import Pairs
 from training.captioners import load_rows, prepare
 from training.loop import Job, train
-from training.recipe import Recipe, changed, command_line, option, parse
+from training.recipe import LoraRecipe, changed, command_line, option, parse
+
+ADAPTABLE = r"backbone\.tower\..*\.(q_proj|k_proj|v_proj|o_proj|out_proj|fc1|fc2)"
 
 
 @dataclass
-class DirectRecipe(Recipe):
+class DirectRecipe(LoraRecipe):
     epochs: float = changed("epochs", 3.0)
     batch_size: int = changed("batch_size", 64)
     samples: int = changed("samples", 0)
@@ -51,6 +58,7 @@ class DirectRecipe(Recipe):
 
 def main(argv: list[str] | None = None) -> None:
     recipe = parse(DirectRecipe, __doc__, argv)
+    check_adapter(recipe)
     train_rows, validation_rows = load_rows(recipe)
     settings = {"pool": recipe.pool} if recipe.pool else {}
     model = DirectModel.on(backbones.build(recipe.backbone, recipe.weights or None, **settings), head=recipe.head)
@@ -60,6 +68,9 @@ def main(argv: list[str] | None = None) -> None:
     if recipe.head == "residual":
         mean = targets(sorted(set(train_rows["text"])))["labels"].mean(0)
         model.head[-1].bias.data.copy_(mean)
+    if recipe.lora:  # the adapter needs a base to stand on, and the head is fresh: tower and head are kept beside it
+        model.save_pretrained(Path(recipe.out) / "base")
+    learning = adapted(model, recipe, ADAPTABLE, base="base", whole=["head"])
 
     def pairs(part: Dataset, learns: bool) -> Pairs | None:
         return prepare(
@@ -69,7 +80,7 @@ def main(argv: list[str] | None = None) -> None:
     train(
         Job(
             recipe=recipe,
-            model=model,
+            model=learning,
             train_rows=pairs(train_rows, learns=True),
             validation_rows=pairs(validation_rows, learns=False),
             targets=targets,
@@ -78,6 +89,16 @@ def main(argv: list[str] | None = None) -> None:
             parameter_groups=layer_wise(model, recipe.lr, recipe.layer_decay),
         )
     )
+
+
+def check_adapter(recipe: DirectRecipe) -> None:
+    """What does not go with an adapter is said before anything is loaded."""
+    if recipe.qlora:
+        raise BadInput("--qlora is for BLIP and OFA. The small towers here learn with --lora.")
+    if recipe.lora and not issubclass(backbones.BACKBONES[recipe.backbone].make, ViT | CLIPVision):
+        raise BadInput(f"--lora is for vit, vit-large and clip: {recipe.backbone} is convolutional. Leave it out.")
+    if recipe.lora and (recipe.cache_features or recipe.unfreeze):
+        raise BadInput("--lora adapts every block of the tower: leave out --cache-features and --unfreeze.")
 
 
 @torch.inference_mode()

@@ -11,7 +11,7 @@ from captioner import zoo
 from captioner.errors import BadCheckpoint, BadOutput
 from captioner.models import checkpoint
 
-MODELS = {"blip": "Blip", "clip_prefix": "ClipPrefix", "ofa": "OFA"}
+MODELS = {"blip": "Blip", "clip_prefix": "ClipPrefix", "direct": "DirectModel", "ofa": "OFA"}
 """File under captioner/models/ → its class, for the families that adapters are trained for."""
 WEIGHTS = (".safetensors", ".bin", ".index.json")
 
