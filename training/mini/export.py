@@ -22,7 +22,7 @@ from training.mini.features import imagenet_backbone
 from training.mini.language import new_model
 from training.mini.split import DESCRIBED, REBUILT, load_pairs
 
-DECODING = {"do_sample": True, "num_return_sequences": 8, "temperature": 0.7, "top_p": 0.9, "seed": 0,
+DECODING = {"do_sample": True, "num_return_sequences": 8, "temperature": 0.8, "top_p": 0.9, "seed": 0,
             "max_new_tokens": 28, "consensus": True}  # fmt: skip
 """Chosen by stage `choose`: more samples come nearer to the prediction, but not measurably to the true prompt."""
 TRIED = [{"num_beams": 4}] + [
