@@ -85,10 +85,9 @@ class Lines(Silent):
             return
         self.last = time.monotonic()
         of = f" of {self.total.count:,}" if self.total.count is not None else ""
-        left = ""
-        if self.total.count is not None and rate:
-            left = f", {_duration((self.total.count - tally.seen) / rate)} left"
-        self.say(f"captioner: {tally.seen:,}{of} pictures, {rate:.1f}/s{left}")
+        pace = f", {rate:.1f}/s" if rate else ""  # after one batch it is not known yet
+        left = f", {_duration((self.total.count - tally.seen) / rate)} left" if self.total.count and rate else ""
+        self.say(f"captioner: {tally.seen:,}{of} pictures{pace}{left}")
 
 
 class Bar:
