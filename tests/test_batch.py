@@ -190,7 +190,7 @@ def test_lines_tell_how_far_how_fast_and_how_long(
     lines.show(Tally(done=2, failed=1))
     lines.show(Tally(done=7, failed=1, skipped=2))
     assert capsys.readouterr().err.splitlines() == [
-        "captioner: 3 of 30 pictures, 0.0/s",
+        "captioner: 3 of 30 pictures",
         "captioner: 10 of 30 pictures, 0.2/s, 1:20 left",
     ]
 
