@@ -15,6 +15,9 @@ from transformers import BitsAndBytesConfig, PreTrainedModel
 from captioner import zoo
 from training.recipe import LoraRecipe
 
+BESIDE = "base"
+"""The folder beside an adapter that holds its base, when that is fresh and has no other name."""
+
 
 def adapted(
     model: PreTrainedModel, recipe: LoraRecipe, targets: str, base: str, whole: list[str] | None = None
@@ -24,7 +27,7 @@ def adapted(
     Args:
         targets: a regular expression over module names. Word embeddings and the output layer tied to them are never
             adapted: merging would change both at once.
-        base: where the model is from, a name or a folder; the adapter names it as its base.
+        base: where the model is from, a name, a folder or BESIDE; the adapter names it as its base.
         whole: modules that learn as a whole and are kept with the adapter.
     """
     if not (recipe.lora or recipe.qlora):
@@ -45,6 +48,8 @@ def adapted(
 
 def name_of_base(base: str) -> str:
     """As others find it too: the Hub id where there is one, else the folder."""
+    if base == BESIDE:
+        return base
     if base in zoo.ENTRIES:
         return zoo.ENTRIES[base].weights
     folder = Path(base).expanduser()

@@ -20,7 +20,7 @@ from captioner import zoo
 from captioner.errors import BadInput
 from captioner.models import backbones, checkpoint
 from captioner.models.clip_prefix import ClipPrefix, ClipPrefixConfig, PrefixProcessor
-from training.adapters import adapted
+from training.adapters import BESIDE, adapted
 from training.captioners import fit, load_rows
 from training.freezing import freeze
 from training.recipe import LoraRecipe, changed, command_line, option, parse
@@ -52,9 +52,9 @@ def main(argv: list[str] | None = None) -> None:
     if recipe.freeze == "gpt2":
         freeze(model.gpt, blocks=model.gpt.transformer.h, but_last=recipe.unfreeze)
     if recipe.lora:  # the adapter needs a base to stand on, and the mapper is fresh: both are kept beside it
-        model.save_pretrained(Path(recipe.out) / "base")
-        processor.save_pretrained(Path(recipe.out) / "base")
-    learning = adapted(model, recipe, ADAPTABLE, base="base", whole=["mapper"])
+        model.save_pretrained(Path(recipe.out) / BESIDE)
+        processor.save_pretrained(Path(recipe.out) / BESIDE)
+    learning = adapted(model, recipe, ADAPTABLE, base=BESIDE, whole=["mapper"])
     fit(recipe, rows, model, processor, learning, encoder=model.backbone)
 
 

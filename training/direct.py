@@ -33,7 +33,7 @@ from captioner.errors import BadInput
 from captioner.models import backbones
 from captioner.models.backbones import Backbone, CLIPVision, ViT
 from captioner.models.direct import DROPOUT, DirectModel
-from training.adapters import adapted
+from training.adapters import BESIDE, adapted
 from training.batches import Pairs
 from training.captioners import load_rows, prepare
 from training.loop import Job, train
@@ -69,8 +69,8 @@ def main(argv: list[str] | None = None) -> None:
         mean = targets(sorted(set(train_rows["text"])))["labels"].mean(0)
         model.head[-1].bias.data.copy_(mean)
     if recipe.lora:  # the adapter needs a base to stand on, and the head is fresh: tower and head are kept beside it
-        model.save_pretrained(Path(recipe.out) / "base")
-    learning = adapted(model, recipe, ADAPTABLE, base="base", whole=["head"])
+        model.save_pretrained(Path(recipe.out) / BESIDE)
+    learning = adapted(model, recipe, ADAPTABLE, base=BESIDE, whole=["head"])
 
     def pairs(part: Dataset, learns: bool) -> Pairs | None:
         return prepare(
