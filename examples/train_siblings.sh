@@ -19,7 +19,7 @@ step "$out/resnet-lstm/README.md" python -m training.resnet_lstm --data "$work/p
 
 step "$out/direct/README.md" python -m training.direct --data "$work/pairs" --out "$out/direct" \
   --backbone efficientnet-lite2 --pool statistics --head residual --freeze backbone --cache-features "$work/pooled" \
-  --by-prompt --batch-size 128 --epochs 12 --lr 3e-4 --weight-decay 0.05 --seed 7 --device cpu
+  --by-prompt --batch-size 128 --epochs 40 --lr 3e-4 --weight-decay 0.05 --seed 7 --device cpu
 
 step "$out/knn" captioner index build "$work/pairs/train" --backbone efficientnet-lite2 --pool statistics --scaled \
   --dims 128 --out "$out/knn" --device cpu
