@@ -9,18 +9,19 @@ from pathlib import Path
 import numpy as np
 import torch
 from tokenizers import Tokenizer
+from torch import Tensor
 
 from captioner import consensus, postprocess
 from captioner.decoding import Decoding
 from captioner.embedding import text_embedder
 from captioner.models.clip_prefix import ClipPrefix
 from captioner.models.prefix import PrefixProcessor
-from captioner.search import search
+from captioner.search import Found, search
 from eval.provenance import fingerprint
 from training.mini import sources
 from training.mini.features import imagenet_backbone
 from training.mini.language import new_model
-from training.mini.split import DESCRIBED, REBUILT, load_pairs
+from training.mini.split import load_pairs
 
 DECODING = {"do_sample": True, "num_return_sequences": 8, "temperature": 0.8, "top_p": 0.9, "seed": 0,
             "max_new_tokens": 28, "consensus": True}  # fmt: skip
@@ -76,32 +77,43 @@ def choose(data: Path, work: Path, count: int) -> None:
     print(f"{len(rows)} prompts; the predicted embedding itself {(predicted.numpy() * truth).sum(1).mean():.4f}")
     for settings in TRIED:
         decoding = Decoding(max_new_tokens=32, **({"seed": 0} if settings.get("do_sample") else {}), **settings)
-        found = search(model, model.remember(predicted), processor, decoding, list(range(len(rows))))
-        texts = [
-            [postprocess.clean(processor.decode(text.ids), finished=text.finished) for text in texts] for texts in found
-        ]
-        vectors = np.stack([embed(each) for each in texts])  # [n, candidates, 384]
-        scores = [[text.score for text in texts] for texts in found]
-        readings = list(zip(vectors, scores, predicted.numpy(), strict=True))
-        best = [consensus.choose(*reading) for reading in readings]
-        expected = np.stack([consensus.expected_embedding(*reading) for reading in readings])
-        chosen = vectors[np.arange(len(rows)), best]
-        said = [each[one] for each, one in zip(texts, best, strict=True)]
-        print(
-            f"{settings}: true {(chosen * truth).sum(1).mean():.4f}, to the prediction "
-            f"{(chosen * predicted.numpy()).sum(1).mean():.4f}, expected embedding "
-            f"{(expected * truth).sum(1).mean():.4f}, distinct {len(set(said)) / len(said):.2f}, "
-            f"words {np.mean([len(text.split()) for text in said]):.1f}",
-            flush=True,
-        )
+        figures, said = tried(model, processor, embed, predicted, truth, decoding)
+        print(f"{settings}: {figures}", flush=True)
     for row, text in list(zip(rows, said, strict=True))[:12]:
         print(f"  {pairs.texts[pairs.prompt[row]]!r} → {text!r}")
 
 
+@torch.inference_mode()
+def tried(
+    model: ClipPrefix, processor: PrefixProcessor, embed, predicted: Tensor, truth: np.ndarray, decoding: Decoding
+) -> tuple[str, list[str]]:
+    """What this search gives for the predicted embeddings: its figures in a line, and the captions."""
+    found = search(model, model.remember(predicted), processor, decoding, list(range(len(predicted))))
+    texts = [[finished(text, processor) for text in texts] for texts in found]
+    vectors = np.stack([embed(each) for each in texts])  # [n, candidates, 384]
+    scores = [[text.score for text in texts] for texts in found]
+    readings = list(zip(vectors, scores, predicted.numpy(), strict=True))
+    best = [consensus.choose(*reading) for reading in readings]
+    expected = np.stack([consensus.expected_embedding(*reading) for reading in readings])
+    chosen = vectors[np.arange(len(best)), best]
+    said = [each[one] for each, one in zip(texts, best, strict=True)]
+    figures = (
+        f"true {(chosen * truth).sum(1).mean():.4f}, any candidate {(vectors @ truth[:, :, None]).mean():.4f}, "
+        f"to the prediction {(chosen * predicted.numpy()).sum(1).mean():.4f}, "
+        f"expected embedding {(expected * truth).sum(1).mean():.4f}, distinct {len(set(said)) / len(said):.2f}, "
+        f"words {np.mean([len(text.split()) for text in said]):.1f}"
+    )
+    return figures, said
+
+
+def finished(found: Found, processor: PrefixProcessor) -> str:
+    """The text as a user gets it."""
+    return postprocess.clean(processor.decode(found.ids), finished=found.finished)
+
+
 def one_each(pairs, count: int) -> list[int]:
     """One picture of each of so many validation prompts that are the literal prompts of generated pictures."""
-    aside = np.isin(pairs.source, [*REBUILT, *DESCRIBED])
-    rows = np.flatnonzero(pairs.validation[pairs.prompt] & ~aside)
+    rows = np.flatnonzero(pairs.validation[pairs.prompt] & ~pairs.aside())
     random.Random(3).shuffle(rows)
     first = {int(pairs.prompt[row]): int(row) for row in rows}
     return list(first.values())[:count]

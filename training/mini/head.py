@@ -41,12 +41,7 @@ class Examples:
 
 def importance(pairs: Pairs) -> Tensor:
     """What each picture weighs: the pictures of one prompt together the root of their number. [pictures]"""
-    return torch.from_numpy(np.sqrt(pairs.weights()) * np.where(is_aside(pairs), ASIDE, 1.0)).float()
-
-
-def is_aside(pairs: Pairs) -> np.ndarray:
-    """Not a generated picture with its literal prompt. [pictures]"""
-    return np.isin(pairs.source, [*REBUILT, *DESCRIBED])
+    return torch.from_numpy(np.sqrt(pairs.weights()) * np.where(pairs.aside(), ASIDE, 1.0)).float()
 
 
 def fit(examples: Examples, axes: Tensor | None = None) -> JointHead:

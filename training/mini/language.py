@@ -157,6 +157,23 @@ def learning_rate(step: int, steps: int) -> float:
     return PEAK_RATE * min((step + 1) / WARM_UP, 1, max((steps - step) / (0.4 * steps), 0.01))
 
 
+def resumed(checkpoint: Path, parts: torch.nn.Module, optimizer: torch.optim.Optimizer) -> int:
+    """The steps already made: weights and optimizer go on from the checkpoint, where there is one."""
+    if not checkpoint.exists():
+        return 0
+    saved = torch.load(checkpoint, weights_only=True)
+    parts.load_state_dict(saved["parts"])
+    optimizer.load_state_dict(saved["optimizer"])
+    return saved["step"]
+
+
+def keep(checkpoint: Path, parts: torch.nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> None:
+    """Write the checkpoint beside the last one, then in its place."""
+    state = {"parts": parts.state_dict(), "optimizer": optimizer.state_dict(), "step": steps}
+    torch.save(state, checkpoint.with_suffix(".tmp"))
+    checkpoint.with_suffix(".tmp").replace(checkpoint)
+
+
 def language(work: Path, steps: int, seed: int) -> None:
     """Stage `language`; resumes from its last checkpoint."""
     torch.manual_seed(seed)
@@ -174,12 +191,8 @@ def language(work: Path, steps: int, seed: int) -> None:
     vectors = [p for p in parts.parameters() if p.ndim < 2]
     groups = [{"params": matrices, "weight_decay": 0.05}, {"params": vectors, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=PEAK_RATE, betas=(0.9, 0.98), fused=True)
-    first, checkpoint = 0, work / "language.pt"
-    if checkpoint.exists():
-        saved = torch.load(checkpoint, weights_only=True)
-        parts.load_state_dict(saved["parts"])
-        optimizer.load_state_dict(saved["optimizer"])
-        first = saved["step"]
+    checkpoint = work / "language.pt"
+    first = resumed(checkpoint, parts, optimizer)
     generator = torch.Generator()
     lengths = [len(row) for row in ids]
     nearest = NearestText(truth, lengths)
@@ -208,6 +221,4 @@ def language(work: Path, steps: int, seed: int) -> None:
                 f"step {step + 1} loss {smooth:.3f} {(time.time() - since) / (step + 1 - first):.3f} s/step", flush=True
             )
         if (step + 1) % 500 == 0 or step + 1 == steps:
-            state = {"parts": parts.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}
-            torch.save(state, checkpoint.with_suffix(".tmp"))
-            checkpoint.with_suffix(".tmp").replace(checkpoint)
+            keep(checkpoint, parts, optimizer, step + 1)

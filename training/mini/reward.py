@@ -8,7 +8,6 @@ kept in the mix, so that the decoder goes on to write as people do.
 
 from __future__ import annotations
 
-import random
 import time
 from pathlib import Path
 
@@ -17,20 +16,19 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from captioner import consensus, postprocess
 from captioner.decoding import Decoding
 from captioner.embedding import text_embedder
 from captioner.models.prefix import PrefixProcessor
-from captioner.search import Found, search
-from training.mini.export import assembled, one_each
-from training.mini.head import is_aside
-from training.mini.language import BATCH, LONGEST, Blur, batches, load_texts
+from captioner.search import search
+from training.mini.export import assembled, finished, one_each, tried
+from training.mini.language import BATCH, LONGEST, Blur, batches, keep, load_texts, resumed
 from training.mini.split import Pairs, load_pairs
 
 GUESSES, TEXTS_EACH = 16, 8
 """A step's blurred guesses, half of them of pictures, and the texts written for each."""
 DRAWN = Decoding(do_sample=True, num_return_sequences=TEXTS_EACH, temperature=0.8, max_new_tokens=28, seed=0)
-END = 0
+CHECKED_BY = Decoding(do_sample=True, num_return_sequences=8, temperature=0.7, top_p=0.9, max_new_tokens=28, seed=0)
+END, USUAL_LENGTH = 0, 14
 RATE, WARM_UP, AS_BEFORE, SPREAD = 1.5e-4, 20, 0.3, 0.1
 """AS_BEFORE: the weight of the loss of stage `language`. SPREAD: a usual deviation of a text's reward."""
 
@@ -40,14 +38,13 @@ def reward(data: Path, work: Path, steps: int, seed: int) -> None:
     model, processor = assembled(work, "head-without-validation.pt", "language.pt")
     pairs, embed = load_pairs(data, work), text_embedder()
     tasks = Tasks(pairs, work, processor, seed)
+    unseen = one_each(pairs, 200)
+    with torch.inference_mode():
+        predicted = model.head(torch.from_numpy(pairs.features[unseen]).float())
     parts = torch.nn.ModuleList([model.mapper, model.gpt])
     optimizer = torch.optim.AdamW(parts.parameters(), lr=RATE, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
-    first, checkpoint = 0, work / "reward.pt"
-    if checkpoint.exists():
-        saved = torch.load(checkpoint, weights_only=True)
-        parts.load_state_dict(saved["parts"])
-        optimizer.load_state_dict(saved["optimizer"])
-        first = saved["step"]
+    checkpoint = work / "reward.pt"
+    first = resumed(checkpoint, parts, optimizer)
     since, smooth = time.time(), 0.0
     for step, rows in zip(range(steps), tasks.order, strict=False):
         if step < first:
@@ -67,10 +64,10 @@ def reward(data: Path, work: Path, steps: int, seed: int) -> None:
             pace = (time.time() - since) / (step + 1 - first)
             print(f"step {step + 1} reward {smooth:.4f} {pace:.2f} s/step", flush=True)
         if (step + 1) % 50 == 0 or step + 1 == steps:
-            state = {"parts": parts.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}
-            torch.save(state, checkpoint.with_suffix(".tmp"))
-            checkpoint.with_suffix(".tmp").replace(checkpoint)
-            print(check(model, processor, embed, pairs), flush=True)
+            keep(checkpoint, parts, optimizer, step + 1)
+            of_unseen = pairs.embeddings[pairs.prompt[unseen]]
+            figures, said = tried(model, processor, embed, predicted, of_unseen, CHECKED_BY)
+            print(figures, *said[:5], sep="\n  ", flush=True)
 
 
 class Tasks:
@@ -82,7 +79,7 @@ class Tasks:
         self.ids = [[*processor.encode(line)[: LONGEST - 1], END] for line in lines]
         self.order = batches([len(row) for row in self.ids], [1] * len(self.ids), seed)
         self.of_pictures = torch.from_numpy(np.load(work / "guesses.npz")["guesses"]).float()
-        self.pictures = np.flatnonzero(~pairs.validation[pairs.prompt] & ~is_aside(pairs))
+        self.pictures = np.flatnonzero(~pairs.validation[pairs.prompt] & ~pairs.aside())
 
     def guesses(self, step: int) -> tuple[Tensor, Tensor]:
         """Blurred embeddings, half of them real guesses of unseen pictures, and the true ones. [GUESSES, 384] each"""
@@ -119,32 +116,5 @@ def policy_loss(model, processor, embed, given: Tensor, truth: Tensor, seed: int
     hidden = model.gpt.transformer(inputs_embeds=embedded, use_cache=False)[0][:, prefix.shape[1] - 1 :]
     logits = model.gpt.lm_head(hidden) / DRAWN.temperature
     each = F.cross_entropy(logits.flatten(0, 1), tokens.flatten(), ignore_index=-100, reduction="none")
-    of_text = each.unflatten(0, tokens.shape).sum(1) / 14  # tokens of a usual text: long texts shall not count less
+    of_text = each.unflatten(0, tokens.shape).sum(1) / USUAL_LENGTH  # not by its own: long texts shall not count less
     return (of_text * advantage).mean(), near.mean().item()
-
-
-def finished(found: Found, processor) -> str:
-    return postprocess.clean(processor.decode(found.ids), finished=found.finished)
-
-
-@torch.inference_mode()
-def check(model, processor, embed, pairs) -> str:
-    """Validation prompts: the caption that consensus chooses among eight."""
-    rows = one_each(pairs, 200)
-    predicted = model.head(torch.from_numpy(pairs.features[rows]).float())
-    decoding = Decoding(do_sample=True, num_return_sequences=8, temperature=0.7, top_p=0.9, max_new_tokens=28, seed=0)
-    drawn = search(model, model.remember(predicted), processor, decoding, list(range(len(rows))))
-    chosen, mean, expected, said = [], [], [], []
-    for found, guess, prompt in zip(drawn, predicted.numpy(), pairs.prompt[rows], strict=True):
-        texts, scores = [finished(one, processor) for one in found], [one.score for one in found]
-        vectors, truth = embed(texts), pairs.embeddings[prompt]
-        best = consensus.choose(vectors, scores, guess)
-        said.append(texts[best])
-        chosen.append(vectors[best] @ truth)
-        mean.append((vectors @ truth).mean())
-        expected.append(consensus.expected_embedding(vectors, scores, guess) @ truth)
-    sample = random.Random(1).sample(said, 5)
-    return (
-        f"chosen {np.mean(chosen):.4f}, any {np.mean(mean):.4f}, expected embedding {np.mean(expected):.4f}, "
-        f"distinct {len(set(said)) / len(said):.2f}: {sample}"
-    )

@@ -36,6 +36,10 @@ class Pairs:
         """One part per prompt, shared by its pictures. [pictures]"""
         return 1 / np.bincount(self.prompt, minlength=len(self.texts))[self.prompt]
 
+    def aside(self) -> np.ndarray:
+        """Not a generated picture with its literal prompt. [pictures]"""
+        return np.isin(self.source, [*REBUILT, *DESCRIBED])
+
 
 def load_pairs(data: Path, work: Path) -> Pairs:
     """The pairs whose prompt is clear of the held-out prompts."""
