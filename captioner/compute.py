@@ -49,6 +49,11 @@ def precision(name: str, where: torch.device) -> str:
     return name
 
 
+def has_bf16() -> bool:
+    """Does this CPU compute in bf16? One that does not is slower in it than in fp32."""
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
 def place(model: nn.Module, options: LoadOptions) -> nn.Module:
     """The model in inference mode on its device, in its precision, its linear layers packed where that pays.
 
