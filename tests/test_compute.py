@@ -50,7 +50,22 @@ def test_placed_on_a_cpu(model: Model, precision: str, tolerance: float) -> None
     assert (given.double() - expected).abs().max() < tolerance * expected.abs().max()
 
 
-def test_fp32_is_packed_and_float64_is_not(model: Model) -> None:
+@pytest.fixture
+def avx512(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if this CPU had it: the rule, not the arithmetic, depends on it."""
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+
+
+def test_small_layers_stay_plain_without_avx512(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    monkeypatch.setattr(compute, "LARGE", 32 * 32)
+    placed = compute.place(model, LoadOptions(device="cpu"))
+    assert type(placed.first) is nn.Linear
+    assert type(placed.blocks[0][0]) is compute.PackedLinear
+    assert type(placed.last) is Conv1D
+
+
+def test_fp32_is_packed_and_float64_is_not(model: Model, avx512: None) -> None:
     exact = compute.place(copy.deepcopy(model), LoadOptions(device="cpu", precision="float64"))
     assert type(exact.first) is nn.Linear
     packed = compute.place(model, LoadOptions(device="cpu"))
@@ -59,7 +74,9 @@ def test_fp32_is_packed_and_float64_is_not(model: Model) -> None:
     assert packed.first.weight.dtype == torch.float32
 
 
-def test_without_the_private_operator_the_product_is_plain(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_private_operator_the_product_is_plain(
+    model: Model, avx512: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     x = torch.randn(3, 5, 16)
     expected = model(x)
     monkeypatch.setattr(compute, "_packed", lambda weight: None)
