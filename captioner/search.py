@@ -81,7 +81,7 @@ def logits_processors(processor: Processor, decoding: Decoding, device: torch.de
 class TopP(lp.LogitsProcessor):
     """transformers' top-p without sorting the whole vocabulary, which took a third of a small model's time."""
 
-    FEW = 256
+    FEW = (64, 512)
     """So many of the likeliest tokens nearly always hold the mass that is asked for."""
 
     def __init__(self, top_p: float) -> None:
@@ -89,13 +89,14 @@ class TopP(lp.LogitsProcessor):
         self.sorting = lp.TopPLogitsWarper(top_p)
 
     def __call__(self, ids: Tensor, scores: Tensor) -> Tensor:
-        top = scores.topk(min(self.FEW, scores.shape[-1]), dim=-1).values  # [rows, few], falling
-        probabilities = (top - scores.logsumexp(-1, keepdim=True)).exp()
-        before = probabilities.cumsum(-1) - probabilities
-        kept = (before < self.top_p).sum(-1, keepdim=True)
-        if (kept == top.shape[-1]).any():  # the mass may reach further
-            return self.sorting(ids, scores)
-        return scores.masked_fill(scores < top.gather(-1, kept - 1), -torch.inf)
+        weights = (scores - scores.amax(-1, keepdim=True)).exp_()
+        wanted = self.top_p * weights.sum(-1, keepdim=True, dtype=torch.float64)
+        for few in self.FEW:
+            top = weights.topk(min(few, weights.shape[-1]), dim=-1).values  # [rows, few], falling
+            kept = (top.cumsum(-1, dtype=torch.float64) - top < wanted).sum(-1, keepdim=True)
+            if (kept < top.shape[-1]).all():  # else the mass may reach further
+                return scores.masked_fill(weights < top.gather(-1, kept - 1), -torch.inf)
+        return self.sorting(ids, scores)
 
 
 def _read_start(decoder: Decoder, memory: Memory, processor: Processor, copies: int) -> tuple[Tensor, Tensor, Past]:
@@ -171,7 +172,7 @@ def _sampler(seed: int | None, image_seeds: Sequence[int]) -> Callable[[Tensor, 
     def choose(scores: Tensor, images: list[int]) -> Tensor:
         copies = len(scores) // len(images)
         drawn = torch.cat([torch.rand(copies, dtype=torch.float64, generator=streams[image]) for image in images])
-        cumulative = scores.double().softmax(-1).cumsum(-1)  # [rows, vocabulary]
+        cumulative = scores.softmax(-1).cumsum(-1, dtype=torch.float64)  # [rows, vocabulary]
         point = drawn.to(scores.device)[:, None] * cumulative[:, -1:]
         return torch.searchsorted(cumulative, point, right=True).squeeze(1)  # right: never a token of probability 0
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from captioner.models.attention import ImageMemory, TextCache, attend_image, attend_prefix_and_text, attend_text
+from captioner.models.attention import ImageMemory, TextCache, attend_image, attend_text
 
 IMAGES, BEAMS, HEADS, REGIONS, DIM = 3, 4, 2, 5, 6
 
@@ -37,22 +37,6 @@ def test_text_attention_is_causal(t: int) -> None:
     torch.testing.assert_close(attend_text(query[:, :, 5 - t :], keys, values), expected)
 
 
-@pytest.mark.parametrize("t", [1, 3, 5])
-def test_prefix_and_text_share_one_softmax(t: int) -> None:
-    length, prefix = 5, 4
-    prefix_keys, prefix_values = random(IMAGES, HEADS, prefix, DIM), random(IMAGES, HEADS, prefix, DIM)
-    query, keys, values = (random(IMAGES * BEAMS, HEADS, length, DIM) for _ in range(3))
-    unused = random(IMAGES * BEAMS, HEADS, prefix, DIM)  # what the prefix's own positions would ask
-    expected = scaled_dot_product_attention(
-        torch.cat((unused, query), dim=2),
-        torch.cat((per_beam(prefix_keys), keys), dim=2),
-        torch.cat((per_beam(prefix_values), values), dim=2),
-        is_causal=True,
-    )[:, :, prefix + length - t :]
-    given = attend_prefix_and_text(query[:, :, length - t :], prefix_keys, prefix_values, keys, values)
-    torch.testing.assert_close(given, expected)
-
-
 def test_text_cache_grows_and_follows_its_beams() -> None:
     cache = TextCache(2)
     assert cache.length == 0
@@ -69,6 +53,11 @@ def test_text_cache_grows_and_follows_its_beams() -> None:
         keys, values = cache.append(0, second, second + 1)
     torch.testing.assert_close(keys, torch.cat((expected, *[second] * 40), dim=2))
     assert cache.length == 43
+    order = torch.tensor([1, 1, 3, 2])  # with room set aside, beams change places within it
+    expected = keys[order]
+    assert torch.equal(cache.select(order).layers[0][0], expected)
+    fewer = cache.select(torch.tensor([0, 2]))
+    assert torch.equal(fewer.append(0, second[:2], second[:2])[0][:, :, -1:], second[:2])
 
 
 def test_image_memory_keeps_the_selected_images() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 
 class ImageMemory:
@@ -28,10 +29,13 @@ class ImageMemory:
 
 
 class TextCache:
-    """Keys and values of the text so far, per layer `[rows, heads, length, head_dim]`."""
+    """Keys and values of the text so far, per layer `[rows, heads, length, head_dim]`, with room for more to come."""
+
+    ROOM = 32
 
     def __init__(self, num_layers: int) -> None:
         self.layers: list[tuple[Tensor, Tensor] | None] = [None] * num_layers
+        self._roomy: list[Tensor | None] = [None] * num_layers  # [2, rows, heads, room, head_dim] behind the views
 
     @property
     def length(self) -> int:
@@ -40,15 +44,30 @@ class TextCache:
     def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Add the new positions of one layer; returns all its keys and values."""
         if (old := self.layers[layer]) is not None:
-            keys = torch.cat((old[0], keys), dim=2)
-            values = torch.cat((old[1], values), dim=2)
+            start = old[0].shape[2]
+            end = start + keys.shape[2]
+            roomy = self._roomy[layer]
+            if roomy is None or roomy.shape[3] < end:
+                rows, heads, _, head_dim = keys.shape
+                roomy = self._roomy[layer] = keys.new_empty(2, rows, heads, 2 * end + self.ROOM, head_dim)
+                roomy[0, :, :, :start], roomy[1, :, :, :start] = old
+            all_keys, all_values = roomy[:, :, :, :end].unbind()
+            all_keys[:, :, start:], all_values[:, :, start:] = keys, values
+            keys, values = all_keys, all_values
         self.layers[layer] = (keys, values)
         return keys, values
 
     def select(self, rows: Tensor) -> TextCache:
-        if torch.equal(rows, torch.arange(self.layers[0][0].shape[0], device=rows.device)):
+        """These rows alone, in this order; a row may come several times."""
+        before = self.layers[0][0].shape[0]
+        if torch.equal(rows, torch.arange(before, device=rows.device)):
             return self  # every beam went on in its place
-        self.layers = [(keys[rows], values[rows]) for keys, values in self.layers]
+        for layer, (keys, values) in enumerate(self.layers):
+            if len(rows) == before and self._roomy[layer] is not None:
+                keys.copy_(keys[rows])
+                values.copy_(values[rows])
+            else:
+                self.layers[layer], self._roomy[layer] = (keys[rows], values[rows]), None
         return self
 
 
@@ -86,6 +105,8 @@ def attend_text(
     query [rows, heads, t, head_dim]; keys, values [rows, heads, length, head_dim], length ≥ t; bias [heads, t, length].
     """
     t, length = query.shape[2], keys.shape[2]
+    if t == 1 and bias is None:
+        return F.scaled_dot_product_attention(query, keys, values, scale=scale)
     scores = query @ keys.transpose(-1, -2) * (scale or query.shape[-1] ** -0.5)  # [rows, heads, t, length]
     if bias is not None:
         scores = scores + bias
@@ -93,29 +114,3 @@ def attend_text(
         future = torch.ones(t, length, dtype=torch.bool, device=query.device).triu(length - t + 1)
         scores = scores.masked_fill(future, torch.finfo(scores.dtype).min)
     return scores.softmax(-1) @ values
-
-
-def attend_prefix_and_text(
-    query: Tensor, prefix_keys: Tensor, prefix_values: Tensor, text_keys: Tensor, text_values: Tensor
-) -> Tensor:
-    """Causal self-attention of a text whose beginning, the image prefix, is one row per image.
-
-    query [rows, heads, t, head_dim]: the last t positions of the text; prefix_* [images, heads, prefix, head_dim];
-    text_* [rows, heads, length, head_dim], length ≥ t. Both parts share one softmax.
-    """
-    rows, heads, t, dim = query.shape
-    images, prefix = prefix_keys.shape[0], prefix_keys.shape[2]
-    beams, length = rows // images, text_keys.shape[2]
-    query = query * dim**-0.5
-    folded = query.view(images, beams, heads, t, dim).transpose(1, 2).reshape(images, heads, beams * t, dim)
-    over_prefix = folded @ prefix_keys.transpose(-1, -2)  # [images, heads, beams·t, prefix]
-    over_prefix = over_prefix.view(images, heads, beams, t, prefix).transpose(1, 2).reshape(rows, heads, t, prefix)
-    over_text = query @ text_keys.transpose(-1, -2)  # [rows, heads, t, length]
-    if t > 1:
-        future = torch.ones(t, length, dtype=torch.bool, device=query.device).triu(length - t + 1)
-        over_text = over_text.masked_fill(future, torch.finfo(over_text.dtype).min)
-    weights = torch.cat((over_prefix, over_text), dim=-1).softmax(-1)
-    on_prefix = weights[..., :prefix].view(images, beams, heads, t, prefix).transpose(1, 2)
-    seen = on_prefix.reshape(images, heads, beams * t, prefix) @ prefix_values  # [images, heads, beams·t, head_dim]
-    seen = seen.view(images, heads, beams, t, dim).transpose(1, 2).reshape(rows, heads, t, dim)
-    return seen + weights[..., prefix:] @ text_values

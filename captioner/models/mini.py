@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers.pytorch_utils import Conv1D
 
 from captioner import compute
 from captioner.contracts import LoadOptions
@@ -80,8 +81,8 @@ class Block(nn.Module):
         super().__init__()
         self.ln_1 = nn.LayerNorm(width)
         self.attn = nn.Module()
-        self.attn.c_attn = nn.Linear(width, 3 * width)
-        self.attn.c_proj = nn.Linear(width, width)
+        self.attn.c_attn = Conv1D(3 * width, width)
+        self.attn.c_proj = Conv1D(width, width)
         self.ln_2 = nn.LayerNorm(width)
         self.mlp = Mlp(width)
 
@@ -89,8 +90,8 @@ class Block(nn.Module):
 class Mlp(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.c_fc = nn.Linear(width, 4 * width)
-        self.c_proj = nn.Linear(4 * width, width)
+        self.c_fc = Conv1D(4 * width, width)
+        self.c_proj = Conv1D(width, 4 * width)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.c_proj(F.gelu(self.c_fc(x), approximate="tanh"))
@@ -116,7 +117,7 @@ def load(folder: Path, options: LoadOptions) -> PrefixSpeaker:
         weights = load_file(folder / "model.safetensors")
         tokenizer = Tokenizer.from_str((folder / "tokenizer.json").read_text(encoding="utf-8"))
         model = Mini(config)
-        told = model.load_state_dict({key: _ours(key, tensor).float() for key, tensor in weights.items()}, strict=False)
+        told = model.load_state_dict({key: tensor.float() for key, tensor in weights.items()}, strict=False)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise BadCheckpoint(f"The model in {folder} is damaged ({error}). Reinstall captioner.") from error
     if told.unexpected_keys or set(told.missing_keys) - {"gpt.lm_head.weight"}:
@@ -127,9 +128,3 @@ def load(folder: Path, options: LoadOptions) -> PrefixSpeaker:
     if options.prompt:
         processor.start_ids = processor.encode(options.prompt)
     return PrefixSpeaker(compute.place(model, options), processor)
-
-
-def _ours(key: str, tensor: Tensor) -> Tensor:
-    """transformers' GPT-2 keeps its matrices transposed."""
-    is_matrix = key.startswith("gpt.transformer.h.") and key.endswith(("c_attn.weight", "c_proj.weight", "c_fc.weight"))
-    return tensor.t() if is_matrix else tensor

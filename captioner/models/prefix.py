@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from captioner.decoding import Decoding
-from captioner.models.attention import ImageMemory, TextCache, attend_prefix_and_text
+from captioner.models.attention import ImageMemory, TextCache, attend_text
 from captioner.models.searched import SearchedDecoder
 from captioner.prompt import Reading
 
@@ -136,6 +136,13 @@ class PrefixMemory:
     def __len__(self) -> int:
         return len(self.prefix)
 
+    def begin(self, copies: int) -> TextCache:
+        """The past of so many texts of every picture: the prefix, which is so short that copies of it cost little."""
+        past = TextCache(len(self.prefix.layers))
+        for layer, both in enumerate(self.prefix.layers):
+            past.append(layer, *(of_images.repeat_interleave(copies, 0) for of_images in both))
+        return past
+
     def select(self, images: Tensor) -> PrefixMemory:
         return PrefixMemory(self.prefix.select(images), self.first_logits[images], self.features[images])
 
@@ -168,24 +175,16 @@ class PrefixDecoder:
         return self.remember(self.encode(pixels))
 
     def step(self, tokens: Tensor, memory: PrefixMemory, past: TextCache | None) -> tuple[Tensor, TextCache]:
-        past = past or self._empty_cache(len(tokens))
+        copies = len(tokens) // len(memory)
+        past = past or memory.begin(copies)
         if tokens.shape[1] == 0:  # the text begins with nothing: the prefix alone predicts its first word
-            return memory.first_logits.repeat_interleave(len(tokens) // len(memory), dim=0), past
-        start = self.config.prefix_length + past.length
+            return memory.first_logits.repeat_interleave(copies, 0), past
 
         def attend(layer: int, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-            keys, values = past.append(layer, keys, values)
-            return attend_prefix_and_text(query, *memory.prefix.layers[layer], keys, values)
+            return attend_text(query, *past.append(layer, keys, values))
 
-        positions = torch.arange(start, start + tokens.shape[1], device=tokens.device)
+        positions = torch.arange(past.length, past.length + tokens.shape[1], device=tokens.device)
         return self._logits(self.gpt.transformer.wte(tokens), positions, attend), past
-
-    def _empty_cache(self, rows: int) -> TextCache:
-        gpt2 = self.gpt.config
-        nothing = self.gpt.lm_head.weight.new_empty(rows, gpt2.n_head, 0, gpt2.n_embd // gpt2.n_head)
-        cache = TextCache(gpt2.n_layer)
-        cache.layers = [(nothing, nothing)] * gpt2.n_layer
-        return cache
 
     def _logits(self, embedded: Tensor, positions: Tensor, attend) -> Tensor:
         """GPT-2 layer by layer, where `attend(layer, query, keys, values)` mixes → logits after the last position."""
@@ -193,8 +192,8 @@ class PrefixDecoder:
         heads = self.gpt.config.n_head
         hidden = embedded + gpt.wpe(positions)  # [rows, t, width]
         for number, block in enumerate(gpt.h):
-            projected = block.attn.c_attn(block.ln_1(hidden)).unflatten(-1, (3, heads, -1))
-            query, keys, values = projected.permute(2, 0, 3, 1, 4)  # each [rows, heads, t, head_dim]
+            projected = block.attn.c_attn(block.ln_1(hidden)).view(*hidden.shape[:2], 3, heads, -1)
+            query, keys, values = projected.permute(2, 0, 3, 1, 4).unbind()  # each [rows, heads, t, head_dim]
             mixed = attend(number, query, keys, values).transpose(1, 2).flatten(2)
             hidden = hidden + block.attn.c_proj(mixed)
             hidden = hidden + block.mlp(block.ln_2(hidden))
