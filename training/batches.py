@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from captioner.contracts import Processor
+from eval.provenance import fingerprint
 from training.data.readable import ReadableRows
 
 IGNORED = -100  # the label that no loss counts
@@ -53,6 +54,17 @@ class Pairs(Dataset):
 
     def __len__(self) -> int:
         return len(self.texts)
+
+    def __str__(self) -> str:
+        return f"{len(self):,} pairs"
+
+    def name(self, row: int) -> str:
+        """What to call a row in a message."""
+        return self.rows.name(row)
+
+    def fingerprints(self) -> set[str]:
+        """Of all prompts."""
+        return set(map(fingerprint, self.texts))
 
     def begin_epoch(self, epoch: int) -> None:
         """Another epoch, other augmentations. (Not `set_epoch`: accelerate calls that in a fresh epoch, but not in one

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from PIL.Image import Image
 from PIL.Image import new as new_image
 from torch import Tensor, nn
@@ -21,26 +21,30 @@ from training.freezing import is_frozen
 from training.loop import Job, train
 from training.recipe import Recipe
 from training.sampling import sampler
+from training.streamed import StreamedPairs, split_stream
 
 HELD_BACK = 0.1
 """Share of the prompts to validate on, where the data has no validation part and none is named."""
 
 
-def load_rows(recipe: Recipe) -> tuple[Dataset, Dataset]:
+Rows = Dataset | IterableDataset
+
+
+def load_rows(recipe: Recipe) -> tuple[Rows, Dataset]:
     """Training and validation rows that share no prompt."""
     columns = {"text_column": recipe.text_column or None, "image_column": recipe.image_column or None}
-    rows = load_pairs(recipe.data, seed=recipe.seed, **columns)
+    rows = load_pairs(recipe.data, seed=recipe.seed, streaming=recipe.stream, **columns)
     if recipe.validation:
         return rows, load_pairs(recipe.validation, seed=recipe.seed, **columns)
     prepared = [place for place in recipe.data if Path(place).is_dir() and any(Path(place).glob("validation*.parquet"))]
     if prepared:
         return rows, load_pairs(prepared, split="validation", seed=recipe.seed, **columns)
-    return split_by_prompt(rows, HELD_BACK, recipe.seed)
+    return split_stream(rows) if recipe.stream else split_by_prompt(rows, HELD_BACK, recipe.seed)
 
 
 def fit(
     recipe: Recipe,
-    rows: tuple[Dataset, Dataset],
+    rows: tuple[Rows, Dataset],
     model: nn.Module,
     processor: Processor,
     learning: nn.Module | None = None,
@@ -59,7 +63,7 @@ def fit(
     if recipe.select_by == "cosine" and not recipe.samples:
         raise BadInput("--select-by cosine needs captions of a sample: --samples 32.")
 
-    def pairs(part: Dataset, learns: bool) -> Pairs | None:
+    def pairs(part: Rows, learns: bool) -> Pairs | StreamedPairs | None:
         return prepare(recipe, part, processor.pixels, encoder, partial(encode, model, processor), learns)
 
     listen = recipe.samples and len(validation_rows)
@@ -78,19 +82,21 @@ def fit(
 
 def prepare(
     recipe: Recipe,
-    rows: Dataset,
+    rows: Rows,
     pixels: Callable[[Sequence[Image]], Tensor],
     encoder: nn.Module | None,
     encode: Callable[[list[Image]], Tensor],
     learns: bool,
     form: str = "",
-) -> Pairs | None:
+) -> Pairs | StreamedPairs | None:
     """Rows as the loop takes them; pictures, or with --cache-features what the frozen encoder says of them.
 
     Args:
         encode: pictures → what the encoder says; form: a word for it, where one encoder can say several things.
         learns: rows to train on, which may be augmented and drawn from.
     """
+    if isinstance(rows, IterableDataset):
+        return StreamedPairs(rows, pixels, augment=recipe.augment, seed=recipe.seed)
     if not len(rows):
         return None
     drawn = {"seed": recipe.seed, "by_prompt": learns and recipe.by_prompt}

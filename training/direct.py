@@ -59,6 +59,8 @@ class DirectRecipe(LoraRecipe):
 def main(argv: list[str] | None = None) -> None:
     recipe = parse(DirectRecipe, __doc__, argv)
     check_adapter(recipe)
+    if recipe.stream:
+        raise BadInput("The prompts are embedded before training: leave out --stream.")
     train_rows, validation_rows = load_rows(recipe)
     settings = {"pool": recipe.pool} if recipe.pool else {}
     model = DirectModel.on(backbones.build(recipe.backbone, recipe.weights or None, **settings), head=recipe.head)

@@ -43,13 +43,12 @@ def write_curves(history: list[dict[str, Any]], path: Path) -> None:
 
 def write_card(job: Job, state: TrainerState, out: Path) -> None:
     """README.md of the model: data, recipe, figures, the command."""
-    from eval.provenance import fingerprint
     from training.loop import write_atomically
 
     # What the evaluation compares with, so that nobody publishes a score on training pictures by accident.
     learnt_from = {
         "sources": job.recipe.data,
-        "fingerprints": sorted({fingerprint(text) for text in job.train_rows.texts}),
+        "fingerprints": sorted(job.train_rows.fingerprints()),
     }
     write_atomically(out / "training_data.json", json.dumps(learnt_from))
     evaluations = [entry for entry in state.log_history if "eval_loss" in entry]
@@ -69,7 +68,7 @@ Trained with
 
     {" ".join([Path(sys.executable).name, *sys.orig_argv[1:]])}
 
-on {len(job.train_rows):,} pairs from {", ".join(f"`{source}`" for source in job.recipe.data)}
+on {job.train_rows} from {", ".join(f"`{source}`" for source in job.recipe.data)}
 ({state.global_step:,} steps). Use it:
 
     captioner {job.verb} --model {out.name} picture.png

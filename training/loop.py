@@ -36,8 +36,12 @@ from captioner.errors import BadInput, BadOutput, CaptionerError
 from training.batches import IGNORED, Collate, Pairs
 from training.progress import Watch, console
 from training.recipe import OPTIMIZERS, Recipe
+from training.streamed import StreamedPairs
 
 WHOLE = "whole.json"  # written last into a checkpoint: without it, the checkpoint was cut off
+
+EVERY = 500
+"""Steps between two checkpoints, where no epoch and no option says it."""
 
 Sample = tuple[str, str, float]
 """truth, what the model says, their cosine"""
@@ -49,7 +53,7 @@ class Job:
 
     recipe: Recipe
     model: PreTrainedModel | nn.Module
-    train_rows: Pairs
+    train_rows: Pairs | StreamedPairs
     validation_rows: Pairs | None
     targets: Callable[[Sequence[str]], dict[str, Tensor]]
     """Texts → the batch's text side: token ids and labels, or target vectors."""
@@ -69,7 +73,7 @@ class DivergedError(CaptionerError):
 class NewEpoch(TrainerCallback):
     """Tells the training rows which epoch it is, in a resumed one too."""
 
-    def __init__(self, rows: Pairs) -> None:
+    def __init__(self, rows: Pairs | StreamedPairs) -> None:
         self.rows = rows
 
     def on_epoch_begin(self, args, state, control, **kwargs) -> None:
@@ -129,7 +133,7 @@ class LoopTrainer(Trainer):
             else (self.job.validation_rows, f"of the validation after step {step}")
         )
         return DivergedError(
-            f"The {what} is {value.item()} {when}, in the batch of {', '.join(pairs.rows.name(row) for row in rows)}. "
+            f"The {what} is {value.item()} {when}, in the batch of {', '.join(pairs.name(row) for row in rows)}. "
             f"{f'{kept.name} is whole and untouched' if kept else 'There is no checkpoint yet'}. "
             "Look at these pairs, or try a lower --lr, more --warmup or --precision fp32."
         )
@@ -222,7 +226,8 @@ def save_config(model: PeftModel, out: Path) -> None:
 def arguments(recipe: Recipe, job: Job) -> TrainingArguments:
     """Our recipe in the Trainer's words."""
     evaluates = job.validation_rows is not None
-    by_steps = "steps" if recipe.eval_every else "epoch"
+    every = recipe.eval_every or (min(EVERY, recipe.max_steps) if recipe.stream else 0)
+    by_steps = "steps" if every else "epoch"
     on_cpu = recipe.device == "cpu" or not torch.cuda.is_available()
     cosine = recipe.select_by == "cosine"
     os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(Path(recipe.out) / "logs"))
@@ -241,9 +246,9 @@ def arguments(recipe: Recipe, job: Job) -> TrainingArguments:
         bf16=recipe.precision == "bf16",
         fp16=recipe.precision == "fp16",
         eval_strategy=by_steps if evaluates else "no",
-        eval_steps=recipe.eval_every or None,
+        eval_steps=every or None,
         save_strategy=by_steps,
-        save_steps=recipe.save_every or recipe.eval_every or 500,
+        save_steps=recipe.save_every or every or EVERY,
         load_best_model_at_end=evaluates,
         metric_for_best_model=("eval_cosine" if cosine else "eval_loss") if evaluates else None,
         greater_is_better=cosine if evaluates else None,
@@ -253,6 +258,7 @@ def arguments(recipe: Recipe, job: Job) -> TrainingArguments:
         seed=recipe.seed,
         data_seed=recipe.seed,
         dataloader_num_workers=recipe.workers,
+        accelerator_config={"dispatch_batches": False},  # each process makes its own batches, of a stream too
         activation_checkpointing=recipe.gradient_checkpointing,
         torch_compile=recipe.compile,
         use_cpu=on_cpu,
@@ -271,7 +277,7 @@ def announce(job: Job, trainer: LoopTrainer, start_from: Path | None) -> None:
     learning = sum(p.numel() for p in job.model.parameters() if p.requires_grad)
     every = sum(p.numel() for p in job.model.parameters())
     validating = 0 if job.validation_rows is None else len(job.validation_rows)
-    print(f"{len(job.train_rows):,} pairs to train on, {validating:,} to validate on")
+    print(f"{job.train_rows} to train on, {validating:,} to validate on")
     print(f"{learning:,} of {every:,} parameters learn ({learning / every:.1%}) on {trainer.args.device}")
     step = f"{recipe.batch_size} pictures × {recipe.accumulate} batches × {processes} process(es) a step"
     print(step if start_from is None else f"{step}; going on from {start_from.name}")

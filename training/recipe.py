@@ -60,6 +60,9 @@ class Recipe:
         choices=list(OPTIMIZERS),
     )
     precision: str = option("fp32", "fp16 (GPUs only) scales its gradients", choices=["fp32", "bf16", "fp16"])
+    stream: bool = option(
+        False, "Keep no copy of the data: pictures are read as they come. For hub: and what outgrows the disk"
+    )
     by_prompt: bool = option(False, "An epoch shows one picture of each prompt, so that a prompt counts once")
     augment: bool = option(False, "Flip, crop, turn and colour-jitter the training pictures")
     freeze: str = option("none", "Parts that do not learn; each trainer names its own")
@@ -155,6 +158,10 @@ def check(recipe: Recipe) -> None:
         raise BadInput("--save-every needs --eval-every: the best checkpoint is chosen among evaluated ones.")
     if recipe.cache_features and recipe.augment:
         raise BadInput("--cache-features keeps one view of each picture: leave out --augment.")
+    if recipe.stream and recipe.max_steps < 1:
+        raise BadInput("A stream has no length to count epochs by: say --max-steps with --stream.")
+    if recipe.stream and (recipe.cache_features or recipe.by_prompt or recipe.workers):
+        raise BadInput("--stream reads pairs in their order: leave out --cache-features, --by-prompt and --workers.")
     if recipe.early_stopping < 0:
         raise BadInput("--early-stopping counts evaluations: 0 or more.")
     check_machine(recipe)

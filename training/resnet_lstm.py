@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from transformers import AutoTokenizer, GPT2LMHeadModel
 
 from captioner import zoo
+from captioner.errors import BadInput
 from captioner.models import backbones, checkpoint, resnet_lstm, resnet_lstm_gpt2
 from training.captioners import fit, load_rows
 from training.recipe import Recipe, changed, command_line, option, parse
@@ -40,6 +41,8 @@ class ResNetLSTMRecipe(Recipe):
 
 def main(argv: list[str] | None = None) -> None:
     recipe = parse(ResNetLSTMRecipe, __doc__, argv)
+    if recipe.stream and not recipe.gpt2:
+        raise BadInput("The vocabulary is made of all prompts before training: leave out --stream, or take --gpt2.")
     rows = load_rows(recipe)
     unknown = None
     backbone = backbones.build(recipe.backbone, recipe.weights or None)

@@ -1,0 +1,92 @@
+"""Pairs that are read as they come, for data larger than the disk: nothing is kept but a buffer to mix them in.
+
+A stream begins again when it ends, so that a run of --max-steps is one pass for the Trainer: resumed, it skips what it
+had read, and meets the same pairs in the same order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from itertools import count, islice
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from captioner.errors import BadInput
+from eval.provenance import fingerprint
+from training.batches import augmented
+from training.data.readable import readable
+from training.data.sources import ROW
+
+MIXED = 1000
+"""Rows in the buffer that the next one is drawn from, pictures as they lie in their files."""
+NAMED = 100_000
+"""So many of the last rows can be called by name in a message."""
+HELD_BACK = 128
+"""Pairs to validate on; one prompt in ONE_IN is set aside for them."""
+ONE_IN = 10
+
+
+class StreamedPairs(torch.utils.data.IterableDataset):
+    """What `Pairs` gives, without end and without a length."""
+
+    def __init__(
+        self,
+        rows: datasets.IterableDataset,
+        pixels: Callable[[Sequence[Image.Image]], Tensor],
+        augment: bool = False,
+        seed: int = 0,
+    ) -> None:
+        self.rows = rows.cast_column("image", datasets.Image(decode=False))
+        self.pixels = pixels
+        self.augment = augment
+        self.seed = seed
+        self._names: dict[int, str] = {}
+        self._fingerprints: set[str] = set()
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        number = count()
+        for again in count():
+            mixed = self.rows.shuffle(seed=self.seed + again, buffer_size=MIXED)
+            for row, place in zip(readable(mixed), number, strict=False):
+                self._names[place % NAMED] = f"{row['source']}: {row['id']}"
+                self._fingerprints.add(fingerprint(row["text"]))
+                image = row["image"]
+                if self.augment:
+                    image = augmented(image, np.random.default_rng((self.seed, place)))
+                yield {"pixel_values": self.pixels([image])[0], "text": row["text"], "row": place}
+            if not self._names:
+                raise BadInput("The stream holds no pair to train on.")
+
+    def begin_epoch(self, epoch: int) -> None:
+        """There is one epoch only."""
+
+    def name(self, row: int) -> str:
+        """What to call a row in a message."""
+        return self._names[row % NAMED]
+
+    def fingerprints(self) -> set[str]:
+        """Of the prompts met so far."""
+        return self._fingerprints
+
+    def __str__(self) -> str:
+        met = len(self._fingerprints)
+        return f"a stream of pairs, {met:,} prompts of which were met" if met else "a stream of pairs"
+
+
+def split_stream(rows: datasets.IterableDataset) -> tuple[datasets.IterableDataset, datasets.Dataset]:
+    """A stream without every tenth prompt, and the first pairs of those prompts to validate on."""
+    raw = rows.cast_column("image", datasets.Image(decode=False))
+    first = islice(raw, 2 * ONE_IN * HELD_BACK)
+    held_back = list(islice((row for row in first if set_aside(row["text"])), HELD_BACK))
+    validation = datasets.Dataset.from_list(held_back, features=ROW)
+    return raw.filter(lambda text: not set_aside(text), input_columns="text"), validation
+
+
+def set_aside(text: str) -> bool:
+    """The same prompts in every run."""
+    return int(fingerprint(text), 16) % ONE_IN == 0
