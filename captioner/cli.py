@@ -229,11 +229,11 @@ def index_build(
     data: Annotated[list[str], typer.Argument(help="Folders of pictures with prompts, or parquet files.")],
     backbone: Annotated[
         str,
-        typer.Option(help="vit, vit-large, clip, resnet50, resnet152 or efficientnet-lite2."),
+        typer.Option(help="vit, vit-large, clip, resnet50, resnet152 or efficientnet-lite0, 1, 2."),
     ],
     out: Annotated[str, typer.Option("--out", "-o", help="The folder of the index; it must not be there yet.")],
     weights: Annotated[str | None, typer.Option(help="The backbone's weights: folder or Hub id.")] = None,
-    pool: Annotated[str | None, typer.Option(help='efficientnet-lite2: "statistics" adds every stage.')] = None,
+    pool: Annotated[str | None, typer.Option(help='efficientnet-lite*: "statistics" adds every stage.')] = None,
     dims: Annotated[int | None, typer.Option(help="Keep so many principal components of the features.")] = None,
     centred: Annotated[bool, typer.Option(help="Subtract the mean of all pictures' features.")] = True,
     scaled: Annotated[bool, typer.Option(help="Divide every feature by its spread: good with statistics.")] = False,

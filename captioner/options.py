@@ -269,7 +269,7 @@ class OutputFlags:
         """The sink the user chose, ready to be written to; `show` is what a row looks like when it is printed."""
         from captioner import sinks
 
-        if self.out is not None:
+        if self.out not in (None, Path("-")):  # "-" is standard output, as elsewhere
             return sinks.open_out(self.out, resume=self.resume, overwrite=self.overwrite)
         if self.resume:
             raise BadInput("--resume needs an --out to go on with.")

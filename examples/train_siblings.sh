@@ -17,9 +17,14 @@ step "$out/resnet-lstm/README.md" python -m training.resnet_lstm --data "$work/p
   --backbone efficientnet-lite2 --cache-features "$work/regions" --by-prompt --vocabulary-size 4000 --hidden-size 256 \
   --max-tokens 40 --batch-size 32 --epochs 4 --lr 1e-3 --schedule cosine --warmup 0.05 --seed 7 --device cpu
 
-step "$out/direct/README.md" python -m training.direct --data "$work/pairs" --out "$out/direct" \
-  --backbone efficientnet-lite2 --pool statistics --head residual --freeze backbone --cache-features "$work/pooled" \
-  --by-prompt --batch-size 128 --epochs 40 --lr 3e-4 --weight-decay 0.05 --seed 7 --device cpu
+# direct has mini's backbone; the two smaller ones err differently, which is what an ensemble lives on.
+for size in 2 1 0; do
+  direct="$out/direct$([ $size = 2 ] || echo -lite$size)"
+  step "$direct/README.md" python -m training.direct --data "$work/pairs" --out "$direct" \
+    --backbone efficientnet-lite$size --pool statistics --head residual --freeze backbone \
+    --cache-features "$work/pooled" --by-prompt --batch-size 128 --epochs 40 --lr 3e-4 --weight-decay 0.05 --seed 7 \
+    --device cpu
+done
 
 step "$out/knn" captioner index build "$work/pairs/train" --backbone efficientnet-lite2 --pool statistics --scaled \
   --dims 128 --out "$out/knn" --device cpu
@@ -28,7 +33,7 @@ captioner index tune "$out/knn" --data "$work/pairs/validation.parquet"
 # The weights are fitted with a head of mini that has met no validation prompt; then the whole mini takes its place.
 if [ ! -e "$out/ensemble.json" ]; then
   mini export --held-back --out "$out/mini"
-  captioner ensemble fit --members "$out/mini+expected,$out/direct,$out/knn" \
+  captioner ensemble fit --members "$out/mini+expected,$out/direct,$out/direct-lite1,$out/direct-lite0,$out/knn" \
     --data "$work/pairs/validation.parquet" --out "$out/ensemble.json" --device cpu
 fi
 mini export --out "$out/mini"
@@ -38,5 +43,5 @@ step "$out/mini-expected.json" captioner ensemble make --members "$out/mini+expe
 # Held-out pictures: measured, never chosen by.
 python -m eval report --data "$data/heldout-dev/pairs.parquet" --out "$out/report" --figures-only --device cpu \
   --models "mini=$out/mini,mini expected=$out/mini-expected.json,resnet-lstm=$out/resnet-lstm,direct=$out/direct,\
-knn=$out/knn,ensemble=$out/ensemble.json,nearest text=nearest:$out/knn,constant=constant:$out/knn" \
+direct lite1=$out/direct-lite1,direct lite0=$out/direct-lite0,knn=$out/knn,ensemble=$out/ensemble.json,nearest text=nearest:$out/knn,constant=constant:$out/knn" \
   --title "mini and its siblings on held-out pictures"

