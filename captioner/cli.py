@@ -193,10 +193,15 @@ def models(json: Annotated[bool, typer.Option("--json", help="As JSON.")] = Fals
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("name", "kind", "weights", "size", "on this machine", "what it is for")
+    table = Table("name", "gives", "weights", box=None, pad_edge=False)
+    table.add_column("what it is for", overflow="fold")
     for row in rows:
-        size = f"{row['bytes'] / 1e6:,.0f} MB" if row["bytes"] else "–"
-        table.add_row(row["name"], row["kind"], row["weights"], size, "yes" if row["where"] else "no", row["purpose"])
+        there = "here" if row["where"] else "Hub" if "/" in row["weights"] else "yours"
+        size = f"{row['bytes'] / 1e6:,.0f} MB, {there}" if row["bytes"] else there
+        purpose = f"{row['purpose']}\n{row['weights']}" if "/" in row["weights"] else row["purpose"]
+        table.add_row(row["name"], "text" if row["kind"] == "captioner" else "vector", size, purpose)
+    for column in table.columns[:3]:
+        column.no_wrap = True
     Console().print(table)
 
 
