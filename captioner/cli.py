@@ -398,9 +398,12 @@ def merge(
     out: Annotated[str, typer.Argument(help="The folder to write; it must not be there yet.")],
 ) -> None:
     """Merge a LoRA adapter into its base model: one folder that stands alone."""
+    from captioner import zoo
     from captioner.models import merging
 
     merging.merge(Path(adapter), Path(out))
+    verb = "generate" if zoo.resolve(out).speaks else "embed"
+    typer.echo(f"{out} is whole. Use it: captioner {verb} --model {out} picture.png")
 
 
 @contextmanager

@@ -297,8 +297,6 @@ class Known:
     settings: dict
 
 
-
-
 def _lite(size: int, pixels: int) -> Known:
     """(byte - 127) / 128. The whole picture: prompts speak of its edges too."""
     preprocess = Preprocess(pixels, mean=(127 / 255,) * 3, std=(128 / 255,) * 3)

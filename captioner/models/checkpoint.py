@@ -86,13 +86,25 @@ def read_json(file: Path) -> dict:
 
 
 @contextmanager
-def reading(source: Path) -> Iterator[None]:
-    """Whatever a library says of a broken file, the user hears as one sentence, without bars and reports."""
+def without_bars() -> Iterator[None]:
+    """A bar for each file, and transformers' reports, would hide what matters."""
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
         yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+@contextmanager
+def reading(source: Path) -> Iterator[None]:
+    """Whatever a library says of a broken file, the user hears as one sentence, without bars and reports."""
+    try:
+        with without_bars():
+            yield
     except pickle.UnpicklingError as error:
         raise BadCheckpoint(
             f"The weights in {source} are damaged or hold pickled code, which we do not run. "
@@ -103,10 +115,6 @@ def reading(source: Path) -> Iterator[None]:
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, StrictDataclassError) as error:
         reason = str(error).strip().splitlines()
         raise BadCheckpoint(f"{source} cannot be loaded: {reason[0] if reason else type(error).__name__}") from error
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
 
 
 def _read_whole(cls: type[Model], folder: Path, **settings) -> Model:

@@ -30,7 +30,8 @@ def merge(adapter: Path, out: Path) -> None:
     beside = out.with_name(out.name + ".part")
     shutil.rmtree(beside, ignore_errors=True)
     try:
-        model.save_pretrained(beside)
+        with checkpoint.without_bars():
+            model.save_pretrained(beside)
         for file in checkpoint.base_folder(adapter).iterdir():
             if file.is_file() and not file.name.endswith(WEIGHTS) and not (beside / file.name).exists():
                 shutil.copyfile(file, beside / file.name)
