@@ -149,7 +149,7 @@ def base_of(adapter: Path) -> Resolved:
     name = _read_json(adapter / "adapter_config.json").get("base_model_name_or_path")
     if not name:
         raise BadCheckpoint(f"{adapter}/adapter_config.json does not name its base model (base_model_name_or_path).")
-    # A path as it stands in the file, or one seen from the adapter's folder, or from that of the run it is a checkpoint of.
+    # A path as it stands in the file, or seen from the adapter's folder, or from that of the run it is a checkpoint of.
     places = (folder / name for folder in (adapter, adapter.parent))
     return resolve(str(next((place for place in places if place.is_dir()), name)))
 
