@@ -29,7 +29,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import BertTokenizer, BlipConfig
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 
-from captioner import compute, zoo
+from captioner import compute, pipeline, zoo
 from captioner.contracts import LoadOptions
 from captioner.decoding import Decoding
 from captioner.errors import BadInput
@@ -87,11 +87,24 @@ def speed(
             for size in batch_sizes:
                 row = {"precision": precision, "batch": size, "load_seconds": loading}
                 rows.append(row | _measure(ours, theirs, options, size, repeats))
+        caption = _caption(str(folder or model), LoadOptions(device=device, precision=precisions[0]), repeats)
     result = {"model": model, "machine": _machine(), "repeats": repeats, "beams": DECODING.num_beams,
-              "new_tokens": NEW_TOKENS, "rows": rows}  # fmt: skip
+              "new_tokens": NEW_TOKENS, "rows": rows, "caption": caption}  # fmt: skip
     if out is not None:
         write_text(out, json.dumps(result, indent=2) + "\n")
     return result
+
+
+def _caption(model: str, options: LoadOptions, repeats: int) -> dict:
+    """Seconds from one opened picture to its prompt, searched and chosen as the model's own settings say."""
+    captioner = pipeline.load(model, options)
+    captioner.generate([_noise(0)])
+    taken = [_timed(lambda picture=_noise(seed): captioner.generate([picture]))[0] for seed in range(1, repeats + 1)]
+    return _spread(taken)
+
+
+def _noise(seed: int) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (512, 512, 3), dtype=np.uint8))
 
 
 def random_blip(folder: Path, name: str) -> Path:
@@ -125,8 +138,7 @@ def _theirs(module: str, folder: Path | None, device: str) -> Blip | None:
 @torch.inference_mode()
 def _measure(ours, theirs: Blip | None, options: LoadOptions, batch: int, repeats: int) -> dict:
     """One row: seconds per picture, ratios, peak memory, and the share of the machine's ceiling."""
-    random = np.random.default_rng(0)
-    pictures = [Image.fromarray(random.integers(0, 256, (512, 512, 3), dtype=np.uint8)) for _ in range(batch)]
+    pictures = [_noise(seed) for seed in range(batch)]
     if not isinstance(ours, SearchedDecoder):  # no phases to tell apart
         total = _timed(lambda: ours.read_images(pictures, DECODING), repeats)
         return {"total": _spread(total, batch), "peak_bytes": _peak(lambda: ours.read_images(pictures, DECODING))}
@@ -276,3 +288,8 @@ def print_table(result: dict) -> None:
             f"{share:.0%}" if share is not None else "–",
         )
     Console().print(table)
+    print(
+        "a caption, picture to prompt by the model's own settings: {median:.0f} ms ({min:.0f} to {max:.0f})".format(
+            **{k: 1000 * v for k, v in result["caption"].items()}
+        )
+    )

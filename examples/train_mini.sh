@@ -2,8 +2,8 @@
 # Trains the bundled model `mini` from the data folder: examples/train_mini.sh DATA WORK OUT
 #
 # DATA holds pairs/*.parquet, prompts/*.txt.gz and heldout-dev/*.parquet. Every stage keeps its results in WORK and a
-# long one resumes where it stopped. On two cores of 2021 without bf16: features 15 min, texts 15 min, language 30 min,
-# reward 40 min, the rest 10 min. Needs the extra `train`.
+# long one resumes where it stopped. On one core of 2021 without bf16: texts 11 min, features 14 min, language 52 min,
+# reward 35 min, the rest 10 min; two cores take about two thirds of that. Needs the extra `train`.
 set -euo pipefail
 data=${1:?the data folder} work=${2:?a folder for results in between} out=${3:?the checkpoint folder}
 

@@ -26,9 +26,12 @@ def test_ours_against_theirs_on_random_weights(tmp_path: Path, capsys: pytest.Ca
         assert row["ceiling_gflops"] > 0
         assert row["load_seconds"] > 0
         assert (row["share_of_ceiling"] is None) == (row["precision"] == "int8")
+    assert 0 < result["caption"]["min"] <= result["caption"]["median"] <= result["caption"]["max"]
     assert json.loads((tmp_path / "speed.json").read_text()) == result
     speed.print_table(result)
-    assert "blip-tiny-random" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "blip-tiny-random" in said
+    assert "picture to prompt" in said
 
 
 @torch.inference_mode()
