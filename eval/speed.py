@@ -16,6 +16,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -98,9 +99,9 @@ def speed(
 def _caption(model: str, options: LoadOptions, repeats: int) -> dict:
     """Seconds from one opened picture to its prompt, searched and chosen as the model's own settings say."""
     captioner = pipeline.load(model, options)
-    captioner.generate([_noise(0)])
-    taken = [_timed(lambda picture=_noise(seed): captioner.generate([picture]))[0] for seed in range(1, repeats + 1)]
-    return _spread(taken)
+    first, *others = ([_noise(seed)] for seed in range(repeats + 1))
+    captioner.generate(first)
+    return _spread([_timed(partial(captioner.generate, picture))[0] for picture in others])
 
 
 def _noise(seed: int) -> Image.Image:
