@@ -41,7 +41,7 @@ class StreamedPairs(torch.utils.data.IterableDataset):
         augment: bool = False,
         seed: int = 0,
     ) -> None:
-        self.rows = rows.cast_column("image", datasets.Image(decode=False))
+        self.rows = rows
         self.pixels = pixels
         self.augment = augment
         self.seed = seed
