@@ -29,10 +29,13 @@ class Layer(nn.Module):
         self.narrow = linear(*(weights[f"output.dense.{kind}"] for kind in KINDS))
         self.norm = norm(weights, "output.LayerNorm")
 
-    def forward(self, x: Tensor, seen: Tensor) -> Tensor:
-        query, key, value = self.query_key_value(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=seen)  # [B, heads, T, head_dim]
-        x = self.mixed_norm(x + self.mix(mixed.transpose(1, 2).flatten(2)))
+    def forward(self, x: Tensor, seen: Tensor, places: Tensor) -> Tensor:
+        """x `[tokens, width]`, at these places of `seen` `[B, T]`: attention alone needs the texts side by side."""
+        projected = x.new_zeros(seen.numel(), 3 * x.shape[1]).index_copy_(0, places, self.query_key_value(x))
+        query, key, value = projected.view(*seen.shape, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=seen[:, None, None])
+        mixed = mixed.transpose(1, 2).reshape(seen.numel(), -1)[places]  # [tokens, width]
+        x = self.mixed_norm(x + self.mix(mixed))
         return self.norm(x + self.narrow(F.gelu(self.widen(x))))
 
 
@@ -54,11 +57,13 @@ class Bert(nn.Module):
             compute.pack(self)
 
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
-        x = self.first_norm(self.words[ids] + self.places[: ids.shape[1]])
-        seen = mask.bool()[:, None, None, :]
+        seen = mask.bool()
+        places = seen.flatten().nonzero()[:, 0]  # of the tokens: padding is a fifth of four short texts
+        embedded = self.words[ids] + self.places[: ids.shape[1]]
+        x = self.first_norm(embedded.flatten(0, 1)[places])
         for layer in self.layers:
-            x = layer(x, seen)
-        return x
+            x = layer(x, seen, places)
+        return x.new_zeros(seen.numel(), x.shape[1]).index_copy_(0, places, x).view(*seen.shape, -1)
 
 
 def linear(weight: Tensor, bias: Tensor) -> nn.Linear:
