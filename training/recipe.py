@@ -61,7 +61,7 @@ class Recipe:
     )
     precision: str = option("fp32", "fp16 (GPUs only) scales its gradients", choices=["fp32", "bf16", "fp16"])
     stream: bool = option(
-        False, "Keep no copy of the data: pictures are read as they come. For hub: and what outgrows the disk"
+        False, "Keep no copy of the data: pictures are read as they come; needs --max-steps, for what outgrows the disk"
     )
     by_prompt: bool = option(False, "An epoch shows one picture of each prompt, so that a prompt counts once")
     augment: bool = option(False, "Flip, crop, turn and colour-jitter the training pictures")
