@@ -1,8 +1,9 @@
 """Device, precision and packed weights: a loaded model made ready for inference on this machine.
 
 Linear layers dominate every model here, and oneDNN multiplies about twice as fast by weights that were laid out for it
-beforehand: all of them with AVX-512, without it large ones that meet few rows. The operators that do so are private to
-torch, so a plain product remains as the fallback.
+beforehand: all of them with AVX-512, without it large ones that meet few rows. A small decoder mostly waits for its
+weights, and has them in float16. The operators that do so are private to torch, so a plain product remains as the
+fallback.
 """
 
 from __future__ import annotations
@@ -117,6 +118,33 @@ def _packed(weight: Tensor) -> Tensor | None:
         return torch.ops.mkldnn._reorder_linear_weight(weight.contiguous())
     except (AttributeError, RuntimeError):
         return None
+
+
+def read_as_half(model: nn.Module) -> None:
+    """Let linear layers with float16 weights, as a checkpoint may have them, read these as such, in place."""
+    if "fbgemm" not in torch.backends.quantized.supported_engines:
+        return
+    for name, child in model.named_children():
+        if type(child) not in (nn.Linear, Conv1D):
+            read_as_half(child)
+        elif torch.equal(child.weight.half().float(), child.weight):
+            weight = child.weight if type(child) is nn.Linear else child.weight.t()
+            setattr(model, name, HalfLinear(weight.detach(), child.bias))
+
+
+class HalfLinear(nn.Module):
+    """A linear layer that reads float16 weights and multiplies in fp32: the same numbers from half the bytes.
+
+    For few rows, where reading the weights takes longest, it needs two thirds of the time; for 128 rows the same time.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        super().__init__()
+        bias = None if bias is None else bias.detach()
+        self.packed = torch.ops.quantized.linear_prepack_fp16(weight.contiguous(), bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.ops.quantized.linear_dynamic_fp16(x, self.packed)
 
 
 def _quantize(model: nn.Module) -> nn.Module:

@@ -101,27 +101,30 @@ class Captioner:
 
     def prompt(self, reading: Reading, finish: Finish) -> Prompt:
         """Clean the candidates, drop doubles, choose the best."""
-        candidates: dict[str, tuple[Candidate, str]] = {}
-        for said in reading.candidates:
-            text = finish.body(said.text, said.finished)
-            candidates.setdefault(text, (replace(said, text=text), said.text))
-        cleaned = [candidate for candidate, _ in candidates.values()]
-        best = self._best(cleaned, reading, finish)
+        places: dict[str, int] = {}  # cleaned text → its first candidate
+        for place, said in enumerate(reading.candidates):
+            places.setdefault(finish.body(said.text, said.finished), place)
+        cleaned = [replace(reading.candidates[place], text=text) for text, place in places.items()]
+        best = self._best(cleaned, list(places.values()), reading, finish)
         cleaned = [replace(candidate, text=finish.dress(candidate.text)) for candidate in cleaned]
         return Prompt(
             text=cleaned[best].text,
             score=cleaned[best].score,
             candidates=(cleaned[best], *cleaned[:best], *cleaned[best + 1 :]),
             model=self.name,
-            raw=list(candidates.values())[best][1],
+            raw=reading.candidates[list(places.values())[best]].text,
             embed=self.embed_texts,
         )
 
-    def _best(self, candidates: list[Candidate], reading: Reading, finish: Finish) -> int:
+    def _best(self, candidates: list[Candidate], places: list[int], reading: Reading, finish: Finish) -> int:
+        """The index of the best of these cleaned candidates, whose places in the reading are told."""
         by_consensus = self.consensus if finish.consensus is None else finish.consensus
         if not by_consensus or len(candidates) == 1:
             return 0
-        embeddings = self.embed_texts([candidate.text for candidate in candidates])
+        if reading.gists is None:
+            embeddings = self.embed_texts([candidate.text for candidate in candidates])
+        else:  # embedding the texts takes as long as reading the picture
+            embeddings = reading.gists[places]
         return consensus.choose(embeddings, [candidate.score for candidate in candidates], reading.embedding)
 
     def embed(

@@ -30,6 +30,8 @@ class Reading:
     candidates: tuple[Candidate, ...]
     embedding: np.ndarray | None = None
     """The prompt embedding `[384]` that the model itself predicts from the pixels, where it has such a head."""
+    gists: np.ndarray | None = None
+    """`[candidates, 384]`: what the model takes the candidates' embeddings to be, where it can tell."""
 
 
 @dataclass(frozen=True)

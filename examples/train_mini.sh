@@ -2,7 +2,7 @@
 # Trains the bundled model `mini` from the data folder: examples/train_mini.sh DATA WORK OUT
 #
 # DATA holds pairs/*.parquet, prompts/*.txt.gz and heldout-dev/*.parquet. Every stage keeps its results in WORK and a
-# long one resumes where it stopped. On one core of 2021 without bf16: texts 11 min, features 14 min, language 52 min,
+# long one resumes where it stopped. On one core of 2021 without bf16: texts 18 min, features 14 min, language 66 min,
 # reward 35 min, the rest 10 min; two cores take about two thirds of that. Needs the extra `train`.
 set -euo pipefail
 data=${1:?the data folder} work=${2:?a folder for results in between} out=${3:?the checkpoint folder}
@@ -11,12 +11,13 @@ data=${1:?the data folder} work=${2:?a folder for results in between} out=${3:?t
 export GLIBC_TUNABLES=glibc.malloc.mmap_threshold=2000000000:glibc.malloc.trim_threshold=4000000000
 stage() { python -m training.mini "$@" --data "$data" --work "$work" --seed 7; }
 
-stage texts --most 60000     # clean prompts, MiniLM embeddings; texts near a held-out prompt are left out
+stage texts                  # clean prompts, MiniLM embeddings; texts near a held-out prompt are left out
 stage features               # EfficientNet-Lite2 statistics of every picture
 stage split                  # validation prompts, by groups of like prompts
 stage head                   # picture → prompt embedding, and how far such guesses are off
-stage language --steps 5300  # embedding → prompt, from text alone
-stage reward --steps 500     # the same decoder, by how near its own texts come
+stage language               # embedding → prompt, from text alone
+stage gist                   # tokens → embedding: candidates are compared by it
+stage reward                 # the same decoder, by how near its own texts come
 stage choose                 # ways of searching, compared on the validation prompts
 stage export --out "$out"
 stage measure --out "$out"   # held-out pictures: measured, never chosen by

@@ -30,11 +30,15 @@ step "$out/knn" captioner index build "$work/pairs/train" --backbone efficientne
   --dims 128 --out "$out/knn" --device cpu
 captioner index tune "$out/knn" --data "$work/pairs/validation.parquet"
 
+# Two ensembles: of what embeds directly, and with mini.
+embedders=$out/direct,$out/direct-lite1,$out/direct-lite0,$out/knn
+step "$out/ensemble-direct.json" captioner ensemble fit --members "$embedders" --data "$work/pairs/validation.parquet" \
+  --out "$out/ensemble-direct.json" --device cpu
 # The weights are fitted with a head of mini that has met no validation prompt; then the whole mini takes its place.
 if [ ! -e "$out/ensemble.json" ]; then
   mini export --held-back --out "$out/mini"
-  captioner ensemble fit --members "$out/mini+expected,$out/direct,$out/direct-lite1,$out/direct-lite0,$out/knn" \
-    --data "$work/pairs/validation.parquet" --out "$out/ensemble.json" --device cpu
+  captioner ensemble fit --members "$out/mini+expected,$embedders" --data "$work/pairs/validation.parquet" \
+    --out "$out/ensemble.json" --device cpu
 fi
 mini export --out "$out/mini"
 step "$out/mini-expected.json" captioner ensemble make --members "$out/mini+expected" --weights 1 \
@@ -43,5 +47,6 @@ step "$out/mini-expected.json" captioner ensemble make --members "$out/mini+expe
 # Held-out pictures: measured, never chosen by.
 python -m eval report --data "$data/heldout-dev/pairs.parquet" --out "$out/report" --figures-only --device cpu \
   --models "mini=$out/mini,mini expected=$out/mini-expected.json,resnet-lstm=$out/resnet-lstm,direct=$out/direct,\
-direct lite1=$out/direct-lite1,direct lite0=$out/direct-lite0,knn=$out/knn,ensemble=$out/ensemble.json,nearest text=nearest:$out/knn,constant=constant:$out/knn" \
+direct lite1=$out/direct-lite1,direct lite0=$out/direct-lite0,knn=$out/knn,ensemble direct=$out/ensemble-direct.json,\
+ensemble=$out/ensemble.json,nearest text=nearest:$out/knn,constant=constant:$out/knn" \
   --title "mini and its siblings on held-out pictures"

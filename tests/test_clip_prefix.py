@@ -14,7 +14,7 @@ from captioner.errors import BadCheckpoint
 from captioner.models import clip_prefix
 from captioner.models.checkpoint import read_model
 from captioner.models.prefix import JointHead, MlpMapper, PrefixProcessor, TransformerMapper
-from captioner.search import search
+from captioner.search import Found, search
 from tests import decoders
 from tests.tiny import clip_prefix as tiny
 
@@ -75,6 +75,20 @@ def test_saved_and_loaded_says_the_same(folder, tmp_path):
     images = decoders.pictures(3)
     first, again = clip_prefix.load(folder, CPU), clip_prefix.load(tmp_path, CPU)
     assert decoders.texts(again, images) == decoders.texts(first, images)
+
+
+@torch.no_grad()
+def test_gists_add_up_tokens(tmp_path):
+    made = tiny.model(head=True, gist=True)
+    tiny.save(made, tmp_path)
+    speaker = clip_prefix.load(tmp_path, CPU)
+    texts = [[5, 6, 7, 6], [9], []]
+    reading = speaker.reading([Found(ids, -1.0, True) for ids in texts])
+    for ids, gist in zip(texts, reading.gists, strict=True):
+        expected = torch.nn.functional.normalize(made.gist.weight[ids].sum(0), dim=0)
+        np.testing.assert_allclose(gist, expected, atol=1e-6)
+    [said] = speaker.read_images(decoders.pictures(1), Decoding(num_beams=3, num_return_sequences=3))
+    assert said.gists.shape == (3, 16)
 
 
 def test_the_text_begins_with_a_prompt(folder):

@@ -65,6 +65,22 @@ def test_small_layers_stay_plain_without_avx512(model: Model, monkeypatch: pytes
     assert type(placed.last) is Conv1D
 
 
+@pytest.mark.skipif("fbgemm" not in torch.backends.quantized.supported_engines, reason="a plain product remains")
+def test_float16_weights_are_read_as_such_and_give_the_same_numbers(model: Model) -> None:
+    with torch.no_grad():
+        for weight in (model.first.weight, model.last.weight):
+            weight.copy_(weight.half())
+    x = torch.randn(7, 5, 16)
+    plain = compute.place(copy.deepcopy(model), LoadOptions(device="cpu"))
+    compute.read_as_half(model)
+    half = compute.place(model, LoadOptions(device="cpu"))
+    assert type(half.first) is type(half.last) is compute.HalfLinear
+    assert type(half.blocks[0][0]) is nn.Linear  # its weights have more digits
+    with torch.inference_mode():
+        torch.testing.assert_close(half(x), plain(x))
+        assert torch.equal(half.first(x)[:3], half.first(x[:3]))  # a row does not depend on its neighbours
+
+
 def test_fp32_is_packed_and_float64_is_not(model: Model, avx512: None) -> None:
     exact = compute.place(copy.deepcopy(model), LoadOptions(device="cpu", precision="float64"))
     assert type(exact.first) is nn.Linear

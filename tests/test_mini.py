@@ -20,7 +20,7 @@ from captioner.embedding import text_embedder
 from captioner.errors import BadCheckpoint
 from captioner.models import clip_prefix, mini
 from captioner.models.checkpoint import read_model
-from training.mini import head, language, reward, sources, split
+from training.mini import gist, head, language, reward, sources, split
 
 
 @pytest.mark.parametrize(
@@ -139,6 +139,15 @@ def test_the_vocabulary_gives_clean_text_back():
         assert tokenizer.decode(tokenizer.encode(text).ids).strip() == text
 
 
+def test_gists_tell_embeddings_that_add_up(monkeypatch):
+    monkeypatch.setattr(gist, "RIDGE", 1e-6)
+    random = np.random.default_rng(0)
+    tokens = random.normal(size=(30, 16))
+    texts = [random.integers(0, 30, size=random.integers(1, 9)).tolist() for _ in range(200)]
+    embeddings = np.stack([tokens[ids].sum(0) / len(ids) ** 0.5 for ids in texts])
+    np.testing.assert_allclose(gist.fit(gist.bags(texts, 30), embeddings), tokens, atol=1e-3)
+
+
 BUNDLED = Path(clip_prefix.__file__).parents[1] / "bundled" / "mini"
 PICTURES = Path(__file__).parents[1] / "examples" / "pictures"
 
@@ -168,7 +177,11 @@ def test_lean_and_full_class_are_one_model(photographs):
     decoding = Decoding(num_beams=3, num_return_sequences=2, max_new_tokens=12)
     lean, full = (module.load(BUNDLED, LoadOptions(device="cpu")) for module in (mini, clip_prefix))
     for ours, theirs in zip(*(each.read_images(photographs, decoding) for each in (lean, full)), strict=True):
-        assert ours.candidates == theirs.candidates
+        assert [each.text for each in ours.candidates] == [each.text for each in theirs.candidates]
+        np.testing.assert_allclose(
+            [each.score for each in ours.candidates], [each.score for each in theirs.candidates], rtol=1e-4
+        )
+        np.testing.assert_allclose(ours.gists, theirs.gists, atol=1e-5)
         np.testing.assert_allclose(ours.embedding, theirs.embedding, atol=1e-5)
 
 

@@ -66,6 +66,14 @@ def test_consensus_and_a_predicted_embedding_choose(model) -> None:
     assert model.prompt(Reading(candidates[::-1], spaceship), Finish(consensus=True)).text == "a spaceship"
 
 
+def test_the_models_own_gists_choose_without_embedding_a_text(model, monkeypatch) -> None:
+    monkeypatch.setattr(model, "embed_texts", None)
+    candidates = tuple(Candidate(text, -1.0) for text in ("a dog <EOS>", "a dog", "a house", "a cat"))
+    gists = np.eye(3, dtype=np.float32)[[0, 0, 1, 2]]
+    house = np.array([0.1, 0.9, 0.1], dtype=np.float32)
+    assert model.prompt(Reading(candidates, house, gists), Finish(consensus=True)).text == "a house"
+
+
 def test_a_trigger_word_does_not_change_the_choice(model) -> None:
     reading = Reading(tuple(Candidate(text, -1.0) for text in ("a spaceship", "a small cat", "a little cat", "a cat")))
     plain = model.prompt(reading, Finish(consensus=True))

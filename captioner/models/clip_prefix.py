@@ -41,6 +41,7 @@ class ClipPrefixConfig(PreTrainedConfig):
         joint_dim: int = 512,
         normalize: bool = False,
         head: dict | None = None,
+        gist: bool = False,
         mapper: str = "transformer",
         prefix_length: int = 10,
         clip_length: int = 10,
@@ -57,6 +58,7 @@ class ClipPrefixConfig(PreTrainedConfig):
             joint_dim: length of the image embedding that the mapper reads.
             normalize: the mapper reads image embeddings of length 1.
             head: settings of a `JointHead` after the backbone; None: the backbone's pooled vector is the embedding.
+            gist: a table tells what each token adds to a text's embedding.
             mapper: "transformer" or "mlp".
             clip_length: positions that the transformer mapper spreads the embedding over.
             gpt2: settings of transformers' GPT2Config.
@@ -66,6 +68,7 @@ class ClipPrefixConfig(PreTrainedConfig):
         self.joint_dim = joint_dim
         self.normalize = normalize
         self.head = head
+        self.gist = gist
         self.mapper = mapper
         self.prefix_length = prefix_length
         self.clip_length = clip_length
@@ -78,7 +81,7 @@ class ClipPrefixConfig(PreTrainedConfig):
 
 
 class ClipPrefix(PrefixDecoder, PreTrainedModel):
-    """Backbone (and head), mapper, GPT-2: three modules, so that each can be frozen by itself."""
+    """Backbone (and head), mapper, GPT-2 (and gist): modules of their own, so that each can be frozen by itself."""
 
     config_class = ClipPrefixConfig
     base_model_prefix = ""
@@ -103,6 +106,7 @@ class ClipPrefix(PrefixDecoder, PreTrainedModel):
                 config.mapper_heads,
             )
         self.gpt = GPT2LMHeadModel(gpt2)
+        self.gist = nn.Embedding(gpt2.vocab_size, config.joint_dim) if config.gist else None
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Embedding:

@@ -28,7 +28,7 @@ from captioner.models.prefix import JointHead, MlpMapper, PrefixDecoder, PrefixP
 
 
 class Mini(PrefixDecoder, nn.Module):
-    """EfficientNet-Lite2, head, mapper and GPT-2 under the key names of the clip-prefix family."""
+    """EfficientNet-Lite2, head, mapper, GPT-2 and gist under the key names of the clip-prefix family."""
 
     def __init__(self, config: dict) -> None:
         super().__init__()
@@ -38,6 +38,7 @@ class Mini(PrefixDecoder, nn.Module):
         self.head = JointHead(self.backbone.width, self.config.joint_dim, **self.config.head)
         self.mapper = MlpMapper(self.config.joint_dim, self.config.prefix_length, gpt2.n_embd)
         self.gpt = Gpt2(gpt2)
+        self.gist = nn.Embedding(gpt2.vocab_size, self.config.joint_dim)
 
     @property
     def device(self) -> torch.device:
@@ -127,4 +128,7 @@ def load(folder: Path, options: LoadOptions) -> PrefixSpeaker:
     processor = PrefixProcessor(squash, tokenizer, model.config)
     if options.prompt:
         processor.start_ids = processor.encode(options.prompt)
+    where = compute.device(options.device)
+    if where.type == "cpu" and compute.precision(options.precision, where) == "fp32":
+        compute.read_as_half(model.gpt)
     return PrefixSpeaker(compute.place(model, options), processor)

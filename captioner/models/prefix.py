@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL.Image import Image
 from tokenizers import Tokenizer
@@ -19,6 +20,7 @@ from captioner.decoding import Decoding
 from captioner.models.attention import ImageMemory, TextCache, attend_text
 from captioner.models.searched import SearchedDecoder
 from captioner.prompt import Reading
+from captioner.search import Found
 
 
 class JointHead(nn.Module):
@@ -148,7 +150,10 @@ class PrefixMemory:
 
 
 class PrefixDecoder:
-    """The decoder contract over `backbone`, `head`, `mapper` and `gpt` (GPT-2's modules under their usual names)."""
+    """The decoder contract over `backbone`, `head`, `mapper` and `gpt` (GPT-2's modules under their usual names).
+
+    `head` and `gist` may be None.
+    """
 
     def encode(self, pixels: Tensor) -> Tensor:
         """Pixels → image embedding `[n, joint_dim]`."""
@@ -185,6 +190,13 @@ class PrefixDecoder:
 
         positions = torch.arange(past.length, past.length + tokens.shape[1], device=tokens.device)
         return self._logits(self.gpt.transformer.wte(tokens), positions, attend), past
+
+    def gists(self, texts: Sequence[Sequence[int]]) -> np.ndarray | None:
+        """The texts' embeddings as their tokens alone suggest them, unit vectors `[texts, joint_dim]`."""
+        if self.gist is None:
+            return None
+        sums = [self.gist(torch.tensor(ids, dtype=torch.long, device=self.device)).sum(0) for ids in texts]
+        return F.normalize(torch.stack(sums).float(), dim=-1).cpu().numpy()
 
     def _logits(self, embedded: Tensor, positions: Tensor, attend) -> Tensor:
         """GPT-2 layer by layer, where `attend(layer, query, keys, values)` mixes → logits after the last position."""
@@ -224,7 +236,7 @@ class PrefixProcessor:
 
 
 class PrefixSpeaker(SearchedDecoder):
-    """Says the predicted embedding with every reading, where the checkpoint has a head that predicts one."""
+    """Says with every reading what the checkpoint predicts: the prompt's embedding, and those of the candidates."""
 
     def readings(self, memory: PrefixMemory, seeds: Sequence[int] | None, decoding: Decoding) -> list[Reading]:
         readings = super().readings(memory, seeds, decoding)
@@ -232,3 +244,7 @@ class PrefixSpeaker(SearchedDecoder):
             return readings
         embeddings = memory.features.float().cpu().numpy()
         return [replace(reading, embedding=own) for reading, own in zip(readings, embeddings, strict=True)]
+
+    def reading(self, found: Sequence[Found]) -> Reading:
+        gists = self.model.gists([each.ids for each in found])
+        return replace(super().reading(found), gists=gists)

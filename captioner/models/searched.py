@@ -11,7 +11,7 @@ from PIL.Image import Image
 from captioner.contracts import Decoder, Memory, Processor
 from captioner.decoding import Decoding
 from captioner.prompt import Candidate, Reading
-from captioner.search import search
+from captioner.search import Found, search
 
 
 class SearchedDecoder:
@@ -31,7 +31,8 @@ class SearchedDecoder:
     def readings(self, memory: Memory, seeds: Sequence[int] | None, decoding: Decoding) -> list[Reading]:
         """One reading per image of the memory. Seeds: one per image, needed to sample."""
         found = search(self.model, memory, self.processor, decoding, seeds)
-        return [Reading(tuple(self._candidate(f) for f in of_image)) for of_image in found]
+        return [self.reading(of_image) for of_image in found]
 
-    def _candidate(self, found) -> Candidate:
-        return Candidate(self.processor.decode(found.ids), found.score, found.finished)
+    def reading(self, found: Sequence[Found]) -> Reading:
+        """What was found for one image."""
+        return Reading(tuple(Candidate(self.processor.decode(each.ids), each.score, each.finished) for each in found))

@@ -29,26 +29,30 @@ DECODING = {"do_sample": True, "num_return_sequences": 4, "temperature": 0.7, "t
 longer."""
 TRIED = [{"num_beams": 1}, {"num_beams": 4}] + [
     {"do_sample": True, "num_return_sequences": count, "temperature": temperature, "top_p": 0.9}
-    for count, temperature in ((4, 0.5), (4, 0.7), (4, 0.8), (6, 0.7), (8, 0.5), (8, 0.7), (8, 0.8), (16, 0.8))
+    for count, temperature in ((4, 0.7), (6, 0.7), (8, 0.5), (8, 0.7), (8, 0.8), (12, 0.7), (16, 0.7), (16, 0.8))
 ]
 
 
 def assembled(work: Path, head: str = "head.pt", language: str = "reward.pt") -> tuple[ClipPrefix, PrefixProcessor]:
-    """Backbone, head, mapper and GPT-2 in one model."""
+    """Backbone, head, mapper, GPT-2 and gist in one model."""
     tokenizer = Tokenizer.from_file(str(work / "tokenizer.json"))
     of_head = torch.load(work / head, weights_only=True)
     prototypes, rank = of_head["keys"].shape
-    model = new_model(tokenizer, {"rank": rank, "prototypes": prototypes})
+    model = new_model(tokenizer, {"rank": rank, "prototypes": prototypes}, gist=True)
     model.head.load_state_dict(of_head)
+    model.gist.load_state_dict(torch.load(work / "gist.pt", weights_only=True))
     model.backbone = imagenet_backbone()
     learnt = torch.load(work / language, weights_only=True)["parts"]
     torch.nn.ModuleList([model.mapper, model.gpt]).load_state_dict(learnt)
     return model.eval(), PrefixProcessor(model.backbone.preprocess, tokenizer, model.config)
 
 
-def export(data: Path, work: Path, out: Path, head: str = "head.pt") -> None:
-    """Stage `export`: float16 weights, vocabulary, search settings, and what it has learnt from."""
-    model, processor = assembled(work, head)
+def export(data: Path, work: Path, out: Path, held_back: bool = False) -> None:
+    """Stage `export`: float16 weights, vocabulary, search settings, and what it has learnt from.
+
+    held_back: with the head that met no validation prompt.
+    """
+    model, processor = assembled(work, "head-without-validation.pt" if held_back else "head.pt")
     out.mkdir(parents=True, exist_ok=True)
     model.half().save_pretrained(out)
     processor.save_pretrained(out)
@@ -93,9 +97,10 @@ def tried(
     found = search(model, model.remember(predicted), processor, decoding, list(range(len(predicted))))
     texts = [[finished(text, processor) for text in texts] for texts in found]
     vectors = np.stack([embed(each) for each in texts])  # [n, candidates, 384]
-    scores = [[text.score for text in texts] for texts in found]
-    readings = list(zip(vectors, scores, predicted.numpy(), strict=True))
-    best = [consensus.choose(*reading) for reading in readings]
+    gists = [model.gists([each.ids for each in of_image]) for of_image in found]
+    scores = [[each.score for each in of_image] for of_image in found]
+    best = [consensus.choose(*reading) for reading in zip(gists, scores, predicted.numpy(), strict=True)]
+    readings = zip(vectors, scores, predicted.numpy(), strict=True)
     expected = np.stack([consensus.expected_embedding(*reading) for reading in readings])
     chosen = vectors[np.arange(len(best)), best]
     said = [each[one] for each, one in zip(texts, best, strict=True)]

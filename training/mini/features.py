@@ -50,16 +50,16 @@ def features(data: Path, work: Path, backwards: bool = False) -> None:
 def texts(data: Path, work: Path, most: int, seed: int) -> None:
     """Stage `texts`: cleaned prompts and pair texts with their MiniLM embeddings, held-out prompts left out.
 
-    most: at most so many prompts of the one huge list; the small lists are kept whole.
+    most: at most so many prompts of the one huge list; the small lists are kept whole. The captions of the pictures
+    that are not learnt from count as prompts of the source "captions".
     """
-    embed = text_embedder()
-    held_out_files = sorted((data / "heldout-dev").glob("*.parquet"))
-    held_out = embed(sorted({sources.clean(row["text"]) for file in held_out_files for row in sources.pair_rows(file)}))
-    spoken = sorted(
-        {sources.clean(row["text"]) for file in sources.pair_files(data) for row in sources.pair_rows(file)}
-    )
+    embed, files = text_embedder(), sources.pair_files(data)
+    held_out = embed(_texts_of(sorted((data / "heldout-dev").glob("*.parquet"))))
+    spoken = _texts_of(files)
     _keep(work / "pair-texts", ["pairs"] * len(spoken), spoken, embed(spoken).astype(np.float16), held_out)
     found = sources.thinned(list(sources.prompts(data)), most, seed)
+    unseen = set(_texts_of(files, every=True)).difference(spoken, (text for _, text in found))
+    found += [("captions", text) for text in sorted(unseen)]
     origins, lines = [source for source, _ in found], [text for _, text in found]
     embeddings = np.empty((len(lines), 384), dtype=np.float16)
     by_length = sorted(range(len(lines)), key=lambda row: len(lines[row]))
@@ -70,8 +70,8 @@ def texts(data: Path, work: Path, most: int, seed: int) -> None:
     _keep(work / "prompts", origins, lines, embeddings, held_out)
 
 
-def _texts_of(files: list[Path]) -> list[str]:
-    return sorted({sources.clean(row["text"]) for file in files for row in sources.pair_rows(file)})
+def _texts_of(files: list[Path], every: bool = False) -> list[str]:
+    return sorted({sources.clean(row["text"]) for file in files for row in sources.pair_rows(file, every=every)})
 
 
 def _keep(path: Path, origins: list[str], lines: list[str], embeddings: np.ndarray, held_out: np.ndarray) -> None:

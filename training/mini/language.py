@@ -33,9 +33,11 @@ LONGEST = 36
 BATCH = 64
 PEAK_RATE = 2e-3
 WARM_UP = 200
+FARTHEST = 0.85
+"""Of the way to a real guess: to write well from less is learnt better by stage `reward`, from the texts themselves."""
 NEAREST_FROM, NEAREST_TO = 0.47, 0.85
 """The part of training in which the decoder learns to write the text nearest to its blurred embedding."""
-TWICE = {"pairs", "partiprompts", "tifa", "drawbench", "geneval", "t2i-compbench"}
+TWICE = {"pairs", "captions", "partiprompts", "tifa", "drawbench", "geneval", "t2i-compbench"}
 """Sources of plain, short captions: seen twice as often, since prompts of the wild are mostly long lists of styles."""
 
 
@@ -70,7 +72,7 @@ def train_tokenizer(lines: list[str]) -> Tokenizer:
     return tokenizer
 
 
-def new_model(tokenizer: Tokenizer, head: dict | None = None) -> ClipPrefix:
+def new_model(tokenizer: Tokenizer, head: dict | None = None, gist: bool = False) -> ClipPrefix:
     """Mini's architecture, random."""
     gpt2 = GPT2Config(
         vocab_size=tokenizer.get_vocab_size(), n_positions=64, n_embd=WIDTH, n_layer=LAYERS, n_head=HEADS,
@@ -79,7 +81,7 @@ def new_model(tokenizer: Tokenizer, head: dict | None = None) -> ClipPrefix:
     )  # fmt: skip
     config = ClipPrefixConfig(
         backbone=blank("efficientnet-lite2", pool="statistics").config, joint_dim=384, normalize=True, head=head,
-        mapper="mlp", prefix_length=PREFIX, gpt2=gpt2.to_diff_dict(), eos_ids=(0,), pad_id=0,
+        gist=gist, mapper="mlp", prefix_length=PREFIX, gpt2=gpt2.to_diff_dict(), eos_ids=(0,), pad_id=0,
     )  # fmt: skip
     return ClipPrefix(config)
 
@@ -113,9 +115,9 @@ class Blur:
         return F.normalize(truth @ self.keep + self.offset + normal @ self.noise, dim=-1)
 
     def __call__(self, truth: Tensor, generator: torch.Generator) -> Tensor:
-        """A random part of the way there."""
+        """A random part of the way there, at most FARTHEST."""
         blurred = self.whole(truth, generator)
-        share = torch.rand(len(truth), 1, generator=generator)
+        share = FARTHEST * torch.rand(len(truth), 1, generator=generator)
         return F.normalize(truth * (1 - share) + blurred * share, dim=-1)
 
 
@@ -174,7 +176,7 @@ def keep(checkpoint: Path, parts: torch.nn.Module, optimizer: torch.optim.Optimi
     checkpoint.with_suffix(".tmp").replace(checkpoint)
 
 
-def language(work: Path, steps: int, seed: int) -> None:
+def language(work: Path, seed: int, steps: int = 7000) -> None:
     """Stage `language`; resumes from its last checkpoint."""
     torch.manual_seed(seed)
     origins, lines, embeddings = load_texts(work)

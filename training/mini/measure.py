@@ -21,8 +21,9 @@ from eval.statistics import bootstrap_interval, paired_difference
 from training.mini.split import Pairs, load_pairs
 
 
-def measure(data: Path, work: Path, checkpoint: Path) -> None:
-    captioner = pipeline.load(str(checkpoint), device="cpu")
+def measure(data: Path, work: Path, out: Path) -> None:
+    """Stage `measure`."""
+    captioner = pipeline.load(str(out), device="cpu")
     pairs, embed = load_pairs(data, work), text_embedder()
     found = {}
     for name in ("pairs", "other-models"):

@@ -77,9 +77,10 @@ def pair_files(folder: Path) -> list[Path]:
     return sorted((folder / "pairs").glob("*.parquet"))
 
 
-def pair_rows(file: Path, columns: tuple[str, ...] = ("text", "source")) -> list[dict]:
-    """The pairs of one file without their pictures."""
-    return parquet.read_table(file, columns=list(columns)).to_pylist()[:: EVERY.get(file.stem, 1)]
+def pair_rows(file: Path, every: bool = False) -> list[dict]:
+    """Text and source of the pairs of one file: those learnt from, or every one."""
+    rows = parquet.read_table(file, columns=["text", "source"]).to_pylist()
+    return rows if every else rows[:: EVERY.get(file.stem, 1)]
 
 
 def pictures(file: Path) -> Iterator[Image.Image]:

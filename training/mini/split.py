@@ -99,6 +99,7 @@ def choose(group: np.ndarray, origin: dict[int, str], seed: int = 11) -> np.ndar
 
 
 def split(data: Path, work: Path) -> None:
+    """Stage `split`."""
     pairs = load_pairs(data, work)
     np.save(work / "validation.npy", pairs.validation)
     np.save(work / "validation-embeddings.npy", pairs.embeddings[pairs.validation])
