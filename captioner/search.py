@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import reduce
 
 import numpy as np
 import torch
@@ -55,10 +56,15 @@ def search(
     return _beam_search(decoder, memory, processor, decoding)
 
 
-def logits_processors(processor: Processor, decoding: Decoding, device: torch.device) -> lp.LogitsProcessorList:
-    """transformers' own processors, in the order in which its `generate` applies them."""
+def logits_processors(
+    processor: Processor, decoding: Decoding, device: torch.device
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """Ids and scores → scores, by transformers' own processors in the order in which its `generate` applies them.
+
+    Not by its `LogitsProcessorList`, which inspects the signature of each at every step.
+    """
     start, eos = len(processor.start_ids), torch.tensor(processor.eos_ids, device=device)
-    chain = lp.LogitsProcessorList()
+    chain: list[lp.LogitsProcessor] = []
     if decoding.repetition_penalty != 1:
         chain.append(lp.RepetitionPenaltyLogitsProcessor(decoding.repetition_penalty))
     if decoding.no_repeat_ngram_size:
@@ -76,7 +82,7 @@ def logits_processors(processor: Processor, decoding: Decoding, device: torch.de
             chain.append(lp.TopKLogitsWarper(decoding.top_k))
         if decoding.top_p < 1:
             chain.append(TopP(decoding.top_p))
-    return chain
+    return lambda ids, scores: reduce(lambda scores, process: process(ids, scores), chain, scores)
 
 
 class TopP(lp.LogitsProcessor):
