@@ -118,7 +118,7 @@ def load(folder: Path, options: LoadOptions) -> PrefixSpeaker:
         weights = load_file(folder / "model.safetensors")
         tokenizer = Tokenizer.from_str((folder / "tokenizer.json").read_text(encoding="utf-8"))
         model = Mini(config)
-        told = model.load_state_dict({key: tensor.float() for key, tensor in weights.items()}, strict=False)
+        told = model.load_state_dict(weights, strict=False)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise BadCheckpoint(f"The model in {folder} is damaged ({error}). Reinstall captioner.") from error
     if told.unexpected_keys or set(told.missing_keys) - {"gpt.lm_head.weight"}:
