@@ -1,8 +1,9 @@
 """One search for every decoder: greedy, beam and sampling over the `read`/`step` contract.
 
 Its ids equal those of transformers' `generate` with the same weights and settings: scores are float32 there, so they
-are here, and the same logits processors run in the same order. What differs is the cost: the image's memory is never
-copied per beam, the start of the text is read once per image, and a finished image leaves the batch.
+are here, and the same logits processors run in the same order. What differs is the cost: the image's memory is not
+copied per beam (but for a prefix of a few words), the start of the text is read once per image, and a finished image
+leaves the batch.
 """
 
 from __future__ import annotations
