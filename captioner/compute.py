@@ -122,7 +122,8 @@ def _packed(weight: Tensor) -> Tensor | None:
 
 def read_as_half(model: nn.Module) -> None:
     """Let linear layers with float16 weights, as a checkpoint may have them, read these as such, in place."""
-    if "fbgemm" not in torch.backends.quantized.supported_engines:
+    there = "fbgemm" in torch.backends.quantized.supported_engines
+    if not (there and hasattr(torch.ops.quantized, "linear_prepack_fp16")):
         return
     for name, child in model.named_children():
         if type(child) not in (nn.Linear, Conv1D):
