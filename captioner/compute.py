@@ -9,6 +9,7 @@ fallback.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 
 import psutil
 import torch
@@ -58,9 +59,10 @@ def has_bf16() -> bool:
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
-def place(model: nn.Module, options: LoadOptions) -> nn.Module:
+def place(model: nn.Module, options: LoadOptions, small: nn.Module | None = None) -> nn.Module:
     """The model in inference mode on its device, in its precision, its linear layers packed where that pays.
 
+    small: a part of it that meets few rows and has float16 weights, which are then read as such.
     A placed model is for inference alone: its packed weights can neither be trained nor saved.
     """
     where = device(options.device)
@@ -68,6 +70,8 @@ def place(model: nn.Module, options: LoadOptions) -> nn.Module:
     model = model.eval().requires_grad_(False).to(where, DTYPES.get(how, torch.float32))
     if where.type == "cpu" and how == "int8":
         return _quantize(model)
+    if where.type == "cpu" and how == "fp32" and small is not None:
+        read_as_half(small)
     if where.type == "cpu" and how in ("fp32", "bf16", "fp16"):
         pack(model)
     return model
@@ -75,13 +79,7 @@ def place(model: nn.Module, options: LoadOptions) -> nn.Module:
 
 def pack(model: nn.Module) -> None:
     """Replace the linear layers (GPT-2's `Conv1D` too) by packed ones where that pays, in place."""
-    for name, child in model.named_children():
-        # Only the very classes: others (the projection inside nn.MultiheadAttention) have their weight read directly.
-        if type(child) not in (nn.Linear, Conv1D):
-            pack(child)
-        elif pays_to_pack(child.weight):
-            weight = child.weight if type(child) is nn.Linear else child.weight.t()
-            setattr(model, name, PackedLinear(weight, child.bias))
+    _replace_linear(model, pays_to_pack, PackedLinear)
 
 
 def pays_to_pack(weight: Tensor) -> bool:
@@ -125,12 +123,7 @@ def read_as_half(model: nn.Module) -> None:
     there = "fbgemm" in torch.backends.quantized.supported_engines
     if not (there and hasattr(torch.ops.quantized, "linear_prepack_fp16")):
         return
-    for name, child in model.named_children():
-        if type(child) not in (nn.Linear, Conv1D):
-            read_as_half(child)
-        elif torch.equal(child.weight.half().float(), child.weight):
-            weight = child.weight if type(child) is nn.Linear else child.weight.t()
-            setattr(model, name, HalfLinear(weight.detach(), child.bias))
+    _replace_linear(model, lambda weight: torch.equal(weight.half().float(), weight), HalfLinear)
 
 
 class HalfLinear(nn.Module):
@@ -142,10 +135,23 @@ class HalfLinear(nn.Module):
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__()
         bias = None if bias is None else bias.detach()
-        self.packed = torch.ops.quantized.linear_prepack_fp16(weight.contiguous(), bias)
+        self.packed = torch.ops.quantized.linear_prepack_fp16(weight.detach().contiguous(), bias)
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.ops.quantized.linear_dynamic_fp16(x, self.packed)
+
+
+def _replace_linear(
+    model: nn.Module, wanted: Callable[[Tensor], bool], make: Callable[[Tensor, Tensor | None], nn.Module]
+) -> None:
+    """Put `make(weight [out, in], bias)` in place of the linear layers whose weights are wanted."""
+    for name, child in model.named_children():
+        # Only the very classes: others (the projection inside nn.MultiheadAttention) have their weight read directly.
+        if type(child) not in (nn.Linear, Conv1D):
+            _replace_linear(child, wanted, make)
+        elif wanted(child.weight):
+            weight = child.weight if type(child) is nn.Linear else child.weight.t()
+            setattr(model, name, make(weight, child.bias))
 
 
 def _quantize(model: nn.Module) -> nn.Module:

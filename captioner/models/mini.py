@@ -128,7 +128,4 @@ def load(folder: Path, options: LoadOptions) -> PrefixSpeaker:
     processor = PrefixProcessor(squash, tokenizer, model.config)
     if options.prompt:
         processor.start_ids = processor.encode(options.prompt)
-    where = compute.device(options.device)
-    if where.type == "cpu" and compute.precision(options.precision, where) == "fp32":
-        compute.read_as_half(model.gpt)
-    return PrefixSpeaker(compute.place(model, options), processor)
+    return PrefixSpeaker(compute.place(model, options, small=model.gpt), processor)

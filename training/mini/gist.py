@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from scipy.sparse import csr_matrix
 from tokenizers import Tokenizer
+from torch.nn import functional as F
 
 from training.mini.language import load_texts
 
@@ -26,9 +27,9 @@ def gist(work: Path) -> None:
     tokenizer = Tokenizer.from_file(str(work / "tokenizer.json"))
     counts = bags([encoded.ids for encoded in tokenizer.encode_batch(lines)], tokenizer.get_vocab_size())
     unseen = np.arange(len(lines)) % CHECKED == 0
-    guesses = unit(counts[unseen] @ fit(counts[~unseen], embeddings[~unseen]))
-    print(f"cosine of a gist and its embedding, {unseen.sum()} texts left out: "
-          f"{(guesses * embeddings[unseen]).sum(1).mean():.3f}")  # fmt: skip
+    guesses = torch.from_numpy(counts[unseen] @ fit(counts[~unseen], embeddings[~unseen]))
+    cosine = F.cosine_similarity(guesses, torch.from_numpy(embeddings[unseen]))
+    print(f"cosine of a gist and its embedding, {len(cosine)} texts left out: {cosine.mean():.3f}")
     torch.save({"weight": torch.from_numpy(fit(counts, embeddings)).float()}, work / "gist.pt")
 
 
@@ -44,7 +45,3 @@ def fit(counts: csr_matrix, embeddings: np.ndarray) -> np.ndarray:
     """Ridge regression without a constant. [vocabulary, 384]"""
     gram = (counts.T @ counts).toarray() + RIDGE * np.eye(counts.shape[1])
     return np.linalg.solve(gram, counts.T @ embeddings.astype(np.float64))
-
-
-def unit(rows: np.ndarray) -> np.ndarray:
-    return rows / np.linalg.norm(rows, axis=1, keepdims=True).clip(1e-9)
