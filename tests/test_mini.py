@@ -17,10 +17,12 @@ from captioner import pipeline
 from captioner.contracts import LoadOptions
 from captioner.decoding import Decoding
 from captioner.embedding import text_embedder
-from captioner.errors import BadCheckpoint
+from captioner.errors import BadCheckpoint, BadInput
 from captioner.models import clip_prefix, mini
 from captioner.models.checkpoint import read_model
 from training.mini import gist, head, language, reward, sources, split
+from training.mini.__main__ import main
+from training.recipe import command_line
 
 
 @pytest.mark.parametrize(
@@ -49,6 +51,23 @@ def test_thinning_spares_the_small_lists():
     assert [source for source, _ in kept].count("huge") == 10
     assert [source for source, _ in kept].count("small") == 5
     assert kept == sources.thinned(list(found), 10, seed=1)
+
+
+@pytest.mark.parametrize(("stage", "first"), [("head", "texts"), ("language", "split"), ("gist", "split")])
+def test_a_stage_too_early_names_the_one_to_run_first(stage, first, tmp_path, monkeypatch, capsys):
+    data, work = tmp_path / "data", tmp_path / "work"
+    (data / "pairs").mkdir(parents=True)
+    (data / "pairs" / "drawn.parquet").touch()
+    monkeypatch.setattr("sys.argv", ["mini", stage, "--data", str(data), "--work", str(work)])
+    with pytest.raises(SystemExit) as stopped:
+        command_line(main)
+    assert stopped.value.code == 2
+    assert f"is missing: run stage `{first}` first." in capsys.readouterr().err
+
+
+def test_a_wrong_data_folder_is_named(tmp_path):
+    with pytest.raises(BadInput, match="pairs holds no"):
+        sources.pair_files(tmp_path)
 
 
 def unit(rows: np.ndarray) -> np.ndarray:

@@ -7,12 +7,21 @@ from importlib import import_module
 from inspect import signature
 from pathlib import Path
 
+from captioner.errors import BadInput
+from training.recipe import command_line
+
 STAGES = {
     "features": "features", "texts": "features", "split": "split", "pairs": "pairs", "head": "head",
     "language": "language", "gist": "gist", "reward": "reward", "choose": "export", "export": "export",
     "measure": "measure",
 }  # fmt: skip
 """Each stage is the function of its name in this module; its parameters are options."""
+LEFT_BY = {
+    "features": "features", "pair-texts": "texts", "prompts": "texts", "validation": "split",
+    "validation-embeddings": "split", "head": "head", "head-without-validation": "head", "guesses": "head",
+    "blur": "head", "tokenizer": "language", "language": "language", "gist": "gist", "reward": "reward",
+}  # fmt: skip
+"""Which stage leaves the file or folder of this stem in the work folder."""
 
 
 def main() -> None:
@@ -31,8 +40,15 @@ def main() -> None:
     args.work.mkdir(parents=True, exist_ok=True)
     stage = getattr(import_module(f"training.mini.{STAGES[args.stage]}"), args.stage)
     given = {name: getattr(args, name) for name in signature(stage).parameters}
-    stage(**{name: value for name, value in given.items() if value is not None})
+    try:
+        stage(**{name: value for name, value in given.items() if value is not None})
+    except FileNotFoundError as error:
+        missing = Path(error.filename)
+        if args.work not in missing.parents:
+            raise
+        stem = missing.relative_to(args.work).parts[0].partition(".")[0]
+        raise BadInput(f"{missing} is missing: run stage `{LEFT_BY[stem]}` first.") from error
 
 
 if __name__ == "__main__":
-    main()
+    command_line(main, stopped="the same command goes on from the last checkpoint")

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tokenizers import Tokenizer
 from torch import Tensor
 
 from captioner import consensus, postprocess
@@ -20,7 +19,7 @@ from captioner.search import Found, search
 from eval.provenance import fingerprint
 from training.mini import sources
 from training.mini.features import imagenet_backbone
-from training.mini.language import new_model
+from training.mini.language import load_tokenizer, new_model
 from training.mini.split import load_pairs
 
 DECODING = {"do_sample": True, "num_return_sequences": 4, "temperature": 0.7, "top_p": 0.9, "seed": 0,
@@ -35,7 +34,7 @@ TRIED = [{"num_beams": 1}, {"num_beams": 4}] + [
 
 def assembled(work: Path, head: str = "head.pt", language: str = "reward.pt") -> tuple[ClipPrefix, PrefixProcessor]:
     """Backbone, head, mapper, GPT-2 and gist in one model."""
-    tokenizer = Tokenizer.from_file(str(work / "tokenizer.json"))
+    tokenizer = load_tokenizer(work)
     of_head = torch.load(work / head, weights_only=True)
     prototypes, rank = of_head["keys"].shape
     model = new_model(tokenizer, {"rank": rank, "prototypes": prototypes}, gist=True)

@@ -11,10 +11,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from scipy.sparse import csr_matrix
-from tokenizers import Tokenizer
 from torch.nn import functional as F
 
-from training.mini.language import load_texts
+from training.mini.language import load_texts, load_tokenizer
 
 RIDGE = 0.3
 CHECKED = 50
@@ -24,7 +23,7 @@ CHECKED = 50
 def gist(work: Path) -> None:
     """Stage `gist`."""
     _, lines, embeddings = load_texts(work)
-    tokenizer = Tokenizer.from_file(str(work / "tokenizer.json"))
+    tokenizer = load_tokenizer(work)
     counts = bags([encoded.ids for encoded in tokenizer.encode_batch(lines)], tokenizer.get_vocab_size())
     unseen = np.arange(len(lines)) % CHECKED == 0
     guesses = torch.from_numpy(counts[unseen] @ fit(counts[~unseen], embeddings[~unseen]))

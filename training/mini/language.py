@@ -72,6 +72,11 @@ def train_tokenizer(lines: list[str]) -> Tokenizer:
     return tokenizer
 
 
+def load_tokenizer(work: Path) -> Tokenizer:
+    """The vocabulary that this stage left."""
+    return Tokenizer.from_str((work / "tokenizer.json").read_text(encoding="utf-8"))
+
+
 def new_model(tokenizer: Tokenizer, head: dict | None = None, gist: bool = False) -> ClipPrefix:
     """Mini's architecture, random."""
     gpt2 = GPT2Config(

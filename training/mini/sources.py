@@ -15,6 +15,8 @@ import numpy as np
 import pyarrow.parquet as parquet
 from PIL import Image
 
+from captioner.errors import BadInput
+
 LONGEST = 120
 """Characters: what follows is rarely visible in a picture, and long texts cost the most to learn."""
 TOO_NEAR = 0.9
@@ -74,7 +76,9 @@ def thinned(found: list[tuple[str, str]], most: int, seed: int) -> list[tuple[st
 
 
 def pair_files(folder: Path) -> list[Path]:
-    return sorted((folder / "pairs").glob("*.parquet"))
+    if files := sorted((folder / "pairs").glob("*.parquet")):
+        return files
+    raise BadInput(f"{folder / 'pairs'} holds no *.parquet files: name the data folder with --data.")
 
 
 def pair_rows(file: Path, every: bool = False) -> list[dict]:
