@@ -9,7 +9,7 @@ fallback.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import psutil
 import torch
@@ -116,6 +116,16 @@ def _packed(weight: Tensor) -> Tensor | None:
         return torch.ops.mkldnn._reorder_linear_weight(weight.contiguous())
     except (AttributeError, RuntimeError):
         return None
+
+
+def convolved_relu6(
+    x: Tensor, weight: Tensor, bias: Tensor, stride: Sequence[int], padding: Sequence[int], groups: int
+) -> Tensor:
+    """A convolution and ReLU6; without gradients on a CPU the same numbers in one pass over the picture."""
+    fused = getattr(torch.ops.mkldnn, "_convolution_pointwise", None)
+    if fused and x.device.type == "cpu" and x.dtype == torch.float32 and not torch.is_grad_enabled():
+        return fused(x, weight, bias, padding, stride, (1, 1), groups, "hardtanh", [0.0, 6.0], "")
+    return nn.functional.relu6(nn.functional.conv2d(x, weight, bias, stride, padding, groups=groups), inplace=True)
 
 
 def read_as_half(model: nn.Module) -> None:

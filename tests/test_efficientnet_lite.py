@@ -34,6 +34,19 @@ def test_statistics_hold_the_pooled_map_then_each_stages_mean_and_spread():
     found = net.statistics(x)
     assert found.shape == (2, 1280 + 2 * (16 + 24 + 40 + 80 + 112 + 192 + 320))
     torch.testing.assert_close(found[:, :1280], net(x).mean((2, 3)))
-    first = net.blocks[0](torch.nn.functional.relu6(net.stem(x)))
+    first = net.blocks[0](net.stem(x))
     torch.testing.assert_close(found[:, 1280:1296], first.mean((2, 3)))
     torch.testing.assert_close(found[:, 1296:1312], first.flatten(2).std(2, correction=0))
+
+
+@pytest.mark.parametrize("size", [64, 65])  # the odd pixel of a step of two: to the right, or none
+def test_gradients_change_no_number_and_reach_every_weight(size):
+    torch.manual_seed(0)
+    net = EfficientNetLite("lite0").eval()
+    x = torch.randn(2, 3, size, size)
+    with torch.inference_mode():
+        fused = net(x)
+    found = net(x)
+    torch.testing.assert_close(found, fused)
+    found.sum().backward()
+    assert all(weight.grad is not None and weight.grad.isfinite().all() for weight in net.parameters())
