@@ -35,7 +35,7 @@ class TextCache:
 
     def __init__(self, num_layers: int) -> None:
         self.layers: list[tuple[Tensor, Tensor] | None] = [None] * num_layers
-        self._roomy: list[Tensor | None] = [None] * num_layers  # [2, rows, heads, room, head_dim] behind the views
+        self._rooms: list[tuple[Tensor, Tensor] | None] = [None] * num_layers  # what the layers are the beginning of
 
     @property
     def length(self) -> int:
@@ -43,19 +43,24 @@ class TextCache:
 
     def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Add the new positions of one layer; returns all its keys and values."""
+        both = keys, values
         if (old := self.layers[layer]) is not None:
-            start = old[0].shape[2]
-            end = start + keys.shape[2]
-            roomy = self._roomy[layer]
-            if roomy is None or roomy.shape[3] < end:
-                rows, heads, _, head_dim = keys.shape
-                roomy = self._roomy[layer] = keys.new_empty(2, rows, heads, 2 * end + self.ROOM, head_dim)
-                roomy[0, :, :, :start], roomy[1, :, :, :start] = old
-            all_keys, all_values = roomy[:, :, :, :end].unbind()
-            all_keys[:, :, start:], all_values[:, :, start:] = keys, values
-            keys, values = all_keys, all_values
-        self.layers[layer] = (keys, values)
-        return keys, values
+            start, added = old[0].shape[2], keys.shape[2]
+            rooms = self._rooms[layer]
+            if rooms is None or rooms[0].shape[2] < start + added:
+                rooms = self._rooms[layer] = tuple(self._wider(part, start + added) for part in old)
+            for room, new in zip(rooms, both, strict=True):
+                room.narrow(2, start, added).copy_(new)
+            both = tuple(room.narrow(2, 0, start + added) for room in rooms)
+        self.layers[layer] = both
+        return both
+
+    def _wider(self, part: Tensor, needed: int) -> Tensor:
+        """The same beginning, and room behind it."""
+        rows, heads, length, head_dim = part.shape
+        room = part.new_empty(rows, heads, 2 * needed + self.ROOM, head_dim)
+        room.narrow(2, 0, length).copy_(part)
+        return room
 
     def select(self, rows: Tensor) -> TextCache:
         """These rows alone, in this order; a row may come several times."""
@@ -63,11 +68,11 @@ class TextCache:
         if torch.equal(rows, torch.arange(before, device=rows.device)):
             return self  # every beam went on in its place
         for layer, (keys, values) in enumerate(self.layers):
-            if len(rows) == before and self._roomy[layer] is not None:
+            if len(rows) == before and self._rooms[layer] is not None:
                 keys.copy_(keys[rows])
                 values.copy_(values[rows])
             else:
-                self.layers[layer], self._roomy[layer] = (keys[rows], values[rows]), None
+                self.layers[layer], self._rooms[layer] = (keys[rows], values[rows]), None
         return self
 
 
