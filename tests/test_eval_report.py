@@ -103,6 +103,9 @@ def test_a_whole_report(pictures: Path, tmp_path: Path, tiny_checkpoint) -> None
     markdown = (tmp_path / "out" / "report.md").read_text()
     assert "| broken | not measured: No model" in markdown
     assert "Published by others, on other data" in markdown
+    of_levenshtein = markdown.split("### Levenshtein ratio")[1].split("###")[0]
+    assert "| truth |" in of_levenshtein
+    assert "| vit |" not in of_levenshtein  # no text, so nothing to measure
 
 
 class Page(HTMLParser):
