@@ -29,8 +29,7 @@ def test_paths_pictures_arrays_and_bytes_give_the_same_prompt(model, pairs: Path
     picture.save(encoded, "PNG")
     prompts = model.generate([path, str(path), picture, np.asarray(picture), encoded.getvalue()], BEAMS)
     assert len({prompt.text for prompt in prompts}) == 1
-    # Threads share the rows of a batch out as they like, so the last digits may differ.
-    assert [prompt.score for prompt in prompts] == pytest.approx([prompts[0].score] * len(prompts), abs=1e-5)
+    assert len({prompt.score for prompt in prompts}) == 1
 
 
 def test_a_prompt_carries_everything(model, pairs: Path) -> None:

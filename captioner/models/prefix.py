@@ -166,13 +166,14 @@ class PrefixDecoder:
 
     def remember(self, features: Tensor) -> PrefixMemory:
         hidden = self.prefix(features)
+        positions = torch.arange(hidden.shape[1], device=hidden.device)
         kept: list[tuple[Tensor, Tensor]] = []
 
         def attend(layer: int, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
             kept.append((keys, values))
             return F.scaled_dot_product_attention(query, keys, values, is_causal=True)
 
-        logits = self._logits(hidden, 0, attend)
+        logits = self._logits(hidden, positions, attend)
         return PrefixMemory(ImageMemory(kept), logits, features)
 
     def read(self, pixels: Tensor) -> PrefixMemory:
@@ -187,7 +188,8 @@ class PrefixDecoder:
         def attend(layer: int, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
             return attend_text(query, *past.append(layer, keys, values))
 
-        return self._logits(self.gpt.transformer.wte(tokens), past.length, attend), past
+        positions = torch.arange(past.length, past.length + tokens.shape[1], device=tokens.device)
+        return self._logits(self.gpt.transformer.wte(tokens), positions, attend), past
 
     def gists(self, texts: Sequence[Sequence[int]]) -> np.ndarray | None:
         """The texts' embeddings as their tokens alone suggest them, unit vectors `[texts, joint_dim]`."""
@@ -196,14 +198,11 @@ class PrefixDecoder:
         sums = [self.gist(torch.tensor(ids, dtype=torch.long, device=self.device)).sum(0) for ids in texts]
         return F.normalize(torch.stack(sums).float(), dim=-1).cpu().numpy()
 
-    def _logits(self, embedded: Tensor, start: int, attend) -> Tensor:
-        """GPT-2 layer by layer, where `attend(layer, query, keys, values)` mixes → logits after the last position.
-
-        start: the position of the first.
-        """
+    def _logits(self, embedded: Tensor, positions: Tensor, attend) -> Tensor:
+        """GPT-2 layer by layer, where `attend(layer, query, keys, values)` mixes → logits after the last position."""
         gpt = self.gpt.transformer
         heads = self.gpt.config.n_head
-        hidden = embedded + gpt.wpe.weight[start : start + embedded.shape[1]]  # [rows, t, width]
+        hidden = embedded + gpt.wpe(positions)  # [rows, t, width]
         for number, block in enumerate(gpt.h):
             projected = block.attn.c_attn(block.ln_1(hidden)).view(*hidden.shape[:2], 3, heads, -1)
             query, keys, values = projected.permute(2, 0, 3, 1, 4).unbind()  # each [rows, heads, t, head_dim]

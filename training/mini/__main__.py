@@ -43,11 +43,11 @@ def main() -> None:
     try:
         stage(**{name: value for name, value in given.items() if value is not None})
     except FileNotFoundError as error:
-        missing = Path(error.filename)
-        if args.work not in missing.parents:
+        missing = Path(error.filename or "")
+        inside = missing.relative_to(args.work).parts if args.work in missing.parents else ("",)
+        if not (first := LEFT_BY.get(inside[0].partition(".")[0])):
             raise
-        stem = missing.relative_to(args.work).parts[0].partition(".")[0]
-        raise BadInput(f"{missing} is missing: run stage `{LEFT_BY[stem]}` first.") from error
+        raise BadInput(f"{missing} is missing: run stage `{first}` first.") from error
 
 
 if __name__ == "__main__":
