@@ -251,6 +251,7 @@ def index_build(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")] = "auto",
     precision: Annotated[str, typer.Option(help="auto, fp32, bf16, fp16 or int8.")] = "auto",
     batch_size: Annotated[int, typer.Option(help="Pictures at a time.", min=1)] = 32,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with what a stopped run has read.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress on standard error.")] = False,
 ) -> None:
     """Make a reference index: features of all pictures, embeddings of all prompts. Name it as a model: --model DIR."""
@@ -261,7 +262,7 @@ def index_build(
     recipe = Recipe(backbone, weights, settings, dims, centred, scaled, graph, k, temperature)
     options = LoadOptions(device=device, precision=precision, embedder=embedder)
     with _counting(quiet) as count:
-        built = build(data, out, recipe, options, batch_size, count)
+        built = build(data, out, recipe, options, batch_size, count, resume)
     for line in built.unreadable:
         typer.echo(f"left out: {line}", err=True)
     typer.echo(f"{out}: {built.pictures:,} pictures, {built.prompts:,} prompts, {len(built.unreadable):,} left out")

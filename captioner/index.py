@@ -1,7 +1,8 @@
 """Make and tune the index of `captioner/models/knn.py`: `captioner index build`, `captioner index tune`.
 
 Pictures are read once, in batches; nothing but names and prompts is held in memory, so a million pictures need
-little more of it than a thousand. The folder appears when it is whole, and not before.
+little more of it than a thousand. The folder appears when it is whole, and not before; what a stopped run has read is
+kept beside it, in `NAME.part`.
 """
 
 from __future__ import annotations
@@ -9,8 +10,9 @@ from __future__ import annotations
 import itertools
 import json
 import os
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,12 +22,14 @@ import pyarrow
 import pyarrow.parquet
 
 from captioner import compute, references
+from captioner.batch import Stopped
 from captioner.contracts import LoadOptions
 from captioner.embedding import DEFAULT as DEFAULT_EMBEDDER
 from captioner.embedding import TextEmbedder, text_embedder
 from captioner.errors import BadInput, BadOutput
 from captioner.models import backbones, knn
 from captioner.models.backbones import Backbone
+from captioner.sinks import Journal
 
 FLAT_UP_TO = 200_000
 """Pictures that are searched exactly; more get a graph."""
@@ -72,8 +76,12 @@ def build(
     options: LoadOptions | None = None,
     batch_size: int = 32,
     progress: Callable[[str, int], None] = lambda step, done: None,
+    resume: bool = False,
 ) -> Built:
-    """Features of all pictures and embeddings of all prompts of DATA → an index folder."""
+    """Features of all pictures and embeddings of all prompts of DATA → an index folder.
+
+    resume: go on with what a stopped run has read.
+    """
     options, out = options or LoadOptions(), Path(out).expanduser()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise BadOutput(f"{out} is already there. Name a new folder for the index, or remove the old one.")
@@ -84,65 +92,114 @@ def build(
         raise BadInput(f"{recipe.backbone} gives {backbone.width} features; {recipe.dims} of them cannot be kept.")
     fingerprint = backbone.fingerprint()
     is_local = recipe.weights is not None and Path(recipe.weights).exists()
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as scratch:
-        raw, work = Path(scratch) / "raw.npy", Path(scratch) / "index"
-        work.mkdir()
-        found = _collect(data, compute.place(backbone, options), raw, batch_size, progress)
-        if len(found.prompts) < recipe.k:
-            raise BadInput(
-                f"The data hold {len(found.prompts)} different prompts, fewer than the {recipe.k} neighbours to use. "
-                "Add pictures, or choose fewer: --k."
-            )
-        _write_features(work, np.load(raw, mmap_mode="r"), recipe)
-        embedder = options.embedder or DEFAULT_EMBEDDER
-        embedding_size = _write_embeddings(work, list(found.prompts), text_embedder(embedder), progress)
-        _write_texts(work, found)
-        features = np.load(work / "features.npy", mmap_mode="r")
-        with_graph = len(features) > FLAT_UP_TO if recipe.graph is None else recipe.graph
-        about = {
-            "kind": "knn",
-            "backbone": recipe.backbone,
-            "weights": str(Path(recipe.weights).resolve()) if is_local else recipe.weights,
-            "settings": recipe.settings,
-            "fingerprint": fingerprint,
-            "embedder": embedder,
-            "embedding_size": embedding_size,
-            "width": backbone.width,
-            "dims": features.shape[1],
-            "projected": recipe.dims is not None or recipe.scaled,
-            "pictures": len(features),
-            "prompts": len(found.prompts),
-            "k": recipe.k,
-            "temperature": recipe.temperature,
-            "graph": _write_graph(work, features, progress) if with_graph else None,
-            "data": [Path(name).name for name in data],
-        }
-        _write_json(work / "index.json", about)
-        os.replace(work, out)
+    part = out.with_name(f"{out.name}.part")
+    found = _Found(part, backbone.width, f"{recipe.backbone} {recipe.settings} {fingerprint}", resume)
+    with found:
+        _collect(data, compute.place(backbone, options), found, batch_size, progress)
+    if len(found.prompts) < recipe.k:
+        raise BadInput(
+            f"The data hold {len(found.prompts)} different prompts, fewer than the {recipe.k} neighbours to use. "
+            "Add pictures, or choose fewer with --k; with --resume none is read twice."
+        )
+    work = part / "index"
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir()
+    _write_features(work, found.features(), recipe)
+    embedder = options.embedder or DEFAULT_EMBEDDER
+    embedding_size = _write_embeddings(work, list(found.prompts), text_embedder(embedder), progress)
+    _write_texts(work, found)
+    features = np.load(work / "features.npy", mmap_mode="r")
+    with_graph = len(features) > FLAT_UP_TO if recipe.graph is None else recipe.graph
+    about = {
+        "kind": "knn",
+        "backbone": recipe.backbone,
+        "weights": str(Path(recipe.weights).resolve()) if is_local else recipe.weights,
+        "settings": recipe.settings,
+        "fingerprint": fingerprint,
+        "embedder": embedder,
+        "embedding_size": embedding_size,
+        "width": backbone.width,
+        "dims": features.shape[1],
+        "projected": recipe.dims is not None or recipe.scaled,
+        "pictures": len(features),
+        "prompts": len(found.prompts),
+        "k": recipe.k,
+        "temperature": recipe.temperature,
+        "graph": _write_graph(work, features, progress) if with_graph else None,
+        "data": [Path(name).name for name in data],
+    }
+    _write_json(work / "index.json", about)
+    os.replace(work, out)
+    shutil.rmtree(part)
     return Built(len(features), len(found.prompts), found.unreadable)
 
 
-@dataclass
 class _Found:
-    prompts: dict[str, int] = field(default_factory=dict)
-    """Prompt → its row."""
-    prompt_rows: list[int] = field(default_factory=list)
-    pictures: list[str] = field(default_factory=list)
-    unreadable: list[str] = field(default_factory=list)
+    """The pictures read so far: their features in one file, their names and prompts in a journal beside it."""
+
+    def __init__(self, folder: Path, width: int, made_by: str, resume: bool) -> None:
+        self.folder, self.width = folder, width
+        self.prompts: dict[str, int] = {}
+        """Prompt → its row."""
+        self.prompt_rows: list[int] = []
+        self.pictures: list[str] = []
+        self.unreadable: list[str] = []
+        folder.mkdir(parents=True, exist_ok=True)
+        self.journal = Journal(folder / "pictures.jsonl", resume=resume)
+        for row in self.journal:
+            self._note(row)
+        begun = folder / "made-by.txt"
+        if self.pictures and begun.read_text(encoding="utf-8") != made_by:
+            raise BadOutput(f"{folder} was begun with another backbone. Remove it to start anew.")
+        begun.write_text(made_by, encoding="utf-8")
+        self.raw = open(folder / "features.f16", "ab")  # noqa: SIM115 (closed by __exit__)
+        self.raw.truncate(2 * width * len(self.pictures))
+
+    def __enter__(self) -> _Found:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.raw.close()
+        self.journal.close(remove=False)
+
+    def append(self, batch: Sequence[references.Reference], features: np.ndarray) -> None:
+        """Keep these. Features come first: what the journal names is there."""
+        self.raw.write(features.astype(np.float16).data)
+        self.raw.flush()
+        rows = [{"file": pair.name, "prompt": pair.prompt} for pair in batch]
+        self.journal.append(rows)
+        for row in rows:
+            self._note(row)
+
+    def _note(self, row: dict) -> None:
+        self.pictures.append(row["file"])
+        self.prompt_rows.append(self.prompts.setdefault(row["prompt"], len(self.prompts)))
+
+    def features(self) -> np.ndarray:
+        """`[pictures, width]`, mapped."""
+        return np.memmap(self.folder / "features.f16", np.float16, "r", shape=(len(self.pictures), self.width))
 
 
-def _collect(data, backbone: Backbone, raw: Path, batch_size: int, progress) -> _Found:
-    """Read and embed every picture; features go to a file as they come."""
-    found = _Found()
-    pairs = (pair for name in data for pair in references.read(name))
-    with Rows(raw, np.float16, backbone.width) as rows:
-        for batch, images in references.opened(pairs, batch_size, found.unreadable):
-            rows.append(knn.pooled(backbone, images))
-            found.pictures += [pair.name for pair in batch]
-            found.prompt_rows += [found.prompts.setdefault(pair.prompt, len(found.prompts)) for pair in batch]
+def _collect(data, backbone: Backbone, found: _Found, batch_size: int, progress) -> None:
+    """Read and embed every picture that is not yet found."""
+    progress("pictures", len(found.pictures))
+    new = _unread((pair for name in data for pair in references.read(name)), Counter(found.pictures))
+    try:
+        for batch, images in references.opened(new, batch_size, found.unreadable):
+            found.append(batch, knn.pooled(backbone, images))
             progress("pictures", len(batch))
-    return found
+    except KeyboardInterrupt:
+        read = f"Stopped with {len(found.pictures):,} pictures read."
+        raise Stopped(f"{read} The same command with --resume goes on from there.") from None
+
+
+def _unread(pairs: Iterable[references.Reference], read: Counter[str]) -> Iterator[references.Reference]:
+    """All but those read before; two data folders may have a picture of the same name."""
+    for pair in pairs:
+        if read[pair.name]:
+            read[pair.name] -= 1
+        else:
+            yield pair
 
 
 def _write_features(work: Path, raw: np.ndarray, recipe: Recipe) -> None:

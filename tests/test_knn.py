@@ -258,7 +258,8 @@ def test_another_embedder_than_the_index_was_built_with_is_refused(built):
 def test_a_reference_set_smaller_than_k_is_refused(data, weights, tmp_path):
     with pytest.raises(BadInput, match="6 different prompts, fewer than the 40 neighbours"):
         index.build([data], tmp_path / "index", Recipe("vit", str(weights)), CPU)
-    assert list(tmp_path.iterdir()) == []  # nothing half made is left
+    enough = index.build([data], tmp_path / "index", Recipe("vit", str(weights), k=6), CPU, resume=True)
+    assert (enough.pictures, enough.prompts) == (12, 6)
     folder = write_index(tmp_path / "few", random_units(4, 8), range(4), random_units(4, 4), k=5)
     with pytest.raises(BadInput, match="4 prompts, fewer than the 5 neighbours"):
         knn.Index(folder)
@@ -269,6 +270,39 @@ def test_what_is_there_is_not_overwritten(built, data, weights):
     with pytest.raises(BadOutput, match="already there"):
         index.build([data], built, Recipe("vit", str(weights), k=3), CPU)
     assert (built / "index.json").read_bytes() == before
+
+
+def test_a_stopped_build_goes_on_where_it_was(built, data, weights, tmp_path):
+    """Stopped by the user, then as a kill may leave it: features without a name, half a line of the journal."""
+    recipe, out, seen = Recipe("vit", str(weights), k=3), tmp_path / "index", []
+
+    def stop(step: str, count: int) -> None:
+        seen.append(count)
+        if sum(seen) == 10:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt, match=r"Stopped with 10 pictures read\..* --resume"):
+        index.build([data], out, recipe, CPU, batch_size=5, progress=stop)
+    part = tmp_path / "index.part"
+    for name, scrap in (("features.f16", b"\1" * 37), ("pictures.jsonl", b'{"file": "10.p')):
+        with (part / name).open("ab") as file:
+            file.write(scrap)
+    with pytest.raises(BadOutput, match="add --resume"):
+        index.build([data], out, recipe, CPU)
+    with pytest.raises(BadOutput, match="another backbone"):
+        index.build([data], out, Recipe("vit", str(save_tower(tmp_path / "tower", 5)), k=3), CPU, resume=True)
+
+    seen.clear()
+    index.build([data], out, recipe, CPU, batch_size=5, progress=lambda _, count: seen.append(count), resume=True)
+    assert seen[:2] == [10, 2]  # known, and newly read
+    for name in ("features", "embeddings", "prompt_rows", "centre"):
+        np.testing.assert_array_equal(np.load(out / f"{name}.npy"), np.load(built / f"{name}.npy"))
+    assert not part.exists()
+
+
+def test_pictures_of_one_name_in_two_folders_are_both_read(data, weights, tmp_path):
+    twice = index.build([data, data], tmp_path / "index", Recipe("vit", str(weights), k=3), CPU)
+    assert (twice.pictures, twice.prompts) == (24, 6)
 
 
 def test_more_components_than_features_are_refused(data, weights, tmp_path):
