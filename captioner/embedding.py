@@ -17,6 +17,8 @@ import torch
 from captioner.errors import MissingModel
 
 DEFAULT = "all-MiniLM-L6-v2"
+MINILM = (None, DEFAULT, f"sentence-transformers/{DEFAULT}")
+"""Names of the packaged MiniLM, whose space all embeddings are in that our models predict."""
 MAX_TOKENS = 256
 BATCH = 16
 """What a layer makes of so few texts stays in the cache: a seventh faster than with 64."""
@@ -32,7 +34,7 @@ def text_embedder(name: str | None = None, precision: str = "fp32") -> TextEmbed
     precision "bf16" is three times as fast on CPUs that have it and moves cosines by less than 0.01: right for
     preparing training data, wrong for scoring.
     """
-    if name in (None, DEFAULT, f"sentence-transformers/{DEFAULT}"):
+    if name in MINILM:
         return MiniLM(precision)
     return foreign(name, precision)
 

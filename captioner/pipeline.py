@@ -72,7 +72,13 @@ class Captioner:
     speaks = True
 
     def __init__(
-        self, name: str, speaker: Speaker, embed_texts: TextEmbedder, decoding: Decoding, consensus: bool = False
+        self,
+        name: str,
+        speaker: Speaker,
+        embed_texts: TextEmbedder,
+        decoding: Decoding,
+        consensus: bool = False,
+        predicts: bool = True,
     ) -> None:
         self.name = name
         self.speaker = speaker
@@ -80,6 +86,8 @@ class Captioner:
         self.decoding = decoding
         """The model's own default settings."""
         self.consensus = consensus
+        self.predicts = predicts
+        """Texts are embedded in the space of the model's own predictions, where it has any."""
 
     def generate(
         self,
@@ -147,6 +155,7 @@ class Captioner:
 
     def _expected(self, candidates: Sequence[Candidate], predicted: np.ndarray | None) -> np.ndarray:
         vectors = self.embed_texts([candidate.text for candidate in candidates])
+        predicted = predicted if self.predicts else None
         return consensus.expected_embedding(vectors, [candidate.score for candidate in candidates], predicted)
 
 
@@ -172,10 +181,11 @@ def load(name: str | None = None, options: LoadOptions | None = None, **settings
     model = module.load(found.folder, options)
     if not found.speaks:
         return DirectEmbedder(found.name, model)
-    from captioner.embedding import text_embedder
+    from captioner.embedding import MINILM, text_embedder
 
     decoding, by_consensus = _defaults(found.folder, getattr(module, "DEFAULT_DECODING", {}))
-    return Captioner(found.name, model, LazyEmbedder(lambda: text_embedder(options.embedder)), decoding, by_consensus)
+    embed_texts = LazyEmbedder(lambda: text_embedder(options.embedder))
+    return Captioner(found.name, model, embed_texts, decoding, by_consensus, predicts=options.embedder in MINILM)
 
 
 class LazyEmbedder:

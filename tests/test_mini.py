@@ -192,6 +192,12 @@ def test_it_captions_at_once_as_one_by_one_and_every_picture_differently(photogr
     assert all(len(text.split()) > 1 for text in at_once)
 
 
+def test_another_embedder_expects_without_the_predicted_embedding(photographs):
+    captioner = pipeline.load("mini", device="cpu", embedder="mpnet")
+    captioner.embed_texts = lambda texts: np.eye(8, dtype=np.float32)[[len(text) % 8 for text in texts]]
+    assert captioner.embed(photographs[:1], expected=True).shape == (1, 8)
+
+
 def test_lean_and_full_class_are_one_model(photographs):
     decoding = Decoding(num_beams=3, num_return_sequences=2, max_new_tokens=12)
     lean, full = (module.load(BUNDLED, LoadOptions(device="cpu")) for module in (mini, clip_prefix))
