@@ -32,7 +32,7 @@ def main() -> None:
     parser.add_argument("--most", type=int, default=100_000, help="texts: prompts taken of the largest list")
     parser.add_argument("--backwards", action="store_true", help="features: begin with the last file")
     parser.add_argument("--steps", type=int, help="language, reward: optimizer steps, as planned if left out")
-    parser.add_argument("--count", type=int, default=200, help="choose: validation prompts")
+    parser.add_argument("--count", type=int, default=400, help="choose: at most so many validation prompts")
     parser.add_argument("--out", type=Path, help="export, measure: the checkpoint folder; pairs: the data")
     parser.add_argument("--held-back", action="store_true", help="export: with the head that met no validation prompt")
     parser.add_argument("--seed", type=int, default=7)

@@ -27,9 +27,11 @@ DECODING = {"do_sample": True, "num_return_sequences": 4, "temperature": 0.7, "t
 """Chosen by stage `choose`: more samples come nearer to the prediction, but not measurably to the true prompt, and take
 longer."""
 TRIED = [{"num_beams": 1}, {"num_beams": 4}] + [
-    {"do_sample": True, "num_return_sequences": count, "temperature": temperature, "top_p": 0.9}
-    for count, temperature in ((4, 0.7), (6, 0.7), (8, 0.5), (8, 0.7), (8, 0.8), (12, 0.7), (16, 0.7), (16, 0.8))
+    {"do_sample": True, "num_return_sequences": 16, "temperature": temperature, "top_p": 0.9}
+    for temperature in (0.5, 0.7, 0.8)
 ]
+COUNTS = (1, 2, 3, 4, 6, 8, 16)
+"""Samples that are compared, out of the 16."""
 
 
 def assembled(work: Path, head: str = "head.pt", language: str = "reward.pt") -> tuple[ClipPrefix, PrefixProcessor]:
@@ -82,34 +84,50 @@ def choose(data: Path, work: Path, count: int) -> None:
     for settings in TRIED:
         seed = {"seed": 0} if settings.get("do_sample") else {}
         decoding = Decoding(max_new_tokens=DECODING["max_new_tokens"], **seed, **settings)
-        figures, said = tried(model, processor, embed, predicted, truth, decoding)
-        print(f"{settings}: {figures}", flush=True)
-    for row, text in list(zip(rows, said, strict=True))[:12]:
+        tried = Tried(model, processor, embed, predicted, truth, decoding)
+        for part in COUNTS if settings.get("do_sample") else [1]:
+            print(f"{settings}, {part}: {tried.figures(part)}", flush=True)
+    for row, text in list(zip(rows, tried.said, strict=True))[:12]:
         print(f"  {pairs.texts[pairs.prompt[row]]!r} → {text!r}")
 
 
-@torch.inference_mode()
-def tried(
-    model: ClipPrefix, processor: PrefixProcessor, embed, predicted: Tensor, truth: np.ndarray, decoding: Decoding
-) -> tuple[str, list[str]]:
-    """What this search gives for the predicted embeddings: its figures in a line, and the captions."""
-    found = search(model, model.remember(predicted), processor, decoding, list(range(len(predicted))))
-    texts = [[finished(text, processor) for text in texts] for texts in found]
-    vectors = np.stack([embed(each) for each in texts])  # [n, candidates, 384]
-    gists = [model.gists([each.ids for each in of_image]) for of_image in found]
-    scores = [[each.score for each in of_image] for of_image in found]
-    best = [consensus.choose(*reading) for reading in zip(gists, scores, predicted.numpy(), strict=True)]
-    readings = zip(vectors, scores, predicted.numpy(), strict=True)
-    expected = np.stack([consensus.expected_embedding(*reading) for reading in readings])
-    chosen = vectors[np.arange(len(best)), best]
-    said = [each[one] for each, one in zip(texts, best, strict=True)]
-    figures = (
-        f"true {(chosen * truth).sum(1).mean():.4f}, any candidate {(vectors @ truth[:, :, None]).mean():.4f}, "
-        f"to the prediction {(chosen * predicted.numpy()).sum(1).mean():.4f}, "
-        f"expected embedding {(expected * truth).sum(1).mean():.4f}, distinct {len(set(said)) / len(said):.2f}, "
-        f"words {np.mean([len(text.split()) for text in said]):.1f}"
-    )
-    return figures, said
+class Tried:
+    """What a search writes for predicted embeddings, and how near it comes to the true ones."""
+
+    @torch.inference_mode()
+    def __init__(
+        self, model: ClipPrefix, processor: PrefixProcessor, embed, predicted: Tensor, truth: np.ndarray, by: Decoding
+    ) -> None:
+        found = search(model, model.remember(predicted), processor, by, list(range(len(predicted))))
+        self.texts = [[finished(each, processor) for each in of_image] for of_image in found]
+        self.vectors = np.stack([embed(each) for each in self.texts])  # [n, candidates, 384]
+        self.gists = np.stack([model.gists([each.ids for each in of_image]) for of_image in found])
+        self.scores = np.array([[each.score for each in of_image] for of_image in found])
+        self.predicted, self.truth = predicted.numpy(), truth
+        self.said: list[str] = []
+        """The captions chosen last."""
+
+    def figures(self, count: int) -> str:
+        """A line of means for so many candidates each: over all parts of that size, which are samples of their own."""
+        first = range(0, self.scores.shape[1] - count + 1, count)
+        found = [self._part(slice(start, start + count)) for start in first]
+        return ", ".join(f"{name} {np.mean([each[name] for each in found]):.4f}" for name in found[0])
+
+    def _part(self, part: slice) -> dict[str, float]:
+        vectors, scores = self.vectors[:, part], self.scores[:, part]
+        best = [consensus.choose(*reading) for reading in zip(self.gists[:, part], scores, self.predicted, strict=True)]
+        readings = zip(vectors, scores, self.predicted, strict=True)
+        expected = np.stack([consensus.expected_embedding(*reading) for reading in readings])
+        chosen = vectors[np.arange(len(best)), best]
+        self.said = [each[part][one] for each, one in zip(self.texts, best, strict=True)]
+        return {
+            "true": (chosen * self.truth).sum(1).mean(),
+            "any candidate": (vectors @ self.truth[:, :, None]).mean(),
+            "to the prediction": (chosen * self.predicted).sum(1).mean(),
+            "expected embedding": (expected * self.truth).sum(1).mean(),
+            "distinct": len(set(self.said)) / len(self.said),
+            "words": np.mean([len(text.split()) for text in self.said]),
+        }
 
 
 def finished(found: Found, processor: PrefixProcessor) -> str:

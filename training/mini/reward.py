@@ -20,7 +20,7 @@ from captioner.decoding import Decoding
 from captioner.embedding import text_embedder
 from captioner.models.prefix import PrefixProcessor
 from captioner.search import search
-from training.mini.export import assembled, finished, one_each, tried
+from training.mini.export import Tried, assembled, finished, one_each
 from training.mini.language import BATCH, LONGEST, Blur, batches, keep, load_texts, resumed
 from training.mini.split import Pairs, load_pairs
 
@@ -66,8 +66,8 @@ def reward(data: Path, work: Path, seed: int, steps: int = 500) -> None:
         if (step + 1) % 50 == 0 or step + 1 == steps:
             keep(checkpoint, parts, optimizer, step + 1)
             of_unseen = pairs.embeddings[pairs.prompt[unseen]]
-            figures, said = tried(model, processor, embed, predicted, of_unseen, CHECKED_BY)
-            print(figures, *said[:5], sep="\n  ", flush=True)
+            tried = Tried(model, processor, embed, predicted, of_unseen, CHECKED_BY)
+            print(tried.figures(CHECKED_BY.num_return_sequences), *tried.said[:5], sep="\n  ", flush=True)
 
 
 class Tasks:
