@@ -43,7 +43,7 @@ class Verbs(TyperGroup):
             typer.echo(f"captioner: {line}", err=True)
             raise typer.Exit(2) from None
         except KeyboardInterrupt as stopped:
-            typer.echo(f"\ncaptioner: {stopped or 'Stopped.'}", err=True)
+            typer.echo(f"\ncaptioner: {str(stopped) or 'Stopped.'}", err=True)
             raise typer.Exit(130) from None
 
 

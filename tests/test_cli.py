@@ -371,6 +371,21 @@ def test_a_model_that_gives_embeddings_sends_to_embed(tiny_checkpoint: Callable[
     assert "captioner embed" in result.stderr
 
 
+@pytest.mark.parametrize(("said", "told"), [("", "Stopped."), ("Stopped with 3 done.", "Stopped with 3 done.")])
+def test_ctrl_c_is_told_and_status_130(said: str, told: str) -> None:
+    verbs = typer.Typer(cls=Verbs)
+
+    @verbs.callback()
+    def group() -> None: ...
+
+    @verbs.command()
+    def work() -> None:
+        raise KeyboardInterrupt(*[said] * bool(said))
+
+    result = CliRunner().invoke(verbs, ["work"])
+    assert (result.exit_code, result.stderr) == (130, f"\ncaptioner: {told}\n")
+
+
 def test_an_error_of_many_lines_is_said_on_one() -> None:
     verbs = typer.Typer(cls=Verbs)
 
