@@ -92,75 +92,86 @@ def build(
         raise BadInput(f"{recipe.backbone} gives {backbone.width} features; {recipe.dims} of them cannot be kept.")
     fingerprint = backbone.fingerprint()
     is_local = recipe.weights is not None and Path(recipe.weights).exists()
-    part = out.with_name(f"{out.name}.part")
-    found = _Found(part, backbone.width, f"{recipe.backbone} {recipe.settings} {fingerprint}", resume)
-    with found:
+    made_by = {"backbone": recipe.backbone, "settings": recipe.settings, "fingerprint": fingerprint}
+    with _Found(out.with_name(f"{out.name}.part"), backbone.width, made_by, resume) as found:
         _collect(data, compute.place(backbone, options), found, batch_size, progress)
-    if len(found.prompts) < recipe.k:
-        raise BadInput(
-            f"The data hold {len(found.prompts)} different prompts, fewer than the {recipe.k} neighbours to use. "
-            "Add pictures, or choose fewer with --k; with --resume none is read twice."
-        )
-    work = part / "index"
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir()
-    _write_features(work, found.features(), recipe)
-    embedder = options.embedder or DEFAULT_EMBEDDER
-    embedding_size = _write_embeddings(work, list(found.prompts), text_embedder(embedder), progress)
-    _write_texts(work, found)
-    features = np.load(work / "features.npy", mmap_mode="r")
-    with_graph = len(features) > FLAT_UP_TO if recipe.graph is None else recipe.graph
-    about = {
-        "kind": "knn",
-        "backbone": recipe.backbone,
-        "weights": str(Path(recipe.weights).resolve()) if is_local else recipe.weights,
-        "settings": recipe.settings,
-        "fingerprint": fingerprint,
-        "embedder": embedder,
-        "embedding_size": embedding_size,
-        "width": backbone.width,
-        "dims": features.shape[1],
-        "projected": recipe.dims is not None or recipe.scaled,
-        "pictures": len(features),
-        "prompts": len(found.prompts),
-        "k": recipe.k,
-        "temperature": recipe.temperature,
-        "graph": _write_graph(work, features, progress) if with_graph else None,
-        "data": [Path(name).name for name in data],
-    }
-    _write_json(work / "index.json", about)
-    os.replace(work, out)
-    shutil.rmtree(part)
+        if len(found.prompts) < recipe.k:
+            found.over = True  # so few are soon read again
+            raise BadInput(
+                f"The data hold {len(found.prompts)} different prompts, fewer than the {recipe.k} neighbours to use. "
+                "Add pictures, or choose fewer: --k."
+            )
+        work = found.folder / "index"
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir()
+        _write_features(work, found.features(), recipe)
+        embedder = options.embedder or DEFAULT_EMBEDDER
+        embedding_size = _write_embeddings(work, list(found.prompts), text_embedder(embedder), progress)
+        _write_texts(work, found)
+        features = np.load(work / "features.npy", mmap_mode="r")
+        with_graph = len(features) > FLAT_UP_TO if recipe.graph is None else recipe.graph
+        about = {
+            "kind": "knn",
+            "backbone": recipe.backbone,
+            "weights": str(Path(recipe.weights).resolve()) if is_local else recipe.weights,
+            "settings": recipe.settings,
+            "fingerprint": fingerprint,
+            "embedder": embedder,
+            "embedding_size": embedding_size,
+            "width": backbone.width,
+            "dims": features.shape[1],
+            "projected": recipe.dims is not None or recipe.scaled,
+            "pictures": len(features),
+            "prompts": len(found.prompts),
+            "k": recipe.k,
+            "temperature": recipe.temperature,
+            "graph": _write_graph(work, features, progress) if with_graph else None,
+            "data": [Path(name).name for name in data],
+        }
+        _write_json(work / "index.json", about)
+        os.replace(work, out)
+        found.over = True
     return Built(len(features), len(found.prompts), found.unreadable)
 
 
 class _Found:
     """The pictures read so far: their features in one file, their names and prompts in a journal beside it."""
 
-    def __init__(self, folder: Path, width: int, made_by: str, resume: bool) -> None:
+    over = False
+    """Nothing more is to come of it: its folder can go."""
+
+    def __init__(self, folder: Path, width: int, made_by: dict, resume: bool) -> None:
         self.folder, self.width = folder, width
         self.prompts: dict[str, int] = {}
         """Prompt → its row."""
         self.prompt_rows: list[int] = []
         self.pictures: list[str] = []
         self.unreadable: list[str] = []
+        begun = folder / "made-by.json"
+        if folder.exists() and not (begun.is_file() and json.loads(begun.read_text(encoding="utf-8")) == made_by):
+            raise BadOutput(f"{folder} was not begun with this backbone. Remove it to start anew.")
         folder.mkdir(parents=True, exist_ok=True)
+        _write_json(begun, made_by)
         self.journal = Journal(folder / "pictures.jsonl", resume=resume)
         for row in self.journal:
             self._note(row)
-        begun = folder / "made-by.txt"
-        if self.pictures and begun.read_text(encoding="utf-8") != made_by:
-            raise BadOutput(f"{folder} was begun with another backbone. Remove it to start anew.")
-        begun.write_text(made_by, encoding="utf-8")
         self.raw = open(folder / "features.f16", "ab")  # noqa: SIM115 (closed by __exit__)
-        self.raw.truncate(2 * width * len(self.pictures))
 
     def __enter__(self) -> _Found:
+        named = 2 * self.width * len(self.pictures)
+        if self.raw.tell() < named:
+            raise BadOutput(f"{self.folder} lacks features of pictures that it names. Remove it to start anew.")
+        self.raw.truncate(named)
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self.raw.close()
         self.journal.close(remove=False)
+        if self.over or not self.pictures:
+            shutil.rmtree(self.folder)
+        elif kind is KeyboardInterrupt:
+            read = f"Stopped with {len(self.pictures):,} pictures read."
+            raise Stopped(f"{read} The same command with --resume goes on from there.") from None
 
     def append(self, batch: Sequence[references.Reference], features: np.ndarray) -> None:
         """Keep these. Features come first: what the journal names is there."""
@@ -184,13 +195,9 @@ def _collect(data, backbone: Backbone, found: _Found, batch_size: int, progress)
     """Read and embed every picture that is not yet found."""
     progress("pictures", len(found.pictures))
     new = _unread((pair for name in data for pair in references.read(name)), Counter(found.pictures))
-    try:
-        for batch, images in references.opened(new, batch_size, found.unreadable):
-            found.append(batch, knn.pooled(backbone, images))
-            progress("pictures", len(batch))
-    except KeyboardInterrupt:
-        read = f"Stopped with {len(found.pictures):,} pictures read."
-        raise Stopped(f"{read} The same command with --resume goes on from there.") from None
+    for batch, images in references.opened(new, batch_size, found.unreadable):
+        found.append(batch, knn.pooled(backbone, images))
+        progress("pictures", len(batch))
 
 
 def _unread(pairs: Iterable[references.Reference], read: Counter[str]) -> Iterator[references.Reference]:

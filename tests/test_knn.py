@@ -258,8 +258,7 @@ def test_another_embedder_than_the_index_was_built_with_is_refused(built):
 def test_a_reference_set_smaller_than_k_is_refused(data, weights, tmp_path):
     with pytest.raises(BadInput, match="6 different prompts, fewer than the 40 neighbours"):
         index.build([data], tmp_path / "index", Recipe("vit", str(weights)), CPU)
-    enough = index.build([data], tmp_path / "index", Recipe("vit", str(weights), k=6), CPU, resume=True)
-    assert (enough.pictures, enough.prompts) == (12, 6)
+    assert list(tmp_path.iterdir()) == []  # nothing half made is left
     folder = write_index(tmp_path / "few", random_units(4, 8), range(4), random_units(4, 4), k=5)
     with pytest.raises(BadInput, match="4 prompts, fewer than the 5 neighbours"):
         knn.Index(folder)
@@ -289,7 +288,7 @@ def test_a_stopped_build_goes_on_where_it_was(built, data, weights, tmp_path):
             file.write(scrap)
     with pytest.raises(BadOutput, match="add --resume"):
         index.build([data], out, recipe, CPU)
-    with pytest.raises(BadOutput, match="another backbone"):
+    with pytest.raises(BadOutput, match="not begun with this backbone"):
         index.build([data], out, Recipe("vit", str(save_tower(tmp_path / "tower", 5)), k=3), CPU, resume=True)
 
     seen.clear()
@@ -298,6 +297,33 @@ def test_a_stopped_build_goes_on_where_it_was(built, data, weights, tmp_path):
     for name in ("features", "embeddings", "prompt_rows", "centre"):
         np.testing.assert_array_equal(np.load(out / f"{name}.npy"), np.load(built / f"{name}.npy"))
     assert not part.exists()
+
+
+def test_what_a_stopped_build_left_is_checked(data, weights, tmp_path):
+    recipe, out, part = Recipe("vit", str(weights), k=3), tmp_path / "index", tmp_path / "index.part"
+
+    def stop(step: str, count: int) -> None:
+        if step == "prompts":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt, match=r"Stopped with 12 pictures read\..* --resume"):
+        index.build([data], out, recipe, CPU, progress=stop)
+    with (part / "features.f16").open("r+b") as file:
+        file.truncate(100)
+    with pytest.raises(BadOutput, match="lacks features"):
+        index.build([data], out, recipe, CPU, resume=True)
+    for file in part.glob("*.*"):
+        file.unlink()
+    (part / "mine.txt").write_text("not to be lost")
+    with pytest.raises(BadOutput, match="not begun with this backbone"):
+        index.build([data], out, recipe, CPU, resume=True)
+    assert (part / "mine.txt").exists()
+
+
+def test_data_that_are_not_there_leave_nothing(weights, tmp_path):
+    with pytest.raises(BadInput, match="does not exist"):
+        index.build([tmp_path / "nowhere"], tmp_path / "index", Recipe("vit", str(weights), k=3), CPU)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_pictures_of_one_name_in_two_folders_are_both_read(data, weights, tmp_path):
