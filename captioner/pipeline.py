@@ -129,11 +129,15 @@ class Captioner:
         by_consensus = self.consensus if finish.consensus is None else finish.consensus
         if not by_consensus or len(candidates) == 1:
             return 0
-        if reading.gists is None:
-            embeddings = self.embed_texts([candidate.text for candidate in candidates])
-        else:  # embedding the texts takes as long as reading the picture
-            embeddings = reading.gists[places]
-        return consensus.choose(embeddings, [candidate.score for candidate in candidates], reading.embedding)
+        scores = [candidate.score for candidate in candidates]
+        if reading.gists is not None:  # embedding the texts takes as long as reading the picture
+            return consensus.choose(reading.gists[places], scores, reading.embedding)
+        vectors = self.embed_texts([candidate.text for candidate in candidates])
+        return consensus.choose(vectors, scores, self._predicted(reading))
+
+    def _predicted(self, reading: Reading) -> np.ndarray | None:
+        """What the model predicts from the pixels, where that can be compared with embedded texts."""
+        return reading.embedding if self.predicts else None
 
     def embed(
         self,
@@ -148,14 +152,13 @@ class Captioner:
         finish = Finish(consensus=False)
         return np.stack(
             [
-                self._expected(self.prompt(reading, finish).candidates, reading.embedding)
+                self._expected(self.prompt(reading, finish).candidates, self._predicted(reading))
                 for reading in self.readings(images, decoding or self.decoding, batch_size)
             ]
         )
 
     def _expected(self, candidates: Sequence[Candidate], predicted: np.ndarray | None) -> np.ndarray:
         vectors = self.embed_texts([candidate.text for candidate in candidates])
-        predicted = predicted if self.predicts else None
         return consensus.expected_embedding(vectors, [candidate.score for candidate in candidates], predicted)
 
 

@@ -21,6 +21,7 @@ from typer.testing import CliRunner
 
 import captioner
 from captioner import zoo
+from captioner.batch import Stopped
 from captioner.cli import Verbs, app
 from captioner.decoding import Decoding
 from captioner.embedding import text_embedder
@@ -371,8 +372,10 @@ def test_a_model_that_gives_embeddings_sends_to_embed(tiny_checkpoint: Callable[
     assert "captioner embed" in result.stderr
 
 
-@pytest.mark.parametrize(("said", "told"), [("", "Stopped."), ("Stopped with 3 done.", "Stopped with 3 done.")])
-def test_ctrl_c_is_told_and_status_130(said: str, told: str) -> None:
+@pytest.mark.parametrize(
+    ("stop", "told"), [(KeyboardInterrupt(), "Stopped."), (Stopped("Stopped with 3 done."), "Stopped with 3 done.")]
+)
+def test_ctrl_c_is_told_and_status_130(stop: KeyboardInterrupt, told: str) -> None:
     verbs = typer.Typer(cls=Verbs)
 
     @verbs.callback()
@@ -380,7 +383,7 @@ def test_ctrl_c_is_told_and_status_130(said: str, told: str) -> None:
 
     @verbs.command()
     def work() -> None:
-        raise KeyboardInterrupt(*[said] * bool(said))
+        raise stop
 
     result = CliRunner().invoke(verbs, ["work"])
     assert (result.exit_code, result.stderr) == (130, f"\ncaptioner: {told}\n")

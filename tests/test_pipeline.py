@@ -66,6 +66,13 @@ def test_consensus_and_a_predicted_embedding_choose(model) -> None:
     assert model.prompt(Reading(candidates[::-1], spaceship), Finish(consensus=True)).text == "a spaceship"
 
 
+def test_a_prediction_in_another_space_does_not_choose(model, monkeypatch) -> None:
+    monkeypatch.setattr(model, "predicts", False)
+    candidates = tuple(Candidate(text, -1.0) for text in ("a spaceship", "a small cat", "a little cat", "a cat"))
+    elsewhere = np.eye(8, dtype=np.float32)[0]
+    assert model.prompt(Reading(candidates, elsewhere), Finish(consensus=True)).text.endswith("cat")
+
+
 def test_the_models_own_gists_choose_without_embedding_a_text(model, monkeypatch) -> None:
     monkeypatch.setattr(model, "embed_texts", None)
     candidates = tuple(Candidate(text, -1.0) for text in ("a dog <EOS>", "a dog", "a house", "a cat"))

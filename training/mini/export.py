@@ -86,8 +86,9 @@ def choose(data: Path, work: Path, count: int) -> None:
         decoding = Decoding(max_new_tokens=DECODING["max_new_tokens"], **seed, **settings)
         tried = Tried(model, processor, embed, predicted, truth, decoding)
         for part in COUNTS if settings.get("do_sample") else [1]:
-            print(f"{settings}, {part}: {tried.figures(part)}", flush=True)
-    for row, text in list(zip(rows, tried.said, strict=True))[:12]:
+            figures, said = tried.figures(part)
+            print(f"{settings}, {part}: {figures}", flush=True)
+    for row, text in list(zip(rows, said, strict=True))[:12]:
         print(f"  {pairs.texts[pairs.prompt[row]]!r} → {text!r}")
 
 
@@ -104,30 +105,29 @@ class Tried:
         self.gists = np.stack([model.gists([each.ids for each in of_image]) for of_image in found])
         self.scores = np.array([[each.score for each in of_image] for of_image in found])
         self.predicted, self.truth = predicted.numpy(), truth
-        self.said: list[str] = []
-        """The captions chosen last."""
 
-    def figures(self, count: int) -> str:
-        """A line of means for so many candidates each: over all parts of that size, which are samples of their own."""
+    def figures(self, count: int) -> tuple[str, list[str]]:
+        """For so many candidates each: a line of means over all parts of that size, which are samples of their own,
+        and the captions of the last."""
         first = range(0, self.scores.shape[1] - count + 1, count)
-        found = [self._part(slice(start, start + count)) for start in first]
-        return ", ".join(f"{name} {np.mean([each[name] for each in found]):.4f}" for name in found[0])
+        found, said = zip(*(self._part(slice(start, start + count)) for start in first), strict=True)
+        return ", ".join(f"{name} {np.mean([each[name] for each in found]):.4f}" for name in found[0]), said[-1]
 
-    def _part(self, part: slice) -> dict[str, float]:
+    def _part(self, part: slice) -> tuple[dict[str, float], list[str]]:
         vectors, scores = self.vectors[:, part], self.scores[:, part]
         best = [consensus.choose(*reading) for reading in zip(self.gists[:, part], scores, self.predicted, strict=True)]
         readings = zip(vectors, scores, self.predicted, strict=True)
         expected = np.stack([consensus.expected_embedding(*reading) for reading in readings])
         chosen = vectors[np.arange(len(best)), best]
-        self.said = [each[part][one] for each, one in zip(self.texts, best, strict=True)]
+        said = [each[part][one] for each, one in zip(self.texts, best, strict=True)]
         return {
             "true": (chosen * self.truth).sum(1).mean(),
             "any candidate": (vectors @ self.truth[:, :, None]).mean(),
             "to the prediction": (chosen * self.predicted).sum(1).mean(),
             "expected embedding": (expected * self.truth).sum(1).mean(),
-            "distinct": len(set(self.said)) / len(self.said),
-            "words": np.mean([len(text.split()) for text in self.said]),
-        }
+            "distinct": len(set(said)) / len(said),
+            "words": np.mean([len(text.split()) for text in said]),
+        }, said
 
 
 def finished(found: Found, processor: PrefixProcessor) -> str:

@@ -67,7 +67,8 @@ def reward(data: Path, work: Path, seed: int, steps: int = 500) -> None:
             keep(checkpoint, parts, optimizer, step + 1)
             of_unseen = pairs.embeddings[pairs.prompt[unseen]]
             tried = Tried(model, processor, embed, predicted, of_unseen, CHECKED_BY)
-            print(tried.figures(CHECKED_BY.num_return_sequences), *tried.said[:5], sep="\n  ", flush=True)
+            figures, said = tried.figures(CHECKED_BY.num_return_sequences)
+            print(figures, *said[:5], sep="\n  ", flush=True)
 
 
 class Tasks:
