@@ -58,6 +58,10 @@ def test_text_cache_grows_and_follows_its_beams() -> None:
     assert torch.equal(cache.select(order).layers[0][0], expected)
     fewer = cache.select(torch.tensor([0, 2]))
     assert torch.equal(fewer.append(0, second[:2], second[:2])[0][:, :, -1:], second[:2])
+    keys, values = fewer.extend(1, 2)  # to be written by the caller
+    assert keys.shape == values.shape == (2, HEADS, 4, DIM)
+    keys[:, :, -2:] = 7
+    assert (fewer.layers[1][0][:, :, 2:] == 7).all()
 
 
 def test_image_memory_keeps_the_selected_images() -> None:

@@ -81,6 +81,23 @@ def test_float16_weights_are_read_as_such_and_give_the_same_numbers(model: Model
         assert torch.equal(half.first(x)[:3], half.first(x[:3]))  # a row does not depend on its neighbours
 
 
+@torch.inference_mode()
+def test_a_traced_function_is_the_same_for_other_sizes(model: Model) -> None:
+    with torch.no_grad():
+        model.first.weight.copy_(model.first.weight.half())
+    compute.read_as_half(model)
+    placed = compute.place(model, LoadOptions(device="cpu"))
+    traced = compute.traced(placed.forward, placed, torch.randn(1, 1, 16))
+    assert traced != placed.forward
+    for shape in ((3, 5, 16), (1, 2, 16)):
+        x = torch.randn(shape)
+        assert torch.equal(traced(x), placed(x))
+
+
+def test_what_cannot_be_traced_stays_as_it_is(model: Model) -> None:
+    assert compute.traced(str, model, torch.randn(1, 1, 16)) is str  # a text is no tensor
+
+
 def test_fp32_is_packed_and_float64_is_not(model: Model, avx512: None) -> None:
     exact = compute.place(copy.deepcopy(model), LoadOptions(device="cpu", precision="float64"))
     assert type(exact.first) is nn.Linear

@@ -201,6 +201,7 @@ def test_another_embedder_expects_without_the_predicted_embedding(photographs):
 def test_lean_and_full_class_are_one_model(photographs):
     decoding = Decoding(num_beams=3, num_return_sequences=2, max_new_tokens=12)
     lean, full = (module.load(BUNDLED, LoadOptions(device="cpu")) for module in (mini, clip_prefix))
+    assert lean.model.traced != super(mini.Mini, lean.model).gpt2  # no Python between the operators of a step
     for ours, theirs in zip(*(each.read_images(photographs, decoding) for each in (lean, full)), strict=True):
         assert [each.text for each in ours.candidates] == [each.text for each in theirs.candidates]
         np.testing.assert_allclose(

@@ -43,17 +43,23 @@ class TextCache:
 
     def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Add the new positions of one layer; returns all its keys and values."""
-        both = keys, values
-        if (old := self.layers[layer]) is not None:
-            start, added = old[0].shape[2], keys.shape[2]
-            rooms = self._rooms[layer]
-            if rooms is None or rooms[0].shape[2] < start + added:
-                rooms = self._rooms[layer] = tuple(self._wider(part, start + added) for part in old)
-            for room, new in zip(rooms, both, strict=True):
-                room.narrow(2, start, added).copy_(new)
-            both = tuple(room.narrow(2, 0, start + added) for room in rooms)
-        self.layers[layer] = both
-        return both
+        if self.layers[layer] is None:
+            self.layers[layer] = keys, values
+            return keys, values
+        added = keys.shape[2]
+        whole = self.extend(layer, added)
+        for part, new in zip(whole, (keys, values), strict=True):
+            part.narrow(2, part.shape[2] - added, added).copy_(new)
+        return whole
+
+    def extend(self, layer: int, added: int) -> tuple[Tensor, Tensor]:
+        """All keys and values of one layer, and after them so many new positions for the caller to write."""
+        old, rooms = self.layers[layer], self._rooms[layer]
+        length = old[0].shape[2] + added
+        if rooms is None or rooms[0].shape[2] < length:
+            rooms = self._rooms[layer] = tuple(self._wider(part, length) for part in old)
+        self.layers[layer] = tuple(room.narrow(2, 0, length) for room in rooms)
+        return self.layers[layer]
 
     def _wider(self, part: Tensor, needed: int) -> Tensor:
         """The same beginning, and room behind it."""

@@ -166,15 +166,12 @@ class PrefixDecoder:
 
     def remember(self, features: Tensor) -> PrefixMemory:
         hidden = self.prefix(features)
-        positions = torch.arange(hidden.shape[1], device=hidden.device)
-        kept: list[tuple[Tensor, Tensor]] = []
-
-        def attend(layer: int, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-            kept.append((keys, values))
-            return F.scaled_dot_product_attention(query, keys, values, is_causal=True)
-
-        logits = self._logits(hidden, positions, attend)
-        return PrefixMemory(ImageMemory(kept), logits, features)
+        nothing = hidden.unflatten(2, (self.gpt.config.n_head, -1)).transpose(1, 2)[:, :, :0]
+        past = TextCache(len(self.gpt.transformer.h))
+        for layer in range(len(past.layers)):
+            past.append(layer, nothing, nothing)
+        logits = self._read_on(hidden, past)
+        return PrefixMemory(ImageMemory(past.layers), logits, features)
 
     def read(self, pixels: Tensor) -> PrefixMemory:
         return self.remember(self.encode(pixels))
@@ -184,12 +181,29 @@ class PrefixDecoder:
         past = past or memory.begin(copies)
         if tokens.shape[1] == 0:  # the text begins with nothing: the prefix alone predicts its first word
             return memory.first_logits.repeat_interleave(copies, 0), past
+        return self._read_on(self.gpt.transformer.wte(tokens), past), past
 
-        def attend(layer: int, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-            return attend_text(query, *past.append(layer, keys, values))
+    def _read_on(self, embedded: Tensor, past: TextCache) -> Tensor:
+        """Logits after the last position `[rows, vocabulary]`. embedded `[rows, t, width]`"""
+        t = embedded.shape[1]
+        positions = torch.arange(past.length, past.length + t, device=embedded.device)
+        keys, values = zip(*(past.extend(layer, t) for layer in range(len(past.layers))), strict=True)
+        return self.gpt2(embedded + self.gpt.transformer.wpe(positions), keys, values)
 
-        positions = torch.arange(past.length, past.length + tokens.shape[1], device=tokens.device)
-        return self._logits(self.gpt.transformer.wte(tokens), positions, attend), past
+    def gpt2(self, hidden: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor]) -> Tensor:
+        """GPT-2 layer by layer over the last t positions → logits after the last `[rows, vocabulary]`.
+
+        hidden `[rows, t, width]`; keys and values of every layer `[rows, heads, length, head_dim]`, whose last t are
+        yet to be written: they are written here.
+        """
+        t = hidden.shape[1]
+        for block, all_keys, all_values in zip(self.gpt.transformer.h, keys, values, strict=True):
+            projected = block.attn.c_attn(block.ln_1(hidden)).view(*hidden.shape[:2], 3, all_keys.shape[1], -1)
+            query, all_keys[:, :, -t:], all_values[:, :, -t:] = projected.permute(2, 0, 3, 1, 4).unbind()
+            mixed = attend_text(query, all_keys, all_values).transpose(1, 2).flatten(2)
+            hidden = hidden + block.attn.c_proj(mixed)
+            hidden = hidden + block.mlp(block.ln_2(hidden))
+        return self.gpt.lm_head(self.gpt.transformer.ln_f(hidden[:, -1]))
 
     def gists(self, texts: Sequence[Sequence[int]]) -> np.ndarray | None:
         """The texts' embeddings as their tokens alone suggest them, unit vectors `[texts, joint_dim]`."""
@@ -197,19 +211,6 @@ class PrefixDecoder:
             return None
         sums = [self.gist(torch.tensor(ids, dtype=torch.long, device=self.device)).sum(0) for ids in texts]
         return F.normalize(torch.stack(sums).float(), dim=-1).cpu().numpy()
-
-    def _logits(self, embedded: Tensor, positions: Tensor, attend) -> Tensor:
-        """GPT-2 layer by layer, where `attend(layer, query, keys, values)` mixes → logits after the last position."""
-        gpt = self.gpt.transformer
-        heads = self.gpt.config.n_head
-        hidden = embedded + gpt.wpe(positions)  # [rows, t, width]
-        for number, block in enumerate(gpt.h):
-            projected = block.attn.c_attn(block.ln_1(hidden)).view(*hidden.shape[:2], 3, heads, -1)
-            query, keys, values = projected.permute(2, 0, 3, 1, 4).unbind()  # each [rows, heads, t, head_dim]
-            mixed = attend(number, query, keys, values).transpose(1, 2).flatten(2)
-            hidden = hidden + block.attn.c_proj(mixed)
-            hidden = hidden + block.mlp(block.ln_2(hidden))
-        return self.gpt.lm_head(gpt.ln_f(hidden[:, -1]))
 
 
 class PrefixProcessor:
