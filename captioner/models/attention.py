@@ -116,8 +116,8 @@ def attend_text(
     query [rows, heads, t, head_dim]; keys, values [rows, heads, length, head_dim], length ≥ t; bias [heads, t, length].
     """
     t, length = query.shape[2], keys.shape[2]
-    if t == 1 and bias is None:
-        return F.scaled_dot_product_attention(query, keys, values, scale=scale)
+    if t in (1, length) and bias is None:  # both are tensors while this is traced
+        return F.scaled_dot_product_attention(query, keys, values, is_causal=bool(t > 1), scale=scale)
     scores = query @ keys.transpose(-1, -2) * (scale or query.shape[-1] ** -0.5)  # [rows, heads, t, length]
     if bias is not None:
         scores = scores + bias

@@ -100,6 +100,8 @@ class Tried:
         self, model: ClipPrefix, processor: PrefixProcessor, embed, predicted: Tensor, truth: np.ndarray, by: Decoding
     ) -> None:
         found = search(model, model.remember(predicted), processor, by, list(range(len(predicted))))
+        chance = random.Random(0)  # the search gives the likeliest first: parts of that order would be no fair samples
+        found = [chance.sample(of_image, len(of_image)) for of_image in found]
         self.texts = [[finished(each, processor) for each in of_image] for of_image in found]
         self.vectors = np.stack([embed(each) for each in self.texts])  # [n, candidates, 384]
         self.gists = np.stack([model.gists([each.ids for each in of_image]) for of_image in found])
