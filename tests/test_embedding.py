@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from captioner.embedding import packaged_minilm, text_embedder
+from captioner.embedding import packaged_minilm, suits, text_embedder
 from captioner.errors import MissingModel
 
 TEXTS = [
@@ -45,3 +45,10 @@ def test_another_embedder_from_a_folder_and_a_missing_one() -> None:
     np.testing.assert_allclose(foreign(TEXTS[:1]), text_embedder()(TEXTS[:1]), atol=1e-5)
     with pytest.raises(MissingModel, match="no-such/embedder"):
         text_embedder("no-such/embedder")
+
+
+def test_one_embedder_has_several_names() -> None:
+    assert suits(None, "mpnet")
+    assert suits("mpnet", "mpnet")
+    assert suits("sentence-transformers/all-MiniLM-L6-v2", "all-MiniLM-L6-v2")
+    assert not suits("mpnet", "all-MiniLM-L6-v2")

@@ -320,6 +320,11 @@ def test_what_a_stopped_build_left_is_checked(data, weights, tmp_path):
     assert (part / "mine.txt").exists()
 
 
+def test_a_place_that_cannot_be_written_to_is_named(data, weights):
+    with pytest.raises(BadOutput, match="/proc cannot be written to"):
+        index.build([data], "/proc/index", Recipe("vit", str(weights), k=3), CPU)
+
+
 def test_data_that_are_not_there_leave_nothing(weights, tmp_path):
     with pytest.raises(BadInput, match="does not exist"):
         index.build([tmp_path / "nowhere"], tmp_path / "index", Recipe("vit", str(weights), k=3), CPU)

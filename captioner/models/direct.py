@@ -20,6 +20,7 @@ from transformers.utils import ModelOutput
 
 from captioner.contracts import LoadOptions
 from captioner.embedding import DEFAULT as DEFAULT_EMBEDDER
+from captioner.embedding import suits
 from captioner.errors import BadInput
 from captioner.models import backbones
 from captioner.models.backbones import Backbone
@@ -158,7 +159,7 @@ class Direct:
 def load(folder: Path, options: LoadOptions) -> Direct:
     """A folder that `DirectModel.save_pretrained` wrote."""
     model = load_pretrained(DirectModel, folder, options)
-    if options.embedder not in (None, model.config.embedder):
+    if not suits(options.embedder, model.config.embedder):
         raise BadInput(
             f"{folder} learnt the embeddings of {model.config.embedder}, not of {options.embedder}. "
             "Leave --embedder out, or train it anew on that embedder."

@@ -21,6 +21,7 @@ from PIL.Image import Image
 
 from captioner import compute
 from captioner.contracts import LoadOptions
+from captioner.embedding import suits
 from captioner.errors import BadCheckpoint, BadInput
 from captioner.models import backbones
 from captioner.models.backbones import Backbone
@@ -223,7 +224,7 @@ def load(folder: Path, options: LoadOptions) -> Knn:
     """An index folder and the backbone it was built with."""
     index = Index(folder)
     about = index.about
-    if options.embedder not in (None, about["embedder"]):
+    if not suits(options.embedder, about["embedder"]):
         raise BadInput(
             f"{folder} holds embeddings of {about['embedder']}, not of {options.embedder}. "
             "Build it anew with that embedder, or leave --embedder out."
