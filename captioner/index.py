@@ -92,7 +92,12 @@ def build(
     if recipe.dims is not None and not 0 < recipe.dims <= backbone.width:
         raise BadInput(f"{recipe.backbone} gives {backbone.width} features; {recipe.dims} of them cannot be kept.")
     check_place(next(folder for folder in out.absolute().parents if folder.exists()))
-    made_by = {"backbone": recipe.backbone, "settings": recipe.settings, "fingerprint": backbone.fingerprint()}
+    made_by = {
+        "backbone": recipe.backbone,
+        "settings": recipe.settings,
+        "fingerprint": backbone.fingerprint(),
+        "embedder": options.embedder or DEFAULT_EMBEDDER,
+    }
     with _Found(out.with_name(f"{out.name}.part"), backbone.width, made_by, resume) as found:
         _collect(data, compute.place(backbone, options), found, batch_size, progress)
         if len(found.prompts) < recipe.k:
@@ -103,18 +108,19 @@ def build(
             )
         about = {**made_by, "width": backbone.width, "data": [Path(name).name for name in data]}
         with explained(out, GO_ON):
-            os.replace(_written(found, recipe, options.embedder or DEFAULT_EMBEDDER, about, progress), out)
+            os.replace(_written(found, recipe, about, progress), out)
         found.over = True
     return Built(len(found.pictures), len(found.prompts), found.unreadable)
 
 
-def _written(found: _Found, recipe: Recipe, embedder: str, about: dict, progress) -> Path:
+def _written(found: _Found, recipe: Recipe, about: dict, progress) -> Path:
     """All files of the index, in a folder beside what was found."""
     work = found.folder / "index"
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir()
     _write_features(work, found.features(), recipe)
-    embedding_size = _write_embeddings(work, list(found.prompts), text_embedder(embedder), progress)
+    embeddings = found.embeddings(text_embedder(about["embedder"]), progress)
+    np.save(work / "embeddings.npy", embeddings)
     _write_texts(work, found)
     features = np.load(work / "features.npy", mmap_mode="r")
     with_graph = len(features) > FLAT_UP_TO if recipe.graph is None else recipe.graph
@@ -123,8 +129,7 @@ def _written(found: _Found, recipe: Recipe, embedder: str, about: dict, progress
         "kind": "knn",
         **about,
         "weights": str(Path(recipe.weights).resolve()) if is_local else recipe.weights,
-        "embedder": embedder,
-        "embedding_size": embedding_size,
+        "embedding_size": embeddings.shape[1],
         "dims": features.shape[1],
         "projected": recipe.dims is not None or recipe.scaled,
         "pictures": len(features),
@@ -152,7 +157,7 @@ class _Found:
         self.unreadable: list[str] = []
         begun = folder / "made-by.json"
         if folder.exists() and not (begun.is_file() and json.loads(begun.read_text(encoding="utf-8")) == made_by):
-            raise BadOutput(f"{folder} was not begun with this backbone. Remove it to start anew.")
+            raise BadOutput(f"{folder} was not begun with this backbone and embedder. Remove it to start anew.")
         folder.mkdir(parents=True, exist_ok=True)
         _write_json(begun, made_by)
         self.journal = Journal(folder / "pictures.jsonl", resume=resume)
@@ -193,6 +198,20 @@ class _Found:
     def features(self) -> np.ndarray:
         """`[pictures, width]`, mapped."""
         return np.memmap(self.folder / "features.f16", np.float16, "r", shape=(len(self.pictures), self.width))
+
+    def embeddings(self, embed: TextEmbedder, progress) -> np.ndarray:
+        """`[prompts, d]`, mapped; those that an earlier run embedded are not embedded again."""
+        prompts, file = list(self.prompts), self.folder / "embeddings.f16"
+        size = embed(prompts[:1]).shape[1]
+        with file.open("ab") as raw:
+            done = raw.tell() // (2 * size)
+            raw.truncate(2 * size * done)
+            progress("prompts", done)
+            for start in range(done, len(prompts), 1024):
+                raw.write(embed(prompts[start : start + 1024]).astype(np.float16).data)
+                raw.flush()
+                progress("prompts", len(prompts[start : start + 1024]))
+        return np.memmap(file, np.float16, "r", shape=(len(prompts), size))
 
 
 def _collect(data, backbone: Backbone, found: _Found, batch_size: int, progress) -> None:
@@ -236,15 +255,6 @@ def _projection(raw: np.ndarray, centre: np.ndarray, scale: np.ndarray, recipe: 
     covariance = sum((chunk - centre).T @ (chunk - centre) for chunk in _chunks(raw)) / len(raw)
     _, directions = np.linalg.eigh((covariance * np.outer(scale, scale)).astype(np.float64))  # smallest first
     return np.ascontiguousarray(scale[:, None] * directions[:, ::-1][:, : recipe.dims], dtype=np.float32)
-
-
-def _write_embeddings(work: Path, prompts: list[str], embed: TextEmbedder, progress) -> int:
-    first = embed(prompts[:1])
-    with Rows(work / "embeddings.npy", np.float16, first.shape[1]) as rows:
-        for start in range(0, len(prompts), 1024):
-            rows.append(embed(prompts[start : start + 1024]))
-            progress("prompts", len(prompts[start : start + 1024]))
-    return first.shape[1]
 
 
 def _write_texts(work: Path, found: _Found) -> None:

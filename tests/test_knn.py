@@ -288,7 +288,7 @@ def test_a_stopped_build_goes_on_where_it_was(built, data, weights, tmp_path):
             file.write(scrap)
     with pytest.raises(BadOutput, match="add --resume"):
         index.build([data], out, recipe, CPU)
-    with pytest.raises(BadOutput, match="not begun with this backbone"):
+    with pytest.raises(BadOutput, match="not begun with this backbone and embedder"):
         index.build([data], out, Recipe("vit", str(save_tower(tmp_path / "tower", 5)), k=3), CPU, resume=True)
 
     seen.clear()
@@ -299,15 +299,26 @@ def test_a_stopped_build_goes_on_where_it_was(built, data, weights, tmp_path):
     assert not part.exists()
 
 
-def test_what_a_stopped_build_left_is_checked(data, weights, tmp_path):
-    recipe, out, part = Recipe("vit", str(weights), k=3), tmp_path / "index", tmp_path / "index.part"
-
+def stopped_at_prompts(data, recipe, out):
     def stop(step: str, count: int) -> None:
-        if step == "prompts":
+        if step == "prompts" and count:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt, match=r"Stopped with 12 pictures read\..* --resume"):
         index.build([data], out, recipe, CPU, progress=stop)
+
+
+def test_prompts_are_not_embedded_twice(built, data, weights, tmp_path):
+    recipe, out, seen = Recipe("vit", str(weights), k=3), tmp_path / "index", []
+    stopped_at_prompts(data, recipe, out)
+    index.build([data], out, recipe, CPU, progress=lambda *done: seen.append(done), resume=True)
+    assert seen == [("pictures", 12), ("prompts", 6)]
+    np.testing.assert_array_equal(np.load(out / "embeddings.npy"), np.load(built / "embeddings.npy"))
+
+
+def test_what_a_stopped_build_left_is_checked(data, weights, tmp_path):
+    recipe, out, part = Recipe("vit", str(weights), k=3), tmp_path / "index", tmp_path / "index.part"
+    stopped_at_prompts(data, recipe, out)
     with (part / "features.f16").open("r+b") as file:
         file.truncate(100)
     with pytest.raises(BadOutput, match="lacks features"):
@@ -315,7 +326,7 @@ def test_what_a_stopped_build_left_is_checked(data, weights, tmp_path):
     for file in part.glob("*.*"):
         file.unlink()
     (part / "mine.txt").write_text("not to be lost")
-    with pytest.raises(BadOutput, match="not begun with this backbone"):
+    with pytest.raises(BadOutput, match="not begun with this backbone and embedder"):
         index.build([data], out, recipe, CPU, resume=True)
     assert (part / "mine.txt").exists()
 
