@@ -15,7 +15,7 @@ from transformers.generation import logits_process as lp
 
 from captioner.decoding import Decoding
 from captioner.errors import BadInput
-from captioner.search import Found, TopP, search
+from captioner.search import Found, nucleus, search
 from tests.tiny import blip as tiny_blip
 
 # --- parity with transformers -----------------------------------------------------------------------------------------
@@ -247,8 +247,9 @@ def test_batch_and_place_do_not_matter(sampling: bool) -> None:
 def test_top_p_keeps_what_transformers_keeps(top_p: float, vocabulary: int, spread: float) -> None:
     scores = torch.randn(16, vocabulary, generator=torch.Generator().manual_seed(0)) * spread
     scores[3, : vocabulary // 2] = -torch.inf
-    ids = torch.zeros(16, 1, dtype=torch.long)
-    assert torch.equal(TopP(top_p)(ids, scores), lp.TopPLogitsWarper(top_p)(ids, scores))
+    chances = scores.softmax(-1)
+    theirs = lp.TopPLogitsWarper(top_p)(torch.zeros(16, 1, dtype=torch.long), scores).isfinite()
+    assert torch.equal(nucleus(chances, top_p), chances * theirs)
 
 
 def test_equal_images_are_sampled_independently_by_their_seeds() -> None:

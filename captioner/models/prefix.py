@@ -196,9 +196,9 @@ class PrefixDecoder:
         hidden `[rows, t, width]`; keys and values of every layer `[rows, heads, length, head_dim]`, whose last t are
         yet to be written: they are written here.
         """
-        t = hidden.shape[1]
+        t = int(hidden.shape[1])  # a constant also where this is traced
         for block, all_keys, all_values in zip(self.gpt.transformer.h, keys, values, strict=True):
-            projected = block.attn.c_attn(block.ln_1(hidden)).view(*hidden.shape[:2], 3, all_keys.shape[1], -1)
+            projected = block.attn.c_attn(block.ln_1(hidden)).unflatten(2, (3, self.gpt.config.n_head, -1))
             query, all_keys[:, :, -t:], all_values[:, :, -t:] = projected.permute(2, 0, 3, 1, 4).unbind()
             mixed = attend_text(query, all_keys, all_values).transpose(1, 2).flatten(2)
             hidden = hidden + block.attn.c_proj(mixed)
