@@ -112,7 +112,7 @@ class LoadOptions:
     precision: str = "auto"
     """auto, fp32, bf16, fp16, int8 or float64 (for parity tests)."""
     prompt: str | None = None
-    """A conditional start of the text, e.g. "a picture of"."""
+    """A conditional start of the text, e.g. "a picture of"; the answer goes on from it and does not hold it."""
     question: str | None = None
     """OFA's textual question."""
     instruction: str | None = None

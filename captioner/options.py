@@ -94,7 +94,9 @@ class ModelFlags:
     load_in: Annotated[LoadIn | None, _model("Hub models on a GPU: load the weights in 8 or 4 bits.")] = None
     trust_remote_code: Annotated[bool, _model("Let a Hub model run its own code.", "--trust-remote-code")] = False
     embedder: Annotated[str | None, _model("Another sentence-transformers model than the packaged MiniLM-L6.")] = None
-    prompt: Annotated[str | None, _model('Begin the text with this, e.g. "a picture of".')] = None
+    prompt: Annotated[
+        str | None, _model('What the text goes on from, e.g. "a picture of"; not written itself (--prefix writes).')
+    ] = None
     question: Annotated[str | None, _model("What OFA is asked about the picture.")] = None
     instruction: Annotated[str | None, _model("What a chat model from the Hub is asked.")] = None
     mode: Annotated[str, _model("Interrogator: best, fast, classic or negative.")] = "best"

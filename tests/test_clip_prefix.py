@@ -91,7 +91,7 @@ def test_gists_add_up_tokens(tmp_path):
     assert said.gists.shape == (3, 16)
 
 
-def test_the_text_begins_with_a_prompt(folder):
+def test_the_text_goes_on_from_a_prompt(folder):
     speaker = clip_prefix.load(folder, LoadOptions(device="cpu", prompt="a red"))
     assert speaker.processor.decode(speaker.processor.start_ids) == "a red"
     assert decoders.texts(speaker, decoders.pictures(2)) != decoders.texts(
