@@ -11,6 +11,7 @@ import itertools
 import json
 import os
 import shutil
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -25,18 +26,17 @@ from captioner import compute, references
 from captioner.batch import Stopped
 from captioner.contracts import LoadOptions
 from captioner.embedding import DEFAULT as DEFAULT_EMBEDDER
-from captioner.embedding import TextEmbedder, text_embedder
+from captioner.embedding import text_embedder
 from captioner.errors import BadInput, BadOutput
 from captioner.models import backbones, knn
 from captioner.models.backbones import Backbone
-from captioner.sinks import Journal, check_place, explained
+from captioner.sinks import RESUME, Journal, check_place, explained
 
 FLAT_UP_TO = 200_000
 """Pictures that are searched exactly; more get a graph."""
 LINKS = 16
 """Links a picture of the HNSW graph has, twice as many on its lowest level."""
 CHUNK = 20_000
-GO_ON = "Make room, then go on with --resume."
 KS = (5, 10, 20, 40, 80, 160)
 TEMPERATURES = (0.01, 0.02, 0.03, 0.05, 0.08, 0.12, 0.2, 0.5)
 
@@ -92,12 +92,9 @@ def build(
     if recipe.dims is not None and not 0 < recipe.dims <= backbone.width:
         raise BadInput(f"{recipe.backbone} gives {backbone.width} features; {recipe.dims} of them cannot be kept.")
     check_place(next(folder for folder in out.absolute().parents if folder.exists()))
-    made_by = {
-        "backbone": recipe.backbone,
-        "settings": recipe.settings,
-        "fingerprint": backbone.fingerprint(),
-        "embedder": options.embedder or DEFAULT_EMBEDDER,
-    }
+    embedder = options.embedder or DEFAULT_EMBEDDER
+    text_embedder(embedder)  # one that is not there is named before an hour of reading
+    made_by = {"backbone": recipe.backbone, "settings": recipe.settings, "fingerprint": backbone.fingerprint()}
     with _Found(out.with_name(f"{out.name}.part"), backbone.width, made_by, resume) as found:
         _collect(data, compute.place(backbone, options), found, batch_size, progress)
         if len(found.prompts) < recipe.k:
@@ -106,8 +103,9 @@ def build(
                 f"The data hold {len(found.prompts)} different prompts, fewer than the {recipe.k} neighbours to use. "
                 "Add pictures, or choose fewer: --k."
             )
-        about = {**made_by, "width": backbone.width, "data": [Path(name).name for name in data]}
-        with explained(out, GO_ON):
+        of_data = [Path(name).name for name in data]
+        about = {**made_by, "embedder": embedder, "width": backbone.width, "data": of_data}
+        with explained(out, RESUME):
             os.replace(_written(found, recipe, about, progress), out)
         found.over = True
     return Built(len(found.pictures), len(found.prompts), found.unreadable)
@@ -119,7 +117,7 @@ def _written(found: _Found, recipe: Recipe, about: dict, progress) -> Path:
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir()
     _write_features(work, found.features(), recipe)
-    embeddings = found.embeddings(text_embedder(about["embedder"]), progress)
+    embeddings = found.embeddings(about["embedder"], progress)
     np.save(work / "embeddings.npy", embeddings)
     _write_texts(work, found)
     features = np.load(work / "features.npy", mmap_mode="r")
@@ -157,7 +155,7 @@ class _Found:
         self.unreadable: list[str] = []
         begun = folder / "made-by.json"
         if folder.exists() and not (begun.is_file() and json.loads(begun.read_text(encoding="utf-8")) == made_by):
-            raise BadOutput(f"{folder} was not begun with this backbone and embedder. Remove it to start anew.")
+            raise BadOutput(f"{folder} was not begun with this backbone. Remove it to start anew.")
         folder.mkdir(parents=True, exist_ok=True)
         _write_json(begun, made_by)
         self.journal = Journal(folder / "pictures.jsonl", resume=resume)
@@ -183,7 +181,7 @@ class _Found:
 
     def append(self, batch: Sequence[references.Reference], features: np.ndarray) -> None:
         """Keep these. Features come first: what the journal names is there."""
-        with explained(self.folder, GO_ON):
+        with explained(self.folder, RESUME):
             self.raw.write(features.astype(np.float16).data)
             self.raw.flush()
         rows = [{"file": pair.name, "prompt": pair.prompt} for pair in batch]
@@ -199,9 +197,10 @@ class _Found:
         """`[pictures, width]`, mapped."""
         return np.memmap(self.folder / "features.f16", np.float16, "r", shape=(len(self.pictures), self.width))
 
-    def embeddings(self, embed: TextEmbedder, progress) -> np.ndarray:
-        """`[prompts, d]`, mapped; those that an earlier run embedded are not embedded again."""
-        prompts, file = list(self.prompts), self.folder / "embeddings.f16"
+    def embeddings(self, embedder: str, progress) -> np.ndarray:
+        """`[prompts, d]`, mapped; those that an earlier run with this embedder embedded are not embedded again."""
+        prompts, embed = list(self.prompts), text_embedder(embedder)
+        file = self.folder / f"embeddings-{zlib.crc32(embedder.encode()):08x}.f16"
         size = embed(prompts[:1]).shape[1]
         with file.open("ab") as raw:
             done = raw.tell() // (2 * size)

@@ -19,8 +19,8 @@ from typer.testing import CliRunner
 from captioner import index, pipeline, references
 from captioner.cli import app
 from captioner.contracts import LoadOptions
-from captioner.embedding import text_embedder
-from captioner.errors import BadCheckpoint, BadInput, BadOutput
+from captioner.embedding import packaged_minilm, text_embedder
+from captioner.errors import BadCheckpoint, BadInput, BadOutput, MissingModel
 from captioner.index import Recipe
 from captioner.models import backbones, knn
 from tests.tiny.direct import TOWER
@@ -288,7 +288,7 @@ def test_a_stopped_build_goes_on_where_it_was(built, data, weights, tmp_path):
             file.write(scrap)
     with pytest.raises(BadOutput, match="add --resume"):
         index.build([data], out, recipe, CPU)
-    with pytest.raises(BadOutput, match="not begun with this backbone and embedder"):
+    with pytest.raises(BadOutput, match=r"not begun with this backbone\. Remove it"):
         index.build([data], out, Recipe("vit", str(save_tower(tmp_path / "tower", 5)), k=3), CPU, resume=True)
 
     seen.clear()
@@ -316,6 +316,17 @@ def test_prompts_are_not_embedded_twice(built, data, weights, tmp_path):
     np.testing.assert_array_equal(np.load(out / "embeddings.npy"), np.load(built / "embeddings.npy"))
 
 
+def test_another_embedder_goes_on_with_the_pictures(data, weights, tmp_path, monkeypatch):
+    recipe, out, seen = Recipe("vit", str(weights), k=3), tmp_path / "index", []
+    stopped_at_prompts(data, recipe, out)
+    with pytest.raises(MissingModel, match="no-such/embedder"):
+        index.build([data], out, recipe, LoadOptions(device="cpu", embedder="no-such/embedder"), resume=True)
+    two = LoadOptions(device="cpu", embedder=str(packaged_minilm()))
+    index.build([data], out, recipe, two, progress=lambda *done: seen.append(done), resume=True)
+    assert seen == [("pictures", 12), ("prompts", 0), ("prompts", 6)]  # no picture is read again, every prompt is
+    assert json.loads((out / "index.json").read_text())["embedder"] == two.embedder
+
+
 def test_what_a_stopped_build_left_is_checked(data, weights, tmp_path):
     recipe, out, part = Recipe("vit", str(weights), k=3), tmp_path / "index", tmp_path / "index.part"
     stopped_at_prompts(data, recipe, out)
@@ -326,7 +337,7 @@ def test_what_a_stopped_build_left_is_checked(data, weights, tmp_path):
     for file in part.glob("*.*"):
         file.unlink()
     (part / "mine.txt").write_text("not to be lost")
-    with pytest.raises(BadOutput, match="not begun with this backbone and embedder"):
+    with pytest.raises(BadOutput, match=r"not begun with this backbone\. Remove it"):
         index.build([data], out, recipe, CPU, resume=True)
     assert (part / "mine.txt").exists()
 
