@@ -184,11 +184,12 @@ def load(name: str | None = None, options: LoadOptions | None = None, **settings
     model = module.load(found.folder, options)
     if not found.speaks:
         return DirectEmbedder(found.name, model)
-    from captioner.embedding import MINILM, text_embedder
+    from captioner.embedding import DEFAULT, suits, text_embedder
 
     decoding, by_consensus = _defaults(found.folder, getattr(module, "DEFAULT_DECODING", {}))
     embed_texts = LazyEmbedder(lambda: text_embedder(options.embedder))
-    return Captioner(found.name, model, embed_texts, decoding, by_consensus, predicts=options.embedder in MINILM)
+    predicts = suits(options.embedder, DEFAULT)
+    return Captioner(found.name, model, embed_texts, decoding, by_consensus, predicts)
 
 
 class LazyEmbedder:

@@ -245,7 +245,7 @@ def test_batch_and_place_do_not_matter(sampling: bool) -> None:
 @pytest.mark.parametrize("top_p", [0.05, 0.5, 0.9, 0.999])
 @pytest.mark.parametrize(("vocabulary", "spread"), [(40, 1), (1000, 6), (1000, 0.1)])
 def test_top_p_keeps_what_transformers_keeps(top_p: float, vocabulary: int, spread: float) -> None:
-    scores = torch.randn(16, vocabulary, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * spread
+    scores = torch.randn(16, vocabulary, generator=torch.Generator().manual_seed(0)) * spread
     scores[3, : vocabulary // 2] = -torch.inf
     theirs = lp.TopPLogitsWarper(top_p)(torch.zeros(16, 1, dtype=torch.long), scores).isfinite()
     for chances, kept in zip(scores.softmax(-1).numpy(), theirs & (scores > -torch.inf), strict=True):
