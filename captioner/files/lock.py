@@ -1,0 +1,30 @@
+"""One writer at a time: a lock that ends with the process that holds it, however that ends."""
+
+from __future__ import annotations
+
+import sys
+from io import FileIO
+
+from captioner.errors import BadOutput
+
+
+def lock(stream: FileIO, what: str) -> None:
+    """Hold this open file until it is closed. `what` names it in the message to a second run."""
+    if sys.platform == "win32":
+        import msvcrt
+
+        try:
+            msvcrt.locking(stream.fileno(), msvcrt.LK_NBLCK, 1)
+        except OSError as error:
+            raise _taken(what) from error
+        return
+    import fcntl
+
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise _taken(what) from error
+
+
+def _taken(what: str) -> BadOutput:
+    return BadOutput(f"{what} is being written by another run. Wait for it, or choose another place.")

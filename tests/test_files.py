@@ -1,0 +1,136 @@
+"""Files are written whole or not at all, follow no planted link, and have the mode bits that the user's umask gives."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from captioner.errors import BadCheckpoint, BadInput, BadOutput
+from captioner.files import atomic, lock
+from captioner.files.json import read_object, write_object
+
+
+@pytest.fixture
+def umask():
+    before = os.umask(0o027)
+    yield 0o640
+    os.umask(before)
+
+
+def test_a_failure_leaves_the_old_file_and_nothing_beside_it(tmp_path: Path) -> None:
+    target = tmp_path / "a.txt"
+    target.write_text("old")
+    with pytest.raises(OSError, match="full"), atomic.replacing(target) as new:
+        raise OSError(f"{new} is full")
+    assert target.read_text() == "old"
+    assert os.listdir(tmp_path) == ["a.txt"]
+
+
+def test_mode_bits_are_the_umasks_or_the_old_files(tmp_path: Path, umask: int) -> None:
+    target = tmp_path / "a.txt"
+    atomic.write_text(target, "new")
+    assert target.stat().st_mode & 0o777 == umask
+    target.chmod(0o600)
+    atomic.write_text(target, "newer")
+    assert target.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_library_that_renames_its_own_file_does_not_choose_the_mode(tmp_path: Path, umask: int) -> None:
+    with atomic.replacing(tmp_path / "a") as new:
+        own = tmp_path / "own"
+        own.touch(0o600)
+        os.replace(own, new)
+    assert (tmp_path / "a").stat().st_mode & 0o777 == umask
+
+
+def test_a_link_is_replaced_and_not_written_through(tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.write_text("mine")
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a").symlink_to(outside)
+    atomic.write_text(tmp_path / "in" / "a", "new")
+    assert outside.read_text() == "mine"
+    assert not (tmp_path / "in" / "a").is_symlink()
+    (tmp_path / "in" / "b").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(FileExistsError):
+        os.close(atomic.create(tmp_path / "in" / "b"))
+    assert not (tmp_path / "nowhere").exists()
+
+
+@pytest.mark.parametrize("kind", ["replacing", "replacing_folder"])
+def test_what_a_killed_process_left_goes_with_the_next_write(tmp_path: Path, kind: str) -> None:
+    write = f"""
+import os, signal, sys
+from pathlib import Path
+from captioner.files import atomic
+with atomic.{kind}(Path(sys.argv[1])) as new:
+    (new / "part" if new.is_dir() else new).write_text("half")
+    if sys.argv[2] == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+    command = [sys.executable, "-c", write, str(tmp_path / "out")]
+    assert subprocess.run([*command, "kill"]).returncode == -signal.SIGKILL
+    [left] = os.listdir(tmp_path)
+    assert atomic.is_temporary(left)
+    assert subprocess.run([*command, "end"]).returncode == 0
+    assert os.listdir(tmp_path) == ["out"]
+
+
+def test_a_folder_appears_whole_and_never_over_a_full_one(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    with atomic.replacing_folder(out) as new:
+        (new / "a").write_text("a")
+        assert not any(out.iterdir())
+    assert (out / "a").read_text() == "a"
+    with pytest.raises(OSError, match="not empty"), atomic.replacing_folder(out) as new:
+        (new / "b").write_text("b")
+    assert os.listdir(out) == ["a"]
+    assert os.listdir(tmp_path) == ["out"]
+
+
+def test_a_second_writer_is_refused_while_the_first_lives(tmp_path: Path) -> None:
+    with open(tmp_path / "lock", "ab", buffering=0) as first, open(tmp_path / "lock", "ab", buffering=0) as second:
+        lock.lock(first, "runs/a")
+        with pytest.raises(BadOutput, match="runs/a is being written by another run"):
+            lock.lock(second, "runs/a")
+
+
+def test_objects_come_back(tmp_path: Path) -> None:
+    write_object(tmp_path / "a.json", {"ü": [1, None]})
+    assert read_object(tmp_path / "a.json") == {"ü": [1, None]}
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"{", "cannot be read as JSON"),
+        (b"\xff", "cannot be read as JSON"),
+        (b"[1]", "should hold a JSON object"),
+        (b"[" * 100_000, "nested too deeply"),
+    ],
+    ids=["cut", "bytes", "list", "deep"],
+)
+def test_a_broken_object_is_one_sentence(tmp_path: Path, content: bytes, says: str) -> None:
+    file = tmp_path / "config.json"
+    file.write_bytes(content)
+    with pytest.raises(BadCheckpoint, match=says):
+        read_object(file)
+
+
+def test_what_is_no_file_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=r"has no a\.json\. Make it\."):
+        read_object(tmp_path / "a.json", BadInput, "Make it.")
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("pipe", "/dev/zero"):
+        with pytest.raises(BadCheckpoint, match="no regular file"):
+            read_object(tmp_path / name)
+    with pytest.raises(BadCheckpoint, match="Is a directory"):
+        read_object(tmp_path)
+    with open(tmp_path / "large.json", "wb") as sparse:
+        sparse.truncate(10**12)
+    with pytest.raises(BadCheckpoint, match="larger than"):
+        read_object(tmp_path / "large.json")
