@@ -19,7 +19,7 @@ from captioner.contracts import LoadOptions
 from captioner.decoding import Decoding
 from captioner.errors import BadImage, BadInput
 from captioner.images import Source, is_url, printable
-from captioner.metadata import Parameters, read_parameters
+from captioner.images.metadata import Parameters, read_parameters
 from captioner.options import Metadata, SearchFlags
 from captioner.prompt import Candidate
 from captioner.sinks import Result, Row, Sink, groups

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from captioner.errors import BadImage
-from captioner.metadata import MAX_PROMPT, Parameters, read_parameters
+from captioner.images.metadata import MAX_PROMPT, Parameters, read_parameters
 from tests.test_images import chunk, png_of_size
 
 A1111 = (

@@ -106,7 +106,7 @@ def read_kaggle(folder: Path, columns: Columns, _: float) -> Iterator[Record]:
 
 def read_parameters(folder: Path, columns: Columns, _: float) -> Iterator[Record]:
     """Pictures that carry the prompt they were made from."""
-    from captioner.metadata import read_parameters as parameters_of
+    from captioner.images.metadata import read_parameters as parameters_of
 
     for picture in _pictures(folder):
         try:

@@ -16,7 +16,7 @@ from typing import Any
 
 from PIL import ExifTags, Image
 
-from captioner.images import identified, printable
+from captioner.images.open import identified, printable
 
 MAX_TEXT = 4_000_000
 """Bytes of one text inside a picture; a large ComfyUI workflow takes one or two million."""

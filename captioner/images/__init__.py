@@ -1,0 +1,18 @@
+"""Names → pictures: find them, fetch them, open them safely, read what they carry."""
+
+from captioner.images.fetch import MAX_BYTES, fetch_image, is_url
+from captioner.images.find import EXTENSIONS, Source, find_images
+from captioner.images.open import MAX_PIXELS, identified, open_image, printable
+
+__all__ = [
+    "EXTENSIONS",
+    "MAX_BYTES",
+    "MAX_PIXELS",
+    "Source",
+    "fetch_image",
+    "find_images",
+    "identified",
+    "is_url",
+    "open_image",
+    "printable",
+]

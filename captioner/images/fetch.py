@@ -1,0 +1,92 @@
+"""Fetch the bytes behind an http(s) address: bounded in time, size and redirects."""
+
+from __future__ import annotations
+
+import http.client
+import re
+import threading
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as WaitTimeout
+
+from captioner import __version__
+from captioner.errors import BadImage
+from captioner.images.open import one_line, printable
+
+MAX_BYTES = 50_000_000
+"""The most that is taken from one http answer."""
+MAX_REDIRECTS = 5
+
+
+def fetch_image(url: str, *, max_bytes: int = MAX_BYTES, timeout: float = 20.0) -> bytes:
+    """The bytes behind an http(s) address. `timeout` is for the whole transfer, name look-up and redirects included."""
+    answer: Future[bytes] = Future()
+    deadline = time.monotonic() + timeout
+
+    def work() -> None:
+        try:
+            answer.set_result(_download(url, max_bytes, deadline))
+        except Exception as error:  # raised again by answer.result()
+            answer.set_exception(error)
+
+    # A socket's own timeout starts anew with every byte, so the wait is bounded from outside. What is left behind
+    # when it ends is one idle thread that gives up by itself.
+    threading.Thread(target=work, daemon=True, name="fetch-image").start()
+    try:
+        return answer.result(timeout)
+    except (TimeoutError, WaitTimeout) as error:  # one class since Python 3.11
+        raise BadImage(f"{printable(url)} did not answer in full within {timeout:g} seconds.") from error
+
+
+class _ByHand(urllib.request.HTTPRedirectHandler):
+    """Leaves redirects to us: the standard handler reads the whole (perhaps endless) body before it follows one."""
+
+    def redirect_request(self, *_) -> None:
+        return None
+
+
+def _download(url: str, max_bytes: int, deadline: float) -> bytes:
+    name = printable(url)
+    opener = urllib.request.build_opener(_ByHand)
+    for _ in range(MAX_REDIRECTS + 1):
+        if not is_url(url):
+            raise BadImage(f"{name} leads to {printable(url)}, which is not an http or https address.")
+        request = urllib.request.Request(url, headers={"User-Agent": f"captioner/{__version__}", "Accept": "image/*"})
+        try:
+            with opener.open(request, timeout=max(deadline - time.monotonic(), 0.01)) as response:
+                return _read_answer(response, name, max_bytes, deadline)
+        except urllib.error.HTTPError as error:
+            error.close()
+            if not (300 <= error.code < 400 and error.headers["Location"]):
+                raise BadImage(f"{name} answers {error.code} {one_line(error.reason)}.") from error
+            url = urllib.parse.urljoin(url, error.headers["Location"])
+        except TimeoutError:
+            raise
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            cause = error.reason if isinstance(error, urllib.error.URLError) else error
+            raise BadImage(f"{name} cannot be fetched ({one_line(cause)}).") from error
+    raise BadImage(f"{name} redirects more than {MAX_REDIRECTS} times.")
+
+
+def _read_answer(response: http.client.HTTPResponse, name: str, max_bytes: int, deadline: float) -> bytes:
+    kind = response.headers.get_content_type() if response.headers["Content-Type"] else "image/*"
+    if not kind.startswith("image/") and kind not in ("application/octet-stream", "binary/octet-stream"):
+        raise BadImage(f"{name} answers with {printable(kind)}, not a picture.")
+    received = bytearray()
+    while piece := response.read1(1 << 16):  # at most one wait on the network each
+        received += piece
+        if len(received) > max_bytes:
+            raise BadImage(f"{name} is larger than {max_bytes:,} bytes.")
+        if time.monotonic() > deadline:
+            raise TimeoutError
+    if response.length:  # what the server promised and did not send
+        raise BadImage(f"{name} broke off after {len(received):,} bytes.")
+    return bytes(received)
+
+
+def is_url(text: str) -> bool:
+    """Whether it is an http(s) address."""
+    return re.match(r"https?://", text, re.IGNORECASE) is not None
