@@ -1,5 +1,18 @@
-"""`python -m captioner` is the `captioner` command."""
+"""`python -m captioner`, and the command `captioner`: the command line is imported where Ctrl-C is already told."""
 
-from captioner.cli import main
+from captioner import lastresort
 
-main()
+
+def main() -> None:
+    """The `captioner` command."""
+
+    def command() -> None:
+        from captioner.cli import app
+
+        app(prog_name="captioner")
+
+    lastresort.run("captioner", command)
+
+
+if __name__ == "__main__":
+    main()

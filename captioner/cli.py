@@ -5,7 +5,6 @@ Anything a user can put right is a `CaptionerError`: one line on standard error 
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -45,11 +44,17 @@ class Verbs(TyperGroup):
         except KeyboardInterrupt as stopped:
             typer.echo(f"\ncaptioner: {str(stopped) or 'Stopped.'}", err=True)
             raise typer.Exit(130) from None
+        except EOFError as error:  # click would call it "Aborted!"
+            raise RuntimeError("A file ended too early.") from error
 
 
 SETTINGS = {"help_option_names": ["-h", "--help"]}
 app = typer.Typer(
-    cls=Verbs, no_args_is_help=True, add_completion=False, context_settings=SETTINGS, rich_markup_mode="rich"
+    cls=Verbs,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings=SETTINGS,
+    rich_markup_mode="rich",
 )
 index = typer.Typer(no_args_is_help=True, help="Reference pictures for the knn model.")
 ensemble = typer.Typer(no_args_is_help=True, help="Weighted means of image embedders.")
@@ -426,9 +431,7 @@ def _counting(quiet: bool) -> Iterator[Callable[[str, int], None]]:
 
 
 def main() -> None:
-    """The `captioner` command."""
-    app(prog_name="captioner")
+    """The `captioner` command, for those who import it."""
+    from captioner.__main__ import main
 
-
-if __name__ == "__main__":
-    sys.exit(main())
+    main()

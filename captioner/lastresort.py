@@ -1,0 +1,89 @@
+"""The first and the last thing every entry point does: `captioner`, `python -m training.…`, `python -m eval`.
+
+First the process is set up, before torch is imported; last, what nobody foresaw becomes one line that says it is a
+bug. `--debug` anywhere on the line shows the traceback instead. `import captioner` does none of this.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Callable
+
+from captioner.errors import CaptionerError
+
+DEBUG = "--debug"
+
+
+def run(name: str, command: Callable[[], object]) -> None:
+    """Run a whole command (its imports too: let `command` do them), and leave with its exit status.
+
+    Example, as the last lines of a script whose heavy imports are inside `main`:
+
+        if __name__ == "__main__":
+            lastresort.run("python -m training.blip", main)
+    """
+    prepare()
+    debug = _take_debug(sys.argv)
+    try:
+        command()
+    except CaptionerError as error:
+        leave(name, " ".join(str(error).split()), 2)  # a library's own words may have many lines
+    except KeyboardInterrupt as stopped:
+        leave(name, str(stopped) or "Stopped.", 130)
+    except Exception as error:
+        if _interrupted(error):
+            leave(name, "Stopped.", 130)
+        if debug:
+            raise
+        leave(name, f"This is a bug in captioner: {describe(error)}; run again with {DEBUG} to see where.", 70)
+
+
+def prepare() -> None:
+    """Set up the process. Nothing that the user has said is overridden."""
+    # Threads that wait for work by spinning take the cores from each other as soon as anything else runs: 60 pictures
+    # took 47 s with both cores of two in use by others, 10 s where waiting threads sleep, and no longer when idle.
+    # The OpenMP library reads it when torch is loaded.
+    if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"} & os.environ.keys():
+        os.environ["OMP_WAIT_POLICY"] = "passive"
+    # A stream that was closed is None: print(file=None) would write messages among the results.
+    sys.stdin = sys.stdin or open(os.devnull, encoding="utf-8")  # noqa: SIM115 - open as long as the process
+    sys.stderr = sys.stderr or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure") and (stream.encoding or "").lower().replace("-", "") != "utf8":
+            stream.reconfigure(errors="backslashreplace")  # é in a Latin-2 terminal is no reason to stop
+
+
+def describe(error: BaseException) -> str:
+    """An error in one line: its kind and its own first words, and the line of code that raised it."""
+    words = " ".join(str(error).split())
+    *_, frame = traceback.extract_tb(error.__traceback__) or [None]
+    where = f" at {os.path.basename(frame.filename)}:{frame.lineno}" if frame else ""
+    return f"{type(error).__name__}{where}{': ' if words else ''}{words[:200]}"
+
+
+def leave(name: str, message: str, status: int) -> None:
+    """End the process with one line on standard error."""
+    from captioner.images import printable
+
+    if status == 130:
+        print(file=sys.stderr)  # the terminal shows ^C
+    print(printable(f"{name}: {message}"), file=sys.stderr)
+    sys.exit(status)
+
+
+def _interrupted(error: BaseException | None) -> bool:
+    """Did Ctrl-C cause it? An import that is interrupted may fail with an error of its own."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
+
+
+def _take_debug(words: list[str]) -> bool:
+    """Is --debug on the command line? It is taken from there, so that it may stand anywhere."""
+    options = words[: words.index("--")] if "--" in words else words
+    if DEBUG not in options:
+        return False
+    words.remove(DEBUG)
+    return True
