@@ -1,0 +1,44 @@
+"""Places are checked before any work is done, and what the system says of a file becomes one sentence."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from captioner.errors import BadInput, BadOutput
+
+RESUME = "What is done is kept: put it right, then add --resume."
+LEAST_FREE = 1_000_000
+"""Bytes that must be free before work starts."""
+
+
+def check_new(out: Path, ending: str = "") -> None:
+    """A file that can be made."""
+    if not out.name.endswith(ending):
+        raise BadInput(f"{out}: name a file that ends in {ending}.")
+    if out.exists():
+        raise BadOutput(f"{out} is already there: remove it, or name another file.")
+    check_place(out.parent)
+
+
+def check_place(folder: Path) -> None:
+    """A folder that is there, may be written to and has room: said before any work is done."""
+    if not folder.is_dir():
+        raise BadOutput(f"There is no folder {folder}: make it first (mkdir -p).")
+    disk = shutil.disk_usage(folder)
+    if not os.access(folder, os.W_OK | os.X_OK) or disk.total == 0:  # /proc and its like hold no files of users
+        raise BadOutput(f"{folder} cannot be written to: choose another place.")
+    if disk.free < LEAST_FREE:
+        raise BadOutput(f"The disk of {folder} is full: make room, or choose another place.")
+
+
+@contextmanager
+def explained(path: Path, remedy: str = "Choose another place.") -> Iterator[None]:
+    """The system's complaint about a file as one clear line."""
+    try:
+        yield
+    except OSError as error:
+        raise BadOutput(f"{path} cannot be written ({error.strerror}). {remedy}") from error

@@ -1,0 +1,73 @@
+"""A row: one result, ready for JSON; and what every sink does with rows."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar
+
+from captioner.images import Source
+
+Row = dict[str, Any]
+"""One result, ready for JSON. `file` says which picture it is about."""
+
+OnExisting = Literal["skip", "overwrite", "append", "prepend", "error"]
+
+
+class Result(NamedTuple):
+    """A row and the picture it is about (with its bytes, if it came from an address)."""
+
+    source: Source
+    row: Row
+
+
+class Sink(Protocol):
+    """Takes results, and what could not be read. Leaving it by an exception keeps what is needed to resume."""
+
+    resumable: bool
+
+    def __enter__(self) -> Sink: ...
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None: ...
+
+    def wants(self, source: Source) -> bool:
+        """False: this picture is already done. A `BadOutput` says why its result could not be kept."""
+
+    def write(self, results: Sequence[Result]) -> None:
+        """Keep these; when it returns they are safe."""
+
+    def fail(self, file: str, reason: str) -> None:
+        """Keep the reason why there is no result."""
+
+    def summary(self, done: int, skipped: int, failed: int) -> str:
+        """What has become of a run, in one line."""
+
+
+def file_of(source: Source) -> str:
+    """What a row calls its picture: the path as the user gave it, the address, or "-"."""
+    return source.name if source.path is None else os.fspath(source.path)
+
+
+def as_text(file: str) -> str:
+    """A file name as valid UTF-8: bytes that are no text become escapes."""
+    return file.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def to_json(row: Row) -> str:
+    """One line. Lone surrogates (bytes of a file name that are no UTF-8) become JSON's own escapes for them."""
+    return as_text(json.dumps(row, ensure_ascii=False))
+
+
+Item = TypeVar("Item")
+
+
+def groups(rows: Iterable[Item], size: int) -> Iterator[list[Item]]:
+    group: list[Item] = []
+    for row in rows:
+        group.append(row)
+        if len(group) == size:
+            yield group
+            group = []
+    if group:
+        yield group

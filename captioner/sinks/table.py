@@ -1,0 +1,182 @@
+"""One file of rows: .jsonl, .csv, .parquet, or the vectors alone as .npy."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from captioner.errors import BadOutput
+from captioner.files.atomic import replacing
+from captioner.images import Source
+from captioner.sinks.checks import RESUME, check_place, explained
+from captioner.sinks.journal import Errors, Journal, file_size, write_rows
+from captioner.sinks.row import Result, Row, as_text, file_of, groups
+
+
+class FileSink:
+    """A .jsonl, .csv, .parquet or .npy file, and `NAME.errors.jsonl` for what could not be read."""
+
+    resumable = True
+
+    def __init__(self, out: Path, *, resume: bool = False, overwrite: bool = False, errors: str | None = None) -> None:
+        self.out = out
+        check_place(out.parent)
+        if out.is_dir():
+            raise BadOutput(f"{out} is a folder: name a file.")
+        if out.exists() and not (resume or overwrite):
+            raise BadOutput(f"{out} is already there: add --resume to go on, or --overwrite to replace it.")
+        part = out.with_name(f"{out.name}.part")
+        if resume and out.exists() and not file_size(part):
+            self._reopen(part)
+        self.journal = Journal(part, resume=resume, overwrite=overwrite)
+        self.errors = Errors(out.with_name(errors or f"{out.name}.errors.jsonl"))
+
+    def _reopen(self, part: Path) -> None:
+        """A finished output as the journal of a run that goes on."""
+        if (read := READERS.get(self.out.suffix)) is None:
+            raise BadOutput(f"{self.out} is finished, and its rows have no names to go on from.")
+        with explained(part), replacing(part) as temporary, open(temporary, "wb", buffering=0) as stream:
+            try:
+                for rows in groups(read(self.out), ROW_GROUP):
+                    write_rows(stream, (row | {"file": row["file"]} for row in rows))
+                if not stream.tell():
+                    raise ValueError("no rows")
+            except (ValueError, TypeError, KeyError) as error:
+                raise BadOutput(f"{self.out} was not written by this command: choose another --out.") from error
+
+    def __enter__(self) -> FileSink:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        finished = False
+        try:
+            if kind is None:
+                self._finish()
+                finished = True
+        finally:
+            self.errors.close()
+            self.journal.close(remove=finished)
+
+    def _finish(self) -> None:
+        """The output in one piece. If that fails the journal stays, and the run can be resumed."""
+        if self.journal.columns is None:
+            return  # not one result: an output without rows would only look like one
+        with explained(self.out, RESUME), replacing(self.out) as new:
+            WRITERS[self.out.suffix](self.journal, new)
+
+    def wants(self, source: Source) -> bool:
+        return as_text(file_of(source)) not in self.journal.done
+
+    def write(self, results: Sequence[Result]) -> None:
+        self.journal.append(row for _, row in results)
+
+    def fail(self, file: str, reason: str) -> None:
+        self.errors.append(file, reason)
+
+    def summary(self, done: int, skipped: int, failed: int) -> str:
+        return summary_line(self.out, done, skipped, failed, self.errors)
+
+
+def summary_line(place: Path, done: int, skipped: int, failed: int, errors: Errors) -> str:
+    parts = [f"{done:,} done", f"{skipped:,} were already" if skipped else ""]
+    parts.append(f"{failed:,} failed, see {errors.path}" if failed else "")
+    return f"{place}: {', '.join(part for part in parts if part)}"
+
+
+# --- file formats: rows in, rows out ---------------------------------------------------------------------------------
+
+
+def write_jsonl(journal: Journal, path: Path) -> None:
+    shutil.copyfile(journal.path, path)
+
+
+def read_jsonl(path: Path) -> Iterator[Row]:
+    with open(path, "rb") as stream:
+        for line in stream:
+            yield json.loads(line)
+
+
+def write_csv(journal: Journal, path: Path) -> None:
+    """Texts as they are, everything else as JSON."""
+    with open(path, "w", encoding="utf-8", errors="backslashreplace", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(journal.columns)
+        for row in journal:
+            writer.writerow(
+                json.dumps(value, ensure_ascii=False) if column in STRUCTURED else value
+                for column, value in row.items()
+            )
+
+
+def read_csv(path: Path) -> Iterator[Row]:
+    csv.field_size_limit(1 << 24)
+    with open(path, encoding="utf-8", newline="") as stream:
+        for row in csv.DictReader(stream):
+            yield {column: _from_csv(column, value) for column, value in row.items()}
+
+
+def _from_csv(column: str, value: str) -> Any:
+    if column in STRUCTURED:
+        return json.loads(value)
+    return None if column == "model" and not value else value
+
+
+STRUCTURED = frozenset({"score", "candidates", "embedding"})
+TEXTS = ("file", "text", "model", "source", "raw")
+ROW_GROUP = 4096
+
+
+def write_parquet(journal: Journal, path: Path) -> None:
+    import pyarrow
+    from pyarrow import parquet
+
+    candidate = {"text": pyarrow.string(), "score": pyarrow.float64(), "finished": pyarrow.bool_()}
+    types = {
+        **dict.fromkeys(TEXTS, pyarrow.string()),
+        "score": pyarrow.float64(),
+        "candidates": pyarrow.list_(pyarrow.struct(candidate)),
+        "embedding": pyarrow.list_(pyarrow.float32()),
+    }
+    schema = pyarrow.schema([(column, types[column]) for column in journal.columns])
+    with parquet.ParquetWriter(path, schema) as writer:
+        for rows in groups(journal, ROW_GROUP):
+            for row in rows:
+                row |= {column: as_text(row[column]) for column in TEXTS if row.get(column) is not None}
+            writer.write_table(pyarrow.Table.from_pylist(rows, schema))
+
+
+def read_parquet(path: Path) -> Iterator[Row]:
+    from pyarrow import parquet
+
+    for batch in parquet.ParquetFile(path).iter_batches(ROW_GROUP):
+        yield from batch.to_pylist()
+
+
+def write_npy(journal: Journal, path: Path) -> None:
+    """The embeddings alone, float32 `[rows, d]`."""
+    first = next(iter(journal))
+    rows = sum(1 for _ in journal)
+    header = {"descr": "<f4", "fortran_order": False, "shape": (rows, len(first["embedding"]))}
+    with open(path, "wb") as stream:
+        np.lib.format.write_array_header_1_0(stream, header)
+        for row in journal:
+            stream.write(np.asarray(row["embedding"], dtype="<f4").tobytes())
+
+
+WRITERS: dict[str, Callable[[Journal, Path], None]] = {
+    ".jsonl": write_jsonl,
+    ".csv": write_csv,
+    ".parquet": write_parquet,
+    ".npy": write_npy,
+}
+READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
+    ".jsonl": read_jsonl,
+    ".csv": read_csv,
+    ".parquet": read_parquet,
+}
