@@ -11,7 +11,7 @@ from itertools import pairwise
 import numpy as np
 from markupsafe import Markup
 
-from eval.statistics import bootstrap_interval
+from captioner.statistics import bootstrap_interval
 
 BINS = 24
 

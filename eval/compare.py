@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from captioner.errors import BadInput
+from captioner.statistics import RESAMPLES, SEED, Difference, holm, paired_difference
 from eval.metrics import EVERY_METRIC
 from eval.report import load_report
 from eval.results import SIGNIFICANT, Results
-from eval.statistics import RESAMPLES, SEED, Difference, holm, paired_difference
 
 
 @dataclass(frozen=True)

@@ -24,12 +24,12 @@ import numpy as np
 from captioner.cache import cache_folder
 from captioner.contracts import LoadOptions
 from captioner.errors import BadInput, BadOutput, CaptionerError
+from captioner.statistics import RESAMPLES, SEED
 from eval import page, provenance, results
 from eval.answers import Answer, Answered, Request, Settings, Track, answer_all, ask
 from eval.data import Pairs, read_pairs
 from eval.metrics import cosines
 from eval.results import Results
-from eval.statistics import RESAMPLES, SEED
 
 if TYPE_CHECKING:
     from captioner.embedding import TextEmbedder

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from captioner.errors import BadInput
+from captioner.statistics import RESAMPLES, SEED
 from eval import metrics, report, results
 from eval.results import Results
-from eval.statistics import RESAMPLES, SEED
 
 NEEDED = {"truth", "prediction"}
 

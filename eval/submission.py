@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from captioner.errors import BadImage, BadInput, BadOutput
+from captioner.statistics import Interval, bootstrap_interval
 from eval.metrics import cosines
-from eval.statistics import Interval, bootstrap_interval
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from captioner import pipeline
 from captioner.embedding import text_embedder
-from eval.statistics import bootstrap_interval, paired_difference
+from captioner.statistics import bootstrap_interval, paired_difference
 from training.mini.split import Pairs, load_pairs
 
 

@@ -3,7 +3,15 @@
 import numpy as np
 import pytest
 
-from eval.statistics import bootstrap_interval, differences, holm, intervals, paired_difference, resampled_means
+from captioner.statistics import (
+    bootstrap_interval,
+    differences,
+    holm,
+    intervals,
+    paired_difference,
+    resampled_counts,
+    resampled_means,
+)
 
 
 def test_interval_agrees_with_the_normal_approximation_and_repeats() -> None:
@@ -34,9 +42,14 @@ def test_pictures_of_one_prompt_come_along_together() -> None:
 
 def test_blocks_of_resamples_do_not_change_the_draws(monkeypatch: pytest.MonkeyPatch) -> None:
     values = np.random.default_rng(0).normal(size=(50, 3))
-    whole = resampled_means(values, resamples=101)
-    monkeypatch.setattr("eval.statistics._BLOCK_BYTES", 8 * 50 * 7)
-    np.testing.assert_array_equal(resampled_means(values, resamples=101), whole)
+    [whole], means = resampled_counts(50, 101, seed=3), resampled_means(values, resamples=101, seed=3)
+    monkeypatch.setattr("captioner.statistics._BLOCK_BYTES", 8 * 50 * 7)
+    blocks = list(resampled_counts(50, 101, seed=3))
+    assert len(blocks) == 15
+    np.testing.assert_array_equal(np.concatenate(blocks), whole)
+    # A mean of 50 values, summed in whatever order, is off by at most 50 roundings of the values' mean size.
+    bound = 50 * np.finfo(float).eps * np.abs(values).mean(0).max() * whole.max()
+    np.testing.assert_allclose(resampled_means(values, resamples=101, seed=3), means, rtol=0, atol=bound)
 
 
 def test_missing_values_are_left_out() -> None:

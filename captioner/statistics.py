@@ -6,7 +6,7 @@ the same draws. What is drawn are *groups*: pictures of one prompt are not indep
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -49,16 +49,27 @@ def resampled_means(
     np.add.at(sums, group, np.where(there, values, 0.0))
     np.add.at(counts, group, there)
 
-    rng = np.random.default_rng(seed)
     means = np.empty((resamples, values.shape[1]))
-    block = max(1, int(_BLOCK_BYTES // (8 * max(size, 1))))
+    start = 0
+    for times in resampled_counts(size, resamples, seed):
+        with np.errstate(invalid="ignore"):  # a column without any value: NaN
+            means[start : start + len(times)] = (times @ sums) / (times @ counts)
+        start += len(times)
+    return means
+
+
+def resampled_counts(groups: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
+    """How often each group is drawn in each resample, `[rows, groups]` in blocks that fit in memory.
+
+    The draws do not depend on the blocks. The last digit of a product with them does: a BLAS sums in another order for
+    matrices of another shape, and each processor in its own.
+    """
+    generator = np.random.default_rng(seed)
+    block = max(1, int(_BLOCK_BYTES // (8 * max(groups, 1))))
     for start in range(0, resamples, block):
         rows = min(block, resamples - start)
-        drawn = rng.integers(size, size=(rows, size)) + np.arange(rows)[:, None] * size
-        times = np.bincount(drawn.ravel(), minlength=rows * size).reshape(rows, size).astype(float)
-        with np.errstate(invalid="ignore"):  # a column without any value: NaN
-            means[start : start + rows] = (times @ sums) / (times @ counts)
-    return means
+        drawn = generator.integers(groups, size=(rows, groups)) + np.arange(rows)[:, None] * groups
+        yield np.bincount(drawn.ravel(), minlength=rows * groups).reshape(rows, groups).astype(float)
 
 
 def intervals(values: np.ndarray, means: np.ndarray) -> list[Interval]:
