@@ -7,7 +7,9 @@ import tracemalloc
 
 import numpy as np
 import pytest
+import sacrebleu
 from rapidfuzz.distance import Indel, Levenshtein
+from rouge_score.rouge_scorer import RougeScorer
 
 from eval import metrics
 
@@ -97,6 +99,38 @@ def test_bleu_by_hand() -> None:
     # Half as long as the truth: exp(1 - 4/2).
     assert metrics.bleu4(["red fox"], ["red fox in snow"])[0] == pytest.approx(math.exp(-1))
     assert metrics.bleu4(["Red fox!"], ["red fox"])[0] == pytest.approx(1)
+
+
+WORDS = ["fox", "owl", "red", "blue", "in", "the", "snow", "at", "sea", "painting"]
+
+
+def word_rows(seed: int, most: int) -> list[str]:
+    """Texts of few words, so that sequences repeat; some are empty or shorter than four words."""
+    chance = random.Random(seed)
+    return [" ".join(chance.choices(WORDS, k=chance.randint(0, most))) for _ in range(400)]
+
+
+def test_bleu_is_sacrebleus() -> None:
+    predicted, near, far = word_rows(1, 12), word_rows(2, 12), word_rows(3, 20)
+    references = [tuple(filter(None, pair)) or ("fox",) for pair in zip(near, far, strict=True)]
+    theirs = [
+        sacrebleu.sentence_bleu(
+            text, list(of_item), smooth_method="add-k", smooth_value=1, use_effective_order=False, tokenize="none"
+        ).score
+        / 100
+        for text, of_item in zip(predicted, references, strict=True)
+    ]
+    np.testing.assert_allclose(metrics.bleu4(predicted, references), theirs, rtol=1e-9, atol=1e-12)
+    assert len(set(theirs)) > 100
+
+
+def test_rouge_l_has_rouge_scores_precision_and_recall() -> None:
+    predicted, truths = word_rows(4, 12), [text or "fox" for text in word_rows(5, 12)]
+    scorer = RougeScorer(["rougeL"])
+    scores = [scorer.score(truth, text)["rougeL"] for text, truth in zip(predicted, truths, strict=True)]
+    theirs = [2.44 * s.precision * s.recall / max(s.recall + 1.44 * s.precision, 1e-12) for s in scores]
+    np.testing.assert_allclose(metrics.rouge_l(predicted, truths), theirs, rtol=1e-9)
+    assert len(set(theirs)) > 100
 
 
 def test_rouge_l_by_hand() -> None:

@@ -1,4 +1,4 @@
-"""CLIPScore for the `evaluate` library: `evaluate.load("eval/clip_score")`; references are paths of pictures."""
+"""CLIPScore for the `evaluate` library: `evaluate.load("eval/hf/clip_score")`; references are paths of pictures."""
 
 import datasets
 import evaluate

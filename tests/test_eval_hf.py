@@ -10,7 +10,7 @@ from PIL import Image
 from eval import metrics
 from eval.clip import Clip, clip_scores
 
-FOLDER = Path(metrics.__file__).parent
+FOLDER = Path(metrics.__file__).parent / "hf"
 
 
 @pytest.fixture(scope="module")

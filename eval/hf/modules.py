@@ -1,6 +1,6 @@
-"""Each metric as a module of the `evaluate` library: `evaluate.load("eval/levenshtein_ratio")`.
+"""Each metric as a module of the `evaluate` library: `evaluate.load("eval/hf/levenshtein_ratio")`.
 
-The folders eval/<metric>/ hold one small class each; what they share is here.
+The folders eval/hf/<metric>/ hold one small class each; what they share is here.
 """
 
 from __future__ import annotations

@@ -1,8 +1,0 @@
-"""BLEU-4 for the `evaluate` library: `evaluate.load("eval/bleu4")`."""
-
-from eval import metrics
-from eval.modules import TextModule
-
-
-class Bleu4(TextModule):
-    metric = metrics.bleu4

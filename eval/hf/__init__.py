@@ -1,0 +1,1 @@
+"""Every metric as a module of the `evaluate` library: `evaluate.load("eval/hf/NAME")`."""

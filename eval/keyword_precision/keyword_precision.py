@@ -1,8 +1,0 @@
-"""keyword precision for the `evaluate` library: `evaluate.load("eval/keyword_precision")`."""
-
-from eval import metrics
-from eval.modules import TextModule
-
-
-class KeywordPrecision(TextModule):
-    metric = metrics.keyword_precision
