@@ -23,6 +23,7 @@ from captioner.decoding import Decoding
 from captioner.errors import BadCheckpoint, BadInput
 from captioner.images import open_image
 from captioner.prompt import Candidate, Prompt, Reading
+from captioner.text.length import clip_tokens, cut_to_tokens
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -41,10 +42,17 @@ class Finish:
     consensus: bool | None = None
     """Choose among the candidates by expected cosine. None: as the model's own defaults say."""
     prefix: str = ""
-    """A trigger word before the text; joined by a comma unless it ends in a space or punctuation."""
+    """A trigger word before the text: a comma term of its own, unless a space or a sign at its end says otherwise."""
     suffix: str = ""
     max_clip_tokens: int | None = None
     """Cut at a comma so that CLIP's text tower (77 tokens) would not truncate it."""
+
+    def __post_init__(self) -> None:
+        if self.max_clip_tokens and (triggers := clip_tokens(self.dress(""))) > self.max_clip_tokens:
+            raise BadInput(
+                f"The prefix and suffix alone are {triggers} of CLIP's tokens, more than the limit of "
+                f"{self.max_clip_tokens}: shorten them, or raise the limit."
+            )
 
     def text(self, raw: str, finished: bool = True) -> str:
         """One candidate's finished text."""
@@ -54,16 +62,21 @@ class Finish:
         """The text without trigger words: what candidates are compared by."""
         body = postprocess.clean(raw, finished=finished) if self.clean else raw
         if self.max_clip_tokens:
-            body = postprocess.cut_to_tokens(
-                body, lambda text: postprocess.clip_tokens(self.dress(text)), self.max_clip_tokens
-            )
+            body = cut_to_tokens(body, lambda text: clip_tokens(self.dress(text)), self.max_clip_tokens)
         return body
 
     def dress(self, body: str) -> str:
         """The trigger words around it."""
-        before = self.prefix + (", " if self.prefix and self.prefix[-1].isalnum() else "")
-        after = (", " if self.suffix and self.suffix[0].isalnum() else "") + self.suffix
-        return f"{before}{body}{after}"
+        return _joined(_joined(self.prefix, body), self.suffix)
+
+
+def _joined(first: str, second: str) -> str:
+    """Two parts of a prompt as comma terms; a space or a sign where they meet says how they are joined."""
+    if not first or not second:
+        return (first or second).strip()
+    if first[-1] in " ([{" or second[0] in " ,.;:!?)]}":
+        return first + second
+    return first + (" " if first[-1] in ",.;:!?" or second.startswith("--") else ", ") + second
 
 
 class Captioner:

@@ -95,6 +95,10 @@ def test_a_trigger_word_does_not_change_the_choice(model) -> None:
         (Finish(prefix="sks style"), "sks style, a cat"),
         (Finish(prefix="sks: ", suffix=" --v 5"), "sks: a cat --v 5"),
         (Finish(suffix="oil painting"), "a cat, oil painting"),
+        (Finish(prefix="sks style,", suffix=", 8k"), "sks style, a cat, 8k"),
+        (Finish(prefix="(sks:1.2)", suffix="(8k:1.2)"), "(sks:1.2), a cat, (8k:1.2)"),
+        (Finish(prefix="(", suffix=":1.2)"), "(a cat:1.2)"),
+        (Finish(suffix="--v 5"), "a cat --v 5"),
     ],
 )
 def test_trigger_words(finish: Finish, text: str) -> None:
@@ -102,13 +106,19 @@ def test_trigger_words(finish: Finish, text: str) -> None:
 
 
 def test_the_clip_limit_counts_the_trigger_word_too() -> None:
-    from captioner.postprocess import clip_tokens
+    from captioner.text.length import clip_tokens
 
     long = ", ".join(f"castle number {number}" for number in range(40))
     text = Finish(prefix="sks style", suffix="oil", max_clip_tokens=40).text(long)
     assert text.startswith("sks style, castle number 0")
     assert text.endswith(", oil")
     assert clip_tokens(text) <= 40
+
+
+def test_a_trigger_word_that_is_too_long_by_itself_is_refused() -> None:
+    with pytest.raises(BadInput, match=r"prefix and suffix alone are 10 .* limit of 4"):
+        Finish(prefix="sks style of a very long trigger word", max_clip_tokens=4)
+    assert Finish(prefix="sks style", max_clip_tokens=5).text("a cat") == "sks style"
 
 
 def test_a_checkpoint_brings_its_own_settings(tiny_checkpoint, tmp_path: Path) -> None:

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from captioner import postprocess
-from captioner.postprocess import clean, clip_tokens, cut_to_tokens
+from captioner.postprocess import clean
 
 
 @pytest.mark.parametrize(
@@ -137,71 +134,3 @@ def test_a_meaningful_text_never_becomes_empty(before: str, after: str) -> None:
 def test_long_texts_take_no_forever(unit: str) -> None:
     clean(unit * 2000)  # a pattern that backtracks over and over would hang here
     clean("<" + unit * 2000 + "!", finished=False)
-
-
-# --- length ----------------------------------------------------------------------------------------------------------
-
-
-def words(text: str) -> int:
-    return len(text.split())
-
-
-def test_cut_at_a_comma() -> None:
-    text = "a cat on a mat, oil painting, highly detailed"
-    assert cut_to_tokens(text, words, 9) == text
-    assert cut_to_tokens(text, words, 8) == "a cat on a mat, oil painting"
-    assert cut_to_tokens(text, words, 6) == "a cat on a mat"
-    assert cut_to_tokens(text, words, 3) == "a cat on"
-    assert cut_to_tokens("incomprehensibilities", len, 5) == "incom"
-    assert cut_to_tokens(text, lambda _: 99, 77) == ""
-
-
-@given(MESSY, st.integers(0, 40))
-@settings(deadline=None)
-def test_the_cut_keeps_the_limit_and_the_beginning(text: str, limit: int) -> None:
-    cut = cut_to_tokens(text, words, limit)
-    assert words(cut) <= limit
-    assert text.startswith(cut)
-
-
-@pytest.fixture
-def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    from huggingface_hub import constants
-
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    postprocess._cached_clip_tokenizer.cache_clear()
-    yield tmp_path
-    postprocess._cached_clip_tokenizer.cache_clear()
-
-
-@pytest.mark.parametrize(
-    ("text", "true_count"),
-    [  # counted with CLIP's own vocabulary
-        ("", 2),
-        ("a photo of a cat", 7),
-        ("a castle on a hill, highly detailed, digital painting, artstation, concept art, sharp focus", 22),
-        ("portrait by greg rutkowski, zdzislaw beksinski and alphonse mucha", 19),
-        ("8k, 1960s, f/1.8, 35 mm!!!", 21),
-        ("Café in München, 北京", 12),
-        ("it's the boys' rock'n'roll, don't look", 16),
-        ("awfsjwivjdjfjjdjrj zxqv bcdfg", 19),
-    ],
-)
-def test_the_estimate_is_never_below_the_truth(hub_cache: Path, text: str, true_count: int) -> None:
-    assert true_count <= clip_tokens(text) <= 2.5 * true_count
-
-
-def test_a_cached_clip_tokenizer_counts_exactly(hub_cache: Path) -> None:
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-
-    tokenizer = Tokenizer(models.WordLevel({"<s>": 0, "</s>": 1, "cat": 2, "?": 3}, unk_token="?"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.BertProcessing(("</s>", 1), ("<s>", 0))
-    tokenizer.enable_truncation(77)
-    repository = hub_cache / "models--openai--clip-vit-base-patch32"
-    (repository / "refs").mkdir(parents=True)
-    (repository / "refs" / "main").write_text("abc")
-    (repository / "snapshots" / "abc").mkdir(parents=True)
-    tokenizer.save(str(repository / "snapshots" / "abc" / "tokenizer.json"))
-    assert clip_tokens("incomprehensible cat") == 4
-    assert clip_tokens("cat " * 200) == 202

@@ -33,9 +33,9 @@ from captioner.contracts import LoadOptions
 from captioner.decoding import Decoding
 from captioner.errors import BadInput, MissingExtra
 from captioner.models.ranker import Ranker
-from captioner.postprocess import cut_to_tokens
 from captioner.prompt import Candidate, Reading
 from captioner.terms import read_terms
+from captioner.text.length import cut_to_tokens
 
 if TYPE_CHECKING:
     from captioner.pipeline import Captioner

@@ -1,0 +1,1 @@
+"""Candidates → prompt → vector: what is done to a text after a model has written it."""
