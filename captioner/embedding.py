@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from captioner.errors import MissingModel
+from captioner.errors import BadCheckpoint, MissingModel
 
 DEFAULT = "all-MiniLM-L6-v2"
 MINILM = (None, DEFAULT, f"sentence-transformers/{DEFAULT}")
@@ -37,6 +37,14 @@ def text_embedder(name: str | None = None, precision: str = "fp32") -> TextEmbed
     if name in MINILM:
         return MiniLM(precision)
     return foreign(name, precision)
+
+
+def unit(vectors: np.ndarray) -> np.ndarray:
+    """What a model gave, each row scaled to length 1: float32."""
+    norms = np.linalg.norm(vectors, axis=-1, keepdims=True)
+    if not (np.isfinite(norms) & (norms > 0)).all():
+        raise BadCheckpoint("The model answers with numbers that are no embedding: its weights are zero or damaged.")
+    return (vectors / norms).astype(np.float32)
 
 
 def suits(wanted: str | None, had: str) -> bool:

@@ -9,13 +9,14 @@ id that is not in the cache.
 from __future__ import annotations
 
 import difflib
-import json
 import os
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from captioner.errors import BadCheckpoint, MissingModel
+from captioner.files.json import read_object
 
 BUNDLED = Path(__file__).parent / "bundled"
 
@@ -86,21 +87,35 @@ class Resolved:
         return self.module not in EMBEDDERS
 
 
+HUB_ID = re.compile(r"(?!.*(--|\.\.))[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9_][\w.-]{0,95})?", re.ASCII)
+HUB_ADDRESS = re.compile(r"https?://(?:www\.)?(?:huggingface\.co|hf\.co)/([^/?#]+/[^/?#]+).*")
+
+
 def resolve(name: str) -> Resolved:
-    """Find a model by zoo name, path or Hub id."""
+    """Find a model by zoo name, path, Hub id or the address of its page on the Hub."""
     if name.startswith("hub:"):
-        return Resolved(name, "hub", weights_folder(name.removeprefix("hub:")))
+        identifier = _hub_id(name.removeprefix("hub:"))
+        if not identifier:
+            raise MissingModel("hub: names no model. Give its Hub id, hub:ORG/NAME, or a folder, hub:FOLDER.")
+        return Resolved(name, "hub", weights_folder(identifier))
     if name in ENTRIES:
         return _from_entry(ENTRIES[name])
     path = Path(name).expanduser()
-    if path.exists():
+    if name and path.exists():
         return Resolved(name, _module_of(path), path)
-    if _looks_like_hub_id(name):
-        folder = hub_folder(name)
+    identifier = _hub_id(name)
+    if "/" in identifier and HUB_ID.fullmatch(identifier):
+        folder = hub_folder(identifier)
         return Resolved(name, _module_of(folder), folder)
-    near = difflib.get_close_matches(name, ENTRIES, n=1)
+    near = difflib.get_close_matches(name.lower(), ENTRIES, n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
     raise MissingModel(f"No model {name!r}: {hint}`captioner models` lists the names; a folder or a Hub id works too.")
+
+
+def _hub_id(name: str) -> str:
+    """The id in the address of a model's page; anything else as it is."""
+    page = HUB_ADDRESS.fullmatch(name)
+    return page[1] if page else name
 
 
 def default() -> str:
@@ -145,22 +160,34 @@ def cached_folder(identifier: str) -> Path | None:
 
 
 def base_of(adapter: Path) -> Resolved:
-    """The model that a LoRA adapter stands on, as its adapter_config.json names it."""
-    name = _read_json(adapter / "adapter_config.json").get("base_model_name_or_path")
-    if not name:
+    """The whole model that a LoRA adapter stands on, as its adapter_config.json names it."""
+    name = read_object(adapter / "adapter_config.json").get("base_model_name_or_path")
+    if not isinstance(name, str) or not name:
         raise BadCheckpoint(f"{adapter}/adapter_config.json does not name its base model (base_model_name_or_path).")
     # A path as it stands in the file, or seen from the adapter's folder, or from that of the run it is a checkpoint of.
     places = (folder / name for folder in (adapter, adapter.parent))
-    return resolve(str(next((place for place in places if place.is_dir()), name)))
+    found = str(next((place for place in places if place.is_dir()), name))
+    if name not in ENTRIES and not Path(found).exists() and not HUB_ID.fullmatch(name):
+        raise MissingModel(f"The adapter {adapter} needs its base {name}, which is not there. Bring it back.")
+    try:
+        base = _from_entry(ENTRIES[found]) if found in ENTRIES else None
+        folder = base.folder if base else weights_folder(Path(found).expanduser())
+    except MissingModel as error:
+        raise MissingModel(f"The adapter {adapter} needs its base: {error}") from error
+    if folder is None or (folder / "adapter_config.json").is_file():
+        raise BadCheckpoint(f"{adapter} names {name!r} as its base, which is no whole model. Name one that is.")
+    return base or Resolved(found, _module_of(folder), folder)
 
 
 def weights_folder(name: str | Path) -> Path:
     """A folder as it is, or the folder of a Hub id."""
-    return Path(name) if Path(name).is_dir() else hub_folder(str(name))
+    return Path(name) if Path(name).is_dir() else hub_folder(_hub_id(str(name)))
 
 
 def hub_folder(identifier: str) -> Path:
     """A Hub model's folder; fetched, after one line that says what and how large, if it is not in the cache."""
+    if not HUB_ID.fullmatch(identifier):
+        raise MissingModel(f"There is no folder {identifier!r}, and a Hub id is of the form ORG/NAME.")
     if (folder := cached_folder(identifier)) is not None:
         return folder
     from huggingface_hub import HfApi, constants, snapshot_download
@@ -213,11 +240,8 @@ def _ready_folder(entry: Entry) -> Path | None:
 
 def _module_of(path: Path) -> str:
     """Which file under captioner/models/ loads this folder or file."""
-    if path.is_file():
-        kind = _read_json(path).get("kind")
-        if kind != "ensemble":
-            raise BadCheckpoint(f"{path} is no model: name a checkpoint folder, an index folder or an ensemble .json.")
-        return ARCHITECTURES[kind]
+    if not path.is_dir():
+        return _module_of_file(path)
     if (path / "index.json").exists():
         return ARCHITECTURES["knn"]
     if (path / "adapter_config.json").exists():
@@ -226,19 +250,16 @@ def _module_of(path: Path) -> str:
         inside = ", ".join(sorted(os.listdir(path))[:5]) or "nothing"
         raise BadCheckpoint(f"{path} is no checkpoint: it has no config.json (it holds {inside}).")
     # A type that is not ours is a foreign captioner: transformers may know it.
-    return ARCHITECTURES.get(_read_json(path / "config.json").get("model_type"), "hub")
+    return ARCHITECTURES.get(str(read_object(path / "config.json").get("model_type")), "hub")
 
 
-def _read_json(path: Path) -> dict:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise BadCheckpoint(f"{path} cannot be read as JSON ({error}).") from error
-    if not isinstance(content, dict):
-        raise BadCheckpoint(f"{path} should hold a JSON object.")
-    return content
-
-
-def _looks_like_hub_id(name: str) -> bool:
-    parts = name.split("/")
-    return len(parts) == 2 and all(parts) and not name.startswith((".", "~"))
+def _module_of_file(path: Path) -> str:
+    """The only model that is a file is an ensemble."""
+    remedy = "name a checkpoint folder, an index folder or an ensemble .json."
+    if path.suffix != ".json":
+        if any((path.parent / name).exists() for name in ("config.json", "adapter_config.json", "index.json")):
+            raise BadCheckpoint(f"{path} is a part of a model: name its folder, {path.parent}.")
+        raise BadCheckpoint(f"{path} is no model: {remedy}")
+    if read_object(path).get("kind") != "ensemble":
+        raise BadCheckpoint(f"{path} is no model: {remedy}")
+    return ARCHITECTURES["ensemble"]

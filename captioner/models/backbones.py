@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -29,13 +30,16 @@ from transformers import (
 )
 
 from captioner.errors import BadCheckpoint, BadInput, MissingExtra
-from captioner.models.checkpoint import read_json, reading
+from captioner.files.json import read_object
+from captioner.models.checkpoint import check, check_numbers, check_shape, read_config, reading
 
 HALF = (0.5, 0.5, 0.5)
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 CLIP = {"mean": (0.48145466, 0.4578275, 0.40821073), "std": (0.26862954, 0.26130258, 0.27577711)}
 RESAMPLING = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3, "box": 4, "hamming": 5}  # Pillow's numbers
 
+LARGEST = 4096
+"""Pixels a side that a model may want; its configuration could name any number."""
 LONGEST = 16
 """Of a picture longer than this, measured in its shorter sides, the middle is taken."""
 
@@ -51,6 +55,13 @@ class Preprocess:
     resample: str = "bicubic"
     mean: tuple[float, ...] = HALF
     std: tuple[float, ...] = HALF
+
+    def __post_init__(self) -> None:
+        sides = (self.size, self.size if self.shortest is None else self.shortest)
+        if not all(isinstance(side, int) and 0 < side <= LARGEST for side in sides):
+            raise BadCheckpoint(f"Pictures cannot be read at {sides[0]!r} pixels a side, cut from {sides[1]!r}.")
+        if self.resample not in RESAMPLING or not _three_numbers(self.mean, self.std) or 0 in self.std:
+            raise BadCheckpoint("Pixels need a way to resize, three means, and three spreads above 0.")
 
     def __call__(self, images: Sequence[Image.Image]) -> Tensor:
         """RGB pictures of any size → float32 `[n, 3, size, size]`."""
@@ -79,11 +90,10 @@ class Preprocess:
 
     @classmethod
     def from_folder(cls, folder: Path, default: Preprocess) -> Preprocess:
-        """As a checkpoint's preprocessor_config.json says; without that file, the default."""
-        path = folder / "preprocessor_config.json"
-        if not path.exists():
+        """As a checkpoint says; the default where it does not."""
+        said = image_settings(folder)
+        if said is None:
             return default
-        said = read_json(path)
         edge, crop = (_edge(said[key]) if key in said else None for key in ("size", "crop_size"))
         size = crop or edge or default.size
         shortest = (edge or size) if said.get("do_center_crop") else None
@@ -97,6 +107,20 @@ class Preprocess:
             tuple(said.get("image_mean", default.mean)),
             tuple(said.get("image_std", default.std)),
         )
+
+
+def image_settings(folder: Path) -> dict | None:
+    """A checkpoint's image processor: a file of its own, or since transformers 5 a part of processor_config.json."""
+    if (file := folder / "preprocessor_config.json").exists():
+        return read_object(file)
+    if (file := folder / "processor_config.json").exists():
+        said = read_object(file).get("image_processor")
+        return said if isinstance(said, dict) else None
+    return None
+
+
+def _three_numbers(*rows: tuple[float, ...]) -> bool:
+    return all(len(row) == 3 and all(isinstance(n, (int, float)) and math.isfinite(n) for n in row) for row in rows)
 
 
 def _edge(size: int | dict) -> int:
@@ -362,7 +386,7 @@ def _known(name: str) -> Known:
 
 def _checked(folder: Path, name: str) -> Path:
     """The folder, if it holds a checkpoint of this architecture."""
-    found = read_json(folder / "config.json").get("model_type")
+    found = read_config(folder).get("model_type")
     wanted = BACKBONES[name].make.model_types
     if found not in wanted:
         raise BadCheckpoint(f"{folder} holds a {found!r} model; the backbone {name!r} needs {' or '.join(wanted)}.")
@@ -371,12 +395,15 @@ def _checked(folder: Path, name: str) -> Path:
 
 def _load_tower(model_class: type[PreTrainedModel], folder: Path, **options) -> PreTrainedModel:
     """Weights of the image tower alone; the checkpoint's other parts (text tower, classifier) are passed over."""
+    check(folder)
     with reading(folder):
+        check_shape(model_class, model_class.config_class.from_pretrained(folder), folder, **options)
         tower, report = model_class.from_pretrained(
             folder, dtype=torch.float32, local_files_only=True, output_loading_info=True, **options
         )
     if report["missing_keys"]:
         raise BadCheckpoint(f"{folder} lacks weights, e.g. {sorted(report['missing_keys'])[0]!r}.")
+    check_numbers(tower, folder)
     return tower
 
 

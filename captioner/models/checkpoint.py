@@ -6,23 +6,26 @@ adapter_config.json, and the adapter is merged into it, so that nothing downstre
 
 from __future__ import annotations
 
-import json
+import os
 import pickle
+import re
+import stat
 import warnings
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
-from transformers import PreTrainedModel
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
 from captioner import compute
 from captioner.contracts import LoadOptions
-from captioner.errors import BadCheckpoint
+from captioner.errors import BadCheckpoint, CaptionerError
+from captioner.files.json import read_object
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 
@@ -30,6 +33,12 @@ WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.b
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 BUFFERS = ("position_ids", ".attn.bias", ".attn.masked_bias")
 """Constants that older versions of transformers saved; today's models compute them."""
+INDEXES = tuple(name for name in WEIGHTS if name.endswith(".index.json"))
+COUNTS = re.compile(r".*(layers?|depths?|blocks?|stages?|labels)")
+MOST_LAYERS = 1000
+"""Of a kind in one model. Each is an object of Python, made before any weight is read."""
+SMALL = 10_000_000
+"""Weights that any model may have, whatever its files hold."""
 
 
 def load_pretrained(cls: type[Model], folder: Path, options: LoadOptions) -> Model:
@@ -44,6 +53,7 @@ def read_model(cls: type[Model], folder: Path, dtype: torch.dtype = torch.float3
     Settings go to transformers' `from_pretrained`, e.g. `quantization_config`.
     """
     base = base_folder(folder)
+    check_files(folder)
     if base != folder and (folder / "config.json").is_file():  # what an adapter changes beside weights: OFA's question
         with reading(folder):
             settings["config"] = cls.config_class.from_pretrained(folder)
@@ -57,10 +67,7 @@ def base_folder(folder: Path) -> Path:
         return folder
     from captioner import zoo
 
-    base = zoo.base_of(folder)
-    if base.folder is None or (base.folder / "adapter_config.json").is_file():
-        raise BadCheckpoint(f"{folder} names {base.name!r} as its base, which is no whole model. Name one that is.")
-    return base.folder
+    return zoo.base_of(folder).folder
 
 
 def folder_with(folder: Path, *names: str) -> Path:
@@ -70,19 +77,6 @@ def folder_with(folder: Path, *names: str) -> Path:
             return place
     missing = ", ".join(name for name in names if not (place / name).is_file())
     raise BadCheckpoint(f"{place} lacks {missing}. Copy it from the model this one was made from.")
-
-
-def read_json(file: Path) -> dict:
-    """A JSON object from a file of a checkpoint."""
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise BadCheckpoint(f"{file.parent} is no checkpoint: it has no {file.name}.") from error
-    except (OSError, ValueError) as error:
-        raise BadCheckpoint(f"{file} cannot be read as JSON ({error}).") from error
-    if not isinstance(content, dict):
-        raise BadCheckpoint(f"{file} should hold a JSON object.")
-    return content
 
 
 @contextmanager
@@ -112,24 +106,106 @@ def reading(source: Path) -> Iterator[None]:
         ) from error
     except (SafetensorError, EOFError) as error:
         raise BadCheckpoint(f"A weights file of {source} is damaged or cut short ({error}). Fetch it again.") from error
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, StrictDataclassError) as error:
+    except (CaptionerError, ImportError):
+        raise  # a sentence already; or a package that is not installed, which the caller can name
+    except Exception as error:  # tokenizers and jinja raise classes of their own, and broken numbers any class there is
         reason = str(error).strip().splitlines()
         raise BadCheckpoint(f"{source} cannot be loaded: {reason[0] if reason else type(error).__name__}") from error
 
 
-def _read_whole(cls: type[Model], folder: Path, **settings) -> Model:
-    """Every key must be there, and none too many."""
-    wanted, is_type = cls.config_class.model_type, read_json(folder / "config.json").get("model_type")
-    if is_type != wanted:
-        raise BadCheckpoint(f"{folder} holds a {is_type!r} model, not {wanted!r}. Name the model it belongs to.")
+# --- looking before anything is built ---------------------------------------------------------------------------------
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """A checkpoint's config.json."""
+    return read_object(folder / "config.json", remedy="It is no checkpoint, or a part of it was not copied.")
+
+
+def check_files(folder: Path) -> None:
+    """Libraries open by name what lies in a folder: a pipe would never answer, a device never end."""
+    for name in os.listdir(folder):
+        status = os.stat(folder / name) if os.path.exists(folder / name) else os.lstat(folder / name)
+        if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode) or stat.S_ISLNK(status.st_mode)):
+            raise BadCheckpoint(f"{folder / name} is no regular file. Take it away, or copy the model again.")
+
+
+def check(folder: Path) -> dict[str, Any]:
+    """The config.json of a folder that can be read without harm: real files, weights that are there, sane counts."""
+    check_files(folder)
+    said = read_config(folder)
+    for name, value in _numbers(said):
+        if COUNTS.fullmatch(name) and value > MOST_LAYERS:
+            raise BadCheckpoint(f"{folder}/config.json says {name} = {value:,}; no model has so many. Fetch it again.")
+    weights_files(folder)
+    return said
+
+
+def weights_files(folder: Path) -> list[Path]:
+    """The files that hold a model's weights. An index may only name files that lie beside it."""
+    for index in (folder / name for name in INDEXES):
+        if index.is_file():
+            named = read_object(index).get("weight_map")
+            if not isinstance(named, dict) or not all(_is_beside(folder, file) for file in named.values()):
+                raise BadCheckpoint(f"{index} should map each weight to a file beside it. Fetch the model again.")
     if not any((folder / name).is_file() for name in WEIGHTS):
         raise BadCheckpoint(f"{folder} has no weights: there is no {WEIGHTS[0]} in it. Copy or fetch it again.")
+    return [file for file in folder.iterdir() if file.suffix in (".safetensors", ".bin") and file.is_file()]
+
+
+def _is_beside(folder: Path, file: object) -> bool:
+    return isinstance(file, str) and Path(file).name == file and (folder / file).is_file()
+
+
+def _numbers(said: Any, name: str = "") -> Iterator[tuple[str, int]]:
+    """Every whole number in a configuration, with the name it goes by."""
+    if isinstance(said, Mapping):
+        for key, value in said.items():
+            yield from _numbers(value, str(key))
+    elif isinstance(said, list):
+        for value in said:
+            yield from _numbers(value, name)
+    elif isinstance(said, int):
+        yield name, said
+
+
+def check_shape(cls: type[PreTrainedModel], config: PreTrainedConfig, folder: Path, **settings) -> None:
+    """Refuse a model much larger than its weights: what they lack would be made up, in memory that may not be there."""
+    with torch.device("meta"):  # shapes alone
+        needed = sum(weight.numel() for weight in cls(config, **settings).parameters())
+    there = sum(file.stat().st_size for file in weights_files(folder))
+    if needed > SMALL + there:
+        raise BadCheckpoint(
+            f"{folder}/config.json describes {needed:,} weights, its files hold at most {there:,}. Fetch it again."
+        )
+
+
+def check_numbers(model: nn.Module, folder: Path) -> None:
+    """Refuse weights that are no numbers: every answer would be none either."""
+    for name, weight in model.state_dict().items():
+        if weight.is_floating_point() and weight.numel() and not torch.stack(weight.aminmax()).isfinite().all():
+            raise BadCheckpoint(
+                f"The weights in {folder} hold NaN or infinite numbers ({name}): the training diverged or the file is "
+                "damaged. Use an earlier checkpoint, or fetch it again."
+            )
+
+
+# --- weights ----------------------------------------------------------------------------------------------------------
+
+
+def _read_whole(cls: type[Model], folder: Path, **settings) -> Model:
+    """Every key must be there, and none too many."""
+    wanted, is_type = cls.config_class.model_type, read_config(folder).get("model_type")
+    if is_type != wanted:
+        raise BadCheckpoint(f"{folder} holds a {is_type!r} model, not {wanted!r}. Name the model it belongs to.")
+    check(folder)
     with reading(folder):
+        check_shape(cls, settings.get("config") or cls.config_class.from_pretrained(folder), folder)
         model, report = cls.from_pretrained(
             folder, local_files_only=True, output_loading_info=True, ignore_mismatched_sizes=True, **settings
         )
     extra = [key for key in report["unexpected_keys"] if not key.endswith(BUFFERS)]
     _all_there(folder, report["missing_keys"], extra, [key for key, *_shapes in report["mismatched_keys"]])
+    check_numbers(model, folder)
     return model
 
 

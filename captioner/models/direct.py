@@ -20,7 +20,7 @@ from transformers.utils import ModelOutput
 
 from captioner.contracts import LoadOptions
 from captioner.embedding import DEFAULT as DEFAULT_EMBEDDER
-from captioner.embedding import suits
+from captioner.embedding import suits, unit
 from captioner.errors import BadInput
 from captioner.models import backbones
 from captioner.models.backbones import Backbone
@@ -152,8 +152,7 @@ class Direct:
         return self.model.vectors(pixels).float().cpu().numpy()
 
     def embed_images(self, images: Sequence[Image]) -> np.ndarray:
-        vectors = self.vectors(images)
-        return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+        return unit(self.vectors(images))
 
 
 def load(folder: Path, options: LoadOptions) -> Direct:

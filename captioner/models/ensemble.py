@@ -6,7 +6,6 @@ what they say. `fit` finds the weights that reach the highest cosine on pictures
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -18,9 +17,9 @@ from PIL.Image import Image
 
 from captioner import references
 from captioner.contracts import LoadOptions
-from captioner.embedding import text_embedder
-from captioner.errors import BadCheckpoint, BadInput, BadOutput
-from captioner.models.checkpoint import read_json
+from captioner.embedding import text_embedder, unit
+from captioner.errors import BadCheckpoint, BadInput, BadOutput, MissingModel
+from captioner.files.json import read_object, write_object
 
 if TYPE_CHECKING:
     from captioner.decoding import Decoding
@@ -30,6 +29,8 @@ FOLDS = 5
 RESAMPLES = 2000
 SAMPLES = 32
 """Candidates of an expected embedding, where a model samples them."""
+MOST_LEVELS, MOST_MODELS = 8, 64
+"""Of ensembles within ensembles, and of the models that they ask."""
 NEGLIGIBLE = 0.002
 """A fitted weight below this is no reason to run a model."""
 
@@ -76,7 +77,7 @@ class Ensemble:
         return np.tensordot([member.weight for member in self.members], said, axes=1)
 
     def embed_images(self, images: Sequence[Image]) -> np.ndarray:
-        return _unit(self.vectors(images)).astype(np.float32)
+        return unit(self.vectors(images)).astype(np.float32)
 
 
 def member_vectors(
@@ -93,7 +94,7 @@ def member_vectors(
             said.append(model.embed(images, decoding, len(images), member.expected))
         else:
             vectors = model.embedder.vectors(images)
-            said.append(vectors / member.norm if by_norm else _unit(vectors))
+            said.append(vectors / member.norm if by_norm else unit(vectors))
     sizes = {member.model: vectors.shape[1] for member, vectors in zip(members, said, strict=True)}
     if len(set(sizes.values())) > 1:
         raise BadInput(f"The members' embeddings differ in length: {sizes}. They must come from one embedder.")
@@ -105,31 +106,46 @@ def with_candidates(own: Decoding) -> Decoding:
     return replace(own, num_return_sequences=max(own.num_return_sequences, SAMPLES) if own.do_sample else own.num_beams)
 
 
-def _unit(vectors: np.ndarray) -> np.ndarray:
-    return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
-
-
-_opening: list[Path] = []
-"""Files being loaded, outermost first: an ensemble may hold ensembles, but not itself."""
-
-
 def load(file: Path, options: LoadOptions) -> Ensemble:
     """An ensemble file and its members; those of weight 0 are left out."""
-    file = file.resolve()
-    if file in _opening:
-        raise BadInput(f"{file} is a member of itself. Take it out of {_opening[-1]}.")
-    saved = read_json(file)
+    _check_nesting(file.resolve())
+    members, by_norm = _read(file)
+    try:
+        models = _open_members([replace(m, model=_seen_from_here(m.model, file)) for m in members], options)
+    except MissingModel as error:
+        raise MissingModel(f"A member of {file} is missing; paths in it are seen from its folder. {error}") from error
+    return Ensemble(members, models, by_norm)
+
+
+def _read(file: Path) -> tuple[list[Member], bool]:
+    """The members that count, their weights summing to 1, and whether length counts."""
+    saved = read_object(file)
     try:
         members = [Member(**member) for member in saved["members"]]
     except (KeyError, TypeError) as error:
         raise BadCheckpoint(f'{file} should hold {{"kind": "ensemble", "members": […]}} ({error}).') from error
-    members = [member for member in weighted(members) if member.weight > 0]
-    _opening.append(file)
-    try:
-        models = _open_members([replace(m, model=_seen_from_here(m.model, file)) for m in members], options)
-    finally:
-        _opening.pop()
-    return Ensemble(members, models, bool(saved.get("by_norm")))
+    for member in members:
+        numbers = (member.weight, member.norm)
+        if not isinstance(member.model, str) or not all(type(number) in (int, float) for number in numbers):
+            raise BadCheckpoint(f"{file}: a member is a model's name, with a number as weight and as norm: {member}.")
+        if not 0 < member.norm < np.inf:
+            raise BadCheckpoint(f"{file}: the norm of {member.model!r} is {member.norm}; it must be above 0.")
+    return [member for member in weighted(members) if member.weight > 0], bool(saved.get("by_norm"))
+
+
+def _check_nesting(file: Path, outer: tuple[Path, ...] = ()) -> int:
+    """How many models answer for this file. Ensembles may hold ensembles, but not themselves, nor without end."""
+    if file in outer:
+        raise BadInput(f"{file} is a member of itself. Take it out of {outer[-1]}.")
+    if len(outer) == MOST_LEVELS:
+        raise BadInput(f"{outer[0]} holds ensembles of ensembles, more than {MOST_LEVELS} deep. Name their members.")
+    answering = 0
+    for member in _read(file)[0]:
+        inner = Path(_seen_from_here(member.model, file))
+        answering += _check_nesting(inner.resolve(), (*outer, file)) if inner.suffix == ".json" else 1
+        if answering > MOST_MODELS:
+            raise BadInput(f"{(*outer, file)[0]} asks more than {MOST_MODELS} models for every picture. Name fewer.")
+    return answering
 
 
 def weighted(members: Sequence[Member]) -> list[Member]:
@@ -143,9 +159,11 @@ def weighted(members: Sequence[Member]) -> list[Member]:
 
 
 def _open_members(members: Sequence[Member], options: LoadOptions) -> list[Captioner | DirectEmbedder]:
+    """Each model is loaded once, however many members it is."""
     from captioner import pipeline
 
-    return [pipeline.load(member.model, options) for member in members]
+    models = {name: pipeline.load(name, options) for name in dict.fromkeys(member.model for member in members)}
+    return [models[member.model] for member in members]
 
 
 def _seen_from_here(model: str, file: Path) -> str:
@@ -156,12 +174,21 @@ def _seen_from_here(model: str, file: Path) -> str:
     return str(beside) if model not in zoo.ENTRIES and beside.exists() else model
 
 
+def check_new(file: Path) -> None:
+    """Whether an ensemble can be written there: said before anything is loaded."""
+    if file.suffix != ".json":
+        raise BadOutput(f"{file}: an ensemble is a .json file. Name it {file.stem}.json.")
+    if file.exists():
+        raise BadOutput(f"{file} is already there. Name another file, or remove it.")
+    if not file.parent.is_dir():
+        raise BadOutput(f"{file} cannot be written: there is no folder {file.parent}. Make it first.")
+
+
 def save(file: Path, members: Sequence[Member], by_norm: bool = False, report: dict | None = None) -> None:
     """Write an ensemble file; it must not be there yet."""
     from captioner import zoo
 
-    if file.exists():
-        raise BadOutput(f"{file} is already there. Name another file, or remove it.")
+    check_new(file)
     rows = []
     for member in weighted(members):
         is_path = member.model not in zoo.ENTRIES and Path(member.model).expanduser().exists()
@@ -169,9 +196,10 @@ def save(file: Path, members: Sequence[Member], by_norm: bool = False, report: d
         is_taken = is_path and seen in zoo.ENTRIES  # a folder called knn beside the file is not the zoo's knn
         rows.append(asdict(replace(member, model=os.path.join(".", seen) if is_taken else seen)))
     content = {"kind": "ensemble", "by_norm": by_norm, "members": rows, "fitted": report}
-    partial = file.with_suffix(".partial")
-    partial.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(partial, file)
+    try:
+        write_object(file, content)
+    except OSError as error:
+        raise BadOutput(f"{file} cannot be written ({error.strerror}).") from error
 
 
 @dataclass(frozen=True)
@@ -203,8 +231,7 @@ def fit(
 ) -> Fitted:
     """Weights for these members from DATA (`captioner/references.py`), saved as an ensemble file."""
     options, out = options or LoadOptions(), Path(out).expanduser()
-    if out.exists():
-        raise BadOutput(f"{out} is already there. Name another file, or remove it.")
+    check_new(out)
     models = _open_members(members, options)
     unreadable: list[str] = []
     said, prompts = [], []

@@ -246,7 +246,7 @@ def _dtype(options: LoadOptions, where: torch.device) -> torch.dtype:
 
 def _config(folder: Path, trust: dict) -> PreTrainedConfig:
     """Its configuration, if it is of a kind that we can run."""
-    said = checkpoint.read_json(folder / "config.json")
+    said = checkpoint.read_config(folder)
     kind = said.get("model_type")
     try:
         config = AutoConfig.from_pretrained(folder, **trust)

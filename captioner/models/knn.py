@@ -8,7 +8,6 @@ and then handed over. `captioner/index.py` builds and tunes.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,8 +20,9 @@ from PIL.Image import Image
 
 from captioner import compute
 from captioner.contracts import LoadOptions
-from captioner.embedding import suits
+from captioner.embedding import suits, unit
 from captioner.errors import BadCheckpoint, BadInput
+from captioner.files.json import read_object
 from captioner.models import backbones
 from captioner.models.backbones import Backbone
 
@@ -87,14 +87,20 @@ class Index:
                 f"{folder} has {prompts} prompts, fewer than the {self.about['k']} neighbours it is set to use. "
                 "Add pictures, or choose fewer: captioner index build --k."
             )
+        for array in (self.centre, self.projection):
+            if array is not None and not np.isfinite(array).all():
+                raise self._damaged()
         if self.prompt_rows.min() < 0 or self.prompt_rows.max() >= prompts:
             raise BadCheckpoint(f"{folder}/prompt_rows.npy points to prompts that are not there. Build it anew.")
+
+    def _damaged(self) -> BadCheckpoint:
+        return BadCheckpoint(f"{self.folder} holds NaN or infinite numbers. Build the index anew.")
 
     def _array(self, name: str, dtype: type, shape: tuple[int, ...]) -> np.ndarray:
         path = self.folder / f"{name}.npy"
         try:
             array = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, EOFError) as error:
             raise BadCheckpoint(f"{path} cannot be read ({error}). Build the index anew.") from error
         fits = array.ndim == len(shape) and all(
             want in (have, -1) for have, want in zip(array.shape, shape, strict=True)
@@ -138,8 +144,12 @@ class Index:
         count = min(count, len(self.features))
         if self.about["graph"]:
             breadth = faiss.SearchParametersHNSW(efSearch=max(64, BREADTH * count))
-            return self.graph.search(queries, count, params=breadth)
-        return self.flat.search(queries, count)
+            cosines, rows = self.graph.search(queries, count, params=breadth)
+        else:
+            cosines, rows = self.flat.search(queries, count)
+        if not np.isfinite(cosines[rows >= 0]).all() or (rows < 0).all():
+            raise self._damaged()
+        return cosines, rows
 
     def prompts_near(
         self, queries: np.ndarray, k: int, banned: Sequence[np.ndarray] | None = None
@@ -177,10 +187,19 @@ class Index:
     @cached_property
     def texts(self) -> tuple[list[str], list[str]]:
         """Names of all pictures, and all prompts."""
+        return self._texts("pictures"), self._texts("prompts")
+
+    def _texts(self, name: str) -> list[str]:
         import pyarrow.parquet
 
-        names = ("pictures", "prompts")
-        return tuple(pyarrow.parquet.read_table(self.folder / f"{name}.parquet")[0].to_pylist() for name in names)
+        path = self.folder / f"{name}.parquet"
+        try:
+            texts = pyarrow.parquet.read_table(path)[0].to_pylist()
+        except (OSError, ValueError, IndexError, pyarrow.ArrowException) as error:
+            raise BadCheckpoint(f"{path} cannot be read ({error}). Build the index anew.") from error
+        if len(texts) != self.about[name] or not all(isinstance(text, str) for text in texts):
+            raise BadCheckpoint(f"{path} does not hold the {self.about[name]} texts of this index. Build it anew.")
+        return texts
 
     def similar(self, queries: np.ndarray, count: int) -> list[list[Similar]]:
         """Per query the most similar pictures with their prompts."""
@@ -213,8 +232,7 @@ class Knn:
         return self.index.predict(self.features(images))
 
     def embed_images(self, images: Sequence[Image]) -> np.ndarray:
-        vectors = self.vectors(images)
-        return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+        return unit(self.vectors(images))
 
     def similar(self, images: Sequence[Image], count: int = 5) -> list[list[Similar]]:
         return self.index.similar(self.features(images), count)
@@ -274,22 +292,21 @@ def _check_graph(levels: np.ndarray, neighbours: np.ndarray, slots: np.ndarray, 
 WANTED = {
     **dict.fromkeys(("backbone", "fingerprint", "embedder"), str),
     **dict.fromkeys(("width", "dims", "embedding_size", "pictures", "prompts", "k"), int),
-    **{"projected": bool, "temperature": float, "settings": dict},
+    **{"projected": bool, "temperature": float, "settings": dict, "weights": str | None, "graph": dict | None},
 }
 
 
 def _read_about(folder: Path) -> dict:
-    path = folder / "index.json"
-    try:
-        about = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise BadCheckpoint(f"{path} cannot be read as JSON ({error}).") from error
+    path, anew = folder / "index.json", "Build the index anew."
+    if not path.exists():
+        raise BadCheckpoint(f"{folder} holds no index: make one with captioner index build.")
+    about = {"weights": None, "graph": None} | read_object(path, remedy=anew)
     for key, kind in WANTED.items():
-        if not isinstance(about, dict) or not isinstance(about.get(key), kind):
-            raise BadCheckpoint(f"{path} lacks {key!r} or has it wrong. Build the index anew.")
-    if min(about[key] for key in ("width", "dims", "pictures", "prompts", "k", "temperature")) <= 0:
-        raise BadCheckpoint(f"{path} holds sizes that are not above 0. Build the index anew.")
-    graph = about.get("graph") or {"links": 2, "entry": 0}
+        if not isinstance(about.get(key), kind):
+            raise BadCheckpoint(f"{path} lacks {key!r} or has it wrong. {anew}")
+    if not all(about[key] > 0 for key in ("width", "dims", "pictures", "prompts", "k", "temperature")):
+        raise BadCheckpoint(f"{path} holds sizes that are not above 0. {anew}")
+    graph = about["graph"] or {"links": 2, "entry": 0}
     if not all(isinstance(graph.get(key), int) for key in ("links", "entry")) or not 2 <= graph["links"] <= 512:
-        raise BadCheckpoint(f"{path} describes a search graph that cannot be. Build the index anew.")
+        raise BadCheckpoint(f"{path} describes a search graph that cannot be. {anew}")
     return about

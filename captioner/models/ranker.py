@@ -58,7 +58,7 @@ class Ranker:
 
     @classmethod
     def from_folder(cls, folder: Path, options: LoadOptions) -> Ranker:
-        kind = checkpoint.read_json(folder / "config.json").get("model_type")
+        kind = checkpoint.read_config(folder).get("model_type")
         if kind not in MODELS:
             raise BadCheckpoint(f"{folder} holds a {kind!r} model: terms are ranked by a CLIP or SigLIP. Name one.")
         try:

@@ -49,7 +49,7 @@ def trained_size(config: OFAConfig) -> int:
 
 def check_form(folder: Path) -> None:
     """Say so if the folder holds a relative of OFA that computes otherwise."""
-    said = checkpoint.read_json(folder / "config.json")
+    said = checkpoint.read_config(folder)
     other = [key for key, value in PUBLISHED.items() if said.get(key, value) != value]
     if said.get("resnet_type", "resnet101") not in RESNET_DEPTHS:
         other.append("resnet_type")
