@@ -28,29 +28,30 @@ LARGE = 750_000
 def device(name: str = "auto") -> torch.device:
     """The device of this name; "auto" is the first of cuda, mps and cpu that is there."""
     if name == "auto":
-        there = [kind for kind, found in (("cuda", torch.cuda), ("mps", torch.backends.mps)) if found.is_available()]
-        return torch.device(there[0] if there else "cpu")
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
-        wanted = torch.device(name)
+        named = torch.device(name)
     except RuntimeError as error:
         raise BadInput(f"There is no device {name!r}: use auto, cpu, cuda, cuda:1 or mps.") from error
-    if wanted.type == "cuda" and not (wanted.index or 0) < torch.cuda.device_count():
-        raise BadInput(f"This machine has no device {name!r}. Use --device cpu.")
-    if wanted.type == "mps" and not torch.backends.mps.is_available():
-        raise BadInput("This machine has no MPS device. Use --device cpu.")
-    return wanted
+    if named.type == "cuda" and not (named.index or 0) < torch.cuda.device_count():
+        raise BadInput(f"This machine has no device {name!r}. Use cpu.")
+    if named.type == "mps" and not torch.backends.mps.is_available():
+        raise BadInput("This machine has no MPS device. Use cpu.")
+    return named
 
 
-def precision(name: str, where: torch.device) -> str:
-    """ "auto" resolved: fp32 on a CPU, where ids then equal those of plain fp32; half precision on a GPU."""
+def precision(name: str, target: torch.device) -> str:
+    """The precision of this name; "auto" is fp32 on a CPU and half precision on a GPU."""
     if name not in PRECISIONS:
         raise BadInput(f"There is no precision {name!r}: use one of {', '.join(PRECISIONS)}.")
-    if name == "int8" and where.type != "cpu":
-        raise BadInput("int8 is for CPUs. On a GPU use --precision bf16 or fp16.")
+    if name == "int8" and target.type != "cpu":
+        raise BadInput("int8 is for CPUs. On a GPU use bf16 or fp16.")
     if name == "auto":
-        if where.type == "cpu":
+        if target.type == "cpu":
             return "fp32"
-        return "bf16" if where.type == "cuda" and torch.cuda.is_bf16_supported() else "fp16"
+        return "bf16" if target.type == "cuda" and torch.cuda.is_bf16_supported() else "fp16"
     return name
 
 
@@ -59,20 +60,25 @@ def has_bf16() -> bool:
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
-def place(model: nn.Module, options: LoadOptions, small: nn.Module | None = None) -> nn.Module:
-    """The model in inference mode on its device, in its precision, its linear layers packed where that pays.
+def prepare(model: nn.Module, options: LoadOptions, small: nn.Module | None = None) -> nn.Module:
+    """Make a model ready for inference: on its device, in its precision, its linear layers packed where that pays.
 
-    small: a part of it that meets few rows and has float16 weights, which are then read as such.
-    A placed model is for inference alone: its packed weights can neither be trained nor saved.
+    Args:
+        model: changed in place. Packed weights can neither be trained nor saved.
+        options: the device and the precision.
+        small: the part of the model that multiplies few rows at a time by weights with float16 values. On a CPU in fp32
+            these are kept in float16.
     """
-    where = device(options.device)
-    how = precision(options.precision, where)
-    model = model.eval().requires_grad_(False).to(where, DTYPES.get(how, torch.float32))
-    if where.type == "cpu" and how == "int8":
+    target = device(options.device)
+    chosen = precision(options.precision, target)
+    model = model.eval().requires_grad_(False).to(target, DTYPES.get(chosen, torch.float32))
+    if target.type != "cpu":
+        return model
+    if chosen == "int8":
         return _quantize(model)
-    if where.type == "cpu" and how == "fp32" and small is not None:
+    if chosen == "fp32" and small is not None:
         read_as_half(small)
-    if where.type == "cpu" and how in ("fp32", "bf16", "fp16"):
+    if chosen != "float64":
         pack(model)
     return model
 
@@ -129,9 +135,10 @@ def convolved_relu6(
 
 
 def read_as_half(model: nn.Module) -> None:
-    """Let linear layers with float16 weights, as a checkpoint may have them, read these as such, in place."""
-    there = "fbgemm" in torch.backends.quantized.supported_engines
-    if not (there and hasattr(torch.ops.quantized, "linear_prepack_fp16")):
+    """Keep the weights of linear layers in float16 where that changes none of their values, in place."""
+    if "fbgemm" not in torch.backends.quantized.supported_engines:
+        return
+    if not hasattr(torch.ops.quantized, "linear_prepack_fp16"):
         return
     _replace_linear(model, lambda weight: torch.equal(weight.half().float(), weight), HalfLinear)
 
@@ -151,18 +158,24 @@ class HalfLinear(nn.Module):
         return torch.ops.quantized.linear_dynamic_fp16(x, self.packed)
 
 
-def traced(function: Callable, inside: nn.Module, *inputs) -> Callable:
-    """The function run by torch's own interpreter, with no Python between its operators; inside: the layers it calls.
+def traced(function: Callable, layers: nn.Module, *inputs) -> Callable:
+    """The function, recorded once for these inputs and from then on run without Python between its operators.
 
-    On a CPU a small decoder's step takes half the time so. Sizes may differ from those of the inputs, the way through
-    the function may not. Where torch cannot do it, the function as it is.
+    A small decoder's step on a CPU takes half the time so. Later inputs may have other sizes, but the recording follows
+    the branches that these inputs took. Elsewhere than on a CPU, and where torch cannot record the function (it calls a
+    `PackedLinear`, say), it is returned as it is.
+
+    Args:
+        function: takes and returns tensors.
+        layers: the module whose layers the function calls.
+        inputs: examples of what the function takes.
     """
     if inputs[0].device.type != "cpu":
         return function
     try:
         with warnings.catch_warnings(), torch.inference_mode():
             warnings.simplefilter("ignore")  # tracing is called deprecated; its successors need a compiler
-            graph = torch.jit.trace(_Traceable(function, inside), inputs, check_trace=False)
+            graph = torch.jit.trace(_Traceable(function, layers), inputs, check_trace=False)
     except (AttributeError, RuntimeError):
         return function
 
@@ -174,12 +187,12 @@ def traced(function: Callable, inside: nn.Module, *inputs) -> Callable:
 
 
 class _Traceable(nn.Module):
-    """A function, and the layers in it that tracing must know by name: those whose weights are no tensors."""
+    """A function as a module, which holds the layers that `torch.jit` must know by name: those with opaque weights."""
 
-    def __init__(self, function: Callable, inside: nn.Module) -> None:
+    def __init__(self, function: Callable, layers: nn.Module) -> None:
         super().__init__()
         self.function = function
-        self.layers = nn.ModuleList(layer for layer in inside.modules() if isinstance(layer, HalfLinear))
+        self.opaque = nn.ModuleList(layer for layer in layers.modules() if isinstance(layer, HalfLinear))
 
     def forward(self, *inputs) -> Tensor:
         return self.function(*inputs)
@@ -207,16 +220,16 @@ def _quantize(model: nn.Module) -> nn.Module:
         return quantize_dynamic(model, {nn.Linear: per_channel_dynamic_qconfig}, dtype=torch.qint8, inplace=True)
 
 
-def free_memory(where: torch.device) -> int:
+def free_memory(target: torch.device) -> int:
     """Bytes that may still be used on this device."""
-    if where.type == "cuda":
-        return torch.cuda.mem_get_info(where)[0]
+    if target.type == "cuda":
+        return torch.cuda.mem_get_info(target)[0]
     return psutil.virtual_memory().available
 
 
-def fits(weights: int, where: torch.device, most: int = 32) -> int:
+def fits(weights: int, target: torch.device, most: int = 32) -> int:
     """How many images a batch may hold so that half of the free memory is enough; at least 1.
 
-    An image needs a fifth of the bytes of the model's weights while it is read and captioned by four beams.
+    weights: bytes of the model's weights. An image needs a fifth of them while it is read and captioned by four beams.
     """
-    return max(1, min(most, free_memory(where) // 2 // max(1, weights // 5)))
+    return max(1, min(most, free_memory(target) // 2 // max(1, weights // 5)))

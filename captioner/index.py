@@ -96,7 +96,7 @@ def build(
     text_embedder(embedder)  # one that is not there is named before an hour of reading
     made_by = {"backbone": recipe.backbone, "settings": recipe.settings, "fingerprint": backbone.fingerprint()}
     with _Found(out.with_name(f"{out.name}.part"), backbone.width, made_by, resume) as found:
-        _collect(data, compute.place(backbone, options), found, batch_size, progress)
+        _collect(data, compute.prepare(backbone, options), found, batch_size, progress)
         if len(found.prompts) < recipe.k:
             found.over = True  # so few are soon read again
             raise BadInput(

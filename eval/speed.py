@@ -240,7 +240,7 @@ def _ceiling(options: LoadOptions, flops: int, seconds: float) -> dict:
     """
     where = compute.device(options.device)
     precision = compute.precision(options.precision, where)
-    layer = compute.place(torch.nn.Sequential(torch.nn.Linear(768, 3072)), options)
+    layer = compute.prepare(torch.nn.Sequential(torch.nn.Linear(768, 3072)), options)
     x = torch.randn(1154, 768).to(where, compute.DTYPES.get(precision, torch.float32))
 
     def product() -> None:

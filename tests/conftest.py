@@ -10,6 +10,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import importlib
 import itertools
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -47,6 +48,27 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
             row = {"file_name": f"{number}.png", "text": f"a {look} {subject} in the forest"}
             metadata.write(json.dumps(row) + "\n")
     return folder
+
+
+def pytest_report_header() -> str:
+    """The machine's kind: numbers and the choice of kernels depend on it."""
+    import torch
+
+    supported = {
+        "bf16": torch.cpu._is_avx512_bf16_supported(),
+        "vnni": torch.cpu._is_vnni_supported(),
+        "amx": torch.cpu._is_amx_tile_supported(),
+    }
+    kinds = [torch.backends.cpu.get_cpu_capability(), *(name for name, there in supported.items() if there)]
+    limit = os.environ.get("ONEDNN_MAX_CPU_ISA", "none")
+    return f"processor: {', '.join(kinds)}; oneDNN limit {limit}; {torch.get_num_threads()} of {os.cpu_count()} threads"
+
+
+@pytest.fixture(autouse=True)
+def _same_numbers() -> None:
+    """The random numbers of a test do not depend on which tests ran before it."""
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(0)
 
 
 @pytest.fixture(autouse=True)

@@ -1,4 +1,4 @@
-"""Placed models compute what they computed before, whatever this machine's torch can pack."""
+"""Models made ready for inference compute what they computed before, whatever this machine's torch can pack."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ def model() -> Model:
 @pytest.mark.parametrize(
     ("precision", "tolerance"), [("float64", 1e-12), ("fp32", 1e-5), ("auto", 1e-5), ("bf16", 0.05), ("int8", 0.1)]
 )
-def test_placed_on_a_cpu(model: Model, precision: str, tolerance: float) -> None:
+def test_prepared_on_a_cpu(model: Model, precision: str, tolerance: float) -> None:
     x = torch.randn(3, 5, 16, dtype=torch.float64)
     expected = copy.deepcopy(model).double()(x)
-    placed = compute.place(model, LoadOptions(device="cpu", precision=precision))
-    assert not placed.training
-    assert not any(weight.requires_grad for weight in placed.parameters())
-    given = placed(x.to(compute.DTYPES.get(precision, torch.float32)))
+    prepared = compute.prepare(model, LoadOptions(device="cpu", precision=precision))
+    assert not prepared.training
+    assert not any(weight.requires_grad for weight in prepared.parameters())
+    given = prepared(x.to(compute.DTYPES.get(precision, torch.float32)))
     assert (given.double() - expected).abs().max() < tolerance * expected.abs().max()
 
 
@@ -59,49 +59,58 @@ def avx512(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_small_layers_stay_plain_without_avx512(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
     monkeypatch.setattr(compute, "LARGE", 32 * 32)
-    placed = compute.place(model, LoadOptions(device="cpu"))
-    assert type(placed.first) is nn.Linear
-    assert type(placed.blocks[0][0]) is compute.PackedLinear
-    assert type(placed.last) is Conv1D
+    prepared = compute.prepare(model, LoadOptions(device="cpu"))
+    assert type(prepared.first) is nn.Linear
+    assert type(prepared.blocks[0][0]) is compute.PackedLinear
+    assert type(prepared.last) is Conv1D
 
 
-@pytest.mark.skipif("fbgemm" not in torch.backends.quantized.supported_engines, reason="a plain product remains")
+HALF = pytest.mark.skipif("fbgemm" not in torch.backends.quantized.supported_engines, reason="a plain product remains")
+
+
+@torch.no_grad()
+def round_to_half(*layers: nn.Module) -> None:
+    """Give these layers weights as a float16 checkpoint has them."""
+    for layer in layers:
+        layer.weight.copy_(layer.weight.half())
+
+
+@HALF
 def test_float16_weights_are_read_as_such_and_give_the_same_numbers(model: Model) -> None:
-    with torch.no_grad():
-        for weight in (model.first.weight, model.last.weight):
-            weight.copy_(weight.half())
+    round_to_half(model.first, model.last)
     x = torch.randn(7, 5, 16)
-    plain = compute.place(copy.deepcopy(model), LoadOptions(device="cpu"))
-    compute.read_as_half(model)
-    half = compute.place(model, LoadOptions(device="cpu"))
+    plain = compute.prepare(copy.deepcopy(model), LoadOptions(device="cpu"))
+    half = compute.prepare(model, LoadOptions(device="cpu"), small=model)
     assert type(half.first) is type(half.last) is compute.HalfLinear
-    assert type(half.blocks[0][0]) is nn.Linear  # its weights have more digits
+    assert type(half.blocks[0][0]) is not compute.HalfLinear  # its weights have more digits
     with torch.inference_mode():
         torch.testing.assert_close(half(x), plain(x))
         assert torch.equal(half.first(x)[:3], half.first(x[:3]))  # a row does not depend on its neighbours
 
 
+@HALF
 @torch.inference_mode()
 def test_a_traced_function_is_the_same_for_other_sizes(model: Model) -> None:
-    with torch.no_grad():
-        model.first.weight.copy_(model.first.weight.half())
-    compute.read_as_half(model)
-    placed = compute.place(model, LoadOptions(device="cpu"))
-    traced = compute.traced(placed.forward, placed, torch.randn(1, 1, 16))
-    assert traced != placed.forward
+    round_to_half(model.first, model.last, *(block[0] for block in model.blocks))
+    prepared = compute.prepare(model, LoadOptions(device="cpu"), small=model)
+    traced = compute.traced(prepared.forward, prepared, torch.randn(1, 1, 16))
+    assert traced != prepared.forward
     for shape in ((3, 5, 16), (1, 2, 16)):
         x = torch.randn(shape)
-        assert torch.equal(traced(x), placed(x))
+        assert torch.equal(traced(x), prepared(x))
 
 
 def test_what_cannot_be_traced_stays_as_it_is(model: Model) -> None:
     assert compute.traced(str, model, torch.randn(1, 1, 16)) is str  # a text is no tensor
+    packed = compute.PackedLinear(model.first.weight.detach(), None)
+    if packed.packed is not None:
+        assert compute.traced(packed.forward, packed, torch.randn(1, 16)) == packed.forward
 
 
 def test_fp32_is_packed_and_float64_is_not(model: Model, avx512: None) -> None:
-    exact = compute.place(copy.deepcopy(model), LoadOptions(device="cpu", precision="float64"))
+    exact = compute.prepare(copy.deepcopy(model), LoadOptions(device="cpu", precision="float64"))
     assert type(exact.first) is nn.Linear
-    packed = compute.place(model, LoadOptions(device="cpu"))
+    packed = compute.prepare(model, LoadOptions(device="cpu"))
     assert type(packed.first) is type(packed.last) is compute.PackedLinear
     assert type(packed.attention.out_proj) is not compute.PackedLinear  # nn.MultiheadAttention reads its weight itself
     assert packed.first.weight.dtype == torch.float32
@@ -113,9 +122,9 @@ def test_without_the_private_operator_the_product_is_plain(
     x = torch.randn(3, 5, 16)
     expected = model(x)
     monkeypatch.setattr(compute, "_packed", lambda weight: None)
-    placed = compute.place(model, LoadOptions(device="cpu"))
-    assert placed.first.packed is None
-    torch.testing.assert_close(placed(x), expected)
+    prepared = compute.prepare(model, LoadOptions(device="cpu"))
+    assert prepared.first.packed is None
+    torch.testing.assert_close(prepared(x), expected)
 
 
 @pytest.mark.parametrize("packs", [True, False])

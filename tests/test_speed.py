@@ -42,7 +42,7 @@ def test_operations_are_counted_packed_or_not() -> None:
     layers, x = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.Linear(16, 4)), torch.randn(3, 5, 8)
     expected = 2 * 15 * (8 * 16 + 16 * 4)
     assert speed._flops(lambda: layers(x)) == expected
-    packed = compute.place(layers, LoadOptions(device="cpu"))
+    packed = compute.prepare(layers, LoadOptions(device="cpu"))
     assert speed._flops(lambda: packed(x)) == expected
 
 

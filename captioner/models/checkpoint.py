@@ -44,7 +44,7 @@ SMALL = 10_000_000
 def load_pretrained(cls: type[Model], folder: Path, options: LoadOptions) -> Model:
     """The model of this folder, placed for inference as the options say."""
     precision = compute.precision(options.precision, compute.device(options.device))
-    return compute.place(read_model(cls, folder, compute.DTYPES.get(precision, torch.float32)), options)
+    return compute.prepare(read_model(cls, folder, compute.DTYPES.get(precision, torch.float32)), options)
 
 
 def read_model(cls: type[Model], folder: Path, dtype: torch.dtype = torch.float32, **settings) -> Model:

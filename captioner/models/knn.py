@@ -253,7 +253,7 @@ def load(folder: Path, options: LoadOptions) -> Knn:
             f"{folder} was built with other weights of {about['backbone']} than those now at "
             f"{about['weights'] or 'their usual place'}. Build it anew, or bring the old weights back."
         )
-    return Knn(index, Features(compute.place(backbone, options), index.centre, index.projection))
+    return Knn(index, Features(compute.prepare(backbone, options), index.centre, index.projection))
 
 
 def new_graph(dims: int, links: int) -> faiss.IndexHNSWSQ:

@@ -140,4 +140,4 @@ def load(folder: Path, options: LoadOptions) -> PrefixSpeaker:
     processor = PrefixProcessor(squash, tokenizer, model.config)
     if options.prompt:
         processor.start_ids = processor.encode(options.prompt)
-    return PrefixSpeaker(compute.place(model, options, small=model.gpt), processor)
+    return PrefixSpeaker(compute.prepare(model, options, small=model.gpt), processor)

@@ -72,7 +72,7 @@ class Ranker:
         precision = compute.precision(options.precision, compute.device(options.device))
         model = checkpoint.read_model(MODELS[kind], folder, compute.DTYPES.get(precision, torch.float32))
         mark = _fingerprint(model, folder, precision)
-        return cls(compute.place(model, options), processor, tokenizer, mark)
+        return cls(compute.prepare(model, options), processor, tokenizer, mark)
 
     @torch.inference_mode()
     def pictures(self, images: Sequence[Image]) -> Tensor:
