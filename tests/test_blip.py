@@ -254,7 +254,7 @@ def adapter(folder: Path, tmp_path: Path) -> Path:
 
 @torch.inference_mode()
 def test_adapter_is_merged(folder: Path, adapter: Path) -> None:
-    """In float64: the random weights are so wide that in float32 peft's own logits are up to 3e-3 from the exact ones."""
+    """In float64: with weights as wide as these, float32 is up to 3e-3 off, merged or not."""
     from peft import PeftModel
 
     exact = LoadOptions(precision="float64")
