@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Callable
 
 from captioner.errors import CaptionerError
@@ -47,6 +48,8 @@ def prepare() -> None:
     # The OpenMP library reads it when torch is loaded.
     if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"} & os.environ.keys():
         os.environ["OMP_WAIT_POLICY"] = "passive"
+    # What Pillow remarks about an odd picture helps nobody here: it opens, or one sentence says why it does not.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
     # A stream that was closed is None: print(file=None) would write messages among the results.
     sys.stdin = sys.stdin or open(os.devnull, encoding="utf-8")  # noqa: SIM115 - open as long as the process
     sys.stderr = sys.stderr or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115

@@ -138,7 +138,7 @@ def test_broken_exif_does_not_spoil_the_picture() -> None:
     assert open_image(data).tobytes() == two_colours().tobytes()
 
 
-@pytest.mark.parametrize("size", [(1, 1), (30000, 4), (4, 30000)])
+@pytest.mark.parametrize("size", [(1, 1), (65_535, 66), (66, 65_535), (1000, 1)])
 def test_extreme_shapes(size: tuple[int, int]) -> None:
     assert open_image(encoded(Image.new("RGB", size, RED))).size == size
 
@@ -200,11 +200,40 @@ def test_a_bomb_is_refused_by_its_header(width: int) -> None:
     assert "--max-pixels" in refused(png_of_size(width, width))
 
 
-def test_the_limit_is_the_callers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)  # put back afterwards
+def test_the_limit_is_the_callers() -> None:
     assert open_image(two_colours((10, 10)), max_pixels=100).size == (10, 10)
     assert "10×10" in refused(encoded(two_colours((10, 10))), max_pixels=99)
+    limit = Image.MAX_IMAGE_PIXELS
     assert "damaged" in refused(png_of_size(20_000, 20_000), max_pixels=500_000_000)
+    assert limit == Image.MAX_IMAGE_PIXELS
+
+
+@pytest.mark.parametrize("size", [(90_000_000, 1), (1, 90_000_000), (65_536, 100), (1001, 1)])
+def test_a_strip_is_refused_before_anything_is_decoded(tmp_path: Path, size: tuple[int, int]) -> None:
+    file = tmp_path / "strip.png"
+    file.write_bytes(png_of_size(*size))
+    assert refused(file).startswith(f"{file} is a strip of {size[0]}×{size[1]} pixels")
+
+
+def test_a_strip_in_memory_is_refused_too() -> None:
+    assert "strip" in refused(Image.new("1", (100_000, 1)))
+    assert "strip" in refused(np.zeros((1, 2000), np.uint8))
+
+
+def test_a_size_that_shows_only_when_decoded_is_checked_too() -> None:
+    """An icon of 16×16 by its own account holds a PNG of any size."""
+    inside = encoded(Image.new("RGB", (2000, 1)))
+    entry = struct.pack("<BBBBHHII", 16, 16, 0, 0, 1, 32, len(inside), 22)
+    assert "strip" in refused(struct.pack("<HHH", 0, 1, 1) + entry + inside)
+
+
+@pytest.mark.parametrize("size", [(65_535, 66), (66, 65_535), (1, 1000)])
+@pytest.mark.parametrize("shortest", [None, 224])
+def test_the_longest_strip_that_opens_is_preprocessed(size: tuple[int, int], shortest: int | None) -> None:
+    from captioner.models.backbones import Preprocess
+
+    pixels = Preprocess(224, shortest)([open_image(encoded(Image.new("RGB", size, WHITE)))])
+    assert pixels.shape == (1, 3, 224, 224)
 
 
 def test_the_limit_is_about_what_would_be_decoded() -> None:
@@ -270,6 +299,180 @@ def test_damaged_bytes_never_raise_anything_else() -> None:
                 open_image(spoilt.tobytes(), max_pixels=1_000_000)
             except BadImage as error:
                 assert "\n" not in str(error)  # noqa: PT017
+
+
+def test_no_memory_is_not_called_damage() -> None:
+    """A real shortage: the process may have no more memory than it has already."""
+    code = (
+        "import io, resource, sys\n"
+        "from PIL import Image\n"
+        "from captioner.images import open_image\n"
+        "into = io.BytesIO(); Image.new('RGB', (5000, 5000)).save(into, 'PNG', compress_level=1)\n"
+        "open_image(encoded := into.getvalue(), max_pixels=10**8).close()\n"
+        "used = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (used + 50_000_000, used + 50_000_000))\n"
+        "try: open_image(encoded)\n"
+        "except Exception as error: print(type(error).__name__, error)\n"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout == "BadImage the data (5000×5000 pixels) needs more memory than there is.\n"
+
+
+def test_a_file_has_a_size_limit_even_where_it_is_sparse(tmp_path: Path) -> None:
+    file = tmp_path / "sparse.png"
+    for head, size, limit in (
+        (png_of_size(8, 8), 20_000_000_000, "500,000,000"),
+        (b"RIFF\0\0\0\0WEBPVP8 ", 300_000_000, "200,000,000"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0", 300_000_000, "200,000,000"),
+    ):
+        file.write_bytes(head)
+        os.truncate(file, size)
+        assert f"is larger than {limit} bytes" in refused(file)
+
+
+def test_chunks_without_end_are_not_walked_through() -> None:
+    head = png_of_size(8, 8)[:33]
+    assert "more than 100,000 parts" in refused(head + chunk(b"teXt") * 100_001)
+    assert refused(head + bytes(50_000_000))  # what an aborted download leaves
+
+
+def test_a_large_private_chunk_is_passed_over_in_place() -> None:
+    from captioner.images import png
+
+    whole = encoded(two_colours())
+    at = whole.index(b"IDAT") - 4
+    stuffed = whole[:at] + chunk(b"prVt", b"x" * 2_000_000) + whole[at:]
+    assert open_image(stuffed).tobytes() == two_colours().tobytes()
+    light = png.lighter(io.BytesIO(stuffed), "it", 0)
+    assert light.read() == whole
+    for position in (0, len(whole) - 5, at - 2, at + 1, 3):
+        light.seek(position)
+        assert light.read(7) == whole[position : position + 7]
+
+
+def test_odd_floats_are_neither_black_nor_noisy() -> None:
+    grey = np.array([[0.0, np.inf, 0.5, np.nan, -np.inf, 1.0]], dtype=np.float32)
+    with np.errstate(all="raise"):
+        opened = open_image(encoded(Image.fromarray(grey), "TIFF"))
+    assert [opened.getpixel((x, 0))[0] for x in range(6)] == [0, 255, 128, 0, 0, 255]
+    huge = np.array([[-3e38, 0.0, 3e38]], dtype=np.float32)
+    with np.errstate(over="raise", invalid="raise"):
+        opened = open_image(encoded(Image.fromarray(huge), "TIFF"))
+    assert [opened.getpixel((x, 0))[0] for x in range(3)] == [0, 128, 255]
+    assert open_image(Image.fromarray(np.full((2, 2), np.nan, np.float32))).getpixel((0, 0)) == (0, 0, 0)
+
+
+# --- colour profiles -------------------------------------------------------------------------------------------------
+
+
+def matrix_profile(primaries: list[tuple[float, float]], gamma: float = 2.2) -> bytes:
+    """An ICC profile of a display with these primaries (x, y of red, green, blue) and the white of D50."""
+    xyz = np.array([[x / y, 1, (1 - x - y) / y] for x, y in primaries]).T  # [3, 3]: a column for each primary
+    xyz = xyz * np.linalg.solve(xyz, [0.9642, 1.0, 0.8249])
+
+    def number(value: float) -> bytes:
+        return struct.pack(">i", round(value * 65536))
+
+    tags = {
+        b"desc": b"desc\0\0\0\0" + struct.pack(">I", 5) + b"test\0" + bytes(78),
+        b"cprt": b"text\0\0\0\0none\0",
+        b"wtpt": b"XYZ \0\0\0\0" + b"".join(map(number, (0.9642, 1.0, 0.8249))),
+        **{
+            name: b"XYZ \0\0\0\0" + b"".join(map(number, column))
+            for name, column in zip((b"rXYZ", b"gXYZ", b"bXYZ"), xyz.T, strict=True)
+        },
+        **{name: b"curv\0\0\0\0" + struct.pack(">IH", 1, round(gamma * 256)) for name in (b"rTRC", b"gTRC", b"bTRC")},
+    }
+    table, body, start = b"", b"", 128 + 4 + 12 * len(tags)
+    for name, content in tags.items():
+        table += struct.pack(">4sII", name, start + len(body), len(content))
+        body += content + bytes(-len(content) % 4)
+    head = struct.pack(">I4sI4s4s4s", start + len(body), b"lcms", 0x02100000, b"mntr", b"RGB ", b"XYZ ")
+    head += struct.pack(">6H", 2026, 1, 1, 0, 0, 0) + b"acsp" + bytes(28)
+    head += b"".join(map(number, (0.9642, 1.0, 0.8249)))
+    return head.ljust(128, b"\0") + struct.pack(">I", len(tags)) + table + body
+
+
+ROMM = matrix_profile([(0.7347, 0.2653), (0.1596, 0.8404), (0.0366, 0.0001)], 1.8)
+"""The primaries of ProPhoto: the widest in use."""
+
+
+def srgb() -> bytes:
+    from PIL import ImageCms
+
+    return ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+
+
+def in_wide_gamut(colour: tuple[int, int, int]) -> Image.Image:
+    """A picture that a managed viewer shows in this sRGB colour, with the wide profile."""
+    from PIL import ImageCms
+
+    profile = ImageCms.ImageCmsProfile(io.BytesIO(ROMM))
+    return ImageCms.profileToProfile(Image.new("RGB", (8, 8), colour), ImageCms.createProfile("sRGB"), profile)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "WEBP", "JPEG"])
+def test_a_wide_gamut_is_brought_to_srgb(kind: str) -> None:
+    colour = (200, 90, 40)
+    wide = in_wide_gamut(colour)
+    assert not near(wide.getpixel((0, 0)), colour, 20)
+    settings = {"lossless": True} if kind == "WEBP" else {"quality": 100} if kind == "JPEG" else {}
+    opened = open_image(encoded(wide, kind, icc_profile=ROMM, **settings))
+    assert near(opened.getpixel((4, 4)), colour, 4)
+    assert open_image(opened).tobytes() == opened.tobytes()
+
+
+def test_alpha_and_palette_go_through_the_profile_too() -> None:
+    colour = (200, 90, 40)
+    wide = in_wide_gamut(colour)
+    clear = wide.convert("RGBA")
+    clear.putpixel((0, 0), (0, 0, 0, 0))
+    opened = open_image(encoded(clear, icc_profile=ROMM))
+    assert opened.getpixel((0, 0)) == WHITE
+    assert near(opened.getpixel((4, 4)), colour, 4)
+    assert near(open_image(encoded(wide.quantize(4), icc_profile=ROMM)).getpixel((4, 4)), colour, 4)
+
+
+def test_srgb_under_any_name_leaves_the_pixels_as_they_are() -> None:
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8))
+    assert open_image(encoded(noise, icc_profile=srgb())).tobytes() == noise.tobytes()
+    assert open_image(encoded(noise.convert("RGBA"), icc_profile=srgb())).tobytes() == noise.tobytes()
+
+
+@pytest.mark.parametrize(
+    "profile",
+    [b"", b"x", b"no profile at all" * 20, ROMM[:200], ROMM[:16] + b"CMYK" + ROMM[20:], bytes(9_000_000)],
+    ids=["empty", "one byte", "text", "cut", "of another space", "huge"],
+)
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_a_profile_that_makes_no_sense_is_ignored(kind: str, profile: bytes) -> None:
+    assert open_image(encoded(two_colours(), kind, icc_profile=profile)).tobytes() == two_colours().tobytes()
+
+
+def test_damaged_profiles_never_spoil_a_picture() -> None:
+    random = np.random.default_rng(2)
+    for _ in range(100):
+        spoilt = np.frombuffer(ROMM, np.uint8).copy()
+        spoilt[random.integers(0, len(spoilt), 6)] = random.integers(0, 256, 6)
+        assert open_image(encoded(two_colours(), "TIFF", icc_profile=spoilt.tobytes())).size == (8, 4)
+
+
+def test_a_profile_that_inflates_without_end_is_left_out() -> None:
+    whole = encoded(two_colours())
+    bomb = chunk(b"iCCP", b"p\0\0" + zlib.compress(bytes(50_000_000)))
+    opened = open_image(whole[:33] + bomb + whole[33:])
+    assert opened.tobytes() == two_colours().tobytes()
+
+
+def test_grey_goes_through_its_profile() -> None:
+    tags = b"curv\0\0\0\0" + struct.pack(">IH", 1, 256) + b"\0\0"  # linear light
+    white = b"XYZ \0\0\0\0" + struct.pack(">iii", 63190, 65536, 54061)
+    head = struct.pack(">I4sI4s4s4s", 128 + 28 + 16 + 20, b"lcms", 0x02100000, b"mntr", b"GRAY", b"XYZ ")
+    head += bytes(12) + b"acsp" + bytes(28) + struct.pack(">iii", 63190, 65536, 54061)
+    profile = head.ljust(128, b"\0") + struct.pack(">I4sII4sII", 2, b"kTRC", 156, 14, b"wtpt", 172, 20) + tags + white
+    grey = Image.new("L", (4, 4), 55)
+    for image in (grey, Image.merge("LA", (grey, Image.new("L", (4, 4), 255)))):
+        assert near(open_image(encoded(image, icc_profile=profile)).getpixel((0, 0)), (128, 128, 128), 3)
 
 
 # --- from an address -------------------------------------------------------------------------------------------------

@@ -12,8 +12,7 @@ import re
 import stat
 import struct
 import sys
-import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -22,6 +21,8 @@ import numpy as np
 from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
 from captioner.errors import BadImage
+from captioner.images import png
+from captioner.images.colour import WIDE, to_rgb
 
 MAX_PIXELS = 100_000_000
 
@@ -29,9 +30,18 @@ FORMATS = (
     *("PNG", "JPEG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "JPEG2000"),
     *("PPM", "TGA", "ICO", "PCX", "PSD", "QOI", "SGI", "DDS"),
 )
-# Pillow's remarks on corrupt EXIF and large sizes would only be noise: we check the size as soon as the header is read.
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
-warnings.filterwarnings("ignore", module=r"PIL\.")
+
+MAX_FILE_BYTES = 500_000_000
+"""Of a file. More than any picture of `MAX_PIXELS` needs."""
+MAX_WHOLE_BYTES = 200_000_000
+"""Of a file of those kinds that are read into memory whole before anything is known of them."""
+MAX_SIDE = 65_535
+MAX_ASPECT = 1_000
+"""A strip that is longer is no picture, and resizing one takes memory by its length alone."""
+
+
+def at_once(size: int) -> None:
+    """Admits any number of bytes."""
 
 
 def open_image(source: str | Path | bytes | Image.Image | np.ndarray, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
@@ -49,11 +59,16 @@ def open_image(source: str | Path | bytes | Image.Image | np.ndarray, *, max_pix
     return open_named(source, name, max_pixels)
 
 
-def open_named(source: str | Path | bytes, name: str, max_pixels: int) -> Image.Image:
-    # Pillow refuses twice its own limit by itself. Who allows more here has asked for it to be lifted.
-    if Image.MAX_IMAGE_PIXELS is not None and max_pixels > 2 * Image.MAX_IMAGE_PIXELS:
-        Image.MAX_IMAGE_PIXELS = max_pixels
+def open_named(
+    source: str | Path | bytes, name: str, max_pixels: int, admit: Callable[[int], object] = at_once
+) -> Image.Image:
+    """As `open_image`, with a name for the messages.
+
+    admit: called before anything is decoded with the bytes that this will take at most, and may make the caller wait.
+    """
     with identified(source, name) as image:
+        _check_size(image, name, max_pixels)
+        admit(bytes_to_open(image))
         return _finish(image, name, max_pixels)
 
 
@@ -66,13 +81,17 @@ def identified(source: str | Path | bytes, name: str, max_text: int = 0) -> Iter
     """
     with io.BytesIO(source) if isinstance(source, bytes) else _open_file(Path(source), name) as stream:
         try:
-            image = _identify(stream, max_text)
+            image = _identify(stream, name, max_text)
+        except BadImage:
+            raise
         except UnidentifiedImageError as error:
             empty = stream.seek(0, os.SEEK_END) == 0
             reason = "is empty (0 bytes)" if empty else "is not a picture of a kind that can be read, or is cut off"
             raise BadImage(f"{name} {reason}.") from error
-        except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-            raise BadImage(f"{name} is far too large: {one_line(error)}. See --max-pixels.") from error
+        except Image.DecompressionBombError as error:
+            raise BadImage(f"{name} is far too large: {one_line(error)}.") from error
+        except MemoryError as error:
+            raise BadImage(f"{name} needs more memory than there is.") from error
         except Exception as error:  # a decoder that meets hostile bytes may raise anything
             raise BadImage(f"{name} is damaged ({one_line(error)}).") from error
         yield image
@@ -85,7 +104,7 @@ def _open_file(path: Path, name: str) -> BinaryIO:
             raise BadImage(f"{name} is a folder, not a picture.")
         if not stat.S_ISREG(kind):  # opening a named pipe would wait for ever
             raise BadImage(f"{name} is not a regular file. To read a pipe, name `-` for standard input.")
-        return path.open("rb")
+        stream = path.open("rb")
     except FileNotFoundError as error:
         reason = "is a broken link" if path.is_symlink() else "does not exist"
         raise BadImage(f"{name} {reason}.") from error
@@ -93,59 +112,47 @@ def _open_file(path: Path, name: str) -> BinaryIO:
         raise BadImage(f"{name} cannot be read ({error.strerror}).") from error
     except ValueError as error:  # a NUL inside the name
         raise BadImage(f"{name} is not a file name.") from error
+    if os.fstat(stream.fileno()).st_size > MAX_FILE_BYTES:
+        stream.close()
+        raise BadImage(f"{name} is larger than {MAX_FILE_BYTES:,} bytes, too large for a picture.")
+    return stream
 
 
-def _identify(stream: BinaryIO, max_text: int) -> Image.Image:
+def _identify(stream: BinaryIO, name: str, max_text: int) -> Image.Image:
+    """As `Image.open`, whose own limit of pixels is the process's and not the caller's."""
     head = stream.read(16)
-    formats = FORMATS
-    if head[4:8] == b"ftyp":
-        import pillow_heif
-
-        pillow_heif.register_heif_opener()
-        formats = (*FORMATS, "HEIF")
-    if head.startswith(_PNG):
-        stream = _lighter_png(stream, max_text)
-    stream.seek(0)
-    return Image.open(stream, formats=formats)
-
-
-_PNG = b"\x89PNG\r\n\x1a\n"
-_PNG_ORIENTATION = (b"Raw profile type exif", b"XML:com.adobe.xmp")
-
-
-def _lighter_png(stream: BinaryIO, max_text: int) -> BinaryIO:
-    """A PNG without its long texts and its colour profile; with `max_text`, without its pixels too.
-
-    Pillow reads all texts into memory, refuses the whole picture when there is too much of them, and decodes the pixels
-    before it comes to the texts behind them.
-    """
-    kept = io.BytesIO()
-    size = stream.seek(0, os.SEEK_END)
-    start, position, kind = 0, len(_PNG), b""  # the bytes from `start` are still to be copied
-    while position + 8 <= size and kind != b"IEND":
-        stream.seek(position)
-        length, kind, keyword = struct.unpack(">I4s21s", stream.read(29).ljust(29))
-        end = min(position + 12 + length, size)
-        allowed = 1 << 20 if keyword.startswith(_PNG_ORIENTATION) else max_text
-        unwanted = (
-            length > allowed if kind in (b"tEXt", b"zTXt", b"iTXt") else kind == (b"IDAT" if max_text else b"iCCP")
-        )
-        if unwanted:
-            _copy(stream, kept, start, position)
-            start = end
-        position = end
-    if start == 0:
-        return stream
-    _copy(stream, kept, start, size)
-    return kept
+    is_media = head[4:8] == b"ftyp"  # HEIC, AVIF, and films
+    if (is_media or head[8:12] == b"WEBP") and stream.seek(0, os.SEEK_END) > MAX_WHOLE_BYTES:
+        raise BadImage(f"{name} is larger than {MAX_WHOLE_BYTES:,} bytes, too large for its kind of picture.")
+    if head.startswith(png.SIGNATURE):
+        stream = png.lighter(stream, name, max_text)
+    for reader, accepts in _readers(is_media):
+        stream.seek(0)
+        try:
+            accepted = accepts is None or accepts(head)
+            if accepted and not isinstance(accepted, str):  # a text says what is missing for this format
+                return reader(stream, "")
+        except (SyntaxError, IndexError, TypeError, struct.error):
+            continue  # not this format after all
+    raise UnidentifiedImageError
 
 
-def _copy(stream: BinaryIO, into: BinaryIO, start: int, end: int) -> None:
-    stream.seek(start)
-    into.write(stream.read(end - start))
+def _readers(
+    is_media: bool,
+) -> Iterator[tuple[Callable[[BinaryIO, str], Image.Image], Callable[[bytes], object] | None]]:
+    """What reads each format, and what tells from the first 16 bytes whether it can."""
+    Image.preinit()
+    for kind in FORMATS:
+        if kind not in Image.OPEN:
+            Image.init()
+        yield Image.OPEN[kind]
+    if is_media:
+        from pillow_heif import HeifImageFile
+
+        yield HeifImageFile, None
 
 
-def _finish(image: Image.Image, name: str, max_pixels: int) -> Image.Image:
+def _check_size(image: Image.Image, name: str, max_pixels: int) -> None:
     width, height = image.size
     if width * height > max_pixels:
         raise BadImage(
@@ -154,38 +161,53 @@ def _finish(image: Image.Image, name: str, max_pixels: int) -> Image.Image:
         )
     if width * height == 0:
         raise BadImage(f"{name} has no pixels ({width}×{height}).")
+    if max(width, height) > min(MAX_SIDE, MAX_ASPECT * min(width, height)):
+        raise BadImage(
+            f"{name} is a strip of {width}×{height} pixels: no side may be longer than {MAX_SIDE:,}, "
+            f"nor {MAX_ASPECT:,} times the other. Cut it into pieces."
+        )
+
+
+_DECODER_BYTES = {"WEBP": 12, "AVIF": 12, "HEIF": 8, "JPEG2000": 24, "TIFF": 4, "PSD": 4}
+"""What decoders hold of a pixel beside the picture itself."""
+
+
+def bytes_to_open(image: Image.Image) -> int:
+    """The most that decoding a picture and making it upright RGB takes, all copies counted. Only the header is read."""
+    if image.mode in ("I", "F"):
+        copies = 40
+    elif image.has_transparency_data:
+        copies = 24
+    elif image.info.get("icc_profile") or image.mode != "RGB":
+        copies = 12
+    else:
+        copies = 8
+    decoder = 6 if image.info.get("progressive") else _DECODER_BYTES.get(image.format, 0)
+    return image.width * image.height * (copies + decoder)
+
+
+def bytes_of(image: Image.Image) -> int:
+    """What an opened picture takes: Pillow gives each RGB pixel four bytes."""
+    return image.width * image.height * 4
+
+
+def _finish(image: Image.Image, name: str, max_pixels: int) -> Image.Image:
+    _check_size(image, name, max_pixels)
     try:
         image.load()
-        upright = _upright(_rgb(image), image)
+        _check_size(image, name, max_pixels)  # some kinds learn their size only now
+        rgb = to_rgb(image)
+        upright = _upright(rgb, image)
+        if upright is image:
+            upright = Image.Image.copy(image)
+    except BadImage:
+        raise
+    except MemoryError as error:
+        raise BadImage(f"{name} ({image.width}×{image.height} pixels) needs more memory than there is.") from error
     except Exception as error:  # a decoder that meets hostile bytes may raise anything
         raise BadImage(f"{name} is damaged or of an unknown kind ({one_line(error)}).") from error
-    upright.info = {}  # no EXIF that would turn it a second time, no megabytes of text
+    upright.info = {}  # no EXIF that would turn it a second time, no profile, no megabytes of text
     return upright
-
-
-def _rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I;16"):
-        return Image.fromarray(_WIDE[np.asarray(image).astype(np.uint16)]).convert("RGB")
-    if image.mode in ("I", "F"):
-        return Image.fromarray(_narrow(np.asarray(image), 1 if image.mode == "F" else 65535)).convert("RGB")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(white, image).convert("RGB")
-    return image.convert("RGB")
-
-
-_WIDE = np.rint(np.arange(65536) / 257).astype(np.uint8)
-"""16 bits → 8 bits."""
-
-
-def _narrow(grey: np.ndarray, top: int) -> np.ndarray:
-    """Numbers → 8 bits: 0..top where they lie in it, otherwise (depth maps and the like) from their least to most."""
-    grey = np.nan_to_num(grey.astype(np.float32))
-    low, high = min(grey.min(), 0), grey.max()
-    if low < 0 or high > top:
-        low, top = grey.min(), max(high, grey.min() + 1)
-    return np.rint((grey - low) / (top - low) * 255).astype(np.uint8)
 
 
 _TURNS = {
@@ -217,7 +239,7 @@ def _from_array(array: np.ndarray) -> Image.Image:
     if array.size == 0:
         raise BadImage(f"The array has no pixels (shape {array.shape}).")
     if array.dtype == np.uint16:
-        return Image.fromarray(_WIDE[array])
+        return Image.fromarray(WIDE[array])
     top = 1 if array.dtype.kind in "fb" else 255
     if array.dtype.kind not in "fbui" or not ((array >= 0) & (array <= top)).all():  # NaN fails too
         raise BadImage(f"The array ({array.dtype}) has values outside 0..{top}: integers go to 255, floats to 1.")
