@@ -7,21 +7,23 @@ opened when they are needed and never all held.
 from __future__ import annotations
 
 import hashlib
-import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from captioner.errors import BadImage, BadInput
+from captioner.images import printable
+from captioner.pairs import layouts
+from captioner.pairs.fingerprint import picture_fingerprint
+from captioner.pairs.layouts import LeftOut
+from captioner.pairs.provenance import name_of
+from captioner.pairs.sources import parse_all
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from PIL.Image import Image
-
-    from training.data.sources import Source
 
 
 @dataclass(frozen=True)
@@ -66,27 +68,21 @@ def read_pairs(specs: Sequence[str], limit: int | None = None, seed: int = 0, na
     """Read every source; limit: that many pictures drawn by chance. named: notes name the odd pictures."""
     from datasets import Image
 
-    from training.data.sources import load_pairs, parse
+    from training.data.sources import load_pairs
 
-    notes = [note for spec in specs if (note := _empty_captions(parse(spec)))]
-    with _collected_warnings() as warnings:
-        rows = load_pairs(list(specs))
+    left_out: list[LeftOut] = []
+    rows = load_pairs(list(specs), left_out=left_out)
+    notes = layouts.summaries(left_out, named)
     rows = rows.cast_column("image", Image(decode=False))
-    names = sorted({_name(parse(spec)) for spec in specs} | set(rows.unique("source")) - {None, ""})
+    names = sorted(set(map(name_of, parse_all(specs))) | set(rows.unique("source")) - {None, ""})
     if limit is not None and limit < len(rows):
         notes.append(f"{limit:,} of {len(rows):,} rows, drawn by chance (seed {seed}).")
         rows = rows.shuffle(seed=seed).select(range(limit))
     items, unreadable = _items(rows)
-    notes += [*warnings, *_oddities(items, unreadable, named)]
+    notes += _oddities(items, unreadable, named)
     if not items:
         raise BadInput(f"None of the {len(rows):,} pictures can be read. " + " ".join(notes))
     return Pairs(rows, _unique_ids(items, notes, named), tuple(names), notes)
-
-
-def _name(source: Source) -> str:
-    """A file is called by its folder, too: "pairs.parquet" alone says nothing."""
-    place = Path(source.place)
-    return "/".join(place.parts[-2:]) if place.is_file() else source.name
 
 
 def _items(rows: Dataset) -> tuple[list[Item], list[str]]:
@@ -111,25 +107,13 @@ def _image_hashes(rows: Dataset, ahead: int = 256) -> Iterator[str | None]:
 
     def one(row: int) -> str | None:
         try:
-            picture = picture_of(rows[row]["image"])
+            return picture_fingerprint(picture_of(rows[row]["image"]))
         except BadImage:
             return None  # the caller counts and names it
-        return hashlib.sha256(repr(picture.size).encode() + picture.tobytes()).hexdigest()
 
     with ThreadPoolExecutor(4) as pool:
         for start in range(0, len(rows), ahead):
             yield from pool.map(one, range(start, min(start + ahead, len(rows))))
-
-
-def _empty_captions(source: Source) -> str | None:
-    """`load_pairs` leaves rows without a caption out; of tables it warns, of folders it does not."""
-    from training.data import layouts
-
-    if source.kind not in layouts.READERS or not Path(source.place).exists():
-        return None
-    records = layouts.READERS[source.kind](Path(source.place), layouts.Columns(), layouts.BLURRED_IS_ABOVE)
-    empty = [record.id for record in records if not record.text.strip()]
-    return f"{source.place}: {_count(empty, 'picture')} without a caption left out." if empty else None
 
 
 def _oddities(items: list[Item], unreadable: list[str], named: bool) -> list[str]:
@@ -163,20 +147,5 @@ def _count(things: list, noun: str) -> str:
 
 
 def _some(names: list[str], named: bool, most: int = 5) -> str:
-    return ": " + ", ".join(dict.fromkeys(names[:most])) + (" …" if len(names) > most else "") if named else ""
-
-
-class _collected_warnings(logging.Handler):
-    """What the data sources warn of, as sentences for the report."""
-
-    def __enter__(self) -> list[str]:
-        super().__init__(logging.WARNING)
-        self.messages: list[str] = []
-        logging.getLogger("training.data").addHandler(self)
-        return self.messages
-
-    def __exit__(self, *_) -> None:
-        logging.getLogger("training.data").removeHandler(self)
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.messages.append(record.getMessage())
+    which = ": " + ", ".join(dict.fromkeys(names[:most])) + (" …" if len(names) > most else "")
+    return printable(which) if named else ""

@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 
 from captioner.errors import BadInput
+from captioner.pairs.fingerprint import fingerprint
 from captioner.statistics import RESAMPLES, SEED, Difference, differences, holm, intervals, resampled_means
 from eval import metrics
-from eval.provenance import fingerprint
 
 SIGNIFICANT = 0.05
 KEYS = ("id", "image_sha256", "truths", "model", "text")

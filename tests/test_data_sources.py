@@ -14,8 +14,9 @@ import pytest
 from PIL import Image
 
 from captioner.errors import BadInput
+from captioner.pairs.sources import parse
 from training.data.readable import ReadableRows, readable
-from training.data.sources import load_pairs, parse
+from training.data.sources import load_pairs
 
 COLOURS = {"a": "red", "b": "green", "c": "blue"}
 

@@ -18,11 +18,12 @@ from PIL import Image, ImageDraw
 from captioner.contracts import LoadOptions
 from captioner.errors import BadInput, BadOutput
 from captioner.index import Recipe, build
+from captioner.pairs.fingerprint import fingerprint
 from eval import report as report_module
 from eval.answers import Answer, Request, Settings, ask
 from eval.compare import compare
 from eval.data import read_pairs
-from eval.provenance import fingerprint, weights_hash
+from eval.provenance import weights_hash
 from eval.report import report
 from eval.results import Results
 

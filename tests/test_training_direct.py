@@ -16,7 +16,7 @@ from captioner.embedding import text_embedder
 from captioner.errors import BadInput
 from captioner.models import backbones
 from captioner.models.merging import merge
-from eval.provenance import fingerprint
+from captioner.pairs.fingerprint import fingerprint
 from training import direct
 from training.batches import Pairs
 

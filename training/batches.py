@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from captioner.contracts import Processor
-from eval.provenance import fingerprint
+from captioner.pairs.fingerprint import fingerprint
 from training.data.readable import ReadableRows
 
 IGNORED = -100  # the label that no loss counts

@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from captioner.errors import BadInput
-from eval.provenance import fingerprint
+from captioner.pairs.fingerprint import fingerprint
 from training.batches import augmented
 from training.data.readable import readable
 from training.data.sources import ROW

@@ -6,11 +6,7 @@
 from __future__ import annotations
 
 import logging
-import os
-import zipfile
 from collections.abc import Iterator
-from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,7 +14,8 @@ from datasets import Dataset, Image, IterableDataset
 from PIL.Image import Image as Picture
 
 from captioner.errors import BadImage, BadInput
-from captioner.images import MAX_BYTES, open_image
+from captioner.images import printable
+from captioner.pairs.readable import content, open_picture
 
 MOST_UNREADABLE = 0.05
 ENOUGH_TO_JUDGE = 100  # rows of a stream, whose length nobody knows
@@ -82,39 +79,12 @@ def readable(rows: Dataset | IterableDataset, skipped: list[str] | None = None) 
 
 def picture_of(cell: dict[str, Any]) -> Picture:
     """An undecoded cell of an image column → RGB."""
-    inside = cell["bytes"] is not None or cell["path"].startswith("zip://")
-    return open_image(bytes_of(cell) if inside else cell["path"])
+    return open_picture(cell["path"] if cell["bytes"] is None else cell["bytes"])
 
 
 def bytes_of(cell: dict[str, Any]) -> bytes:
     """The file as it is, wherever it lies."""
-    if cell["bytes"] is not None:
-        return cell["bytes"]
-    path = cell["path"]
-    if path.startswith("zip://"):
-        member, _, archive = path.removeprefix("zip://").partition("::")
-        return _from_zip(member, archive)
-    try:
-        return Path(path).read_bytes()
-    except OSError as error:
-        raise BadImage(f"{path} cannot be read ({error.strerror}).") from error
-
-
-def _from_zip(member: str, archive: str) -> bytes:
-    try:
-        opened = _archive(archive, os.getpid())
-        if opened.getinfo(member).file_size > MAX_BYTES:
-            raise BadImage(f"{member} in {archive} is larger than {MAX_BYTES:,} bytes.")
-        return opened.read(member)
-    except (OSError, KeyError, zipfile.BadZipFile, zipfile.zlib.error) as error:
-        raise BadImage(f"{member} in {archive} cannot be read ({error}).") from error
-
-
-@lru_cache(maxsize=8)
-def _archive(path: str, process: int) -> zipfile.ZipFile:
-    """Kept open: reading the list of members costs more than one picture. Never shared between processes, whose reads
-    would move each other's place in the file."""
-    return zipfile.ZipFile(path)
+    return content(cell["path"] if cell["bytes"] is None else cell["bytes"])
 
 
 def _name(row: dict[str, Any]) -> str:
@@ -122,7 +92,7 @@ def _name(row: dict[str, Any]) -> str:
 
 
 def report(row: dict[str, Any], error: BadImage) -> None:
-    log.warning("skipped %s: %s", _name(row), error)
+    log.warning("skipped %s: %s", printable(_name(row)), error)
 
 
 def refuse_too_many(unreadable: int, total: int) -> None:

@@ -15,8 +15,8 @@ from captioner.decoding import Decoding
 from captioner.embedding import text_embedder
 from captioner.models.clip_prefix import ClipPrefix
 from captioner.models.prefix import PrefixProcessor
+from captioner.pairs.fingerprint import fingerprint
 from captioner.search import Found, search
-from eval.provenance import fingerprint
 from training.mini import sources
 from training.mini.features import imagenet_backbone
 from training.mini.language import load_tokenizer, new_model

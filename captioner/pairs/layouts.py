@@ -1,0 +1,449 @@
+"""How pairs lie on disk: one reader a layout, each giving records, and what it leaves out, without opening a picture.
+
+A picture inside a zip is named `zip://MEMBER::ARCHIVE`, which `readable.py` and `datasets` understand.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import zipfile
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from captioner.errors import BadImage, BadInput
+from captioner.images import EXTENSIONS, printable
+
+TEXT_COLUMNS = ("text", "prompt", "caption")
+IMAGE_COLUMNS = ("image", "file_name", "file", "filename", "path")
+SIDECARS = (".txt", ".caption")
+BLURRED_IS_ABOVE = 1.0
+"""DiffusionDB scores pictures 0..1, and 2 where Stable Diffusion's own filter has blurred them."""
+KARPATHY = ("dataset_coco.json", "dataset_flickr8k.json", "dataset_flickr30k.json")
+NO_CAPTION = "without a caption"
+NO_PICTURE = "without a picture"
+UNREADABLE = "that cannot be read"
+
+
+@dataclass(frozen=True)
+class Record:
+    """One caption of one picture, which is not yet opened."""
+
+    image: str | bytes
+    """A path, `zip://MEMBER::ARCHIVE`, or the picture's file itself."""
+    text: str
+    id: str
+    name: str
+    """What to call it in a message."""
+    source: str = ""
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A picture or a row that gives no record."""
+
+    name: str
+    reason: str
+    """As it goes on after "3 pictures": "without a caption"."""
+    detail: str = ""
+    source: str = ""
+
+    def __str__(self) -> str:
+        return printable(f"{self.name}: {self.detail or self.reason}")
+
+
+def summaries(left_out: Iterable[LeftOut], named: bool = True, most: int = 5) -> list[str]:
+    """One sentence for each source and reason: "pictures: 3 pictures without a caption left out: a.png, b.png …"."""
+    names: dict[tuple[str, str], list[str]] = {}
+    for one in left_out:
+        names.setdefault((one.source, one.reason), []).append(one.name)
+    sentences = []
+    for (source, reason), of_reason in names.items():
+        which = ": " + ", ".join(of_reason[:most]) + (" …" if len(of_reason) > most else "") if named else ""
+        plural = "" if len(of_reason) == 1 else "s"
+        sentences.append(printable(f"{source}: {len(of_reason):,} picture{plural} {reason} left out{which}."))
+    return sentences
+
+
+@dataclass(frozen=True)
+class ReadOptions:
+    """What is read of every source."""
+
+    text_column: str | None = None
+    """The column of the captions; None: the first of the usual names."""
+    image_column: str | None = None
+    split: str = "train"
+    """Which part of a Hub data set, or of a folder with train-*.parquet and validation-*.parquet."""
+    max_nsfw: float = BLURRED_IS_ABOVE
+    """What DiffusionDB scores higher is left out; 1 leaves out only what it has blurred."""
+    part: str = ""
+    """Which part of a file that says of each picture which it is in (Karpathy's splits)."""
+
+    def text_in(self, columns: Iterable[str], where: str | Path) -> str:
+        """The column of the captions among these."""
+        return _column(self.text_column, TEXT_COLUMNS, list(columns), where, "caption", "--text-column")
+
+    def image_in(self, columns: Iterable[str], where: str | Path, usual: tuple[str, ...] = IMAGE_COLUMNS) -> str:
+        """The column of the pictures among these."""
+        return _column(self.image_column, usual, list(columns), where, "picture", "--image-column")
+
+
+def _column(wanted: str | None, usual: tuple[str, ...], columns: list[str], where, what: str, option: str) -> str:
+    for name in (wanted,) if wanted else usual:
+        if name in columns:
+            return name
+    names = printable(", ".join(map(repr, columns))) or "none"
+    sought = f"{wanted!r}" if wanted else " or ".join(map(repr, usual))
+    raise BadInput(f"{where} has no {what} column {sought}. The columns are: {names}. Say which with {option}.")
+
+
+def caption_of(cell: Any, where: str) -> str:
+    """The caption in a cell; of several, the first; empty where there is none."""
+    if isinstance(cell, list):
+        cell = cell[0] if cell else None
+    if cell is None:
+        return ""
+    if not isinstance(cell, str):
+        raise BadInput(f"{where}: the caption is {printable(repr(cell)[:60])}, not a text. Write it in quotes.")
+    if not _is_whole(cell):
+        raise BadInput(f"{where}: the caption holds half a character (a lone surrogate). Write it anew as UTF-8.")
+    return cell if cell.strip() else ""
+
+
+def _is_whole(text: str) -> bool:
+    """Whether it can be written as UTF-8."""
+    return text.isascii() or re.search("[\ud800-\udfff]", text) is None
+
+
+def kind_of(path: Path) -> str:
+    """The layout of what is on disk."""
+    if path.is_file():
+        kind = {".parquet": "parquet", ".json": "coco", ".zip": "diffusiondb"}.get(path.suffix)
+        if kind is None:
+            raise BadInput(f"{path} is no data set: name a folder, a .parquet file or a COCO captions .json.")
+        return kind
+    if _parts(path):
+        return "diffusiondb"
+    if (path / "prompts.csv").exists():
+        return "kaggle"
+    if any(_tables(path)):
+        return "folder"
+    if _captions_files(path):
+        return "coco"
+    if next(path.rglob("*.parquet"), None):
+        return "parquet"
+    return "folder" if any(_sidecar(picture) for picture in pictures_in(path)) else "parameters"
+
+
+# --- folders of pictures ---------------------------------------------------------------------------------------------
+
+
+def read_folder(folder: Path, options: ReadOptions) -> Iterator[Record | LeftOut]:
+    """metadata.jsonl or metadata.csv beside the pictures (in any subfolder), otherwise a .txt or .caption beside each
+    picture."""
+    tables = list(_tables(folder))
+    for table in tables:
+        yield from _read_table(table, folder, options)
+    if not tables:
+        for picture in pictures_in(folder):
+            yield _with_sidecar(picture, os.path.relpath(picture, folder))
+
+
+def _read_table(table: Path, folder: Path, options: ReadOptions) -> Iterator[Record | LeftOut]:
+    pictures: Path | None = None
+    for where, row in rows_of(table):
+        file = _file_name(row[options.image_in(row, where)])
+        text = caption_of(row[options.text_in(row, where)], where)
+        if not file:
+            yield LeftOut(where, NO_PICTURE)
+            continue
+        pictures = pictures or _folder_with(file, table.parent, table.parent / "images")
+        name = os.path.relpath(pictures / file, folder)
+        if text:
+            yield Record(str(pictures / file), text, str(row.get("id") or name), name)
+        else:
+            yield LeftOut(name, NO_CAPTION)
+
+
+def _file_name(cell: Any) -> str:
+    """A name or a number as a name; anything else names no picture."""
+    return str(cell) if isinstance(cell, str | int) and not isinstance(cell, bool) else ""
+
+
+def _folder_with(file: str, *folders: Path) -> Path:
+    """The first of these folders that has the file. Without any the first, so that the missing picture is named."""
+    return next((folder for folder in folders if (folder / file).is_file()), folders[0])
+
+
+def _with_sidecar(picture: Path, name: str) -> Record | LeftOut:
+    sidecar = _sidecar(picture)
+    if sidecar is None:
+        return LeftOut(name, NO_CAPTION)
+    try:
+        text = sidecar.read_text(encoding="utf-8-sig").strip()
+    except UnicodeDecodeError:
+        return LeftOut(name, "whose caption is not UTF-8", f"{sidecar.name} is not UTF-8. Save it as UTF-8.")
+    except OSError as error:
+        return LeftOut(name, "whose caption cannot be read", f"{sidecar.name} cannot be read ({error.strerror}).")
+    return Record(str(picture), text, name, name) if text else LeftOut(name, NO_CAPTION)
+
+
+def read_kaggle(folder: Path, options: ReadOptions) -> Iterator[Record | LeftOut]:
+    """The competition's layout: prompts.csv (imgId, prompt), and the pictures as images/ID.png or beside it."""
+    table = folder / "prompts.csv"
+    if not table.is_file():
+        raise BadInput(f"{folder} has no prompts.csv (columns imgId, prompt), which the competition's layout needs.")
+    inside = folder / "images" if (folder / "images").is_dir() else folder
+    pictures = {picture.stem: picture for picture in pictures_in(inside)}
+    for where, row in rows_of(table):
+        name = _file_name(row[options.image_in(row, where, ("imgId", *IMAGE_COLUMNS))])
+        text = caption_of(row[options.text_in(row, where)], where)
+        if not name:
+            yield LeftOut(where, NO_PICTURE)
+        elif not text:
+            yield LeftOut(name, NO_CAPTION)
+        else:  # a picture that is missing is still named, so that it is counted among the unreadable
+            picture = pictures.get(name) or pictures.get(Path(name).stem) or inside / f"{name}.png"
+            yield Record(str(picture), text, name, os.path.relpath(picture, folder))
+
+
+def read_parameters(folder: Path, _: ReadOptions) -> Iterator[Record | LeftOut]:
+    """Pictures that carry the prompt they were made from."""
+    from captioner.images.metadata import read_parameters as parameters_of
+
+    for picture in pictures_in(folder):
+        name = os.path.relpath(picture, folder)
+        try:
+            parameters = parameters_of(picture)
+        except BadImage as error:
+            yield LeftOut(name, UNREADABLE, str(error))
+            continue
+        if parameters and parameters.prompt:
+            yield Record(str(picture), parameters.prompt, name, name)
+        else:
+            yield LeftOut(name, NO_CAPTION, "carries no prompt, and has no caption beside it")
+
+
+def pictures_in(folder: Path) -> Iterator[Path]:
+    """All pictures below, sorted. Links to folders are not followed: they may lead in circles."""
+    for where, folders, files in os.walk(folder):
+        folders.sort()
+        yield from (Path(where, file) for file in sorted(files) if Path(file).suffix.lower() in EXTENSIONS)
+
+
+def _tables(folder: Path) -> Iterator[Path]:
+    for where, folders, files in os.walk(folder):
+        folders.sort()
+        yield from (Path(where, name) for name in ("metadata.jsonl", "metadata.csv") if name in files)
+
+
+def _sidecar(picture: Path) -> Path | None:
+    return next((file for ending in SIDECARS if (file := picture.with_suffix(ending)).exists()), None)
+
+
+# --- tables ----------------------------------------------------------------------------------------------------------
+
+
+def rows_of(table: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The rows of a .csv, or of a .jsonl, each with the words that name its place."""
+    try:
+        # Bytes that are no UTF-8 come as lone surrogates, so that the line they stand in can be named.
+        with table.open(encoding="utf-8-sig", newline="", errors="surrogateescape") as lines:
+            yield from (_csv_rows if table.suffix == ".csv" else _json_rows)(lines, table)
+    except OSError as error:
+        raise BadInput(f"{table} cannot be read ({error.strerror}).") from error
+
+
+def _csv_rows(lines: Iterable[str], table: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    reader = csv.DictReader(lines)
+    try:
+        _check_utf8(reader.fieldnames or (), f"{table}, line 1")
+        for row in reader:
+            where = f"{table}, line {reader.line_num}"
+            _check_utf8([cell for cell in row.values() if isinstance(cell, str)], where)
+            yield where, row
+    except csv.Error as error:
+        raise BadInput(f"{table}, line {reader.line_num}: this is no CSV ({error}).") from error
+
+
+def _json_rows(lines: Iterable[str], table: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    for number, line in enumerate(lines, 1):
+        where = f"{table}, line {number}"
+        if not line.strip():
+            continue
+        _check_utf8((line,), where)
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise BadInput(f"{where}: this is no JSON ({error}).") from error
+        if not isinstance(row, dict):
+            line = printable(line.strip()[:40])
+            raise BadInput(f'{where}: {line} is no JSON object like {{"file_name": "a.png", "text": "a cat"}}.')
+        yield where, row
+
+
+def _check_utf8(texts: Iterable[str], where: str) -> None:
+    if not all(map(_is_whole, texts)):
+        raise BadInput(f"{where}: this is not UTF-8. Save the file as UTF-8.")
+
+
+# --- COCO captions ---------------------------------------------------------------------------------------------------
+
+
+def read_coco(path: Path, options: ReadOptions) -> Iterator[Record | LeftOut]:
+    """captions_*.json, or Karpathy's dataset_coco.json, with its pictures in a folder beside it. One record a caption;
+    the id is the picture's. Of several files, those that have no pictures here are left out."""
+    files = [path] if path.is_file() else _captions_files(path)
+    missing: list[BadInput] = []
+    for file in files:
+        try:
+            yield from _read_captions(file, options)
+        except _NoPictures as error:
+            missing.append(error)
+            yield LeftOut(file.name, "whose pictures are not here", str(error))
+    if missing and len(missing) == len(files):
+        raise BadInput(str(missing[0]))
+
+
+class _NoPictures(BadInput):
+    """A captions file without its pictures."""
+
+
+def _read_captions(file: Path, options: ReadOptions) -> Iterator[Record | LeftOut]:
+    content = _json_of(file, "file of COCO captions")
+    try:
+        if "annotations" not in content and any("sentences" in picture for picture in content["images"]):
+            captions, pictures = _karpathy(content, file, options.part), {}
+        else:
+            pictures = {picture["id"]: picture["file_name"] for picture in content["images"]}
+            captions = [(one["image_id"], one["image_id"], one["caption"]) for one in content["annotations"]]
+    except (KeyError, TypeError) as error:
+        raise BadInput(f"{file} is no file of COCO captions ({type(error).__name__}: {error}).") from error
+    folder = _coco_pictures(file, str(next(iter(pictures.values()), captions[0][1] if captions else "")))
+    for number, key, caption in captions:
+        name = pictures.get(key) if pictures else key
+        text = caption_of(caption, f"{file}, a caption of picture {number}")
+        if not isinstance(name, str):
+            yield LeftOut(str(number), "that the captions name and the list of pictures does not")
+        else:
+            yield Record(str(folder / name), text, str(number), name) if text else LeftOut(name, NO_CAPTION)
+
+
+def _karpathy(content: dict[str, Any], file: Path, part: str) -> list[tuple[Any, str, str]]:
+    """(id, file, caption) of one part of Karpathy's file; "train" holds restval too, as he trained."""
+    counts = Counter("train" if picture["split"] == "restval" else picture["split"] for picture in content["images"])
+    if part not in counts:
+        parts = ", ".join(f"{name} ({count:,})" for name, count in counts.items())
+        raise BadInput(f"{file} has the parts {parts}. Name one of them: coco:{file}:{next(iter(counts), 'train')}")
+    parts = {part, "restval"} if part == "train" else {part}
+    return [
+        (picture.get("cocoid", picture.get("imgid")), _karpathy_name(picture), sentence["raw"])
+        for picture in content["images"]
+        if picture["split"] in parts
+        for sentence in picture["sentences"]
+    ]
+
+
+def _karpathy_name(picture: dict[str, Any]) -> str:
+    return "/".join(filter(None, (picture.get("filepath"), picture["filename"])))
+
+
+def _captions_files(folder: Path) -> list[Path]:
+    captions = sorted([*folder.glob("captions_*.json"), *folder.glob("annotations/captions_*.json")])
+    return captions or [folder / name for name in KARPATHY if (folder / name).is_file()]
+
+
+def _coco_pictures(captions: Path, example: str) -> Path:
+    """captions_val2017.json → val2017/, images/val2017/ or images/, beside it or one folder up."""
+    part = captions.stem.removeprefix("captions_")
+    roots = (captions.parent, captions.parent.parent)
+    folders = [root / inner for root in roots for inner in (part, f"images/{part}", "images", ".")]
+    for folder in folders:
+        if (folder / example).is_file():
+            return folder
+    raise _NoPictures(f"{captions} names {example!r}, which is in none of: {', '.join(map(str, folders))}.")
+
+
+def _json_of(file: Path, what: str) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise BadInput(f"{file} is no {what} ({type(error).__name__}: {error}).") from error
+    if not isinstance(content, dict):
+        raise BadInput(f"{file} is no {what}: it should hold a JSON object.")
+    return content
+
+
+# --- DiffusionDB -----------------------------------------------------------------------------------------------------
+
+
+def read_diffusiondb(path: Path, options: ReadOptions) -> Iterator[Record | LeftOut]:
+    """part-000001.zip or part-000001/, each with its json, as published; scores from metadata.parquet where it is."""
+    parts = _parts(path)
+    above = _above(path, options.max_nsfw)
+    for part in parts:
+        for name, prompt in _part_prompts(part).items():
+            if name in above:
+                yield LeftOut(name, f"with an nsfw score above {options.max_nsfw:g}")
+            elif text := caption_of(prompt, f"{part}, {name}"):
+                picture = f"zip://{name}::{part.absolute()}" if part.suffix == ".zip" else str(part / name)
+                yield Record(picture, text, Path(name).stem, name)
+            else:
+                yield LeftOut(name, NO_CAPTION)
+
+
+def _parts(path: Path) -> list[Path]:
+    """The parts of DiffusionDB: `path` itself, in it, or up to two folders down (images/, …-large-part-1/)."""
+    if path.is_file() or (path / f"{path.name}.json").exists():
+        return [path] if path.name.startswith("part-") else []
+    found = [part for depth in ("", "*/", "*/*/") for part in path.glob(f"{depth}part-*")]
+    numbered = [part for part in found if re.fullmatch(r"part-\d+(\.zip)?", part.name)]
+    return sorted(part for part in numbered if part.suffix == ".zip" or (part / f"{part.name}.json").exists())
+
+
+def _part_prompts(part: Path) -> dict[str, Any]:
+    name = f"{part.stem}.json"
+    try:
+        if part.suffix == ".zip":
+            with zipfile.ZipFile(part) as archive:
+                content = json.loads(archive.read(name))
+        else:
+            content = json.loads((part / name).read_bytes())
+        return {picture: entry["p"] for picture, entry in content.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, zipfile.BadZipFile) as error:
+        raise BadInput(f"{part} is no whole part of DiffusionDB ({type(error).__name__}: {error}).") from error
+
+
+def _above(path: Path, max_nsfw: float) -> set[str]:
+    """Names of the pictures whose own score or whose prompt's score is too high."""
+    import pyarrow
+    import pyarrow.compute as compute
+    import pyarrow.dataset as dataset
+
+    tables = [file for folder in (path, path.parent) for file in sorted(folder.glob("metadata*.parquet"))]
+    if not tables:
+        if max_nsfw < BLURRED_IS_ABOVE:
+            raise BadInput(f"Scores are filtered by DiffusionDB's metadata.parquet: there is none in {path}.")
+        return set()
+    too_high = (compute.field("image_nsfw") > max_nsfw) | (compute.field("prompt_nsfw") > max_nsfw)
+    try:
+        names = dataset.dataset(tables).to_table(columns=["image_name"], filter=too_high)
+    except (OSError, pyarrow.ArrowException) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise BadInput(f"{tables[0]} does not hold DiffusionDB's scores ({reason}).") from error
+    return set(names["image_name"].to_pylist())
+
+
+READERS: dict[str, Callable[[Path, ReadOptions], Iterator[Record | LeftOut]]] = {
+    "folder": read_folder,
+    "kaggle": read_kaggle,
+    "coco": read_coco,
+    "diffusiondb": read_diffusiondb,
+    "parameters": read_parameters,
+}
+"""Layout → its reader."""

@@ -1,0 +1,283 @@
+"""Records from anywhere: `read(["my/pictures", "coco:~/coco@0.5", "hub:NAME"])`.
+
+What a folder holds is seen from its files (`layouts.py`), or said by a prefix: `folder:`, `kaggle:`, `coco:`,
+`diffusiondb:`, `parameters:`, `parquet:`, `hub:`. `@2` behind a name: each of its records comes twice (`@0.5`: half of
+them, drawn by the seed). A picture with several captions gives several records with one id.
+Pictures are opened late: `readable.py` leaves out those that cannot be.
+"""
+
+from __future__ import annotations
+
+import glob
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from captioner.errors import BadInput
+from captioner.pairs import layouts
+from captioner.pairs.layouts import LeftOut, ReadOptions, Record
+
+TABLES = ("parquet", "hub")
+BATCH = 64
+"""Rows of a parquet file that are held at once, pictures included."""
+PATIENCE = 5.0
+"""Seconds that the Hub has to answer at all."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """One --data: which layout, where, and how often its rows come."""
+
+    kind: str
+    place: str
+    weight: float = 1.0
+    part: str = ""
+    """`coco:FILE:PART`: of Karpathy's parts of COCO, this one."""
+
+    @property
+    def name(self) -> str:
+        """What its records are said to come from."""
+        return self.place if self.kind == "hub" else Path(self.place).name
+
+
+def parse(spec: str | Path) -> Source:
+    """What one `--data` means."""
+    place, weight = str(spec), 1.0
+    if (match := re.fullmatch(r"(.+)@(\d+\.?\d*)", place)) and not Path(place).exists():
+        place, weight = match[1], float(match[2])
+        if weight == 0:
+            raise BadInput(f"{spec}: a weight is above 0. Leave the source out instead.")
+    kind, separator, rest = place.partition(":")
+    if separator and kind in (*layouts.READERS, *TABLES):
+        if kind == "hub":
+            return Source(kind, rest, weight)
+        file, _, part = rest.rpartition(":")
+        rest, part = (file, part) if kind == "coco" and file.endswith(".json") else (rest, "")
+        return Source(kind, str(Path(rest).expanduser()), weight, part)
+    if glob.has_magic(place) and not Path(place).exists():
+        return Source("parquet", str(Path(place).expanduser()), weight)
+    path = Path(place).expanduser()
+    if not path.exists():
+        raise BadInput(f"There is no {path}. A data set of the Hugging Face Hub is named hub:{place}.")
+    return Source(layouts.kind_of(path), str(path), weight)
+
+
+class Records:
+    """The pairs of some sources, one source after the other. Each pass over them notes anew what it leaves out."""
+
+    def __init__(self, sources: Sequence[Source], options: ReadOptions, seed: int) -> None:
+        self.sources = sources
+        self.options = options
+        self.seed = seed
+        self.left_out: list[LeftOut] = []
+
+    def __iter__(self) -> Iterator[Record]:
+        self.left_out.clear()
+        for number, source in enumerate(self.sources):
+            records = weighted(source, self.options, self.seed + number, self.left_out)
+            if (first := next(records, None)) is None:
+                refuse_empty(source, self.options)
+            else:
+                yield first
+                yield from records
+
+    def total(self) -> int | None:
+        """How many are to come at most, told without opening a picture; None where the Hub alone knows.
+
+        What is wrong with a table is said here, before any work is done.
+        """
+        counts = [_count(source, self.options) for source in self.sources]
+        if None in counts:
+            return None
+        return sum(round(count * source.weight) for count, source in zip(counts, self.sources, strict=True))
+
+
+def read(specs: Sequence[str | Path], options: ReadOptions | None = None, seed: int = 0) -> Records:
+    """The pairs that these name; see the top of this module."""
+    return Records(parse_all(specs), options or ReadOptions(), seed)
+
+
+def parse_all(specs: Sequence[str | Path]) -> list[Source]:
+    """What some `--data` mean; one may stand alone."""
+    sources = [parse(spec) for spec in ([specs] if isinstance(specs, (str, Path)) else specs)]
+    if not sources:
+        raise BadInput("No data: name at least one folder, parquet file or Hub data set.")
+    return sources
+
+
+def weighted(
+    source: Source, options: ReadOptions, seed: int, left_out: list[LeftOut] | None = None
+) -> Iterator[Record]:
+    """The records of one source as often as its weight says; what it leaves out is added to `left_out`, once."""
+    whole, fraction = divmod(source.weight, 1)
+    for again in range(int(whole)):
+        yield from records_of(source, options, None if again else left_out)
+    if fraction:
+        import numpy as np
+
+        generator = np.random.default_rng(seed)
+        records = records_of(source, options, None if whole else left_out)
+        yield from (record for record in records if generator.random() < fraction)
+
+
+def records_of(source: Source, options: ReadOptions, left_out: list[LeftOut] | None = None) -> Iterator[Record]:
+    """The records of one source, each once."""
+    for item in _items(source, options):
+        item = item if item.source else replace(item, source=source.name)
+        if isinstance(item, Record):
+            yield item
+        elif left_out is not None:
+            left_out.append(item)
+
+
+def refuse_empty(source: Source, options: ReadOptions) -> None:
+    """A source without a single record is a mistake: say what was seen, and what to add."""
+    left_out: list[LeftOut] = []
+    if next(records_of(source, options, left_out), None) is not None:
+        return
+    of_pictures = source.kind in ("folder", "parameters")
+    noun = ("picture" if of_pictures else "row") + ("" if len(left_out) == 1 else "s")
+    sentence = f"{source.place} holds no picture with a caption ({len(left_out):,} {noun} seen)."
+    if of_pictures:
+        sentence += " Add a .txt beside each picture, metadata.jsonl (file_name, text) or prompts.csv (imgId, prompt)."
+    raise BadInput(sentence)
+
+
+def _items(source: Source, options: ReadOptions) -> Iterator[Record | LeftOut]:
+    if source.kind == "hub":
+        yield from _read_hub(source, options)
+        return
+    if source.kind == "parquet":
+        yield from _read_parquet(source, options)
+        return
+    if not Path(source.place).exists():
+        raise BadInput(f"There is no {source.place}.")
+    yield from layouts.READERS[source.kind](Path(source.place), replace(options, part=source.part))
+
+
+def _count(source: Source, options: ReadOptions) -> int | None:
+    if source.kind == "hub":
+        return None
+    if source.kind == "parquet":
+        return sum(_open_parquet(file).metadata.num_rows for file in parquet_files(source.place, options.split))
+    if source.kind == "parameters":
+        return sum(1 for _ in layouts.pictures_in(Path(source.place)))
+    return sum(1 for _ in records_of(source, options))
+
+
+# --- parquet ---------------------------------------------------------------------------------------------------------
+
+
+def parquet_files(place: str, split: str) -> list[str]:
+    """A file, a pattern, or the files under a folder; those of the split where names tell splits apart."""
+    folder = Path(place)
+    found = sorted(map(str, folder.rglob("*.parquet"))) if folder.is_dir() else sorted(glob.glob(place, recursive=True))
+    if not found:
+        raise BadInput(f"There is no parquet file at {place}.")
+    if folder.is_dir():
+        of_split = [f for f in found if re.match(rf"{re.escape(split)}\b", str(Path(f).relative_to(folder)))]
+        return of_split or found
+    return found
+
+
+def _read_parquet(source: Source, options: ReadOptions) -> Iterator[Record | LeftOut]:
+    number = 0
+    for file in parquet_files(source.place, options.split):
+        for row, item in enumerate(_parquet_rows(file, options)):
+            yield _from_row(item, number, f"{Path(file).name}:{row}", f"{file}, row {row}")
+            number += 1
+
+
+def _parquet_rows(file: str, options: ReadOptions) -> Iterator[dict[str, Any]]:
+    import pyarrow
+
+    table = _open_parquet(file)
+    names = table.schema_arrow.names
+    columns = {"text": options.text_in(names, file), "image": options.image_in(names, file)}
+    columns |= {name: name for name in ("id", "source") if name in names}
+    try:
+        for batch in table.iter_batches(batch_size=BATCH, columns=list(dict.fromkeys(columns.values()))):
+            cells = {name: batch[column].to_pylist() for name, column in columns.items()}
+            yield from (dict(zip(cells, row, strict=True)) for row in zip(*cells.values(), strict=True))
+    except (OSError, pyarrow.ArrowException, UnicodeDecodeError) as error:
+        raise BadInput(f"{file} is damaged ({' '.join(str(error).split())[:200]}).") from error
+
+
+def _open_parquet(file: str) -> Any:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        return pyarrow.parquet.ParquetFile(file)
+    except (OSError, pyarrow.ArrowException) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise BadInput(f"{file} is no parquet file, or is cut off ({reason}).") from error
+
+
+def _from_row(row: dict[str, Any], number: int, name: str, where: str) -> Record | LeftOut:
+    """A row of a table {text, image, perhaps id and source} as a record."""
+    image, text, source = row["image"], layouts.caption_of(row["text"], where), row.get("source") or ""
+    if isinstance(image, dict):
+        image = image["path"] if image.get("bytes") is None else image["bytes"]
+    if image is not None and not isinstance(image, str | bytes):
+        raise BadInput(f"{where}: the picture is {type(image).__name__}, not the bytes of a file or its path.")
+    if not text:
+        return LeftOut(name, layouts.NO_CAPTION, source=source)
+    if not image:
+        return LeftOut(name, layouts.NO_PICTURE, source=source)
+    return Record(image, text, str(row.get("id", number)), name, source)
+
+
+# --- the Hub ---------------------------------------------------------------------------------------------------------
+
+
+def _read_hub(source: Source, options: ReadOptions) -> Iterator[Record | LeftOut]:
+    from datasets import Image
+
+    rows = load_hub(source, options.split, streaming=True)
+    names = rows.column_names or list(next(iter(rows), {}))
+    text, image = options.text_in(names, source.place), options.image_in(names, source.place)
+    if rows.features:  # as it lies in the file, not decoded and encoded again
+        rows = rows.cast_column(image, Image(decode=False))
+    for number, row in enumerate(rows):
+        name = f"{source.place}:{number}"
+        yield _from_row(row | {"text": row[text], "image": row[image]}, number, name, f"{source.place}, row {number}")
+
+
+def load_hub(source: Source, split: str, streaming: bool = False) -> Any:
+    """A data set of the Hugging Face Hub as `datasets` gives it."""
+    from datasets import load_dataset
+
+    name, _, configuration = source.place.partition(":")
+    _refuse_unreachable(name)
+    try:
+        return load_dataset(name, configuration or None, split=split, streaming=streaming)
+    except (OSError, ValueError, RuntimeError) as error:  # what `datasets` raises has no common ancestor
+        raise BadInput(f"{source.place} cannot be loaded: {reason_of(error)}") from error
+
+
+def _refuse_unreachable(name: str) -> None:
+    """Ask the Hub once whether it is there: `datasets` would try for a minute. What is in its cache needs no Hub."""
+    from datasets import config
+    from huggingface_hub import HfApi, constants
+    from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled
+
+    cached = Path(config.HF_DATASETS_CACHE) / name.replace("/", "___")
+    if constants.HF_HUB_OFFLINE or Path(name).exists() or cached.is_dir():
+        return
+    try:
+        HfApi().dataset_info(name, timeout=PATIENCE)
+    except HfHubHTTPError:
+        return  # it answers: `datasets` knows better what is wrong with the name
+    except (HTTPError, OfflineModeIsEnabled, OSError, ValueError) as error:
+        raise BadInput(
+            f"hub:{name} cannot be loaded: the Hugging Face Hub does not answer ({reason_of(error)}). "
+            "Check the network, or name a folder or a parquet file."
+        ) from error
+
+
+def reason_of(error: BaseException) -> str:
+    """A library's complaint on one line."""
+    return " ".join(str(error.__cause__ or error).split())[:300]
