@@ -95,7 +95,8 @@ def read_prompts(file: Path) -> list[str]:
 
 
 def _pairs(options: Preparation, stages: dict[str, int]) -> tuple[list[str], Any]:
-    from training.data.sources import load_pairs, parse
+    from captioner.pairs.sources import parse
+    from training.data.sources import load_pairs
 
     columns = {"text_column": options.text_column or None, "image_column": options.image_column or None}
     rows = load_pairs(options.data, max_nsfw=options.max_nsfw, seed=options.seed, **columns)
