@@ -99,7 +99,7 @@ def generate(
     prompts = Prompts(
         Model(model.model, model.load_options),
         search,
-        text.finish,
+        text.finish(search.forbid or ()),
         read.metadata,
         read.max_pixels,
         write.embed,

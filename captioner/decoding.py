@@ -33,8 +33,6 @@ class Decoding:
     """Sampling with the same seed, image and settings gives the same text, whatever the batch size."""
     forbid: tuple[str, ...] = ()
     """Words that are never written, whatever their case: their token sequences cannot be produced."""
-    require: tuple[str, ...] = ()
-    """Words that every text contains: placed where the model finds them plausible, at the latest before it ends."""
 
     def __post_init__(self) -> None:
         if self.num_beams < 1 or self.num_return_sequences < 1 or self.max_new_tokens < 1:
@@ -50,7 +48,7 @@ class Decoding:
             raise BadInput("temperature must be above 0, top_p in (0, 1], top_k 0 or more.")
         if self.repetition_penalty <= 0:
             raise BadInput("repetition_penalty must be above 0.")
-        if both := {word.lower() for word in self.forbid} & {word.lower() for word in self.require}:
-            raise BadInput(f"Forbidden and required at once: {', '.join(sorted(both))}.")
+        if not all(map(str.strip, self.forbid)):
+            raise BadInput("An empty word cannot be forbidden.")
         if self.early_stopping not in (False, True, "never"):
             raise BadInput('early_stopping is False, True or "never".')

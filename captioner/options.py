@@ -112,6 +112,14 @@ class ModelFlags:
         return LoadOptions(**given)
 
 
+def words_of(flag: str, lists: Sequence[str]) -> tuple[str, ...]:
+    """The words of comma-separated lists."""
+    words = tuple(word.strip() for given in lists for word in given.split(",") if word.strip())
+    if not words:
+        raise BadInput(f"{flag} names no word.")
+    return words
+
+
 # --- how text is searched for ----------------------------------------------------------------------------------------
 
 _search = _option("Search")
@@ -146,8 +154,11 @@ class SearchFlags:
     seed: Annotated[int | None, _search("Sampling: the same seed gives the same texts, whatever the batch size.")] = (
         None
     )
-    forbid: Annotated[list[str] | None, _search("A word that is never written. Repeatable.")] = None
-    require: Annotated[list[str] | None, _search("A word that every text contains. Repeatable.")] = None
+    forbid: Annotated[list[str] | None, _search("Words that are never written, comma-separated.")] = None
+
+    def __post_init__(self) -> None:
+        if self.forbid is not None:
+            object.__setattr__(self, "forbid", words_of("--forbid", self.forbid))
 
     def check(self) -> None:
         """Contradictions are said before anything is loaded; what depends on the model's own length is said then."""
@@ -164,8 +175,6 @@ class SearchFlags:
             given["num_return_sequences"] = min(own.num_return_sequences, given["num_beams"])
         if self.early_stopping is not None:
             given["early_stopping"] = {"true": True, "false": False}.get(self.early_stopping.value, "never")
-        for words in {"forbid", "require"} & given.keys():
-            given[words] = tuple(given[words])
         return replace(own, **given)
 
 
@@ -184,16 +193,22 @@ class TextFlags:
     ] = None
     prefix: Annotated[str, _text('A trigger word before the text: "sks style" gives "sks style, …".')] = ""
     suffix: Annotated[str, _text("The same after the text.")] = ""
+    require: Annotated[
+        list[str] | None, _text("Words that every text contains, comma-separated; what is missing becomes a term.")
+    ] = None
     max_tokens_clip: Annotated[
         int | None,
         _text("Cut at a comma so that CLIP's text tower (77 tokens) would not truncate it.", min=3),
     ] = None
 
-    @property
-    def finish(self) -> Finish:
+    def finish(self, forbid: tuple[str, ...]) -> Finish:
+        """The same in terms of the library; what the search must not write does not stand in the text either."""
         from captioner.pipeline import Finish
 
-        return Finish(not self.raw, self.consensus, self.prefix, self.suffix, self.max_tokens_clip)
+        require = words_of("--require", self.require) if self.require else ()
+        return Finish(
+            not self.raw, self.consensus, self.prefix, self.suffix, self.max_tokens_clip, forbid=forbid, require=require
+        )
 
 
 # --- what is read ----------------------------------------------------------------------------------------------------

@@ -24,6 +24,7 @@ from captioner.errors import BadCheckpoint, BadInput
 from captioner.images import open_image
 from captioner.prompt import Candidate, Prompt, Reading
 from captioner.text.length import clip_tokens, cut_to_tokens
+from captioner.text.words import holds, with_words, without_words
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -46,11 +47,19 @@ class Finish:
     suffix: str = ""
     max_clip_tokens: int | None = None
     """Cut at a comma so that CLIP's text tower (77 tokens) would not truncate it."""
+    forbid: tuple[str, ...] = ()
+    """Words that the text does not contain: its comma terms go that hold one. `Decoding.forbid` avoids them before."""
+    require: tuple[str, ...] = ()
+    """Words that the text contains: what is missing is added as comma terms."""
 
     def __post_init__(self) -> None:
-        if self.max_clip_tokens and (triggers := clip_tokens(self.dress(""))) > self.max_clip_tokens:
+        if not all(map(str.strip, (*self.forbid, *self.require))):
+            raise BadInput("An empty word cannot be forbidden or required.")
+        if both := {word.lower() for word in self.forbid} & {word.lower() for word in self.require}:
+            raise BadInput(f"Forbidden and required at once: {', '.join(sorted(both))}.")
+        if self.max_clip_tokens and (triggers := clip_tokens(self.dress(self._complete("")))) > self.max_clip_tokens:
             raise BadInput(
-                f"The prefix and suffix alone are {triggers} of CLIP's tokens, more than the limit of "
+                f"Prefix, suffix and required words alone are {triggers} of CLIP's tokens, more than the limit of "
                 f"{self.max_clip_tokens}: shorten them, or raise the limit."
             )
 
@@ -61,9 +70,14 @@ class Finish:
     def body(self, raw: str, finished: bool = True) -> str:
         """The text without trigger words: what candidates are compared by."""
         body = postprocess.clean(raw, finished=finished) if self.clean else raw
+        body = without_words(body, self.forbid)
         if self.max_clip_tokens:
-            body = cut_to_tokens(body, lambda text: clip_tokens(self.dress(text)), self.max_clip_tokens)
-        return body
+            body = cut_to_tokens(body, lambda text: clip_tokens(self.dress(self._complete(text))), self.max_clip_tokens)
+        return self._complete(body)
+
+    def _complete(self, body: str) -> str:
+        """With the required words that neither it nor a trigger word holds."""
+        return with_words(body, [word for word in self.require if not holds(self.dress(""), word)])
 
     def dress(self, body: str) -> str:
         """The trigger words around it."""

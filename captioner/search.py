@@ -20,7 +20,7 @@ from transformers.generation import logits_process as lp
 
 from captioner.contracts import Decoder, Memory, Past, Processor
 from captioner.decoding import Decoding
-from captioner.words import RequireWords, forbidden_sequences
+from captioner.words import forbidden_sequences
 
 NEVER = -1e9
 """The score of what must not be chosen; finite, as in transformers, so that such scores keep an order."""
@@ -76,8 +76,6 @@ def logits_processors(
         chain.append(lp.NoBadWordsLogitsProcessor(forbidden, eos))
     if decoding.min_new_tokens:
         chain.append(lp.MinNewTokensLengthLogitsProcessor(start, decoding.min_new_tokens, eos, device=str(device)))
-    if decoding.require:
-        chain.append(RequireWords(decoding.require, processor, decoding.max_new_tokens))
     if decoding.do_sample:
         if decoding.temperature != 1:
             chain.append(lp.TemperatureLogitsWarper(decoding.temperature))

@@ -108,8 +108,8 @@ def test_standard_input_and_a_folder_of_one(blip: str, photos: Path) -> None:
             {"do_sample": True, "temperature": 2.0, "top_k": 9, "top_p": 0.9, "seed": 7},
         ),
         (
-            "--forbid photo --forbid robot --require castle",
-            {"forbid": ("photo", "robot"), "require": ("castle",)},
+            "--forbid photo,robot --forbid tree",
+            {"forbid": ("photo", "robot", "tree")},
         ),
     ],
 )
@@ -331,6 +331,8 @@ def test_max_pixels(blip: str, photos: Path) -> None:
         (["--min-new-tokens", "99"], "max_new_tokens"),
         (["--temperature", "0"], "temperature"),
         (["--forbid", "cat", "--require", "Cat"], "cat"),
+        (["--forbid", " , "], "--forbid names no word"),
+        (["--require", ""], "--require names no word"),
         (["--attention", "a.jpg"], ".png"),
         (["--attention", "a.png", "--metadata", "first"], "--metadata"),
         (["--device", "cuda:77"], "--device cpu"),

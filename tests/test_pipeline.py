@@ -116,7 +116,7 @@ def test_the_clip_limit_counts_the_trigger_word_too() -> None:
 
 
 def test_a_trigger_word_that_is_too_long_by_itself_is_refused() -> None:
-    with pytest.raises(BadInput, match=r"prefix and suffix alone are 10 .* limit of 4"):
+    with pytest.raises(BadInput, match=r"alone are 10 .* limit of 4"):
         Finish(prefix="sks style of a very long trigger word", max_clip_tokens=4)
     assert Finish(prefix="sks style", max_clip_tokens=5).text("a cat") == "sks style"
 

@@ -38,7 +38,7 @@ from captioner.decoding import Decoding
 from captioner.errors import BadCheckpoint, BadInput, MissingExtra
 from captioner.models import checkpoint
 from captioner.prompt import Candidate, Reading
-from captioner.words import RequireWords, forbidden_sequences
+from captioner.words import forbidden_sequences
 
 DEFAULT_DECODING = {"num_beams": 1, "max_new_tokens": 77}
 """Chat models write well without a search, and are too large for one."""
@@ -144,8 +144,6 @@ class HubModel:
         rules = LogitsProcessorList()
         if forbidden := forbidden_sequences(decoding.forbid, words):
             rules.append(NoBadWordsLogitsProcessor(forbidden, self._eos()))
-        if decoding.require:
-            rules.append(RequireWords(decoding.require, words, decoding.max_new_tokens))
         return rules
 
     def _scores(self, found) -> list[float]:
