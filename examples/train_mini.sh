@@ -5,7 +5,11 @@
 # long one resumes where it stopped. On one core of 2021 without bf16: texts 18 min, features 14 min, language 66 min,
 # reward 35 min, the rest 10 min; two cores take about two thirds of that. Needs the extra `train`.
 set -euo pipefail
-data=${1:?the data folder} work=${2:?a folder for results in between} out=${3:?the checkpoint folder}
+if [ $# -ne 3 ]; then
+  echo "$0 needs DATA WORK OUT: the data folder (pairs/, prompts/, heldout-dev/), a folder for results in between, and the folder of the new model." >&2
+  exit 2
+fi
+data=$1 work=$2 out=$3
 
 # glibc then keeps the pages of freed tensors: a quarter faster.
 export GLIBC_TUNABLES=glibc.malloc.mmap_threshold=2000000000:glibc.malloc.trim_threshold=4000000000

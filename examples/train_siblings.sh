@@ -5,7 +5,11 @@
 # approaches. WORK is what examples/train_mini.sh left. A step whose result is there is passed over. On two cores of
 # 2021 without bf16: resnet-lstm 40 min, the direct ones 25 min, index 8 min, the rest 10 min.
 set -euo pipefail
-data=${1:?the data folder} work=${2:?the work folder of train_mini.sh} out=${3:?a folder for the models}
+if [ $# -ne 3 ]; then
+  echo "$0 needs DATA WORK OUT: the data folder and the work folder that train_mini.sh was given, and a folder for the models." >&2
+  exit 2
+fi
+data=$1 work=$2 out=$3
 export GLIBC_TUNABLES=glibc.malloc.mmap_threshold=2000000000:glibc.malloc.trim_threshold=4000000000
 step() { local result=$1; shift; [ -e "$result" ] || "$@"; }
 mini() { python -m training.mini "$@" --data "$data" --work "$work" --seed 7; }
