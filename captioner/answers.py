@@ -86,11 +86,11 @@ class Prompts:
 
     def look(self, source: Source) -> Image | Row:
         if self.metadata is not Metadata.ignore:
-            carried = read_parameters(source.content())
+            carried = read_parameters(source.content(), source.title)
             if carried is not None and carried.prompt:
                 return self._row(replace(self.finish, clean=False).text(carried.prompt), "metadata", carried.prompt)
             if self.metadata is Metadata.only:
-                raise BadImage(f"{source.name} carries no prompt. Without --metadata only the model is asked.")
+                raise BadImage(f"{source.title} carries no prompt. Without --metadata only the model is asked.")
         return source.open(self.max_pixels)
 
     def batch_size(self) -> int:
@@ -177,9 +177,9 @@ class Carried:
     """`captioner read`: the generation parameters a picture carries."""
 
     def look(self, source: Source) -> Row:
-        parameters = read_parameters(source.content())
+        parameters = read_parameters(source.content(), source.title)
         if parameters is None:
-            raise BadImage(f"{source.name} carries no generation parameters.")
+            raise BadImage(f"{source.title} carries no generation parameters.")
         return parameters.to_dict()
 
     def batch_size(self) -> int:

@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, Protocol
 
 from captioner.errors import BadImage, BadInput, BadOutput
 from captioner.images import Source, find_images
+from captioner.images.budget import Budget, Ticket
+from captioner.images.open import bytes_of
 from captioner.progress import Progress, Silent, Tally, watch
 from captioner.sinks import Result, Row, Sink, Stdout, file_of
 
@@ -29,8 +31,10 @@ if TYPE_CHECKING:
 READERS = 4
 READ_AHEAD = 16
 """Pictures opened ahead of the model, at most …"""
+HELD_BYTES = 600_000_000
+"""… and only as far as they take no more than this together, all copies made while decoding counted."""
 HELD_PIXELS = 100_000_000
-"""… and while they have no more pixels than this together; a batch keeps to the same limit."""
+"""Of a batch; the picture that reaches it is the last."""
 
 
 class Stopped(KeyboardInterrupt):
@@ -136,35 +140,55 @@ class _Opened:
             return 0
         return self.content.width * self.content.height
 
+    @property
+    def bytes(self) -> int:
+        """What it holds in memory."""
+        picture = 0 if isinstance(self.content, (dict, Exception)) else bytes_of(self.content)
+        return picture + len(self.source.data or b"")
+
 
 def _read_ahead(sources: Iterable[Source | _Opened], look: Callable[[Source], Image | Row]) -> Iterator[_Opened]:
     pool = ThreadPoolExecutor(READERS, "reader")
-    waiting: deque[Future[_Opened]] = deque()
+    budget = Budget(HELD_BYTES)
+    waiting: deque[tuple[Future[_Opened], Ticket]] = deque()
+
+    def first() -> _Opened:
+        future, ticket = waiting.popleft()
+        opened = future.result()
+        ticket.settle(0)  # from here on it is the batch's
+        return opened
+
     try:
         for source in sources:
-            waiting.append(pool.submit(_open, source, look))
-            while len(waiting) > READ_AHEAD or _held(waiting) > HELD_PIXELS:
-                yield waiting.popleft().result()
+            ticket = budget.ticket()
+            waiting.append((pool.submit(_open, source, look, ticket), ticket))
+            if len(waiting) > READ_AHEAD:
+                yield first()
         while waiting:
-            yield waiting.popleft().result()
+            yield first()
     finally:
+        budget.close()
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _held(waiting: Iterable[Future[_Opened]]) -> int:
-    return sum(future.result().pixels for future in waiting if future.done())
+def _open(source: Source | _Opened, look: Callable[[Source], Image | Row], ticket: Ticket) -> _Opened:
+    opened = None
+    try:
+        opened = source if isinstance(source, _Opened) else _look_at(source, look, ticket)
+    finally:
+        ticket.settle(opened.bytes if opened else 0)
+    return opened
 
 
-def _open(source: Source | _Opened, look: Callable[[Source], Image | Row]) -> _Opened:
-    if isinstance(source, _Opened):
-        return source
+def _look_at(source: Source, look: Callable[[Source], Image | Row], ticket: Ticket) -> _Opened:
     file = file_of(source)
     try:
         if source.url is not None:  # fetched once: the sink may want the very bytes
             source = replace(source, url=None, data=source.content())
-        return _Opened(source, file, look(source))
+        encoded = len(source.data or b"")
+        return _Opened(source, file, look(replace(source, admit=lambda size: ticket.admit(size + encoded))))
     except BadImage as error:
-        return _Opened(source, file, error)
+        return _Opened(replace(source, data=None), file, error)
 
 
 # --- asking the model, and keeping what it says ----------------------------------------------------------------------

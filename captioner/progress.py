@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from captioner.images import find_images
+from captioner.images import find_images, reads_once
 
 
 @dataclass
@@ -134,8 +134,10 @@ class Total:
         threading.Thread(target=self._count, args=(inputs, recursive), daemon=True, name="count").start()
 
     def _count(self, inputs: Sequence[str], recursive: bool) -> None:
-        named = [text for text in inputs if text != "-"]  # standard input can be read only once
-        self.count = sum(1 for _ in find_images(named, recursive=recursive)) + (len(named) < len(inputs))
+        named = [text for text in inputs if not reads_once(text)]
+        count = sum(1 for _ in find_images(named, recursive=recursive)) + ("-" in inputs)
+        if len(named) + inputs.count("-") == len(inputs):  # what a list on a stream names is known in the end alone
+            self.count = count
 
 
 def watch(inputs: Sequence[str], recursive: bool) -> Progress:

@@ -126,6 +126,50 @@ def test_few_pictures_are_open_at_a_time(tmp_path: Path, monkeypatch: pytest.Mon
     assert len(texts(tmp_path / "a.jsonl")) == 60
 
 
+def test_what_is_read_ahead_keeps_to_a_budget_of_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A picture of 8×8 takes 512 bytes to open and 256 when it is open; one of 40×40 is beyond the whole budget."""
+    monkeypatch.setattr(batch, "HELD_BYTES", 1600)
+    budgets, held = [], []
+
+    class Watched(batch.Budget):
+        def __init__(self, limit: int) -> None:
+            super().__init__(limit)
+            budgets.append(self)
+
+    class Watching(Colours):
+        def look(self, source: Source) -> Image.Image:
+            picture = super().look(source)
+            held.append(budgets[0].held)
+            return picture
+
+    monkeypatch.setattr(batch, "Budget", Watched)
+    sources = pictures(tmp_path / "in", 60)
+    for number in (0, 17, 18, 59):
+        Image.new("RGB", (40, 40), (number, 0, 0)).save(sources[number].path)
+    sources[30].path.write_bytes(b"no picture")
+    run(sources, FileSink(tmp_path / "a.jsonl"), Watching(), Silent(), 7)
+    assert texts(tmp_path / "a.jsonl") == [f"red {number}" for number in range(60) if number != 30]
+    assert max(held) == 40 * 40 * 8
+    assert all(size <= 1600 for size in held if size != max(held))
+    assert budgets[0].held == 0
+
+
+def test_a_run_that_is_stopped_leaves_no_reader_waiting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batch, "HELD_BYTES", 600)
+    sources = pictures(tmp_path / "in", 30)
+
+    class Stopping(Colours):
+        def answer(self, looks: list[Image.Image]) -> list[Row]:
+            raise KeyboardInterrupt
+
+    with pytest.raises(Stopped):
+        run(sources, FileSink(tmp_path / "a.jsonl"), Stopping(), Silent(), 1)
+    for thread in threading.enumerate():
+        if thread.name.startswith("reader"):
+            thread.join(10)
+            assert not thread.is_alive()
+
+
 def test_ctrl_c_says_how_to_go_on_and_loses_only_the_batch_in_flight(tmp_path: Path) -> None:
     sources = pictures(tmp_path / "in", 10)
 

@@ -483,7 +483,7 @@ class Server(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         with suppress(BrokenPipeError, ConnectionResetError):  # the other side has had enough, as it should
-            getattr(self, "answer_" + self.path.strip("/"))()
+            getattr(self, "answer_" + self.path.partition("?")[0].strip("/"))()
 
     def log_message(self, *_) -> None:
         pass
@@ -548,6 +548,22 @@ class Server(BaseHTTPRequestHandler):
     def answer_to_ftp(self) -> None:
         self.start(length=0, code=302, location="ftp://127.0.0.1/a.png")
 
+    def answer_mangled(self) -> None:
+        self.start(length=0, code=302, location="http://[bad]/x.jpg")
+
+    def answer_locked(self) -> None:
+        if self.headers["Authorization"] == "Basic YW46b3BlbiBzZXNhbWU=":
+            self.answer_good()
+        else:
+            self.start(length=0, code=401)
+
+    def answer_moved_away(self) -> None:
+        """To another name of the same server."""
+        self.start(length=0, code=302, location=f"http://localhost:{self.server.server_address[1]}/shows_secrets")
+
+    def answer_shows_secrets(self) -> None:
+        self.start(length=0, code=410 if self.headers["Authorization"] is None else 418)
+
     def answer_moved_endless(self) -> None:
         self.start(code=302, location="/good")
         while not self.server.closing.is_set():
@@ -582,6 +598,7 @@ def test_a_picture_is_fetched(server: str) -> None:
         ("round", "more than 5 times"),
         ("to_file", "302|not an http"),
         ("to_ftp", "not an http"),
+        ("mangled", "cannot be fetched"),
     ],
 )
 def test_bad_answers(server: str, path: str, reason: str) -> None:
@@ -591,10 +608,34 @@ def test_bad_answers(server: str, path: str, reason: str) -> None:
     assert str(caught.value).startswith(f"{server}/{path}")
 
 
-@pytest.mark.parametrize("url", ["file:///etc/hostname", "ftp://127.0.0.1/a", "http://127.0.0.1:x/", "http://"])
+BAD_ADDRESSES = ["file:///etc/hostname", "ftp://127.0.0.1/a", "http://127.0.0.1:x/", "http://"]
+MANGLED = ["http://[::1/x.jpg", "http://[bad]/x.jpg", "http://ex\u2100ample.com/x.jpg", "http://a b/x.jpg", "http://\n"]
+
+
+@pytest.mark.parametrize(
+    "url", ["file:///etc/hostname", "ftp://127.0.0.1/a", "http://127.0.0.1:x/", "http://", *MANGLED]
+)
 def test_bad_addresses(url: str) -> None:
     with pytest.raises(BadImage):
         fetch_image(url)
+
+
+def test_user_and_password_are_sent_to_their_server_alone_and_never_shown(server: str) -> None:
+    address = server.replace("http://", "http://an:open%20sesame@")
+    (source,) = find_images([f"{address}/locked"])
+    assert source.open().size == (8, 4)
+    assert source.name == f"{server}/locked"
+    with pytest.raises(BadImage, match="answers 410") as caught:
+        fetch_image(f"{address}/moved_away")
+    assert "sesame" not in str(caught.value)
+    with pytest.raises(BadImage, match="cannot be fetched") as caught:
+        fetch_image("http://an:open%20sesame@[bad]/locked")
+    assert "sesame" not in str(caught.value)
+
+
+def test_letters_that_an_address_may_not_hold_are_escaped(server: str) -> None:
+    with pytest.raises(BadImage, match="answers 404"):
+        fetch_image(f"{server}/missing?name=ü b.png")
 
 
 def test_nobody_there() -> None:
@@ -602,6 +643,8 @@ def test_nobody_there() -> None:
         port = unused.server_address[1]
     with pytest.raises(BadImage, match="cannot be fetched"):
         fetch_image(f"http://127.0.0.1:{port}/a.png")
+    with pytest.raises(BadImage, match=r"cannot be fetched \(the name of its server is not known; no network\?\)"):
+        fetch_image("http://nowhere.invalid/a.png")
 
 
 # --- finding them ----------------------------------------------------------------------------------------------------
@@ -713,7 +756,7 @@ def test_standard_input_and_addresses(server: str) -> None:
 
 
 def test_errors_of_bytes_carry_the_sources_name() -> None:
-    with pytest.raises(BadImage, match=r"^- is empty"):
+    with pytest.raises(BadImage, match=r"^Standard input is empty"):
         Source("-", data=b"").open()
 
 
@@ -722,3 +765,48 @@ def test_a_source_is_opened_with_the_callers_limit(tree: Path) -> None:
     assert opens(32).size == (8, 4)
     with pytest.raises(BadImage, match="above the limit"):
         opens(31)
+
+
+def test_a_file_address_is_a_file(tree: Path) -> None:
+    named = tree / "a b#ü.png"
+    named.write_bytes(encoded(two_colours()))
+    assert names(tree, named.as_uri(), named.as_uri().replace("file://", "file://localhost")) == ["a b#ü.png"]
+    assert "another machine" in names(tree, "file://elsewhere/a.png")[0]
+    assert "names no file" in names(tree, (tree / "gone.png").as_uri())[0]
+    assert "is not an address" in names(tree, "file://[x/a.png")[0]
+
+
+def test_a_list_of_pictures(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tree)
+    (tree / "list.txt").write_bytes(b"\xef\xbb\xbfb.png\r\n\ndeep\n*.JPG\ngone.png\nbad\0name.png\n@list.txt\n")
+    found = names(tree, "@list.txt", "a.JPG")
+    assert found[:3] == ["b.png", "deep/c.webp", "a.JPG"]
+    assert found[3:] == [
+        "! gone.png does not exist.",
+        "! bad\\x00name.png is not a file name.",
+        "! @list.txt does not exist.",
+    ]
+    (tree / "empty.txt").touch()
+    assert names(tree, "@empty.txt") == ["! empty.txt is an empty list: name one picture a line."]
+    assert "cannot be read as a list" in names(tree, "@nowhere.txt")[0]
+    (tree / "@b.png").write_bytes(encoded(two_colours()))
+    assert names(tree, "@b.png") == ["@b.png"]
+
+
+def test_a_list_on_standard_input(tree: Path) -> None:
+    code = "from captioner.images import find_images\nfor s in find_images(['@-']): print(s.problem or s.name)"
+    run = subprocess.run(
+        [sys.executable, "-c", code], input=b"b.png\nbytes \xff.png\n", capture_output=True, check=True, cwd=tree
+    )
+    assert run.stdout.decode().splitlines() == ["b.png", "bytes \\xff.png does not exist."]
+
+
+def test_the_hint_to_look_into_subfolders_stands_only_where_there_are_pictures(tree: Path) -> None:
+    (tree / "none" / "below").mkdir(parents=True)
+    (tree / "none" / "below" / "notes.txt").touch()
+    (tree / "some" / "below").mkdir(parents=True)
+    (tree / "some" / "below" / "a.png").touch()
+    assert names(tree, tree / "none") == [f"! {tree}/none holds no pictures."]
+    assert names(tree, tree / "some") == [
+        f"! {tree}/some holds no pictures. Use --recursive to look into its subfolders."
+    ]

@@ -1,7 +1,7 @@
 """Names → pictures: find them, fetch them, open them safely, read what they carry."""
 
 from captioner.images.fetch import MAX_BYTES, fetch_image, is_url
-from captioner.images.find import EXTENSIONS, Source, find_images
+from captioner.images.find import EXTENSIONS, Source, find_images, reads_once
 from captioner.images.open import MAX_PIXELS, identified, open_image, printable
 
 __all__ = [
@@ -15,4 +15,5 @@ __all__ = [
     "is_url",
     "open_image",
     "printable",
+    "reads_once",
 ]

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import http.client
 import re
+import socket
+import ssl
 import threading
 import time
 import urllib.error
@@ -38,7 +41,7 @@ def fetch_image(url: str, *, max_bytes: int = MAX_BYTES, timeout: float = 20.0) 
     try:
         return answer.result(timeout)
     except (TimeoutError, WaitTimeout) as error:  # one class since Python 3.11
-        raise BadImage(f"{printable(url)} did not answer in full within {timeout:g} seconds.") from error
+        raise BadImage(f"{shown(url)} did not answer in full within {timeout:g} seconds.") from error
 
 
 class _ByHand(urllib.request.HTTPRedirectHandler):
@@ -49,26 +52,50 @@ class _ByHand(urllib.request.HTTPRedirectHandler):
 
 
 def _download(url: str, max_bytes: int, deadline: float) -> bytes:
-    name = printable(url)
+    name = shown(url)
     opener = urllib.request.build_opener(_ByHand)
     for _ in range(MAX_REDIRECTS + 1):
         if not is_url(url):
-            raise BadImage(f"{name} leads to {printable(url)}, which is not an http or https address.")
-        request = urllib.request.Request(url, headers={"User-Agent": f"captioner/{__version__}", "Accept": "image/*"})
+            raise BadImage(f"{name} leads to {shown(url)}, which is not an http or https address.")
         try:
-            with opener.open(request, timeout=max(deadline - time.monotonic(), 0.01)) as response:
+            with opener.open(_request(url), timeout=max(deadline - time.monotonic(), 0.01)) as response:
                 return _read_answer(response, name, max_bytes, deadline)
-        except urllib.error.HTTPError as error:
-            error.close()
-            if not (300 <= error.code < 400 and error.headers["Location"]):
-                raise BadImage(f"{name} answers {error.code} {one_line(error.reason)}.") from error
-            url = urllib.parse.urljoin(url, error.headers["Location"])
+        except urllib.error.HTTPError as answer:
+            answer.close()
+            location = answer.headers["Location"]
+            if not (300 <= answer.code < 400 and location):
+                raise BadImage(f"{name} answers {answer.code} {one_line(answer.reason)}.") from answer
         except TimeoutError:
             raise
-        except (OSError, http.client.HTTPException, ValueError) as error:
-            cause = error.reason if isinstance(error, urllib.error.URLError) else error
-            raise BadImage(f"{name} cannot be fetched ({one_line(cause)}).") from error
+        except (OSError, http.client.HTTPException, ValueError) as error:  # ValueError: no address at all
+            raise BadImage(f"{name} cannot be fetched ({_cause(error)}).") from error
+        try:
+            url = urllib.parse.urljoin(url, location)
+        except ValueError as error:
+            raise BadImage(f"{name} leads to {shown(location)}, which is not an address.") from error
     raise BadImage(f"{name} redirects more than {MAX_REDIRECTS} times.")
+
+
+def _request(url: str) -> urllib.request.Request:
+    """Letters that an address may not hold are escaped; a user and password before the host become a header."""
+    parts = urllib.parse.urlsplit(shown(url))
+    path, query = (urllib.parse.quote(part, safe="%/?:@!$&'()*+,;=~|") for part in (parts.path, parts.query))
+    address = urllib.parse.urlunsplit((parts.scheme, parts.netloc, path, query, ""))
+    request = urllib.request.Request(address, headers={"User-Agent": f"captioner/{__version__}", "Accept": "image/*"})
+    if match := _CREDENTIALS.match(url):
+        secret = base64.b64encode(urllib.parse.unquote_to_bytes(match[2])).decode("ascii")
+        request.add_header("Authorization", f"Basic {secret}")
+    return request
+
+
+def _cause(error: Exception) -> str:
+    """Why there is no answer, in words."""
+    reason = error.reason if isinstance(error, urllib.error.URLError) else error
+    if isinstance(reason, socket.gaierror):
+        return "the name of its server is not known; no network?"
+    if isinstance(reason, OSError) and reason.strerror and not isinstance(reason, ssl.SSLError):
+        return one_line(reason.strerror)
+    return one_line(reason)
 
 
 def _read_answer(response: http.client.HTTPResponse, name: str, max_bytes: int, deadline: float) -> bytes:
@@ -85,6 +112,14 @@ def _read_answer(response: http.client.HTTPResponse, name: str, max_bytes: int, 
     if response.length:  # what the server promised and did not send
         raise BadImage(f"{name} broke off after {len(received):,} bytes.")
     return bytes(received)
+
+
+_CREDENTIALS = re.compile(r"(https?://)([^/?#]*)@", re.IGNORECASE)
+
+
+def shown(url: str) -> str:
+    """An address as it may be printed and kept: on one line, without a user's name and password."""
+    return printable(_CREDENTIALS.sub(r"\1", url, count=1))
 
 
 def is_url(text: str) -> bool:

@@ -1,21 +1,28 @@
-"""From what a user names to pictures: files, folders, globs, addresses and standard input."""
+"""From what a user names to pictures: files, folders, globs, lists, addresses and standard input."""
 
 from __future__ import annotations
 
+import codecs
 import glob
 import os
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 from PIL import Image
 
 from captioner.errors import BadImage
-from captioner.images.fetch import fetch_image, is_url
-from captioner.images.open import MAX_PIXELS, open_named, printable
+from captioner.images.fetch import fetch_image, is_url, shown
+from captioner.images.open import MAX_PIXELS, at_once, open_named, printable
 
+STDIN = "-"
 MAX_STDIN_BYTES = 500_000_000
+MAX_LOOKED_AT = 10_000
+"""Names in subfolders, only to say whether it pays to look there."""
 
 EXTENSIONS = (
     *(".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff"),
@@ -36,6 +43,13 @@ class Source:
     data: bytes | None = None
     """Read from standard input."""
     problem: str | None = None
+    admit: Callable[[int], object] = field(default=at_once, repr=False, compare=False)
+    """Asked before the picture is decoded, with the bytes that takes: it may wait until there is room."""
+
+    @property
+    def title(self) -> str:
+        """What messages call it."""
+        return "Standard input" if self.name == STDIN else self.name
 
     def content(self) -> Path | bytes:
         """The file, or the bytes read or fetched; `open_image` and `read_parameters` take either."""
@@ -47,39 +61,91 @@ class Source:
 
     def open(self, max_pixels: int = MAX_PIXELS) -> Image.Image:
         """The picture, upright RGB. Whatever is wrong is a `BadImage` that begins with the name."""
-        return open_named(self.content(), self.name, max_pixels)
+        return open_named(self.content(), self.title, max_pixels, self.admit)
 
 
 def find_images(inputs: Sequence[str], *, recursive: bool = False) -> Iterator[Source]:
-    """The pictures that files, folders, globs, http(s) addresses and "-" (standard input) name, each once.
+    """The pictures that a user's inputs name, each once.
+
+    An input is a file, a folder, a glob, an http(s) or file address, "-" (a picture on standard input), or "@FILE"
+    (a list of all these but the last two, one a line; "@-" reads it from standard input).
 
     In the order of the inputs; folders and globs sorted by name, a folder's files before its subfolders. Hidden files
     and files without a picture's extension are passed over there. An input that names nothing, and a folder that
     cannot be read, come out as a `Source` with a problem.
     """
     seen: set[str] = set()
-    for source in _all_sources(inputs, recursive):
-        key = source.url or (source.name if source.path is None else os.path.abspath(source.path))
-        if source.problem is not None or key not in seen:
-            seen.add(key)
-            yield source
-
-
-def _all_sources(inputs: Sequence[str], recursive: bool) -> Iterator[Source]:
     folders: set[tuple[int, int]] = set()
     for text in map(os.fspath, inputs):
-        if text == "-":
-            yield _from_stdin()
-        elif is_url(text):
-            yield Source(printable(text), url=text)
-        elif os.path.isdir(text):
-            yield from _in_folder(text, recursive, folders)
-        elif os.path.lexists(text):  # before globs: "[1].png" is a good file name
-            yield _file(text)
-        elif glob.has_magic(text):
-            yield from _matching(text, recursive, folders)
+        for source in _sources(text, recursive, folders):
+            key = source.url or (source.name if source.path is None else os.path.abspath(source.path))
+            if source.problem is not None or key not in seen:
+                seen.add(key)
+                yield source
+
+
+def reads_once(text: str) -> bool:
+    """Whether an input is a stream, so that what it names cannot be counted beforehand."""
+    return text == STDIN or (_is_list(text) and not os.path.isfile(text[1:]))
+
+
+def _sources(text: str, recursive: bool, folders: set[tuple[int, int]]) -> Iterator[Source]:
+    if text == STDIN:
+        yield _from_stdin()
+    elif _is_list(text):
+        anything = False
+        try:
+            for line in _lines(text[1:]):
+                anything = True
+                yield from _named(line, recursive, folders)
+        except OSError as error:
+            yield _problem(text[1:], f"cannot be read as a list of pictures ({error.strerror})")
         else:
-            yield _problem(text, "does not exist")
+            if not anything:
+                yield _problem(text[1:], "is an empty list: name one picture a line")
+    else:
+        yield from _named(text, recursive, folders)
+
+
+def _is_list(text: str) -> bool:
+    return text.startswith("@") and len(text) > 1 and not os.path.lexists(text)
+
+
+def _lines(file: str) -> Iterator[str]:
+    """The lines of a list that hold anything. Names need not be UTF-8."""
+    with nullcontext(sys.stdin.buffer) if file == STDIN else open(file, "rb") as lines:
+        for line in lines:
+            if line := os.fsdecode(line.removeprefix(codecs.BOM_UTF8).rstrip(b"\r\n")):
+                yield line
+
+
+def _named(text: str, recursive: bool, folders: set[tuple[int, int]]) -> Iterator[Source]:
+    """What a file's name, a folder, a glob or an address stands for."""
+    if is_url(text):
+        yield Source(shown(text), url=text)
+    elif text.lower().startswith("file:"):
+        yield _from_file_address(text)
+    elif "\0" in text:
+        yield _problem(text, "is not a file name")
+    elif os.path.isdir(text):
+        yield from _in_folder(text, recursive, folders)
+    elif os.path.lexists(text):  # before globs: "[1].png" is a good file name
+        yield _file(text)
+    elif glob.has_magic(text):
+        yield from _matching(text, recursive, folders)
+    else:
+        yield _problem(text, "does not exist")
+
+
+def _from_file_address(text: str) -> Source:
+    try:
+        parts = urlsplit(text)
+        path = url2pathname(parts.path)
+    except ValueError:
+        return _problem(text, "is not an address")
+    if parts.netloc not in ("", "localhost"):
+        return _problem(text, "is an address on another machine: name a file of this one")
+    return _file(path) if os.path.isfile(path) else _problem(text, "names no file")
 
 
 def _matching(pattern: str, recursive: bool, folders: set[tuple[int, int]]) -> Iterator[Source]:
@@ -122,8 +188,22 @@ def _in_folder(top: str, recursive: bool, folders: set[tuple[int, int]]) -> Iter
                 anything = True
                 yield _file(path)
     if not anything:
-        hint = "" if recursive else " Use --recursive to look into its subfolders."
+        hint = " Use --recursive to look into its subfolders." if not recursive and _any_below(subfolders) else ""
         yield _problem(top, f"holds no pictures.{hint}")
+
+
+def _any_below(folders: Sequence[str]) -> bool:
+    """Whether there is a picture in these folders or theirs. In a huge tree one is taken for granted."""
+    seen = 0
+    for folder in folders:
+        for _, inner, files in os.walk(folder):
+            inner[:] = [name for name in inner if not name.startswith(".")]
+            if any(_looks_like_image(name) and not name.startswith(".") for name in files):
+                return True
+            seen += 1 + len(files)
+            if seen > MAX_LOOKED_AT:
+                return True
+    return False
 
 
 def _looks_like_image(path: str) -> bool:
@@ -142,5 +222,5 @@ def _problem(text: str, what: str) -> Source:
 def _from_stdin() -> Source:
     data = sys.stdin.buffer.read(MAX_STDIN_BYTES + 1)
     if len(data) > MAX_STDIN_BYTES:
-        return Source("-", problem=f"Standard input holds more than {MAX_STDIN_BYTES:,} bytes.")
-    return Source("-", data=data)
+        return Source(STDIN, problem=f"Standard input holds more than {MAX_STDIN_BYTES:,} bytes.")
+    return Source(STDIN, data=data)

@@ -63,11 +63,14 @@ class Parameters:
         return "\n".join(lines)
 
 
-def read_parameters(source: str | Path | bytes | Image.Image) -> Parameters | None:
-    """The parameters a picture carries, or None. The pixels are not decoded; no picture at all is a `BadImage`."""
+def read_parameters(source: str | Path | bytes | Image.Image, name: str | None = None) -> Parameters | None:
+    """The parameters a picture carries, or None. The pixels are not decoded; no picture at all is a `BadImage`.
+
+    name: what messages call the picture; a path has one of its own.
+    """
     if isinstance(source, Image.Image):
         return _parse(_texts(source))
-    name = "the data" if isinstance(source, bytes) else printable(os.fspath(source))
+    name = name or ("the data" if isinstance(source, bytes) else printable(os.fspath(source)))
     with identified(source, name, MAX_TEXT) as image:
         return _parse(_texts(image))
 
