@@ -2,24 +2,36 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from captioner.errors import BadInput, CaptionerError
+from captioner import lastresort
+from captioner.errors import BadInput
+
+if TYPE_CHECKING:
+    from eval.compare import Change
+
+NAME = "python -m eval"
 
 app = typer.Typer(
-    add_completion=False, no_args_is_help=True, rich_markup_mode="markdown", pretty_exceptions_enable=False
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 Models = Annotated[
     str,
     typer.Option(
-        help="Comma-separated: zoo names, folders, Hub ids, ensemble .json files. `label=NAME` gives a label; a .csv "
-        "with columns id,prediction brings texts from elsewhere. E.g. `mini,vit=runs/vit,others=texts.csv`."
+        help="Comma-separated: zoo names, folders, Hub ids, ensemble .json files. `label=NAME` gives a label, "
+        "`NAME+expected` takes what a captioner expects instead of what it says, a .csv or .jsonl (columns "
+        "id,prediction, or file,text as `captioner generate` writes them) brings texts from elsewhere. "
+        "E.g. `mini,vit=runs/vit,others=texts.csv`."
     ),
 ]
 Data = Annotated[
@@ -45,7 +57,7 @@ def about() -> None:
 
     Start here: `python -m eval report --data DIR --models mini --out report/`, then open report/report.html.
 
-    Exit status: 0 fine; 1 done, but something failed or got worse; 2 it could not start.
+    Exit status: 0 fine; 1 done, but something failed or got worse; 2 it could not be done; 130 stopped by Ctrl-C.
     """
 
 
@@ -71,22 +83,23 @@ def report(
     """Measure models side by side and write one folder.
 
     A run that was interrupted goes on where it stopped when the same command is given again; a model added to
-    `--models` is asked alone. A model that fails is a row with its reason, and the exit status is 1.
+    `--models` is asked alone, and a report is never replaced by one that lacks a model. A model that fails is a row
+    with its reason, and the exit status is 1.
 
     An index of training pictures gives two baselines: `nearest:INDEX`, the prompt of the picture most alike, and
     `constant:INDEX`, the one prompt that fits them all best.
     """
-    from eval.answers import Settings
-    from eval.report import report as make
+    with _stoppable("What the models said so far is kept: the same command goes on from there."):
+        from eval.answers import Settings
+        from eval.progress import track
+        from eval.report import report as make
 
-    settings = Settings(batch_size, device, precision, embedder)
-    names = [name.strip() for name in models.split(",") if name.strip()]
-    chosen = {"settings": settings, "clip": clip, "limit": limit, "gallery": gallery, "title": title}
-    chosen["figures_only"] = figures_only
-    written = make(data, names, out, _track, seed=seed, resamples=resamples, **chosen)
+        settings = Settings(batch_size, device, precision, embedder)
+        names = [name.strip() for name in models.split(",") if name.strip()]
+        chosen = {"settings": settings, "clip": clip, "limit": limit, "gallery": gallery, "title": title}
+        chosen["figures_only"] = figures_only
+        written = make(data, names, out, track, seed=seed, resamples=resamples, **chosen)
     _print_figures(written)
-    for note in written["data"]["notes"]:
-        _say(f"note: {note}")
     for model in written["models"]:
         for problem in filter(None, (model["failure"], model["warning"])):
             _say(f"{model['label']}: {problem}")
@@ -96,7 +109,12 @@ def report(
 
 @app.command()
 def score(
-    table: Annotated[Path, typer.Argument(help="CSV with columns truth, prediction; optional model and id.")],
+    table: Annotated[
+        Path,
+        typer.Argument(
+            help="CSV or JSON lines with columns truth, prediction (or text); optional model, id (or file)."
+        ),
+    ],
     out: Annotated[Path | None, typer.Option(help="Folder for the same files as a report's.")] = None,
     cosine: Annotated[
         bool, typer.Option(help="With --no-cosine no text is embedded: seconds for 16,000 pairs.")
@@ -105,20 +123,19 @@ def score(
     resamples: Resamples = 10_000,
 ) -> None:
     """Metrics for texts that come from anywhere."""
-    from eval.score import score as make
+    with _stoppable():
+        from eval.score import score as make
 
-    written = make(table, out, cosine=cosine, seed=seed, resamples=resamples)
+        written = make(table, out, cosine=cosine, seed=seed, resamples=resamples)
     _print_figures(written)
-    for note in written["data"]["notes"]:
-        _say(f"note: {note}")
     if out is not None:
         _say(f"written: {out / 'report.html'}")
 
 
 @app.command()
 def compare(
-    a: Annotated[Path, typer.Argument(help="report.json of the first, per_image.parquet beside it.")],
-    b: Annotated[Path, typer.Argument(help="report.json of the second.")],
+    a: Annotated[Path, typer.Argument(help="Folder of the first report, or its report.json.")],
+    b: Annotated[Path, typer.Argument(help="Folder of the second report, or its report.json.")],
     metric: Annotated[
         list[str] | None, typer.Option(help="Judge by this; may be repeated. Default: cosine, or all if it is missing.")
     ] = None,
@@ -131,9 +148,10 @@ def compare(
 
     Pictures are paired by their content and prompt; the p-values are corrected by Holm's method for all lines.
     """
-    from eval.compare import compare as make
+    with _stoppable():
+        from eval.compare import compare as make
 
-    changes = make(a, b, metric or (), model_a, model_b, resamples, seed)
+        changes = make(a, b, metric or (), model_a, model_b, resamples, seed)
     _print_changes(changes)
     raise typer.Exit(any(change.worse for change in changes))
 
@@ -142,31 +160,37 @@ def compare(
 def submission(
     data: Annotated[str | None, typer.Option(help="Folder of images, or any data source.")] = None,
     model: Annotated[
-        str | None, typer.Option(help="Who embeds them: zoo name, folder, Hub id, ensemble .json.")
+        str | None, typer.Option(help="Who embeds them: zoo name, folder, Hub id, ensemble .json, NAME+expected.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="The file to write.")] = None,
-    check: Annotated[Path | None, typer.Option(help="Do not write: validate and score this file …")] = None,
-    prompts: Annotated[Path | None, typer.Option(help="… against this CSV with columns imgId, prompt.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with what a stopped run left in OUT.part.")] = False,
+    check: Annotated[Path | None, typer.Option(help="Do not write: validate this file …")] = None,
+    prompts: Annotated[
+        Path | None, typer.Option(help="… and score it against this CSV with columns imgId, prompt.")
+    ] = None,
     batch_size: BatchSize = 8,
     device: Device = "auto",
     precision: Precision = "auto",
 ) -> None:
     """Write a submission (`imgId_eId,val`, 384 rows an image), or check one.
 
-    `--data DIR --model NAME --out FILE` writes; `--check FILE --prompts CSV` checks. Both take images one batch at a
-    time. A picture that cannot be read gets a neutral vector, is named, and the exit status is 1.
+    `--data DIR --model NAME --out FILE` writes; `--check FILE` checks the format, with `--prompts CSV` the images and
+    the score too. Both take images one batch at a time. A picture that cannot be read gets a neutral vector, is named,
+    and the exit status is 1.
     """
-    if check is not None and prompts is not None and not (data or model or out):
-        raise typer.Exit(_check(check, prompts))
+    if check is not None and not (data or model or out or resume):
+        with _stoppable():
+            status = _check(check, prompts)
+        raise typer.Exit(status)
     if check is not None or prompts is not None or not (data and model and out):
-        raise BadInput("Give --data, --model and --out to write, or --check and --prompts to check.")
-    import captioner
-    from eval import submission as file
+        raise BadInput("Give --data, --model and --out to write, or --check (and --prompts) to check.")
+    with _stoppable(f"What is done is kept in {out}.part: the same command with --resume goes on from there."):
+        from eval import submission as file
+        from eval.progress import track
 
-    file.refuse_existing(out)
-    loaded = captioner.load(model, device=device, precision=precision)
-    unreadable = file.write(loaded, file.pictures([data]), out, batch_size)
-    _say(f"written: {out}" + (f"; {len(unreadable)} unreadable pictures got a neutral vector" if unreadable else ""))
+        settings = file.Settings(model, batch_size, device, precision)
+        unreadable = file.write(settings, data, out, track, resume)
+    _say(f"written: {out}" + (f"; {len(unreadable):,} unreadable pictures got a neutral vector" if unreadable else ""))
     raise typer.Exit(bool(unreadable))
 
 
@@ -181,18 +205,26 @@ def speed(
     out: Annotated[Path | None, typer.Option(help="JSON file to write.")] = None,
     device: Device = "auto",
 ) -> None:
-    """Load time, encode and decode per picture, memory, and the ratio to transformers' own generate in the same run."""
-    from eval.speed import print_table
-    from eval.speed import speed as measure
+    """Load time, encode and decode per picture, memory, and the ratio to transformers' own generate in the same run.
 
+    Columns: load s, seconds to load the model; encode and decode, milliseconds a picture to read it and to write its
+    text; total, both; theirs, the same work by transformers' own generate; times faster, theirs over total (lowest to
+    highest); MB, the most memory that the work needed beyond the loaded model; ceiling, how much of the machine's
+    fastest matrix product encoding reaches.
+    """
     try:
         sizes = [int(size) for size in batch_sizes.split(",")]
     except ValueError as error:
         raise BadInput(f"--batch-sizes {batch_sizes!r}: whole numbers with commas between, e.g. 1,8.") from error
-    print_table(measure(model, sizes, precisions.split(","), repeats, out, device))
+    with _stoppable("Nothing was written: a measurement that was cut off says nothing."):
+        from eval.speed import print_table
+        from eval.speed import speed as measure
+
+        result = measure(model, sizes, precisions.split(","), repeats, out, device)
+    print_table(result)
 
 
-def _check(check: Path, prompts: Path) -> int:
+def _check(check: Path, prompts: Path | None) -> int:
     from eval.submission import check as run
 
     result = run(check, prompts)
@@ -201,8 +233,10 @@ def _check(check: Path, prompts: Path) -> int:
     for note in result.notes:
         _say(f"note: {note}")
     if result.cosine is not None:
-        found = result.cosine
-        print(f"{result.images:,} images, mean cosine {found.mean:.4f} (95 % {found.low:.4f} to {found.high:.4f})")
+        mean = result.cosine
+        print(f"{result.images:,} images, mean cosine {mean.mean:.4f} (95 % {mean.low:.4f} to {mean.high:.4f})")
+    elif prompts is None:
+        print(f"{result.images:,} images; without --prompts their names and their score are not looked at.")
     print("The format is wrong: it would be refused." if result.problems else "The format is right.")
     return int(bool(result.problems))
 
@@ -210,62 +244,67 @@ def _check(check: Path, prompts: Path) -> int:
 def _print_figures(written: dict) -> None:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
-    from eval.page import number
+    from captioner.images import printable
+    from eval.page import is_best, number
 
     wide = len(written["models"]) <= 3  # beside more models the intervals would be cut to pieces
     what = "mean (95 % interval)" if wide else "mean"
     table = Table(caption=f"{what}; bold: significantly better than every other")
     for heading in ("metric", *(model["label"] for model in written["models"])):
-        table.add_column(heading, overflow="fold")
+        table.add_column(Text(printable(heading)), overflow="fold")
     for metric in written["metrics"]:
         cells = []
         for model in written["models"]:
             figures = model["figures"].get(metric["name"], {"mean": None, "low": None, "high": None})
-            mean = number(figures["mean"])
-            mean = f"[bold]{mean}[/bold]" if written["best"][metric["name"]] == model["label"] else mean
-            known = wide and figures["low"] is not None
-            cells.append(mean + (f" ({number(figures['low'])} – {number(figures['high'])})" if known else ""))
-        table.add_row(metric["label"], *cells)
+            cell = Text(number(figures["mean"]), "bold" if is_best(written, metric["name"], model) else "")
+            if wide and figures["low"] is not None:
+                cell.append(f" ({number(figures['low'])} – {number(figures['high'])})", "not bold")
+            cells.append(cell)
+        table.add_row(Text(printable(metric["label"])), *cells)
     Console().print(table)
+    for note in written["data"]["notes"]:
+        _say(f"note: {note}")
 
 
-def _print_changes(changes: list) -> None:
+def _print_changes(changes: list[Change]) -> None:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
+    from captioner.images import printable
     from eval.page import p_value, signed
 
     table = Table("model", "metric", "change", "95 % interval", "p (Holm)", "n", "B is")
     for change in changes:
-        found = change.difference.interval
+        interval = change.difference.interval
         who = change.a if change.a == change.b else f"{change.a} → {change.b}"
-        told = "worse" if change.worse else "better" if change.better else "not clearly different"
-        spread = f"{signed(found.low)} to {signed(found.high)}"
-        table.add_row(
-            who, change.metric, signed(found.mean), spread, p_value(change.p_holm), str(change.difference.items), told
-        )
+        verdict = "worse" if change.worse else "better" if change.better else "not clearly different"
+        spread = f"{signed(interval.low)} to {signed(interval.high)}"
+        cells = (signed(interval.mean), spread, p_value(change.p_holm), str(change.difference.items), verdict)
+        table.add_row(Text(printable(who)), change.metric, *cells)
     Console().print(table)
 
 
-def _track(steps: Iterable[int], total: int, what: str) -> Iterator[int]:
-    from rich.console import Console
-    from rich.progress import track
-
-    return track(steps, description=what, total=total, console=Console(stderr=True))
-
-
 def _say(line: str) -> None:
-    print(line, file=sys.stderr)
+    from eval.progress import say
+
+    say(line)
+
+
+@contextmanager
+def _stoppable(kept: str = "Nothing was written.") -> Iterator[None]:
+    """Ctrl-C ends the program with what is left of the work."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        lastresort.leave(NAME, f"Stopped. {kept}", 130)
 
 
 def main() -> None:
-    """Errors that the user can put right are one line and exit status 2."""
-    try:
-        app(prog_name="python -m eval")
-    except CaptionerError as error:
-        _say(f"error: {error}")
-        sys.exit(2)
+    """The command `python -m eval`."""
+    lastresort.run(NAME, lambda: app(prog_name=NAME))
 
 
 if __name__ == "__main__":

@@ -1,17 +1,20 @@
-"""What every model has to beat, made from an index of training pictures (`captioner index build`).
+"""The models of a report by name, and what each of them has to beat.
 
-`nearest:INDEX` says the prompt of the picture that looks most alike; `constant:INDEX` says the same to every picture:
-the prompt that is nearest to all prompts on average.
+The baselines are made from an index of training pictures (`captioner index build`). `nearest:INDEX` says the prompt of
+the picture that looks most alike; `constant:INDEX` says the same to every picture: the prompt of the index that is
+nearest to all its prompts on average.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from captioner.errors import BadInput
 from captioner.prompt import Prompt
 
 if TYPE_CHECKING:
@@ -19,8 +22,11 @@ if TYPE_CHECKING:
 
     from captioner.contracts import LoadOptions
     from captioner.models.knn import Index
+    from captioner.pipeline import Captioner, DirectEmbedder
 
 KINDS = ("nearest", "constant")
+EXPECTED = "+expected"
+"""After a captioner's name: what it expects, of all its candidates, instead of what it says (as in ensembles)."""
 
 
 def index_of(name: str) -> Path | None:
@@ -42,16 +48,39 @@ class Baseline:
         return [Prompt(text, 0.0, (), "baseline") for text in self.say(images)]
 
 
-def load(name: str, options: LoadOptions) -> Baseline:
-    """A baseline by its name."""
+def load(name: str, options: LoadOptions) -> Captioner | DirectEmbedder | Baseline:
+    """Any model that a report may name: a baseline, what a captioner expects, or what `captioner.load` knows."""
+    if (folder := index_of(name)) is not None:
+        return _baseline(name.partition(":")[0], folder, options)
+    import captioner
+
+    if name.endswith(EXPECTED):
+        return _expected(name.removesuffix(EXPECTED), options)
+    return captioner.load(name, options)
+
+
+def _baseline(kind: str, folder: Path, options: LoadOptions) -> Baseline:
     from captioner.models import knn
 
-    folder = index_of(name)
-    if name.startswith("constant:"):
+    if not (folder / "index.json").is_file():
+        raise BadInput(f"{folder} holds no index: `captioner index build DATA --out {folder.name}` makes one.")
+    if kind == "constant":
         text = constant(knn.Index(folder))
         return Baseline(lambda images: [text] * len(images))
-    model = knn.load(folder, options)
+    model = knn.load(folder, replace(options, embedder=None))  # it says prompts: any embedder may embed them
     return Baseline(lambda images: [near[0].prompt for near in model.similar(images, 1)])
+
+
+def _expected(name: str, options: LoadOptions) -> DirectEmbedder:
+    """An ensemble of one."""
+    import captioner
+    from captioner.models.ensemble import Ensemble, Member
+    from captioner.pipeline import DirectEmbedder
+
+    model = captioner.load(name, options)
+    if not model.speaks:
+        raise BadInput(f"{name} writes no text, so {EXPECTED} says nothing: name it without.")
+    return DirectEmbedder(name + EXPECTED, Ensemble([Member(name, expected=True)], [model], by_norm=False))
 
 
 def constant(index: Index) -> str:

@@ -10,8 +10,8 @@ import numpy as np
 
 from captioner.errors import BadInput
 from captioner.statistics import RESAMPLES, SEED, Difference, holm, paired_difference
+from eval import store
 from eval.metrics import EVERY_METRIC
-from eval.report import load_report
 from eval.results import SIGNIFICANT, Results
 
 
@@ -50,9 +50,12 @@ def compare(
 ) -> list[Change]:
     """All changes in the wanted metrics; by default in the cosine, or in all where there is none.
 
+    The files are report.json, or the folders they are in.
+
     Models of the same name are compared, or the two that are named.
     """
-    (a, a_is_bare), (b, b_is_bare) = (_per_image(file) for file in (file_a, file_b))
+    (a, about_a), (b, about_b) = (_per_image(file) for file in (file_a, file_b))
+    a_is_bare, b_is_bare = (about.get("figures_only", False) for about in (about_a, about_b))
     if a_is_bare or b_is_bare:
         a, b = a if a_is_bare else a.without_texts(), b if b_is_bare else b.without_texts()
     rows_a, rows_b = _same_pictures(a, b)
@@ -60,6 +63,8 @@ def compare(
         raise BadInput(f"{file_a} and {file_b} have no picture with the same prompt in common: nothing to compare.")
     groups = [a.groups[row] for row in rows_a]
     names = _metrics(a, b, wanted)
+    if "cosine" in names and _embedder(about_a) != _embedder(about_b):
+        raise BadInput(f"The cosines of {file_a} and {file_b} are of different embedders: they do not compare.")
     found = []
     for one, other in _models(a, b, model_a, model_b):
         for name in names:
@@ -74,10 +79,15 @@ def compare(
     return [Change(*row, float(p)) for row, p in zip(found, corrected, strict=True)]
 
 
-def _per_image(file: Path) -> tuple[Results, bool]:
-    """The values of a report, and whether it was made with --figures-only."""
-    report = load_report(file)
-    return Results.load(file.parent / "per_image.parquet"), report.get("figures_only", False)
+def _per_image(file: Path) -> tuple[Results, dict]:
+    """The values of a report, and its report.json."""
+    found = store.load_report(file)
+    return Results.load(store.report_file(file).parent / "per_image.parquet"), found
+
+
+def _embedder(about: dict) -> str | None:
+    settings = about.get("settings")
+    return settings.get("embedder") if isinstance(settings, dict) else None
 
 
 def _same_pictures(a: Results, b: Results) -> tuple[list[int], list[int]]:

@@ -6,14 +6,6 @@ a kill, and a model added later does not ask the others again.
 
 from __future__ import annotations
 
-import datetime
-import importlib.metadata
-import json
-import math
-import os
-import platform
-import shlex
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -23,19 +15,17 @@ import numpy as np
 
 from captioner.cache import cache_folder
 from captioner.contracts import LoadOptions
-from captioner.errors import BadInput, BadOutput, CaptionerError
+from captioner.errors import CaptionerError
 from captioner.statistics import RESAMPLES, SEED
-from eval import page, provenance, results
-from eval.answers import Answer, Answered, Request, Settings, Track, answer_all, ask
+from eval import provenance, results, store
+from eval.answers import Answer, Answered, Request, Settings, Track, answer_all, ask, requests
 from eval.data import Pairs, read_pairs
 from eval.metrics import cosines
 from eval.results import Results
 
 if TYPE_CHECKING:
     from captioner.embedding import TextEmbedder
-
-FILES = ("report.json", "per_image.parquet", "report.html", "report.md")
-PACKAGES = ("captioner", "torch", "transformers", "sentence-transformers", "rapidfuzz", "numpy")
+    from eval.clip import Clip
 
 
 def report(
@@ -53,26 +43,34 @@ def report(
     title: str = "Prompt recovery, side by side",
     figures_only: bool = False,
 ) -> dict:
-    """Measure and write; returns what report.json holds.
+    """Measure and write; returns what report.json holds. Whatever could stop it is looked at before a model is asked.
 
     figures_only: no picture, prompt or answer is in the folder, so that a report on private data can be published.
     """
+    from captioner import compute
     from captioner.embedding import text_embedder
 
     settings = settings or Settings()
-    requests = _requests(models)
-    prepare(out, figures_only)
+    wanted = requests(models)
+    options = LoadOptions(device=settings.device, precision=settings.precision)
+    compute.precision(settings.precision, compute.device(settings.device))
+    store.prepare(out, figures_only)
     pairs = read_pairs(data, limit, seed, named=not figures_only)
-    refuse_other_data(out, pairs.fingerprint)
+    store.refuse_other_report(out, pairs.fingerprint, [request.label for request in wanted])
     embed_texts = text_embedder(settings.embedder)
-    kept = cache_folder("answers", pairs.fingerprint[:16]) if figures_only else out / "answers"
-    answered = [ask(request, pairs, kept, settings, embed_texts, track) for request in requests]
-    measured = _measure(pairs, answered, embed_texts, _clip_values(clip, pairs, answered, kept, settings, track))
+    clip_model = _load_clip(clip, options) if clip is not None else None
+    folder = cache_folder("answers", pairs.fingerprint[:16]) if figures_only else out / "answers"
+    answered = [ask(request, pairs, folder, settings, embed_texts, track) for request in wanted]
+    notes = [*pairs.notes, *(note for one in answered for note in one.notes)]
+    clip_values = {}
+    if clip_model is not None:
+        clip_values = _clip_values(clip, clip_model, pairs, answered, folder, settings.batch_size, track, notes)
+    measured = _measure(pairs, answered, embed_texts, clip_values)
     written = {
         "title": title,
         "kind": "report",
         "figures_only": figures_only,
-        **circumstances(seed, resamples),
+        **store.circumstances(seed, resamples),
         "settings": {**asdict(settings), "clip": clip},
         "data": {
             "specs": list(data),
@@ -81,82 +79,11 @@ def report(
             "pictures": len(pairs.items),
             "prompts": len(set(measured.groups)),
             "fingerprint": pairs.fingerprint,
-            "notes": pairs.notes,
+            "notes": notes,
         },
     }
-    finish(written, measured, [_row_of(one, pairs) for one in answered], out, pairs.image, gallery)
+    store.finish(written, measured, [_row_of(one, pairs) for one in answered], out, pairs.image, gallery)
     return written
-
-
-def finish(
-    written: dict, measured: Results, models: list[dict], out: Path | None, picture: page.Picture | None, gallery: int
-) -> None:
-    """Summarise `measured` into `written`, and write the four files if there is a place for them."""
-    figures = results.summary(measured, written["resamples"], written["seed"])
-    by_model = figures.pop("figures")
-    written |= _plain(figures)
-    for model in models:
-        model["figures"] = _plain(by_model.get(model["label"], {}))
-    written["models"] = models
-    if out is None:
-        return
-    write_text(out / "report.json", json.dumps(written, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
-    bare = written.get("figures_only", False)
-    (measured.without_texts() if bare else measured).save(out / "per_image.parquet")
-    for name, content in page.render(written, measured, picture, gallery).items():
-        write_text(out / name, content)
-
-
-def write_text(file: Path, content: str) -> None:
-    """Whole or not at all."""
-    beside = file.with_name(f".{file.name}.part")
-    beside.write_text(content, encoding="utf-8", errors="replace")
-    os.replace(beside, file)
-
-
-def _requests(models: Sequence[str]) -> list[Request]:
-    requests = [Request.parse(entry) for entry in models]
-    labels = [request.label for request in requests]
-    if not requests:
-        raise BadInput("No model: name at least one, e.g. --models mini.")
-    if doubles := sorted({label for label in labels if labels.count(label) > 1}):
-        raise BadInput(f"Two models are called {doubles[0]!r}: give one another label, e.g. --models second=NAME.")
-    return requests
-
-
-def prepare(out: Path, figures_only: bool = False) -> None:
-    """The folder must be writable, and ours or empty, before the work starts."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        there = {file.name for file in out.iterdir() if not file.name.startswith(".")}
-        probe = out / ".writable"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise BadOutput(f"{out} cannot be written to ({error.strerror}). Choose another --out.") from error
-    ours = {"answers", *FILES} if there & {"answers", "report.json"} else set()
-    if figures_only:
-        ours.discard("answers")  # they hold texts
-    if strange := sorted(there - ours):
-        raise BadOutput(f"{out} holds other files ({', '.join(strange[:3])}). Choose an empty folder for --out.")
-
-
-def refuse_other_data(out: Path, fingerprint: str) -> None:
-    """A finished report is brought up to date on the same data, never replaced by another one."""
-    file = out / "report.json"
-    if file.exists() and load_report(file)["data"].get("fingerprint") != fingerprint:
-        raise BadOutput(f"{out} holds a report on other data. Choose another --out, or delete it.")
-
-
-def load_report(file: Path) -> dict:
-    """A report.json, or an error that says why it is none."""
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise BadInput(f"{file} cannot be read as a report ({error}).") from error
-    if not isinstance(content, dict) or not {"data", "models", "metrics"} <= content.keys():
-        raise BadInput(f"{file} is no report.json of `python -m eval`.")
-    return content
 
 
 # --- figures ---------------------------------------------------------------------------------------------------------
@@ -188,18 +115,31 @@ def _vector_cosines(answers: list[Answer], truths: list[tuple[str, ...]], embed_
     return np.maximum.reduceat(each, np.cumsum([0, *counts[:-1]]))
 
 
-def _clip_values(
-    clip: str | None, pairs: Pairs, answered: list[Answered], folder: Path, settings: Settings, track: Track
-) -> dict[str, np.ndarray]:
-    there = [one for one in answered if one.failure is None]
-    if clip is None or not there:
-        return {}
-    from eval.clip import Clip, clip_scores
+def _load_clip(name: str, options: LoadOptions) -> Clip:
+    from eval.clip import Clip
 
-    model = Clip(clip, LoadOptions(device=settings.device, precision=settings.precision))
-    header = {"clip": clip, "data": pairs.fingerprint}
-    file = folder / Request(f"clip {clip}", clip).file_name
-    kept = answer_all(file, header, lambda: model, pairs, settings.batch_size, model.embed_texts, track)
+    return Clip(name, options)
+
+
+def _clip_values(
+    name: str,
+    model: Clip,
+    pairs: Pairs,
+    answered: list[Answered],
+    folder: Path,
+    batch_size: int,
+    track: Track,
+    notes: list[str],
+) -> dict[str, np.ndarray]:
+    from eval.clip import clip_scores
+
+    there = [one for one in answered if one.failure is None]
+    if not there:
+        return {}
+    request = Request(f"clip {name}", name)
+    header = {"clip": name, "data": pairs.fingerprint}
+    file = folder / request.file_name
+    kept = answer_all(file, header, lambda: model, pairs, batch_size, model.embed_texts, track, request.label, notes)
     pictures = np.stack([answer.vector for answer in kept])
     columns = []
     for one in there:
@@ -213,63 +153,27 @@ def _clip_values(
 # --- what stands around the figures ----------------------------------------------------------------------------------
 
 
-def model_row(label: str, distinct: float | None = None, **known) -> dict:
-    """What report.json says of one model besides its figures."""
-    row = {
-        "label": label,
-        "name": label,
-        "failure": None,
-        "weights": None,
-        "load_seconds": None,
-        "images_per_second": None,
-        "distinct": distinct,
-        "trained_on": [],
-        "warning": None,
-    }
-    return row | known
-
-
-def distinct(texts: Sequence[str | None]) -> float | None:
-    """Share of different texts."""
-    there = [text for text in texts if text is not None]
-    return len(set(there)) / len(there) if there else None
-
-
 def _row_of(one: Answered, pairs: Pairs) -> dict:
-    row = model_row(
+    row = store.model_row(
         one.request.label,
-        distinct([answer.text for answer in one.answers]),
+        store.distinct([answer.text for answer in one.answers]),
         name=one.request.name,
         failure=one.failure,
         weights=one.weights,
         load_seconds=one.load_seconds,
         images_per_second=one.images_per_second,
+        warning=one.warning,
     )
     if one.failure is not None or one.weights is None:
         return row
     try:
         learnt = provenance.trained_on(one.request.name)
     except CaptionerError as error:
-        return row | {"warning": f"could not be compared with its training data: {error}"}
-    return row | {"trained_on": list(learnt.sources), "warning": provenance.overlap_warning(learnt, pairs)}
+        return row | {"warning": _sentences(one.warning, f"could not be compared with its training data: {error}")}
+    warning = _sentences(one.warning, provenance.overlap_warning(learnt, pairs))
+    return row | {"trained_on": list(learnt.sources), "warning": warning}
 
 
-def circumstances(seed: int, resamples: int) -> dict:
-    """When, how and with what."""
-    return {
-        "command": shlex.join(["python", "-m", "eval", *sys.argv[1:]]),
-        "made": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "seed": seed,
-        "resamples": resamples,
-        "versions": {"python": platform.python_version(), **{p: importlib.metadata.version(p) for p in PACKAGES}},
-        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
-    }
-
-
-def _plain(value):
-    """NaN has no place in JSON: null."""
-    if isinstance(value, dict):
-        return {key: _plain(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [_plain(inner) for inner in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
+def _sentences(*parts: str | None) -> str | None:
+    """What stands after the model's name, as one text."""
+    return " It ".join(filter(None, parts)) or None

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations, groupby
@@ -14,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from captioner.errors import BadInput
+from captioner.files import atomic
 from captioner.pairs.fingerprint import fingerprint
 from captioner.statistics import RESAMPLES, SEED, Difference, differences, holm, intervals, resampled_means
 from eval import metrics
@@ -66,9 +66,8 @@ class Results:
         table |= {
             name: pa.array(values.ravel(), pa.float64(), from_pandas=True) for name, values in self.values.items()
         }
-        beside = file.with_name(f".{file.name}.part")
-        pq.write_table(pa.table(table), beside)
-        os.replace(beside, file)
+        with atomic.replacing(file) as new:
+            pq.write_table(pa.table(table), new)
 
     @classmethod
     def load(cls, file: Path) -> Results:
@@ -85,6 +84,17 @@ class Results:
         columns = {name: table[name].to_pylist() for name in KEYS}
         models = list(dict.fromkeys(columns["model"]))
         first = range(0, len(columns["id"]), max(len(models), 1))
+        measured = [field for field in table.schema if field.name not in KEYS]
+        whole = (
+            columns["model"] == models * len(first)
+            and all(isinstance(name, str) for name in [*columns["id"], *models])
+            and all(
+                isinstance(truths, list) and all(isinstance(t, str) for t in truths) for truths in columns["truths"]
+            )
+            and all(pa.types.is_floating(field.type) or pa.types.is_integer(field.type) for field in measured)
+        )
+        if not whole:
+            raise BadInput(f"{file} is damaged: it has not one row for every picture and model. Make the report anew.")
         return cls(
             ids=[columns["id"][row] for row in first],
             truths=[tuple(columns["truths"][row]) for row in first],
@@ -92,9 +102,8 @@ class Results:
             models=models,
             texts={model: columns["text"][number :: len(models)] for number, model in enumerate(models)},
             values={
-                name: table[name].to_numpy(zero_copy_only=False).astype(float).reshape(len(first), len(models))
-                for name in table.column_names
-                if name not in KEYS
+                field.name: table[field.name].to_numpy(zero_copy_only=False).astype(float).reshape(-1, len(models))
+                for field in measured
             },
         )
 

@@ -1,24 +1,35 @@
-"""The competition's format: `imgId_eId,val`, 384 rows an image. Written and checked as a stream, in constant memory."""
+"""The competition's format: `imgId_eId,val`, 384 rows an image. Written and checked as a stream, in constant memory.
+
+While a file is made, OUT.part holds one line an image, so that a run that was stopped goes on with `--resume`.
+"""
 
 from __future__ import annotations
 
 import csv
 import itertools
-import math
-import os
-import sys
+import json
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from captioner.contracts import LoadOptions
 from captioner.errors import BadImage, BadInput, BadOutput
+from captioner.files import atomic
+from captioner.files.lock import lock
+from captioner.sinks.checks import check_place, explained
 from captioner.statistics import Interval, bootstrap_interval
+from eval import baselines, tables
+from eval.answers import Answer, Track
 from eval.metrics import cosines
+from eval.progress import say
+from eval.provenance import weights_hash
 
 if TYPE_CHECKING:
+    from io import FileIO
+
     from PIL.Image import Image
 
     from captioner.pipeline import Captioner, DirectEmbedder
@@ -28,75 +39,163 @@ DIMENSIONS = 384
 UNREADABLE = np.full(DIMENSIONS, DIMENSIONS**-0.5, dtype=np.float32)
 """Says nothing, but keeps the file complete: a submission that lacks an image is refused as a whole."""
 
+SHORTEST = 1e-15
+"""Below it, and above its inverse, squares of float32 are 0 or infinite."""
 
-def write(
-    model: Captioner | DirectEmbedder,
-    images: Iterable[tuple[str, Callable[[], Image]]],
-    out: Path,
-    batch_size: int = 8,
-) -> list[str]:
-    """Write the rows of every (id, how to open it); returns the ids whose picture could not be read."""
-    refuse_existing(out)
-    beside = out.with_name(f".{out.name}.part")
-    unreadable: list[str] = []
-    seen: set[str] = set()
-    try:
-        with beside.open("w", encoding="utf-8", newline="") as stream:
-            rows = csv.writer(stream, lineterminator="\n")
-            rows.writerow(HEADER)
-            for identifier, vector in _vectors(model, images, batch_size, unreadable):
-                if identifier in seen:
-                    raise BadInput(f"Two images are called {identifier!r}: a submission needs one id an image.")
-                seen.add(identifier)
-                rows.writerows((f"{identifier}_{i}", f"{value:.7g}") for i, value in enumerate(vector))
-        os.replace(beside, out)
-    except OSError as error:
-        raise BadOutput(f"{out} cannot be written ({error.strerror}).") from error
-    finally:
-        beside.unlink(missing_ok=True)
+Opener = Callable[[], "Image"]
+Pictures = Iterable[tuple[str, Opener]]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Who embeds the pictures, and how. A run that goes on must have the same."""
+
+    model: str
+    batch_size: int = 8
+    device: str = "auto"
+    precision: str = "auto"
+
+
+def write(settings: Settings, data: str, out: Path, track: Track, resume: bool = False) -> list[str]:
+    """Write the rows of every picture of `data`; returns the ids whose picture could not be read."""
+    journal = out.with_name(f"{out.name}.part")
+    refuse_existing(out, journal, resume)
+    images, total = pictures(data)
+    begins = {"weights": weights_hash(settings.model), "data": data, **asdict(settings)}
+    options = LoadOptions(device=settings.device, precision=settings.precision)
+    with explained(journal), open(journal, "ab", buffering=0) as stream:
+        lock(stream, str(journal))
+        done = _go_on(journal, begins)
+        stream.truncate(_whole_size(journal))
+        if not stream.tell():
+            stream.write((json.dumps(begins) + "\n").encode())
+        missing = ((identifier, opener) for identifier, opener in images if identifier not in done)
+        left = None if total is None else total - len(done)
+        _append(stream, lambda: baselines.load(settings.model, options), missing, left, done, settings, track)
+    unreadable = _write_rows(journal, out)
+    journal.unlink()
     return unreadable
 
 
-def refuse_existing(out: Path) -> None:
-    """Asked before a model is loaded, too."""
+def refuse_existing(out: Path, journal: Path, resume: bool) -> None:
+    """Asked before a model is loaded."""
+    check_place(out.parent)
     if out.exists():
         raise BadOutput(f"{out} is there already. Choose another --out, or delete it.")
-    if not os.access(out.parent, os.W_OK):
-        raise BadOutput(f"{out.parent} is no folder that can be written to. Choose another --out.")
+    if journal.exists() and not resume:
+        raise BadOutput(f"{journal} is what a stopped run left. Add --resume to go on, or delete it.")
 
 
-def pictures(specs: list[str]) -> Iterator[tuple[str, Callable[[], Image]]]:
-    """Ids and pictures of a folder of images (names without their ending), or of any data source."""
+def pictures(spec: str) -> tuple[Pictures, int | None]:
+    """Ids and pictures of a folder of images (names without their ending), or of any data source; and how many."""
+    from captioner.images import EXTENSIONS, open_image
+
+    folder = Path(spec) / "images" if (Path(spec) / "images").is_dir() else Path(spec)
+    files = sorted(f for f in folder.iterdir() if f.suffix.lower() in EXTENSIONS) if folder.is_dir() else []
+    if files:  # the hidden test set has no prompts
+        names = [file.stem for file in files]
+        if doubles := sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []:
+            raise BadInput(f"Two images are called {doubles[0]!r}: a submission needs one id an image.")
+        return ((file.stem, lambda file=file: open_image(file)) for file in files), len(files)
+    return _of_source(spec), None
+
+
+def _of_source(spec: str) -> Iterator[tuple[str, Opener]]:
     from datasets import Image as ImageColumn
 
-    from captioner.images import EXTENSIONS, open_image
     from training.data.readable import picture_of
     from training.data.sources import load_pairs
 
-    for spec in specs:
-        folder = Path(spec) / "images" if (Path(spec) / "images").is_dir() else Path(spec)
-        files = sorted(f for f in folder.iterdir() if f.suffix.lower() in EXTENSIONS) if folder.is_dir() else []
-        for file in files:  # the hidden test set has no prompts
-            yield file.stem, lambda file=file: open_image(file)
-        if not files:
-            for row in load_pairs([spec], streaming=True).cast_column("image", ImageColumn(decode=False)):
-                yield row["id"], lambda row=row: picture_of(row["image"])
+    seen: set[str] = set()
+    for row in load_pairs([spec], streaming=True).cast_column("image", ImageColumn(decode=False)):
+        if row["id"] in seen:
+            raise BadInput(f"Two images are called {row['id']!r}: a submission needs one id an image.")
+        seen.add(row["id"])
+        yield row["id"], lambda row=row: picture_of(row["image"])
 
 
-def _vectors(model, images, batch_size: int, unreadable: list[str]) -> Iterator[tuple[str, np.ndarray]]:
-    stream = iter(images)
-    while batch := list(itertools.islice(stream, batch_size)):
-        opened = {}
-        for place, (identifier, open_picture) in enumerate(batch):
+def _go_on(journal: Path, begins: dict) -> set[str]:
+    """The ids of the pictures that an earlier run has done."""
+    lines = _lines(journal)
+    if (first := next(lines, None)) is None:
+        return set()
+    if first != json.dumps(begins) + "\n":
+        raise BadOutput(
+            f"{journal} was begun with another model, other data or other settings. Give the same, or delete it."
+        )
+    return {answer.id for answer in _answers(journal)}
+
+
+def _append(
+    stream: FileIO,
+    load: Callable[[], Captioner | DirectEmbedder | baselines.Baseline],
+    missing: Pictures,
+    left: int | None,
+    done: set[str],
+    settings: Settings,
+    track: Track,
+) -> None:
+    """Embed what is missing; one whole batch of lines at a time."""
+    batches = _batches(missing, settings.batch_size)
+    model = None
+    for batch in track(batches, None if left is None else -(-left // settings.batch_size), settings.model):
+        opened: dict[str, Image] = {}
+        for identifier, open_picture in batch:
             try:
-                opened[place] = open_picture()
+                opened[identifier] = open_picture()
             except BadImage as error:
-                print(f"{identifier}: {error}", file=sys.stderr)
-                unreadable.append(identifier)
-        embedded = model.embed(list(opened.values()), batch_size=len(opened)) if opened else []
-        vectors = dict(zip(opened, embedded, strict=True))
-        for place, (identifier, _) in enumerate(batch):
-            yield identifier, vectors.get(place, UNREADABLE)
+                say(f"{identifier}: {error}")
+        vectors = {}
+        if opened:
+            model = model or load()
+            embedded = model.embed(list(opened.values()), batch_size=len(opened))
+            if embedded.shape[1] != DIMENSIONS or not np.isfinite(embedded).all():
+                raise BadInput(f"{settings.model} does not give {DIMENSIONS} finite numbers a picture.")
+            vectors = dict(zip(opened, embedded, strict=True))
+        answers = [
+            Answer(i, None if i in vectors else "unreadable", vectors.get(i, UNREADABLE), None) for i, _ in batch
+        ]
+        stream.write("".join(answer.line() for answer in answers).encode())
+        done.update(answer.id for answer in answers)
+
+
+def _batches(items: Iterable, size: int) -> Iterator[list]:
+    stream = iter(items)
+    while batch := list(itertools.islice(stream, size)):
+        yield batch
+
+
+def _write_rows(journal: Path, out: Path) -> list[str]:
+    """The journal as the competition wants it; returns the ids of unreadable pictures."""
+    unreadable = []
+    with explained(out, "The pictures are kept: make room, then add --resume."), atomic.replacing(out) as new:
+        with new.open("w", encoding="utf-8", newline="") as stream:
+            rows = csv.writer(stream, lineterminator="\n")
+            rows.writerow(HEADER)
+            for answer in _answers(journal):
+                rows.writerows((f"{answer.id}_{i}", f"{value:.7g}") for i, value in enumerate(answer.vector))
+                if answer.text is not None:
+                    unreadable.append(answer.id)
+    return unreadable
+
+
+def _lines(journal: Path) -> Iterator[str]:
+    """The whole lines: a kill may have cut off the last."""
+    with journal.open(encoding="utf-8", newline="\n") as lines:
+        yield from (line for line in lines if line.endswith("\n"))
+
+
+def _answers(journal: Path) -> Iterator[Answer]:
+    for number, line in enumerate(_lines(journal), 1):
+        if number > 1:
+            try:
+                yield Answer.parse(line)
+            except ValueError as error:
+                raise BadInput(f"{journal}, line {number}, is damaged. Delete the file, and start again.") from error
+
+
+def _whole_size(journal: Path) -> int:
+    return sum(len(line.encode()) for line in _lines(journal))
 
 
 # --- checking --------------------------------------------------------------------------------------------------------
@@ -113,14 +212,26 @@ class Check:
     cosine: Interval | None = None
 
 
-def check(submission: Path, prompts: Path, embed_texts: Callable | None = None, batch: int = 256) -> Check:
-    """Validate the format against prompts.csv (imgId, prompt) and score it."""
+def check(
+    submission: Path, prompts: Path | None = None, embed_texts: Callable | None = None, batch: int = 256
+) -> Check:
+    """Validate the format; with prompts.csv (imgId, prompt) also which images are in it, and score it."""
+    if not submission.is_file():
+        raise BadInput(f"There is no {submission}.")
+    result = Check()
+    if prompts is None:
+        seen: set[str] = set()
+        for identifier, _ in _images_of(submission, result):
+            result.images += 1
+            if identifier in seen:
+                result.problems.append(f"image {identifier!r} comes twice")
+            seen.add(identifier)
+        return result
+    truths = _prompts(prompts)
     if embed_texts is None:
         from captioner.embedding import text_embedder
 
         embed_texts = text_embedder()
-    truths = _prompts(prompts)
-    result = Check()
     missing, values, groups, odd_lengths = set(truths), [], [], 0
     stream = _images_of(submission, result)
     while part := list(itertools.islice(stream, batch)):
@@ -158,7 +269,7 @@ def _images_of(submission: Path, result: Check, most: int = 20) -> Iterator[tupl
             for identifier, of_image in itertools.groupby(
                 rows, key=lambda row: row[0].rpartition("_")[0] if row else ""
             ):
-                vector = _vector(identifier, list(of_image), result)
+                vector = _vector(identifier, list(itertools.islice(of_image, DIMENSIONS + 1)), result)
                 if vector is not None:
                     yield identifier, vector
                 if len(result.problems) >= most:
@@ -178,24 +289,20 @@ def _vector(identifier: str, rows: list[list[str]], result: Check) -> np.ndarray
     except ValueError:
         result.problems.append(f"image {identifier!r}: a row without exactly one number")
         return None
-    if not all(map(math.isfinite, vector)) or not vector.any():
+    if not np.isfinite(vector).all() or not vector.any():
         result.problems.append(f"image {identifier!r}: values that are not finite, or all 0")
+        return None
+    if not SHORTEST <= np.abs(vector).max() <= 1 / SHORTEST:
+        result.problems.append(f"image {identifier!r}: values too large or too small for a cosine")
         return None
     return vector
 
 
 def _prompts(table: Path) -> dict[str, str]:
-    try:
-        with table.open(encoding="utf-8-sig", newline="") as lines:
-            reader = csv.DictReader(lines)
-            if not {"imgId", "prompt"} <= set(reader.fieldnames or ()):
-                raise BadInput(f"{table} needs the columns imgId and prompt.")
-            rows = list(reader)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise BadInput(f"{table} cannot be read ({error}).") from error
+    rows = tables.read_rows(table, ("imgId", "prompt"))
     found = {row["imgId"]: row["prompt"] for row in rows}
     if len(found) < len(rows):
         raise BadInput(f"{table}: {len(rows) - len(found):,} ids occur more than once.")
-    if not found:
-        raise BadInput(f"{table} has no rows.")
+    if empty := [identifier for identifier, prompt in found.items() if not (identifier and prompt)]:
+        raise BadInput(f"{table}: {len(empty):,} rows lack the id or the prompt, e.g. {empty[0]!r}.")
     return found

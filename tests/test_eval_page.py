@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from eval import charts, page, report
+from eval import charts, page, store
 from eval.results import Results, text_values
 
 TRUTHS = [
@@ -51,16 +51,16 @@ def folder(tmp_path: Path) -> Path:
     )
     written = {
         "title": "A <test>",
-        **report.circumstances(0, 300),
+        **store.circumstances(0, 300),
         "settings": {},
         "data": {
             **{"specs": ["x"], "names": ["x"], "noun": "pictures", "pictures": 12, "prompts": 12},
             **{"fingerprint": "0" * 64, "notes": ["One note."]},
         },
     }
-    rows = [report.model_row(model, report.distinct(said)) for model, said in texts.items()]
+    rows = [store.model_row(model, store.distinct(said)) for model, said in texts.items()]
     picture = lambda item: Image.new("RGB", (300, 200), (20 * item, 99, 99))  # noqa: E731
-    report.finish(written, measured, rows, tmp_path, picture, gallery=4)
+    store.finish(written, measured, rows, tmp_path, picture, gallery=4)
     return tmp_path
 
 

@@ -18,8 +18,12 @@ from PIL import Image, ImageDraw
 from captioner.contracts import LoadOptions
 from captioner.errors import BadInput, BadOutput
 from captioner.index import Recipe, build
+<<<<<<< HEAD
 from captioner.pairs.fingerprint import fingerprint
 from eval import report as report_module
+=======
+from eval import store
+>>>>>>> adb09a8 (wip)
 from eval.answers import Answer, Request, Settings, ask
 from eval.compare import compare
 from eval.data import read_pairs
@@ -270,7 +274,7 @@ def test_figures_alone_show_nothing_of_the_data(pictures: Path, tmp_path: Path, 
     full = make(pictures, models, tmp_path / "full")
     bare = make(pictures, models, tmp_path / "bare", figures_only=True)
     assert [model["figures"] for model in bare["models"]] == [model["figures"] for model in full["models"]]
-    assert {file.name for file in (tmp_path / "bare").iterdir()} == set(report_module.FILES)
+    assert {file.name for file in (tmp_path / "bare").iterdir()} == set(store.FILES)
     for name in ("report.json", "report.html", "report.md"):
         content = (tmp_path / "bare" / name).read_text()
         assert not any(text in content for text in (*PROMPTS, "a secret", "some castle", "data:image", "00.png"))

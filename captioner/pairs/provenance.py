@@ -74,7 +74,7 @@ def overlaps(data: TrainingData, names: Iterable[str], seen: Sequence[Seen]) -> 
     same_names = sorted(_plain(names) & _plain(data.sources))
     pictures = sum(one.picture[:DIGITS] in data.fingerprints for one in seen)
     prompts = sum(any(fingerprint(prompt) in data.fingerprints for prompt in one.prompts) for one in seen)
-    reasons = [f"its card names {', '.join(same_names)} as training data"] if same_names else []
+    reasons = [f"it names {', '.join(same_names)} as training data"] if same_names else []
     reasons += [f"{pictures:,} of the {len(seen):,} pictures are in its training data"] if pictures else []
     reasons += [f"{prompts:,} of the {len(seen):,} prompts are in its training data"] if prompts else []
     return reasons
