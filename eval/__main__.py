@@ -111,9 +111,7 @@ def report(
 def score(
     table: Annotated[
         Path,
-        typer.Argument(
-            help="CSV or JSON lines with columns truth, prediction (or text); optional model, id (or file)."
-        ),
+        typer.Argument(help="CSV or JSON lines: columns truth and prediction (or text); optional model, id (or file)."),
     ],
     out: Annotated[Path | None, typer.Option(help="Folder for the same files as a report's.")] = None,
     cosine: Annotated[

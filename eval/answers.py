@@ -62,7 +62,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Request:
-    """One entry of `--models`: `name`, or `label=name`; a table (columns id, prediction) brings texts from elsewhere."""
+    """One entry of `--models`: `name`, or `label=name`; a table (id, prediction) brings texts from elsewhere."""
 
     label: str
     name: str

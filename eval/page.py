@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import base64
 import io
+import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 
 from captioner.errors import BadImage
 from eval import charts, published
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
 
 TEMPLATES = Path(__file__).parent / "templates"
 COLOURS = 10
+"""The style sheet has so many; more are drawn around the colour wheel."""
 THUMBNAIL = 384
 SHOWN_SCORES = ("cosine", "levenshtein_ratio", "quick_ratio", "rouge_l", "keyword_f1", "clip_score")
 
@@ -40,6 +44,9 @@ class Card:
     kinds: list[str]
     truths: tuple[str, ...]
     answers: list[dict]
+    """Of every model that says a text."""
+    others: list[dict]
+    """What only embeds, and who did not answer."""
     scores: dict
     image: str | None
     width: int
@@ -48,10 +55,11 @@ class Card:
 
 def render(report: dict, results: Results, picture: Picture | None, gallery: int) -> dict[str, str]:
     """File name → content. picture: None where there are only texts; gallery: pictures of each kind."""
-    models = [dict(model, colour=number % COLOURS) for number, model in enumerate(report["models"])]
+    models = [dict(model, colour=number) for number, model in enumerate(report["models"])]
     columns = [model for model in models if model["failure"] is None]
     measured = [m for m in report["metrics"] if any(model["figures"][m["name"]]["n"] for model in columns)]
     lead = measured[0] if measured else None
+    ranked = _ranked(columns, lead)
     bare = report.get("figures_only", False)
     view = {
         "report": report | {"metrics": measured},
@@ -59,7 +67,9 @@ def render(report: dict, results: Results, picture: Picture | None, gallery: int
         "columns": columns,
         "failed": [model for model in models if model["failure"] is not None],
         "lead": lead,
-        "ranked": _ranked(columns, lead),
+        "ranked": [model for model in ranked if model["figures"][lead["name"]]["n"]],
+        "tables": _tables(ranked, measured),
+        "extra_colours": {number: _hue(number) for number in range(COLOURS, len(models))},
         "differences": _by_metric(report, measured),
         "published": published.FIGURES,
         "notice": published.NOTICE,
@@ -71,7 +81,9 @@ def render(report: dict, results: Results, picture: Picture | None, gallery: int
         "signed": signed,
         "p_value": p_value,
         "verdict": verdict,
-        "cell": lambda text: str(text).replace("|", "\\|").replace("\n", " "),
+        "is_best": lambda metric, model: is_best(report, metric, model),
+        "breakable": breakable,
+        "markdown": markdown,
         **_drawings(results, columns, measured),
     }
     return {name: _template(name).render(view) for name in ("report.html", "report.md")}
@@ -118,11 +130,45 @@ def verdict(metric: dict, row: dict) -> str:
     return f"{higher} is {'better' if metric['higher_is_better'] else 'higher'}"
 
 
+def is_best(report: dict, metric: str, model: dict) -> bool:
+    """Is it to be shown as the best? A model with a warning, such as one that was trained on this data, never is."""
+    return report["best"][metric] == model["label"] and not model["warning"]
+
+
+def breakable(label: str) -> Markup:
+    """A label that breaks after its punctuation, and only there."""
+    return Markup("<wbr>").join(re.split(r"(?<=[-/_.:+=])(?=.)", label))
+
+
+def markdown(text: object) -> str:
+    """A text on one line, in which Markdown and HTML have nothing to say."""
+    line = " ".join(str(text).split())
+    return re.sub(r"([\\`*_{}\[\]#|~])", r"\\\1", line).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def _hue(number: int) -> int:
+    """The golden angle: every next colour is far from those before."""
+    return round(number * 137.508) % 360
+
+
 def _ranked(columns: list[dict], lead: dict | None) -> list[dict]:
+    """The best mean first, last those that the leading metric says nothing of."""
     if lead is None:
         return []
-    there = [model for model in columns if model["figures"][lead["name"]]["n"]]
-    return sorted(there, key=lambda model: -model["figures"][lead["name"]]["mean"])
+    means = {model["label"]: model["figures"][lead["name"]]["mean"] for model in columns}
+    return sorted(
+        columns, key=lambda model: -math.inf if (mean := means[model["label"]]) is None else mean, reverse=True
+    )
+
+
+def _tables(models: list[dict], metrics: list[dict]) -> list[tuple[str, list[dict], list[dict]]]:
+    """(heading, metrics, models): what tells of every model first, then what tells of texts alone."""
+    common = [m for m in metrics if all(model["figures"][m["name"]]["n"] for model in models)]
+    of_texts = [m for m in metrics if m not in common]
+    speaking = [model for model in models if any(model["figures"][m["name"]]["n"] for m in of_texts)]
+    if not common or not of_texts:
+        return [("", metrics, models)]
+    return [("", common, models), ("Of the texts", of_texts, speaking)]
 
 
 def _by_metric(report: dict, metrics: list[dict]) -> list[tuple[dict, list[dict]]]:
@@ -197,10 +243,12 @@ def _card(item: int, kinds: list[str], report: dict, results: Results, columns: 
     scores = {
         m["name"]: [_rounded(results.values[m["name"]][item, place]) for place in places] for m in report["metrics"]
     }
+    lead = report["metrics"][0]["name"]
     answers = [
         {
             "model": model,
             "text": results.texts[model["label"]][item],
+            "lead": scores[lead][place],
             "scores": " · ".join(
                 f"{m['label']} {number(scores[m['name']][place])}"
                 for m in report["metrics"]
@@ -209,9 +257,14 @@ def _card(item: int, kinds: list[str], report: dict, results: Results, columns: 
         }
         for place, model in enumerate(columns)
     ]
+    texts = [answer for answer in answers if answer["text"] is not None]
+    others = [answer for answer in answers if answer["text"] is None]
+    highest = max((answer["lead"] for answer in texts if answer["lead"] is not None), default=None)
+    for answer in texts:
+        answer["top"] = len(texts) > 1 and answer["lead"] == highest
     truths = results.truths[item]
     scores["truth"] = len(words(truths[0])) if truths else 0
-    return Card(results.ids[item], kinds, truths, answers, scores, image, width, height)
+    return Card(results.ids[item], kinds, truths, texts, others, scores, image, width, height)
 
 
 def _rounded(value: float) -> float | None:

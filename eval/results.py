@@ -88,9 +88,8 @@ class Results:
         whole = (
             columns["model"] == models * len(first)
             and all(isinstance(name, str) for name in [*columns["id"], *models])
-            and all(
-                isinstance(truths, list) and all(isinstance(t, str) for t in truths) for truths in columns["truths"]
-            )
+            and all(isinstance(truths, list) for truths in columns["truths"])
+            and all(isinstance(truth, str) for truths in columns["truths"] for truth in truths)
             and all(pa.types.is_floating(field.type) or pa.types.is_integer(field.type) for field in measured)
         )
         if not whole:

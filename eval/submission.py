@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import itertools
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -42,6 +43,8 @@ UNREADABLE = np.full(DIMENSIONS, DIMENSIONS**-0.5, dtype=np.float32)
 SHORTEST = 1e-15
 """Below it, and above its inverse, squares of float32 are 0 or infinite."""
 
+MAKE_ROOM = "What is done is kept: make room, then add --resume."
+
 Opener = Callable[[], "Image"]
 Pictures = Iterable[tuple[str, Opener]]
 
@@ -63,15 +66,14 @@ def write(settings: Settings, data: str, out: Path, track: Track, resume: bool =
     images, total = pictures(data)
     begins = {"weights": weights_hash(settings.model), "data": data, **asdict(settings)}
     options = LoadOptions(device=settings.device, precision=settings.precision)
-    with explained(journal), open(journal, "ab", buffering=0) as stream:
+    with explained(journal):
+        stream = open(journal, "ab", buffering=0)  # noqa: SIM115 - closed below
+    with stream:
         lock(stream, str(journal))
-        done = _go_on(journal, begins)
-        stream.truncate(_whole_size(journal))
-        if not stream.tell():
-            stream.write((json.dumps(begins) + "\n").encode())
+        done = _go_on(stream, journal, begins)
         missing = ((identifier, opener) for identifier, opener in images if identifier not in done)
         left = None if total is None else total - len(done)
-        _append(stream, lambda: baselines.load(settings.model, options), missing, left, done, settings, track)
+        _append(stream, lambda: baselines.load(settings.model, options), missing, left, settings, track)
     unreadable = _write_rows(journal, out)
     journal.unlink()
     return unreadable
@@ -93,9 +95,9 @@ def pictures(spec: str) -> tuple[Pictures, int | None]:
     folder = Path(spec) / "images" if (Path(spec) / "images").is_dir() else Path(spec)
     files = sorted(f for f in folder.iterdir() if f.suffix.lower() in EXTENSIONS) if folder.is_dir() else []
     if files:  # the hidden test set has no prompts
-        names = [file.stem for file in files]
-        if doubles := sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []:
-            raise BadInput(f"Two images are called {doubles[0]!r}: a submission needs one id an image.")
+        name, count = Counter(file.stem for file in files).most_common(1)[0]
+        if count > 1:
+            raise BadInput(f"Two images are called {name!r}: a submission needs one id an image.")
         return ((file.stem, lambda file=file: open_image(file)) for file in files), len(files)
     return _of_source(spec), None
 
@@ -114,15 +116,18 @@ def _of_source(spec: str) -> Iterator[tuple[str, Opener]]:
         yield row["id"], lambda row=row: picture_of(row["image"])
 
 
-def _go_on(journal: Path, begins: dict) -> set[str]:
-    """The ids of the pictures that an earlier run has done."""
-    lines = _lines(journal)
-    if (first := next(lines, None)) is None:
+def _go_on(stream: FileIO, journal: Path, begins: dict) -> set[str]:
+    """The ids of the pictures that an earlier run has done; a line of it that a kill cut off is taken away."""
+    first = next(_lines(journal), None)
+    if first is None:
+        stream.truncate(0)
+        _write(stream, json.dumps(begins) + "\n")
         return set()
     if first != json.dumps(begins) + "\n":
         raise BadOutput(
             f"{journal} was begun with another model, other data or other settings. Give the same, or delete it."
         )
+    stream.truncate(sum(len(line.encode()) for line in _lines(journal)))
     return {answer.id for answer in _answers(journal)}
 
 
@@ -131,7 +136,6 @@ def _append(
     load: Callable[[], Captioner | DirectEmbedder | baselines.Baseline],
     missing: Pictures,
     left: int | None,
-    done: set[str],
     settings: Settings,
     track: Track,
 ) -> None:
@@ -152,11 +156,14 @@ def _append(
             if embedded.shape[1] != DIMENSIONS or not np.isfinite(embedded).all():
                 raise BadInput(f"{settings.model} does not give {DIMENSIONS} finite numbers a picture.")
             vectors = dict(zip(opened, embedded, strict=True))
-        answers = [
-            Answer(i, None if i in vectors else "unreadable", vectors.get(i, UNREADABLE), None) for i, _ in batch
-        ]
-        stream.write("".join(answer.line() for answer in answers).encode())
-        done.update(answer.id for answer in answers)
+        for identifier, _ in batch:
+            text = None if identifier in vectors else "unreadable"
+            _write(stream, Answer(identifier, text, vectors.get(identifier, UNREADABLE), None).line())
+
+
+def _write(stream: FileIO, line: str) -> None:
+    with explained(Path(str(stream.name)), MAKE_ROOM):
+        stream.write(line.encode())
 
 
 def _batches(items: Iterable, size: int) -> Iterator[list]:
@@ -168,20 +175,23 @@ def _batches(items: Iterable, size: int) -> Iterator[list]:
 def _write_rows(journal: Path, out: Path) -> list[str]:
     """The journal as the competition wants it; returns the ids of unreadable pictures."""
     unreadable = []
-    with explained(out, "The pictures are kept: make room, then add --resume."), atomic.replacing(out) as new:
-        with new.open("w", encoding="utf-8", newline="") as stream:
-            rows = csv.writer(stream, lineterminator="\n")
-            rows.writerow(HEADER)
-            for answer in _answers(journal):
-                rows.writerows((f"{answer.id}_{i}", f"{value:.7g}") for i, value in enumerate(answer.vector))
-                if answer.text is not None:
-                    unreadable.append(answer.id)
+    with (
+        explained(out, MAKE_ROOM),
+        atomic.replacing(out) as new,
+        new.open("w", encoding="utf-8", newline="") as stream,
+    ):
+        rows = csv.writer(stream, lineterminator="\n")
+        rows.writerow(HEADER)
+        for answer in _answers(journal):
+            rows.writerows((f"{answer.id}_{i}", f"{value:.7g}") for i, value in enumerate(answer.vector))
+            if answer.text is not None:
+                unreadable.append(answer.id)
     return unreadable
 
 
 def _lines(journal: Path) -> Iterator[str]:
     """The whole lines: a kill may have cut off the last."""
-    with journal.open(encoding="utf-8", newline="\n") as lines:
+    with journal.open(encoding="utf-8", errors="replace", newline="\n") as lines:
         yield from (line for line in lines if line.endswith("\n"))
 
 
@@ -192,10 +202,6 @@ def _answers(journal: Path) -> Iterator[Answer]:
                 yield Answer.parse(line)
             except ValueError as error:
                 raise BadInput(f"{journal}, line {number}, is damaged. Delete the file, and start again.") from error
-
-
-def _whole_size(journal: Path) -> int:
-    return sum(len(line.encode()) for line in _lines(journal))
 
 
 # --- checking --------------------------------------------------------------------------------------------------------

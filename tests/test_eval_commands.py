@@ -4,12 +4,14 @@ import csv
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+import captioner
 from captioner.errors import BadInput, BadOutput
 from eval import __main__ as command_line
 from eval import submission
@@ -135,40 +137,79 @@ def test_compare_pairs_by_picture_and_prompt(tmp_path: Path) -> None:
         compare(a, saved("c", ["x"], [0.1]))
 
 
-class Colour:
-    """Embeds a picture as its own mean colour, so that the order of rows can be told."""
-
-    speaks = False
-
-    def embed(self, images: list, batch_size: int) -> np.ndarray:
-        self.largest = max(batch_size, len(images))
-        vectors = np.zeros((len(images), 384), dtype=np.float32)
-        vectors[:, :3] = [np.asarray(image).reshape(-1, 3).mean(0) + 1 for image in images]
-        return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+def quietly(steps, total, what):
+    """No progress bar."""
+    return steps
 
 
-def test_submission_is_written_in_order_and_checked(tmp_path: Path) -> None:
-    (tmp_path / "images").mkdir()
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    """Five pictures as the competition has them; the third cannot be read."""
+    folder = tmp_path / "images"
+    folder.mkdir()
     for number in range(5):
-        Image.new("RGB", (8, 8), (50 * number, 10, 200)).save(tmp_path / "images" / f"im_{number}.png")
-    (tmp_path / "images" / "im_2.png").write_bytes(b"broken")
-    model, out = Colour(), tmp_path / "submission.csv"
-    assert submission.write(model, submission.pictures([str(tmp_path)]), out, batch_size=2) == ["im_2"]
-    assert model.largest <= 2
+        Image.new("RGB", (8, 8), (50 * number, 10, 200)).save(folder / f"im_{number}.png")
+    (folder / "im_2.png").write_bytes(b"broken")
+    return folder
+
+
+def test_submission_is_written_in_order_and_checked(tmp_path: Path, images: Path, tiny_checkpoint) -> None:
+    settings, out = submission.Settings(str(tiny_checkpoint("direct")), batch_size=2), tmp_path / "submission.csv"
+    assert submission.write(settings, str(tmp_path), out, quietly) == ["im_2"]
     lines = out.read_text().splitlines()
     assert lines[0] == "imgId_eId,val"
     assert len(lines) == 1 + 5 * 384
     assert [line.partition(",")[0] for line in lines[1 + 384 : 4 + 384]] == ["im_1_0", "im_1_1", "im_1_2"]
+    rows = np.reshape([float(line.partition(",")[2]) for line in lines[1:]], (5, 384))
+    paths = [images / f"im_{number}.png" for number in (0, 1, 3, 4)]
+    np.testing.assert_allclose(rows[[0, 1, 3, 4]], captioner.load(settings.model).embed(paths), atol=1e-5)
+    assert len({row.tobytes() for row in rows}) == 5
     with pytest.raises(BadOutput, match="there already"):
-        submission.write(model, submission.pictures([str(tmp_path)]), out)
+        submission.write(settings, str(tmp_path), out, quietly)
+    assert not (tmp_path / "submission.csv.part").exists()
 
     prompts = table(tmp_path / "prompts.csv", [{"imgId": f"im_{n}", "prompt": ANIMALS[n]} for n in range(5)])
     truth = np.random.default_rng(0).normal(size=(5, 384))
     embed = {ANIMALS[n]: truth[n] for n in range(5)}
     result = submission.check(out, prompts, lambda texts: np.stack([embed[text] for text in texts]), batch=2)
     assert result.problems == []
-    rows = [float(line.partition(",")[2]) for line in lines[1:]]
-    assert result.cosine.mean == pytest.approx(cosines(np.reshape(rows, (5, 384)), truth).mean())
+    assert result.cosine.mean == pytest.approx(cosines(rows, truth).mean())
+
+
+def test_a_stopped_submission_goes_on_and_is_the_same(tmp_path: Path, images: Path, tiny_checkpoint) -> None:
+    settings, data = submission.Settings(str(tiny_checkpoint("direct")), batch_size=2), str(tmp_path)
+    submission.write(settings, data, tmp_path / "whole.csv", quietly)
+    out, part = tmp_path / "out.csv", tmp_path / "out.csv.part"
+    asked: list[int] = []
+
+    def stopped(steps, total, what):
+        for step in steps:
+            if asked:
+                raise KeyboardInterrupt
+            asked.append(total)
+            yield step
+
+    with pytest.raises(KeyboardInterrupt):
+        submission.write(settings, data, out, stopped)
+    assert not out.exists()
+    with part.open("a") as lines:
+        lines.write('{"id": "im_2", "te')  # cut off by a kill
+    with pytest.raises(BadOutput, match="Add --resume"):
+        submission.write(settings, data, out, quietly)
+    with pytest.raises(BadOutput, match="begun with another model"):
+        submission.write(replace(settings, precision="bf16"), data, out, quietly, resume=True)
+    assert submission.write(settings, data, out, lambda steps, total, _: asked.append(total) or steps, True) == ["im_2"]
+    assert asked == [3, 2]
+    assert out.read_text() == (tmp_path / "whole.csv").read_text()
+    assert not part.exists()
+
+
+def test_two_images_of_one_name_are_refused_before_a_model_is_loaded(tmp_path: Path, images: Path) -> None:
+    Image.new("RGB", (8, 8)).save(images / "im_1.jpg")
+    with pytest.raises(BadInput, match="Two images are called 'im_1'"):
+        submission.pictures(str(images))
+    with pytest.raises(BadOutput, match="no folder"):
+        submission.write(submission.Settings("mini"), str(images), tmp_path / "none" / "out.csv", quietly)
 
 
 @pytest.mark.parametrize(
@@ -181,6 +222,8 @@ def test_submission_is_written_in_order_and_checked(tmp_path: Path) -> None:
         (lambda lines: lines + lines[1:385], "comes twice"),
         (lambda lines: [line.replace("b_", "c_") for line in lines], "not in the prompts"),
         (lambda lines: [*lines[:5], "a_4,nan", *lines[6:]], "not finite"),
+        (lambda lines: [*lines[:5], "a_4,1e308", *lines[6:]], "too large"),
+        (lambda lines: [*(line.replace("0.05", "1e-320") for line in lines)], "too small"),
         (lambda lines: [*lines[:5], "a_4,much", *lines[6:]], "one number"),
         (lambda lines: [*lines[:5], "a_4", *lines[6:]], "one number"),
         (lambda lines: [*lines[:5], "", *lines[6:]], "in order"),
@@ -191,8 +234,10 @@ def test_a_wrong_submission_is_told_what_is_wrong(tmp_path: Path, spoil, problem
     file, prompts = tmp_path / "s.csv", table(tmp_path / "p.csv", [{"imgId": i, "prompt": i} for i in "ab"])
     embed = lambda texts: np.ones((len(texts), 384))  # noqa: E731
     file.write_text("\n".join(lines) + "\n")
-    assert submission.check(file, prompts, embed).problems == []
+    assert submission.check(file, prompts, embed).problems == submission.check(file).problems == []
     file.write_text("\n".join(spoil(lines)) + "\n")
+    if problem not in ("missing", "not in the prompts"):  # what can be told from the file alone
+        assert problem in " ".join(submission.check(file).problems)
     assert problem in " ".join(submission.check(file, prompts, embed).problems)
 
 
@@ -205,4 +250,10 @@ def test_submission_with_a_real_model(tmp_path, tiny_checkpoint, monkeypatch, ca
     assert run("submission", "--data", tmp_path, "--model", model, "--out", out, monkeypatch=monkeypatch) == 0
     assert run("submission", "--check", out, "--prompts", prompts, monkeypatch=monkeypatch) == 0
     assert "3 images, mean cosine" in capsys.readouterr().out
-    assert run("submission", "--check", out, monkeypatch=monkeypatch) == 2
+    assert run("submission", "--check", out, monkeypatch=monkeypatch) == 0
+    assert "3 images; without --prompts" in capsys.readouterr().out
+    (tmp_path / "prompts.csv").write_text("imgId,prompt\n0\n")
+    assert run("submission", "--check", out, "--prompts", prompts, monkeypatch=monkeypatch) == 2
+    (tmp_path / "prompts.csv").write_text("imgId,prompt\n0,\n")
+    assert run("submission", "--check", out, "--prompts", prompts, monkeypatch=monkeypatch) == 2
+    assert "lack the id or the prompt" in capsys.readouterr().err

@@ -18,12 +18,8 @@ from PIL import Image, ImageDraw
 from captioner.contracts import LoadOptions
 from captioner.errors import BadInput, BadOutput
 from captioner.index import Recipe, build
-<<<<<<< HEAD
 from captioner.pairs.fingerprint import fingerprint
-from eval import report as report_module
-=======
 from eval import store
->>>>>>> adb09a8 (wip)
 from eval.answers import Answer, Request, Settings, ask
 from eval.compare import compare
 from eval.data import read_pairs
@@ -116,7 +112,7 @@ def test_a_whole_report(pictures: Path, tmp_path: Path, tiny_checkpoint) -> None
 class Page(HTMLParser):
     """Open and closed tags, addresses, and text."""
 
-    VOID = frozenset(("meta", "img", "br", "input", "line", "rect", "circle", "polyline"))
+    VOID = frozenset(("meta", "wbr", "img", "br", "input", "line", "rect", "circle", "polyline"))
 
     def __init__(self) -> None:
         super().__init__()
