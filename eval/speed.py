@@ -7,7 +7,6 @@ meets both; the figures of interest are ratios. Every text has exactly NEW_TOKEN
 from __future__ import annotations
 
 import importlib
-import json
 import math
 import os
 import platform
@@ -26,6 +25,7 @@ import transformers
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import BertTokenizer, BlipConfig
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
@@ -33,12 +33,21 @@ from transformers.models.blip.image_processing_pil_blip import BlipImageProcesso
 from captioner import compute, pipeline, zoo
 from captioner.contracts import LoadOptions
 from captioner.decoding import Decoding
-from captioner.errors import BadInput
+from captioner.errors import BadInput, BadOutput
+from captioner.files.json import write_object
+from captioner.images import printable
 from captioner.models import checkpoint
 from captioner.models.blip import Blip
 from captioner.models.searched import SearchedDecoder
 from captioner.search import search
-from eval.report import write_text
+from captioner.sinks.checks import check_place, explained
+
+COLUMNS = (
+    "encode, decode, total: reading the picture, writing its text, both. theirs: the same work by transformers' own "
+    "generate; times faster: theirs / total (lowest–highest). MB: the most memory that the work took beyond the loaded "
+    "model. ceiling: the share of this machine's fastest matrix product that encoding reaches."
+)
+"""What the table's headings mean."""
 
 NEW_TOKENS = 24
 DECODING = Decoding(num_beams=4, max_new_tokens=NEW_TOKENS, min_new_tokens=NEW_TOKENS)
@@ -70,6 +79,10 @@ def speed(
     """
     if not (batch_sizes and precisions and repeats > 0 and min(batch_sizes) > 0):
         raise BadInput("speed needs at least one batch size, one precision and one repeat, each above 0.")
+    if out is not None:
+        _check_out(out)
+    for precision in precisions:
+        compute.precision(precision, compute.device(device))
     with tempfile.TemporaryDirectory() as scratch:
         if model in RANDOM:
             module, folder = "blip", random_blip(Path(scratch), model)
@@ -92,8 +105,16 @@ def speed(
     result = {"model": model, "machine": _machine(), "repeats": repeats, "beams": DECODING.num_beams,
               "new_tokens": NEW_TOKENS, "rows": rows, "caption": caption}  # fmt: skip
     if out is not None:
-        write_text(out, json.dumps(result, indent=2) + "\n")
+        with explained(out):
+            write_object(out, result)
     return result
+
+
+def _check_out(out: Path) -> None:
+    """The place must be writable before anything is measured."""
+    check_place(out.parent)
+    if out.is_dir():
+        raise BadOutput(f"{out} is a folder: name a file for the figures.")
 
 
 def _caption(model: str, options: LoadOptions, repeats: int) -> dict:
@@ -270,8 +291,9 @@ def _machine() -> dict:
 
 def print_table(result: dict) -> None:
     """The rows for a reader, within 80 columns: medians, and ratios to transformers."""
-    title = f"{result['model']}: {result['beams']} beams, {result['new_tokens']} tokens, milliseconds per picture"
-    table = Table(title=title, box=None, padding=(0, 1, 0, 0))
+    name = printable(result["model"])
+    title = f"{name}: {result['beams']} beams, {result['new_tokens']} tokens, milliseconds per picture"
+    table = Table(title=Text(title), box=None, padding=(0, 1, 0, 0))
     for heading in (
         "precision", "batch", "load s", "encode", "decode", "total", "theirs", "times faster", "MB", "ceiling"
     ):  # fmt: skip
@@ -288,7 +310,9 @@ def print_table(result: dict) -> None:
             f"{row['peak_bytes'] / 1e6:.0f}",
             f"{share:.0%}" if share is not None else "–",
         )
-    Console().print(table)
+    console = Console()
+    console.print(table)
+    console.print(Text(COLUMNS, "dim"))
     print(
         "a caption, picture to prompt by the model's own settings: {median:.0f} ms ({min:.0f} to {max:.0f})".format(
             **{k: 1000 * v for k, v in result["caption"].items()}

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from captioner.errors import BadInput
+from captioner.errors import BadInput, BadOutput
 from eval import speed
 
 
@@ -32,6 +32,7 @@ def test_ours_against_theirs_on_random_weights(tmp_path: Path, capsys: pytest.Ca
     said = capsys.readouterr().out
     assert "blip-tiny-random" in said
     assert "picture to prompt" in said
+    assert "theirs: the same work by transformers" in " ".join(said.split())
 
 
 @torch.inference_mode()
@@ -54,6 +55,15 @@ def test_peak_memory_is_seen() -> None:
 def test_a_folder_can_be_measured(tiny_checkpoint: Callable[[str], Path]) -> None:
     result = speed.speed(str(tiny_checkpoint("blip")), [2], ["float64"], repeats=1)
     assert result["rows"][0]["same_ids"] >= 0
+
+
+def test_where_it_cannot_write_nothing_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(speed, "random_blip", lambda *_: pytest.fail("a model was made"))
+    for out in (tmp_path / "none" / "x.json", tmp_path):
+        with pytest.raises(BadOutput, match="folder"):
+            speed.speed("blip-tiny-random", [1], ["fp32"], out=out)
+    with pytest.raises(BadInput, match="no precision 'fp33'"):
+        speed.speed("blip-tiny-random", [1], ["fp32", "fp33"])
 
 
 def test_nonsense_is_refused() -> None:
