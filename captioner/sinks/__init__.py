@@ -5,11 +5,11 @@ run is over. A run that was killed loses at most the batch in flight, and resume
 as an unbroken run. Nothing that is already there is overwritten unasked.
 """
 
-from captioner.sinks.checks import LEAST_FREE, RESUME, check_new, check_new_folder, check_place, explained
+from captioner.sinks.checks import LEAST_FREE, RESUME, check_name, check_new, check_new_folder, check_place, explained
 from captioner.sinks.imagefolder import ImageFolder
-from captioner.sinks.journal import Errors, Journal
+from captioner.sinks.journal import Errors, Journal, Settings
 from captioner.sinks.open import open_out, write_lines
-from captioner.sinks.row import OnExisting, Result, Row, Sink, as_text, file_of, groups, to_json
+from captioner.sinks.row import OnExisting, Result, Row, Sink, as_text, file_of, groups, is_finite, to_json
 from captioner.sinks.sidecars import Sidecars
 from captioner.sinks.stdout import Stdout
 from captioner.sinks.table import FileSink
@@ -24,16 +24,19 @@ __all__ = [
     "OnExisting",
     "Result",
     "Row",
+    "Settings",
     "Sidecars",
     "Sink",
     "Stdout",
     "as_text",
+    "check_name",
     "check_new",
     "check_new_folder",
     "check_place",
     "explained",
     "file_of",
     "groups",
+    "is_finite",
     "open_out",
     "to_json",
     "write_lines",

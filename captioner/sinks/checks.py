@@ -19,9 +19,17 @@ def check_new(out: Path, ending: str = "") -> None:
     """A file that can be made."""
     if not out.name.endswith(ending):
         raise BadInput(f"{out}: name a file that ends in {ending}.")
-    if out.exists():
-        raise BadOutput(f"{out} is already there: remove it, or name another file.")
     check_place(out.parent)
+    check_name(out)
+    if os.path.lexists(out):
+        raise BadOutput(f"{out} is already there: remove it, or name another file.")
+
+
+def check_name(out: Path, added: str = "") -> None:
+    """A name that leaves room for what is added to it."""
+    most = os.pathconf(out.parent, "PC_NAME_MAX") if hasattr(os, "pathconf") else 255
+    if len(os.fsencode(out.name + added)) > most:
+        raise BadOutput(f"The name {out.name[:40]}… is too long: choose a shorter one.")
 
 
 def check_new_folder(out: Path) -> None:
@@ -32,9 +40,12 @@ def check_new_folder(out: Path) -> None:
 
 def check_place(folder: Path) -> None:
     """A folder that is there, may be written to and has room: said before any work is done."""
-    if not folder.is_dir():
-        raise BadOutput(f"There is no folder {folder}: make it first (mkdir -p).")
-    disk = shutil.disk_usage(folder)
+    try:
+        if not folder.is_dir():
+            raise BadOutput(f"There is no folder {folder}: make it first (mkdir -p).")
+        disk = shutil.disk_usage(folder)
+    except OSError as error:  # somewhere above it we may not look
+        raise BadOutput(f"{folder} cannot be reached ({error.strerror}): choose another place.") from error
     if not os.access(folder, os.W_OK | os.X_OK) or disk.total == 0:  # /proc and its like hold no files of users
         raise BadOutput(f"{folder} cannot be written to: choose another place.")
     if disk.free < LEAST_FREE:

@@ -10,36 +10,48 @@ from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
 
 from captioner.errors import BadOutput
-from captioner.files.atomic import replacing
+from captioner.files.atomic import is_temporary, replacing
 from captioner.images import Source, is_url
-from captioner.sinks.checks import RESUME, check_place, explained
+from captioner.sinks.checks import RESUME, check_name, check_place, explained
+from captioner.sinks.journal import Settings, is_error_list
 from captioner.sinks.row import Result, as_text
 from captioner.sinks.table import FileSink
+
+METADATA = "metadata.jsonl"
+ERRORS = "errors.jsonl"
 
 
 class ImageFolder(FileSink):
     """Pictures and metadata.jsonl as `datasets.load_dataset("imagefolder", data_dir=…)` reads them."""
 
-    def __init__(self, folder: Path, *, resume: bool = False, overwrite: bool = False) -> None:
-        metadata = folder / "metadata.jsonl"
+    def __init__(
+        self, folder: Path, *, resume: bool = False, overwrite: bool = False, settings: Settings | None = None
+    ) -> None:
         if overwrite:
             raise BadOutput("--overwrite does not empty a folder: choose another --out, or remove it yourself.")
-        if folder.is_dir() and any(folder.iterdir()):
-            begun = metadata.exists() or metadata.with_name("metadata.jsonl.part").exists()
-            if not (resume and begun):
-                remedy = "add --resume to go on" if begun else "choose a new one"
-                raise BadOutput(f"{folder} is a folder that is not empty: {remedy}.")
         check_place(folder.parent)
+        check_name(folder)
         with explained(folder):
+            if folder.is_dir() and (names := _names(folder)):
+                begun = _is_begun(folder, names)
+                if not (resume and begun):
+                    remedy = "add --resume to go on" if begun else "choose a new one"
+                    raise BadOutput(f"{folder} is a folder that is not empty: {remedy}.")
             folder.mkdir(exist_ok=True)
-        super().__init__(metadata, resume=resume, errors="errors.jsonl")
+        super().__init__(folder / METADATA, resume=resume, settings=settings, errors=ERRORS)
         self.folder = folder.resolve()
-        self.taken = {row["file_name"] for row in self.journal}
+        self.taken = {row.get("file_name") for row in self.journal}
+
+    SAME_AGAIN = "Give the same again, or another --out."
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         super().__exit__(kind, *rest)
-        if not any(self.folder.iterdir()):
+        if not os.listdir(self.folder):
             self.folder.rmdir()
+
+    def _is_unused(self) -> bool:
+        # Where anything else is left, it is the journal that says whose folder this is.
+        return _names(self.folder) == [self.journal.path.name]
 
     def wants(self, source: Source) -> bool:
         # With --recursive the folder may lie among the pictures; its copies are no new ones.
@@ -76,6 +88,18 @@ class ImageFolder(FileSink):
             else:
                 new.write_bytes(source.data)
             return not target.exists() or filecmp.cmp(new, target, shallow=False)
+
+
+def _names(folder: Path) -> list[str]:
+    """What lies in a folder, but for files that a killed run had begun to write."""
+    return [name for name in os.listdir(folder) if not is_temporary(name)]
+
+
+def _is_begun(folder: Path, names: list[str]) -> bool:
+    """Whether what lies here was left by a run that can be resumed."""
+    if METADATA in names or f"{METADATA}.part" in names:
+        return True
+    return names == [ERRORS] and is_error_list(folder / ERRORS)
 
 
 def _plain_name(file: str) -> str:

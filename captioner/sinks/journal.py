@@ -1,84 +1,265 @@
-"""What a run keeps while it works: the journal of finished rows, and the list of pictures that failed."""
+"""What a run keeps while it works: its settings, the journal of finished rows, the list of pictures that failed."""
 
 from __future__ import annotations
 
 import json
+import os
+import stat
+import sys
 from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
 from io import FileIO
 from pathlib import Path
+from typing import Any
 
 from captioner.errors import BadOutput
+from captioner.files import atomic
+from captioner.files.json import read_object, write_object
 from captioner.files.lock import lock
+from captioner.images import Source, is_url
 from captioner.sinks.checks import RESUME, explained
-from captioner.sinks.row import Row, as_text, to_json
+from captioner.sinks.row import Row, as_text, file_of, picture_key, to_json
+
+Settings = dict[str, Any]
+"""All that a run's rows depend on but the pictures: model, search, what is done to the text. Ready for JSON."""
+
+LONGEST_HEADER = 1_000_000
+OPENING = b'{"run": '
+END = b'{"end": true}\n'
+
+
+@dataclass(frozen=True)
+class Run:
+    """What rows depend on, kept with them: a run that goes on must be the same one."""
+
+    settings: Settings
+    folder: str
+    """Where relative names of pictures begin."""
+
+    @classmethod
+    def here(cls, settings: Settings | None) -> Run:
+        """A run that begins now."""
+        return cls(json.loads(json.dumps(settings or {}, default=str)), os.getcwd())
+
+    @classmethod
+    def read(cls, path: Path) -> Run | None:
+        """The run that was saved beside a finished output; None if there is no such file."""
+        if not path.exists():
+            return None
+        try:
+            return cls.parse(read_object(path, BadOutput, "Remove it."))
+        except ValueError as error:
+            raise BadOutput(f"{path} does not tell the settings of a run: remove it.") from error
+
+    @classmethod
+    def parse(cls, content: object) -> Run:
+        """Raises a ValueError for what is no run."""
+        if not isinstance(content, dict) or content.keys() != {"settings", "folder"}:
+            raise ValueError("no record of a run")
+        if not isinstance(content["settings"], dict) or not isinstance(content["folder"], str):
+            raise ValueError("no record of a run")
+        return cls(**content)
+
+    def save(self, path: Path) -> None:
+        write_object(path, asdict(self))
+
+    def check(self, now: Run, what: str, remedy: str) -> None:
+        """Rows of different settings are not mixed."""
+        names = sorted(self.settings.keys() | now.settings.keys())
+        pairs = [(name, self.settings.get(name), now.settings.get(name)) for name in names]
+        changes = [f"{name} was {_shown(old)} and is now {_shown(new)}" for name, old, new in pairs if old != new]
+        if changes:
+            raise BadOutput(f"{what} was begun with other settings: {'; '.join(changes)}. {remedy}")
+
+
+def _shown(value: Any) -> str:
+    return "not given" if value is None else value if isinstance(value, str) and value else json.dumps(value)
+
+
+# --- finished rows ---------------------------------------------------------------------------------------------------
 
 
 class Journal:
-    """Finished rows as JSON lines, safe against a kill at any moment: a half-written last line is cut off."""
+    """Finished rows as JSON lines, safe against a kill at any moment: a half-written last line is cut off.
 
-    def __init__(self, path: Path, *, resume: bool, overwrite: bool = False) -> None:
+    With a `run` the first line tells its settings. A journal that was begun with others is not gone on with: `remedy`
+    says what then.
+    """
+
+    def __init__(
+        self, path: Path, *, resume: bool, overwrite: bool = False, run: Run | None = None, remedy: str = ""
+    ) -> None:
         self.path = path
+        self.run = run
         self.done: set[str] = set()
+        self.count = 0
         self.columns: list[str] | None = None
-        if file_size(path) and not (resume or overwrite):
-            raise BadOutput(
-                f"{path} is left from an unfinished run: add --resume to go on from there, or remove it to start anew."
-            )
+        self.has_relative = False
+        self.start = 0
+        """Where rows begin."""
         with explained(path):
-            self.stream = open(path, "ab", buffering=0)  # noqa: SIM115 (closed by `close`)
-        lock(self.stream, str(path))
-        self.stream.truncate(0 if overwrite else self._whole())
+            self.stream = _open_to_append(path)
+        try:
+            lock(self.stream, str(path))
+            self._begin(resume, overwrite, remedy)
+        except BaseException:
+            self.stream.close()
+            raise
 
-    def _whole(self) -> int:
-        """The length of all whole rows, which are noted as done."""
-        whole = 0
+    def _begin(self, resume: bool, overwrite: bool, remedy: str) -> None:
+        """Go on with what is there, or begin."""
+        begun = None
+        if self.run is not None and (header := read_header(self.path)) is not None:
+            begun, self.start = header
+        has_rows = file_size(self.path) > self.start and (begun is not None or self.run is None)
+        if has_rows and not (resume or overwrite):
+            raise BadOutput(
+                f"{self.path} is left from an unfinished run: add --resume to go on from there, "
+                "or remove it to start anew."
+            )
+        if has_rows and not overwrite:
+            if begun is not None:
+                begun.check(self.run, str(self.path), remedy)
+                self.run = begun
+            self._keep_whole_rows()
+        else:
+            self._begin_anew()
+
+    def _begin_anew(self) -> None:
+        self.stream.truncate(0)
+        if self.run is not None:
+            with explained(self.path):
+                self._write([{"run": asdict(self.run)}])
+                atomic.flush(self.path.parent)
+            self.start = file_size(self.path)
+
+    def _keep_whole_rows(self) -> None:
+        """Cut off what is not whole, and note the rest as done."""
+        end = self.start
         for row, length in self._rows():
+            self._check(row)
             self._note(row)
-            whole += length
-        return whole
+            end += length
+        self.stream.truncate(end)
 
-    def _note(self, row: Row) -> None:
-        file = row.get("file", row.get("text"))  # embeddings of texts are about no file
-        if file is None:
-            raise BadOutput(f"{self.path} was not written by this command: choose another --out.")
+    def _check(self, row: Row) -> None:
         self.columns = self.columns or list(row)
         if row.keys() != set(self.columns):
             raise BadOutput(f"{self.path} was begun with other columns: resume with the options it was begun with.")
-        self.done.add(as_text(file))
+
+    def _note(self, row: Row) -> None:
+        self.count += 1
+        if "file" not in row:
+            return  # embeddings of texts are about no file
+        file = row["file"]
+        self.done.add(as_text(file) if self.run is None else picture_key(file, self.run.folder))
+        self.has_relative |= file != "-" and not is_url(file) and not os.path.isabs(file)
 
     def _rows(self) -> Iterator[tuple[Row, int]]:
         with open(self.path, "rb") as stream:
+            stream.seek(self.start)
             for line in stream:
                 try:
                     row = json.loads(line)
-                except ValueError:  # a power failure may leave anything
+                except (ValueError, RecursionError):  # a power failure may leave anything
                     return
-                if not line.endswith(b"\n"):  # cut off by a kill
+                if not line.endswith(b"\n") or not _is_row(row):  # cut off by a kill; the end
                     return
                 yield row, len(line)
 
     def __iter__(self) -> Iterator[Row]:
         return (row for row, _ in self._rows())
 
+    def has(self, source: Source) -> bool:
+        """Whether this picture is done, by whatever name."""
+        here = os.getcwd()
+        if picture_key(file_of(source), here) in self.done:
+            return True
+        is_relative = source.path is not None and not source.path.is_absolute()
+        if is_relative and self.has_relative and self.run.folder != here:
+            raise BadOutput(
+                f"{source.name} is named from {here}, the pictures of {self.path} from {self.run.folder}: "
+                "go on from there, or give absolute paths."
+            )
+        return False
+
     def append(self, rows: Iterable[Row]) -> None:
-        """Keep rows, all in one write."""
+        """Keep rows, all in one write; when it returns they are on the disk."""
         rows = list(rows)
+        for row in rows:
+            self._check(row)
         with explained(self.path, RESUME):
-            write_rows(self.stream, rows)
+            self._write(rows)
         for row in rows:
             self._note(row)
 
+    def _write(self, rows: Iterable[Row]) -> None:
+        write_rows(self.stream, rows)
+        os.fsync(self.stream.fileno())
+
+    def end(self) -> None:
+        """Mark it as finished: it may be begun anew without being asked."""
+        with explained(self.path, RESUME):
+            self.stream.write(END)
+
     def close(self, *, remove: bool) -> None:
-        """Let go of the file; an empty one is of no use to anybody."""
+        """Let go of the file; one without rows is of no use to anybody."""
+        if (remove or not self.count) and sys.platform != "win32":
+            self.path.unlink(missing_ok=True)  # while it is locked: another run may be waiting to begin one
         self.stream.close()
-        if self.path.exists() and (remove or not file_size(self.path)):
-            self.path.unlink()
+        if (remove or not self.count) and sys.platform == "win32":
+            self.path.unlink(missing_ok=True)
+
+
+def read_header(path: Path) -> tuple[Run, int] | None:
+    """The run that a journal was begun by, and where its rows begin; None if there is none yet.
+
+    What is no journal is refused.
+    """
+    try:
+        with open(path, "rb") as stream:
+            line = stream.readline(LONGEST_HEADER)
+    except FileNotFoundError:
+        return None
+    if not line.endswith(b"\n") and (OPENING.startswith(line[: len(OPENING)]) or not line.strip(b"\0")):
+        return None  # a kill or a power failure came at once
+    try:
+        return Run.parse(json.loads(line)["run"]), len(line)
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise BadOutput(f"{path} was not written by this command: move it away, or choose another place.") from error
+
+
+def _is_row(row: object) -> bool:
+    return isinstance(row, dict) and isinstance(row.get("file", row.get("text")), str)
+
+
+def is_ended(path: Path) -> bool:
+    """Whether this journal's run came to its end."""
+    if file_size(path) < len(END):
+        return False
+    with open(path, "rb") as stream:
+        stream.seek(-len(END), os.SEEK_END)
+        return stream.read() == END
 
 
 def write_rows(stream: FileIO, rows: Iterable[Row]) -> None:
+    """Rows as JSON lines, in one write if the system takes it whole."""
     lines = memoryview("".join(to_json(row) + "\n" for row in rows).encode("utf-8"))
     while lines:  # a disk that fills up takes a part, then complains
         lines = lines[stream.write(lines) :]
+
+
+def file_size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def _open_to_append(path: Path) -> FileIO:
+    """Through no link, and without waiting for whoever reads a pipe of this name."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | atomic.NO_LINKS | getattr(os, "O_NONBLOCK", 0)
+    return open(os.open(path, flags, 0o666), "ab", buffering=0)
+
+
+# --- what failed -----------------------------------------------------------------------------------------------------
 
 
 class Errors:
@@ -87,11 +268,19 @@ class Errors:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.stream: FileIO | None = None
-        path.unlink(missing_ok=True)
+        if not is_error_list(path):
+            raise BadOutput(
+                f"{path} is not a list of errors that captioner wrote: move it away, or choose another place."
+            )
+
+    def begin(self) -> None:
+        """Forget the last run's."""
+        with explained(self.path):
+            self.path.unlink(missing_ok=True)
 
     def append(self, file: str, reason: str) -> None:
         with explained(self.path, RESUME):
-            self.stream = self.stream or open(self.path, "ab", buffering=0)  # noqa: SIM115 (closed by `close`)
+            self.stream = self.stream or open(atomic.create(self.path), "wb", buffering=0)  # noqa: SIM115 (see close)
             write_rows(self.stream, [{"file": file, "error": reason}])
 
     def close(self) -> None:
@@ -99,5 +288,23 @@ class Errors:
             self.stream.close()
 
 
-def file_size(path: Path) -> int:
-    return path.stat().st_size if path.exists() else 0
+def is_error_list(path: Path) -> bool:
+    """Whether a list of errors may be written here: there is nothing, or such a list of an earlier run."""
+    try:
+        if not stat.S_ISREG(path.lstat().st_mode):
+            return False
+        with open(path, "rb") as stream:
+            line = stream.readline(LONGEST_HEADER)
+        cut_off = line.startswith(b'{"file": ') and not line.endswith(b"\n")
+        return not line or cut_off or json.loads(line).keys() == {"file", "error"}
+    except FileNotFoundError:
+        return True
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return False
+
+
+def summary_line(place: Path | str, done: int, skipped: int, failed: int, errors: Errors) -> str:
+    """What has become of a run, in one line."""
+    parts = [f"{done:,} done", f"{skipped:,} were already" if skipped else ""]
+    parts.append(f"{failed:,} failed, see {errors.path}" if failed else "")
+    return f"{place}: {', '.join(part for part in parts if part)}"

@@ -7,18 +7,26 @@ from pathlib import Path
 
 from captioner.errors import BadInput
 from captioner.files.atomic import replacing
-from captioner.sinks.checks import check_new, check_place, explained
+from captioner.sinks.checks import check_name, check_new, check_place, explained
 from captioner.sinks.imagefolder import ImageFolder
+from captioner.sinks.journal import Settings
 from captioner.sinks.table import WRITERS, FileSink
 
 
-def open_out(out: Path, *, resume: bool = False, overwrite: bool = False) -> FileSink:
-    """The sink that a user's --out names: by its ending a file, without one a folder of pictures."""
+def open_out(out: Path, *, resume: bool = False, overwrite: bool = False, settings: Settings | None = None) -> FileSink:
+    """The sink that a user's --out names: by its ending a file, without one a folder of pictures.
+
+    `settings`: what the rows depend on but the pictures. A run that is resumed must have the same.
+    """
+    check_place(out.parent)
+    check_name(out)
     if out.suffix in WRITERS and not out.is_dir():
-        return FileSink(out, resume=resume, overwrite=overwrite)
+        return FileSink(out, resume=resume, overwrite=overwrite, settings=settings)
+    if out.suffix == ".txt" and not out.is_dir():
+        raise BadInput(f"--out {out}: a .txt beside each picture is what --sidecar writes; for one list name a .jsonl.")
     if out.suffix and not out.is_dir():
-        raise BadInput(f"--out {out}: the ending says the form, {', '.join(WRITERS)}; none is a folder of pictures.")
-    return ImageFolder(out, resume=resume, overwrite=overwrite)
+        raise BadInput(f"--out {out}: name a file that ends in {', '.join(WRITERS)}, or a folder, without an ending.")
+    return ImageFolder(out, resume=resume, overwrite=overwrite, settings=settings)
 
 
 def write_lines(out: Path, lines: Iterable[str], *, overwrite: bool = False) -> None:

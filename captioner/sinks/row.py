@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
-from captioner.images import Source
+from captioner.images import Source, is_url
 
 Row = dict[str, Any]
 """One result, ready for JSON. `file` says which picture it is about."""
@@ -49,6 +50,11 @@ def file_of(source: Source) -> str:
     return source.name if source.path is None else os.fspath(source.path)
 
 
+def picture_key(file: str, folder: str) -> str:
+    """What a row's picture is known by, whether it was named relatively (to `folder`) or absolutely."""
+    return as_text(file if file == "-" or is_url(file) else os.path.abspath(os.path.join(folder, file)))
+
+
 def as_text(file: str) -> str:
     """A file name as valid UTF-8: bytes that are no text become escapes."""
     return file.encode("utf-8", "backslashreplace").decode("utf-8")
@@ -56,7 +62,25 @@ def as_text(file: str) -> str:
 
 def to_json(row: Row) -> str:
     """One line. Lone surrogates (bytes of a file name that are no UTF-8) become JSON's own escapes for them."""
-    return as_text(json.dumps(row, ensure_ascii=False))
+    try:
+        line = json.dumps(row, ensure_ascii=False, allow_nan=False)
+    except ValueError:  # a picture's own parameters may hold "CFG scale: nan", for which JSON has no word
+        line = json.dumps(_without_nan(row), ensure_ascii=False)
+    return as_text(line)
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def is_finite(row: Row) -> bool:
+    """Whether all of a model's numbers are numbers."""
+    scores = [row.get("score"), *(candidate["score"] for candidate in row.get("candidates", ()))]
+    return all(number is None or math.isfinite(number) for number in (*scores, *row.get("embedding", ())))
 
 
 Item = TypeVar("Item")

@@ -1,42 +1,77 @@
-"""Text beside the pictures: `photo.txt` beside `photo.png`."""
+"""Text beside the pictures: `photo.txt` beside `photo.png`.
+
+A folder of pictures may come from a stranger. Nothing that lies in it says what is written or where: the journal lies
+in the user's cache, and a sidecar that leads out of its folder is not written to.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import os
+import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from captioner.cache import cache_folder
 from captioner.errors import BadOutput
-from captioner.files.atomic import replacing
+from captioner.files.atomic import NO_LINKS, write_bytes
 from captioner.images import Source
 from captioner.sinks.checks import RESUME, check_place, explained
-from captioner.sinks.journal import Errors, Journal
-from captioner.sinks.row import OnExisting, Result, Row, as_text, file_of
-from captioner.sinks.table import summary_line
+from captioner.sinks.journal import Errors, Journal, Run, Settings, is_ended, read_header, summary_line
+from captioner.sinks.row import OnExisting, Result, Row
+
+MOST_BYTES = 10_000_000
+"""No caption is longer: what is, was not meant to be one."""
 
 
 class Sidecars:
-    """`photo.txt` beside `photo.png`. What a sidecar held is in the journal before it changes."""
+    """What a sidecar held is in the journal before it changes. The journal stays when the run is over.
+
+    So `append` happens once, however often a run is killed, and resuming a finished one changes nothing.
+    """
 
     resumable = True
 
-    def __init__(self, inputs: Sequence[str], on_existing: OnExisting = "skip", *, resume: bool = False) -> None:
+    def __init__(
+        self,
+        inputs: Sequence[str],
+        on_existing: OnExisting = "skip",
+        *,
+        resume: bool = False,
+        settings: Settings | None = None,
+    ) -> None:
         self.on_existing = on_existing
         folder = next((p for p in _with_parents(inputs) if p.is_dir()), Path("."))
         check_place(folder)
-        # To skip what is there is to go on where a run stopped.
-        self.journal = Journal(folder / "captioner-sidecars.part", resume=resume or on_existing == "skip")
+        path = journal_path(folder)
         self.errors = Errors(folder / "captioner-errors.jsonl")
+        self.journal = Journal(
+            path,
+            resume=resume,
+            overwrite=not resume and (is_ended(path) or self._needs_no_journal(path)),
+            run=Run.here({**(settings or {}), "on existing": on_existing}),
+            remedy=f"Give the same again, or remove {path} to start anew.",
+        )
+        self.errors.begin()
         self.owner: dict[Path, Source] = {}
-        for row in self.journal:
-            self._apply(row)  # those that were in flight when the run was killed
+        self.last: Path | None = None
+        self.in_flight = {row["file"]: row for row in self.journal if not _is_applied(row)}
+
+    def _needs_no_journal(self, path: Path) -> bool:
+        """To skip what is there is to go on where such a run stopped, by the sidecars alone."""
+        begun = read_header(path) if self.on_existing == "skip" else None
+        return begun is not None and begun[0].settings.get("on existing") == "skip"
 
     def __enter__(self) -> Sidecars:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self.errors.close()
-        self.journal.close(remove=kind is None)
+        try:
+            if kind is None:
+                self.journal.end()
+        finally:
+            self.journal.close(remove=False)
 
     def wants(self, source: Source) -> bool:
         if source.path is None:
@@ -44,46 +79,104 @@ class Sidecars:
         sidecar = source.path.with_suffix(".txt")
         if sidecar == source.path:
             raise BadOutput(f"{source.name} is itself named like a sidecar.")
-        if (owner := self.owner.setdefault(sidecar, source)) is not source:
-            raise BadOutput(f"{source.name} would share its sidecar with {owner.name}.")
-        if as_text(file_of(source)) in self.journal.done:
+        self._claim(sidecar, source)
+        if self.on_existing == "skip" and os.path.exists(sidecar):
+            return False
+        target = _target(sidecar)
+        self._claim(target, source)
+        if self.journal.has(source):
+            if row := self.in_flight.pop(os.path.abspath(source.path), None):
+                self._apply(target, row)
             return False
         if not os.access(sidecar.parent, os.W_OK):
             raise BadOutput(f"The folder of {source.name} cannot be written to.")
-        if self.on_existing == "error" and sidecar.exists():
+        if self.on_existing == "error" and os.path.lexists(sidecar):
             raise BadOutput(f"{source.name} already has a sidecar.")
-        return not (self.on_existing == "skip" and sidecar.exists())
+        _read(target)  # what is odd about it is said before the model is asked
+        return True
+
+    def _claim(self, path: Path, source: Source) -> None:
+        if (owner := self.owner.setdefault(path, source)) is not source:
+            raise BadOutput(f"{source.name} would share its sidecar with {owner.name}.")
 
     def write(self, results: Sequence[Result]) -> None:
-        rows = [self._row(source.path.with_suffix(".txt"), row) for source, row in results]
+        targets = [_target(source.path.with_suffix(".txt")) for source, _ in results]
+        rows = [self._row(target, *result) for target, result in zip(targets, results, strict=True)]
         self.journal.append(rows)
-        for row in rows:
-            self._apply(row)
+        for target, row in zip(targets, rows, strict=True):
+            self._apply(target, row)
 
-    def _row(self, sidecar: Path, row: Row) -> Row:
-        before = _read_sidecar(sidecar)
+    def _row(self, target: Path, source: Source, row: Row) -> Row:
+        before = _read(target)
         old, text = (before or "").strip(), row["text"]
         parts = {"append": (old, text), "prepend": (text, old)}.get(self.on_existing, (text,))
         after = ", ".join(part for part in parts if part) + "\n"
-        return {"file": row["file"], "sidecar": os.fspath(sidecar), "before": before, "after": after}
+        return {"file": os.path.abspath(source.path), "before": before, "after": after}
 
-    def _apply(self, row: Row) -> None:
+    def _apply(self, target: Path, row: Row) -> None:
         """Write a sidecar, unless that is done or the user changed it meanwhile."""
-        sidecar = Path(row["sidecar"])
-        with explained(sidecar, RESUME):
-            if _read_sidecar(sidecar) == row["before"]:
-                with replacing(Path(os.path.realpath(sidecar))) as new:
-                    new.write_bytes(row["after"].encode("utf-8", "surrogateescape"))
+        with explained(target, RESUME):
+            if _read(target) == row["before"]:
+                write_bytes(target, row["after"].encode("utf-8", "surrogateescape"))
+        self.last = target
 
     def fail(self, file: str, reason: str) -> None:
         self.errors.append(file, reason)
 
     def summary(self, done: int, skipped: int, failed: int) -> str:
-        return summary_line(Path("sidecars"), done, skipped, failed, self.errors)
+        alone = self.last if (done, skipped, failed) == (1, 0, 0) else None
+        return summary_line(alone or "sidecars", done, skipped, failed, self.errors)
 
 
-def _read_sidecar(path: Path) -> str | None:
-    return path.read_bytes().decode("utf-8", "surrogateescape") if path.exists() else None
+def journal_path(folder: Path) -> Path:
+    """Where the journal of this folder's sidecars lies: in the user's cache, where no stranger can have put it."""
+    resolved = folder.resolve()
+    digest = hashlib.sha256(os.fsencode(resolved)).hexdigest()[:16]
+    try:
+        return cache_folder("sidecars") / f"{digest}.jsonl"
+    except OSError as error:
+        raise BadOutput(
+            f"There is no place for the journal of sidecars ({error.filename}: {error.strerror}). "
+            "Set CAPTIONER_CACHE to a folder of yours."
+        ) from error
+
+
+def _target(sidecar: Path) -> Path:
+    """The file that a sidecar is: itself, or what it is a link to within its folder."""
+    if not sidecar.is_symlink():
+        return sidecar
+    target = Path(os.path.realpath(sidecar))
+    if not target.is_relative_to(os.path.realpath(sidecar.parent)):
+        raise BadOutput(f"{sidecar} is a link that leads out of its folder: remove it.")
+    return target
+
+
+def _read(sidecar: Path) -> str | None:
+    """What a sidecar holds; None if it is not there."""
+    try:
+        # Without waiting for a pipe, and not through a link that has just been put there.
+        descriptor = os.open(sidecar, os.O_RDONLY | NO_LINKS | getattr(os, "O_NONBLOCK", 0))
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise BadOutput(f"{sidecar} cannot be read ({error.strerror}).") from error
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise BadOutput(f"{sidecar} is not a file: there is no place for a sidecar.")
+        if status.st_size > MOST_BYTES:
+            raise BadOutput(f"{sidecar} is larger than {MOST_BYTES:,} bytes: it is taken for no sidecar.")
+        return os.read(descriptor, MOST_BYTES).decode("utf-8", "surrogateescape")
+    finally:
+        os.close(descriptor)
+
+
+def _is_applied(row: Row) -> bool:
+    """Whether a row's sidecar has been written; if that cannot be told, its picture will say why."""
+    try:
+        return _read(_target(Path(row["file"]).with_suffix(".txt"))) == row["after"]
+    except BadOutput:
+        return False
 
 
 def _with_parents(inputs: Sequence[str]) -> Iterator[Path]:

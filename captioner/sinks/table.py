@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,40 +16,60 @@ import numpy as np
 from captioner.errors import BadOutput
 from captioner.files.atomic import replacing
 from captioner.images import Source
-from captioner.sinks.checks import RESUME, check_place, explained
-from captioner.sinks.journal import Errors, Journal, file_size, write_rows
-from captioner.sinks.row import Result, Row, as_text, file_of, groups
+from captioner.sinks.checks import RESUME, check_name, check_place, explained
+from captioner.sinks.journal import Errors, Journal, Run, Settings, file_size, summary_line, write_rows
+from captioner.sinks.row import Result, Row, as_text, groups
 
 
 class FileSink:
-    """A .jsonl, .csv, .parquet or .npy file, and `NAME.errors.jsonl` for what could not be read."""
+    """A .jsonl, .csv, .parquet or .npy file, and `NAME.errors.jsonl` for what could not be read.
+
+    The journal is `NAME.part`. `.NAME.run.json` keeps the settings of a finished run, for one that resumes it.
+    """
 
     resumable = True
 
-    def __init__(self, out: Path, *, resume: bool = False, overwrite: bool = False, errors: str | None = None) -> None:
-        self.out = out
+    def __init__(
+        self,
+        out: Path,
+        *,
+        resume: bool = False,
+        overwrite: bool = False,
+        settings: Settings | None = None,
+        errors: str | None = None,
+    ) -> None:
         check_place(out.parent)
+        check_name(out, ".errors.jsonl")
         if out.is_dir():
             raise BadOutput(f"{out} is a folder: name a file.")
-        if out.exists() and not (resume or overwrite):
+        if os.path.lexists(out) and not (resume or overwrite):
             raise BadOutput(f"{out} is already there: add --resume to go on, or --overwrite to replace it.")
-        part = out.with_name(f"{out.name}.part")
-        if resume and out.exists() and not file_size(part):
-            self._reopen(part)
-        self.journal = Journal(part, resume=resume, overwrite=overwrite)
+        self.out = out
+        self.record = out.with_name(f".{out.name}.run.json")
         self.errors = Errors(out.with_name(errors or f"{out.name}.errors.jsonl"))
+        part, run = out.with_name(f"{out.name}.part"), Run.here(settings)
+        if resume and out.exists() and not file_size(part):
+            self._reopen(part, run)
+        self.journal = Journal(part, resume=resume, overwrite=overwrite, run=run, remedy=self.SAME_AGAIN)
+        self.errors.begin()
 
-    def _reopen(self, part: Path) -> None:
+    SAME_AGAIN = "Give the same again, --overwrite instead of --resume to start anew, or another --out."
+
+    def _reopen(self, part: Path, run: Run) -> None:
         """A finished output as the journal of a run that goes on."""
         if (read := READERS.get(self.out.suffix)) is None:
             raise BadOutput(f"{self.out} is finished, and its rows have no names to go on from.")
+        finished = Run.read(self.record) or run
+        finished.check(run, str(self.out), self.SAME_AGAIN)
         with explained(part), replacing(part) as temporary, open(temporary, "wb", buffering=0) as stream:
+            write_rows(stream, [{"run": asdict(finished)}])
+            rows_begin = stream.tell()
             try:
                 for rows in groups(read(self.out), ROW_GROUP):
-                    write_rows(stream, (row | {"file": row["file"]} for row in rows))
-                if not stream.tell():
+                    write_rows(stream, map(_checked, rows))
+                if stream.tell() == rows_begin:
                     raise ValueError("no rows")
-            except (ValueError, TypeError, KeyError) as error:
+            except (ValueError, TypeError, KeyError, RecursionError, csv.Error) as error:
                 raise BadOutput(f"{self.out} was not written by this command: choose another --out.") from error
 
     def __enter__(self) -> FileSink:
@@ -57,21 +79,30 @@ class FileSink:
         finished = False
         try:
             if kind is None:
-                self._finish()
-                finished = True
+                finished = self._finish()
         finally:
             self.errors.close()
-            self.journal.close(remove=finished)
+            self.journal.close(remove=finished or self._is_unused())
 
-    def _finish(self) -> None:
+    def _finish(self) -> bool:
         """The output in one piece. If that fails the journal stays, and the run can be resumed."""
-        if self.journal.columns is None:
-            return  # not one result: an output without rows would only look like one
-        with explained(self.out, RESUME), replacing(self.out) as new:
-            WRITERS[self.out.suffix](self.journal, new)
+        if not self.journal.count:
+            return False  # not one result: an output without rows would only look like one
+        with explained(self.out, RESUME):
+            if self.journal.run.settings and self.out.suffix in READERS:
+                self.journal.run.save(self.record)
+            else:
+                self.record.unlink(missing_ok=True)
+            with replacing(self.out) as new:
+                WRITERS[self.out.suffix](self.journal, new)
+        return True
+
+    def _is_unused(self) -> bool:
+        """Whether the journal is of no use to a later run."""
+        return not self.journal.count
 
     def wants(self, source: Source) -> bool:
-        return as_text(file_of(source)) not in self.journal.done
+        return not self.journal.has(source)
 
     def write(self, results: Sequence[Result]) -> None:
         self.journal.append(row for _, row in results)
@@ -83,17 +114,21 @@ class FileSink:
         return summary_line(self.out, done, skipped, failed, self.errors)
 
 
-def summary_line(place: Path, done: int, skipped: int, failed: int, errors: Errors) -> str:
-    parts = [f"{done:,} done", f"{skipped:,} were already" if skipped else ""]
-    parts.append(f"{failed:,} failed, see {errors.path}" if failed else "")
-    return f"{place}: {', '.join(part for part in parts if part)}"
+def _checked(row: Row) -> Row:
+    """A row of a finished output, if it is one."""
+    name = "file" if "file" in row else "text"
+    if not isinstance(row[name], str):
+        raise TypeError(f"{row[name]!r} is no {name}")
+    return row
 
 
 # --- file formats: rows in, rows out ---------------------------------------------------------------------------------
 
 
 def write_jsonl(journal: Journal, path: Path) -> None:
-    shutil.copyfile(journal.path, path)
+    with open(journal.path, "rb") as rows, open(path, "wb") as stream:
+        rows.seek(journal.start)
+        shutil.copyfileobj(rows, stream)
 
 
 def read_jsonl(path: Path) -> Iterator[Row]:
@@ -115,10 +150,13 @@ def write_csv(journal: Journal, path: Path) -> None:
 
 
 def read_csv(path: Path) -> Iterator[Row]:
-    csv.field_size_limit(1 << 24)
-    with open(path, encoding="utf-8", newline="") as stream:
-        for row in csv.DictReader(stream):
-            yield {column: _from_csv(column, value) for column, value in row.items()}
+    before = csv.field_size_limit(LONGEST_FIELD)  # of the whole process: an embedding is longer than its default
+    try:
+        with open(path, encoding="utf-8", newline="") as stream:
+            for row in csv.DictReader(stream):
+                yield {column: _from_csv(column, value) for column, value in row.items()}
+    finally:
+        csv.field_size_limit(before)
 
 
 def _from_csv(column: str, value: str) -> Any:
@@ -130,6 +168,8 @@ def _from_csv(column: str, value: str) -> Any:
 STRUCTURED = frozenset({"score", "candidates", "embedding"})
 TEXTS = ("file", "text", "model", "source", "raw")
 ROW_GROUP = 4096
+LONGEST_FIELD = (1 << 31) - 1
+"""Of a CSV, which we wrote ourselves: as long as C allows everywhere."""
 
 
 def write_parquet(journal: Journal, path: Path) -> None:
