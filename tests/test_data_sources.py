@@ -14,7 +14,8 @@ import pytest
 from PIL import Image
 
 from captioner.errors import BadInput
-from captioner.pairs.sources import parse
+from captioner.pairs.readable import opened
+from captioner.pairs.sources import parse, read
 from training.data.readable import ReadableRows, readable
 from training.data.sources import load_pairs
 
@@ -132,6 +133,16 @@ def test_every_layout_gives_the_same_rows(make, streaming: bool, tmp_path: Path)
     assert [row["image"].convert("RGB").getpixel((0, 0)) for row in rows] == [(255, 0, 0), (0, 128, 0), (0, 0, 255)]
     assert all(set(row) == {"image", "text", "id", "source"} and row["source"] == "data" for row in rows)
     assert len({row["id"] for row in rows}) == 3
+
+
+@pytest.mark.parametrize("make", LAYOUTS)
+def test_the_index_reads_what_the_training_reads(make, tmp_path: Path) -> None:
+    folder = make(tmp_path / "data")
+    records = list(read([folder]))
+    rows = load_pairs([folder])
+    assert [(r.text, r.id, r.source) for r in records] == [(r["text"], r["id"], r["source"]) for r in rows]
+    [(_, images)] = opened(records, 8, [])
+    assert [image.tobytes() for image in images] == [row["image"].convert("RGB").tobytes() for row in rows]
 
 
 @pytest.mark.parametrize("make", LAYOUTS)

@@ -268,7 +268,7 @@ def _csv_rows(lines: Iterable[str], table: Path) -> Iterator[tuple[str, dict[str
             _check_utf8([cell for cell in row.values() if isinstance(cell, str)], where)
             yield where, row
     except csv.Error as error:
-        raise BadInput(f"{table}, line {reader.line_num}: this is no CSV ({error}).") from error
+        raise BadInput(f"{table}, line {reader.reader.line_num}: this is no CSV ({error}).") from error
 
 
 def _json_rows(lines: Iterable[str], table: Path) -> Iterator[tuple[str, dict[str, Any]]]:
