@@ -80,3 +80,9 @@ def test_not_english(prompt: str) -> None:
 
 def test_terms() -> None:
     assert terms("a cat, , very, - oil paint -,!") == ["a cat", "oil paint"]
+
+
+def test_a_long_run_is_looked_through_once() -> None:
+    run = "a-" * 60_000  # took minutes when a link was sought from every letter of it
+    assert clean(f"{run}, a cat") == f"{run[:-1]}, a cat"
+    assert clean("see my--page.com/x or --a-b.org, a cat") == "see or, a cat"

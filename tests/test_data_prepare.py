@@ -38,6 +38,7 @@ def pictures(tmp_path: Path) -> Path:
         picture = Image.fromarray(random.integers(0, 255, (side, side, 3), dtype=np.uint8))
         picture.save(folder / f"{number:02}.png")
         lines.append(json.dumps({"file_name": f"{number:02}.png", "text": text}) + "\n")
+    lines.append(json.dumps({"file_name": "01b.png", "text": None}) + "\n")
     (folder / f"{len(texts) - 1:02}.png").write_bytes(b"\x89PNG\r\n\x1a\n cut")
     (folder / "metadata.jsonl").write_text("".join(lines))
     return folder
@@ -74,7 +75,12 @@ def test_pairs_from_a_folder_to_shards(pictures: Path, tmp_path: Path, capsys: p
     assert sum(summary["words"]["before"].values()) == 36
     with Image.open(out / "summary.png") as drawn:
         assert drawn.width > 500
-    assert f"{len(training)} to train on" in capsys.readouterr().out
+    told = capsys.readouterr()
+    assert f"{len(training)} to train on" in told.out
+    assert "35 that say something (1 fewer)\n34 in English (1 fewer)\n33 of the right length (1 fewer)\n" in told.err
+    assert "32 with a readable picture (1 fewer)" in told.err
+    assert "pictures: 1 picture without a caption left out: 01b.png." in told.err
+    assert summary["left_out"] == {"without a caption": 1}
     original = {
         row["id"]: row["image"].tobytes()
         for row in load_pairs([pictures]).filter(lambda i: i != "35.png", input_columns="id")
@@ -118,7 +124,7 @@ def test_nothing_is_overwritten_unasked(tmp_path: Path, capsys: pytest.CaptureFi
     assert sorted(file.name for file in out.iterdir()) == [
         *("notes.md", "summary.json", "summary.png", "train.txt", "validation.txt")
     ]
-    assert [file.name for file in tmp_path.iterdir() if file.name.startswith(".out")] == []
+    assert not [file.name for file in (*tmp_path.iterdir(), *out.iterdir()) if file.name.startswith(".")]
 
 
 def test_nothing_is_left_behind_when_nothing_is_left(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -89,6 +89,7 @@ def test_other_settings_and_other_folders_are_refused(options: Synthesis, tmp_pa
         synthesize(replace(options, out=str(tmp_path / "mine")))
     with pytest.raises(MissingModel, match="no-such-folder"):
         synthesize(replace(options, model="./no-such-folder", out=str(tmp_path / "other")))
+    assert not (tmp_path / "other").exists()  # so that the command put right is not refused
 
 
 def test_which_prompts(options: Synthesis) -> None:

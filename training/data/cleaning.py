@@ -11,7 +11,11 @@ import unicodedata
 
 from captioner import postprocess
 
-LINK = re.compile(r"(?:https?://|www\.)\S+|\b[\w-]+\.(?:com|org|net|jpe?g|png|webp)\b(?:/\S*)?", re.IGNORECASE)
+LINK = re.compile(
+    # A name begins where nothing of a name stands before it: a run of "a-" is looked through once, not from every "a".
+    r"(?:https?://|www\.)\S+|(?<![\w-])-*\w[\w-]*\.(?:com|org|net|jpe?g|png|webp)\b(?:/\S*)?",
+    re.IGNORECASE,
+)
 NETWORK = re.compile(r"<[^<>]{1,100}>")
 """<lora:name:0.8>, <hypernet:…>, and names of learnt words: they stand for pictures, but only in one program."""
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
@@ -24,6 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from captioner.errors import BadImage, BadInput, BadOutput
+from captioner.files.atomic import replacing
 from captioner.images import open_image
 from training.data.readable import bytes_of, refuse_too_many, report
 
@@ -152,13 +152,12 @@ def _batch(queue: list[tuple[str, Image]], encode: Callable, dtype: torch.dtype)
 
 def _save(tensors: dict[str, Tensor], place: Path) -> dict[str, Path]:
     name = hashlib.sha256("".join(sorted(tensors)).encode()).hexdigest()[:16]
-    file, unfinished = place / f"{name}.safetensors", place / f".{name}.{os.getpid()}.unfinished"
+    file = place / f"{name}.safetensors"
     try:
         place.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, unfinished)
-        os.replace(unfinished, file)
+        with replacing(file) as unfinished:
+            save_file(tensors, unfinished)
     except (OSError, SafetensorError) as error:
-        unfinished.unlink(missing_ok=True)
         raise BadOutput(
             f"Features cannot be kept in {place} ({error}). Free some space or name another folder."
         ) from error

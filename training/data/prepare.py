@@ -10,12 +10,13 @@ import gzip
 import hashlib
 import json
 import os
-import shutil
+import secrets
 import sys
-import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ from rich.progress import track
 from captioner.compute import has_bf16
 from captioner.embedding import text_embedder
 from captioner.errors import BadInput, BadOutput
+from captioner.files.atomic import replacing_folder
+from captioner.pairs.layouts import LeftOut, summaries
 from training.data import dedupe
 from training.data.cleaning import clean, is_english, terms
 from training.data.options import Preparation
@@ -42,7 +45,8 @@ def prepare(options: Preparation) -> None:
     _refuse_to_overwrite(out, options)
     prompts_only = all(place.endswith((".txt", ".txt.gz")) for place in options.data)
     stages: dict[str, int] = {}
-    raw, rows = (_prompts(options), None) if prompts_only else _pairs(options, stages)
+    left_out: list[LeftOut] = []
+    raw, rows = (_prompts(options), None) if prompts_only else _pairs(options, stages, left_out)
     stages["read"] = len(raw)
     texts, kept, foreign = _clean_and_filter(raw, options, stages)
     skipped: list[str] = []
@@ -54,13 +58,14 @@ def prepare(options: Preparation) -> None:
     summary = {
         "settings": asdict(options),
         "rows": stages,
+        "left_out": dict(Counter(one.reason for one in left_out)),
         "not_english": foreign,
         "unreadable": skipped,
         "fingerprint": fingerprint([texts[row] for row in kept]),
         "words": {"before": _lengths(raw), "after": _lengths(texts[row] for row in kept)},
         "terms": Counter(term.lower() for row in kept for term in terms(texts[row])).most_common(50),
     }
-    with _Folder(out) as folder:
+    with _written(out) as folder:
         for name, part in (("train", training), ("validation", validation)):
             if rows is None:
                 (folder / f"{name}.txt").write_text("".join(f"{texts[row]}\n" for row in part), encoding="utf-8")
@@ -69,6 +74,8 @@ def prepare(options: Preparation) -> None:
         (folder / "summary.json").write_text(json.dumps(summary, indent=1, ensure_ascii=False), encoding="utf-8")
         draw(summary, folder / "summary.png")
     print(f"{out}: {len(training):,} to train on, {len(validation):,} to validate on, of {len(raw):,} read")
+    for line in [*summaries(left_out), *_losses(stages)]:
+        print(line, file=sys.stderr)
     if len(validation) < 0.5 * options.validation * len(kept):
         print(
             "Few prompts stand far enough from the others to validate on: a higher --apart finds more.", file=sys.stderr
@@ -94,14 +101,14 @@ def read_prompts(file: Path) -> list[str]:
     return prompts
 
 
-def _pairs(options: Preparation, stages: dict[str, int]) -> tuple[list[str], Any]:
+def _pairs(options: Preparation, stages: dict[str, int], left_out: list[LeftOut]) -> tuple[list[str], Any]:
     from captioner.pairs.sources import parse
     from training.data.sources import load_pairs
 
     columns = {"text_column": options.text_column or None, "image_column": options.image_column or None}
-    rows = load_pairs(options.data, max_nsfw=options.max_nsfw, seed=options.seed, **columns)
+    rows = load_pairs(options.data, max_nsfw=options.max_nsfw, seed=options.seed, left_out=left_out, **columns)
     if any(parse(place).kind == "diffusiondb" for place in options.data):
-        unfiltered = load_pairs(options.data, max_nsfw=float("inf"), seed=options.seed, **columns)
+        unfiltered = load_pairs(options.data, max_nsfw=float("inf"), seed=options.seed, left_out=[], **columns)
         stages["listed, whatever their nsfw score"] = len(unfiltered)
     return list(rows["text"]), rows
 
@@ -187,30 +194,25 @@ def _refuse_to_overwrite(out: Path, options: Preparation) -> None:
         raise BadOutput(f"{out} is the data itself. Name another --out.")
 
 
-class _Folder:
-    """A folder beside `out` that takes its place when all is written; of what lay there, only our own files go."""
-
-    def __init__(self, out: Path) -> None:
-        self.out = out
-
-    def __enter__(self) -> Path:
-        try:
-            self.out.parent.mkdir(parents=True, exist_ok=True)
-            self.unfinished = Path(tempfile.mkdtemp(prefix=f".{self.out.name}-", dir=self.out.parent))
-        except OSError as error:
-            raise BadOutput(f"{self.out} cannot be written ({error.strerror}).") from error
-        return self.unfinished
-
-    def __exit__(self, _, error: BaseException | None, __) -> None:
-        if error is None:
-            self.out.mkdir(exist_ok=True)
-            for old in [file for pattern in OURS for file in self.out.glob(pattern)]:
-                old.unlink()
-            for file in self.unfinished.iterdir():
-                os.replace(file, self.out / file.name)
-        shutil.rmtree(self.unfinished)
-        if isinstance(error, OSError):
-            raise BadOutput(f"{self.out} cannot be written ({error.strerror}); nothing was changed there.") from error
+@contextmanager
+def _written(out: Path) -> Iterator[Path]:
+    """A folder that takes the place of `out` when all is written; of what lay there, only our own files go."""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        if not out.is_dir() or not any(out.iterdir()):
+            with replacing_folder(out) as folder:
+                yield folder
+            return
+        new = out / f".new-{secrets.token_hex(4)}"
+        with replacing_folder(new) as folder:
+            yield folder
+        for old in [file for pattern in OURS for file in out.glob(pattern)]:
+            old.unlink()
+        for file in new.iterdir():
+            os.replace(file, out / file.name)
+        new.rmdir()
+    except OSError as error:
+        raise BadOutput(f"{out} cannot be written ({error.strerror or error}); nothing was changed there.") from error
 
 
 def _write_shards(folder: Path, name: str, rows: Any, part: np.ndarray, texts: list[str], shard_bytes: int) -> None:
@@ -251,6 +253,16 @@ def _row_groups(rows: Any, part: np.ndarray, texts: list[str], name: str) -> Ite
             group = []
     if group:
         yield group
+
+
+def _losses(stages: dict[str, int]) -> list[str]:
+    """What each stage took away: "38 of the right length (12 fewer)"."""
+    of_all = list(stages.items())[:-2]  # the last two are the parts, training and validation
+    return [
+        f"{after:,} {stage} ({before - after:,} fewer)"
+        for (_, before), (stage, after) in pairwise(of_all)
+        if after < before
+    ]
 
 
 # --- the summary -----------------------------------------------------------------------------------------------------

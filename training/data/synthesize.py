@@ -7,7 +7,6 @@ on to the same pictures. A picture counts as drawn when its line stands in metad
 from __future__ import annotations
 
 import json
-import os
 import random
 import sys
 from collections import Counter
@@ -22,10 +21,14 @@ from rich.console import Console
 from rich.progress import track
 
 from captioner.errors import BadInput, BadOutput, MissingExtra, MissingModel
+from captioner.files.atomic import replacing, write_text
+from captioner.files.json import read_object, write_object
+from captioner.sinks import check_place
 from training.data.cleaning import terms
 from training.data.options import Synthesis
 from training.data.prepare import read_prompts
 
+PLAN = "synthesis.json"
 BY_NATURE = ("prompts", "recombine", "model", "steps", "size", "save_size", "guidance", "seed")
 """Settings that decide what is drawn: a folder is gone on with only if they are the same."""
 
@@ -34,11 +37,13 @@ def synthesize(options: Synthesis) -> None:
     """Draw what is not there yet."""
     out = Path(options.out)
     prompts = planned(read_prompts(Path(options.prompts).expanduser()), options)
-    drawn = _open_folder(out, options)
+    drawn = _drawn(out, options)
     missing = [number for number in range(len(prompts)) if _name(number) not in drawn]
     if missing:
-        pipeline = load_pipeline(options)
+        check_place(next(folder for folder in (out, *out.absolute().parents) if folder.exists()))
+        pipeline = load_pipeline(options)  # before anything is written: it may be missing
         try:
+            _begin(out, options)
             flagged = _draw_all(pipeline, prompts, missing, options, out)
         except OSError as error:
             reason = f"{out} cannot be written ({error.strerror})"
@@ -88,26 +93,31 @@ def _name(number: int) -> str:
     return f"{number:06}.png"
 
 
-def _open_folder(out: Path, options: Synthesis) -> set[str]:
+def _drawn(out: Path, options: Synthesis) -> set[str]:
     """Names of the pictures that are there; a folder of other settings is refused."""
-    settings = {name: value for name, value in asdict(options).items() if name in BY_NATURE}
-    plan = out / "synthesis.json"
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        if not plan.exists():
-            if any(out.iterdir()):
-                raise BadOutput(f"{out} holds something else. Name another --out.")
-            _write(plan, json.dumps(settings, indent=1).encode())
-        before = json.loads(plan.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise BadOutput(f"{out} cannot be written ({error.strerror}).") from error
+    plan = out / PLAN
+    if not plan.exists():
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise BadOutput(f"{out} holds something else. Name another --out.")
+        return set()
+    settings, before = _settings(options), read_object(plan, BadOutput, "Name another --out.")
     if before != settings:
         other = ", ".join(sorted(name for name in settings if before.get(name) != settings[name]))
         raise BadOutput(f"{out} was begun with other settings ({other}). Name another --out, or use the same.")
-    lines = _lines(out)
-    whole = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-    _write(out / "metadata.jsonl", whole.encode())  # without a last line that a kill has cut
-    return {line["file_name"] for line in lines}
+    return {line["file_name"] for line in _lines(out)}
+
+
+def _begin(out: Path, options: Synthesis) -> None:
+    """Make the folder, or bring it in order: without a last line that a kill has cut."""
+    out.mkdir(parents=True, exist_ok=True)
+    if not (out / PLAN).exists():
+        write_object(out / PLAN, _settings(options))
+    lines = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in _lines(out))
+    write_text(out / "metadata.jsonl", lines)
+
+
+def _settings(options: Synthesis) -> dict[str, Any]:
+    return {name: value for name, value in asdict(options).items() if name in BY_NATURE}
 
 
 def _lines(out: Path) -> list[dict[str, Any]]:
@@ -116,20 +126,14 @@ def _lines(out: Path) -> list[dict[str, Any]]:
     if not file.exists():
         return []
     lines = [_json(line) for line in file.read_text(encoding="utf-8", errors="replace").splitlines()]
-    return [line for line in lines if line and (out / line["file_name"]).exists()]
+    return [line for line in lines if isinstance(line, dict) and (out / str(line.get("file_name", ""))).is_file()]
 
 
-def _json(line: str) -> dict[str, Any] | None:
+def _json(line: str) -> Any:
     try:
         return json.loads(line)
     except ValueError:
         return None
-
-
-def _write(file: Path, content: bytes) -> None:
-    unfinished = file.with_name(f".{file.name}.unfinished")
-    unfinished.write_bytes(content)
-    os.replace(unfinished, file)
 
 
 # --- drawing ---------------------------------------------------------------------------------------------------------
@@ -169,9 +173,8 @@ def _draw_all(pipeline: Any, prompts: Sequence[str], missing: Sequence[int], opt
                 if bad:
                     flagged += 1
                     continue
-                unfinished = out / f".{_name(number)}.unfinished"
-                picture.resize((options.save_size, options.save_size), Image.Resampling.LANCZOS).save(unfinished, "PNG")
-                os.replace(unfinished, out / _name(number))
+                with replacing(out / _name(number)) as file:
+                    picture.resize((options.save_size, options.save_size), Image.Resampling.LANCZOS).save(file, "PNG")
                 line = {"file_name": _name(number), "text": prompts[number], "seed": options.seed + number}
                 lines.write(json.dumps({**line, "model": options.model}, ensure_ascii=False) + "\n")
             lines.flush()
