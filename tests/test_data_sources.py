@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from captioner.errors import BadInput
+from captioner.pairs.layouts import LeftOut
 from captioner.pairs.readable import opened
 from captioner.pairs.sources import parse, read
 from training.data.readable import ReadableRows, readable
@@ -246,6 +247,27 @@ def test_a_row_without_caption_is_left_out(tmp_path: Path) -> None:
     parquet.write_table(table, tmp_path / "t.parquet")
     assert list(load_pairs([tmp_path / "t.parquet"])["text"]) == ["one"]
     assert [row["text"] for row in load_pairs([tmp_path / "t.parquet"], streaming=True)] == ["one"]
+
+
+def test_what_is_left_out_is_returned_or_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = with_metadata_jsonl(tmp_path / "data")
+    with (folder / "metadata.jsonl").open("a") as lines:
+        lines.write('{"file_name": "\\u001b[31m.png", "text": ""}\n')
+    left_out: list[LeftOut] = []
+    load_pairs([folder], left_out=left_out)
+    assert [(one.name, one.reason, one.source) for one in left_out] == [("\x1b[31m.png", "without a caption", "data")]
+    assert not caplog.messages
+    load_pairs([folder])
+    assert caplog.messages == [r"data: 1 picture without a caption left out: \x1b[31m.png."]
+
+
+def test_a_row_without_picture_is_an_unreadable_one(tmp_path: Path) -> None:
+    table = pa.table({"image": [png()] * 39 + [None], "text": [f"row {n}" for n in range(40)]})
+    parquet.write_table(table, tmp_path / "t.parquet")
+    skipped: list[str] = []
+    assert len(list(readable(load_pairs([tmp_path / "t.parquet"]), skipped))) == 39
+    assert skipped == ["t.parquet: 39"]
+    assert len(list(load_pairs([tmp_path / "t.parquet"], streaming=True))) == 39
 
 
 @pytest.mark.parametrize("streaming", [False, True])

@@ -297,7 +297,7 @@ def test_overlaps_by_name_by_prompt_and_by_picture() -> None:
     seen = [Seen(image, ("a cat", "A  CAT ")), Seen("0" * 64, ("a dog",))]
     learnt = TrainingData(("coco:/x/dataset_coco.json:train@2",), frozenset({fingerprint("a cat"), image[:16]}))
     assert provenance.overlaps(learnt, ["x/dataset_coco.json"], seen) == [
-        "its card names x/dataset_coco as training data",
+        "it names x/dataset_coco as training data",
         "1 of the 2 pictures are in its training data",
         "1 of the 2 prompts are in its training data",
     ]

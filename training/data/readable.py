@@ -79,16 +79,24 @@ def readable(rows: Dataset | IterableDataset, skipped: list[str] | None = None) 
 
 def picture_of(cell: dict[str, Any]) -> Picture:
     """An undecoded cell of an image column → RGB."""
-    return open_picture(cell["path"] if cell["bytes"] is None else cell["bytes"])
+    return open_picture(_stored(cell))
 
 
 def bytes_of(cell: dict[str, Any]) -> bytes:
     """The file as it is, wherever it lies."""
-    return content(cell["path"] if cell["bytes"] is None else cell["bytes"])
+    return content(_stored(cell))
+
+
+def _stored(cell: dict[str, Any] | None) -> str | bytes:
+    """The picture's path or its file."""
+    stored = cell and (cell["path"] if cell["bytes"] is None else cell["bytes"])
+    if stored is None:
+        raise BadImage("The row has no picture.")
+    return stored
 
 
 def _name(row: dict[str, Any]) -> str:
-    return row["image"]["path"] or f"{row['source']}: {row['id']}"
+    return (row["image"] or {}).get("path") or f"{row['source']}: {row['id']}"
 
 
 def report(row: dict[str, Any], error: BadImage) -> None:
