@@ -81,20 +81,20 @@ class Prompts:
 
     def __post_init__(self) -> None:
         self.search.check()
-        if self.attention is not None and self.metadata is not Metadata.ignore:
+        if self.attention is not None and self.metadata != "ignore":
             raise BadInput("--attention is about what the model says: leave out --metadata.")
 
     def look(self, source: Source) -> Image | Row:
-        if self.metadata is not Metadata.ignore:
+        if self.metadata != "ignore":
             carried = read_parameters(source.content(), source.title)
             if carried is not None and carried.prompt:
                 return self._row(replace(self.finish, clean=False).text(carried.prompt), "metadata", carried.prompt)
-            if self.metadata is Metadata.only:
+            if self.metadata == "only":
                 raise BadImage(f"{source.title} carries no prompt. Without --metadata only the model is asked.")
         return source.open(self.max_pixels)
 
     def batch_size(self) -> int:
-        return BATCH if self.metadata is Metadata.only else self.model.batch_size()
+        return BATCH if self.metadata == "only" else self.model.batch_size()
 
     def answer(self, looks: list[Image | Row]) -> list[Row]:
         said = iter(self._ask([look for look in looks if not isinstance(look, dict)]))

@@ -5,6 +5,8 @@ Anything a user can put right is a `CaptionerError`: one line on standard error 
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -12,9 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperArgument, TyperGroup
 
-from captioner.errors import BadImage, CaptionerError
+from captioner import __version__
+from captioner.errors import BadImage, BadInput, CaptionerError
+from captioner.images import EXTENSIONS, is_url, printable
 from captioner.options import (
     CaptionInputFlags,
     CaptionOutputFlags,
@@ -24,6 +28,7 @@ from captioner.options import (
     SearchFlags,
     TextFlags,
     grouped,
+    names,
 )
 
 if TYPE_CHECKING:
@@ -39,13 +44,47 @@ class Verbs(TyperGroup):
             return super().invoke(ctx)
         except CaptionerError as error:
             line = " ".join(str(error).split())  # a library's own words may have many
-            typer.echo(f"captioner: {line}", err=True)
+            typer.echo(f"captioner: {printable(with_flags(line))}", err=True)
             raise typer.Exit(2) from None
         except KeyboardInterrupt as stopped:
             typer.echo(f"\ncaptioner: {str(stopped) or 'Stopped.'}", err=True)
             raise typer.Exit(130) from None
         except EOFError as error:  # click would call it "Aborted!"
             raise RuntimeError("A file ended too early.") from error
+
+    def get_command(self, ctx: typer.Context, cmd_name: str):
+        """Its help without the Python type of an argument, and of what takes no value."""
+        command = super().get_command(ctx, cmd_name)
+        if command is not None:
+            command.get_help_option(ctx).metavar = ""
+            for parameter in command.params:
+                if isinstance(parameter, TyperArgument):
+                    parameter.display_type_rich = lambda ctx: None
+        return command
+
+    def resolve_command(self, ctx: typer.Context, args: list[str]):
+        """`captioner cat.png` is nearly right."""
+        if args and args[0] not in self.commands and looks_like_pictures(args[0]):
+            raise BadInput(f"There is no command {args[0]!r}. Did you mean: captioner generate {args[0]}")
+        return super().resolve_command(ctx, args)
+
+
+def looks_like_pictures(text: str) -> bool:
+    """Does this name pictures, there or not, rather than say something?"""
+    named = text.lower().endswith(EXTENSIONS) or (re.search(r"[/\\]", text) and " " not in text)
+    return bool(named) or is_url(text) or os.path.lexists(text)
+
+
+FLAGS = {name: f"--{name.replace('_', '-')}" for group in (SearchFlags, TextFlags, ModelFlags) for name in names(group)}
+FLAGS |= {"num_return_sequences": "--num-candidates", "max_clip_tokens": "--max-tokens-clip"}
+_SETTING = re.compile(
+    rf"(?<![\w/.-])(?:{'|'.join(name for name in FLAGS if '_' in name)})(?![\w/-]|\.\w)|^temperature(?= must)"
+)
+
+
+def with_flags(message: str) -> str:
+    """A message of the library in the words of the command line: max_new_tokens → --max-new-tokens."""
+    return _SETTING.sub(lambda name: FLAGS[name[0]], message)
 
 
 LISTED = 20
@@ -58,19 +97,43 @@ app = typer.Typer(
     context_settings=SETTINGS,
     rich_markup_mode="rich",
 )
-index = typer.Typer(no_args_is_help=True, help="Reference pictures for the knn model.")
-ensemble = typer.Typer(no_args_is_help=True, help="Weighted means of image embedders.")
-convert = typer.Typer(no_args_is_help=True, help="Checkpoints of other projects → ours.")
-terms = typer.Typer(no_args_is_help=True, help="Term lists for the interrogator.")
+index = typer.Typer(cls=Verbs, no_args_is_help=True, help="Reference pictures for the knn model.")
+ensemble = typer.Typer(cls=Verbs, no_args_is_help=True, help="Weighted means of image embedders.")
+convert = typer.Typer(cls=Verbs, no_args_is_help=True, help="Checkpoints of other projects → ours.")
+terms = typer.Typer(cls=Verbs, no_args_is_help=True, help="Term lists for the interrogator.")
 for name, group in {"index": index, "ensemble": ensemble, "convert": convert, "terms": terms}.items():
     app.add_typer(group, name=name)
 
-Images = Annotated[list[str], typer.Argument(help="Files, folders, globs, http(s) addresses, or - for standard input.")]
+Images = Annotated[
+    list[str],
+    typer.Argument(help="Files, folders, globs, http(s) addresses, or - for standard input.", metavar="PICTURE"),
+]
+Embedder = Annotated[str | None, typer.Option(help="Another sentence-transformers model than MiniLM-L6.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")]
+Precision = Annotated[str, typer.Option(help="auto, fp32, bf16, fp16, int8 or float64.")]
+BatchSize = Annotated[int, typer.Option(help="Pictures at a time.", min=1)]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on standard error.")]
+Members = Annotated[str, typer.Option(help="Models, comma-separated; NAME+expected averages all it might say.")]
+EnsembleFile = Annotated[str, typer.Option("--out", "-o", help="The ensemble's .json; it must not be there yet.")]
+ByNorm = Annotated[bool, typer.Option("--by-norm", help="A member counts more where it is surer.")]
 
 
-@app.callback()
-def captioner() -> None:
-    """Give it an image, get the prompt that could have made it, and that prompt's embedding."""
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"captioner {__version__}")
+        raise typer.Exit
+
+
+@app.callback(epilog="`--debug`, anywhere on the line, shows where a bug is.")
+def captioner(
+    version: Annotated[
+        bool, typer.Option("--version", "-V", help="Show the version.", callback=_version, is_eager=True, metavar="")
+    ] = False,
+) -> None:
+    """Give it an image, get the prompt that could have made it, and that prompt's embedding.
+
+    captioner generate cat.png
+    """
 
 
 @app.command()
@@ -139,13 +202,22 @@ def embed(
     from captioner import answers
 
     inputs = inputs or []
+    if model.model is None and (missing := [text for text in inputs if _is_missing(text)]):
+        raise BadInput(f"There is no picture {missing[0]!r}. If it is a text, give it by --file.")
     if answers.are_pictures(inputs, model.model):
         asked = answers.Model(model.model, model.load_options)
         embeddings = answers.Embeddings(asked, search, read.max_pixels, expected)
         _run(inputs, embeddings, partial(write.sink, answers.numbers), read.recursive, read.batch_size, write.quiet)
     else:
+        if expected:
+            raise BadInput("--expected is about pictures: a text has no candidates.")
         sink = write.sink(answers.numbers, False)
         answers.embed_texts(answers.read_texts(inputs, file), model.embedder, sink)
+
+
+def _is_missing(text: str) -> bool:
+    """Does it look like a picture's name, and nothing is there?"""
+    return looks_like_pictures(text) and not is_url(text) and not os.path.lexists(text)
 
 
 @app.command()
@@ -187,6 +259,7 @@ def _run(
 
 
 @app.command()
+@grouped
 def models(json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False) -> None:
     """List every model: what it is for, where its weights are, and whether they are on this machine."""
     from captioner import zoo
@@ -213,6 +286,7 @@ def models(json: Annotated[bool, typer.Option("--json", help="As JSON.")] = Fals
 
 
 @terms.command("mine")
+@grouped
 def terms_mine(
     prompts: Annotated[list[str], typer.Argument(help="Files of prompts, one a line; - is standard input.")],
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Write the list to this file.")] = None,
@@ -228,7 +302,9 @@ def terms_mine(
     from captioner.terms import mine
 
     found = mine(line for file in prompts for line in read_texts([], file))
-    lines = (f"{term}\t{count}" for term, count in found if count >= least)
+    lines = [f"{term}\t{count}" for term, count in found if count >= least]
+    if not lines:
+        raise BadInput(f"No term occurs {least} times. --min-count 1 lists all.")
     if out is not None:
         write_lines(out, lines, overwrite=overwrite)
     else:
@@ -237,6 +313,7 @@ def terms_mine(
 
 
 @index.command("build")
+@grouped
 def index_build(
     data: Annotated[list[str], typer.Argument(help="Folders of pictures with prompts, or parquet files.")],
     backbone: Annotated[
@@ -257,12 +334,12 @@ def index_build(
     ] = None,
     k: Annotated[int, typer.Option(help="Neighbours that are averaged; `index tune` finds better.")] = 40,
     temperature: Annotated[float, typer.Option(help="Below it a difference in cosine hardly counts.")] = 0.05,
-    embedder: Annotated[str | None, typer.Option(help="Another sentence-transformers model than MiniLM-L6.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")] = "auto",
-    precision: Annotated[str, typer.Option(help="auto, fp32, bf16, fp16 or int8.")] = "auto",
-    batch_size: Annotated[int, typer.Option(help="Pictures at a time.", min=1)] = 32,
+    embedder: Embedder = None,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    batch_size: BatchSize = 32,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with what a stopped run has read.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress on standard error.")] = False,
+    quiet: Quiet = False,
 ) -> None:
     """Make a reference index: features of all pictures, embeddings of all prompts. Name it as a model: --model DIR."""
     from captioner.contracts import LoadOptions
@@ -280,13 +357,14 @@ def index_build(
     with _counting(quiet) as count:
         built = build(data, place, recipe, options, batch_size, count, resume)
     for one in built.left_out[:LISTED]:
-        typer.echo(f"left out: {one}", err=True)
+        typer.echo(f"left out: {printable(str(one))}", err=True)
     if (more := len(built.left_out) - LISTED) > 0:
         typer.echo(f"left out: {more:,} more", err=True)
     typer.echo(f"{place}: {built.pictures:,} pictures, {built.prompts:,} prompts, {len(built.left_out):,} left out")
 
 
 @index.command("tune")
+@grouped
 def index_tune(
     folder: Annotated[str, typer.Argument(help="The folder of the index.")],
     data: Annotated[str | None, typer.Option(help="Validation pictures with prompts (default: its own).")] = None,
@@ -308,6 +386,7 @@ def index_tune(
 
 
 @app.command()
+@grouped
 def similar(
     images: Images,
     index: Annotated[str, typer.Option("--index", "-i", help="The folder of an index.")],
@@ -315,8 +394,6 @@ def similar(
     json: Annotated[bool, typer.Option("--json", help="As JSON, one line a picture.")] = False,
 ) -> None:
     """Show the reference pictures that look most like a picture, with their prompts."""
-    from pathlib import Path
-
     from captioner.contracts import LoadOptions
     from captioner.images import find_images
     from captioner.models import knn
@@ -353,16 +430,17 @@ def _show_similar(name: str, near: list, as_json: bool) -> None:
 
 
 @ensemble.command("fit")
+@grouped
 def ensemble_fit(
-    members: Annotated[str, typer.Option(help="Models, comma-separated; NAME+expected averages all it might say.")],
+    members: Members,
     data: Annotated[str, typer.Option(help="Validation pictures with prompts: a folder or a parquet file.")],
-    out: Annotated[str, typer.Option("--out", "-o", help="The ensemble's .json; it must not be there yet.")],
-    by_norm: Annotated[bool, typer.Option("--by-norm", help="A member counts more where it is surer.")] = False,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")] = "auto",
-    precision: Annotated[str, typer.Option(help="auto, fp32, bf16, fp16 or int8.")] = "auto",
-    embedder: Annotated[str | None, typer.Option(help="Another sentence-transformers model than MiniLM-L6.")] = None,
-    batch_size: Annotated[int, typer.Option(help="Pictures at a time.", min=1)] = 8,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress on standard error.")] = False,
+    out: EnsembleFile,
+    by_norm: ByNorm = False,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    embedder: Embedder = None,
+    batch_size: BatchSize = 8,
+    quiet: Quiet = False,
 ) -> None:
     """Find the weights that reach the highest cosine. Name the file as a model: --model my.json."""
     from captioner.contracts import LoadOptions
@@ -383,21 +461,21 @@ def ensemble_fit(
 
 
 @ensemble.command("make")
+@grouped
 def ensemble_make(
-    members: Annotated[str, typer.Option(help="Models, comma-separated; NAME+expected averages all it might say.")],
+    members: Members,
     weights: Annotated[str, typer.Option(help="One number a member, comma-separated; they are scaled to sum 1.")],
-    out: Annotated[str, typer.Option("--out", "-o", help="The ensemble's .json; it must not be there yet.")],
-    by_norm: Annotated[bool, typer.Option("--by-norm", help="A member counts more where it is surer.")] = False,
+    out: EnsembleFile,
+    by_norm: ByNorm = False,
 ) -> None:
     """Write an ensemble with weights of your own."""
-    from pathlib import Path
-
     from captioner.models.ensemble import parse, save
 
     save(Path(out), parse(members, weights), by_norm)
 
 
 @convert.command("clipcap")
+@grouped
 def convert_clipcap(
     file: Annotated[str, typer.Argument(help="A published ClipCap checkpoint (.pt).")],
     out: Annotated[str, typer.Argument(help="The folder to write; it must not be there yet.")],
@@ -406,14 +484,13 @@ def convert_clipcap(
     mapper_heads: Annotated[int, typer.Option(help="Attention heads of the transformer mapper.")] = 8,
 ) -> None:
     """A ClipCap checkpoint → a folder that `generate --model` takes."""
-    from pathlib import Path
-
     from captioner.models import clipcap
 
     clipcap.convert(Path(file), Path(out), clip, gpt2, mapper_heads)
 
 
 @app.command()
+@grouped
 def merge(
     adapter: Annotated[str, typer.Argument(help="A folder that training with --lora wrote.")],
     out: Annotated[str, typer.Argument(help="The folder to write; it must not be there yet.")],

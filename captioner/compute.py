@@ -35,6 +35,8 @@ def device(name: str = "auto") -> torch.device:
         named = torch.device(name)
     except RuntimeError as error:
         raise BadInput(f"There is no device {name!r}: use auto, cpu, cuda, cuda:1 or mps.") from error
+    if named.type not in ("cpu", "cuda", "mps"):
+        raise BadInput(f"No model runs on the device {name!r}: use auto, cpu, cuda, cuda:1 or mps.")
     if named.type == "cuda" and not (named.index or 0) < torch.cuda.device_count():
         raise BadInput(f"This machine has no device {name!r}. Use cpu.")
     if named.type == "mps" and not torch.backends.mps.is_available():

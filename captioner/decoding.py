@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Integral, Real
 
 from captioner.errors import BadInput
 
@@ -35,20 +36,43 @@ class Decoding:
     """Words that are never written, whatever their case: their token sequences cannot be produced."""
 
     def __post_init__(self) -> None:
-        if self.num_beams < 1 or self.num_return_sequences < 1 or self.max_new_tokens < 1:
-            raise BadInput("num_beams, num_return_sequences and max_new_tokens must be at least 1.")
+        for name, least in WHOLE_NUMBERS.items():
+            value = getattr(self, name)
+            if not isinstance(value, Integral) or value < least:
+                raise BadInput(f"{name} must be a whole number, {least} or more, not {value!r}.")
+        for name, (least, most) in NUMBERS.items():
+            value = getattr(self, name)
+            if not isinstance(value, Real) or not least <= value <= most:  # a NaN is in no range
+                raise BadInput(f"{name} must be a number from {least} to {most}, not {value!r}.")
         if self.min_new_tokens > self.max_new_tokens:
-            raise BadInput(f"min_new_tokens ({self.min_new_tokens}) is above max_new_tokens ({self.max_new_tokens}).")
+            raise BadInput(
+                f"min_new_tokens ({self.min_new_tokens}) is above max_new_tokens ({self.max_new_tokens}): "
+                "raise max_new_tokens."
+            )
         if not self.do_sample and self.num_return_sequences > self.num_beams:
             raise BadInput(
-                f"{self.num_return_sequences} candidates need at least as many beams: "
-                f"use --num-beams {self.num_return_sequences} or --do-sample."
+                f"num_return_sequences ({self.num_return_sequences}) is above num_beams ({self.num_beams}): "
+                f"raise num_beams, or set do_sample."
             )
-        if self.temperature <= 0 or not 0 < self.top_p <= 1 or self.top_k < 0:
-            raise BadInput("temperature must be above 0, top_p in (0, 1], top_k 0 or more.")
-        if self.repetition_penalty <= 0:
-            raise BadInput("repetition_penalty must be above 0.")
         if not all(map(str.strip, self.forbid)):
             raise BadInput("An empty word cannot be forbidden.")
         if self.early_stopping not in (False, True, "never"):
             raise BadInput('early_stopping is False, True or "never".')
+
+
+WHOLE_NUMBERS = {
+    "num_beams": 1,
+    "num_return_sequences": 1,
+    "max_new_tokens": 1,
+    "min_new_tokens": 0,
+    "no_repeat_ngram_size": 0,
+    "top_k": 0,
+}
+"""Fields of `Decoding` that count something, with the least they may be."""
+NUMBERS = {
+    "length_penalty": (-100, 100),
+    "repetition_penalty": (0.01, 100),
+    "temperature": (0.01, 100),  # logits are divided by it: what is smaller leaves float32
+    "top_p": (0.001, 1),
+}
+"""The others, with their ranges."""

@@ -9,17 +9,18 @@ import inspect
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
-from enum import Enum
-from functools import wraps
+from functools import partial, wraps
 from operator import itemgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_args, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_type_hints
 
 from typer import Option
+from typer.models import ArgumentInfo
 
 from captioner.contracts import LoadOptions
 from captioner.decoding import Decoding
 from captioner.errors import BadInput
+from captioner.images import printable
 
 if TYPE_CHECKING:
     from captioner.pipeline import Finish
@@ -48,22 +49,30 @@ def grouped(verb: Callable) -> Callable:
     return called
 
 
+def names(group: type) -> list[str]:
+    """The names of a group's options, as Python spells them."""
+    return [field.name for field in fields(group)]
+
+
 METAVARS = {
+    **dict.fromkeys((bool, bool | None), ""),
     **dict.fromkeys((int, int | None), "N"),
     **dict.fromkeys((float, float | None), "X"),
     **dict.fromkeys((str, str | None, list[str] | None), "TEXT"),
-    **dict.fromkeys((Path | None, list[Path] | None), "PATH"),
+    **dict.fromkeys((Path, Path | None, list[Path] | None), "PATH"),
 }
 """Short names for values: typer's own leave little room for the help beside them."""
 
 
 def _parameter(name: str, hint: Any, default: Any) -> inspect.Parameter:
     kind, option = get_args(hint)
-    option.metavar = option.metavar or METAVARS.get(kind)
+    if isinstance(option, ArgumentInfo) and option.metavar is None:
+        option.metavar = name.upper()
+    option.metavar = METAVARS.get(kind) if option.metavar is None else option.metavar
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=hint)
 
 
-def _option(panel: str) -> Callable[..., Any]:
+def _option(panel: str | None = None) -> Callable[..., Any]:
     """`Option` for one panel of the help."""
 
     def option(help: str, *names: str, **more: Any) -> Any:
@@ -72,26 +81,25 @@ def _option(panel: str) -> Callable[..., Any]:
     return option
 
 
+_first = _option("First of all")
+"""What most people need, in the panel on top."""
+
+
 # --- which model -----------------------------------------------------------------------------------------------------
 
 _model = _option("Model")
-
-
-class LoadIn(str, Enum):
-    """Hub models on a GPU."""
-
-    eight = "8bit"
-    four = "4bit"
 
 
 @dataclass(frozen=True)
 class ModelFlags:
     """Which model, and how it is loaded."""
 
-    model: Annotated[str | None, _model("Zoo name (see `captioner models`), folder or Hub id.", "--model", "-m")] = None
+    model: Annotated[str | None, _first("Zoo name (see `captioner models`), folder or Hub id.", "--model", "-m")] = None
     device: Annotated[str, _model("auto, cpu, cuda, cuda:1 or mps.")] = "auto"
-    precision: Annotated[str, _model("auto, fp32, bf16, fp16 or int8.")] = "auto"
-    load_in: Annotated[LoadIn | None, _model("Hub models on a GPU: load the weights in 8 or 4 bits.")] = None
+    precision: Annotated[str, _model("auto, fp32, bf16, fp16, int8 or float64.")] = "auto"
+    load_in: Annotated[
+        Literal["8bit", "4bit"] | None, _model("Hub models on a GPU: load the weights in 8 or 4 bits.")
+    ] = None
     trust_remote_code: Annotated[bool, _model("Let a Hub model run its own code.", "--trust-remote-code")] = False
     embedder: Annotated[str | None, _model("Another sentence-transformers model than the packaged MiniLM-L6.")] = None
     prompt: Annotated[
@@ -108,7 +116,6 @@ class ModelFlags:
     def load_options(self) -> LoadOptions:
         given = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "model"}
         given["terms"] = tuple(self.terms or ())
-        given["load_in"] = self.load_in and self.load_in.value
         return LoadOptions(**given)
 
 
@@ -125,29 +132,26 @@ def words_of(flag: str, lists: Sequence[str]) -> tuple[str, ...]:
 _search = _option("Search")
 
 
-class EarlyStopping(str, Enum):
-    """As in transformers' beam search."""
-
-    true = "true"
-    false = "false"
-    never = "never"
-
-
 @dataclass(frozen=True)
 class SearchFlags:
     """`Decoding`, field by field; what is left out is the model's own setting."""
 
-    num_beams: Annotated[int | None, _search("Hypotheses kept per picture; 1 is greedy.")] = None
-    num_candidates: Annotated[int | None, _search("Texts returned per picture; raises --num-beams when needed.")] = None
+    num_beams: Annotated[
+        int | None, _search("Hypotheses kept per picture; 1 is greedy. Searches where the model would draw.")
+    ] = None
+    num_candidates: Annotated[
+        int | None, _first("Texts made per picture, of which the best is chosen; --all-candidates shows them.")
+    ] = None
     max_new_tokens: Annotated[int | None, _search("The longest text, in tokens.")] = None
     min_new_tokens: Annotated[int | None, _search("The shortest text, in tokens.")] = None
     length_penalty: Annotated[float | None, _search("Above 0 favours long texts, below 0 short ones.")] = None
     early_stopping: Annotated[
-        EarlyStopping | None, _search("Of a beam search: true, false or never.", metavar="WHEN")
+        Literal["true", "false", "never"] | None,
+        _search("When a beam search ends: true, false or never.", metavar="WHEN"),
     ] = None
     repetition_penalty: Annotated[float | None, _search("Above 1 discourages words that were said.")] = None
     no_repeat_ngram_size: Annotated[int | None, _search("No sequence of so many tokens comes twice.")] = None
-    do_sample: Annotated[bool | None, _search("Draw texts at random instead of searching.", "--do-sample")] = None
+    do_sample: Annotated[bool | None, _search("Draw texts at random instead of searching (mini does).")] = None
     temperature: Annotated[float | None, _search("Sampling: below 1 is tamer, above 1 wilder.")] = None
     top_k: Annotated[int | None, _search("Sampling: only the k likeliest tokens; 0 is all.")] = None
     top_p: Annotated[float | None, _search("Sampling: only the likeliest tokens that sum to p.")] = None
@@ -167,6 +171,8 @@ class SearchFlags:
     def over(self, own: Decoding) -> Decoding:
         """These flags over a model's own settings."""
         given = {field.name: value for field in fields(self) if (value := getattr(self, field.name)) is not None}
+        if self.num_beams is not None:
+            given.setdefault("do_sample", False)  # who asks for a search gets one
         candidates = given.pop("num_candidates", None)
         if candidates is not None:
             given["num_return_sequences"] = candidates
@@ -174,7 +180,7 @@ class SearchFlags:
         elif "num_beams" in given:
             given["num_return_sequences"] = min(own.num_return_sequences, given["num_beams"])
         if self.early_stopping is not None:
-            given["early_stopping"] = {"true": True, "false": False}.get(self.early_stopping.value, "never")
+            given["early_stopping"] = {"true": True, "false": False}.get(self.early_stopping, "never")
         return replace(own, **given)
 
 
@@ -191,15 +197,21 @@ class TextFlags:
     consensus: Annotated[
         bool | None, _text("Choose the candidate nearest in meaning to all of them (default: the model's own).")
     ] = None
-    prefix: Annotated[str, _text('A trigger word before the text: "sks style" gives "sks style, …".')] = ""
+    prefix: Annotated[str, _first('A trigger word before the text: "sks style" gives "sks style, …".')] = ""
     suffix: Annotated[str, _text("The same after the text.")] = ""
     require: Annotated[
         list[str] | None, _text("Words that every text contains, comma-separated; what is missing becomes a term.")
     ] = None
     max_tokens_clip: Annotated[
         int | None,
-        _text("Cut at a comma so that CLIP's text tower (77 tokens) would not truncate it.", min=3),
+        _first("Cut at a comma so that CLIP's text tower (77 tokens) would not truncate it.", min=3),
     ] = None
+
+    def __post_init__(self) -> None:
+        given = {"--prefix": self.prefix, "--suffix": self.suffix, "--require": "".join(self.require or [])}
+        for flag, text in given.items():
+            if any("\ud800" <= letter <= "\udfff" for letter in text):
+                raise BadInput(f"{flag} is not UTF-8 text.")
 
     def finish(self, forbid: tuple[str, ...]) -> Finish:
         """The same in terms of the library; what the search must not write does not stand in the text either."""
@@ -214,21 +226,15 @@ class TextFlags:
 # --- what is read ----------------------------------------------------------------------------------------------------
 
 _input = _option("Input")
-
-
-class Metadata(str, Enum):
-    """Whether generation parameters inside a picture count."""
-
-    ignore = "ignore"
-    first = "first"
-    only = "only"
+Metadata = Literal["ignore", "first", "only"]
+"""Whether generation parameters inside a picture count."""
 
 
 @dataclass(frozen=True)
 class InputFlags:
     """How pictures are found and read."""
 
-    recursive: Annotated[bool, _input("Look into subfolders too.", "--recursive", "-r")] = False
+    recursive: Annotated[bool, _first("Look into subfolders too.", "--recursive", "-r")] = False
     max_pixels: Annotated[int, _input("Refuse larger pictures (decompression bombs).", min=1, show_default=True)] = (
         100_000_000
     )
@@ -246,7 +252,7 @@ class CaptionInputFlags(InputFlags):
             "The result's `source` says which it was.",
             show_default=True,
         ),
-    ] = Metadata.ignore
+    ] = "ignore"
 
 
 # --- where it goes ---------------------------------------------------------------------------------------------------
@@ -254,22 +260,14 @@ class CaptionInputFlags(InputFlags):
 _output = _option("Output")
 
 
-class OnExisting(str, Enum):
-    """What to do about a sidecar that is already there."""
-
-    skip = "skip"
-    overwrite = "overwrite"
-    append = "append"
-    prepend = "prepend"
-    error = "error"
-
-
 @dataclass(frozen=True)
 class OutputFlags:
     """Where results go, and how a stopped run goes on."""
 
-    out: Annotated[Path | None, _output("A file; its ending says the form.", "--out", "-o")] = None
-    resume: Annotated[bool, _output("Go on where a stopped run left off.", "--resume")] = False
+    out: Annotated[
+        Path | None, _first("A .npy, .jsonl, .csv or .parquet file to write; its ending says which.", "--out", "-o")
+    ] = None
+    resume: Annotated[bool, _first("Go on where a stopped run left off.", "--resume")] = False
     overwrite: Annotated[bool, _output("Replace the file that --out names.", "--overwrite")] = False
     json: Annotated[bool, _output("Print everything as JSON, one line each.", "--json")] = False
     quiet: Annotated[bool, _output("No progress on standard error; errors still show.", "--quiet", "-q")] = False
@@ -278,7 +276,7 @@ class OutputFlags:
         if self.resume and self.overwrite:
             raise BadInput("--resume keeps what is there, --overwrite replaces it: give one of them.")
         if self.overwrite and self.out is None:
-            raise BadInput("--overwrite is about the file that --out names.")
+            raise BadInput("--overwrite is about the file that --out names; for sidecars say --on-existing overwrite.")
         if self.json and self.out is not None:
             raise BadInput("--json prints; --out FILE.jsonl holds the same.")
 
@@ -299,15 +297,17 @@ class CaptionOutputFlags(OutputFlags):
 
     out: Annotated[
         Path | None,
-        _output(
+        _first(
             "A .jsonl, .csv or .parquet file; without an ending a folder: pictures + metadata.jsonl (HF imagefolder).",
             *("--out", "-o"),
         ),
     ] = None
-    sidecar: Annotated[bool, _output("photo.txt beside photo.png, for each picture.", "--sidecar")] = False
+    sidecar: Annotated[bool, _first("photo.txt beside photo.png, for each picture.", "--sidecar")] = False
     on_existing: Annotated[
-        OnExisting | None, _output("What to do where a sidecar is already there (default: skip).")
+        Literal["skip", "overwrite", "append", "prepend", "error"] | None,
+        _output("What to do where a sidecar is already there (default: skip)."),
     ] = None
+    all_candidates: Annotated[bool, _output("Print every candidate on a line of its own.", "--all-candidates")] = False
     embed: Annotated[bool, _output("Add the prompt's embedding.", "--embed")] = False
     attention: Annotated[
         Path | None, _output("One picture: draw where the model looked for each word, as a .png.", "--attention")
@@ -317,6 +317,8 @@ class CaptionOutputFlags(OutputFlags):
         super().__post_init__()
         if self.sidecar and (self.out is not None or self.json or self.embed):
             raise BadInput("--sidecar holds the text alone and goes with none of --out, --json and --embed.")
+        if self.all_candidates and (self.sidecar or self.out is not None or self.json):
+            raise BadInput("--all-candidates prints lines; --json and --out hold all candidates anyway.")
         if self.on_existing is not None and not self.sidecar:
             raise BadInput("--on-existing is about sidecars: add --sidecar.")
         if self.embed and self.out is None and not self.json:
@@ -333,5 +335,14 @@ class CaptionOutputFlags(OutputFlags):
                 raise BadInput("--attention draws one picture: name one.")
             sinks.check_new(self.attention, ".png")
         if self.sidecar:
-            return sinks.Sidecars(inputs, (self.on_existing or OnExisting.skip).value, resume=self.resume)
+            return sinks.Sidecars(inputs, self.on_existing or "skip", resume=self.resume)
+        if self.all_candidates:
+            return sinks.Stdout(partial(candidates_text, named=named))
         return self.sink(itemgetter("text"), named)
+
+
+def candidates_text(row: Row, named: bool) -> str:
+    """All candidates, best first, a line each; of many pictures each line begins with the picture's name."""
+    name = f"{printable(row['file'])}\t" if named else ""
+    texts = [candidate["text"] for candidate in row["candidates"]] or [row["text"]]
+    return "\n".join(name + " ".join(text.split()) for text in texts)

@@ -138,6 +138,37 @@ def test_what_is_done_to_the_text(blip: str, photos: Path) -> None:
     assert text("--prompt", "a painting of") != plain
 
 
+def test_all_candidates_are_printed_best_first(blip: str, photos: Path) -> None:
+    [row] = rows(call("generate", photos / "a.png", "-m", blip, "--num-candidates", "3", "--json"))
+    several = ["--num-candidates", "3", "--all-candidates"]
+    lines = call("generate", photos / "a.png", "-m", blip, *several).stdout.splitlines()
+    assert lines == [candidate["text"] for candidate in row["candidates"]]
+    named = call("generate", photos, "-m", blip, "-q", *several).stdout.splitlines()
+    assert named[: len(lines)] == [f"{photos / 'a.png'}\t{line}" for line in lines]
+
+
+def test_sampling_can_be_switched_off(photos: Path) -> None:
+    def raw(*flags: str) -> list[str]:
+        [row] = rows(call("generate", photos / "a.png", "-m", "mini", "--json", *flags))
+        return [candidate["text"] for candidate in row["candidates"]]
+
+    assert raw("--seed", "1") != raw("--seed", "2")
+    assert raw("--no-do-sample", "--seed", "1") == raw("--no-do-sample", "--seed", "2")
+    assert raw("--num-beams", "4") == raw("--no-do-sample")  # who asks for beams gets a search
+
+
+def test_words_in_lists(photos: Path) -> None:
+    [row] = rows(call("generate", photos / "a.png", "-m", "mini", "--json"))
+    first, *_, last = row["text"].split()
+    [bound] = rows(
+        call("generate", photos / "a.png", "-m", "mini", "--json", "--forbid", f"{last},zebra", "--require", "☃,8k")
+    )
+    assert bound["text"].endswith(", ☃, 8k")
+    assert last not in bound["text"].split()
+    [kept] = rows(call("generate", photos / "a.png", "-m", "mini", "--json", "--require", first))
+    assert kept["text"] == row["text"]
+
+
 def test_attention_is_drawn(blip: str, photos: Path, tmp_path: Path) -> None:
     out = tmp_path / "looked.png"
     result = call("generate", photos / "a.png", "-m", blip, "--max-new-tokens", "4", "--attention", out)
@@ -327,9 +358,19 @@ def test_max_pixels(blip: str, photos: Path) -> None:
         (["--on-existing", "skip"], "--sidecar"),
         (["--embed"], "--json"),
         (["--json", "--out", "a.jsonl"], "--json"),
-        (["--num-candidates", "5", "--num-beams", "2"], "--num-beams 5"),
-        (["--min-new-tokens", "99"], "max_new_tokens"),
-        (["--temperature", "0"], "temperature"),
+        (["--num-candidates", "5", "--num-beams", "2"], "raise --num-beams, or set --do-sample"),
+        (["--num-candidates", "0"], "--num-candidates must be a whole number, 1 or more, not 0"),
+        (["--min-new-tokens", "99"], "raise --max-new-tokens"),
+        (["--min-new-tokens", "-5"], "--min-new-tokens must be"),
+        (["--no-repeat-ngram-size", "-1"], "--no-repeat-ngram-size must be"),
+        (["--temperature", "0"], "--temperature must be"),
+        (["--temperature", "nan"], "--temperature must be"),
+        (["--temperature", "1e-300"], "--temperature must be"),
+        (["--top-p", "3"], "--top-p must be"),
+        (["--prefix", "caf\udce9"], "--prefix is not UTF-8"),
+        (["--all-candidates", "--json"], "--all-candidates prints"),
+        (["--overwrite", "--sidecar"], "--on-existing overwrite"),
+        (["--device", "meta"], "'meta'"),
         (["--forbid", "cat", "--require", "Cat"], "cat"),
         (["--forbid", " , "], "--forbid names no word"),
         (["--require", ""], "--require names no word"),
@@ -452,6 +493,10 @@ def test_embed_pictures(blip: str, tiny_checkpoint: Callable[[str], Path], photo
     [
         ([], "Nothing to do"),
         (["{photos}/a.png", "a castle"], "either"),
+        (["{photos}/gone.png"], "There is no picture"),
+        (["gone.JPG"], "There is no picture"),
+        (["nofolder/"], "There is no picture"),
+        (["a castle", "--expected"], "--expected"),
         (["--file", "{photos}/gone.txt"], "cannot be read"),
         (["--file", "{photos}/a.png"], "not UTF-8"),
     ],
@@ -494,6 +539,10 @@ def test_terms_are_mined(tmp_path: Path) -> None:
     assert len(out.read_text().splitlines()) == 4
     assert call("terms", "mine", tmp_path / "prompts.txt", "--out", out).exit_code == 2
     assert call("terms", "mine", tmp_path / "gone.txt").exit_code == 2
+    (tmp_path / "once.txt").write_text("a cat, oil painting\n")
+    nothing = call("terms", "mine", tmp_path / "once.txt")
+    assert (nothing.exit_code, nothing.stdout) == (2, "")
+    assert "--min-count 1" in nothing.stderr
 
 
 # --- help ------------------------------------------------------------------------------------------------------------
@@ -517,6 +566,31 @@ def test_help_names_every_option_and_says_what_it_does(verb: str, monkeypatch: p
             assert parameter.help, parameter.name
             assert all(name in shown for name in parameter.opts), parameter.opts
     assert "captioner" in shown or verb == "models"  # an example
+
+
+def test_what_most_people_need_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    panel = call("generate", "-h").stdout.split("First of all")[1].split("╰")[0]
+    first = ["recursive", "out", "resume", "sidecar", "prefix", "max-tokens-clip", "num-candidates", "model"]
+    assert re.findall(r"--([a-z-]+)", "\n".join(line[:30] for line in panel.splitlines())) == first
+
+
+def test_values_have_short_names() -> None:
+    for verb in verbs():
+        assert not re.search(r"<bool>|<list", call(*verb.split(), "-h").stdout), verb
+
+
+def test_version() -> None:
+    for flag in ("--version", "-V"):
+        assert call(flag).stdout == f"captioner {captioner.__version__}\n"
+
+
+@pytest.mark.parametrize("picture", ["cat.png", "https://example.org/cat", "{photos}"])
+def test_a_picture_in_place_of_a_command(photos: Path, picture: str) -> None:
+    picture = picture.format(photos=photos)
+    result = call(picture)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr.endswith(f"Did you mean: captioner generate {picture}\n")
 
 
 def test_help_of_every_verb_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
