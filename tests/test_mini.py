@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from captioner import pipeline
+from captioner import lastresort, pipeline
 from captioner.contracts import LoadOptions
 from captioner.decoding import Decoding
 from captioner.embedding import text_embedder
@@ -22,7 +22,6 @@ from captioner.models import clip_prefix, mini
 from captioner.models.checkpoint import read_model
 from training.mini import gist, head, language, reward, sources, split
 from training.mini.__main__ import main
-from training.recipe import command_line
 
 
 @pytest.mark.parametrize(
@@ -60,7 +59,7 @@ def test_a_stage_too_early_names_the_one_to_run_first(stage, first, tmp_path, mo
     (data / "pairs" / "drawn.parquet").touch()
     monkeypatch.setattr("sys.argv", ["mini", stage, "--data", str(data), "--work", str(work)])
     with pytest.raises(SystemExit) as stopped:
-        command_line(main)
+        lastresort.run("training.mini", main)
     assert stopped.value.code == 2
     assert f"is missing: run stage `{first}` first." in capsys.readouterr().err
 

@@ -172,5 +172,5 @@ def test_two_processes_give_the_losses_of_one(train, tiny_checkpoint, pairs: Pat
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    assert "2 process(es)" in done.stdout
+    assert "2 processes a step" in done.stdout
     torch.testing.assert_close(losses(out), losses(one), rtol=1e-4, atol=1e-5)

@@ -6,13 +6,16 @@ weights.
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
+from torch.nn import Linear
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from captioner import zoo
+from captioner.errors import BadInput
 from training.recipe import LoraRecipe
 
 BESIDE = "base"
@@ -41,7 +44,18 @@ def adapted(
         target_modules=recipe.lora_targets or targets,
         modules_to_save=whole,
     )
-    adapted_model = get_peft_model(model, config)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers' models by an old name
+            adapted_model = get_peft_model(model, config)
+    except ValueError as error:  # peft's own class for it differs between versions
+        if not recipe.lora_targets:
+            raise
+        layers = sorted({name.rpartition(".")[2] for name, part in model.named_modules() if isinstance(part, Linear)})
+        raise BadInput(
+            f"--lora-targets {' '.join(recipe.lora_targets)}: the model has no layers of these names. "
+            f"It has {', '.join(layers)}."
+        ) from error
     adapted_model.peft_config["default"].base_model_name_or_path = name_of_base(base)
     return adapted_model
 
@@ -69,9 +83,11 @@ def quantization(recipe: LoraRecipe) -> dict[str, BitsAndBytesConfig]:
     return {}
 
 
-def keep_training_after_evaluation(model: torch.nn.Module) -> None:
+def keep_training_after_evaluation(model: torch.nn.Module, recipe: LoraRecipe) -> None:
     """bitsandbytes repacks 4-bit weights for bf16 inference on CPUs at the first evaluation, and training then fails:
     forbid the repacking."""
+    if recipe.qlora != "4bit":
+        return
     from bitsandbytes.nn import Linear4bit
 
     for module in model.modules():

@@ -6,6 +6,8 @@ and resumed, or that loads with other worker counts, sees the same pixels.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -19,6 +21,7 @@ from torch.utils.data import Dataset
 from captioner.contracts import Processor
 from captioner.pairs.fingerprint import fingerprint
 from training.data.readable import ReadableRows
+from training.words import counted
 
 IGNORED = -100  # the label that no loss counts
 
@@ -56,7 +59,7 @@ class Pairs(Dataset):
         return len(self.texts)
 
     def __str__(self) -> str:
-        return f"{len(self):,} pairs"
+        return counted(len(self), "pair")
 
     def name(self, row: int) -> str:
         """What to call a row in a message."""
@@ -65,6 +68,15 @@ class Pairs(Dataset):
     def fingerprints(self) -> set[str]:
         """Of all prompts."""
         return set(map(fingerprint, self.texts))
+
+    def digest(self) -> str:
+        """Of all rows in their order: two runs with one digest meet the same pairs."""
+        rows = self.rows.rows
+        columns = rows.select_columns([name for name in ("id", "text") if name in rows.column_names])
+        digest = hashlib.sha256()
+        for batch in columns.iter(10_000):
+            digest.update(json.dumps(batch).encode())
+        return digest.hexdigest()
 
     def begin_epoch(self, epoch: int) -> None:
         """Another epoch, other augmentations. (Not `set_epoch`: accelerate calls that in a fresh epoch, but not in one

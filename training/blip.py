@@ -12,13 +12,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from captioner import zoo
-from captioner.models import checkpoint
-from captioner.models.blip import Blip, BlipProcessor
-from training.adapters import adapted, keep_training_after_evaluation, quantization
-from training.captioners import fit, load_rows
-from training.freezing import freeze
-from training.recipe import LoraRecipe, changed, command_line, option, parse
+from captioner import lastresort
+from training.recipe import LoraRecipe, changed, option, parse
 
 ADAPTABLE = r"(vision_model.*\.(qkv|projection|fc1|fc2))|(text_decoder\.bert.*\.(query|key|value|dense))"
 
@@ -34,17 +29,26 @@ class BlipRecipe(LoraRecipe):
 
 def main(argv: list[str] | None = None) -> None:
     recipe = parse(BlipRecipe, __doc__, argv)
-    folder = zoo.resolve(recipe.base).folder
+    # Imported only now: a wrong option is told at once.
+    from captioner.models import checkpoint
+    from captioner.models.blip import Blip, BlipProcessor
+    from training.adapters import adapted, keep_training_after_evaluation, quantization
+    from training.bases import resolved
+    from training.captioners import fit, load_rows
+    from training.freezing import freeze
+
+    rows = load_rows(recipe)
+    folder = resolved(recipe.base)
     model = checkpoint.read_model(Blip, folder, **quantization(recipe))
-    keep_training_after_evaluation(model)
+    keep_training_after_evaluation(model, recipe)
     processor = BlipProcessor.from_folder(folder, recipe.prompt or None)
     if recipe.freeze == "vision":
         freeze(model.vision_model, blocks=model.vision_model.encoder.layers, but_last=recipe.unfreeze)
     elif recipe.freeze == "text":
         freeze(model.text_decoder, blocks=model.text_decoder.bert.encoder.layer, but_last=recipe.unfreeze)
     learning = adapted(model, recipe, ADAPTABLE, base=recipe.base)
-    fit(recipe, load_rows(recipe), model, processor, learning, encoder=model.vision_model)
+    fit(recipe, rows, model, processor, learning, encoder=model.vision_model, base=recipe.base)
 
 
 if __name__ == "__main__":
-    command_line(main)
+    lastresort.run("python -m training.blip", main)

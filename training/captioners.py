@@ -18,7 +18,8 @@ from training.batches import Pairs, TextTargets, split_by_prompt
 from training.data.features import cached_features, fingerprint
 from training.data.sources import load_pairs
 from training.freezing import is_frozen
-from training.loop import Job, train
+from training.job import Job
+from training.loop import train
 from training.recipe import Recipe
 from training.sampling import sampler
 from training.streamed import StreamedPairs, split_stream
@@ -50,6 +51,8 @@ def fit(
     learning: nn.Module | None = None,
     encoder: nn.Module | None = None,
     unknown: int | None = None,
+    save_base: Callable[[Path], None] | None = None,
+    base: str = "",
 ) -> None:
     """Train a captioner.
 
@@ -58,10 +61,9 @@ def fit(
         learning: the model as an adapter wraps it, where one does.
         encoder: the part behind `model.encode`; while it is frozen, --cache-features may keep what it says.
         unknown: the token of words outside the vocabulary, which is read but never written.
+        save_base, base: see `Job`.
     """
     train_rows, validation_rows = rows
-    if recipe.select_by == "cosine" and not recipe.samples:
-        raise BadInput("--select-by cosine needs captions of a sample: --samples 32.")
 
     def pairs(part: Rows, learns: bool) -> Pairs | StreamedPairs | None:
         return prepare(recipe, part, processor.pixels, encoder, partial(encode, model, processor), learns)
@@ -76,6 +78,8 @@ def fit(
             targets=TextTargets(processor, recipe.max_tokens, unknown),
             save_processor=processor.save_pretrained,
             speak=sampler(processor, validation_rows, recipe.samples, recipe.max_tokens) if listen else None,
+            save_base=save_base,
+            base=base,
         )
     )
 

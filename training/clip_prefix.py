@@ -12,18 +12,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from tokenizers import Tokenizer
-from transformers import GPT2LMHeadModel
-
-from captioner import zoo
+from captioner import lastresort
 from captioner.errors import BadInput
-from captioner.models import backbones, checkpoint
-from captioner.models.clip_prefix import ClipPrefix, ClipPrefixConfig, PrefixProcessor
-from training.adapters import BESIDE, adapted
-from training.captioners import fit, load_rows
-from training.freezing import freeze
-from training.recipe import LoraRecipe, changed, command_line, option, parse
+from training.recipe import BACKBONES, LoraRecipe, changed, option, parse
+
+if TYPE_CHECKING:
+    from captioner.models.clip_prefix import ClipPrefix, PrefixProcessor
 
 ADAPTABLE = r"gpt\.transformer\.h\.\d+\.(attn\.(c_attn|c_proj)|mlp\.(c_fc|c_proj))"
 
@@ -33,12 +29,12 @@ class ClipPrefixRecipe(LoraRecipe):
     epochs: float = changed("epochs", 30.0)
     batch_size: int = changed("batch_size", 64)
     schedule: str = changed("schedule", "linear")
-    backbone: str = option("clip", "The frozen image tower", choices=sorted(backbones.BACKBONES))
+    backbone: str = option("clip", "The frozen image tower", choices=BACKBONES)
     weights: str = option("", "Folder or Hub id of the tower's weights; left out: the usual ones")
     language_model: str = option("openai-community/gpt2", "Folder or Hub id of the GPT-2")
     freeze: str = option("gpt2", "gpt2: only the mapper (and --unfreeze N blocks) learns", choices=["gpt2", "none"])
     mapper: str = option("transformer", "Its form", choices=["transformer", "mlp"])
-    prefix_length: int = option(10, "How many words the picture stands for")
+    prefix_length: int = option(10, "How many words the picture stands for", least=1)
     normalize: bool = option(False, "Image embeddings of length 1")
 
 
@@ -46,22 +42,39 @@ def main(argv: list[str] | None = None) -> None:
     recipe = parse(ClipPrefixRecipe, __doc__, argv)
     if recipe.qlora:
         raise BadInput("--qlora is for BLIP and OFA. The small GPT-2 here learns with --lora.")
+    # Imported only now: a wrong option is told at once.
+    from training.adapters import BESIDE, adapted
+    from training.captioners import fit, load_rows
+    from training.freezing import freeze
+
     rows = load_rows(recipe)
     model, processor = new(recipe)
     model.backbone.thaw(0)
     if recipe.freeze == "gpt2":
         freeze(model.gpt, blocks=model.gpt.transformer.h, but_last=recipe.unfreeze)
-    if recipe.lora:  # the adapter needs a base to stand on, and the mapper is fresh: both are kept beside it
-        model.save_pretrained(Path(recipe.out) / BESIDE)
-        processor.save_pretrained(Path(recipe.out) / BESIDE)
+
+    # The adapter needs a base to stand on, and the mapper is fresh: both are kept beside it, as they are now.
+    weights = model.state_dict()
+
+    def save_base(folder: Path) -> None:
+        model.save_pretrained(folder, state_dict=weights)
+        processor.save_pretrained(folder)
+
     learning = adapted(model, recipe, ADAPTABLE, base=BESIDE, whole=["mapper"])
-    fit(recipe, rows, model, processor, learning, encoder=model.backbone)
+    fit(recipe, rows, model, processor, learning, encoder=model.backbone, save_base=save_base if recipe.lora else None)
 
 
 def new(recipe: ClipPrefixRecipe) -> tuple[ClipPrefix, PrefixProcessor]:
     """A fresh mapper between a pretrained image tower and a pretrained GPT-2."""
-    backbone = backbones.build(recipe.backbone, recipe.weights or None)
-    folder = zoo.weights_folder(recipe.language_model)
+    from tokenizers import Tokenizer
+    from transformers import GPT2LMHeadModel
+
+    from captioner.models import checkpoint
+    from captioner.models.clip_prefix import ClipPrefix, ClipPrefixConfig, PrefixProcessor
+    from training.bases import tower, weights
+
+    backbone = tower(recipe.backbone, recipe.weights)
+    folder = weights(recipe.language_model, "--language-model")
     with checkpoint.reading(folder):
         gpt2 = GPT2LMHeadModel.from_pretrained(folder)
         tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
@@ -82,4 +95,4 @@ def new(recipe: ClipPrefixRecipe) -> tuple[ClipPrefix, PrefixProcessor]:
 
 
 if __name__ == "__main__":
-    command_line(main)
+    lastresort.run("python -m training.clip_prefix", main)

@@ -2,80 +2,91 @@
 
 from __future__ import annotations
 
-import json
-import os
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from captioner import zoo
+from captioner.files import atomic
+from training.words import counted, without_folders
+
 if TYPE_CHECKING:
     from transformers import TrainerState
 
-    from training.loop import Job
+    from training.job import Job
+
+FEW = 30
+"""Points of a curve that are drawn each: a line through one point is not seen."""
+TAGS = {"generate": "image-to-text", "embed": "image-feature-extraction"}
+"""Verb → what the Hub calls such a model."""
+HUB_SETS = {"diffusiondb": "poloclub/diffusiondb"}
+"""Layouts of --data that belong to one data set of the Hub."""
 
 
-def write_curves(history: list[dict[str, Any]], path: Path) -> None:
+def write_curves(state: TrainerState, path: Path) -> None:
     """Training and validation loss, and the captions' cosine where it was measured, as one picture."""
-    import matplotlib
+    from matplotlib.figure import Figure  # not pyplot: that looks for a screen, and is set for the whole process
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axis = plt.subplots(figsize=(8, 4.5))
-    for key, label in (("loss", "training loss"), ("eval_loss", "validation loss")):
-        points = [(entry["step"], entry[key]) for entry in history if key in entry]
-        if points:
-            axis.plot(*zip(*points, strict=True), label=label)
-    axis.set(xlabel="steps", ylabel="loss")
-    cosines = [(entry["step"], entry["eval_cosine"]) for entry in history if "eval_cosine" in entry]
-    if cosines:
+    figure = Figure(figsize=(8, 4.5))
+    axis = figure.subplots()
+    _draw(axis, state.log_history, "loss", "training loss", "tab:blue")
+    _draw(axis, state.log_history, "eval_loss", "validation loss", "tab:orange")
+    axis.set(xlabel="steps", ylabel="loss", title=path.absolute().parent.name)
+    handles, labels = axis.get_legend_handles_labels()
+    if any("eval_cosine" in entry for entry in state.log_history):
         right = axis.twinx()
-        right.plot(*zip(*cosines, strict=True), color="tab:green", label="cosine of captions")
-        right.set_ylabel("MiniLM cosine")
-        right.legend(loc="lower right")
-    axis.legend(loc="upper right")
-    beside = path.with_suffix(".part.png")
-    figure.savefig(beside, dpi=110, bbox_inches="tight")
-    plt.close(figure)
-    os.replace(beside, path)
+        _draw(right, state.log_history, "eval_cosine", "cosine of captions", "tab:green")
+        right.set_ylabel("MiniLM cosine", color="tab:green")
+        right.tick_params(axis="y", labelcolor="tab:green")
+        handles, labels = (
+            one + more for one, more in zip((handles, labels), right.get_legend_handles_labels(), strict=True)
+        )
+    if state.best_global_step:
+        best = axis.axvline(state.best_global_step, color="grey", linestyle=":")
+        handles, labels = [*handles, best], [*labels, f"best: step {state.best_global_step:,}"]
+    if handles:
+        figure.legend(handles, labels, loc="outside lower center", ncols=len(handles), frameon=False)
+    figure.set_layout_engine("constrained")
+    with atomic.replacing(path) as new:
+        figure.savefig(new, dpi=110, format="png")
+
+
+def _draw(axis: Any, history: Sequence[dict[str, Any]], key: str, label: str, color: str) -> None:
+    points = [(entry["step"], entry[key]) for entry in history if key in entry]
+    if points:
+        axis.plot(*zip(*points, strict=True), label=label, color=color, marker="." if len(points) <= FEW else "")
 
 
 def write_card(job: Job, state: TrainerState, out: Path) -> None:
-    """README.md of the model: data, recipe, figures, the command."""
-    from training.loop import write_atomically
-
-    # What the evaluation compares with, so that nobody publishes a score on training pictures by accident.
-    learnt_from = {
-        "sources": job.recipe.data,
-        "fingerprints": sorted(job.train_rows.fingerprints()),
-    }
-    write_atomically(out / "training_data.json", json.dumps(learnt_from))
-    evaluations = [entry for entry in state.log_history if "eval_loss" in entry]
-    best = next((entry for entry in evaluations if entry["step"] == state.best_global_step), {})
+    """README.md of the model: data, recipe, figures, the command. It may be published: no path of this machine."""
+    best = best_evaluation(state)
     figures = [f"| {name} | {best[key]:.4f} |" for name, key in FIGURES.items() if key in best]
-    changed = "\n".join(f"- `{name}`: {value}" for name, value in asdict(job.recipe).items() if value not in ("", []))
-    write_atomically(
+    sources = ", ".join(f"`{without_folders(source)}`" for source in job.recipe.data)
+    recipe = "\n".join(f"- `{name}`: {_written(value)}" for name, value in asdict(job.recipe).items() if value != "")
+    command = [Path(sys.executable).name, *(without_folders(word) for word in sys.orig_argv[1:])]
+    measured = f"step {best['step']:,}, {counted(len(job.validation_rows), 'picture')}" if best else "none"
+    atomic.write_text(
         out / "README.md",
         f"""---
-library_name: captioner
-tags: [image-to-text, prompt, captioner]
+{front_matter(job)}
 ---
 
-# {out.name}
+# {out.absolute().name}
 
 Trained with
 
-    {" ".join([Path(sys.executable).name, *sys.orig_argv[1:]])}
+    {" ".join(command)}
 
-on {job.train_rows} from {", ".join(f"`{source}`" for source in job.recipe.data)}
-({state.global_step:,} steps). Use it:
+on {job.train_rows} from {sources}
+({state.global_step:,} steps). Use it, with the path to this folder:
 
-    captioner {job.verb} --model {out.name} picture.png
+    captioner {job.verb} --model {out.absolute().name} picture.png
 
 ## Figures
 
-| on the validation split | best |
+| on the validation split | best: {measured} |
 | --- | --- |
 {chr(10).join(figures) or "| none was held back | – |"}
 
@@ -83,9 +94,52 @@ on {job.train_rows} from {", ".join(f"`{source}`" for source in job.recipe.data)
 
 ## Recipe
 
-{changed}
+{recipe}
 """,
     )
 
 
 FIGURES = {"loss": "eval_loss", "cosine of captions (MiniLM)": "eval_cosine"}
+
+
+def best_evaluation(state: TrainerState) -> dict[str, Any]:
+    """What was measured of the model that is kept; nothing where nothing was."""
+    evaluations = [entry for entry in state.log_history if "eval_loss" in entry]
+    return next((entry for entry in evaluations if entry["step"] == state.best_global_step), {})
+
+
+def front_matter(job: Job) -> str:
+    """What the Hub reads: library, task, base model, its licence, data sets. What is not known is left out."""
+    from huggingface_hub import ModelCardData
+
+    base = zoo.ENTRIES[job.base].weights if job.base in zoo.ENTRIES else job.base
+    on_the_hub = bool(base) and not Path(base).expanduser().exists()
+    return ModelCardData(
+        library_name="captioner",
+        pipeline_tag=TAGS[job.verb],
+        tags=["image-to-text", "prompt", "captioner"],
+        base_model=base if on_the_hub else None,
+        license=licence_of(base) if on_the_hub else None,
+        datasets=list(dict.fromkeys(name for source in job.recipe.data if (name := _hub_set(source)))) or None,
+    ).to_yaml()
+
+
+def licence_of(identifier: str) -> str | None:
+    """The licence that a Hub model's own card names, if the card was fetched with it."""
+    from huggingface_hub import metadata_load
+
+    folder = zoo.cached_folder(identifier)
+    if folder is None or not (folder / "README.md").is_file():
+        return None
+    named = (metadata_load(folder / "README.md") or {}).get("license")
+    return named if isinstance(named, str) else None
+
+
+def _hub_set(source: str) -> str | None:
+    kind, _, place = source.partition(":")
+    return place.partition("@")[0] if kind == "hub" else HUB_SETS.get(kind)
+
+
+def _written(value: Any) -> str:
+    values = value if isinstance(value, list) else [value]
+    return " ".join(without_folders(str(one)) for one in values) or "none"

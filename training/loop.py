@@ -7,19 +7,22 @@ stops the run and loses nothing.
 
 from __future__ import annotations
 
+import errno
+import importlib.util
 import json
 import os
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from copy import copy
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel
-from rich.table import Table
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
     EarlyStoppingCallback,
@@ -27,43 +30,37 @@ from transformers import (
     PrinterCallback,
     Trainer,
     TrainerCallback,
+    TrainerState,
     TrainingArguments,
 )
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 from captioner.errors import BadInput, BadOutput, CaptionerError
+from captioner.files import atomic
+from captioner.files.json import write_object
+from captioner.models.checkpoint import without_bars
 from training.batches import IGNORED, Collate, Pairs
-from training.progress import Watch, console
+from training.finish import best_evaluation, write_card, write_curves
+from training.job import Job
+from training.progress import Watch, show
 from training.recipe import OPTIMIZERS, Recipe
+from training.resuming import DATA, RECIPE, check_data, folder_of_run
 from training.streamed import StreamedPairs
+from training.words import counted, without_folders
 
 WHOLE = "whole.json"  # written last into a checkpoint: without it, the checkpoint was cut off
 
 EVERY = 500
 """Steps between two checkpoints, where no epoch and no option says it."""
 
-Sample = tuple[str, str, float]
-"""truth, what the model says, their cosine"""
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+CANNOT_WRITE = (OSError, RuntimeError, SafetensorError)
+"""What torch and safetensors raise when a disk is full."""
 
-
-@dataclass
-class Job:
-    """Everything a run needs, made by a trainer script."""
-
-    recipe: Recipe
-    model: PreTrainedModel | nn.Module
-    train_rows: Pairs | StreamedPairs
-    validation_rows: Pairs | None
-    targets: Callable[[Sequence[str]], dict[str, Tensor]]
-    """Texts → the batch's text side: token ids and labels, or target vectors."""
-    save_processor: Callable[[Path], None]
-    speak: Callable[[nn.Module], list[Sample]] | None = None
-    """Caption the validation sample, for the cosine and to read along."""
-    verb: str = "generate"
-    """What the finished model is used with: captioner generate, or captioner embed."""
-    parameter_groups: list[dict[str, Any]] | None = None
-    """Optimiser groups with rates of their own (layer-wise decay)."""
+PRIVATE = ("_clip_grad_norm", "_save_checkpoint", "_load_from_checkpoint")
+"""Methods of transformers' Trainer that this loop overrides or calls although they are not public."""
+if missing := [name for name in PRIVATE if not hasattr(Trainer, name)]:
+    raise ImportError(f"This version of transformers has no Trainer.{missing[0]}: its training loop is another one.")
 
 
 class DivergedError(CaptionerError):
@@ -80,6 +77,17 @@ class NewEpoch(TrainerCallback):
         self.rows.begin_epoch(int(state.epoch))
 
 
+class SaveEvery(TrainerCallback):
+    """A checkpoint every N steps beside those of the evaluations."""
+
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
+
+    def on_step_end(self, args, state, control, **kwargs) -> None:
+        if state.global_step % self.steps == 0:
+            control.should_save = True
+
+
 class LoopTrainer(Trainer):
     """transformers' Trainer with exact accumulation, whole checkpoints and captions at every evaluation."""
 
@@ -93,6 +101,8 @@ class LoopTrainer(Trainer):
             data_collator=Collate(job.targets),
         )
         self.remove_callback(PrinterCallback)
+        if self.is_world_process_zero() and tensorboard_is_here():
+            self.add_callback(tensorboard(Path(arguments.output_dir) / "logs"))
         self.add_callback(NewEpoch(job.train_rows))
         self.add_callback(Watch(job.recipe.batch_size * job.recipe.accumulate * self.accelerator.num_processes))
         # Makes the Trainer count the labels of a whole step; `compute_loss` then weighs each batch by its share.
@@ -100,6 +110,8 @@ class LoopTrainer(Trainer):
         self.model_accepts_loss_kwargs = True
         if job.recipe.early_stopping and job.validation_rows is not None:
             self.add_callback(EarlyStoppingCallback(job.recipe.early_stopping))
+        if job.recipe.save_every and not job.recipe.eval_every:
+            self.add_callback(SaveEvery(job.recipe.save_every))
 
     def get_batch_samples(self, *args, **kwargs):
         batches, labels = super().get_batch_samples(*args, **kwargs)
@@ -160,54 +172,163 @@ class LoopTrainer(Trainer):
         return output
 
     def _save_checkpoint(self, model, trial) -> None:
-        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        out = Path(self.args.output_dir)
+        folder = out / f"checkpoint-{self.state.global_step}"
+        refuse_no_numbers(self.model, out)
         try:
             super()._save_checkpoint(model, trial)
             if self.args.should_save:
-                write_atomically(folder / WHOLE, json.dumps({"step": self.state.global_step}))
-        except (OSError, RuntimeError) as error:  # safetensors reports a full disk as RuntimeError
+                atomic.write_text(folder / WHOLE, json.dumps({"step": self.state.global_step}))
+        except CANNOT_WRITE as error:
             shutil.rmtree(folder, ignore_errors=True)
-            kept = newest_whole(Path(self.args.output_dir))
+            kept = newest_whole(out)
             raise BadOutput(
                 f"Checkpoint {folder.name} cannot be written ({error}). "
                 f"{f'{kept.name} is whole' if kept else 'There is no earlier one'}; "
                 "make room and go on with --resume."
             ) from error
         if self.args.should_save:
-            drop_old_checkpoints(Path(self.args.output_dir), self.job.recipe.keep, self.state.best_model_checkpoint)
+            drop_old_checkpoints(out, self.job.recipe.keep, self.state.best_model_checkpoint)
+
+    def take_finished(self, checkpoint: Path) -> None:
+        """Of a run that had made all its steps: the state, and the weights that it would have ended with."""
+        self.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+        best = checkpoint.with_name(f"checkpoint-{self.state.best_global_step}")
+        self._load_from_checkpoint(str(best if self.args.load_best_model_at_end and best.is_dir() else checkpoint))
 
 
 def train(job: Job) -> None:
     """Train, choose the best checkpoint, and leave a folder that `captioner generate --model` takes."""
-    from training.finish import write_card, write_curves
-    from training.hub import upload
-
-    recipe, out = job.recipe, Path(job.recipe.out)
+    recipe = job.recipe
     if recipe.gradient_checkpointing and not can_checkpoint(job.model):
         raise BadInput("--gradient-checkpointing is for transformer layers, and this model learns none: leave it out.")
+    if int(os.environ.get("RANK", 0)):  # the first process of a launcher has the folder
+        Path(recipe.out).mkdir(parents=True, exist_ok=True)
+        with without_bars():
+            run(job, Path(recipe.out))
+        return
     # A bar for each file saved would hide what matters, and so would a warning at each tied weight that is not saved.
-    disable_progress_bar()
-    set_verbosity_error()
-    out.mkdir(parents=True, exist_ok=True)
-    trainer = LoopTrainer(job, arguments(recipe, job))
-    start_from = newest_whole(out, warn=True) if recipe.resume else None
-    if trainer.is_world_process_zero():
-        write_atomically(out / "recipe.json", json.dumps(asdict(recipe), indent=2))
-        announce(job, trainer, start_from)
+    with folder_of_run(recipe) as out, without_bars(), told(out):
+        run(job, out)
+    if recipe.push_to_hub:
+        from training.hub import upload
 
-    trainer.train(resume_from_checkpoint=None if start_from is None else str(start_from))
+        upload(out, recipe.push_to_hub)
 
+
+def run(job: Job, out: Path) -> None:
+    """What every process does."""
+    trainer = LoopTrainer(job, arguments(job.recipe, job))
+    start_from = newest_whole(out, warn=True) if job.recipe.resume else None
     if trainer.is_world_process_zero():
-        model = trainer.accelerator.unwrap_model(trainer.model)
-        model.save_pretrained(out)
-        if isinstance(model, PeftModel):
-            save_config(model, out)
-        job.save_processor(out)
-        write_curves(trainer.state.log_history, out / "curves.png")
+        begin(job, trainer, start_from, out)
+    if start_from is not None and is_finished(start_from, trainer):
+        trainer.take_finished(start_from)
+    else:
+        trainer.train(resume_from_checkpoint=None if start_from is None else str(start_from))
+    if trainer.is_world_process_zero():
+        leave_model(job, trainer, out)
+
+
+def begin(job: Job, trainer: LoopTrainer, start_from: Path | None, out: Path) -> None:
+    """Write what a resumed run is compared with, and say what is about to happen."""
+    data = learnt_from(job)
+    check_data(job.recipe, data)
+    write_object(out / RECIPE, asdict(job.recipe))
+    write_object(out / DATA, data)
+    if job.save_base is not None and not (out / "base").exists():
+        with atomic.replacing_folder(out / "base") as new:
+            job.save_base(new)
+    announce(job, trainer, start_from)
+
+
+def learnt_from(job: Job) -> dict[str, Any]:
+    """What the evaluation compares with, so that nobody publishes a score on training pictures by accident; and what
+    tells that a resumed run has the same pairs. It goes to the Hub with the model: no path of this machine."""
+    streamed, validation = isinstance(job.train_rows, StreamedPairs), job.validation_rows
+    return {
+        "sources": [without_folders(source) for source in job.recipe.data],
+        "pairs": None if streamed else len(job.train_rows),
+        "training_digest": None if streamed else job.train_rows.digest(),
+        "validation_pairs": 0 if validation is None else len(validation),
+        "validation_digest": None if validation is None else validation.digest(),
+        "fingerprints": sorted(job.train_rows.fingerprints()),
+    }
+
+
+def is_finished(checkpoint: Path, trainer: LoopTrainer) -> bool:
+    """True when the run had made all its steps, or had stopped early, and no more are asked for now."""
+    state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+    *_, steps = trainer.set_initial_training_values(trainer.args, trainer.get_train_dataloader())
+    stopped = state.stateful_callbacks.get("TrainerControl", {}).get("args", {}).get("should_training_stop", False)
+    return state.global_step >= steps or (stopped and state.max_steps >= steps)
+
+
+def leave_model(job: Job, trainer: LoopTrainer, out: Path) -> None:
+    """The finished model, its card and its curves, each file whole."""
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    refuse_no_numbers(model, out)
+    finished = out / "finished"
+    shutil.rmtree(finished, ignore_errors=True)  # a kill left it
+    try:
+        with atomic.replacing_folder(finished) as new:
+            model.save_pretrained(new)
+            if isinstance(model, PeftModel):
+                save_config(model, new)
+            job.save_processor(new)
+        for file in sorted(finished.iterdir()):
+            os.replace(file, out / file.name)
+        finished.rmdir()
+        write_object(out / DATA, learnt_from(job))  # of a stream it is known only now
+        write_curves(trainer.state, out / "curves.png")
         write_card(job, trainer.state, out)
-        print(f"Done. Use it: captioner {job.verb} --model {out} picture.png")
-        if recipe.push_to_hub:
-            upload(out, recipe.push_to_hub)
+    except CANNOT_WRITE as error:
+        raise BadOutput(
+            f"The finished model cannot be written to {out} ({error}). Make room and repeat the command with --resume."
+        ) from error
+    best = best_evaluation(trainer.state)
+    kept = f"best: step {best['step']:,}" if best else f"the last step, {trainer.state.global_step:,}"
+    print(f"Done ({kept}). Use it: captioner {job.verb} --model {out} picture.png", flush=True)
+
+
+@contextmanager
+def told(out: Path) -> Iterator[None]:
+    """A full disk, wherever it is met, and Ctrl-C say how to go on."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        raise BadOutput(f"{out} cannot be written ({error.strerror}). Make room and go on with --resume.") from error
+    except KeyboardInterrupt as error:
+        kept = newest_whole(out)
+        where = f"from {kept.name}" if kept else "from the beginning: there is no checkpoint yet"
+        raise KeyboardInterrupt(f"Stopped. The same command with --resume goes on {where}.") from error
+
+
+def refuse_no_numbers(model: nn.Module, out: Path) -> None:
+    """Weights that are no numbers must not take the place of those that are."""
+    spoilt = [name for name, p in model.named_parameters() if p.is_floating_point() and not p.isfinite().all()]
+    if spoilt:
+        kept = newest_whole(out)
+        raise DivergedError(
+            f"There are values that are no numbers in {counted(len(spoilt), 'tensor')} of weights ({spoilt[0]} …): the "
+            f"model is not saved. {f'{kept.name} is whole and untouched' if kept else 'There is no checkpoint yet'}. "
+            "Try a lower --lr, more --warmup or --precision fp32."
+        )
+
+
+def tensorboard_is_here() -> bool:
+    """TensorBoard is in an extra: without it a run has its log on standard error and its curves."""
+    return importlib.util.find_spec("tensorboard") is not None
+
+
+def tensorboard(folder: Path) -> TrainerCallback:
+    """Writes loss, rate and cosine there."""
+    from torch.utils.tensorboard import SummaryWriter
+    from transformers.integrations import TensorBoardCallback
+
+    return TensorBoardCallback(SummaryWriter(folder))
 
 
 def can_checkpoint(model: PreTrainedModel) -> bool:
@@ -230,7 +351,6 @@ def arguments(recipe: Recipe, job: Job) -> TrainingArguments:
     by_steps = "steps" if every else "epoch"
     on_cpu = recipe.device == "cpu" or not torch.cuda.is_available()
     cosine = recipe.select_by == "cosine"
-    os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(Path(recipe.out) / "logs"))
     return TrainingArguments(
         output_dir=recipe.out,
         num_train_epochs=recipe.epochs,
@@ -248,13 +368,16 @@ def arguments(recipe: Recipe, job: Job) -> TrainingArguments:
         eval_strategy=by_steps if evaluates else "no",
         eval_steps=every or None,
         save_strategy=by_steps,
-        save_steps=recipe.save_every or every or EVERY,
+        save_steps=(recipe.save_every if recipe.eval_every else 0) or every or EVERY,
+        restore_callback_states_from_checkpoint=True,  # how long early stopping has waited
         load_best_model_at_end=evaluates,
         metric_for_best_model=("eval_cosine" if cosine else "eval_loss") if evaluates else None,
         greater_is_better=cosine if evaluates else None,
         logging_steps=recipe.log_every,
         logging_first_step=True,
-        report_to=["tensorboard"],
+        report_to="none",
+        log_level="error",
+        log_level_replica="error",
         seed=recipe.seed,
         data_seed=recipe.seed,
         dataloader_num_workers=recipe.workers,
@@ -273,24 +396,28 @@ def arguments(recipe: Recipe, job: Job) -> TrainingArguments:
 
 def announce(job: Job, trainer: LoopTrainer, start_from: Path | None) -> None:
     """What is about to happen, in three lines; the count of processes tells whether a launcher really launched."""
-    recipe, processes = job.recipe, trainer.accelerator.num_processes
+    recipe, processes, validation = job.recipe, trainer.accelerator.num_processes, job.validation_rows
     learning = sum(p.numel() for p in job.model.parameters() if p.requires_grad)
     every = sum(p.numel() for p in job.model.parameters())
-    validating = 0 if job.validation_rows is None else len(job.validation_rows)
-    print(f"{job.train_rows} to train on, {validating:,} to validate on")
-    print(f"{learning:,} of {every:,} parameters learn ({learning / every:.1%}) on {trainer.args.device}")
-    step = f"{recipe.batch_size} pictures × {recipe.accumulate} batches × {processes} process(es) a step"
-    print(step if start_from is None else f"{step}; going on from {start_from.name}")
+    factors = " × ".join(
+        counted(number, noun)
+        for number, noun in ((recipe.batch_size, "picture"), (recipe.accumulate, "batch"), (processes, "process"))
+    )
+    lines = [
+        f"{job.train_rows} to train on, {0 if validation is None else len(validation):,} to validate on",
+        f"{learning:,} of {every:,} parameters learn ({learning / every:.1%}) on {trainer.args.device}",
+        f"{factors} a step" + ("" if start_from is None else f"; going on from {start_from.name}"),
+    ]
+    if not tensorboard_is_here():
+        lines.append("TensorBoard is not installed, so there is no log for it (pip install 'captioner[train]').")
+    if validation is not None and (seen := len(validation.fingerprints() & job.train_rows.fingerprints())):
+        lines.append(
+            f"{seen:,} of the {counted(len(validation.fingerprints()), 'prompt')} to validate on are trained on, too: "
+            "the validation does not tell how the model does on new ones."
+        )
     if "RANK" not in os.environ and "ACCELERATE_USE_CPU" in os.environ:
-        print("`accelerate launch --cpu` runs a single process: `torchrun --nproc-per-node N` runs several.")
-
-
-def show(samples: Sequence[Sample], step: int, rows: int = 4) -> None:
-    """A few captions beside the truth."""
-    table = Table("truth", "says", "cosine", title=f"captions after {step} steps", title_justify="left", expand=True)
-    for truth, says, cosine in samples[:rows]:
-        table.add_row(truth, says, f"{cosine:.2f}")
-    console.print(table)
+        lines.append("`accelerate launch --cpu` runs a single process: `torchrun --nproc-per-node N` runs several.")
+    print("\n".join(lines), flush=True)
 
 
 def newest_whole(out: Path, warn: bool = False) -> Path | None:
@@ -312,10 +439,3 @@ def drop_old_checkpoints(out: Path, keep: int, best: str | None) -> None:
         if folder not in newest and (best is None or folder.name != Path(best).name):
             (folder / WHOLE).unlink()  # first: a kill in between leaves a folder that is known to be broken
             shutil.rmtree(folder)
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """All of it or nothing."""
-    beside = path.with_name(path.name + ".part")
-    beside.write_text(text, encoding="utf-8")
-    os.replace(beside, path)

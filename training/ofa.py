@@ -11,13 +11,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from captioner import zoo
-from captioner.models import checkpoint
-from captioner.models.ofa import OFA, check_form, processor_for
-from training.adapters import adapted, keep_training_after_evaluation, quantization
-from training.captioners import fit, load_rows
-from training.freezing import freeze
-from training.recipe import LoraRecipe, changed, command_line, option, parse
+from captioner import lastresort
+from training.recipe import LoraRecipe, changed, option, parse
 
 ADAPTABLE = r"(encoder|decoder)\.layers\..*\.(q_proj|k_proj|v_proj|out_proj|fc1|fc2)"
 
@@ -32,18 +27,27 @@ class OFARecipe(LoraRecipe):
 
 def main(argv: list[str] | None = None) -> None:
     recipe = parse(OFARecipe, __doc__, argv)
-    folder = zoo.resolve(recipe.base).folder
+    # Imported only now: a wrong option is told at once.
+    from captioner.models import checkpoint
+    from captioner.models.ofa import OFA, check_form, processor_for
+    from training.adapters import adapted, keep_training_after_evaluation, quantization
+    from training.bases import resolved
+    from training.captioners import fit, load_rows
+    from training.freezing import freeze
+
+    rows = load_rows(recipe)
+    folder = resolved(recipe.base)
     check_form(folder)
     model = checkpoint.read_model(OFA, folder, **quantization(recipe))
-    keep_training_after_evaluation(model)
+    keep_training_after_evaluation(model, recipe)
     processor = processor_for(model, folder, recipe.question or None)
     if recipe.freeze == "encoder":
         freeze(model.encoder, blocks=model.encoder.layers, but_last=recipe.unfreeze)
     elif recipe.freeze == "decoder":
         freeze(model.decoder, blocks=model.decoder.layers, but_last=recipe.unfreeze)
     learning = adapted(model, recipe, ADAPTABLE, base=recipe.base)
-    fit(recipe, load_rows(recipe), model, processor, learning, encoder=model.encoder)
+    fit(recipe, rows, model, processor, learning, encoder=model.encoder, base=recipe.base)
 
 
 if __name__ == "__main__":
-    command_line(main)
+    lastresort.run("python -m training.ofa", main)

@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Sequence
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
 from transformers import TrainerCallback
 
-console = Console(stderr=True)
+from captioner.images import printable
+from training.job import Sample
+from training.words import duration
+
+console = Console(stderr=True, highlight=False)
+
+TRUTH_LINES, SAID_LINES = 2, 4
+"""A prompt may be long; the table is read at every evaluation."""
 
 
 class Watch(TrainerCallback):
@@ -44,7 +54,8 @@ class Watch(TrainerCallback):
         if "loss" in logs:
             self.loss = f"loss {float(logs['loss']):.4f}"
             if self.bar is None:
-                print(f"step {state.global_step}/{state.max_steps}  {self._status(state)}", file=sys.stderr, flush=True)
+                line = f"step {state.global_step}/{state.max_steps}  {self._status(state)}{self._left(state)}"
+                print(line, file=sys.stderr, flush=True)
         elif "eval_loss" in logs:
             cosine = f", cosine of captions {logs['eval_cosine']:.4f}" if "eval_cosine" in logs else ""
             console.print(f"after {state.global_step} steps: validation loss {logs['eval_loss']:.4f}{cosine}")
@@ -54,5 +65,31 @@ class Watch(TrainerCallback):
             self.bar.stop()
 
     def _status(self, state) -> str:
-        seconds = max(time.monotonic() - self.began, 1e-6)
-        return f"{self.loss}  {(state.global_step - self.first_step) * self.pictures_per_step / seconds:.1f} images/s"
+        return f"{self.loss}  {self._steps(state) * self.pictures_per_step / self._seconds():.1f} images/s"
+
+    def _left(self, state) -> str:
+        """The bar knows it by itself."""
+        ahead, steps = state.max_steps - state.global_step, self._steps(state)
+        return f"  {duration(ahead * self._seconds() / steps)} left" if ahead and steps else ""
+
+    def _steps(self, state) -> int:
+        return state.global_step - self.first_step
+
+    def _seconds(self) -> float:
+        return max(time.monotonic() - self.began, 1e-6)
+
+
+def show(samples: Sequence[Sample], step: int, rows: int = 4) -> None:
+    """A few captions beside the truth."""
+    table = Table("truth", "says", "cosine", title=f"captions after {step} steps", title_justify="left", expand=True)
+    width = max(8, (console.width - 20) // 2)  # of a column of text, less borders and the cosine
+    for truth, says, cosine in samples[:rows]:
+        table.add_row(_cut(truth, width * TRUTH_LINES), _cut(says, width * SAID_LINES), f"{cosine:.2f}")
+    console.print(table)
+
+
+def _cut(text: str, width: int) -> Text:
+    """As plain text: what looks like markup in a prompt is none, and a control character does nothing."""
+    plain = Text(printable(text))
+    plain.truncate(width, overflow="ellipsis")
+    return plain

@@ -1,20 +1,27 @@
 """The options that every trainer shares. A trainer's own recipe is a subclass that changes defaults and adds fields;
-its `--help` is made from the fields."""
+its `--help` is made from the fields. Light: a wrong option is told before torch is imported.
+"""
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
-from captioner.errors import BadInput, CaptionerError
+from captioner.errors import BadInput
+from training import resuming
+
+BACKBONES = [
+    *("clip", "efficientnet-lite0", "efficientnet-lite1", "efficientnet-lite2"),
+    *("resnet152", "resnet50", "vit", "vit-large"),
+]
+"""Image towers by name, as in captioner/models/backbones.py, which imports torch."""
 
 
 def option(default: Any, help: str, **metadata: Any) -> Any:
-    """A command-line option with its help text."""
+    """A command-line option with its help text, its `choices`, its bounds (`least`, `above`, `most`)."""
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata={"help": help, **metadata})
     return field(default=default, metadata={"help": help, **metadata})
@@ -46,14 +53,14 @@ class Recipe:
     image_column: str = option("", "The column of pictures, likewise")
     validation: list[str] = option([], "Pairs to validate on; left out: a tenth of the prompts is held back")
     out: str = option("", "The folder for checkpoints, the finished model, its card and its curves")
-    epochs: float = option(1.0, "Times through the data")
-    max_steps: int = option(-1, "Stop after this many optimiser steps, whatever --epochs says")
-    batch_size: int = option(8, "Pictures per process and step")
-    accumulate: int = option(1, "Batches per optimiser step; the losses are those of one large batch")
-    lr: float = option(1e-4, "Peak learning rate")
+    epochs: float = option(1.0, "Times through the data", above=0)
+    max_steps: int = option(-1, "Stop after this many optimiser steps, whatever --epochs says", least=-1)
+    batch_size: int = option(8, "Pictures per process and step", least=1)
+    accumulate: int = option(1, "Batches per optimiser step; the losses are those of one large batch", least=1)
+    lr: float = option(1e-4, "Peak learning rate", above=0)
     schedule: str = option("cosine", "How the rate falls", choices=["cosine", "linear", "constant"])
-    warmup: float = option(0.1, "Share of the steps in which the rate rises (1 or more: a number of steps)")
-    weight_decay: float = option(0.01, "AdamW's weight decay")
+    warmup: float = option(0.1, "Share of the steps in which the rate rises (1 or more: a number of steps)", least=0)
+    weight_decay: float = option(0.01, "AdamW's weight decay", least=0)
     optimizer: str = option(
         "adamw",
         "8bit keeps AdamW's state in a quarter of the memory; paged moves it off a full GPU (both by bitsandbytes)",
@@ -66,21 +73,23 @@ class Recipe:
     by_prompt: bool = option(False, "An epoch shows one picture of each prompt, so that a prompt counts once")
     augment: bool = option(False, "Flip, crop, turn and colour-jitter the training pictures")
     freeze: str = option("none", "Parts that do not learn; each trainer names its own")
-    unfreeze: int = option(0, "Of a frozen tower, let the last N blocks learn after all")
-    max_tokens: int = option(48, "Prompts are cut after this many tokens")
-    early_stopping: int = option(0, "Stop after N evaluations without a better one; 0: never")
-    eval_every: int = option(0, "Evaluate every N steps; 0: after each epoch")
-    save_every: int = option(0, "Save every N steps; 0: at every evaluation")
-    keep: int = option(2, "Checkpoints kept beside the best one")
+    unfreeze: int = option(0, "Of a frozen tower, let the last N blocks learn after all", least=0)
+    max_tokens: int = option(48, "Prompts are cut after this many tokens", least=1)
+    early_stopping: int = option(0, "Stop after N evaluations without a better one; 0: never", least=0)
+    eval_every: int = option(0, "Evaluate every N steps; 0: after each epoch", least=0)
+    save_every: int = option(0, "Save every N steps too; 0: at every evaluation alone", least=0)
+    keep: int = option(2, "Checkpoints kept beside the best one", least=1)
     select_by: str = option("loss", "Which checkpoint is the best", choices=["loss", "cosine"])
-    samples: int = option(32, "Validation pictures captioned at every evaluation, for the cosine and to read; 0: none")
+    samples: int = option(
+        32, "Validation pictures captioned at every evaluation, for the cosine and to read; 0: none", least=0
+    )
     resume: bool = option(False, "Go on from the newest whole checkpoint in --out")
-    seed: int = option(0, "Everything random follows from it")
-    workers: int = option(0, "Processes that load pictures")
+    seed: int = option(0, "Everything random follows from it", least=0, most=2**32 - 1)
+    workers: int = option(0, "Processes that load pictures", least=0)
     cache_features: str = option("", "A folder where a frozen encoder's outputs are kept; no augmentation then")
     gradient_checkpointing: bool = option(False, "Less memory, a third more time")
     compile: bool = option(False, "torch.compile; pays on GPUs in long runs")
-    log_every: int = option(10, "Steps between two lines of the log")
+    log_every: int = option(10, "Steps between two lines of the log", least=1)
     push_to_hub: str = option("", "Send the finished model to this Hub id")
     device: str = option("auto", "auto: the GPU if there is one", choices=["auto", "cpu", "cuda"])
 
@@ -90,8 +99,8 @@ class LoraRecipe(Recipe):
     """Recipes of models that have adapters."""
 
     lora: bool = option(False, "Train a low-rank adapter instead of the weights")
-    lora_rank: int = option(8, "The adapter's rank")
-    lora_alpha: int = option(16, "Its scale is alpha / rank")
+    lora_rank: int = option(8, "The adapter's rank", least=1)
+    lora_alpha: int = option(16, "Its scale is alpha / rank", least=1)
     lora_targets: list[str] = option([], "Layer names to adapt; left out: the ones that work for this model")
     qlora: str = option("", "Load the frozen weights in 8bit or 4bit (implies --lora)", choices=["", "8bit", "4bit"])
 
@@ -108,12 +117,25 @@ def parse(kind: type[Settings], description: str, argv: list[str] | None = None)
         allow_abbrev=False,
     )
     add_options(parser, kind)
-    recipe = settings(kind, parser.parse_args(argv))
+    arguments = parser.parse_args(argv)
+    recipe = settings(kind, arguments)
+    if isinstance(recipe, LoraRecipe):
+        of_adapter = (arguments.qlora, arguments.lora_rank, arguments.lora_alpha, arguments.lora_targets)
+        recipe.lora |= any(value is not None for value in of_adapter)
     check(recipe)
-    from transformers import set_seed
-
-    set_seed(recipe.seed)  # before any weight is made
+    before_the_first_weight(recipe)
     return recipe
+
+
+def before_the_first_weight(recipe: Recipe) -> None:
+    """Everything random follows from the seed, the weights that a model begins with too."""
+    from captioner.models.parts.adapters import peft_with_bitsandbytes, peft_without_bitsandbytes
+
+    quantized = recipe.optimizer != "adamw" or getattr(recipe, "qlora", "")
+    (peft_with_bitsandbytes if quantized else peft_without_bitsandbytes)()
+    from transformers import set_seed  # imports peft
+
+    set_seed(recipe.seed)
 
 
 def add_options(parser: argparse.ArgumentParser, kind: type) -> None:
@@ -129,7 +151,7 @@ def add_options(parser: argparse.ArgumentParser, kind: type) -> None:
         elif types[each.name] == list[str]:
             said |= {"action": "append", "metavar": each.name.upper()}
         else:
-            said |= {"type": types[each.name], "default": default, "choices": each.metadata.get("choices")}
+            said |= {"type": types[each.name], "choices": each.metadata.get("choices")}
             said["metavar"] = None if said["choices"] else each.name.upper()
         parser.add_argument("--" + each.name.replace("_", "-"), **said)
 
@@ -145,29 +167,51 @@ def _main_module() -> str:
 
 
 def check(recipe: Recipe) -> None:
-    """Contradictions are found before anything is loaded."""
+    """Contradictions are found before anything is loaded, those that need no torch first."""
+    check_bounds(recipe)
     if not recipe.data:
         raise BadInput("Say where the pairs are: --data FOLDER (a folder of pictures with captions, parquet, …).")
     if not recipe.out:
         raise BadInput("Say where the result goes: --out FOLDER.")
-    if min(recipe.batch_size, recipe.accumulate, recipe.keep) < 1:
-        raise BadInput("--batch-size, --accumulate and --keep are at least 1.")
+    if recipe.max_steps == 0:
+        raise BadInput("--max-steps 0 trains nothing: say 1 or more, or leave it out (-1) to count by --epochs.")
     if recipe.save_every and recipe.eval_every and recipe.save_every % recipe.eval_every:
         raise BadInput("--save-every must be a multiple of --eval-every, so that the best checkpoint is a saved one.")
-    if bool(recipe.save_every) != bool(recipe.eval_every) and recipe.save_every:
-        raise BadInput("--save-every needs --eval-every: the best checkpoint is chosen among evaluated ones.")
+    if recipe.select_by == "cosine" and not recipe.samples:
+        raise BadInput("--select-by cosine needs captions of a sample: --samples 32.")
     if recipe.cache_features and recipe.augment:
         raise BadInput("--cache-features keeps one view of each picture: leave out --augment.")
     if recipe.stream and recipe.max_steps < 1:
         raise BadInput("A stream has no length to count epochs by: say --max-steps with --stream.")
     if recipe.stream and (recipe.cache_features or recipe.by_prompt or recipe.workers):
         raise BadInput("--stream reads pairs in their order: leave out --cache-features, --by-prompt and --workers.")
-    if recipe.early_stopping < 0:
-        raise BadInput("--early-stopping counts evaluations: 0 or more.")
+    check_sources([*recipe.data, *recipe.validation])
+    resuming.check_folder(recipe)
     check_machine(recipe)
-    folder = Path(recipe.out)
-    if folder.is_dir() and any(folder.iterdir()) and not recipe.resume:
-        raise BadInput(f"{folder} is not empty. Go on with --resume, or name another --out.")
+
+
+def check_bounds(recipe: Any) -> None:
+    """Every number is one that means something."""
+    for each in fields(recipe):
+        value, bounds = getattr(recipe, each.name), each.metadata
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            continue
+        name = "--" + each.name.replace("_", "-")
+        # "not >=" rather than "<": a NaN compares as false
+        if "least" in bounds and not value >= bounds["least"]:
+            raise BadInput(f"{name} {value}: it is at least {bounds['least']}.")
+        if "above" in bounds and not value > bounds["above"]:
+            raise BadInput(f"{name} {value}: it is above {bounds['above']}.")
+        if not value <= bounds.get("most", sys.float_info.max):
+            raise BadInput(f"{name} {value}: it is at most {bounds.get('most', 'a finite number')}.")
+
+
+def check_sources(specs: list[str]) -> None:
+    """A mistyped folder is told before the seconds that it takes to import what reads it."""
+    for spec in specs:
+        plain = not set(spec) & set(":@*?[")  # no prefix, no weight, no pattern: what they mean, pairs/ knows
+        if plain and not (path := Path(spec).expanduser()).exists():
+            raise BadInput(f"There is no {path}. A data set of the Hugging Face Hub is named hub:{spec}.")
 
 
 def check_machine(recipe: Recipe) -> None:
@@ -183,15 +227,3 @@ def check_machine(recipe: Recipe) -> None:
         from training.hub import check_login
 
         check_login(recipe.push_to_hub)
-
-
-def command_line(main: Callable[[], None], stopped: str = "the same command with --resume goes on from there") -> None:
-    """Run a command's main: errors of the user become one line and exit status 2."""
-    try:
-        main()
-    except CaptionerError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        print(f"\nstopped; {stopped}", file=sys.stderr)
-        raise SystemExit(130) from None

@@ -12,13 +12,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from transformers import AutoTokenizer, GPT2LMHeadModel
-
-from captioner import zoo
+from captioner import lastresort
 from captioner.errors import BadInput
-from captioner.models import backbones, checkpoint, resnet_lstm, resnet_lstm_gpt2
-from training.captioners import fit, load_rows
-from training.recipe import Recipe, changed, command_line, option, parse
+from training.recipe import BACKBONES, Recipe, changed, option, parse
 
 
 @dataclass
@@ -29,12 +25,12 @@ class ResNetLSTMRecipe(Recipe):
     schedule: str = changed("schedule", "constant")
     warmup: float = changed("warmup", 0.0)
     weight_decay: float = changed("weight_decay", 0.0)
-    backbone: str = option("resnet50", "The image tower", choices=sorted(backbones.BACKBONES))
+    backbone: str = option("resnet50", "The image tower", choices=BACKBONES)
     weights: str = option("", "Folder or Hub id of the tower's weights; left out: the usual ones")
     freeze: str = option("backbone", "backbone: --unfreeze N opens its last blocks", choices=["backbone", "none"])
     vocabulary: str = option("bpe", "Built from the prompts: byte pairs or words", choices=["bpe", "word"])
-    vocabulary_size: int = option(8000, "Its size")
-    hidden_size: int = option(512, "Width of the LSTM")
+    vocabulary_size: int = option(8000, "Its size", least=1)
+    hidden_size: int = option(512, "Width of the LSTM", least=1)
     gpt2: bool = option(False, "Let a GPT-2 write: ResNet → LSTM → GPT-2")
     language_model: str = option("openai-community/gpt2", "With --gpt2: folder or Hub id of the GPT-2")
 
@@ -43,11 +39,18 @@ def main(argv: list[str] | None = None) -> None:
     recipe = parse(ResNetLSTMRecipe, __doc__, argv)
     if recipe.stream and not recipe.gpt2:
         raise BadInput("The vocabulary is made of all prompts before training: leave out --stream, or take --gpt2.")
+    # Imported only now: a wrong option is told at once.
+    from transformers import AutoTokenizer, GPT2LMHeadModel
+
+    from captioner.models import checkpoint, resnet_lstm, resnet_lstm_gpt2
+    from training.bases import tower, weights
+    from training.captioners import fit, load_rows
+
     rows = load_rows(recipe)
     unknown = None
-    backbone = backbones.build(recipe.backbone, recipe.weights or None)
+    backbone = tower(recipe.backbone, recipe.weights)
     if recipe.gpt2:
-        folder = zoo.weights_folder(recipe.language_model)
+        folder = weights(recipe.language_model, "--language-model")
         with checkpoint.reading(folder):
             gpt2, tokenizer = GPT2LMHeadModel.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
         model, processor = resnet_lstm_gpt2.new(backbone, gpt2, tokenizer)
@@ -60,4 +63,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    command_line(main)
+    lastresort.run("python -m training.resnet_lstm", main)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import importlib
 from collections.abc import Sequence
 
+from captioner import lastresort
 from training.data.options import Preparation, Synthesis, parse
-from training.recipe import command_line
 
 COMMANDS = {"prepare": Preparation, "synthesize": Synthesis}
 """Command → its settings. The function of the same name lies in the module of the same name."""
@@ -16,8 +16,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run one command."""
     name, options = parse(COMMANDS, argv, "Data sets to train on: prepare what there is, or draw new pictures.")
     run = getattr(importlib.import_module(f"training.data.{name}"), name)
-    command_line(lambda: run(options), stopped="pictures drawn so far are kept, a half-done preparation is not")
+    run(options)
 
 
 if __name__ == "__main__":
-    main()
+    lastresort.run("python -m training.data", main)

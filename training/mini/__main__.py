@@ -7,8 +7,8 @@ from importlib import import_module
 from inspect import signature
 from pathlib import Path
 
+from captioner import lastresort
 from captioner.errors import BadInput
-from training.recipe import command_line
 
 STAGES = {
     "features": "features", "texts": "features", "split": "split", "pairs": "pairs", "head": "head",
@@ -51,4 +51,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    command_line(main, stopped="the same command goes on from the last checkpoint")
+    lastresort.run("python -m training.mini", main)

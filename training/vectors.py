@@ -1,0 +1,58 @@
+"""What a direct model learns from: the prompts' embeddings as targets, the frozen tower's outputs, rates by depth."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL.Image import Image
+from torch import Tensor
+
+from captioner.cache import cache_folder
+from captioner.embedding import text_embedder
+from captioner.files import atomic
+from captioner.models.backbones import Backbone
+from captioner.models.direct import DirectModel
+
+
+@torch.inference_mode()
+def pooled(backbone: Backbone, images: list[Image]) -> Tensor:
+    """What the frozen tower says `[n, width]`."""
+    return backbone.eval().pooled(backbone.preprocess(images))
+
+
+class Vectors:
+    """Texts → their embeddings, computed once and kept in the cache."""
+
+    def __init__(self, texts: Sequence[str], embedder: str) -> None:
+        unique = sorted(set(texts))
+        digest = hashlib.sha256("\0".join([embedder, *unique]).encode("utf-8", "surrogatepass")).hexdigest()[:16]
+        file = cache_folder("targets") / f"{digest}.npy"
+        if not file.exists():
+            vectors = text_embedder(embedder)(unique)
+            with atomic.replacing(file) as new, open(new, "wb") as stream:
+                np.save(stream, vectors)
+        self.vectors = np.load(file, mmap_mode="r")
+        self.row_of = {text: row for row, text in enumerate(unique)}
+
+    def __call__(self, texts: Sequence[str]) -> dict[str, Tensor]:
+        return {"labels": torch.from_numpy(self.vectors[[self.row_of[text] for text in texts]])}  # [B, 384]
+
+
+def layer_wise(model: DirectModel, lr: float, decay: float) -> list[dict[str, Any]] | None:
+    """Optimiser groups: the head at the full rate, each block below it a little slower, the stem slowest."""
+    if decay == 1.0:
+        return None
+    towers = [list(model.head.parameters())]
+    towers += [list(block.parameters()) for block in reversed(model.backbone.blocks)]
+    claimed = {id(parameter) for tower in towers for parameter in tower}
+    towers.append([parameter for parameter in model.parameters() if id(parameter) not in claimed])
+    groups = []
+    for depth, parameters in enumerate(towers):
+        learning = [parameter for parameter in parameters if parameter.requires_grad]
+        if learning:
+            groups.append({"params": learning, "lr": lr * decay**depth})
+    return groups

@@ -1,0 +1,27 @@
+"""How numbers and names are said in messages and in the model card. Light."""
+
+from __future__ import annotations
+
+import re
+
+
+def counted(number: int, noun: str) -> str:
+    """1 pair, 2 pairs, 1,234 pairs; 1 batch, 2 batches."""
+    plural = f"{noun}es" if noun.endswith(("s", "x", "ch", "sh")) else f"{noun}s"
+    return f"{number:,} {noun if number == 1 else plural}"
+
+
+def without_folders(argument: str) -> str:
+    """An option or a source as others may read it: of a path on this machine, its last name alone."""
+    option, prefix, path = re.fullmatch(r"(--[\w-]+=)?([a-z]{2,}:)?(.*)", argument, re.DOTALL).groups("")
+    if re.match(r"[/~\\]|[A-Za-z]:[\\/]", path):
+        path = re.split(r"[\\/]", path.rstrip("\\/"))[-1]
+    return option + prefix + path
+
+
+def duration(seconds: float) -> str:
+    """40 s, 12 min, 3 h 20 min: about as exactly as it is known."""
+    minutes = round(seconds / 60)
+    if minutes < 2:
+        return f"{seconds:.0f} s"
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
