@@ -100,6 +100,9 @@ def packaged_minilm() -> Path:
 
 def foreign(name: str, precision: str = "fp32") -> TextEmbedder:
     """Another embedder, by sentence-transformers."""
+    from captioner.models.parts.adapters import peft_without_bitsandbytes
+
+    peft_without_bitsandbytes()
     from sentence_transformers import SentenceTransformer
 
     try:

@@ -46,7 +46,8 @@ def adapted(
     )
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers' models by an old name
+            # It asks transformers' models by an old name, and tells that it treats GPT-2's layers as what they are.
+            warnings.simplefilter("ignore")
             adapted_model = get_peft_model(model, config)
     except ValueError as error:  # peft's own class for it differs between versions
         if not recipe.lora_targets:

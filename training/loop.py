@@ -13,6 +13,7 @@ import json
 import os
 import shutil
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy
@@ -204,11 +205,10 @@ def train(job: Job) -> None:
         raise BadInput("--gradient-checkpointing is for transformer layers, and this model learns none: leave it out.")
     if int(os.environ.get("RANK", 0)):  # the first process of a launcher has the folder
         Path(recipe.out).mkdir(parents=True, exist_ok=True)
-        with without_bars():
+        with quiet():
             run(job, Path(recipe.out))
         return
-    # A bar for each file saved would hide what matters, and so would a warning at each tied weight that is not saved.
-    with folder_of_run(recipe) as out, without_bars(), told(out):
+    with folder_of_run(recipe) as out, quiet(), told(out):
         run(job, out)
     if recipe.push_to_hub:
         from training.hub import upload
@@ -289,6 +289,15 @@ def leave_model(job: Job, trainer: LoopTrainer, out: Path) -> None:
     best = best_evaluation(trainer.state)
     kept = f"best: step {best['step']:,}" if best else f"the last step, {trainer.state.global_step:,}"
     print(f"Done ({kept}). Use it: captioner {job.verb} --model {out} picture.png", flush=True)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """A bar for each file saved would hide what matters; so would what libraries say of what is meant to be so."""
+    with without_bars(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Could not find a config file in base")  # peft, of the base beside it
+        warnings.filterwarnings("ignore", "Paged optimizers are not supported on CPU")  # `announce` says it
+        yield
 
 
 @contextmanager
@@ -408,6 +417,8 @@ def announce(job: Job, trainer: LoopTrainer, start_from: Path | None) -> None:
         f"{learning:,} of {every:,} parameters learn ({learning / every:.1%}) on {trainer.args.device}",
         f"{factors} a step" + ("" if start_from is None else f"; going on from {start_from.name}"),
     ]
+    if "paged" in recipe.optimizer and trainer.args.device.type == "cpu":
+        lines.append("There is no GPU whose memory could be full: the paged optimizer works like the other.")
     if not tensorboard_is_here():
         lines.append("TensorBoard is not installed, so there is no log for it (pip install 'captioner[train]').")
     if validation is not None and (seen := len(validation.fingerprints() & job.train_rows.fingerprints())):

@@ -14,7 +14,7 @@ from transformers import TrainerCallback
 
 from captioner.images import printable
 from training.job import Sample
-from training.words import duration
+from training.words import counted, duration
 
 console = Console(stderr=True, highlight=False)
 
@@ -58,7 +58,9 @@ class Watch(TrainerCallback):
                 print(line, file=sys.stderr, flush=True)
         elif "eval_loss" in logs:
             cosine = f", cosine of captions {logs['eval_cosine']:.4f}" if "eval_cosine" in logs else ""
-            console.print(f"after {state.global_step} steps: validation loss {logs['eval_loss']:.4f}{cosine}")
+            console.print(
+                f"after {counted(state.global_step, 'step')}: validation loss {logs['eval_loss']:.4f}{cosine}"
+            )
 
     def on_train_end(self, args, state, control, **kwargs) -> None:
         if self.bar is not None:
@@ -81,7 +83,9 @@ class Watch(TrainerCallback):
 
 def show(samples: Sequence[Sample], step: int, rows: int = 4) -> None:
     """A few captions beside the truth."""
-    table = Table("truth", "says", "cosine", title=f"captions after {step} steps", title_justify="left", expand=True)
+    table = Table(
+        "truth", "says", "cosine", title=f"captions after {counted(step, 'step')}", title_justify="left", expand=True
+    )
     width = max(8, (console.width - 20) // 2)  # of a column of text, less borders and the cosine
     for truth, says, cosine in samples[:rows]:
         table.add_row(_cut(truth, width * TRUTH_LINES), _cut(says, width * SAID_LINES), f"{cosine:.2f}")

@@ -26,6 +26,7 @@ from captioner import compute
 from captioner.contracts import LoadOptions
 from captioner.errors import BadCheckpoint, CaptionerError
 from captioner.files.json import read_object
+from captioner.models.parts.adapters import peft_without_bitsandbytes
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 
@@ -222,6 +223,7 @@ def _all_there(folder: Path, missing: Collection[str], extra: Collection[str], m
 
 
 def _merge_adapter(model: Model, folder: Path) -> Model:
+    peft_without_bitsandbytes()
     from peft import PeftConfig, PeftModel, set_peft_model_state_dict
     from safetensors.torch import load_file
 

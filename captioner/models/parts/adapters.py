@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 
 PACKAGE = "bitsandbytes"
@@ -28,10 +29,8 @@ def peft_without_bitsandbytes() -> None:
 
 def peft_with_bitsandbytes() -> None:
     """For quantized layers: let peft look for bitsandbytes again. What it says of itself is for developers."""
-    import logging
-
+    logging.getLogger(PACKAGE).setLevel(logging.ERROR)  # a missing optional kernel, a cast in every layer
     from peft import import_utils
 
-    logging.getLogger(PACKAGE).setLevel(logging.ERROR)  # a missing optional kernel, a cast in every layer
     import_utils.is_bnb_available.cache_clear()
     import_utils.is_bnb_4bit_available.cache_clear()
