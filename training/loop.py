@@ -40,6 +40,8 @@ from captioner.errors import BadInput, BadOutput, CaptionerError
 from captioner.files import atomic
 from captioner.files.json import write_object
 from captioner.models.checkpoint import without_bars
+from captioner.pairs.provenance import name_of
+from captioner.pairs.sources import parse
 from training.batches import IGNORED, Collate, Pairs
 from training.finish import best_evaluation, write_card, write_curves
 from training.job import Job
@@ -47,7 +49,7 @@ from training.progress import Watch, show
 from training.recipe import OPTIMIZERS, Recipe
 from training.resuming import DATA, RECIPE, check_data, folder_of_run
 from training.streamed import StreamedPairs
-from training.words import counted, without_folders
+from training.words import counted
 
 WHOLE = "whole.json"  # written last into a checkpoint: without it, the checkpoint was cut off
 
@@ -247,7 +249,7 @@ def learnt_from(job: Job) -> dict[str, Any]:
     tells that a resumed run has the same pairs. It goes to the Hub with the model: no path of this machine."""
     streamed, validation = isinstance(job.train_rows, StreamedPairs), job.validation_rows
     return {
-        "sources": [without_folders(source) for source in job.recipe.data],
+        "sources": [name_of(parse(source)) for source in job.recipe.data],
         "pairs": None if streamed else len(job.train_rows),
         "training_digest": None if streamed else job.train_rows.digest(),
         "validation_pairs": 0 if validation is None else len(validation),

@@ -7,10 +7,10 @@ from __future__ import annotations
 import argparse
 import sys
 from dataclasses import MISSING, dataclass, field, fields
-from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
 from captioner.errors import BadInput
+from captioner.pairs.sources import parse_all
 from training import resuming
 
 BACKBONES = [
@@ -185,7 +185,7 @@ def check(recipe: Recipe) -> None:
         raise BadInput("A stream has no length to count epochs by: say --max-steps with --stream.")
     if recipe.stream and (recipe.cache_features or recipe.by_prompt or recipe.workers):
         raise BadInput("--stream reads pairs in their order: leave out --cache-features, --by-prompt and --workers.")
-    check_sources([*recipe.data, *recipe.validation])
+    parse_all([*recipe.data, *recipe.validation])
     resuming.check_folder(recipe)
     check_machine(recipe)
 
@@ -204,14 +204,6 @@ def check_bounds(recipe: Any) -> None:
             raise BadInput(f"{name} {value}: it is above {bounds['above']}.")
         if not value <= bounds.get("most", sys.float_info.max):
             raise BadInput(f"{name} {value}: it is at most {bounds.get('most', 'a finite number')}.")
-
-
-def check_sources(specs: list[str]) -> None:
-    """A mistyped folder is told before the seconds that it takes to import what reads it."""
-    for spec in specs:
-        plain = not set(spec) & set(":@*?[")  # no prefix, no weight, no pattern: what they mean, pairs/ knows
-        if plain and not (path := Path(spec).expanduser()).exists():
-            raise BadInput(f"There is no {path}. A data set of the Hugging Face Hub is named hub:{spec}.")
 
 
 def check_machine(recipe: Recipe) -> None:
