@@ -35,6 +35,12 @@ def index_of(name: str) -> Path | None:
     return Path(folder).expanduser() if kind in KINDS and folder else None
 
 
+def check_index(folder: Path) -> None:
+    """Say how an index is made where there is none."""
+    if not (folder / "index.json").is_file():
+        raise BadInput(f"{folder} holds no index: `captioner index build DATA --out {folder}` makes one.")
+
+
 class Baseline:
     """Speaks, as far as the evaluation asks."""
 
@@ -62,8 +68,6 @@ def load(name: str, options: LoadOptions) -> Captioner | DirectEmbedder | Baseli
 def _baseline(kind: str, folder: Path, options: LoadOptions) -> Baseline:
     from captioner.models import knn
 
-    if not (folder / "index.json").is_file():
-        raise BadInput(f"{folder} holds no index: `captioner index build DATA --out {folder.name}` makes one.")
     if kind == "constant":
         text = constant(knn.Index(folder))
         return Baseline(lambda images: [text] * len(images))

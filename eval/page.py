@@ -163,9 +163,14 @@ def _ranked(columns: list[dict], lead: dict | None) -> list[dict]:
 
 def _tables(models: list[dict], metrics: list[dict]) -> list[tuple[str, list[dict], list[dict]]]:
     """(heading, metrics, models): what tells of every model first, then what tells of texts alone."""
-    common = [m for m in metrics if all(model["figures"][m["name"]]["n"] for model in models)]
+
+    def measured(model: dict, among: list[dict]) -> list[dict]:
+        return [m for m in among if model["figures"][m["name"]]["n"]]
+
+    answering = [model for model in models if measured(model, metrics)]
+    common = [m for m in metrics if all(measured(model, [m]) for model in answering)]
     of_texts = [m for m in metrics if m not in common]
-    speaking = [model for model in models if any(model["figures"][m["name"]]["n"] for m in of_texts)]
+    speaking = [model for model in models if measured(model, of_texts)]
     if not common or not of_texts:
         return [("", metrics, models)]
     return [("", common, models), ("Of the texts", of_texts, speaking)]

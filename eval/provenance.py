@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from captioner.pairs import provenance
 from captioner.pairs.provenance import Seen, TrainingData
-from eval.baselines import EXPECTED, index_of
+from eval.baselines import EXPECTED, check_index, index_of
 
 if TYPE_CHECKING:
     from eval.data import Pairs
@@ -19,7 +19,10 @@ _BLOCK = 2**20
 def places(name: str) -> list[Path]:
     """A model's folder or file, or the index that a baseline is made from; those of all members of an ensemble."""
     index = index_of(name)
-    return provenance.files_of(name.removesuffix(EXPECTED)) if index is None else provenance.with_members(index)
+    if index is None:
+        return provenance.files_of(name.removesuffix(EXPECTED))
+    check_index(index)
+    return provenance.with_members(index)
 
 
 def weights_hash(name: str) -> str | None:

@@ -17,6 +17,7 @@ from eval import __main__ as command_line
 from eval import submission
 from eval.compare import compare
 from eval.metrics import cosines
+from eval.progress import track
 from eval.results import Results
 from eval.score import read_table, score
 
@@ -89,6 +90,59 @@ def test_score_handles_odd_tables(tmp_path: Path) -> None:
         read_table(table(tmp_path / "mixed.csv", [*rows[:1], {**rows[0], "truth": "b", "model": "n"}]))
 
 
+def test_our_own_tables_are_scored_when_they_have_the_truth(tmp_path: Path) -> None:
+    rows = [{"file": f"{n}.png", "text": text, "truth": text} for n, text in enumerate(ANIMALS)]
+    ours = tmp_path / "ours.jsonl"
+    ours.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert score(ours, cosine=False, resamples=200)["models"][0]["figures"]["quick_ratio"]["mean"] == 1
+    ours.write_text('{"file": "a.png", "text": "a fox"}\n')
+    with pytest.raises(BadInput, match=r"lacks the column truth.*report --data DIR --models"):
+        score(ours, cosine=False)
+
+
+def test_what_others_wrote_is_only_text_on_the_terminal(tmp_path: Path, monkeypatch, capsys) -> None:
+    labels = ("[/b]", "\x1b[31mred")
+    rows = [{"truth": t, "prediction": t, "model": label} for t in ANIMALS for label in labels]
+    file = table(tmp_path / "\x1b]0;x.csv", [*rows, rows[0] | {"id": "0"}])
+    assert run("score", file, "--no-cosine", "--resamples", "200", monkeypatch=monkeypatch) == 0
+    shown = capsys.readouterr()
+    assert "[/b]" in shown.out
+    assert "\x1b[31mred" not in shown.out
+    assert run("score", tmp_path / "\x1b]0;y.csv", monkeypatch=monkeypatch) == 2
+    assert "\x1b" not in shown.err + capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb", ["report", "score", "compare", "submission", "speed"])
+def test_h_is_help(verb: str, monkeypatch, capsys) -> None:
+    assert run(verb, "-h", monkeypatch=monkeypatch) == 0
+    assert f"python -m eval {verb}" in capsys.readouterr().out
+
+
+def test_ctrl_c_says_what_is_kept(tmp_path: Path, images: Path, tiny_checkpoint, monkeypatch, capsys) -> None:
+    def stop(*_) -> None:
+        raise KeyboardInterrupt
+
+    model = str(tiny_checkpoint("direct"))
+    monkeypatch.setattr("eval.progress.track", stop)
+    monkeypatch.setattr("eval.speed.random_blip", stop)
+    (images / "metadata.jsonl").write_text('{"file_name": "im_0.png", "text": "a fox"}\n')
+    stopped = {
+        ("report", "--data", images, "--models", model, "--out", tmp_path / "r"): "the same command goes on",
+        ("submission", "--data", images, "--model", model, "--out", tmp_path / "s.csv"): "with --resume goes on",
+        ("speed", "--model", "blip-tiny-random"): "Nothing was written",
+    }
+    for command, sentence in stopped.items():
+        assert run(*command, monkeypatch=monkeypatch) == 130
+        assert sentence in capsys.readouterr().err
+
+
+def test_progress_is_seen_without_a_terminal(capsys: pytest.CaptureFixture) -> None:
+    assert list(track(range(3), 3, "a\x1b[31m model")) == [0, 1, 2]
+    shown = capsys.readouterr().err
+    assert "3/3" in shown
+    assert "a\\x1b[31m model" in shown
+
+
 def scored(folder: Path, predictions: list[str], model: str = "m") -> Path:
     rows = [
         {"id": str(n), "truth": t, "prediction": p, "model": model}
@@ -104,7 +158,7 @@ def test_compare_says_by_its_exit_status_whether_b_is_worse(tmp_path, monkeypatc
     assert run("compare", good, bad, monkeypatch=monkeypatch) == 1
     assert "worse" in capsys.readouterr().out
     assert run("compare", bad, good, monkeypatch=monkeypatch) == 0
-    assert run("compare", good, good, monkeypatch=monkeypatch) == 0
+    assert run("compare", good, good.parent, monkeypatch=monkeypatch) == 0  # a folder is as good
     assert run("compare", good, bad, "--metric", "length", monkeypatch=monkeypatch) == 0  # neither good nor bad
     assert run("compare", good, bad, "--metric", "nonsense", monkeypatch=monkeypatch) == 2
     other = scored(tmp_path / "other", ANIMALS, model="another")
@@ -115,6 +169,14 @@ def test_compare_says_by_its_exit_status_whether_b_is_worse(tmp_path, monkeypatc
     (tmp_path / "good" / "per_image.parquet").unlink()
     with pytest.raises(BadInput, match=r"per_image\.parquet"):
         compare(good, bad)
+    # Whatever else is wrong, the status is never 1: that means "worse".
+    capsys.readouterr()
+    assert run("compare", good, bad, monkeypatch=monkeypatch) == 2
+    bad.write_text('{"data": 5, "models": [], "metrics": []}')
+    assert run("compare", other, bad, monkeypatch=monkeypatch) == 2
+    monkeypatch.setattr("eval.compare.compare", lambda *_: 1 / 0)
+    assert run("compare", other, other, monkeypatch=monkeypatch) == 70
+    assert capsys.readouterr().err.count("\n") == 3
 
 
 def test_compare_pairs_by_picture_and_prompt(tmp_path: Path) -> None:

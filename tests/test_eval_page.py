@@ -122,3 +122,66 @@ def test_length_plot_has_a_point_for_every_bin_and_model() -> None:
     assert drawn.count("<circle") >= 6
     assert "nan" not in drawn
     assert charts.by_length(np.full(64, 5), values, ["a", "b"], [0, 1]) == ""
+
+
+def test_what_has_a_warning_is_never_the_best() -> None:
+    report = {"best": {"cosine": "a"}}
+    assert page.is_best(report, "cosine", {"label": "a", "warning": None})
+    assert not page.is_best(report, "cosine", {"label": "a", "warning": "was trained on this"})
+    assert not page.is_best(report, "cosine", {"label": "b", "warning": None})
+
+
+def test_labels_are_text_and_break_at_their_punctuation() -> None:
+    assert page.markdown("a|b_c [x](y)\n<b>") == r"a\|b\_c \[x\](y) &lt;b&gt;"
+    assert page.breakable("runs/my-vit <b>") == "runs/<wbr>my-<wbr>vit &lt;b&gt;"
+
+
+def many(tmp_path: Path, warning: str | None = None) -> tuple[str, str]:
+    """A page and its Markdown: a captioner that is right, one that is not, one without answers, ten embedders."""
+    truths = [(truth,) for truth in TRUTHS]
+    texts = {"wrong": ["a car"] * 12, "right": TRUTHS, "silent": [None] * 12}
+    texts |= {f"embedder [{n}]": [None] * 12 for n in range(10)}
+    cosine = np.tile([0.1, 0.9, np.nan, *np.linspace(0.2, 0.8, 10)], (12, 1)) + np.linspace(0, 0.1, 12)[:, None]
+    cosine += np.random.default_rng(0).normal(0, 0.001, cosine.shape)
+    values = {"cosine": cosine, **text_values(texts, truths)}
+    measured = Results([f"{n:02}" for n in range(12)], truths, [None] * 12, list(texts), texts, values)
+    written = {
+        "title": "A *test*",
+        **store.circumstances(0, 2000),
+        "settings": {},
+        "data": {
+            **{"specs": ["x"], "names": ["x"], "noun": "pictures", "pictures": 12, "prompts": 12},
+            **{"fingerprint": "0" * 64, "notes": []},
+        },
+    }
+    rows = [store.model_row(model, warning=warning if model != "wrong" else None) for model in texts]
+    store.finish(written, measured, rows, tmp_path, None, gallery=2)
+    return (tmp_path / "report.html").read_text(), (tmp_path / "report.md").read_text()
+
+
+def test_many_models(tmp_path: Path) -> None:
+    html, markdown = many(tmp_path)
+    assert {f"dot c{n}" for n in range(13)} <= set(re.findall(r"dot c\d+", html))  # a colour for each
+    assert "--c12: hsl(" in html
+    everything, texts = re.findall(r"<table class=\"sticky sortable dense\">.*?</table>", html, re.DOTALL)
+    names = re.findall(r'<span class="dot c\d+"></span>(.*?)</span>', everything)
+    assert (names[0], names[-2], names[-1], len(names)) == ("right", "wrong", "silent", 13)  # by the leading metric
+    assert "BLEU" not in everything
+    assert re.findall(r'<span class="dot c\d+"></span>(.*?)</span>', texts) == ["right", "wrong"]
+    card = re.search(r"<article.*?</article>", html, re.DOTALL)[0]
+    assert card.count("<li") == 3  # two texts, and all embedders on one line
+    assert card.count('<li class="top"') == 1
+    assert "no answer" in card
+    assert markdown.startswith(r"# A \*test\*")
+    assert r"| embedder \[0\] |" in markdown
+    assert "### Of the texts" in markdown
+    tables = [line.count("|") for line in markdown.splitlines() if line.startswith("| --- |")]
+    assert tables[:2] == [4, 13]
+
+
+def test_warnings_stand_in_one_box(tmp_path: Path) -> None:
+    html, _ = many(tmp_path, warning="was <measured> on what it was trained on.")
+    assert html.count('role="alert"') == 1
+    assert html.count("<li>embedder [") == 10
+    assert "&lt;measured&gt;" in html
+    assert '<span class="badge">best</span>' not in html

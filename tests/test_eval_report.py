@@ -16,7 +16,8 @@ import pytest
 from PIL import Image, ImageDraw
 
 from captioner.contracts import LoadOptions
-from captioner.errors import BadInput, BadOutput
+from captioner.embedding import packaged_minilm
+from captioner.errors import BadCheckpoint, BadInput, BadOutput, MissingModel
 from captioner.index import Recipe, build
 from captioner.pairs.fingerprint import fingerprint
 from eval import store
@@ -286,6 +287,52 @@ def test_figures_alone_show_nothing_of_the_data(pictures: Path, tmp_path: Path, 
     ]
     with pytest.raises(BadOutput, match="answers"):
         make(pictures, models, tmp_path / "full", figures_only=True)
+
+
+def test_everything_is_looked_at_before_a_model_is_asked(pictures: Path, tmp_path: Path, tiny_checkpoint) -> None:
+    models = [f"vit={tiny_checkpoint('direct')}"]
+
+    def report_with(**chosen) -> None:
+        settings = Settings(**{key: chosen.pop(key) for key in ("device", "precision") if key in chosen})
+        never = lambda *_: pytest.fail("a model was asked")  # noqa: E731
+        report([str(pictures)], models, tmp_path / "out", never, settings=settings, resamples=300, **chosen)
+
+    with pytest.raises(MissingModel, match="not in the local cache"):
+        report_with(clip="openai/clip-vit-base-patch32")
+    with pytest.raises(BadCheckpoint, match="CLIP or SigLIP"):
+        report_with(clip=str(tiny_checkpoint("blip")))
+    with pytest.raises(BadInput, match="no device"):
+        report_with(device="gpu")
+    with pytest.raises(BadInput, match="no precision"):
+        report_with(precision="fp33")
+    assert not (tmp_path / "out" / "answers").exists()
+
+
+def test_another_embedder_reaches_every_part(pictures: Path, tmp_path: Path, tiny_checkpoint) -> None:
+    """The packaged MiniLM under another name: only what was trained on its space must say that it does not suit."""
+    shutil.copytree(packaged_minilm(), tmp_path / "other")
+    said = texts_file(tmp_path, "said", {f"{n:02}.png": "some castle" for n in range(12)})
+    models = [said, f"blip={tiny_checkpoint('blip')}", f"vit={tiny_checkpoint('direct')}"]
+    plain = make(pictures, models, tmp_path / "plain")
+    other = make(pictures, models, tmp_path / "out", settings=Settings(embedder=str(tmp_path / "other")))
+    assert "not of" in other["models"][2]["failure"]
+    for before, after in zip(plain["models"][:2], other["models"][:2], strict=True):
+        assert after["figures"]["cosine"]["mean"] == pytest.approx(before["figures"]["cosine"]["mean"], abs=1e-4)
+    assert [plain["metrics"][0]["label"], other["metrics"][0]["label"]] == ["MiniLM cosine", "other cosine"]
+    with pytest.raises(BadInput, match="different embedders"):
+        compare(tmp_path / "plain", tmp_path / "out")
+    assert compare(tmp_path / "plain", tmp_path / "out", ["quick_ratio"], resamples=200)[0].difference.items == 12
+
+
+def test_a_report_is_not_replaced_by_one_that_lacks_a_model(pictures: Path, tmp_path: Path) -> None:
+    texts = {f"{n:02}.png": "some castle" for n in range(12)}
+    a, b = (texts_file(tmp_path, name, texts) for name in "ab")
+    make(pictures, [a, "missing=/no/such/model"], tmp_path / "out")
+    make(pictures, [a, b], tmp_path / "out")  # more is fine, and what had failed may go
+    before = (tmp_path / "out" / "report.json").read_bytes()
+    with pytest.raises(BadOutput, match="also has a: name every model again"):
+        make(pictures, [b], tmp_path / "out")
+    assert (tmp_path / "out" / "report.json").read_bytes() == before
 
 
 def test_baselines_of_an_index(pictures: Path, tmp_path: Path, tiny_checkpoint) -> None:

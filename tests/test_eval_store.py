@@ -1,0 +1,65 @@
+"""The folder of a report: what is refused, and that a foreign or damaged file is one sentence."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from captioner.errors import BadInput, BadOutput
+from eval import store
+from eval.results import Results
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *("", "[]", "{}", '{"data": 5, "models": [], "metrics": []}', '{"data": {}, "models": [5], "metrics": []}'),
+        *('{"data": {}, "models": [{}], "metrics": []}', "[" * 100_000),
+    ],
+)
+def test_what_is_no_report_is_said_in_a_sentence(tmp_path: Path, content: str) -> None:
+    (tmp_path / "report.json").write_text(content)
+    for path in (tmp_path, tmp_path / "report.json"):
+        with pytest.raises(BadInput, match=r"report\.json"):
+            store.load_report(path)
+
+
+def test_nothing_that_is_no_number_gets_into_the_json() -> None:
+    plain = store.plain({"a": [1.5, float("nan")], "b": {"c": float("inf")}, "d": "x"})
+    assert json.dumps(plain, allow_nan=False) == '{"a": [1.5, null], "b": {"c": null}, "d": "x"}'
+
+
+def test_a_folder_of_others_is_refused_and_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "letter.txt").write_text("mine")
+    with pytest.raises(BadOutput, match=r"other files \(letter\.txt\)"):
+        store.prepare(tmp_path)
+    assert [file.name for file in tmp_path.iterdir()] == ["letter.txt"]
+    store.prepare(tmp_path / "new" / "deep")
+    assert list((tmp_path / "new" / "deep").iterdir()) == []
+    with pytest.raises(BadOutput, match="cannot be written to"):
+        store.prepare(tmp_path / "letter.txt")
+
+
+def test_damaged_values_are_said_in_a_sentence(tmp_path: Path) -> None:
+    file = tmp_path / "per_image.parquet"
+    Results(
+        ["a", "b"], [("x",), ("y",)], [None, None], ["m", "n"], {"m": ["x", "y"], "n": ["x", None]},
+        {"cosine": np.array([[0.1, 0.2], [0.3, np.nan]])},
+    ).save(file)  # fmt: skip
+    table = pq.read_table(file)
+    found = Results.load(file)
+    np.testing.assert_array_equal(found.values["cosine"], [[0.1, 0.2], [0.3, np.nan]])
+    damaged = {
+        "a row is missing": table.slice(1),
+        "values are strings": table.set_column(5, "cosine", pa.array(["1"] * 4)),
+        "no truths": table.set_column(2, "truths", pa.array([None] * 4, pa.list_(pa.string()))),
+        "a null among the truths": table.set_column(2, "truths", pa.array([["x", None]] * 4)),
+        "a model is nameless": table.set_column(3, "model", pa.array([None, "n"] * 2)),
+    }
+    for name, content in damaged.items():
+        pq.write_table(content, file)
+        with pytest.raises(BadInput, match="damaged"):
+            pytest.fail(name + str(Results.load(file)))
