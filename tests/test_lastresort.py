@@ -108,3 +108,23 @@ lastresort.run('tool', lambda: (print('message', file=sys.stderr), print(repr(sy
     file = f'exec {sys.executable} -c "$SCRIPT" 2>&- <&-'
     done = subprocess.run(["bash", "-c", file], capture_output=True, text=True, env={**os.environ, "SCRIPT": script})
     assert (done.returncode, done.stdout) == (0, "b''\n")
+
+
+def test_memory_of_large_pictures_goes_back_to_the_system() -> None:
+    shows = "from PIL import Image\n    print(Image.core.get_block_size())"
+    assert run(f"def command():\n    {shows}\nlastresort.run('tool', command)").stdout == f"{64 << 20}\n"
+
+
+def test_what_pillow_remarks_about_an_odd_picture_is_not_printed() -> None:
+    script = (
+        "import io\n"
+        "def command():\n"
+        "    from PIL import Image\n"
+        "    from captioner.images import open_image\n"
+        "    into = io.BytesIO()\n"
+        "    Image.new('RGB', (4, 4)).save(into, 'JPEG', exif=b'Exif\\0\\0II*\\0\\x08\\0\\0\\0\\x09\\0')\n"
+        "    print(open_image(into.getvalue()).size)\n"
+        "lastresort.run('tool', command)"
+    )
+    shown = run(script)
+    assert (shown.stdout, shown.stderr) == ("(4, 4)\n", "")
