@@ -1,7 +1,8 @@
 """The generation parameters that a picture carries: what A1111, ComfyUI, InvokeAI, NovelAI or Fooocus wrote into it.
 
-sd-parsers understands the programs' formats. Finding the texts is done here: its own reader remembers the last
-picture by `id()`, which Python gives out again, so that one picture could get another one's parameters.
+sd-parsers understands the programs' formats but for ComfyUI's graphs, which `comfyui.py` reads. Finding the texts is
+done here: its own reader remembers the last picture by `id()`, which Python gives out again, so that one picture could
+get another one's parameters.
 """
 
 from __future__ import annotations
@@ -9,19 +10,23 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from PIL import ExifTags, Image
 
+from captioner.images import comfyui
 from captioner.images.open import identified, printable
 
 MAX_TEXT = 4_000_000
 """Bytes of one text inside a picture; a large ComfyUI workflow takes one or two million."""
-MAX_NODES = 2_000
-"""Of a ComfyUI graph: sd-parsers' time grows with their square."""
+MAX_SETTINGS = 100_000
+"""Characters at each end of A1111's text that are looked at: the prompt begins it, the settings end it."""
+MAX_HASHES = 100
+"""How often "Hashes:" may occur there: sd-parsers' pattern for it takes quadratic time on many."""
 MAX_PROMPT = 20_000
 MAX_VALUE = 300
 
@@ -40,6 +45,10 @@ class Parameters:
     cfg_scale: float | None = None
     size: str | None = None
     """Width×height as drawn: "512x768"."""
+    model_hash: str | None = None
+    clip_skip: int | None = None
+    loras: str | None = None
+    """Name:weight, separated by commas."""
 
     def to_dict(self) -> dict[str, str | int | float | None]:
         """All fields, for JSON."""
@@ -53,7 +62,10 @@ class Parameters:
             "CFG scale": self.cfg_scale,
             "Seed": self.seed,
             "Size": self.size,
+            "Model hash": self.model_hash,
             "Model": self.model,
+            "Clip skip": self.clip_skip,
+            "LoRAs": self.loras,
             "Tool": self.tool,
         }
         lines = [self.prompt] if self.prompt else []
@@ -83,18 +95,30 @@ def _texts(image: Image.Image) -> dict[str, Any]:
     texts = dict(image.info)
     if image.format == "PNG":
         return texts
-    try:
-        exif = image.getexif()
-        comment = exif.get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.UserComment)
-    except Exception:  # broken EXIF carries nothing, and may break its reader in any way
-        return texts
+    comment, tags = _exif(image)
     if isinstance(comment, bytes):
         texts["parameters"] = _user_comment(comment[:MAX_TEXT])
     # ComfyUI writes "prompt:{…}" and "workflow:{…}" into whatever tags are free.
-    for value in exif.values():
+    for value in tags:
         if isinstance(value, str) and value.startswith("prompt:"):
             texts["prompt"] = value[len("prompt:") : MAX_TEXT]
     return texts
+
+
+def _exif(image: Image.Image) -> tuple[Any, list[Any]]:
+    """The user's comment and the values of the other tags. What is broken carries nothing, and breaks in any way."""
+    comment, values = None, []
+    try:
+        exif = image.getexif()
+        tags = list(exif)
+    except Exception:
+        return None, []
+    with suppress(Exception):
+        comment = exif.get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.UserComment)
+    for tag in tags:
+        with suppress(Exception):
+            values.append(exif[tag])
+    return comment, values
 
 
 def _user_comment(comment: bytes) -> str:
@@ -110,33 +134,73 @@ def _user_comment(comment: bytes) -> str:
 
 
 def _parse(texts: dict[str, Any]) -> Parameters | None:
-    from sd_parsers.parsers import MANAGED_PARSERS
-
-    for name in ("Dream", "Source"):  # sd-parsers' patterns for these take quadratic time on long runs of spaces
-        if name in texts:
-            texts[name] = _clean(texts[name], MAX_PROMPT)
-    graph = _json(texts.get("prompt"))
-    texts |= {"prompt": graph if len(graph) <= MAX_NODES else None, "workflow": _links(graph)}
-    for parser in MANAGED_PARSERS:
-        try:
-            found = parser().parse(dict(texts))
-            parameters = _parameters(found)
-        except Exception:  # not this program's format, or texts made to break a parser: either way it says nothing
-            continue
-        if parameters.prompt or parameters.negative_prompt or parameters.seed is not None:
+    for read in (_by_sd_parsers, _by_comfyui):
+        parameters = read(texts)
+        if parameters is not None:
             return parameters
     return None
 
 
-def _links(graph: Mapping[str, Any]) -> dict[str, list]:
-    """The links of a ComfyUI graph as sd-parsers wants them. The drawn workflow has them too, but not every picture
-    has a workflow: those made through the API carry the graph alone."""
-    links = []
-    for target, node in graph.items():
-        for name, value in _mapping(_mapping(node).get("inputs")).items():
-            if isinstance(value, list) and len(value) == 2:
-                links.append([len(links), value[0], value[1], target, 0, name.upper()])
-    return {"links": links}
+def _by_comfyui(texts: Mapping[str, Any]) -> Parameters | None:
+    drawing = comfyui.read(_json(texts.get("prompt")))
+    if drawing is None:
+        return None
+    return _that_says_anything(
+        _parameters(
+            drawing.settings,
+            ", ".join(drawing.prompts),
+            ", ".join(drawing.negative_prompts),
+            tool="ComfyUI",
+            model=_value(drawing.model),
+            sampler=_value(drawing.sampler),
+            loras=drawing.loras,
+        )
+    )
+
+
+def _by_sd_parsers(texts: Mapping[str, Any]) -> Parameters | None:
+    from sd_parsers import parsers
+
+    texts = _without_traps(texts)
+    for parser in parsers.MANAGED_PARSERS:
+        if parser is parsers.ComfyUIParser:
+            continue
+        try:
+            found = parser().parse(dict(texts))
+            sampler = found.samplers[0]
+            parameters = _parameters(
+                {**_flat(found.metadata), **_flat(sampler.parameters)},
+                _text(found.full_prompt),
+                _text(found.full_negative_prompt),
+                tool=found.generator.value,
+                model=_value(sampler.model and sampler.model.name),
+                model_hash=_value(sampler.model and sampler.model.hash),
+                sampler=_value(sampler.name),
+                loras=_loras(found.metadata),
+            )
+        except Exception:  # not this program's format, or texts made to break a parser: either way it says nothing
+            continue
+        if _that_says_anything(parameters):
+            return parameters
+    return None
+
+
+def _that_says_anything(parameters: Parameters) -> Parameters | None:
+    return parameters if parameters.prompt or parameters.negative_prompt or parameters.seed is not None else None
+
+
+def _without_traps(texts: Mapping[str, Any]) -> dict[str, Any]:
+    """Texts on which sd-parsers' patterns would take quadratic time are shortened or dropped."""
+    texts = dict(texts)
+    for name in ("Dream", "Source"):  # long runs of spaces
+        if name in texts:
+            texts[name] = _clean(texts[name], MAX_PROMPT)
+    settings = texts.get("parameters")
+    if isinstance(settings, str):
+        if len(settings) > 2 * MAX_SETTINGS:
+            settings = settings[:MAX_SETTINGS] + settings[-MAX_SETTINGS:]
+        texts["parameters"] = settings if settings.count("Hashes:") <= MAX_HASHES else ""
+    return texts
 
 
 def _json(text: Any) -> Mapping[str, Any]:
@@ -150,35 +214,58 @@ def _mapping(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _parameters(found) -> Parameters:
-    sampler = found.samplers[0]
-    values = {**_flat(found.metadata), **_flat(sampler.parameters)}
+def _parameters(
+    values: Mapping[str, Any],
+    prompt: str,
+    negative_prompt: str,
+    *,
+    loras: Sequence[str],
+    **rest: Any,
+) -> Parameters:
+    """`values`: the program's settings by its own names, in small letters."""
     width, height = _number(values.get("width")), _number(values.get("height"))
     size = f"{width:g}x{height:g}" if width and height else values.get("size")
-    seed, steps = (_number(_first(values, *names)) for names in (("seed", "noise_seed"), ("steps",)))
+    seed, steps, clip_skip = (
+        _number(_first(values, *names)) for names in (("seed", "noise_seed"), ("steps",), ("clip skip", "clip_skip"))
+    )
+    tags = [f"{name}:{weight or 1}" for name, weight in _LORA_TAG.findall(prompt[:MAX_PROMPT])]
     return Parameters(
-        prompt=_clean(found.full_prompt, MAX_PROMPT),
-        negative_prompt=_clean(found.full_negative_prompt, MAX_PROMPT),
-        tool=found.generator.value,
-        model=_value(sampler.model and (sampler.model.name or sampler.model.hash)),
-        sampler=_value(sampler.name),
+        prompt=_clean(prompt, MAX_PROMPT),
+        negative_prompt=_clean(negative_prompt, MAX_PROMPT),
         steps=None if steps is None else int(steps),
         seed=None if seed is None else int(seed),
-        cfg_scale=_number(_first(values, "cfg_scale", "scale", "guidance_scale")),
+        cfg_scale=_number(_first(values, "cfg", "cfg_scale", "scale", "guidance_scale")),
         size=_value(size),
+        clip_skip=int(clip_skip) if clip_skip else None,
+        loras=_value(", ".join(dict.fromkeys([*tags, *loras]))),
+        **rest,
     )
 
 
+_LORA_TAG = re.compile(r"<lora:([^:<>]{1,200})(?::([0-9.-]{1,10}))?[^<>]{0,100}>")
+
+
+def _loras(metadata: Mapping[str, Any]) -> list[str]:
+    """Those that Fooocus ([name, weight]) and InvokeAI ({"model": {"name": …}, "weight": …}) list."""
+    named = []
+    for lora in metadata["loras"] if isinstance(metadata.get("loras"), list) else []:
+        if isinstance(lora, list) and len(lora) == 2:
+            named.append(f"{lora[0]}:{lora[1]}")
+        elif isinstance(lora, dict):
+            model = _mapping(lora.get("model") or lora.get("lora"))
+            if name := _first(model, "name", "model_name", "key"):
+                named.append(f"{name}:{lora.get('weight', 1)}")
+    return named
+
+
+def _text(prompt: Any) -> str:
+    """Fooocus writes the prompt that its styles have extended as a list."""
+    return ", ".join(map(str, prompt)) if isinstance(prompt, list) else str(prompt)
+
+
 def _flat(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """Lower-case names → plain values; ComfyUI keeps the size in a list under the class of the node."""
-    flat: dict[str, Any] = {}
-    for key, value in metadata.items():
-        if isinstance(value, list):
-            for inner in filter(lambda item: isinstance(item, dict), value):
-                flat |= {k.lower(): v for k, v in inner.items() if k in ("width", "height", "seed", "noise_seed")}
-        else:
-            flat[str(key).lower()] = value
-    return flat
+    """Lower-case names → plain values."""
+    return {str(key).lower(): value for key, value in metadata.items() if not isinstance(value, list)}
 
 
 def _first(values: Mapping[str, Any], *names: str) -> Any:
