@@ -423,9 +423,11 @@ def _show_similar(name: str, near: list, as_json: bool) -> None:
     from rich.table import Table
     from rich.text import Text
 
+    from captioner.images import printable
+
     table = Table("similarity", "picture", "prompt", title=Text(name))
     for each in near:
-        table.add_row(f"{each.similarity:.3f}", Text(each.picture), Text(each.prompt))
+        table.add_row(f"{each.similarity:.3f}", Text(printable(each.picture)), Text(printable(each.prompt)))
     Console().print(table)
 
 

@@ -92,6 +92,7 @@ def build(
     options, out = options or LoadOptions(), Path(out).expanduser()
     check_new_folder(out)
     records = sources.read(data)
+    records.check()
     if recipe.k < 1 or recipe.temperature <= 0:
         raise BadInput("k must be at least 1 and the temperature above 0.")
     backbone = backbones.build(recipe.backbone, recipe.weights, **recipe.settings)
@@ -107,7 +108,7 @@ def build(
             found.over = True  # so few are soon read again
             raise BadInput(
                 f"The data hold {len(found.prompts)} different prompts, fewer than the {recipe.k} neighbours to use. "
-                "Add pictures, or choose fewer: --k."
+                "Add pictures, or choose a smaller k."
             )
         of_data = [name_of(source) for source in records.sources]
         about = {**made_by, "embedder": embedder, "width": backbone.width, "data": of_data}

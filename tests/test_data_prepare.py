@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from captioner.errors import BadInput, BadOutput
 from training.data.__main__ import main
 from training.data.sources import load_pairs
 
@@ -109,16 +110,14 @@ def test_prompts_alone(tmp_path: Path) -> None:
     assert len(validation) == 2
 
 
-def test_nothing_is_overwritten_unasked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_nothing_is_overwritten_unasked(tmp_path: Path) -> None:
     (tmp_path / "prompts.txt").write_text("\n".join(f"a {subject} in the rain" for subject in SUBJECTS))
     out = tmp_path / "out"
     out.mkdir()
     (out / "notes.md").write_text("mine")
     command = ["prepare", "--data", str(tmp_path / "prompts.txt"), "--out", str(out)]
-    with pytest.raises(SystemExit) as ended:
+    with pytest.raises(BadOutput, match="is not empty"):
         main(command)
-    assert ended.value.code == 2
-    assert "is not empty" in capsys.readouterr().err
     (out / "train-00000.parquet").write_bytes(b"of an earlier run")
     main([*command, "--overwrite"])
     assert sorted(file.name for file in out.iterdir()) == [
@@ -127,11 +126,10 @@ def test_nothing_is_overwritten_unasked(tmp_path: Path, capsys: pytest.CaptureFi
     assert not [file.name for file in (*tmp_path.iterdir(), *out.iterdir()) if file.name.startswith(".")]
 
 
-def test_nothing_is_left_behind_when_nothing_is_left(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_nothing_is_left_behind_when_nothing_is_left(tmp_path: Path) -> None:
     (tmp_path / "prompts.txt").write_text("8k\n4k\n")
-    with pytest.raises(SystemExit):
+    with pytest.raises(BadInput, match="Nothing is left"):
         main(["prepare", "--data", str(tmp_path / "prompts.txt"), "--out", str(tmp_path / "out")])
-    assert "Nothing is left" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

@@ -244,6 +244,7 @@ def fit(
     options, out = options or LoadOptions(), Path(out).expanduser()
     check_new(out)
     records = sources.read([data])
+    records.check()
     total = records.total()
     models = _open_members(members, options)
     unreadable: list[LeftOut] = []

@@ -99,7 +99,8 @@ def _column(wanted: str | None, usual: tuple[str, ...], columns: list[str], wher
             return name
     names = printable(", ".join(map(repr, columns))) or "none"
     sought = f"{wanted!r}" if wanted else " or ".join(map(repr, usual))
-    raise BadInput(f"{where} has no {what} column {sought}. The columns are: {names}. Say which with {option}.")
+    remedy = f"Rename one, or (in training) say which with {option}."
+    raise BadInput(f"{where} has no {what} column {sought}. The columns are: {names}. {remedy}")
 
 
 def caption_of(cell: Any, where: str) -> str:

@@ -84,6 +84,11 @@ class Records:
                 yield first
                 yield from records
 
+    def check(self) -> None:
+        """Refuse sources without a single record: said before a model is loaded for them."""
+        for source in self.sources:
+            refuse_empty(source, self.options)
+
     def total(self) -> int | None:
         """How many are to come at most, told without opening a picture; None where the Hub alone knows.
 

@@ -16,8 +16,6 @@ from pathlib import Path
 import datasets
 import torch
 from PIL.Image import Image
-from rich.console import Console
-from rich.progress import track
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -25,6 +23,7 @@ from torch import Tensor, nn
 from captioner.errors import BadImage, BadInput, BadOutput
 from captioner.files.atomic import replacing
 from captioner.images import open_image
+from training.data.progress import track
 from training.data.readable import bytes_of, refuse_too_many, report
 
 SHARD_BYTES = 64_000_000
@@ -71,7 +70,7 @@ def cached_features(
     """
     place = Path(folder) / f"{key}-{str(dtype).removeprefix('torch.')}"
     undecoded = rows.cast_column("image", datasets.Image(decode=False))
-    names = [_content(row) for row in _progress(undecoded, "reading pictures", len(rows))]
+    names = [_content(row) for row in track(undecoded, "reading pictures", len(rows))]
     shard_of = _present(place)
     missing = {name: index for index, name in enumerate(names) if name and name not in shard_of}
     unreadable: set[str] = set()
@@ -123,7 +122,7 @@ def _encoded(
     """The missing pictures' features, a shard's worth at a time."""
     tensors: dict[str, Tensor] = {}
     queue: list[tuple[str, Image]] = []
-    for number, (name, index) in enumerate(_progress(missing.items(), "encoding", len(missing)), 1):
+    for number, (name, index) in enumerate(track(missing.items(), "encoding", len(missing)), 1):
         row = rows[index]
         try:
             queue.append((name, open_image(bytes_of(row["image"]))))
@@ -162,7 +161,3 @@ def _save(tensors: dict[str, Tensor], place: Path) -> dict[str, Path]:
             f"Features cannot be kept in {place} ({error}). Free some space or name another folder."
         ) from error
     return dict.fromkeys(tensors, file)
-
-
-def _progress(items, what: str, total: int):
-    return track(items, description=what, total=total, console=Console(stderr=True))

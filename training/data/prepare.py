@@ -21,8 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
-from rich.progress import track
 
 from captioner.compute import has_bf16
 from captioner.embedding import text_embedder
@@ -32,11 +30,11 @@ from captioner.pairs.layouts import LeftOut, summaries
 from training.data import dedupe
 from training.data.cleaning import clean, is_english, terms
 from training.data.options import Preparation
+from training.data.progress import track
 
 OURS = ("train-*.parquet", "validation-*.parquet", "train.txt", "validation.txt", "summary.json", "summary.png")
 EMBED_AT_ONCE = 4096
 ROW_GROUP = 100  # pictures: what a reader must hold in memory at least
-console = Console(stderr=True)
 
 
 def prepare(options: Preparation) -> None:
@@ -120,7 +118,7 @@ def _clean_and_filter(
     raw: list[str], options: Preparation, stages: dict[str, int]
 ) -> tuple[list[str], np.ndarray, int]:
     """Cleaned texts, the rows that stay, and how many prompts are not English."""
-    texts = [clean(text, drop_trending=options.drop_trending) for text in _progress(raw, "cleaning")]
+    texts = [clean(text, drop_trending=options.drop_trending) for text in track(raw, "cleaning")]
     english = np.array([is_english(text) for text in texts])
     words = np.array([len(text.split()) for text in texts])
     stays = words > 0
@@ -137,7 +135,7 @@ def _pictures_that_do(rows: Any, min_side: int, stages: dict[str, int], skipped:
     """Places of the rows whose pictures open and are large enough."""
     from training.data.readable import readable
 
-    opened = _progress(readable(rows, skipped), "opening pictures", len(rows))
+    opened = track(readable(rows, skipped), "opening pictures", len(rows))
     sides = {row["place"]: min(row["image"].size) for row in opened}
     stages["with a readable picture"] = len(sides)
     places = np.array([place for place, side in sides.items() if side >= min_side], dtype=np.int64)
@@ -155,7 +153,7 @@ def _without_duplicates(
     vectors = _embed([texts[row] for row in kept], options.precision)
     exact = len(kept) <= dedupe.EXACT_UP_TO
     near = dedupe.neighbours(
-        vectors, min(options.threshold, options.apart), exact, lambda blocks: _progress(blocks, "comparing")
+        vectors, min(options.threshold, options.apart), exact, lambda blocks: track(blocks, "comparing")
     )
     chosen = dedupe.representatives(near.above(options.threshold))
     stages["without near-duplicates"] = len(chosen)
@@ -175,7 +173,7 @@ def _embed(texts: list[str], precision: str) -> np.ndarray:
     embed = text_embedder(precision=precision if precision != "auto" else "bf16" if has_bf16() else "fp32")
     vectors = np.empty((len(texts), 384), dtype=np.float32)
     by_length = sorted(range(len(texts)), key=lambda row: len(texts[row]))  # little padding
-    for start in _progress(range(0, len(texts), EMBED_AT_ONCE), "embedding"):
+    for start in track(range(0, len(texts), EMBED_AT_ONCE), "embedding"):
         rows = by_length[start : start + EMBED_AT_ONCE]
         vectors[rows] = embed([texts[row] for row in rows])
     return vectors
@@ -244,7 +242,7 @@ def _row_groups(rows: Any, part: np.ndarray, texts: list[str], name: str) -> Ite
 
     undecoded = rows.cast_column("image", Image(decode=False))
     group: list[dict[str, Any]] = []
-    for number in _progress(part.tolist(), f"writing {name}"):
+    for number in track(part.tolist(), f"writing {name}"):
         row = undecoded[number]
         picture = {"bytes": bytes_of(row["image"]), "path": Path(row["image"]["path"] or "").name or None}
         group.append({**row, "image": picture, "text": texts[number]})
@@ -302,7 +300,3 @@ def _bars(axes: Any, counts: Iterable[tuple[str, int]]) -> None:
     axes.bar_label(bars, [f"{value:,}" for value in values], fontsize=7, padding=2)
     axes.margins(x=0.15)
     axes.invert_yaxis()
-
-
-def _progress(items: Iterable[Any], what: str, total: int | None = None) -> Iterable[Any]:
-    return track(items, description=what, total=total, console=console)

@@ -17,8 +17,6 @@ from typing import Any
 
 import torch
 from PIL import Image
-from rich.console import Console
-from rich.progress import track
 
 from captioner.errors import BadInput, BadOutput, MissingExtra, MissingModel
 from captioner.files.atomic import replacing, write_text
@@ -27,6 +25,7 @@ from captioner.sinks import check_place
 from training.data.cleaning import terms
 from training.data.options import Synthesis
 from training.data.prepare import read_prompts
+from training.data.progress import track
 
 PLAN = "synthesis.json"
 BY_NATURE = ("prompts", "recombine", "model", "steps", "size", "save_size", "guidance", "seed")
@@ -198,5 +197,5 @@ def _draw(
 
 def _batches(numbers: Sequence[int], size: int) -> Iterator[Sequence[int]]:
     starts = range(0, len(numbers), size)
-    for start in track(starts, description="drawing", console=Console(stderr=True)):
+    for start in track(starts, "drawing"):
         yield numbers[start : start + size]
