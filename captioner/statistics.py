@@ -44,10 +44,10 @@ def resampled_means(
     """
     group = np.unique(groups, return_inverse=True)[1] if groups is not None else np.arange(len(values))
     size = int(group.max(initial=-1)) + 1
-    there = ~np.isnan(values)
+    present = ~np.isnan(values)
     sums, counts = np.zeros((size, values.shape[1])), np.zeros((size, values.shape[1]))
-    np.add.at(sums, group, np.where(there, values, 0.0))
-    np.add.at(counts, group, there)
+    np.add.at(sums, group, np.where(present, values, 0.0))
+    np.add.at(counts, group, present)
 
     means = np.empty((resamples, values.shape[1]))
     start = 0
@@ -99,16 +99,16 @@ def differences(deltas: np.ndarray, groups: Sequence | None = None, **settings: 
     """Each column of `deltas` `[items, columns]` is one pair's b − a."""
     labels = np.arange(len(deltas)) if groups is None else np.asarray(groups)
     means = resampled_means(deltas, groups, **settings)
-    found = []
+    measured = []
     for interval, drawn, column in zip(intervals(deltas, means), means.T, deltas.T, strict=True):
-        there = ~np.isnan(column)
+        present = ~np.isnan(column)
         drawn = drawn[~np.isnan(drawn)]
         extreme = min((drawn <= 0).sum(), (drawn >= 0).sum())
         p = 2 * (extreme + 1) / (len(drawn) + 1)  # never 0: the sample itself is one of the draws
         # Resampling three values of one sign never gives another sign: no p below what flipping signs could reach.
-        least = 2.0 ** (1 - len(np.unique(labels[there])))
-        found.append(Difference(interval, float(min(1.0, max(p, least))), int(there.sum())))
-    return found
+        least = 2.0 ** (1 - len(np.unique(labels[present])))
+        measured.append(Difference(interval, float(min(1.0, max(p, least))), int(present.sum())))
+    return measured
 
 
 def holm(p_values: Sequence[float]) -> np.ndarray:
@@ -124,10 +124,10 @@ def holm(p_values: Sequence[float]) -> np.ndarray:
 
 
 def _mean(column: np.ndarray) -> float:
-    there = column[~np.isnan(column)]
-    return float(there.mean()) if len(there) else float("nan")
+    present = column[~np.isnan(column)]
+    return float(present.mean()) if len(present) else float("nan")
 
 
 def _percentiles(drawn: np.ndarray, levels: list[float]) -> np.ndarray:
-    there = drawn[~np.isnan(drawn)]
-    return np.percentile(there, levels) if len(there) else np.full(len(levels), np.nan)
+    present = drawn[~np.isnan(drawn)]
+    return np.percentile(present, levels) if len(present) else np.full(len(levels), np.nan)

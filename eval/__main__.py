@@ -250,8 +250,9 @@ def _print_figures(written: dict) -> None:
     wide = len(written["models"]) <= 3  # beside more models the intervals would be cut to pieces
     what = "mean (95 % interval)" if wide else "mean"
     table = Table(caption=f"{what}; bold: significantly better than every other")
-    for heading in ("metric", *(model["label"] for model in written["models"])):
-        table.add_column(Text(printable(heading)), overflow="fold")
+    table.add_column("metric", no_wrap=True)
+    for model in written["models"]:
+        table.add_column(Text(printable(model["label"])), overflow="fold")
     for metric in written["metrics"]:
         cells = []
         for model in written["models"]:

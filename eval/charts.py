@@ -18,7 +18,7 @@ BINS = 24
 
 def whisker(mean: float, low: float, high: float, axis: tuple[float, float], colour: int) -> Markup:
     """A mean as a dot on its 95 % interval, on an axis that all rows of a table share."""
-    x, left, right = (_place(value, axis, 4, 156) for value in (mean, low, high))
+    x, left, right = (_position(value, axis, 4, 156) for value in (mean, low, high))
     return Markup(
         f'<svg class="whisker c{colour}" viewBox="0 0 160 14" preserveAspectRatio="none" aria-hidden="true">'
         f'<line class="axis" x1="4" x2="156" y1="7" y2="7"/>'
@@ -46,8 +46,8 @@ def histogram(values: np.ndarray, edges: np.ndarray, tallest: int, colour: int) 
 
 def bin_edges(values: np.ndarray) -> tuple[np.ndarray, int]:
     """Bins for all models of one metric `[items, models]`, and the tallest bar's count."""
-    there = values[~np.isnan(values)]
-    low, high = (min(0.0, there.min()), there.max()) if len(there) else (0.0, 1.0)
+    present = values[~np.isnan(values)]
+    low, high = (min(0.0, present.min()), present.max()) if len(present) else (0.0, 1.0)
     edges = np.linspace(low, high if high > low else low + 1, BINS + 1)
     tallest = max(np.histogram(column[~np.isnan(column)], bins=edges)[0].max() for column in values.T)
     return edges, max(int(tallest), 1)
@@ -92,12 +92,12 @@ def _ticks(low: float, high: float) -> np.ndarray:
 
 
 def _line(xs: list[float], line: np.ndarray, low: float, high: float, colour: int) -> str:
-    there = [(x, *point) for x, point in zip(xs, line, strict=True) if not np.isnan(point[0])]
-    path = " ".join(f"{x:.1f},{_y(mean, low, high):.1f}" for x, mean, _, _ in there)
+    present = [(x, *point) for x, point in zip(xs, line, strict=True) if not np.isnan(point[0])]
+    path = " ".join(f"{x:.1f},{_y(mean, low, high):.1f}" for x, mean, _, _ in present)
     marks = "".join(
         f'<line class="mark thin" x1="{x:.1f}" x2="{x:.1f}" y1="{_y(a, low, high):.1f}" y2="{_y(b, low, high):.1f}"/>'
         f'<circle class="fill" cx="{x:.1f}" cy="{_y(mean, low, high):.1f}" r="3.2"/>'
-        for x, mean, a, b in there
+        for x, mean, a, b in present
     )
     return f'<g class="c{colour}"><polyline class="mark line" points="{path}"/>{marks}</g>'
 
@@ -110,16 +110,16 @@ def _length_bins(lengths: np.ndarray, most: int = 7) -> list[tuple[str, np.ndarr
         return []
     which = np.clip(np.searchsorted(edges, lengths, side="right") - 1, 0, len(edges) - 2)
     last = len(edges) - 2
-    found = []
+    bins = []
     for number, (low, high) in enumerate(pairwise(edges)):
         rows = np.flatnonzero(which == number)
         top = high if number == last else high - 1
         if len(rows):
-            found.append((f"{low}–{top}" if top > low else f"{low}", rows))
-    return found
+            bins.append((f"{low}–{top}" if top > low else f"{low}", rows))
+    return bins
 
 
-def _place(value: float, axis: tuple[float, float], left: float, right: float) -> float:
+def _position(value: float, axis: tuple[float, float], left: float, right: float) -> float:
     return left + (value - axis[0]) / (axis[1] - axis[0]) * (right - left)
 
 

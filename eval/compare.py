@@ -65,24 +65,24 @@ def compare(
     names = _metrics(a, b, wanted)
     if "cosine" in names and _embedder(about_a) != _embedder(about_b):
         raise BadInput(f"The cosines of {file_a} and {file_b} are of different embedders: they do not compare.")
-    found = []
+    measured = []
     for one, other in _models(a, b, model_a, model_b):
         for name in names:
             before = a.values[name][rows_a, a.models.index(one)]
             after = b.values[name][rows_b, b.models.index(other)]
             if not np.isnan(after - before).all():
                 delta = paired_difference(before, after, groups, resamples=resamples, seed=seed)
-                found.append((one, other, name, delta))
-    if not found:
+                measured.append((one, other, name, delta))
+    if not measured:
         raise BadInput("No metric has values in both reports for these models.")
-    corrected = holm([delta.p for *_, delta in found])
-    return [Change(*row, float(p)) for row, p in zip(found, corrected, strict=True)]
+    corrected = holm([delta.p for *_, delta in measured])
+    return [Change(*row, float(p)) for row, p in zip(measured, corrected, strict=True)]
 
 
 def _per_image(file: Path) -> tuple[Results, dict]:
     """The values of a report, and its report.json."""
-    found = store.load_report(file)
-    return Results.load(store.report_file(file).parent / "per_image.parquet"), found
+    about = store.load_report(file)
+    return Results.load(store.report_file(file).parent / "per_image.parquet"), about
 
 
 def _embedder(about: dict) -> str | None:

@@ -49,8 +49,8 @@ class TextMetric(Metric):
         every = [()] * len(predictions) if references is None else [as_references(r) for r in references]
         rows = [
             i
-            for i, (said, truths) in enumerate(zip(predictions, every, strict=True))
-            if said is not None and (truths or not self.needs_reference)
+            for i, (predicted, truths) in enumerate(zip(predictions, every, strict=True))
+            if predicted is not None and (truths or not self.needs_reference)
         ]
         values = np.full(len(predictions), np.nan)
         if rows:
@@ -69,8 +69,8 @@ def best_reference(pairwise: PairwiseScore) -> Callable[[list[str], list[tuple[s
 
     def score(predictions: list[str], references: list[tuple[str, ...]]) -> np.ndarray:
         counts = [len(truths) for truths in references]
-        said = [text for text, count in zip(predictions, counts, strict=True) for _ in range(count)]
-        values = pairwise(said, [truth for truths in references for truth in truths])
+        predicted = [text for text, count in zip(predictions, counts, strict=True) for _ in range(count)]
+        values = pairwise(predicted, [truth for truths in references for truth in truths])
         return np.maximum.reduceat(values, np.cumsum([0, *counts[:-1]]))
 
     return score
@@ -133,14 +133,14 @@ def terms(text: str) -> frozenset[str]:
 def _keyword_score(choose: Callable[[float, float], float]) -> Callable[[list[str], list[tuple[str, ...]]], np.ndarray]:
     def pairwise(a: list[str], b: list[str]) -> np.ndarray:
         pairs = zip(a, b, strict=True)
-        return np.array([choose(*_precision_recall(terms(said), terms(truth))) for said, truth in pairs])
+        return np.array([choose(*_precision_recall(terms(predicted), terms(truth))) for predicted, truth in pairs])
 
     return best_reference(pairwise)
 
 
-def _precision_recall(said: frozenset[str], truth: frozenset[str]) -> tuple[float, float]:
-    common = len(said & truth)
-    return common / max(len(said), 1), common / max(len(truth), 1)
+def _precision_recall(predicted: frozenset[str], truth: frozenset[str]) -> tuple[float, float]:
+    common = len(predicted & truth)
+    return common / max(len(predicted), 1), common / max(len(truth), 1)
 
 
 def _harmonic(precision: float, recall: float) -> float:

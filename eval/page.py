@@ -183,7 +183,7 @@ def _by_metric(report: dict, metrics: list[dict]) -> list[tuple[dict, list[dict]
 
 def _drawings(results: Results, columns: list[dict], metrics: list[dict]) -> dict[str, Callable]:
     """The chart functions of the template; axes are shared by all models of a metric."""
-    place = {model["label"]: results.models.index(model["label"]) for model in columns}
+    column = {model["label"]: results.models.index(model["label"]) for model in columns}
     axes, bins = {}, {}
     for metric in (m["name"] for m in metrics):
         ends = [model["figures"][metric][end] for model in columns for end in ("mean", "low", "high")]
@@ -199,7 +199,7 @@ def _drawings(results: Results, columns: list[dict], metrics: list[dict]) -> dic
 
     def histogram(metric: str, model: dict):
         edges, tallest = bins[metric]
-        return charts.histogram(results.values[metric][:, place[model["label"]]], edges, tallest, model["colour"])
+        return charts.histogram(results.values[metric][:, column[model["label"]]], edges, tallest, model["colour"])
 
     return {
         "whisker": whisker,
@@ -244,23 +244,23 @@ def _cards(report: dict, results: Results, columns: list[dict], lead: dict, pict
 
 def _card(item: int, kinds: list[str], report: dict, results: Results, columns: list[dict], picture) -> Card:
     image, width, height = _thumbnail(picture, item)
-    places = [results.models.index(model["label"]) for model in columns]
+    order = [results.models.index(model["label"]) for model in columns]
     scores = {
-        m["name"]: [_rounded(results.values[m["name"]][item, place]) for place in places] for m in report["metrics"]
+        m["name"]: [_rounded(results.values[m["name"]][item, column]) for column in order] for m in report["metrics"]
     }
     lead = report["metrics"][0]["name"]
     answers = [
         {
             "model": model,
             "text": results.texts[model["label"]][item],
-            "lead": scores[lead][place],
+            "lead": scores[lead][column],
             "scores": " · ".join(
-                f"{m['label']} {number(scores[m['name']][place])}"
+                f"{m['label']} {number(scores[m['name']][column])}"
                 for m in report["metrics"]
-                if m["name"] in SHOWN_SCORES and scores[m["name"]][place] is not None
+                if m["name"] in SHOWN_SCORES and scores[m["name"]][column] is not None
             ),
         }
-        for place, model in enumerate(columns)
+        for column, model in enumerate(columns)
     ]
     texts = [answer for answer in answers if answer["text"] is not None]
     others = [answer for answer in answers if answer["text"] is None]

@@ -90,12 +90,12 @@ def report(
 
 
 def _measure(pairs: Pairs, answered: list[Answered], embed_texts: TextEmbedder, clip_values: dict) -> Results:
-    there = [one for one in answered if one.failure is None]
+    answering = [one for one in answered if one.failure is None]
     truths = [item.truths for item in pairs.items]
-    texts = {one.request.label: [answer.text for answer in one.answers] for one in there}
+    texts = {one.request.label: [answer.text for answer in one.answers] for one in answering}
     values = {}
-    if there:
-        cosine = [_vector_cosines(one.answers, truths, embed_texts) for one in there]
+    if answering:
+        cosine = [_vector_cosines(one.answers, truths, embed_texts) for one in answering]
         values = {"cosine": np.stack(cosine, axis=1), **results.text_values(texts, truths), **clip_values}
     return Results(
         ids=[item.id for item in pairs.items],
@@ -111,8 +111,8 @@ def _vector_cosines(answers: list[Answer], truths: list[tuple[str, ...]], embed_
     """Of several true texts the nearest counts."""
     counts = [len(of_item) for of_item in truths]
     predicted = np.repeat(np.stack([answer.vector for answer in answers]), counts, axis=0)  # [truths, d]
-    each = cosines(predicted, embed_texts([truth for of_item in truths for truth in of_item]))
-    return np.maximum.reduceat(each, np.cumsum([0, *counts[:-1]]))
+    values = cosines(predicted, embed_texts([truth for of_item in truths for truth in of_item]))
+    return np.maximum.reduceat(values, np.cumsum([0, *counts[:-1]]))
 
 
 def _load_clip(name: str, options: LoadOptions) -> Clip:
@@ -133,16 +133,16 @@ def _clip_values(
 ) -> dict[str, np.ndarray]:
     from eval.clip import clip_scores
 
-    there = [one for one in answered if one.failure is None]
-    if not there:
+    answering = [one for one in answered if one.failure is None]
+    if not answering:
         return {}
     request = Request(f"clip {name}", name)
     header = {"clip": name, "data": pairs.fingerprint}
     file = folder / request.file_name
-    kept = answer_all(file, header, lambda: model, pairs, batch_size, model.embed_texts, track, request.label, notes)
-    pictures = np.stack([answer.vector for answer in kept])
+    answers = answer_all(file, header, lambda: model, pairs, batch_size, model.embed_texts, track, request.label, notes)
+    pictures = np.stack([answer.vector for answer in answers])
     columns = []
-    for one in there:
+    for one in answering:
         column = np.full(len(pictures), np.nan)
         if rows := [i for i, answer in enumerate(one.answers) if answer.text is not None]:
             column[rows] = clip_scores(pictures[rows], model.embed_texts([one.answers[i].text for i in rows]))

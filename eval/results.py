@@ -158,17 +158,17 @@ def summary(results: Results, resamples: int = RESAMPLES, seed: int = SEED) -> d
 
 
 def _figures(column: np.ndarray, interval) -> dict[str, float | int | None]:
-    there = column[~np.isnan(column)]
-    if not len(there):
+    present = column[~np.isnan(column)]
+    if not len(present):
         return dict.fromkeys(("mean", "low", "high", "median", "variance", "max")) | {"n": 0}
     return {
         "mean": interval.mean,
         "low": interval.low,
         "high": interval.high,
-        "median": float(np.median(there)),
-        "variance": float(there.var()),
-        "max": float(there.max()),
-        "n": len(there),
+        "median": float(np.median(present)),
+        "variance": float(present.var()),
+        "max": float(present.max()),
+        "n": len(present),
     }
 
 
@@ -184,14 +184,14 @@ def pairs(results: Results, names: Sequence[str], resamples: int = RESAMPLES, se
     if not deltas:
         return []
     measured = differences(np.stack(deltas, axis=1), results.groups, resamples=resamples, seed=seed)
-    found = []
+    paired_rows = []
     for name, of_metric in groupby(zip(compared, measured, strict=True), key=lambda row: row[0][0]):
         rows = list(of_metric)
         corrected = holm([difference.p for _, difference in rows])
-        found += [
+        paired_rows += [
             Paired(name, a, b, difference, float(p)) for ((_, a, b), difference), p in zip(rows, corrected, strict=True)
         ]
-    return found
+    return paired_rows
 
 
 def best(metric: str, figures: dict[str, dict], paired: list[Paired]) -> str | None:

@@ -45,12 +45,10 @@ if [ ! -e "$out/ensemble.json" ]; then
     --out "$out/ensemble.json" --device cpu
 fi
 mini export --out "$out/mini"
-step "$out/mini-expected.json" captioner ensemble make --members "$out/mini+expected" --weights 1 \
-  --out "$out/mini-expected.json"
 
 # Held-out pictures: measured, never chosen by.
 python -m eval report --data "$data/heldout-dev/pairs.parquet" --out "$out/report" --figures-only --device cpu \
-  --models "mini=$out/mini,mini expected=$out/mini-expected.json,resnet-lstm=$out/resnet-lstm,direct=$out/direct,\
+  --models "mini=$out/mini,mini expected=$out/mini+expected,resnet-lstm=$out/resnet-lstm,direct=$out/direct,\
 direct lite1=$out/direct-lite1,direct lite0=$out/direct-lite0,knn=$out/knn,ensemble direct=$out/ensemble-direct.json,\
 ensemble=$out/ensemble.json,nearest text=nearest:$out/knn,constant=constant:$out/knn" \
   --title "mini and its siblings on held-out pictures"
