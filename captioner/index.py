@@ -102,28 +102,28 @@ def build(
     embedder = options.embedder or DEFAULT_EMBEDDER
     text_embedder(embedder)  # one that is not there is named before an hour of reading
     made_by = {"backbone": recipe.backbone, "settings": recipe.settings, "fingerprint": backbone.fingerprint()}
-    with _Found(out.with_name(f"{out.name}.part"), backbone.width, made_by, resume) as found:
-        _collect(records, compute.prepare(backbone, options), found, batch_size, progress)
-        if len(found.prompts) < recipe.k:
-            found.over = True  # so few are soon read again
+    with _Partial(out.with_name(f"{out.name}.part"), backbone.width, made_by, resume) as partial:
+        _collect(records, compute.prepare(backbone, options), partial, batch_size, progress)
+        if len(partial.prompts) < recipe.k:
+            partial.over = True  # so few are soon read again
             raise BadInput(
-                f"The data hold {len(found.prompts)} different prompts, fewer than the {recipe.k} neighbours to use. "
+                f"The data hold {len(partial.prompts)} different prompts, fewer than the {recipe.k} neighbours to use. "
                 "Add pictures, or choose a smaller k."
             )
         of_data = [name_of(source) for source in records.sources]
         about = {**made_by, "embedder": embedder, "width": backbone.width, "data": of_data}
         with explained(out, RESUME), replacing_folder(out) as work:
-            _write(work, found, recipe, about, progress)
-        found.over = True
-    return Built(len(found.pictures), len(found.prompts), found.left_out)
+            _write(work, partial, recipe, about, progress)
+        partial.over = True
+    return Built(len(partial.pictures), len(partial.prompts), partial.left_out)
 
 
-def _write(work: Path, found: _Found, recipe: Recipe, about: dict, progress: Progress) -> None:
+def _write(work: Path, partial: _Partial, recipe: Recipe, about: dict, progress: Progress) -> None:
     """All files of the index."""
-    _write_features(work, found.features(), recipe)
-    embeddings = found.embeddings(about["embedder"], progress)
+    _write_features(work, partial.features(), recipe)
+    embeddings = partial.embeddings(about["embedder"], progress)
     np.save(work / "embeddings.npy", embeddings)
-    _write_texts(work, found)
+    _write_texts(work, partial)
     features = np.load(work / "features.npy", mmap_mode="r")
     with_graph = len(features) > FLAT_UP_TO if recipe.graph is None else recipe.graph
     is_local = recipe.weights is not None and Path(recipe.weights).exists()
@@ -135,7 +135,7 @@ def _write(work: Path, found: _Found, recipe: Recipe, about: dict, progress: Pro
         "dims": features.shape[1],
         "projected": recipe.dims is not None or recipe.scaled,
         "pictures": len(features),
-        "prompts": len(found.prompts),
+        "prompts": len(partial.prompts),
         "k": recipe.k,
         "temperature": recipe.temperature,
         "graph": _write_graph(work, features, progress) if with_graph else None,
@@ -143,11 +143,11 @@ def _write(work: Path, found: _Found, recipe: Recipe, about: dict, progress: Pro
     write_object(work / "index.json", about)
 
 
-class _Found:
+class _Partial:
     """The pictures read so far: their features in one file, their names and prompts in a journal beside it."""
 
     over = False
-    """Nothing more is to come of it: its folder can go."""
+    """Whether its folder can go, because the index is written or the data are too few."""
 
     def __init__(self, folder: Path, width: int, made_by: dict, resume: bool) -> None:
         self.folder, self.width = folder, width
@@ -167,7 +167,7 @@ class _Found:
             self._note(row)
         self.raw = open(folder / "features.f16", "ab")  # noqa: SIM115 (closed by __exit__)
 
-    def __enter__(self) -> _Found:
+    def __enter__(self) -> _Partial:
         named = 2 * self.width * len(self.pictures)
         if self.raw.tell() < named:
             raise BadOutput(f"{self.folder} lacks features of pictures that it names. Remove it to start anew.")
@@ -217,15 +217,17 @@ class _Found:
         return np.memmap(file, np.float16, "r", shape=(len(prompts), size))
 
 
-def _collect(records: sources.Records, backbone: Backbone, found: _Found, batch_size: int, progress: Progress) -> None:
-    """Read and embed every picture that is not yet found."""
+def _collect(
+    records: sources.Records, backbone: Backbone, partial: _Partial, batch_size: int, progress: Progress
+) -> None:
+    """Read and embed every picture that is not read yet."""
     total = records.total()
-    progress("pictures", len(found.pictures), total)
+    progress("pictures", len(partial.pictures), total)
     unreadable: list[LeftOut] = []
-    for batch, images in opened(_unread(records, Counter(found.pictures)), batch_size, unreadable):
-        found.append(batch, knn.pooled(backbone, images))
+    for batch, images in opened(_unread(records, Counter(partial.pictures)), batch_size, unreadable):
+        partial.append(batch, knn.pooled(backbone, images))
         progress("pictures", len(batch), total)
-    found.left_out = [*records.left_out, *unreadable]
+    partial.left_out = [*records.left_out, *unreadable]
 
 
 def _unread(records: Iterable[Record], read: Counter[str]) -> Iterator[Record]:
@@ -264,9 +266,9 @@ def _projection(raw: np.ndarray, centre: np.ndarray, scale: np.ndarray, recipe: 
     return np.ascontiguousarray(scale[:, None] * directions[:, ::-1][:, : recipe.dims], dtype=np.float32)
 
 
-def _write_texts(work: Path, found: _Found) -> None:
-    np.save(work / "prompt_rows.npy", np.array(found.prompt_rows, dtype=np.int32))
-    for name, texts in (("pictures", found.pictures), ("prompts", list(found.prompts))):
+def _write_texts(work: Path, partial: _Partial) -> None:
+    np.save(work / "prompt_rows.npy", np.array(partial.prompt_rows, dtype=np.int32))
+    for name, texts in (("pictures", partial.pictures), ("prompts", list(partial.prompts))):
         pyarrow.parquet.write_table(pyarrow.table({name: texts}), work / f"{name}.parquet", compression="zstd")
 
 

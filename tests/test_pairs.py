@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -215,6 +216,26 @@ def test_rows_without_a_picture_or_a_caption_are_left_out(tmp_path: Path) -> Non
     lines(tmp_path / "metadata.jsonl", {"file_name": ["a.png"], "text": "x"}, {"file_name": 7, "text": ["y", "z"]})
     (tmp_path / "metadata.csv").unlink()
     assert read(tmp_path) == ([("7", "y")], [f"{tmp_path / 'metadata.jsonl'}, line 1: without a picture"])
+
+
+def test_names_and_files_that_are_meant_to_harm(tmp_path: Path) -> None:
+    picture(tmp_path / "a.png")
+    os.rename(tmp_path / "a.png", os.fsencode(tmp_path) + b"/\xff.png")
+    Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff.txt")).write_text("a cat")
+    picture(tmp_path / "b.png")
+    os.mkfifo(tmp_path / "b.txt")
+    (tmp_path / "b.caption").write_text("b")
+    assert read(tmp_path) == ([("b.png", "b")], [r"\xff.png: whose name is not UTF-8"])
+    os.mkfifo(tmp_path / "metadata.jsonl")
+    with pytest.raises(BadInput, match=r"metadata\.jsonl is not a file"):
+        read(tmp_path)
+
+
+def test_a_line_without_end(tmp_path: Path) -> None:
+    with (tmp_path / "metadata.jsonl").open("wb") as file:
+        file.truncate(10_000_000_000)  # sparse: nothing is on the disk
+    with pytest.raises(BadInput, match=r"metadata\.jsonl, line 1 is longer than 16,000,000 characters"):
+        read(tmp_path)
 
 
 def test_a_table_that_is_a_folder(tmp_path: Path) -> None:

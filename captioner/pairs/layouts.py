@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from captioner.errors import BadImage, BadInput
 from captioner.images import EXTENSIONS, printable
@@ -25,9 +25,14 @@ SIDECARS = (".txt", ".caption")
 BLURRED_IS_ABOVE = 1.0
 """DiffusionDB scores pictures 0..1, and 2 where Stable Diffusion's own filter has blurred them."""
 KARPATHY = ("dataset_coco.json", "dataset_flickr8k.json", "dataset_flickr30k.json")
+LONGEST_LINE = 16_000_000
+LONGEST_SIDECAR = 1_000_000
+LARGEST_JSON = 2_000_000_000
+"""Bytes; the captions of COCO have a tenth of it."""
 NO_CAPTION = "without a caption"
 NO_PICTURE = "without a picture"
 UNREADABLE = "that cannot be read"
+BAD_NAME = "whose name is not UTF-8"
 
 
 @dataclass(frozen=True)
@@ -111,12 +116,12 @@ def caption_of(cell: Any, where: str) -> str:
         return ""
     if not isinstance(cell, str):
         raise BadInput(f"{where}: the caption is {printable(repr(cell)[:60])}, not a text. Write it in quotes.")
-    if not _is_whole(cell):
+    if not is_whole(cell):
         raise BadInput(f"{where}: the caption holds half a character (a lone surrogate). Write it anew as UTF-8.")
     return cell if cell.strip() else ""
 
 
-def _is_whole(text: str) -> bool:
+def is_whole(text: str) -> bool:
     """Whether it can be written as UTF-8."""
     return text.isascii() or re.search("[\ud800-\udfff]", text) is None
 
@@ -186,7 +191,8 @@ def _with_sidecar(picture: Path, name: str) -> Record | LeftOut:
     if sidecar is None:
         return LeftOut(name, NO_CAPTION)
     try:
-        text = sidecar.read_text(encoding="utf-8-sig").strip()
+        with sidecar.open(encoding="utf-8-sig") as stream:
+            text = stream.read(LONGEST_SIDECAR).strip()
     except UnicodeDecodeError:
         return LeftOut(name, "whose caption is not UTF-8", f"{sidecar.name} is not UTF-8. Save it as UTF-8.")
     except OSError as error:
@@ -244,7 +250,7 @@ def _tables(folder: Path) -> Iterator[Path]:
 
 
 def _sidecar(picture: Path) -> Path | None:
-    return next((file for ending in SIDECARS if (file := picture.with_suffix(ending)).exists()), None)
+    return next((file for ending in SIDECARS if (file := picture.with_suffix(ending)).is_file()), None)
 
 
 # --- tables ----------------------------------------------------------------------------------------------------------
@@ -252,12 +258,23 @@ def _sidecar(picture: Path) -> Path | None:
 
 def rows_of(table: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """The rows of a .csv, or of a .jsonl, each with the words that name its place."""
+    if not table.is_file():  # a pipe would wait for ever
+        raise BadInput(f"{table} is not a file.")
     try:
         # Bytes that are no UTF-8 come as lone surrogates, so that the line they stand in can be named.
-        with table.open(encoding="utf-8-sig", newline="", errors="surrogateescape") as lines:
-            yield from (_csv_rows if table.suffix == ".csv" else _json_rows)(lines, table)
+        with table.open(encoding="utf-8-sig", newline="", errors="surrogateescape") as stream:
+            yield from (_csv_rows if table.suffix == ".csv" else _json_rows)(_lines_of(stream, table), table)
     except OSError as error:
         raise BadInput(f"{table} cannot be read ({error.strerror}).") from error
+
+
+def _lines_of(stream: TextIO, table: Path) -> Iterator[str]:
+    number = 0
+    while line := stream.readline(LONGEST_LINE + 1):
+        number += 1
+        if len(line) > LONGEST_LINE:
+            raise BadInput(f"{table}, line {number} is longer than {LONGEST_LINE:,} characters: this is no table.")
+        yield line
 
 
 def _csv_rows(lines: Iterable[str], table: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -289,7 +306,7 @@ def _json_rows(lines: Iterable[str], table: Path) -> Iterator[tuple[str, dict[st
 
 
 def _check_utf8(texts: Iterable[str], where: str) -> None:
-    if not all(map(_is_whole, texts)):
+    if not all(map(is_whole, texts)):
         raise BadInput(f"{where}: this is not UTF-8. Save the file as UTF-8.")
 
 
@@ -356,7 +373,7 @@ def _karpathy_name(picture: dict[str, Any]) -> str:
 
 def _captions_files(folder: Path) -> list[Path]:
     captions = sorted([*folder.glob("captions_*.json"), *folder.glob("annotations/captions_*.json")])
-    return captions or [folder / name for name in KARPATHY if (folder / name).is_file()]
+    return [file for file in captions or [folder / name for name in KARPATHY] if file.is_file()]
 
 
 def _coco_pictures(captions: Path, example: str) -> Path:
@@ -372,6 +389,8 @@ def _coco_pictures(captions: Path, example: str) -> Path:
 
 def _json_of(file: Path, what: str) -> dict[str, Any]:
     try:
+        if file.stat().st_size > LARGEST_JSON:
+            raise ValueError(f"it has more than {LARGEST_JSON:,} bytes")
         content = json.loads(file.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
         raise BadInput(f"{file} is no {what} ({type(error).__name__}: {error}).") from error
@@ -412,6 +431,8 @@ def _part_prompts(part: Path) -> dict[str, Any]:
     try:
         if part.suffix == ".zip":
             with zipfile.ZipFile(part) as archive:
+                if archive.getinfo(name).file_size > LARGEST_JSON:
+                    raise ValueError(f"{name} has more than {LARGEST_JSON:,} bytes")
                 content = json.loads(archive.read(name))
         else:
             content = json.loads((part / name).read_bytes())

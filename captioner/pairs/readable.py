@@ -33,7 +33,7 @@ def opened(
                 else:
                     readable.append((record, image))
             if readable:
-                yield tuple(map(list, zip(*readable, strict=True)))
+                yield [record for record, _ in readable], [image for _, image in readable]
 
 
 def _open(record: Record) -> Image | BadImage:

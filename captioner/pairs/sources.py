@@ -132,6 +132,8 @@ def records_of(source: Source, options: ReadOptions, left_out: list[LeftOut] | N
     """The records of one source, each once."""
     for item in _items(source, options):
         item = item if item.source else replace(item, source=source.name)
+        if not layouts.is_whole(item.name) or (isinstance(item, Record) and not layouts.is_whole(item.id)):
+            item = LeftOut(item.name, layouts.BAD_NAME, source=item.source)  # no table can hold it
         if isinstance(item, Record):
             yield item
         elif left_out is not None:

@@ -23,7 +23,8 @@ class Preparation:
 
     data: list[str] = option(
         [],
-        "a folder, parquet, kaggle:DIR, coco:DIR, diffusiondb:DIR, hub:NAME, or .txt(.gz); several add up",
+        "a folder, parquet, kaggle:DIR, coco:DIR, coco:FILE:PART (Karpathy's), diffusiondb:DIR, hub:NAME or "
+        ".txt(.gz); several add up",
         required=True,
     )
     out: str = option("", "the folder to write; must be new or empty", required=True)

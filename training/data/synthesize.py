@@ -44,6 +44,8 @@ def synthesize(options: Synthesis) -> None:
         try:
             _begin(out, options)
             flagged = _draw_all(pipeline, prompts, missing, options, out)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt("Stopped. What was drawn is kept: the same command goes on from there.") from None
         except OSError as error:
             reason = f"{out} cannot be written ({error.strerror})"
             raise BadOutput(f"{reason}. What was drawn is kept: the same command goes on from there.") from error
