@@ -10,17 +10,16 @@ import os
 import signal
 import sys
 import threading
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Protocol
 
 from captioner.errors import BadImage, BadInput, BadOutput
 from captioner.images import Source, find_images
-from captioner.images.budget import Budget, Ticket
+from captioner.images.ahead import read_ahead
 from captioner.images.open import bytes_of
 from captioner.progress import Progress, Silent, Tally, watch
 from captioner.sinks import Result, Row, Sink, Stdout, file_of
@@ -28,11 +27,6 @@ from captioner.sinks import Result, Row, Sink, Stdout, file_of
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-READERS = 4
-READ_AHEAD = 16
-"""Pictures opened ahead of the model, at most …"""
-HELD_BYTES = 600_000_000
-"""… and only as far as they take no more than this together, all copies made while decoding counted."""
 HELD_PIXELS = 100_000_000
 """Of a batch; the picture that reaches it is the last."""
 
@@ -111,7 +105,7 @@ def run(
     """Every picture's row goes to the sink, in order; what cannot be read is reported and the run goes on."""
     work = _Work(sink, answers, progress, batch_size)
     try:
-        with Interrupts() as user, sink, progress, closing(_read_ahead(work.wanted(sources), answers.look)) as opened:
+        with Interrupts() as user, sink, progress, closing(_opened(work.wanted(sources), answers.look)) as opened:
             for found in opened:
                 user.check()
                 work.take(found)
@@ -147,46 +141,19 @@ class _Opened:
         return picture + len(self.source.data or b"")
 
 
-def _read_ahead(sources: Iterable[Source | _Opened], look: Callable[[Source], Image | Row]) -> Iterator[_Opened]:
-    pool = ThreadPoolExecutor(READERS, "reader")
-    budget = Budget(HELD_BYTES)
-    waiting: deque[tuple[Future[_Opened], Ticket]] = deque()
-
-    def first() -> _Opened:
-        future, ticket = waiting.popleft()
-        opened = future.result()
-        ticket.settle(0)  # from here on it is the batch's
-        return opened
-
-    try:
-        for source in sources:
-            ticket = budget.ticket()
-            waiting.append((pool.submit(_open, source, look, ticket), ticket))
-            if len(waiting) > READ_AHEAD:
-                yield first()
-        while waiting:
-            yield first()
-    finally:
-        budget.close()
-        pool.shutdown(wait=False, cancel_futures=True)
+def _opened(sources: Iterable[Source | _Opened], look: Callable[[Source], Image | Row]) -> Iterator[_Opened]:
+    return read_ahead(sources, partial(_open, look), lambda opened: opened.bytes)
 
 
-def _open(source: Source | _Opened, look: Callable[[Source], Image | Row], ticket: Ticket) -> _Opened:
-    opened = None
-    try:
-        opened = source if isinstance(source, _Opened) else _look_at(source, look, ticket)
-    finally:
-        ticket.settle(opened.bytes if opened else 0)
-    return opened
-
-
-def _look_at(source: Source, look: Callable[[Source], Image | Row], ticket: Ticket) -> _Opened:
+def _open(look: Callable[[Source], Image | Row], source: Source | _Opened, admit: Callable[[int], None]) -> _Opened:
+    if isinstance(source, _Opened):
+        return source
     file = file_of(source)
     try:
         if source.url is not None:  # fetched once: the sink may want the very bytes
             source = replace(source, url=None, data=source.content())
         encoded = len(source.data or b"")
-        return _Opened(source, file, look(replace(source, admit=lambda size: ticket.admit(size + encoded))))
+        return _Opened(source, file, look(replace(source, admit=lambda size: admit(size + encoded))))
     except BadImage as error:
         return _Opened(replace(source, data=None), file, error)
 

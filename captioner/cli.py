@@ -106,7 +106,9 @@ for name, group in {"index": index, "ensemble": ensemble, "convert": convert, "t
 
 Images = Annotated[
     list[str],
-    typer.Argument(help="Files, folders, globs, http(s) addresses, @FILE (a list), or - (standard input).", metavar="PICTURE"),
+    typer.Argument(
+        help="Files, folders, globs, http(s) addresses, @FILE (a list), or - (standard input).", metavar="PICTURE"
+    ),
 ]
 Embedder = Annotated[str | None, typer.Option(help="Another sentence-transformers model than MiniLM-L6.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")]

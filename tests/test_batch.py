@@ -20,7 +20,7 @@ from captioner import batch
 from captioner.batch import Stopped, run, run_inputs
 from captioner.cli import app
 from captioner.errors import BadInput
-from captioner.images import Source
+from captioner.images import Source, ahead
 from captioner.progress import Lines, Pace, Silent, Tally, Total
 from captioner.sinks import FileSink, Row
 from captioner.sinks.sidecars import journal_path
@@ -119,7 +119,7 @@ def test_few_pictures_are_open_at_a_time(tmp_path: Path, monkeypatch: pytest.Mon
             answered.extend(looks)
             assert len(looks) <= 3
             # Those waiting, and those that the readers began before the waiting ones were known to be enough.
-            assert len(opened) - len(answered) <= batch.READ_AHEAD
+            assert len(opened) - len(answered) <= ahead.READ_AHEAD
             return super().answer(looks)
 
     run(pictures(tmp_path / "in", 60), FileSink(tmp_path / "a.jsonl"), Counting(), Silent(), 50)
@@ -128,10 +128,10 @@ def test_few_pictures_are_open_at_a_time(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_what_is_read_ahead_keeps_to_a_budget_of_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A picture of 8×8 takes 512 bytes to open and 256 when it is open; one of 40×40 is beyond the whole budget."""
-    monkeypatch.setattr(batch, "HELD_BYTES", 1600)
+    monkeypatch.setattr(ahead, "HELD_BYTES", 1600)
     budgets, held = [], []
 
-    class Watched(batch.Budget):
+    class Watched(ahead.Budget):
         def __init__(self, limit: int) -> None:
             super().__init__(limit)
             budgets.append(self)
@@ -142,7 +142,7 @@ def test_what_is_read_ahead_keeps_to_a_budget_of_bytes(tmp_path: Path, monkeypat
             held.append(budgets[0].held)
             return picture
 
-    monkeypatch.setattr(batch, "Budget", Watched)
+    monkeypatch.setattr(ahead, "Budget", Watched)
     sources = pictures(tmp_path / "in", 60)
     for number in (0, 17, 18, 59):
         Image.new("RGB", (40, 40), (number, 0, 0)).save(sources[number].path)
@@ -155,7 +155,7 @@ def test_what_is_read_ahead_keeps_to_a_budget_of_bytes(tmp_path: Path, monkeypat
 
 
 def test_a_run_that_is_stopped_leaves_no_reader_waiting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(batch, "HELD_BYTES", 600)
+    monkeypatch.setattr(ahead, "HELD_BYTES", 600)
     sources = pictures(tmp_path / "in", 30)
 
     class Stopping(Colours):
@@ -279,7 +279,7 @@ def wait_for(condition: Callable[[], bool], process: subprocess.Popen) -> None:
 @pytest.mark.parametrize("out", ["captions.jsonl", "captions.parquet", "set", "sidecars.txt"])
 def test_a_killed_process_resumes_to_the_content_of_an_unbroken_one(tmp_path: Path, out: str) -> None:
     """Standard input, named last, keeps the process waiting when some batches are written and more are read ahead."""
-    sources = pictures(tmp_path / "in", batch.READ_AHEAD + 8)
+    sources = pictures(tmp_path / "in", ahead.READ_AHEAD + 8)
     (tmp_path / "in" / "002.png").write_bytes(b"no picture")
     if out.endswith(".txt"):
         (tmp_path / "in" / "001.txt").write_text("mine")
@@ -330,7 +330,7 @@ def test_a_killed_process_resumes_to_the_content_of_an_unbroken_one(tmp_path: Pa
 
 
 def test_ctrl_c_in_a_real_process_ends_with_130(tmp_path: Path) -> None:
-    pictures(tmp_path / "in", batch.READ_AHEAD + 8)
+    pictures(tmp_path / "in", ahead.READ_AHEAD + 8)
     command = [sys.executable, "-m", "captioner", *generate(tmp_path / "in", tmp_path / "a.jsonl", "-")]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     part = tmp_path / "a.jsonl.part"

@@ -44,11 +44,17 @@ def at_once(size: int) -> None:
     """Admits any number of bytes."""
 
 
-def open_image(source: str | Path | bytes | Image.Image | np.ndarray, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Any picture as upright RGB: first frame, alpha laid on white, 16 bits scaled to 8.
+def open_image(
+    source: str | Path | bytes | Image.Image | np.ndarray,
+    *,
+    max_pixels: int = MAX_PIXELS,
+    admit: Callable[[int], object] = at_once,
+) -> Image.Image:
+    """Any picture as upright RGB: first frame, alpha laid on white, 16 bits scaled to 8, colours brought to sRGB.
 
     Arrays are `[h, w]`, `[h, w, 1]`, `[h, w, 3]` or `[h, w, 4]` of uint8, uint16, bool, or floats in 0..1.
     max_pixels guards against what would be decoded: a picture that lies decoded in memory is no danger any more.
+    admit: called before a file is decoded with the bytes that this will take at most; it may make the caller wait.
     """
     if isinstance(source, Image.Image):
         is_decoded = not (isinstance(source, ImageFile.ImageFile) and source.tile)
@@ -56,16 +62,13 @@ def open_image(source: str | Path | bytes | Image.Image | np.ndarray, *, max_pix
     if isinstance(source, np.ndarray):
         return _finish(_from_array(source), "the array", max_pixels)
     name = "the data" if isinstance(source, bytes) else printable(os.fspath(source))
-    return open_named(source, name, max_pixels)
+    return open_named(source, name, max_pixels, admit)
 
 
 def open_named(
     source: str | Path | bytes, name: str, max_pixels: int, admit: Callable[[int], object] = at_once
 ) -> Image.Image:
-    """As `open_image`, with a name for the messages.
-
-    admit: called before anything is decoded with the bytes that this will take at most, and may make the caller wait.
-    """
+    """As `open_image`, with a name for the messages."""
     with identified(source, name) as image:
         _check_size(image, name, max_pixels)
         admit(bytes_to_open(image))
@@ -79,7 +82,7 @@ def identified(source: str | Path | bytes, name: str, max_text: int = 0) -> Iter
     `max_text`: for reading the texts inside, not the pixels. Of a PNG, texts up to this length are kept, wherever they
     stand, and the pixels are left out.
     """
-    with io.BytesIO(source) if isinstance(source, bytes) else _open_file(Path(source), name) as stream:
+    with io.BytesIO(source) if isinstance(source, bytes) else open_file(Path(source), name) as stream:
         try:
             image = _identify(stream, name, max_text)
         except BadImage:
@@ -97,7 +100,8 @@ def identified(source: str | Path | bytes, name: str, max_text: int = 0) -> Iter
         yield image
 
 
-def _open_file(path: Path, name: str) -> BinaryIO:
+def open_file(path: Path, name: str) -> BinaryIO:
+    """A regular file of a picture's size; anything else is a `BadImage`."""
     try:
         kind = path.stat().st_mode
         if stat.S_ISDIR(kind):

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import os
 import zipfile
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
-from itertools import islice
 from pathlib import Path
 
 from PIL.Image import Image
 
 from captioner.errors import BadImage
-from captioner.images import MAX_BYTES, open_image
+from captioner.images import MAX_BYTES, open_image, printable
+from captioner.images.ahead import HELD_BYTES, read_ahead
+from captioner.images.open import at_once, bytes_of, open_file
 from captioner.pairs.layouts import UNREADABLE, LeftOut, Record
 
 ZIP = "zip://"
@@ -22,31 +22,38 @@ ZIP = "zip://"
 def opened(
     records: Iterable[Record], batch_size: int, left_out: list[LeftOut]
 ) -> Iterator[tuple[list[Record], list[Image]]]:
-    """Batches with their pictures, upright RGB; what cannot be read is added to `left_out`."""
-    records = iter(records)
-    with ThreadPoolExecutor() as pool:
-        while batch := list(islice(records, batch_size)):
-            readable = []
-            for record, image in zip(batch, pool.map(_open, batch), strict=True):
-                if isinstance(image, BadImage):
-                    left_out.append(LeftOut(record.name, UNREADABLE, str(image), record.source))
-                else:
-                    readable.append((record, image))
-            if readable:
-                yield [record for record, _ in readable], [image for _, image in readable]
+    """Batches with their pictures, upright RGB; what cannot be read is added to `left_out`.
+
+    Pictures that take much memory come in smaller batches.
+    """
+    batch: list[tuple[Record, Image]] = []
+    for record, image in read_ahead(records, _open, _bytes_of):
+        if isinstance(image, BadImage):
+            left_out.append(LeftOut(record.name, UNREADABLE, str(image), record.source))
+            continue
+        batch.append((record, image))
+        if len(batch) == batch_size or sum(map(_bytes_of, batch)) >= HELD_BYTES:
+            yield [record for record, _ in batch], [image for _, image in batch]
+            batch = []
+    if batch:
+        yield [record for record, _ in batch], [image for _, image in batch]
 
 
-def _open(record: Record) -> Image | BadImage:
+def _open(record: Record, admit: Callable[[int], None]) -> tuple[Record, Image | BadImage]:
     try:
-        return open_picture(record.image)
+        return record, open_picture(record.image, admit)
     except BadImage as error:
-        return error
+        return record, error
 
 
-def open_picture(image: str | bytes) -> Image:
+def _bytes_of(opened: tuple[Record, Image | BadImage]) -> int:
+    return 0 if isinstance(opened[1], BadImage) else bytes_of(opened[1])
+
+
+def open_picture(image: str | bytes, admit: Callable[[int], object] = at_once) -> Image:
     """The picture of a record, upright RGB."""
     is_path = isinstance(image, str) and not image.startswith(ZIP)
-    return open_image(image if is_path else content(image))
+    return open_image(image if is_path else content(image), admit=admit)
 
 
 def content(image: str | bytes) -> bytes:
@@ -56,10 +63,8 @@ def content(image: str | bytes) -> bytes:
     if image.startswith(ZIP):
         member, _, archive = image.removeprefix(ZIP).partition("::")
         return _from_zip(member, archive)
-    try:
-        return Path(image).read_bytes()
-    except OSError as error:
-        raise BadImage(f"{image} cannot be read ({error.strerror}).") from error
+    with open_file(Path(image), printable(image)) as stream:
+        return stream.read()
 
 
 def _from_zip(member: str, archive: str) -> bytes:

@@ -1,0 +1,61 @@
+"""Read pictures ahead of whoever uses them: in threads, in order, within a budget of bytes."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+from captioner.images.budget import Budget, Ticket
+
+Item = TypeVar("Item")
+Reading = TypeVar("Reading")
+
+READERS = 4
+READ_AHEAD = 16
+"""Pictures read ahead, at most …"""
+HELD_BYTES = 600_000_000
+"""… and only as far as they take no more than this together, all copies made while decoding counted."""
+
+
+def read_ahead(
+    items: Iterable[Item],
+    read: Callable[[Item, Callable[[int], None]], Reading],
+    bytes_of: Callable[[Reading], int],
+) -> Iterator[Reading]:
+    """What `read(item, admit)` gives for each item, in their order.
+
+    `read` runs in threads and calls `admit` with the bytes that an item is about to take, which may make it wait.
+    `bytes_of` tells what the result takes until it is handed out.
+    """
+    pool = ThreadPoolExecutor(READERS, "reader")
+    budget = Budget(HELD_BYTES)
+    waiting: deque[tuple[Future[Reading], Ticket]] = deque()
+
+    def work(item: Item, ticket: Ticket) -> Reading:
+        size = 0
+        try:
+            reading = read(item, ticket.admit)
+            size = bytes_of(reading)
+            return reading
+        finally:
+            ticket.settle(size)
+
+    def first() -> Reading:
+        future, ticket = waiting.popleft()
+        reading = future.result()
+        ticket.settle(0)  # from here on it is the user's
+        return reading
+
+    try:
+        for item in items:
+            ticket = budget.ticket()
+            waiting.append((pool.submit(work, item, ticket), ticket))
+            if len(waiting) > READ_AHEAD:
+                yield first()
+        while waiting:
+            yield first()
+    finally:
+        budget.close()
+        pool.shutdown(wait=False, cancel_futures=True)
