@@ -81,14 +81,19 @@ def run_inputs(
     recursive: bool = False,
     batch_size: int | None = None,
     quiet: bool = False,
+    loading: Callable[[], str] = str,
 ) -> Tally:
-    """`run` for what a user names; `open_sink(many)` is told whether there is more than one picture."""
+    """`run` for what a user names; `open_sink(many)` is told whether there is more than one picture.
+
+    loading: the name of the model that the first picture has to wait for.
+    """
     sources = find_images(inputs, recursive=recursive)
     first = list(islice(sources, 2))
     many = len(first) > 1 or os.path.isdir(inputs[0])
     sink = open_sink(many)
+    name = "" if quiet else loading()
     quiet = quiet or not many or (isinstance(sink, Stdout) and sys.stdout.isatty())
-    progress = Silent() if quiet else watch(inputs, recursive)
+    progress = Silent(name) if quiet else watch(inputs, recursive, name)
     tally = run(chain(first, sources), sink, answers, progress, batch_size)
     if not quiet and sink.resumable:
         progress.say(f"captioner: {sink.summary(tally.done, tally.skipped, tally.failed)}")
@@ -205,6 +210,7 @@ class _Work:
         if not self.batch:
             return
         rows = self._ask([each.content for each in self.batch])
+        self.progress.ready()
         results = [Result(each.source, {"file": each.file} | row) for each, row in zip(self.batch, rows, strict=True)]
         self.sink.write(results)
         self.tally.done += len(results)

@@ -172,7 +172,8 @@ def generate(
         write.embed,
         write.attention,
     )
-    _run(images, prompts, partial(write.caption_sink, images), read.recursive, read.batch_size, write.quiet)
+    loading = str if read.metadata == "only" else model.label
+    _run(images, prompts, partial(write.caption_sink, images), read.recursive, read.batch_size, write.quiet, loading)
 
 
 @app.command()
@@ -209,7 +210,8 @@ def embed(
     if answers.are_pictures(inputs, model.model):
         asked = answers.Model(model.model, model.load_options)
         embeddings = answers.Embeddings(asked, search, read.max_pixels, expected)
-        _run(inputs, embeddings, partial(write.sink, answers.numbers), read.recursive, read.batch_size, write.quiet)
+        sink = partial(write.sink, answers.numbers)
+        _run(inputs, embeddings, sink, read.recursive, read.batch_size, write.quiet, model.label)
     else:
         if expected:
             raise BadInput("--expected is about pictures: a text has no candidates.")
@@ -252,10 +254,13 @@ def _run(
     recursive: bool,
     batch_size: int | None = None,
     quiet: bool = False,
+    loading: Callable[[], str] = str,
 ) -> None:
     from captioner.batch import run_inputs
 
-    tally = run_inputs(images, answers, open_sink, recursive=recursive, batch_size=batch_size, quiet=quiet)
+    tally = run_inputs(
+        images, answers, open_sink, recursive=recursive, batch_size=batch_size, quiet=quiet, loading=loading
+    )
     if tally.failed:
         raise typer.Exit(1)
 

@@ -39,6 +39,11 @@ def run(name: str, command: Callable[[], object]) -> None:
         if debug:
             raise
         leave(name, f"This is a bug in captioner: {describe(error)}; run again with {DEBUG} to see where.", 70)
+    finally:
+        try:
+            sys.stderr.flush()
+        except (OSError, ValueError):  # full or closed; Python would fail once more as it ends
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 
 
 def prepare() -> None:

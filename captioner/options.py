@@ -112,6 +112,12 @@ class ModelFlags:
     caption_model: Annotated[str | None, _model("Interrogator: who writes the caption.")] = None
     clip_model: Annotated[str | None, _model("Interrogator: the CLIP or SigLIP that ranks the terms.")] = None
 
+    def label(self) -> str:
+        """What the model is called while it is loaded."""
+        from captioner import zoo
+
+        return self.model or zoo.default()
+
     @property
     def load_options(self) -> LoadOptions:
         given = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "model"}

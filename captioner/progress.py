@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -46,6 +47,9 @@ class Progress(Protocol):
 
     def __exit__(self, *_: object) -> None: ...
 
+    def ready(self) -> None:
+        """The model is loaded and has answered."""
+
     def show(self, tally: Tally) -> None:
         """The run has come this far."""
 
@@ -54,19 +58,34 @@ class Progress(Protocol):
 
 
 class Silent:
-    """Errors only."""
+    """Errors only; and on a terminal, until the model answers, that it is being loaded."""
+
+    def __init__(self, loading: str = "") -> None:
+        self.note = f"loading {loading} …" if loading and sys.stderr.isatty() else ""
 
     def __enter__(self) -> Silent:
+        self._print(self.note, end="")
         return self
 
     def __exit__(self, *_: object) -> None:
-        pass
+        self.ready()
+
+    def ready(self) -> None:
+        if self.note:
+            self._print(f"\r{' ' * len(self.note)}\r", end="")
+            self.note = ""
 
     def show(self, tally: Tally) -> None:
         pass
 
     def say(self, line: str) -> None:
-        print(line, file=sys.stderr, flush=True)
+        self.ready()
+        self._print(line)
+
+    def _print(self, text: str, end: str = "\n") -> None:
+        # A run does not end because nobody can be told: standard error may be closed, or on a full disk.
+        with suppress(OSError, ValueError):
+            print(text, end=end, file=sys.stderr, flush=True)
 
 
 class Lines(Silent):
@@ -75,6 +94,7 @@ class Lines(Silent):
     EVERY = 10.0
 
     def __init__(self, total: Total) -> None:
+        super().__init__()
         self.total = total
         self.pace = Pace()
         self.last = time.monotonic()
@@ -93,7 +113,7 @@ class Lines(Silent):
 class Bar:
     """A bar with images/s and time left, for people at a terminal."""
 
-    def __init__(self, total: Total) -> None:
+    def __init__(self, total: Total, loading: str = "") -> None:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
         from rich.progress import Progress as RichProgress
@@ -101,6 +121,7 @@ class Bar:
         self.total = total
         self.console = Console(stderr=True, highlight=False)
         self.bar = RichProgress(
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("{task.fields[rate]:.1f} images/s"),
@@ -109,7 +130,7 @@ class Bar:
             redirect_stdout=False,  # it would lead results to standard error
             transient=True,
         )
-        self.task = self.bar.add_task("", total=None, rate=0.0)
+        self.task = self.bar.add_task(f"loading {loading} …" if loading else "", total=None, rate=0.0)
         self.pace = Pace()
 
     def __enter__(self) -> Bar:
@@ -118,6 +139,9 @@ class Bar:
 
     def __exit__(self, *_: object) -> None:
         self.bar.stop()
+
+    def ready(self) -> None:
+        self.bar.update(self.task, description="")
 
     def show(self, tally: Tally) -> None:
         self.bar.update(self.task, completed=tally.seen, total=self.total.count, rate=self.pace(tally))
@@ -140,9 +164,10 @@ class Total:
             self.count = count
 
 
-def watch(inputs: Sequence[str], recursive: bool) -> Progress:
+def watch(inputs: Sequence[str], recursive: bool, loading: str = "") -> Progress:
     """A bar on a terminal, lines elsewhere."""
-    return (Bar if sys.stderr.isatty() else Lines)(Total(inputs, recursive))
+    total = Total(inputs, recursive)
+    return Bar(total, loading) if sys.stderr.isatty() else Lines(total)
 
 
 def _duration(seconds: float) -> str:

@@ -1,0 +1,70 @@
+"""What is seen of a run: on a terminal, and where nobody can be told."""
+
+from __future__ import annotations
+
+import os
+import pty
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+
+def on_terminal(*words: object) -> tuple[str, str]:
+    """Standard output, and what a terminal shows of standard error."""
+    master, slave = pty.openpty()
+    command = [sys.executable, "-m", "captioner", *map(str, words)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=slave, text=True)
+    os.close(slave)
+    seen = b""
+    try:
+        while chunk := os.read(master, 4096):
+            seen += chunk
+    except OSError:  # the other end is closed
+        pass
+    os.close(master)
+    out, _ = process.communicate()
+    assert process.returncode == 0, seen
+    return out, seen.decode()
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    for number in range(3):
+        Image.new("RGB", (32, 32), (80 * number, 0, 0)).save(tmp_path / f"{number}.png")
+    return tmp_path
+
+
+def test_one_picture_says_what_is_loaded_and_takes_it_back(photos: Path) -> None:
+    out, seen = on_terminal("generate", photos / "0.png", "-m", "mini")
+    note = "loading mini …"
+    assert out.strip()
+    assert seen == f"{note}\r{' ' * len(note)}\r"
+    assert on_terminal("generate", photos / "0.png", "-m", "mini", "--quiet")[1] == ""
+
+
+def test_the_bar_says_it_too(photos: Path) -> None:
+    _, seen = on_terminal("generate", photos, "-m", "mini", "--out", photos / "a.jsonl")
+    assert "loading mini …" in seen
+    assert "3 done" in seen
+
+
+def test_messages_that_nobody_hears_end_nothing(photos: Path) -> None:
+    (photos / "bad.png").write_bytes(b"")
+    command = [
+        sys.executable,
+        "-m",
+        "captioner",
+        "generate",
+        str(photos),
+        "-m",
+        "mini",
+        "--out",
+        str(photos / "a.jsonl"),
+    ]
+    with open("/dev/full", "wb", buffering=0) as full:
+        done = subprocess.run(command, stderr=full)
+    assert done.returncode == 1  # for the bad picture
+    assert len((photos / "a.jsonl").read_text().splitlines()) == 3
