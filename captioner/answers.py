@@ -22,12 +22,13 @@ from captioner.images import Source, is_url, printable
 from captioner.images.metadata import Parameters, read_parameters
 from captioner.options import Metadata, SearchFlags
 from captioner.prompt import Candidate
-from captioner.sinks import Result, Row, Sink, groups
+from captioner.sinks import Result, Row, Sink, groups, to_json
 
 if TYPE_CHECKING:
     import numpy as np
     from PIL.Image import Image
 
+    from captioner.models.knn import Knn
     from captioner.pipeline import Captioner, DirectEmbedder, Finish
 
 BATCH = 8
@@ -189,6 +190,29 @@ class Carried:
         return looks
 
 
+@dataclass
+class Neighbours:
+    """`captioner similar`: the reference pictures that look most like a picture."""
+
+    index: Path
+    count: int
+
+    def look(self, source: Source) -> Image:
+        return source.open()
+
+    def batch_size(self) -> int:
+        return BATCH
+
+    def answer(self, looks: list[Image]) -> list[Row]:
+        return [{"similar": [asdict(one) for one in near]} for near in self.model.similar(looks, self.count)]
+
+    @cached_property
+    def model(self) -> Knn:
+        from captioner.models import knn
+
+        return knn.load(self.index, LoadOptions())
+
+
 # --- texts -----------------------------------------------------------------------------------------------------------
 
 
@@ -245,6 +269,27 @@ def parameters_text(row: Row, named: bool) -> str:
     """Generation parameters as A1111 shows them; one of many begins with its picture's name."""
     parameters = Parameters(**{column: value for column, value in row.items() if column != "file"})
     return f"{printable(row['file'])}\n{parameters.to_text()}\n" if named else parameters.to_text()
+
+
+def neighbours_json(row: Row) -> str:
+    """One line of JSON for a picture."""
+    return to_json({"image": row["file"], "similar": row["similar"]})
+
+
+def neighbours_table(row: Row) -> str:
+    """The neighbours of a picture as wide as the terminal."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table("similarity", "picture", "prompt", title=Text(printable(row["file"])))
+    for near in row["similar"]:
+        names = (Text(printable(near[column])) for column in ("picture", "prompt"))
+        table.add_row(f"{near['similarity']:.3f}", *names)
+    console = Console()
+    with console.capture() as captured:
+        console.print(table)
+    return captured.get().rstrip("\n")
 
 
 def as_numbers(vector: np.ndarray) -> list[float]:

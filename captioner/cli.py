@@ -17,7 +17,7 @@ import typer
 from typer.core import TyperArgument, TyperGroup
 
 from captioner import __version__
-from captioner.errors import BadImage, BadInput, CaptionerError
+from captioner.errors import BadInput, CaptionerError
 from captioner.images import EXTENSIONS, is_url, printable
 from captioner.options import (
     CaptionInputFlags,
@@ -114,6 +114,8 @@ Embedder = Annotated[str | None, typer.Option(help="Another sentence-transformer
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")]
 Precision = Annotated[str, typer.Option(help="auto, fp32, bf16, fp16, int8 or float64.")]
 BatchSize = Annotated[int, typer.Option(help="Pictures at a time.", min=1)]
+Recursive = Annotated[bool, typer.Option("--recursive", "-r", help="Look into subfolders too.")]
+Json = Annotated[bool, typer.Option("--json", help="As JSON, one line a picture.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on standard error.")]
 Members = Annotated[str, typer.Option(help="Models, comma-separated; NAME+expected averages all it might say.")]
 EnsembleFile = Annotated[str, typer.Option("--out", "-o", help="The ensemble's .json; it must not be there yet.")]
@@ -228,8 +230,8 @@ def _is_missing(text: str) -> bool:
 @grouped
 def read(
     images: Images,
-    recursive: Annotated[bool, typer.Option("--recursive", "-r", help="Look into subfolders too.")] = False,
-    json: Annotated[bool, typer.Option("--json", help="As JSON, one line a picture.")] = False,
+    recursive: Recursive = False,
+    json: Json = False,
 ) -> None:
     """Read the generation parameters a picture carries: A1111, ComfyUI, InvokeAI, NovelAI, Fooocus …
 
@@ -290,6 +292,10 @@ def models(json: Annotated[bool, typer.Option("--json", help="As JSON.")] = Fals
     for column in table.columns[:3]:
         column.no_wrap = True
     Console().print(table)
+    typer.echo(
+        "\ntext: for `captioner generate` and `embed`; vector: for `embed` alone\n"
+        "here: on this machine; Hub: fetched when it is first used; yours: you train or build it and name its folder"
+    )
 
 
 @terms.command("mine")
@@ -398,44 +404,16 @@ def similar(
     images: Images,
     index: Annotated[str, typer.Option("--index", "-i", help="The folder of an index.")],
     count: Annotated[int, typer.Option("--count", "-n", help="Pictures shown.", min=1)] = 5,
-    json: Annotated[bool, typer.Option("--json", help="As JSON, one line a picture.")] = False,
+    recursive: Recursive = False,
+    json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """Show the reference pictures that look most like a picture, with their prompts."""
-    from captioner.contracts import LoadOptions
-    from captioner.images import find_images
-    from captioner.models import knn
+    from captioner import answers, sinks
 
-    model, failed = knn.load(Path(index), LoadOptions()), False
-    for source in find_images(images):
-        try:
-            picture = source.open()
-        except BadImage as error:
-            typer.echo(f"captioner: {error}", err=True)
-            failed = True
-            continue
-        [near] = model.similar([picture], count)
-        _show_similar(source.name, near, json)
-    if failed:
-        raise typer.Exit(1)
-
-
-def _show_similar(name: str, near: list, as_json: bool) -> None:
-    if as_json:
-        import json
-        from dataclasses import asdict
-
-        typer.echo(json.dumps({"image": name, "similar": [asdict(each) for each in near]}, ensure_ascii=False))
-        return
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    from captioner.images import printable
-
-    table = Table("similarity", "picture", "prompt", title=Text(name))
-    for each in near:
-        table.add_row(f"{each.similarity:.3f}", Text(printable(each.picture)), Text(printable(each.prompt)))
-    Console().print(table)
+    show = answers.neighbours_json if json else answers.neighbours_table
+    neighbours = answers.Neighbours(Path(index), count)
+    _run(images, neighbours, lambda many: sinks.Stdout(show), recursive, None, quiet, lambda: index)
 
 
 @ensemble.command("fit")

@@ -100,17 +100,20 @@ def packaged_minilm() -> Path:
 
 def foreign(name: str, precision: str = "fp32") -> TextEmbedder:
     """Another embedder, by sentence-transformers."""
+    from captioner import zoo
+
+    # Found or fetched first: sentence-transformers needs a minute of retries to say that there is no network.
+    identifier = name if "/" in name else f"sentence-transformers/{name}"
+    folder = Path(name) if Path(name).is_dir() else zoo.hub_folder(identifier, modules=True)
     from captioner.models.parts.adapters import peft_without_bitsandbytes
 
     peft_without_bitsandbytes()
     from sentence_transformers import SentenceTransformer
 
     try:
-        model = SentenceTransformer(name, trust_remote_code=False)
+        model = SentenceTransformer(str(folder), trust_remote_code=False, local_files_only=True)
     except (OSError, ValueError) as error:
-        raise MissingModel(
-            f"No embedder {name!r}: give a folder or a Hub id of a sentence-transformers model ({error})."
-        ) from error
+        raise MissingModel(f"{name} is no sentence-transformers model ({error}): name a folder or a Hub id.") from error
     if precision == "bf16":
         model = model.bfloat16()
 

@@ -184,8 +184,11 @@ def weights_folder(name: str | Path) -> Path:
     return Path(name) if Path(name).is_dir() else hub_folder(_hub_id(str(name)))
 
 
-def hub_folder(identifier: str) -> Path:
-    """A Hub model's folder; fetched, after one line that says what and how large, if it is not in the cache."""
+def hub_folder(identifier: str, modules: bool = False) -> Path:
+    """A Hub model's folder; fetched, after one line that says what and how large, if it is not in the cache.
+
+    modules: with the folders of its parts, as sentence-transformers writes them (1_Pooling …).
+    """
     if not HUB_ID.fullmatch(identifier):
         raise MissingModel(f"There is no folder {identifier!r}, and a Hub id is of the form ORG/NAME.")
     if (folder := cached_folder(identifier)) is not None:
@@ -198,7 +201,7 @@ def hub_folder(identifier: str) -> Path:
         raise MissingModel(f"{not_here} and HF_HUB_OFFLINE is set. Unset it, or name a folder.")
     try:
         files = {f.rfilename: f.size or 0 for f in HfApi().model_info(identifier, files_metadata=True).siblings}
-        wanted = _files_to_fetch(list(files))
+        wanted = _files_to_fetch(list(files), modules)
         size = sum(files[name] for name in wanted) / 1e6
         print(f"Fetching {identifier} from the Hugging Face Hub ({size:,.0f} MB) …", file=sys.stderr)
         return Path(snapshot_download(identifier, allow_patterns=wanted, cache_dir=constants.HF_HUB_CACHE))
@@ -208,10 +211,11 @@ def hub_folder(identifier: str) -> Path:
         raise MissingModel(f"{not_here} and cannot be fetched ({type(error).__name__}). Check the network.") from error
 
 
-def _files_to_fetch(files: list[str]) -> list[str]:
-    """Configuration, tokenizer and one form of the weights: safetensors where there are any."""
-    top = [f for f in files if "/" not in f]
-    weights = [f for f in top if f.endswith(".safetensors")] or [f for f in top if f.endswith(".bin")]
+def _files_to_fetch(files: list[str], modules: bool = False) -> list[str]:
+    """Configuration, tokenizer and one form of the weights of each folder: safetensors where there are any."""
+    top = [f for f in files if "/" not in f or (modules and re.match(r"\d+_[^/]+/[^/]+$", f))]
+    safe = {os.path.dirname(f) for f in top if f.endswith(".safetensors")}
+    weights = [f for f in top if f.endswith(".safetensors") or (f.endswith(".bin") and os.path.dirname(f) not in safe)]
     return weights + [f for f in top if f.endswith((".json", ".txt", ".model", ".jinja", "README.md"))]
 
 

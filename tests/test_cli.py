@@ -528,6 +528,7 @@ def test_models_lists_every_entry() -> None:
     table = call("models").stdout
     assert all(f"{name} " in table for name in zoo.ENTRIES)  # none cut short on a narrow terminal
     assert "Salesforce/blip-image-captioning-large" in table
+    assert "yours: you train or build it and name its folder" in table
 
 
 def test_terms_are_mined(tmp_path: Path) -> None:
@@ -617,3 +618,13 @@ for words in (["--help"], ["generate", "--help"], ["models"], ["generate", sys.a
     picture = drawn(tmp_path / "a.png", A1111)
     done = subprocess.run([sys.executable, "-c", script, str(picture)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_names_of_an_index_reach_the_terminal_escaped() -> None:
+    from captioner.answers import neighbours_table
+
+    near = {"picture": "\x1b[31mred.png", "prompt": "\x1b]0;pwned\x07a [/b] cat", "similarity": 0.5}
+    shown = neighbours_table({"file": "\x1b[2Ja.png", "similar": [near]})
+    assert "\x1b" not in shown
+    assert "\x07" not in shown
+    assert "[/b]" in shown

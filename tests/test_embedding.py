@@ -1,5 +1,10 @@
 """The lean MiniLM gives what sentence-transformers gives."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -45,6 +50,31 @@ def test_another_embedder_from_a_folder_and_a_missing_one() -> None:
     np.testing.assert_allclose(foreign(TEXTS[:1]), text_embedder()(TEXTS[:1]), atol=1e-5)
     with pytest.raises(MissingModel, match="no-such/embedder"):
         text_embedder("no-such/embedder")
+
+
+def test_an_embedder_that_cannot_be_fetched_is_one_quick_line(tmp_path: Path) -> None:
+    script = """
+from captioner import embedding, zoo
+from huggingface_hub import HfApi
+from huggingface_hub.errors import OfflineModeIsEnabled
+asked = []
+def no_network(self, name, **_):
+    asked.append(name)
+    raise OfflineModeIsEnabled("no network")
+HfApi.model_info = no_network
+try:
+    embedding.text_embedder("all-mpnet-base-v2")
+except embedding.MissingModel as error:
+    print(asked, error)
+import sys
+assert "sentence_transformers" not in sys.modules
+"""
+    environment = {**os.environ, "HF_HUB_OFFLINE": "0", "HF_HUB_CACHE": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
+    assert done.stderr == ""
+    assert done.stdout.startswith(
+        "['sentence-transformers/all-mpnet-base-v2'] sentence-transformers/all-mpnet-base-v2 is not in the local cache"
+    )
 
 
 def test_one_embedder_has_several_names() -> None:
