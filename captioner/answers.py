@@ -15,12 +15,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from captioner.contracts import LoadOptions
-from captioner.decoding import Decoding
+from captioner.contracts import LoadOptions, MetadataUse, Request
 from captioner.errors import BadImage, BadInput
 from captioner.images import Source, is_url, printable
 from captioner.images.metadata import Parameters, read_parameters
-from captioner.options import Metadata, SearchFlags
 from captioner.prompt import Candidate
 from captioner.sinks import Result, Row, Sink, groups, to_json
 
@@ -40,10 +38,13 @@ TEXTS = 256
 
 @dataclass
 class Model:
-    """A model to be loaded when it is first asked."""
+    """A model to be loaded when it is first asked; where it was pickled, it is loaded anew."""
 
     name: str | None
     options: LoadOptions
+
+    def __getstate__(self) -> dict:
+        return {"name": self.name, "options": self.options}
 
     @cached_property
     def loaded(self) -> Captioner | DirectEmbedder:
@@ -72,18 +73,20 @@ class Prompts:
     """`captioner generate`: the prompt that could have made a picture, or the one it carries."""
 
     model: Model
-    search: SearchFlags
+    request: Request
     finish: Finish
-    metadata: Metadata
+    metadata: MetadataUse
     max_pixels: int
     embed: bool = False
     attention: Path | None = None
     """Where to draw what the model looked at; for a single picture."""
 
     def __post_init__(self) -> None:
-        self.search.check()
+        self.request.decoding.check()
         if self.attention is not None and self.metadata != "ignore":
             raise BadInput("--attention is about what the model says: leave out --metadata.")
+        if self.model.options.embedder is not None and not (self.embed or self.finish.consensus):
+            raise BadInput("--embedder would change nothing: add --embed or --consensus.")
 
     def look(self, source: Source) -> Image | Row:
         if self.metadata != "ignore":
@@ -110,8 +113,7 @@ class Prompts:
     def _ask(self, images: list[Image]) -> list[Row]:
         if not images:
             return []
-        readings = self.captioner.speaker.read_images(images, self.decoding)
-        prompts = [self.captioner.prompt(reading, self.finish) for reading in readings]
+        prompts = self.model.loaded.generate(images, self.request, self.finish, len(images))
         if self.attention is not None:
             self._draw(images[0], prompts[0].raw, self.attention)
         return [self._row(p.text, p.source, p.raw, p.score, p.model, p.candidates) for p in prompts]
@@ -119,7 +121,7 @@ class Prompts:
     def _draw(self, image: Image, raw: str, out: Path) -> None:
         from captioner import attention_map
 
-        words, maps = attention_map.looked_at(self.captioner.speaker, image, raw)
+        words, maps = attention_map.looked_at(self.model.loaded.speaker, image, raw, self.request)
         attention_map.draw(image, words, maps, out)
 
     def _row(
@@ -134,28 +136,18 @@ class Prompts:
         listed = [asdict(candidate) for candidate in candidates]
         return {"text": text, "score": score, "model": model, "source": source, "raw": raw, "candidates": listed}
 
-    @cached_property
-    def captioner(self) -> Captioner:
-        if not self.model.loaded.speaks:
-            raise BadInput(f"{self.model.loaded.name} gives embeddings, not text: use `captioner embed`.")
-        return self.model.loaded
-
-    @cached_property
-    def decoding(self) -> Decoding:
-        return self.search.over(self.captioner.decoding)
-
 
 @dataclass
 class Embeddings:
     """`captioner embed`: a picture's unit vector."""
 
     model: Model
-    search: SearchFlags
+    request: Request
     max_pixels: int
     expected: bool = False
 
     def __post_init__(self) -> None:
-        self.search.check()
+        self.request.decoding.check()
 
     def look(self, source: Source) -> Image:
         return source.open(self.max_pixels)
@@ -164,13 +156,7 @@ class Embeddings:
         return self.model.batch_size()
 
     def answer(self, looks: list[Image]) -> list[Row]:
-        model = self.model.loaded
-        if model.speaks:
-            vectors = model.embed(looks, self.search.over(model.decoding), len(looks), self.expected)
-        elif self.expected:
-            raise BadInput(f"{model.name} gives embeddings at once and has no candidates: leave out --expected.")
-        else:
-            vectors = model.embed(looks, len(looks))
+        vectors = self.model.loaded.embed(looks, self.request, len(looks), self.expected)
         return [{"embedding": as_numbers(vector)} for vector in vectors]
 
 

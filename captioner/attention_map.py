@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from PIL.Image import Image
 from torch import Tensor
 
-from captioner.contracts import Processor
+from captioner.contracts import PLAIN_REQUEST, Processor, Request
 from captioner.errors import BadInput, BadOutput
 from captioner.models.searched import SearchedDecoder
 
@@ -36,16 +36,18 @@ class Looker(Protocol):
 
 
 @torch.inference_mode()
-def looked_at(speaker: object, image: Image, text: str) -> tuple[list[str], np.ndarray]:
+def looked_at(
+    speaker: object, image: Image, text: str, request: Request = PLAIN_REQUEST
+) -> tuple[list[str], np.ndarray]:
     """The words of a text that this model wrote of this picture, and a map for each: `[words, rows, columns]`."""
     if not isinstance(speaker, SearchedDecoder) or not isinstance(speaker.model, Looker):
         raise BadInput("This model has no attention over the picture to draw: use blip, ofa or resnet-lstm.")
-    model, processor = speaker.model, speaker.processor
+    model, processor = speaker.model, speaker.beginning(request.prompt)
     ids, start = processor.encode(text), len(processor.start_ids)
     if not ids:
         raise BadInput("There is no text whose words could be drawn.")
     pixels = processor.pixels([image]).to(model.device, model.dtype)
-    maps = model.look(pixels, [*processor.start_ids, *ids[:-1]])[start - 1 :]  # the map that led to each id
+    maps = speaker.look(pixels, [*processor.start_ids, *ids[:-1]], request)[start - 1 :]  # the map that led to each id
     return by_word(processor, ids, maps.float().cpu().numpy())
 
 

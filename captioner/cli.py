@@ -167,7 +167,7 @@ def generate(
 
     prompts = Prompts(
         Model(model.model, model.load_options),
-        search,
+        model.request(search),
         text.finish(search.forbid or ()),
         read.metadata,
         read.max_pixels,
@@ -211,7 +211,7 @@ def embed(
         raise BadInput(f"There is no picture {missing[0]!r}. If it is a text, give it by --file.")
     if answers.are_pictures(inputs, model.model):
         asked = answers.Model(model.model, model.load_options)
-        embeddings = answers.Embeddings(asked, search, read.max_pixels, expected)
+        embeddings = answers.Embeddings(asked, model.request(search), read.max_pixels, expected)
         sink = partial(write.sink, answers.numbers)
         _run(inputs, embeddings, sink, read.recursive, read.batch_size, write.quiet, model.label)
     else:
@@ -430,12 +430,13 @@ def ensemble_fit(
     quiet: Quiet = False,
 ) -> None:
     """Find the weights that reach the highest cosine. Name the file as a model: --model my.json."""
+    from captioner import pipeline
     from captioner.contracts import LoadOptions
     from captioner.models.ensemble import fit, parse
 
     options = LoadOptions(device=device, precision=precision, embedder=embedder)
     with _counting(quiet) as count:
-        found = fit(parse(members), data, out, by_norm, options, batch_size, count)
+        found = fit(parse(members), data, out, pipeline.load, by_norm, options, batch_size, count)
     for warning in found.warnings:
         typer.echo(f"captioner: {warning}", err=True)
     for name, weight in found.weights.items():

@@ -2,16 +2,19 @@
 
 A *decoder* reads an image once and then steps; `search.py` drives it. A *processor* is its way in and out:
 pictures to pixels, ids to text. A *speaker* gives readings of pictures, whatever is inside. An *image embedder*
-gives unit vectors. `zoo.py` knows which is which by name. None of these classes is inherited from: they say what is
-called.
+gives unit vectors. A *model* is one of the two as everybody else sees it. `zoo.py` knows which is which by name. None
+of these classes is inherited from: they say what is called.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from captioner.decoding import Decoding, DecodingChanges
+from captioner.errors import BadInput
 
 if TYPE_CHECKING:
     import numpy as np
@@ -19,8 +22,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
 
-    from captioner.decoding import Decoding
-    from captioner.prompt import Reading
+    from captioner.pipeline import Finish
+    from captioner.prompt import Prompt, Reading
 
 
 class Memory(Protocol):
@@ -44,6 +47,7 @@ class Decoder(Protocol):
     """A model that `search.py` can drive, and that `training/` can train."""
 
     device: torch.device
+    dtype: torch.dtype
 
     def encode(self, pixels: Tensor) -> Tensor:
         """The image encoder alone: pixels `[n, 3, h, w]` → features, first dimension n (cached when frozen)."""
@@ -90,7 +94,10 @@ class Processor(Protocol):
 class Speaker(Protocol):
     """Pictures in, readings out: a searched decoder, the interrogator, a foreign Hub model."""
 
-    def read_images(self, images: Sequence[Image], decoding: Decoding) -> list[Reading]:
+    uses: frozenset[str]
+    """The fields of a `Request` that mean something to it, beside `decoding`."""
+
+    def read_images(self, images: Sequence[Image], decoding: Decoding, request: Request = ...) -> list[Reading]:
         """One reading per picture, in order. Candidates come best first."""
 
 
@@ -104,23 +111,41 @@ class ImageEmbedder(Protocol):
         """The same before it was scaled: longer where the model is surer. An ensemble may weigh by it."""
 
 
+class Model(Protocol):
+    """What `captioner.load` returns, whatever is inside. What it cannot do it refuses in a sentence."""
+
+    name: str
+    speaks: bool
+    """False: it gives embeddings and no text."""
+    decoding: Decoding | None
+    """Its own search settings, where it searches."""
+
+    def generate(
+        self,
+        images: Sequence[Image],
+        request: Request | None = None,
+        finish: Finish | None = None,
+        batch_size: int = 8,
+    ) -> list[Prompt]:
+        """One prompt per picture, in order."""
+
+    def embed(
+        self, images: Sequence[Image], request: Request | None = None, batch_size: int = 8, expected: bool = False
+    ) -> np.ndarray:
+        """Unit vectors `[n, d]`: of the prompts, or as the model gives them at once. expected: the mean of all that
+        the model might say."""
+
+    def vectors(self, images: Sequence[Image]) -> np.ndarray:
+        """As `embed`, but where the model knows how sure it is, longer the surer."""
+
+
 @dataclass(frozen=True)
 class LoadOptions:
-    """What a user may say about loading a model. Each architecture uses what concerns it."""
+    """How a model is loaded. Each architecture uses what concerns it."""
 
     device: str = "auto"
     precision: str = "auto"
     """auto, fp32, bf16, fp16, int8 or float64 (for parity tests)."""
-    prompt: str | None = None
-    """A conditional start of the text, e.g. "a picture of"; the answer goes on from it and does not hold it."""
-    question: str | None = None
-    """OFA's textual question."""
-    instruction: str | None = None
-    """What a chat model from the Hub is asked."""
-    mode: str = "best"
-    """Interrogator: best, fast, classic or negative."""
-    terms: tuple[Path, ...] = ()
-    """Interrogator: the user's own term lists."""
     caption_model: str | None = None
     """Interrogator: who writes the caption."""
     clip_model: str | None = None
@@ -132,9 +157,62 @@ class LoadOptions:
     """Another sentence-transformers model than the packaged MiniLM-L6."""
 
 
+MODES = ("best", "fast", "classic", "negative")
+"""Ways of the interrogator to join a caption and terms."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a loaded model is asked about some pictures. None is the model's own way; what a model has no use for is
+    refused by name. Requests that are equal can be answered in one batch."""
+
+    decoding: Decoding | DecodingChanges = field(default_factory=DecodingChanges)
+    prompt: str | None = None
+    """A conditional start of the text, e.g. "a picture of"; the answer goes on from it and does not hold it."""
+    question: str | None = None
+    """OFA's textual question."""
+    instruction: str | None = None
+    """What a chat model from the Hub is asked."""
+    mode: str | None = None
+    """Interrogator: one of `MODES`."""
+    terms: tuple[Path, ...] | None = None
+    """Interrogator: the user's own term lists."""
+
+    def __post_init__(self) -> None:
+        if self.mode not in (None, *MODES):
+            raise BadInput(f"There is no mode {self.mode!r}: use one of {', '.join(MODES)}.")
+
+    def given(self) -> set[str]:
+        """What is asked beside the decoding, by name."""
+        return {each.name for each in fields(self)[1:] if getattr(self, each.name) is not None}
+
+    def named(self) -> set[str]:
+        """Everything that is asked, by name."""
+        return self.given() | (
+            set(self.decoding.given()) if isinstance(self.decoding, DecodingChanges) else {"decoding"}
+        )
+
+    def changed(self, **settings: Any) -> Request:
+        """With these fields of its own or of `DecodingChanges`."""
+        of_search = {
+            name: settings.pop(name) for name in list(settings) if name in DecodingChanges.__dataclass_fields__
+        }
+        request = replace(self, **settings)
+        return replace(request, decoding=replace(request.decoding, **of_search)) if of_search else request
+
+
+PLAIN_REQUEST = Request()
+"""Everything is the model's own way."""
+
+MetadataUse = Literal["ignore", "first", "only"]
+"""Whether the prompt that a picture carries counts: not at all, before the model's, or alone."""
+
 # Each file under captioner/models/ that has an entry in the zoo offers:
 #     load(folder: Path, options: LoadOptions) -> Speaker | ImageEmbedder
 # where `folder` holds a checkpoint (config.json whose "model_type" names the architecture, *.safetensors, processor
-# files); a Hub id has already been resolved to its folder by the zoo.
+# files); a Hub id has already been resolved to its folder by the zoo. A model made of models (`zoo.COMPOSED`) is handed
+# the way to load them: load(folder, options, load_other: LoadOther).
 # A speaking architecture may also name its own search settings: DEFAULT_DECODING = {"num_beams": 5, …}, fields of
 # `Decoding` plus "consensus"; a checkpoint's decoding.json goes over them.
+LoadOther = Callable[[str], Model]
+"""A model by name, loaded with the options of the one that it is a part of."""

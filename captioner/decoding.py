@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import sys
+from dataclasses import dataclass, fields, replace
 from numbers import Integral, Real
+from typing import Any
 
 from captioner.errors import BadInput
 
@@ -59,6 +61,10 @@ class Decoding:
         if self.early_stopping not in (False, True, "never"):
             raise BadInput('early_stopping is False, True or "never".')
 
+    def over(self, own: Decoding) -> Decoding:
+        """Whole settings leave nothing to the model (see `DecodingChanges.over`)."""
+        return self
+
 
 WHOLE_NUMBERS = {
     "num_beams": 1,
@@ -76,3 +82,57 @@ NUMBERS = {
     "top_p": (0.001, 1),
 }
 """The others, with their ranges."""
+
+
+@dataclass(frozen=True)
+class DecodingChanges:
+    """Settings that a request names, over a model's own; None leaves that to the model."""
+
+    num_beams: int | None = None
+    num_candidates: int | None = None
+    """`num_return_sequences`; raises `num_beams` when needed."""
+    max_new_tokens: int | None = None
+    min_new_tokens: int | None = None
+    length_penalty: float | None = None
+    early_stopping: bool | str | None = None
+    repetition_penalty: float | None = None
+    no_repeat_ngram_size: int | None = None
+    do_sample: bool | None = None
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    seed: int | None = None
+    forbid: tuple[str, ...] | None = None
+
+    def check(self) -> None:
+        """Say what contradicts itself whatever the model; what depends on the model's own settings is said later."""
+        self._over(Decoding(max_new_tokens=sys.maxsize))
+
+    def over(self, own: Decoding) -> Decoding:
+        """The settings of a search; a change that plays no part in it is refused by name."""
+        decoding = self._over(own)
+        searching, idle = ("a random draw", BEAM_ONLY) if decoding.do_sample else ("a search", SAMPLING_ONLY)
+        if unused := [name for name in self.given() if name in idle]:
+            remedy = "Set do_sample to false." if decoding.do_sample else "Set do_sample to true."
+            raise BadInput(f"{' and '.join(unused)} would change nothing: this is {searching}. {remedy}")
+        return decoding
+
+    def given(self) -> dict[str, Any]:
+        """What is said, by name."""
+        return {field.name: value for field in fields(self) if (value := getattr(self, field.name)) is not None}
+
+    def _over(self, own: Decoding) -> Decoding:
+        given = self.given()
+        if self.num_beams is not None:
+            given.setdefault("do_sample", False)  # who asks for a search gets one
+        candidates = given.pop("num_candidates", None)
+        if candidates is not None:
+            given["num_return_sequences"] = candidates
+            given.setdefault("num_beams", max(own.num_beams, candidates))
+        elif "num_beams" in given:
+            given["num_return_sequences"] = min(own.num_return_sequences, given["num_beams"])
+        return replace(own, **given)
+
+
+BEAM_ONLY = frozenset({"num_beams", "length_penalty", "early_stopping"})
+SAMPLING_ONLY = frozenset({"temperature", "top_k", "top_p", "seed"})

@@ -6,9 +6,8 @@ An option that is left out is None wherever the model or the checkpoint has a sa
 from __future__ import annotations
 
 import inspect
-import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass
 from functools import partial, wraps
 from operator import itemgetter
 from pathlib import Path
@@ -17,8 +16,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_type_hi
 from typer import Option
 from typer.models import ArgumentInfo
 
-from captioner.contracts import LoadOptions
-from captioner.decoding import Decoding
+from captioner.contracts import LoadOptions, MetadataUse, Request
+from captioner.decoding import DecodingChanges
 from captioner.errors import BadInput
 from captioner.images import printable
 
@@ -107,7 +106,7 @@ class ModelFlags:
     ] = None
     question: Annotated[str | None, _model("What OFA is asked about the picture.")] = None
     instruction: Annotated[str | None, _model("What a chat model from the Hub is asked.")] = None
-    mode: Annotated[str, _model("Interrogator: best, fast, classic or negative.")] = "best"
+    mode: Annotated[str | None, _model("Interrogator: best (default), fast, classic or negative.")] = None
     terms: Annotated[list[Path] | None, _model("Interrogator: your own terms, one a line. Repeatable.")] = None
     caption_model: Annotated[str | None, _model("Interrogator: who writes the caption.")] = None
     clip_model: Annotated[str | None, _model("Interrogator: the CLIP or SigLIP that ranks the terms.")] = None
@@ -120,9 +119,12 @@ class ModelFlags:
 
     @property
     def load_options(self) -> LoadOptions:
-        given = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "model"}
-        given["terms"] = tuple(self.terms or ())
-        return LoadOptions(**given)
+        return LoadOptions(**{field.name: getattr(self, field.name) for field in fields(LoadOptions)})
+
+    def request(self, search: SearchFlags) -> Request:
+        """What the model is asked, and how it searches for the answer."""
+        terms = tuple(self.terms) if self.terms else None
+        return Request(search.changes, self.prompt, self.question, self.instruction, self.mode, terms)
 
 
 def words_of(flag: str, lists: Sequence[str]) -> tuple[str, ...]:
@@ -140,7 +142,7 @@ _search = _option("Search")
 
 @dataclass(frozen=True)
 class SearchFlags:
-    """`Decoding`, field by field; what is left out is the model's own setting."""
+    """`DecodingChanges`, field by field."""
 
     num_beams: Annotated[
         int | None, _search("Hypotheses kept per picture; 1 is greedy. Searches where the model would draw.")
@@ -170,24 +172,12 @@ class SearchFlags:
         if self.forbid is not None:
             object.__setattr__(self, "forbid", words_of("--forbid", self.forbid))
 
-    def check(self) -> None:
-        """Contradictions are said before anything is loaded; what depends on the model's own length is said then."""
-        self.over(Decoding(max_new_tokens=sys.maxsize))
-
-    def over(self, own: Decoding) -> Decoding:
-        """These flags over a model's own settings."""
-        given = {field.name: value for field in fields(self) if (value := getattr(self, field.name)) is not None}
-        if self.num_beams is not None:
-            given.setdefault("do_sample", False)  # who asks for a search gets one
-        candidates = given.pop("num_candidates", None)
-        if candidates is not None:
-            given["num_return_sequences"] = candidates
-            given.setdefault("num_beams", max(own.num_beams, candidates))
-        elif "num_beams" in given:
-            given["num_return_sequences"] = min(own.num_return_sequences, given["num_beams"])
+    @property
+    def changes(self) -> DecodingChanges:
+        given = {field.name: getattr(self, field.name) for field in fields(self)}
         if self.early_stopping is not None:
             given["early_stopping"] = {"true": True, "false": False}.get(self.early_stopping, "never")
-        return replace(own, **given)
+        return DecodingChanges(**given)
 
 
 # --- what becomes of the text ----------------------------------------------------------------------------------------
@@ -232,8 +222,6 @@ class TextFlags:
 # --- what is read ----------------------------------------------------------------------------------------------------
 
 _input = _option("Input")
-Metadata = Literal["ignore", "first", "only"]
-"""Whether generation parameters inside a picture count."""
 
 
 @dataclass(frozen=True)
@@ -252,7 +240,7 @@ class CaptionInputFlags(InputFlags):
     """A picture may also carry its prompt."""
 
     metadata: Annotated[
-        Metadata,
+        MetadataUse,
         _input(
             "A prompt that the picture carries: ignore it, take it first, or take only that. "
             "The result's `source` says which it was.",

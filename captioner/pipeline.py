@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
-from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, NoReturn, overload
 
 import numpy as np
 
 from captioner import consensus, postprocess, zoo
-from captioner.contracts import ImageEmbedder, LoadOptions, Speaker
+from captioner.contracts import PLAIN_REQUEST, ImageEmbedder, LoadOptions, Request, Speaker
 from captioner.decoding import Decoding
 from captioner.errors import BadCheckpoint, BadInput
 from captioner.images import open_image
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from captioner.embedding import TextEmbedder
 
     AnyImage = str | Path | bytes | Image | np.ndarray
+    OneImage = AnyImage
 
 
 @dataclass(frozen=True)
@@ -116,23 +117,44 @@ class Captioner:
         self.predicts = predicts
         """Texts are embedded in the space of the model's own predictions, where it has any."""
 
+    @overload
+    def generate(
+        self, images: OneImage, request: Request | None = None, finish: Finish | None = None, **settings: Any
+    ) -> Prompt: ...
+
+    @overload
     def generate(
         self,
         images: Sequence[AnyImage],
-        decoding: Decoding | None = None,
+        request: Request | None = None,
         finish: Finish | None = None,
         batch_size: int = 8,
-    ) -> list[Prompt]:
-        """One prompt per image, in order. Images are paths, PIL images, arrays or bytes."""
-        finish = finish or Finish()
-        return [
-            self.prompt(reading, finish) for reading in self.readings(images, decoding or self.decoding, batch_size)
-        ]
+        **settings: Any,
+    ) -> list[Prompt]: ...
 
-    def readings(self, images: Sequence[AnyImage], decoding: Decoding, batch_size: int = 8) -> Iterator[Reading]:
+    def generate(self, images, request=None, finish=None, batch_size=8, **settings):
+        """One prompt per image, in order; for one image alone, its prompt.
+
+        Images are paths, PIL images, arrays or bytes. Settings are fields of `Request` and of its `decoding`:
+        `generate("cat.png", num_beams=2, prompt="a painting of")`.
+        """
+        finish = finish or Finish()
+        request = (request or PLAIN_REQUEST).changed(**settings)
+        prompts = [self.prompt(reading, finish) for reading in self.readings(several(images), request, batch_size)]
+        return prompts[0] if is_one(images) else prompts
+
+    def readings(
+        self, images: Sequence[AnyImage], request: Request = PLAIN_REQUEST, batch_size: int = 8
+    ) -> Iterator[Reading]:
         """What the model itself says, uncleaned: all candidates of every image, in order."""
+        decoding = self.settings(request)
         for batch in _batches(images, batch_size):
-            yield from self.speaker.read_images(batch, decoding)
+            yield from self.speaker.read_images(batch, decoding, request)
+
+    def settings(self, request: Request) -> Decoding:
+        """How a request is searched for; what this model has no use for is refused by name."""
+        _refuse(self.name, request.given() - self.speaker.uses)
+        return request.decoding.over(self.decoding)
 
     def prompt(self, reading: Reading, finish: Finish) -> Prompt:
         """Clean the candidates, drop doubles, choose the best."""
@@ -168,21 +190,29 @@ class Captioner:
 
     def embed(
         self,
-        images: Sequence[AnyImage],
-        decoding: Decoding | None = None,
+        images: OneImage | Sequence[AnyImage],
+        request: Request | None = None,
         batch_size: int = 8,
         expected: bool = False,
+        **settings: Any,
     ) -> np.ndarray:
-        """Unit vectors `[n, d]` of the prompts; expected: of all candidates and what was predicted from the pixels."""
-        if not expected:
-            return self.embed_texts([p.text for p in self.generate(images, decoding, batch_size=batch_size)])
-        finish = Finish(consensus=False)
-        return np.stack(
-            [
-                self._expected(self.prompt(reading, finish).candidates, self._predicted(reading))
-                for reading in self.readings(images, decoding or self.decoding, batch_size)
-            ]
-        )
+        """Unit vectors `[n, d]` of the prompts (`[d]` of one image alone); expected: of all candidates and what was
+        predicted from the pixels. Settings are as in `generate`."""
+        request = (request or PLAIN_REQUEST).changed(**settings)
+        if expected:
+            finish = Finish(consensus=False)
+            readings = self.readings(several(images), request, batch_size)
+            vectors = np.stack(
+                [self._expected(self.prompt(each, finish).candidates, self._predicted(each)) for each in readings]
+            )
+        else:
+            prompts = self.generate(several(images), request, batch_size=batch_size)
+            vectors = self.embed_texts([prompt.text for prompt in prompts])
+        return vectors[0] if is_one(images) else vectors
+
+    def vectors(self, images: Sequence[AnyImage]) -> np.ndarray:
+        """As `embed`: a text's vector does not tell how sure the model is."""
+        return self.embed(images, batch_size=len(images))
 
     def _expected(self, candidates: Sequence[Candidate], predicted: np.ndarray | None) -> np.ndarray:
         vectors = self.embed_texts([candidate.text for candidate in candidates])
@@ -193,44 +223,93 @@ class DirectEmbedder:
     """A model that does not speak: pictures in, unit vectors out."""
 
     speaks = False
+    decoding = None
 
     def __init__(self, name: str, embedder: ImageEmbedder) -> None:
         self.name = name
         self.embedder = embedder
 
-    def embed(self, images: Sequence[AnyImage], batch_size: int = 8) -> np.ndarray:
-        """Unit vectors `[n, 384]`."""
-        return np.concatenate([self.embedder.embed_images(batch) for batch in _batches(images, batch_size)])
+    def generate(
+        self,
+        images: OneImage | Sequence[AnyImage],
+        request: Request | None = None,
+        finish: Finish | None = None,
+        batch_size: int = 8,
+        **settings: Any,
+    ) -> NoReturn:
+        """It has no text to give."""
+        raise BadInput(f"{self.name} gives embeddings, not text: use `captioner embed`.")
+
+    def embed(
+        self,
+        images: OneImage | Sequence[AnyImage],
+        request: Request | None = None,
+        batch_size: int = 8,
+        expected: bool = False,
+    ) -> np.ndarray:
+        """Unit vectors `[n, d]`, or `[d]` of one image alone."""
+        if expected:
+            raise BadInput(f"{self.name} gives embeddings at once and has no candidates to take the mean of.")
+        if request is not None:
+            _refuse(self.name, request.named())
+        vectors = np.concatenate([self.embedder.embed_images(batch) for batch in _batches(several(images), batch_size)])
+        return vectors[0] if is_one(images) else vectors
+
+    def vectors(self, images: Sequence[AnyImage]) -> np.ndarray:
+        """As `embed`, but longer where the model is surer."""
+        return self.embedder.vectors([open_image(image) for image in images])
 
 
-def load(name: str | None = None, options: LoadOptions | None = None, **settings) -> Captioner | DirectEmbedder:
+def load(name: str | None = None, options: LoadOptions | None = None, **settings: Any) -> Captioner | DirectEmbedder:
     """Load a model by zoo name, folder or Hub id; None: the default. Settings are the fields of `LoadOptions`."""
-    found = zoo.resolve(name or zoo.default())
-    options = replace(options or LoadOptions(), **settings)
-    module = importlib.import_module(f"captioner.models.{found.module}")
-    model = module.load(found.folder, options)
+    return _Loader(replace(options or LoadOptions(), **settings)).load(name or zoo.default(), ())
+
+
+class _Loader:
+    """Loads a model and those that it is made of: each once, and none as a part of itself."""
+
+    def __init__(self, options: LoadOptions) -> None:
+        self.options = options
+        self.loaded: dict[zoo.Resolved, Captioner | DirectEmbedder] = {}
+
+    def load(self, name: str, inside: tuple[zoo.Resolved, ...]) -> Captioner | DirectEmbedder:
+        """inside: the models that this one is a part of, outermost first."""
+        found = zoo.resolve(name)
+        if found in inside:
+            raise BadInput(f"{found.name} is a part of itself. Take it out of {inside[-1].name}.")
+        if found not in self.loaded:
+            module = importlib.import_module(f"captioner.models.{found.module}")
+            parts = (lambda other: self.load(other, (*inside, found)),) if found.module in zoo.COMPOSED else ()
+            self.loaded[found] = _ready(found, module, module.load(found.folder, self.options, *parts), self.options)
+        return self.loaded[found]
+
+
+def _ready(found: zoo.Resolved, module: ModuleType, model: Any, options: LoadOptions) -> Captioner | DirectEmbedder:
     if not found.speaks:
         return DirectEmbedder(found.name, model)
-    from captioner.embedding import DEFAULT, suits, text_embedder
+    from captioner.embedding import DEFAULT, suits
 
     decoding, by_consensus = _defaults(found.folder, getattr(module, "DEFAULT_DECODING", {}))
-    embed_texts = LazyEmbedder(lambda: text_embedder(options.embedder))
     predicts = suits(options.embedder, DEFAULT)
-    return Captioner(found.name, model, embed_texts, decoding, by_consensus, predicts)
+    return Captioner(found.name, model, LazyEmbedder(options.embedder), decoding, by_consensus, predicts)
 
 
+@dataclass(frozen=True)
 class LazyEmbedder:
-    """A text embedder that is loaded when the first text comes: a plain caption needs none."""
+    """A text embedder that is loaded when the first text comes: a plain caption needs none, and a prompt can be
+    pickled with it."""
 
-    def __init__(self, make: Callable[[], TextEmbedder]) -> None:
-        self.make = make
+    name: str | None
 
     def __call__(self, texts: Sequence[str]) -> np.ndarray:
-        return self.embedder(texts)
+        from captioner.embedding import text_embedder
 
-    @cached_property
-    def embedder(self) -> TextEmbedder:
-        return self.make()
+        return text_embedder(self.name)(texts)
+
+
+def _refuse(model: str, unused: set[str]) -> None:
+    if unused:
+        raise BadInput(f"{model} has no use for {' and '.join(sorted(unused))}: leave it out, or name another model.")
 
 
 def _defaults(folder: Path | None, of_architecture: dict) -> tuple[Decoding, bool]:
@@ -248,8 +327,18 @@ def _defaults(folder: Path | None, of_architecture: dict) -> tuple[Decoding, boo
     return Decoding(**settings), by_consensus
 
 
+def is_one(images: OneImage | Sequence[AnyImage]) -> bool:
+    """A single image, not a list of them."""
+    from PIL.Image import Image
+
+    return isinstance(images, (str, Path, bytes, Image)) or (isinstance(images, np.ndarray) and images.ndim < 4)
+
+
+def several(images: OneImage | Sequence[AnyImage]) -> Sequence[AnyImage]:
+    """A list of images, whatever was given."""
+    return [images] if is_one(images) else list(images)
+
+
 def _batches(images: Sequence[AnyImage], size: int) -> Iterator[list[Image]]:
-    if isinstance(images, (str, bytes, Path)):
-        raise BadInput("Give a list of images, even for one: generate([image]).")
     for start in range(0, len(images), size):
         yield [open_image(image) for image in images[start : start + size]]

@@ -71,6 +71,8 @@ ARCHITECTURES: dict[str, str] = {
 
 EMBEDDERS = frozenset({"direct", "knn", "ensemble"})
 """Architectures that give unit vectors and no text."""
+COMPOSED = frozenset({"ensemble", "interrogator"})
+"""Architectures made of other models."""
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from captioner.contracts import LoadOptions
+from captioner.contracts import LoadOptions, Model
 from captioner.errors import BadInput
 from captioner.files import atomic
 from eval import baselines, tables
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from captioner.embedding import TextEmbedder
-    from captioner.pipeline import Captioner, DirectEmbedder
     from eval.data import Pairs
 
 
@@ -151,7 +150,7 @@ def ask(
     """All answers of one model; those already in `folder` are taken from there. A model that fails is a result, too."""
     answered = Answered(request)
 
-    def load() -> Captioner | DirectEmbedder:
+    def load() -> Model:
         start = time.perf_counter()
         options = LoadOptions(device=settings.device, precision=settings.precision, embedder=settings.embedder)
         model = baselines.load(request.name, options)
@@ -182,7 +181,7 @@ def ask(
 def answer_all(
     file: Path,
     header: dict,
-    load: Callable[[], Captioner | DirectEmbedder],
+    load: Callable[[], Model],
     pairs: Pairs,
     batch_size: int,
     embed_texts: TextEmbedder,
@@ -214,16 +213,16 @@ def answer_all(
     return [done[identifier] for identifier in ids]
 
 
-def _ask_batch(model, images: list[Image], ids: list[str], embed_texts: TextEmbedder) -> list[Answer]:
+def _ask_batch(model: Model, images: list[Image], ids: list[str], embed_texts: TextEmbedder) -> list[Answer]:
     start = time.perf_counter()
     if model.speaks:
         texts = [prompt.text for prompt in model.generate(images, batch_size=len(images))]
+        seconds = time.perf_counter() - start  # the evaluation's own embedding of texts is no part of it
+        vectors = embed_texts(texts)
     else:
         texts, vectors = [None] * len(images), model.embed(images, batch_size=len(images))
-    seconds = (time.perf_counter() - start) / len(images)
-    if model.speaks:
-        vectors = embed_texts(texts)
-    return [Answer(i, text, vector, seconds) for i, text, vector in zip(ids, texts, vectors, strict=True)]
+        seconds = time.perf_counter() - start
+    return [Answer(i, text, vector, seconds / len(images)) for i, text, vector in zip(ids, texts, vectors, strict=True)]
 
 
 def _answers_in(file: Path, header: dict, ids: list[str]) -> tuple[dict[str, Answer], int]:

@@ -15,14 +15,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from captioner.errors import BadInput
+from captioner.pipeline import LazyEmbedder
 from captioner.prompt import Prompt
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from captioner.contracts import LoadOptions
+    from captioner.contracts import LoadOptions, Model
     from captioner.models.knn import Index
-    from captioner.pipeline import Captioner, DirectEmbedder
+    from captioner.pipeline import DirectEmbedder
 
 KINDS = ("nearest", "constant")
 EXPECTED = "+expected"
@@ -42,22 +43,37 @@ def check_index(folder: Path) -> None:
 
 
 class Baseline:
-    """Speaks, as far as the evaluation asks."""
+    """A model whose texts are prompts as somebody wrote them."""
 
     speaks = True
+    decoding = None
 
-    def __init__(self, say: Callable[[Sequence[Image]], list[str]]) -> None:
+    def __init__(self, name: str, embedder: str | None, say: Callable[[Sequence[Image]], list[str]]) -> None:
+        self.name = name
+        self.embed_texts = LazyEmbedder(embedder)
         self.say = say
 
-    def generate(self, images: Sequence[Image], batch_size: int = 8) -> list[Prompt]:
+    def generate(
+        self, images: Sequence[Image], request: object = None, finish: object = None, batch_size: int = 8
+    ) -> list[Prompt]:
         """One prompt per picture."""
-        return [Prompt(text, 0.0, (), "baseline") for text in self.say(images)]
+        return [Prompt(text, 0.0, (), self.name, embed=self.embed_texts) for text in self.say(images)]
+
+    def embed(
+        self, images: Sequence[Image], request: object = None, batch_size: int = 8, expected: bool = False
+    ) -> np.ndarray:
+        """Unit vectors `[n, d]` of the prompts."""
+        return self.embed_texts(self.say(images))
+
+    def vectors(self, images: Sequence[Image]) -> np.ndarray:
+        """As `embed`."""
+        return self.embed(images)
 
 
-def load(name: str, options: LoadOptions) -> Captioner | DirectEmbedder | Baseline:
+def load(name: str, options: LoadOptions) -> Model:
     """Any model that a report may name: a baseline, what a captioner expects, or what `captioner.load` knows."""
     if (folder := index_of(name)) is not None:
-        return _baseline(name.partition(":")[0], folder, options)
+        return _baseline(name, folder, options)
     import captioner
 
     if name.endswith(EXPECTED):
@@ -65,14 +81,14 @@ def load(name: str, options: LoadOptions) -> Captioner | DirectEmbedder | Baseli
     return captioner.load(name, options)
 
 
-def _baseline(kind: str, folder: Path, options: LoadOptions) -> Baseline:
+def _baseline(name: str, folder: Path, options: LoadOptions) -> Baseline:
     from captioner.models import knn
 
-    if kind == "constant":
+    if name.startswith("constant:"):
         text = constant(knn.Index(folder))
-        return Baseline(lambda images: [text] * len(images))
+        return Baseline(name, options.embedder, lambda images: [text] * len(images))
     model = knn.load(folder, replace(options, embedder=None))  # it says prompts: any embedder may embed them
-    return Baseline(lambda images: [near[0].prompt for near in model.similar(images, 1)])
+    return Baseline(name, options.embedder, lambda images: [near[0].prompt for near in model.similar(images, 1)])
 
 
 def _expected(name: str, options: LoadOptions) -> DirectEmbedder:

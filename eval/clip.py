@@ -24,18 +24,19 @@ WEIGHT = 2.5
 
 
 class Clip:
-    """Pictures and texts in one space. Offers `embed` like any image embedder, so that its answers are kept alike."""
-
-    speaks = False
+    """Pictures and texts in one space: an image embedder."""
 
     def __init__(self, name: str, options: LoadOptions | None = None) -> None:
         place = Path(name).expanduser()
         self.ranker = Ranker.from_folder(place if place.is_dir() else zoo.hub_folder(name), options or LoadOptions())
 
-    def embed(self, images: Sequence[Image], batch_size: int = 32) -> np.ndarray:
+    def embed_images(self, images: Sequence[Image]) -> np.ndarray:
         """Unit vectors `[n, d]`."""
-        parts = [self.ranker.pictures(images[i : i + batch_size]) for i in range(0, len(images), batch_size)]
-        return np.concatenate([part.float().cpu().numpy() for part in parts])
+        return self.ranker.pictures(images).float().cpu().numpy()
+
+    def vectors(self, images: Sequence[Image]) -> np.ndarray:
+        """As `embed_images`: their length says nothing."""
+        return self.embed_images(images)
 
     def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
         """Unit vectors `[n, d]`."""

@@ -131,6 +131,7 @@ def _clip_values(
     track: Track,
     notes: list[str],
 ) -> dict[str, np.ndarray]:
+    from captioner.pipeline import DirectEmbedder
     from eval.clip import clip_scores
 
     answering = [one for one in answered if one.failure is None]
@@ -139,7 +140,10 @@ def _clip_values(
     request = Request(f"clip {name}", name)
     header = {"clip": name, "data": pairs.fingerprint}
     file = folder / request.file_name
-    answers = answer_all(file, header, lambda: model, pairs, batch_size, model.embed_texts, track, request.label, notes)
+    embedder = DirectEmbedder(name, model)
+    answers = answer_all(
+        file, header, lambda: embedder, pairs, batch_size, model.embed_texts, track, request.label, notes
+    )
     pictures = np.stack([answer.vector for answer in answers])
     columns = []
     for one in answering:

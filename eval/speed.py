@@ -6,7 +6,6 @@ meets both; the figures of interest are ratios. Every text has exactly NEW_TOKEN
 
 from __future__ import annotations
 
-import importlib
 import math
 import os
 import platform
@@ -96,7 +95,7 @@ def speed(
         for precision in precisions:
             options = LoadOptions(device=device, precision=precision)
             start = time.perf_counter()
-            ours = importlib.import_module(f"captioner.models.{module}").load(folder, options)
+            ours = pipeline.load(str(folder or model), options).speaker
             loading = time.perf_counter() - start
             for size in batch_sizes:
                 row = {"precision": precision, "batch": size, "load_seconds": loading}

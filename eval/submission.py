@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from captioner.contracts import LoadOptions
+from captioner.contracts import LoadOptions, Model
 from captioner.errors import BadImage, BadInput, BadOutput
 from captioner.files import atomic
 from captioner.files.lock import lock
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 
     from PIL.Image import Image
 
-    from captioner.pipeline import Captioner, DirectEmbedder
 
 HEADER = ["imgId_eId", "val"]
 DIMENSIONS = 384
@@ -133,7 +132,7 @@ def _go_on(stream: FileIO, journal: Path, begins: dict) -> set[str]:
 
 def _append(
     stream: FileIO,
-    load: Callable[[], Captioner | DirectEmbedder | baselines.Baseline],
+    load: Callable[[], Model],
     missing: Pictures,
     left: int | None,
     settings: Settings,

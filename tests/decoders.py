@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from captioner.contracts import Decoder, Processor
+from captioner.contracts import PLAIN_REQUEST, Decoder, Processor, Request
 from captioner.decoding import Decoding
 from captioner.models.searched import SearchedDecoder
 from captioner.search import search
@@ -41,9 +41,11 @@ def norms_that_have_seen(tower: torch.nn.Module, pixels: torch.Tensor) -> None:
     tower.eval()
 
 
-def texts(speaker: SearchedDecoder, images: Sequence[Image.Image], **settings) -> list[tuple[str, float]]:
+def texts(
+    speaker: SearchedDecoder, images: Sequence[Image.Image], request: Request = PLAIN_REQUEST, **settings
+) -> list[tuple[str, float]]:
     """The best candidate of every picture."""
-    readings = speaker.read_images(images, Decoding(max_new_tokens=8, **settings))
+    readings = speaker.read_images(images, Decoding(max_new_tokens=8, **settings), request)
     return [(reading.candidates[0].text, round(reading.candidates[0].score, 5)) for reading in readings]
 
 

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from transformers import BlipForConditionalGeneration
 from transformers import BlipProcessor as TheirProcessor
 
-from captioner.contracts import LoadOptions
+from captioner.contracts import LoadOptions, Request
 from captioner.decoding import Decoding
 from captioner.errors import BadCheckpoint
 from captioner.models import blip, checkpoint
@@ -92,7 +92,7 @@ def test_what_we_save_transformers_loads(folder: Path, tmp_path: Path) -> None:
 
 def test_processor_gives_what_transformers_gives(folder: Path) -> None:
     theirs = TheirProcessor.from_pretrained(folder)
-    ours = BlipProcessor.from_folder(folder, prompt="a picture of")
+    ours = blip.load(folder, LoadOptions()).beginning("a picture of")
     images = pictures(3)
     expected = theirs(images=images, text=["a picture of"] * 3, return_tensors="pt")
     torch.testing.assert_close(ours.pixels(images), expected.pixel_values, atol=0.02, rtol=0)
@@ -103,9 +103,10 @@ def test_processor_gives_what_transformers_gives(folder: Path) -> None:
 
 
 def test_prompt_conditions_the_text(folder: Path) -> None:
-    plain, prompted = (blip.load(folder, LoadOptions(prompt=prompt)) for prompt in (None, "a picture of"))
-    decoding = Decoding(max_new_tokens=6)
-    assert plain.read_images(pictures(2), decoding) != prompted.read_images(pictures(2), decoding)
+    speaker, decoding = blip.load(folder, LoadOptions()), Decoding(max_new_tokens=6)
+    plain = speaker.read_images(pictures(2), decoding)
+    assert speaker.read_images(pictures(2), decoding, Request(prompt="a picture of")) != plain
+    assert speaker.read_images(pictures(2), decoding) == plain  # a request leaves nothing behind
 
 
 def test_sampled_texts_depend_on_the_picture_alone(folder: Path) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from captioner.contracts import LoadOptions
+from captioner.contracts import LoadOptions, Request
 from captioner.decoding import Decoding
 from captioner.errors import BadCheckpoint
 from captioner.models import clip_prefix
@@ -92,11 +92,10 @@ def test_gists_add_up_tokens(tmp_path):
 
 
 def test_the_text_goes_on_from_a_prompt(folder):
-    speaker = clip_prefix.load(folder, LoadOptions(device="cpu", prompt="a red"))
-    assert speaker.processor.decode(speaker.processor.start_ids) == "a red"
-    assert decoders.texts(speaker, decoders.pictures(2)) != decoders.texts(
-        clip_prefix.load(folder, CPU), decoders.pictures(2)
-    )
+    speaker = clip_prefix.load(folder, CPU)
+    assert speaker.processor.decode(speaker.beginning("a red").start_ids) == "a red"
+    images = decoders.pictures(2)
+    assert decoders.texts(speaker, images, Request(prompt="a red")) != decoders.texts(speaker, images)
 
 
 @pytest.mark.parametrize("settings", MAPPERS)

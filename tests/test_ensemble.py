@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from typer.testing import CliRunner
 
 from captioner import pipeline
 from captioner.cli import app
-from captioner.contracts import LoadOptions
+from captioner.contracts import LoadOptions, Request
 from captioner.decoding import Decoding
 from captioner.embedding import text_embedder
 from captioner.errors import BadCheckpoint, BadInput, BadOutput
@@ -87,10 +88,10 @@ def test_members_are_found_from_the_file_wherever_it_is_moved(models, pictures, 
     shutil.copytree(models / "one", folder / "one")
     ensemble.save(folder / "mine.json", [Member(str(folder / "one"))])
     assert json.loads((folder / "mine.json").read_text())["members"][0]["model"] == "one"
-    expected = ensemble.load(folder / "mine.json", CPU).embed_images(pictures)
+    expected = pipeline.load(str(folder / "mine.json"), CPU).embed(pictures)
     folder.rename(tmp_path / "after")
-    found = ensemble.load(tmp_path / "after" / "mine.json", CPU)
-    np.testing.assert_array_equal(found.embed_images(pictures), expected)
+    found = pipeline.load(str(tmp_path / "after" / "mine.json"), CPU)
+    np.testing.assert_array_equal(found.embed(pictures), expected)
 
 
 def test_by_norm_the_surer_member_counts_more(models, pictures, tmp_path):
@@ -98,25 +99,25 @@ def test_by_norm_the_surer_member_counts_more(models, pictures, tmp_path):
     file = write(tmp_path / "e.json", members, by_norm=True)
     one, two = (pipeline.load(str(models / name), CPU).embedder.vectors(pictures) for name in ("one", "two"))
     expected = unit(0.5 * one / 2.0 + 0.5 * two / 0.5)
-    np.testing.assert_allclose(ensemble.load(file, CPU).embed_images(pictures), expected, atol=1e-6)
+    np.testing.assert_allclose(pipeline.load(str(file), CPU).embed(pictures), expected, atol=1e-6)
 
 
 def test_members_of_weight_zero_are_not_loaded(models, pictures, tmp_path):
     members = [{"model": str(models / "one")}, {"model": "no-such-model", "weight": 0}]
-    found = ensemble.load(write(tmp_path / "e.json", members), CPU)
-    assert [member.model for member in found.members] == [str(models / "one")]
+    found = pipeline.load(str(write(tmp_path / "e.json", members)), CPU)
+    assert [member.model for member in found.embedder.members] == [str(models / "one")]
 
 
 def test_an_ensemble_may_hold_another_but_not_itself(models, pictures, tmp_path):
     inner = write(tmp_path / "inner.json", [{"model": str(models / "one")}])
     outer = write(tmp_path / "outer.json", [{"model": "inner.json"}])
     expected = pipeline.load(str(models / "one"), CPU).embed(pictures)
-    np.testing.assert_allclose(ensemble.load(outer, CPU).embed_images(pictures), expected, atol=1e-6)
+    np.testing.assert_allclose(pipeline.load(str(outer), CPU).embed(pictures), expected, atol=1e-6)
     write(inner, [{"model": "outer.json"}])
     with pytest.raises(BadInput, match="member of itself"):
-        ensemble.load(outer, CPU)
+        pipeline.load(str(outer), CPU)
     write(inner, [{"model": str(models / "one")}])
-    ensemble.load(outer, CPU)  # a failed load leaves nothing behind
+    pipeline.load(str(outer), CPU)  # a failed load leaves nothing behind
 
 
 def test_captioners_take_part_by_what_they_say(tiny_checkpoint, models, pictures, tmp_path):
@@ -125,9 +126,9 @@ def test_captioners_take_part_by_what_they_say(tiny_checkpoint, models, pictures
     speaker = pipeline.load(folder, CPU)
     for expected in (False, True):
         members = [{"model": folder, "expected": expected}, {"model": str(models / "one")}]
-        found = ensemble.load(write(tmp_path / f"{expected}.json", members), CPU).embed_images(pictures[:2])
+        found = pipeline.load(str(write(tmp_path / f"{expected}.json", members)), CPU).embed(pictures[:2])
         if expected:
-            said = [reading.candidates for reading in speaker.readings(pictures[:2], _all_beams(speaker))]
+            said = [reading.candidates for reading in speaker.readings(pictures[:2], Request(_all_beams(speaker)))]
             texts = [[pipeline.Finish().text(c.text, c.finished) for c in candidates] for candidates in said]
             share = [np.exp([c.score for c in candidates]) for candidates in said]
             spoken = np.stack([s / s.sum() @ text_embedder()(t) for s, t in zip(share, texts, strict=True)])
@@ -140,14 +141,17 @@ def test_captioners_take_part_by_what_they_say(tiny_checkpoint, models, pictures
 def test_a_folder_may_be_called_like_a_model_of_the_zoo(models, pictures, tmp_path):
     shutil.copytree(models / "one", tmp_path / "mini")
     ensemble.save(tmp_path / "e.json", [Member(str(tmp_path / "mini"))])
-    found = ensemble.load(tmp_path / "e.json", CPU).embed_images(pictures)
+    found = pipeline.load(str(tmp_path / "e.json"), CPU).embed(pictures)
     np.testing.assert_allclose(found, pipeline.load(str(models / "one"), CPU).embed(pictures), atol=1e-6)
 
 
 def test_an_expected_embedding_is_of_many_candidates():
-    assert ensemble.with_candidates(Decoding(num_beams=5)).num_return_sequences == 5
-    assert ensemble.with_candidates(Decoding(do_sample=True, num_return_sequences=8)).num_return_sequences == 32
-    assert ensemble.with_candidates(Decoding(do_sample=True, num_return_sequences=50)).num_return_sequences == 50
+    def count(**own) -> int:
+        return ensemble.with_candidates(SimpleNamespace(decoding=Decoding(**own))).decoding.num_return_sequences
+
+    assert count(num_beams=5) == 5
+    assert count(do_sample=True, num_return_sequences=8) == 32
+    assert count(do_sample=True, num_return_sequences=50) == 50
 
 
 def _all_beams(speaker):
@@ -221,7 +225,7 @@ def test_a_fit_from_pictures_to_file(models, data, tmp_path):
     members = [Member(str(models / "one")), Member(str(models / "two"))]
     (data / "broken.png").write_bytes(b"")
     (data / "broken.txt").write_text("broken")
-    found = ensemble.fit(members, data, tmp_path / "mine.json", options=CPU)
+    found = ensemble.fit(members, data, tmp_path / "mine.json", pipeline.load, options=CPU)
     assert (found.pictures, found.prompts, found.unreadable) == (12, 12, 1)
     assert sum(found.weights.values()) == pytest.approx(1)
     assert found.interval[0] <= found.gain <= found.interval[1]
@@ -232,13 +236,13 @@ def test_a_fit_from_pictures_to_file(models, data, tmp_path):
     one = pipeline.load(str(models / "one"), CPU).embed(pictures)
     truth = text_embedder()([f"picture of {n} things" for n in range(12)])
     assert found.alone[str(models / "one")] == pytest.approx((one * truth).sum(1).mean(), abs=1e-5)
-    vectors = ensemble.load(tmp_path / "mine.json", CPU).embed_images(pictures)
+    vectors = pipeline.load(str(tmp_path / "mine.json"), CPU).embed(pictures)
     assert (vectors * truth).sum(1).mean() >= max(found.alone.values()) - 1e-6
 
 
 def test_norms_are_learnt_with_the_weights(models, data, tmp_path, pictures):
-    ensemble.fit([Member(str(models / "one"))], data, tmp_path / "mine.json", by_norm=True, options=CPU)
-    [member] = ensemble.load(tmp_path / "mine.json", CPU).members
+    ensemble.fit([Member(str(models / "one"))], data, tmp_path / "mine.json", pipeline.load, by_norm=True, options=CPU)
+    [member] = pipeline.load(str(tmp_path / "mine.json"), CPU).embedder.members
     sure = pipeline.load(str(models / "one"), CPU).embedder.vectors([Image.open(data / f"{n}.png") for n in range(12)])
     assert member.norm == pytest.approx(np.linalg.norm(sure, axis=1).mean(), rel=1e-5)
 
@@ -249,7 +253,7 @@ def test_members_that_have_learnt_from_the_data_are_named(models, data, tmp_path
     learnt = {"sources": ["elsewhere"], "fingerprints": [fingerprint(f"Picture of {n} things") for n in range(3)]}
     (tmp_path / "two" / "training_data.json").write_text(json.dumps(learnt))
     members = [Member(str(tmp_path / "one")), Member(str(tmp_path / "two"))]
-    [warning] = ensemble.fit(members, data, tmp_path / "e.json", options=CPU).warnings
+    [warning] = ensemble.fit(members, data, tmp_path / "e.json", pipeline.load, options=CPU).warnings
     assert warning.startswith(f"{tmp_path / 'two'} has learnt from these data (3 of the 12 prompts")
     (tmp_path / "one" / "README.md").write_text(f"---\ndatasets: [{data.name}]\n---\n")
     command = ["ensemble", "fit", "--members", str(tmp_path / "one"), "--data", str(data)]
@@ -261,7 +265,9 @@ def test_members_that_have_learnt_from_the_data_are_named(models, data, tmp_path
 def test_progress_names_the_member_and_what_is_to_come(models, data, tmp_path):
     seen = []
     members = [Member(str(models / "one")), Member(str(models / "two"))]
-    ensemble.fit(members, data, tmp_path / "e.json", options=CPU, progress=lambda *done: seen.append(done))
+    ensemble.fit(
+        members, data, tmp_path / "e.json", pipeline.load, options=CPU, progress=lambda *done: seen.append(done)
+    )
     total = sources.read([data]).total()
     assert {(name, of) for name, _, of in seen} == {(member.model, total) for member in members}
     assert sum(done for _, done, _ in seen) == 2 * 12
@@ -280,20 +286,20 @@ def test_weights_that_cannot_be(weights, message, tmp_path):
         ensemble.save(tmp_path / "e.json", members)
     file = write(tmp_path / "f.json", [{"model": "mini", "weight": weight} for weight in weights])
     with pytest.raises(BadInput, match=message):
-        ensemble.load(file, CPU)
+        pipeline.load(str(file), CPU)
 
 
 def test_members_whose_dimensions_differ(models, pictures, tmp_path):
     save_direct(tmp_path / "short", 0, embedding_size=100)
     file = write(tmp_path / "e.json", [{"model": "short"}, {"model": str(models / "one")}])
     with pytest.raises(BadInput, match=r"differ in length: .*100.*384"):
-        ensemble.load(file, CPU).embed_images(pictures)
+        pipeline.load(str(file), CPU).embed(pictures)
 
 
 def test_another_length_than_the_embedder(data, tmp_path):
     save_direct(tmp_path / "short", 0, embedding_size=100)
     with pytest.raises(BadInput, match="give 100 numbers, the embedder 384"):
-        ensemble.fit([Member(str(tmp_path / "short"))], data, tmp_path / "e.json", options=CPU)
+        ensemble.fit([Member(str(tmp_path / "short"))], data, tmp_path / "e.json", pipeline.load, options=CPU)
 
 
 def test_too_few_prompts_to_fit_on(models, data, tmp_path):
@@ -302,14 +308,14 @@ def test_too_few_prompts_to_fit_on(models, data, tmp_path):
     for name in ("0.png", "0.txt"):
         shutil.copy(data / name, few / name)
     with pytest.raises(BadInput, match="1 readable prompts; weights need at least 10"):
-        ensemble.fit([Member(str(models / "one"))], few, tmp_path / "e.json", options=CPU)
+        ensemble.fit([Member(str(models / "one"))], few, tmp_path / "e.json", pipeline.load, options=CPU)
     assert not (tmp_path / "e.json").exists()
 
 
 def test_a_file_that_is_there_stays(models, data, tmp_path):
     file = write(tmp_path / "e.json", [])
     with pytest.raises(BadOutput, match="already there"):
-        ensemble.fit([Member(str(models / "one"))], data, file, options=CPU)
+        ensemble.fit([Member(str(models / "one"))], data, file, pipeline.load, options=CPU)
     with pytest.raises(BadOutput, match="already there"):
         ensemble.save(file, [Member("mini")])
 
@@ -318,7 +324,7 @@ def test_a_file_that_is_there_stays(models, data, tmp_path):
 def test_a_damaged_file_is_refused(content, tmp_path):
     (tmp_path / "e.json").write_text(content)
     with pytest.raises(BadCheckpoint):
-        ensemble.load(tmp_path / "e.json", CPU)
+        pipeline.load(str(tmp_path / "e.json"), CPU)
 
 
 def test_members_and_weights_as_the_command_line_gives_them():

@@ -26,7 +26,7 @@ def picture(red: int) -> Image.Image:
 def test_equals_transformers_and_cuts_long_texts(folder: Path) -> None:
     images, texts = [picture(10), picture(240)], ["a fox", "far too long, " * 20]
     clip = Clip(str(folder))
-    ours = clip_scores(clip.embed(images), clip.embed_texts(texts))
+    ours = clip_scores(clip.embed_images(images), clip.embed_texts(texts))
     tokenizer, model = CLIPTokenizer.from_pretrained(folder), CLIPModel.from_pretrained(folder).eval()
     tokens = tokenizer(texts, padding=True, truncation=True, max_length=77, return_tensors="pt")
     pixels = CLIPImageProcessorPil.from_pretrained(folder)(images, return_tensors="pt")

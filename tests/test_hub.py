@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText, AutoProcessor, VisionEncoderDecoderModel
 
 from captioner import pipeline
-from captioner.contracts import LoadOptions
+from captioner.contracts import PLAIN_REQUEST, LoadOptions, Request
 from captioner.decoding import Decoding
 from captioner.errors import BadCheckpoint, BadInput
 from captioner.models import hub
@@ -35,8 +35,8 @@ def broken(tiny_checkpoint: Callable[[str], Path], family: str, tmp_path: Path) 
     return Path(shutil.copytree(tiny_checkpoint(family), tmp_path / family))
 
 
-def said(speaker: HubModel, images: list[Image], **decoding) -> list[str]:
-    readings = speaker.read_images(images, Decoding(**{"num_beams": 1, "max_new_tokens": 8} | decoding))
+def said(speaker: HubModel, images: list[Image], request: Request = PLAIN_REQUEST, **decoding) -> list[str]:
+    readings = speaker.read_images(images, Decoding(**{"num_beams": 1, "max_new_tokens": 8} | decoding), request)
     return [reading.candidates[0].text for reading in readings]
 
 
@@ -68,25 +68,25 @@ def test_vit_gpt2_says_what_transformers_says(tiny_checkpoint: Callable[[str], P
 
 def test_chat_template_carries_the_instruction(tiny_checkpoint: Callable[[str], Path]) -> None:
     folder = tiny_checkpoint("llava")
-    speaker = hub.load(folder, LoadOptions(precision="float64", instruction="a city of glass?"))
+    speaker = hub.load(folder, EXACT)
     processor = AutoProcessor.from_pretrained(folder, backend="pil")
     theirs = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float64).eval()
     text = "USER: <image> a city of glass? ASSISTANT:"
     inputs = processor(images=pictures(1), text=text, return_tensors="pt").to(torch.float64)
     found = theirs.generate(**inputs, max_new_tokens=8, do_sample=False)
     expected = processor.tokenizer.decode(found[0, inputs.input_ids.shape[1] :], skip_special_tokens=True).strip()
-    (answer,) = said(speaker, pictures(1))
+    (answer,) = said(speaker, pictures(1), Request(instruction="a city of glass?"))
     assert answer == expected  # without the echo of what it was told
-    assert said(hub.load(folder, EXACT), pictures(1)) != [answer]
+    assert said(speaker, pictures(1)) != [answer]
 
 
 def test_git_goes_on_with_an_instruction(tiny_checkpoint: Callable[[str], Path]) -> None:
     folder = tiny_checkpoint("git")
-    speaker = hub.load(folder, LoadOptions(precision="float64", instruction="a picture of"))
-    (text,) = said(speaker, pictures(1))
-    assert text != said(hub.load(folder, EXACT), pictures(1))[0]
+    speaker = hub.load(folder, EXACT)
+    (text,) = said(speaker, pictures(1), Request(instruction="a picture of"))
+    assert text != said(speaker, pictures(1))[0]
     assert not text.startswith("a picture of")
-    begun = speaker._inputs(pictures(1)).input_ids[0]
+    begun = speaker._inputs(pictures(1), "a picture of").input_ids[0]
     assert speaker.tokenizer.decode(begun) == "[CLS] a picture of"
 
 
@@ -158,7 +158,7 @@ def test_folders_and_hub_names_lead_here(tiny_checkpoint: Callable[[str], Path])
         captioner = pipeline.load(name)
         assert isinstance(captioner.speaker, HubModel)
         assert captioner.decoding.num_beams == 1
-        assert captioner.generate(pictures(1), Decoding(max_new_tokens=5))[0].model == name
+        assert captioner.generate(pictures(1), max_new_tokens=5)[0].model == name
 
 
 # --- what cannot be run ----------------------------------------------------------------------------------------------
@@ -175,8 +175,9 @@ def test_few_bits_need_a_gpu(tiny_checkpoint: Callable[[str], Path]) -> None:
 
 
 def test_vit_gpt2_cannot_be_asked(tiny_checkpoint: Callable[[str], Path]) -> None:
-    with pytest.raises(BadInput, match="captions without being asked"):
-        hub.load(tiny_checkpoint("vit_gpt2"), LoadOptions(instruction="what is it?"))
+    model = pipeline.load(str(tiny_checkpoint("vit_gpt2")))
+    with pytest.raises(BadInput, match="has no use for instruction"):
+        model.generate(pictures(1), instruction="what is it?")
 
 
 def test_models_that_write_no_captions(tiny_checkpoint: Callable[[str], Path], tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -16,11 +16,11 @@ from transformers import AutoModel, AutoProcessor
 
 from captioner import pipeline
 from captioner.cache import cache_folder
-from captioner.contracts import LoadOptions
-from captioner.decoding import Decoding
+from captioner.contracts import MODES, LoadOptions, Request
+from captioner.decoding import Decoding, DecodingChanges
 from captioner.errors import BadCheckpoint, BadInput, MissingExtra
 from captioner.models import interrogator, ranker
-from captioner.models.interrogator import Chooser, Interrogator, Table
+from captioner.models.interrogator import Chooser, Interrogator, Table, Tables
 from captioner.models.ranker import Ranker
 from tests.decoders import pictures
 
@@ -32,6 +32,7 @@ LISTS = {
     "negative": ("blurry", "bad art"),
 }
 SHORT = Decoding(max_new_tokens=6)
+CHANGED = Request(DecodingChanges(max_new_tokens=6))
 
 
 @pytest.fixture(autouse=True)
@@ -59,15 +60,24 @@ def options(tiny_checkpoint: Callable[[str], Path]) -> LoadOptions:
 
 
 def load(options: LoadOptions, **changes) -> Interrogator:
-    return interrogator.load(None, LoadOptions(**vars(options) | changes))
+    options = replace(options, **changes)
+    return interrogator.load(None, options, lambda name: pipeline.load(name, options))
+
+
+def own_tables(speaker: Interrogator, mode: str = "best", terms: tuple[Path, ...] | None = None) -> Tables:
+    return speaker.tables(terms, mode)
+
+
+def chooser(speaker: Interrogator, forbid: Sequence[str] = ()) -> Chooser:
+    return Chooser(speaker.ranker, own_tables(speaker), forbid)
 
 
 def judge(tiny_checkpoint: Callable[[str], Path], name: str) -> Ranker:
     return Ranker.from_folder(tiny_checkpoint(name), LoadOptions(precision="float64"))
 
 
-def said(speaker: Interrogator, count: int = 4) -> list[str]:
-    return [reading.candidates[0].text for reading in speaker.read_images(pictures(count), SHORT)]
+def said(speaker: Interrogator, count: int = 4, request: Request = CHANGED) -> list[str]:
+    return [reading.candidates[0].text for reading in speaker.read_images(pictures(count), SHORT, request)]
 
 
 # --- the judge --------------------------------------------------------------------------------------------------------
@@ -115,7 +125,7 @@ def test_similarities_share_beginnings_and_change_nothing(
 def test_foreign_checkpoints_are_refused(tiny_checkpoint: Callable[[str], Path], options: LoadOptions) -> None:
     terms = (tiny_checkpoint("blip") / "vocab.txt",)
     with pytest.raises(BadCheckpoint, match="holds a 'blip' model: terms are ranked by a CLIP or SigLIP"):
-        load(options, clip_model=str(tiny_checkpoint("blip")), terms=terms)
+        load(options, clip_model=str(tiny_checkpoint("blip"))).tables(terms, "fast")
 
 
 # --- the tables -------------------------------------------------------------------------------------------------------
@@ -130,17 +140,17 @@ def test_package_is_read_and_not_imported(package: Path) -> None:
 
 def test_without_the_package_the_remedy_is_named(options: LoadOptions) -> None:
     with pytest.raises(MissingExtra, match=r"pip install 'captioner\[interrogator\]'.*--terms"):
-        load(options)
+        load(replace(options, clip_model="no/such-clip")).read_images(pictures(1), SHORT)  # before anything is loaded
 
 
 def test_tables_know_each_term_once(package: Path, options: LoadOptions) -> None:
     speaker = load(options)
-    assert speaker.tables["artists"].terms[:2] == ["by ada moor", "inspired by ada moor"]
-    assert "fog" in speaker.tables["movements"].terms
-    assert "fog" not in speaker.tables["flavors"].terms
-    assert len(set(speaker.everything.terms)) == len(speaker.everything.terms)
-    assert not {"blurry", "bad art"} & set(speaker.everything.terms)
-    for table in speaker.tables.values():
+    assert own_tables(speaker).of_kind["artists"].terms[:2] == ["by ada moor", "inspired by ada moor"]
+    assert "fog" in own_tables(speaker).of_kind["movements"].terms
+    assert "fog" not in own_tables(speaker).of_kind["flavors"].terms
+    assert len(set(own_tables(speaker).everything.terms)) == len(own_tables(speaker).everything.terms)
+    assert not {"blurry", "bad art"} & set(own_tables(speaker).everything.terms)
+    for table in own_tables(speaker).of_kind.values():
         torch.testing.assert_close(table.vectors, speaker.ranker.texts(table.terms).half())
 
 
@@ -162,12 +172,13 @@ def test_own_lists_play_the_flavours_or_what_their_name_says(
     (tmp_path / "more.txt").write_text("sand\nsea\n")
     (tmp_path / "artists.txt").write_text("ada moor\n")
     files = tuple(tmp_path / name for name in ("mined.tsv", "more.txt", "artists.txt"))
-    speaker = load(options, mode="classic", terms=files)
-    assert speaker.tables["flavors"].terms == ["sea", "sky", "sand"]
+    speaker = load(options)
+    tables = own_tables(speaker, "classic", files)
+    assert tables.of_kind["flavors"].terms == ["sea", "sky", "sand"]
     assert "Classic prompts without mediums, trending, movements" in capsys.readouterr().err
     speaker.ranker.limit = 1000  # the tiny tokenizer spells letter by letter; here nothing is to be cut
-    captions, seen = speaker._captions(pictures(2), SHORT), speaker.ranker.pictures(pictures(2))
-    for caption, text in zip(captions, Chooser(speaker).classic(seen, captions), strict=True):
+    captions, seen = speaker.captions(pictures(2), CHANGED), speaker.ranker.pictures(pictures(2))
+    for caption, text in zip(captions, Chooser(speaker.ranker, tables).classic(seen, captions), strict=True):
         first, *flavours = text.removeprefix(f"{caption}, ").split(", ")
         assert first in ("by ada moor", "inspired by ada moor")
         assert sorted(flavours) == ["sand", "sea", "sky"]
@@ -181,19 +192,21 @@ def test_terms_are_read_once(package: Path, options: LoadOptions, monkeypatch: p
     whole = Ranker.texts
     monkeypatch.setattr(Ranker, "texts", lambda self, texts: read.extend(texts) or whole(self, texts))
     first = load(options)
-    assert sorted(read) == sorted([*first.everything.terms, *first.tables["negative"].terms])
+    own_tables(first)
+    assert sorted(read) == sorted([*own_tables(first).everything.terms, *own_tables(first).of_kind["negative"].terms])
     files = {file.name: file.stat().st_mtime_ns for file in cache_folder("terms").iterdir()}
     assert len(files) == 6
     vectors = load_file(next(cache_folder("terms").glob("flavors-*")))["vectors"]
     assert vectors.dtype == torch.float16
     read.clear()
     second = load(options)
+    own_tables(second)
     assert read == []
     assert {file.name: file.stat().st_mtime_ns for file in cache_folder("terms").iterdir()} == files
-    assert torch.equal(second.everything.vectors, first.everything.vectors)
+    assert torch.equal(own_tables(second).everything.vectors, own_tables(first).everything.vectors)
 
     (package / "data" / "mediums.txt").write_text("a photo\na stamp\n")  # another table
-    load(options)
+    own_tables(load(options))
     assert read == ["a photo", "a stamp"]
 
 
@@ -211,27 +224,28 @@ def test_another_model_or_precision_is_another_key(
 
 
 def test_damaged_cache_is_made_again(package: Path, options: LoadOptions) -> None:
-    good = load(options).everything.vectors
+    good = own_tables(load(options)).everything.vectors
     flavors, artists = (next(cache_folder("terms").glob(f"{kind}-*")) for kind in ("flavors", "artists"))
     os.truncate(flavors, 20)
     save_file({"vectors": torch.zeros(1, 24).half()}, artists)
-    assert torch.equal(load(options).everything.vectors, good)
+    assert torch.equal(own_tables(load(options)).everything.vectors, good)
     assert len(load_file(flavors)["vectors"]) == 7
 
 
 # --- the modes --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("mode", interrogator.MODES)
+@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("clip", ["clip", "siglip"])
 def test_batch_equals_singles(
     package: Path, options: LoadOptions, tiny_checkpoint: Callable[[str], Path], mode: str, clip: str
 ) -> None:
-    speaker = load(options, mode=mode, clip_model=str(tiny_checkpoint(clip)))
+    speaker = load(options, clip_model=str(tiny_checkpoint(clip)))
     images = pictures(4)
-    at_once = speaker.read_images(images, SHORT)
+    request = replace(CHANGED, mode=mode)
+    at_once = speaker.read_images(images, SHORT, request)
     for image, reading in zip(images, at_once, strict=True):
-        (alone,) = speaker.read_images([image], SHORT)
+        (alone,) = speaker.read_images([image], SHORT, request)
         assert [c.text for c in alone.candidates] == [c.text for c in reading.candidates]
         assert alone.candidates[0].score == pytest.approx(reading.candidates[0].score)
         assert reading.candidates[0].score < 0
@@ -241,10 +255,10 @@ def test_batch_equals_singles(
 
 
 def test_fast_adds_the_nearest_terms(package: Path, options: LoadOptions) -> None:
-    speaker = load(options, mode="fast")
-    captions, seen = speaker._captions(pictures(3), SHORT), speaker.ranker.pictures(pictures(3))
-    for caption, picture, text in zip(captions, seen, said(speaker, 3), strict=True):
-        table = speaker.everything
+    speaker = load(options)
+    captions, seen = speaker.captions(pictures(3), CHANGED), speaker.ranker.pictures(pictures(3))
+    for caption, picture, text in zip(captions, seen, said(speaker, 3, replace(CHANGED, mode="fast")), strict=True):
+        table = own_tables(speaker).everything
         order = (table.vectors.double() @ picture).argsort(descending=True)[: interrogator.FAST_TERMS].tolist()
         whole = ", ".join(part for part in [caption, *(table.terms[n] for n in order)] if part)
         assert whole.startswith(text)
@@ -254,15 +268,15 @@ def test_fast_adds_the_nearest_terms(package: Path, options: LoadOptions) -> Non
 
 
 def test_classic_has_its_order(package: Path, options: LoadOptions) -> None:
-    speaker = load(options, mode="classic")
+    speaker = load(options)
     speaker.ranker.limit = 1000
-    captions, seen = speaker._captions(pictures(3), SHORT), speaker.ranker.pictures(pictures(3))
-    for caption, text in zip(captions, Chooser(speaker).classic(seen, captions), strict=True):
+    captions, seen = speaker.captions(pictures(3), CHANGED), speaker.ranker.pictures(pictures(3))
+    for caption, text in zip(captions, chooser(speaker).classic(seen, captions), strict=True):
         made_by, trending, movement, *flavours = text.removeprefix(f"{caption}, ").split(", ")
         medium, artist = made_by.split(" by ") if " inspired" not in made_by else made_by.split(" inspired by ")
         assert medium in LISTS["mediums"]
         assert artist in LISTS["artists"]
-        assert trending in speaker.tables["trending"].terms
+        assert trending in own_tables(speaker).of_kind["trending"].terms
         assert movement in LISTS["movements"]
         assert len(flavours) == 3
         assert set(flavours) <= set(LISTS["flavors"])
@@ -270,11 +284,11 @@ def test_classic_has_its_order(package: Path, options: LoadOptions) -> None:
 
 def test_best_is_the_nearest_of_all_ways(package: Path, options: LoadOptions) -> None:
     speaker = load(options)
-    captions, seen = speaker._captions(pictures(3), SHORT), speaker.ranker.pictures(pictures(3))
-    choose = Chooser(speaker)
+    captions, seen = speaker.captions(pictures(3), CHANGED), speaker.ranker.pictures(pictures(3))
+    choose = chooser(speaker)
     ways = [captions, *(way(seen, captions) for way in (choose.classic, choose.fast, choose.best))]
     beams = Decoding(max_new_tokens=6, num_return_sequences=4)
-    for n, reading in enumerate(speaker.read_images(pictures(3), beams)):
+    for n, reading in enumerate(speaker.read_images(pictures(3), beams, CHANGED)):
         texts = {way[n] for way in ways}
         (scores,) = speaker.ranker.similarities(seen[n : n + 1], [list(texts)])
         assert {c.text for c in reading.candidates} == texts
@@ -314,8 +328,8 @@ def test_chain_is_the_one_by_hand(
     monkeypatch.setattr(interrogator, "FEWEST", fewest)
     speaker = load(options)
     seen, starts = speaker.ranker.pictures(pictures(3)), ["a red cat", "dog", "fog " * 60]
-    table = speaker.tables["flavors"]
-    texts = Chooser(speaker)._chain(seen, starts, [table.terms] * 3)
+    table = own_tables(speaker).of_kind["flavors"]
+    texts = chooser(speaker)._chain(seen, starts, [table.terms] * 3)
     assert texts == [
         by_hand(speaker, *of_picture, table.terms, fewest) for of_picture in zip(seen, starts, strict=True)
     ]
@@ -323,10 +337,10 @@ def test_chain_is_the_one_by_hand(
 
 
 def test_negative_is_the_chain_reversed(package: Path, options: LoadOptions) -> None:
-    speaker = load(options, mode="negative", caption_model="no/such-captioner")  # which it does not need
+    speaker = load(options, caption_model="no/such-captioner")  # which it does not need
     seen = speaker.ranker.pictures(pictures(3))
-    terms = [*speaker.tables["flavors"].terms, *speaker.tables["negative"].terms]
-    texts = said(speaker, 3)
+    terms = [*own_tables(speaker).of_kind["flavors"].terms, *own_tables(speaker).of_kind["negative"].terms]
+    texts = said(speaker, 3, Request(mode="negative"))
     assert texts == [by_hand(speaker, -picture, "", terms, interrogator.FEWEST) for picture in seen]
     (scores,) = speaker.ranker.similarities(seen[:1], [[texts[0], *terms]])
     assert scores[0] <= scores.min() + 1e-12  # no single term is less like the picture
@@ -336,20 +350,20 @@ def test_negative_is_the_chain_reversed(package: Path, options: LoadOptions) -> 
 def test_long_captions_leave_no_text_past_77_tokens(
     package: Path, options: LoadOptions, monkeypatch: pytest.MonkeyPatch, mode: str
 ) -> None:
-    speaker = load(options, mode=mode)
-    prompts = speaker.captioner.generate(pictures(4), SHORT)
+    speaker = load(options)
+    prompts = speaker.captioner.generate(pictures(4), decoding=SHORT)
     long = [replace(prompt, text=f"{prompt.text} zebra, quartz " * n) for n, prompt in enumerate(prompts, 1)]
     monkeypatch.setattr(speaker.captioner, "generate", lambda *args, **more: long)
-    lengths = [speaker.ranker.tokens(text) for text in said(speaker, 4)]
+    lengths = [speaker.ranker.tokens(text) for text in said(speaker, 4, Request(mode=mode))]
     assert max(lengths) <= 77
     assert max(lengths) > 60
 
 
 def test_forbidden_words_are_in_no_term(package: Path, options: LoadOptions) -> None:
-    speaker = load(options, mode="fast")
+    speaker = load(options)
     seen = speaker.ranker.pictures(pictures(1))
-    (all_of_them,) = Chooser(speaker)._nearest(speaker.everything, seen, None)
-    (allowed,) = Chooser(speaker, ("Detailed", "art"))._nearest(speaker.everything, seen, None)
+    (all_of_them,) = chooser(speaker)._nearest(own_tables(speaker).everything, seen, None)
+    (allowed,) = chooser(speaker, ("Detailed", "art"))._nearest(own_tables(speaker).everything, seen, None)
     dropped = {"highly detailed", "art deco"}  # and not what only begins so, as artstation does
     assert allowed == [term for term in all_of_them if term not in dropped]
     assert len(allowed) == len(all_of_them) - 2
@@ -361,25 +375,30 @@ def test_the_captioner_keeps_its_own_settings(package: Path, options: LoadOption
     speaker = load(options)
     speaker.captioner.decoding = Decoding(num_beams=2, max_new_tokens=3)
     asked = []
-    speaker.captioner.generate = lambda images, decoding, batch_size: asked.append(decoding) or []
-    speaker._captions([], Decoding(num_beams=5, num_return_sequences=5))
-    assert asked == [Decoding(num_beams=5, max_new_tokens=3)]
+    speaker.captioner.generate = lambda images, request, batch_size: asked.append(request) or []
+    speaker.captions([], Request(DecodingChanges(num_beams=5, num_candidates=5), prompt="a", mode="fast"))
+    assert asked == [Request(DecodingChanges(num_beams=5, num_candidates=1), prompt="a")]
 
 
 def test_modes_and_lists_that_cannot_work(options: LoadOptions, tmp_path: Path) -> None:
     (tmp_path / "negative.txt").write_text("blurry\n")
     (tmp_path / "artists.txt").write_text("ada moor\n")
+    speaker = load(options)
     with pytest.raises(BadInput, match="no mode 'slow': use one of best, fast"):
-        load(options, mode="slow")
-    with pytest.raises(BadInput, match="negative mode needs flavours"):
-        load(options, mode="negative", terms=(tmp_path / "artists.txt",))
-    with pytest.raises(BadInput, match=r"negative\.txt alone"):
-        load(options, terms=(tmp_path / "negative.txt",))
-    assert load(options, mode="negative", terms=(tmp_path / "negative.txt",)).read_images(pictures(1), SHORT)
+        Request(mode="slow")
+    for request, message in (
+        (Request(mode="negative", terms=(tmp_path / "artists.txt",)), "negative mode needs flavours"),
+        (Request(terms=(tmp_path / "negative.txt",)), r"negative\.txt alone"),
+        (Request(mode="negative", prompt="a"), "negative mode writes no caption: leave out prompt"),
+    ):
+        with pytest.raises(BadInput, match=message):
+            speaker.read_images(pictures(1), SHORT, request)
+    request = Request(mode="negative", terms=(tmp_path / "negative.txt",))
+    assert speaker.read_images(pictures(1), SHORT, request)
 
 
 def test_by_its_name_in_the_zoo(package: Path, options: LoadOptions) -> None:
-    captioner = pipeline.load("interrogator", options, mode="fast")
-    (prompt,) = captioner.generate(pictures(1), SHORT)
+    captioner = pipeline.load("interrogator", options)
+    (prompt,) = captioner.generate(pictures(1), decoding=SHORT, mode="fast")
     assert prompt.model == "interrogator"
     assert "," in prompt.text

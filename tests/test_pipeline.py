@@ -2,6 +2,8 @@
 
 import io
 import json
+import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +11,8 @@ import pytest
 from PIL import Image
 
 import captioner
-from captioner.decoding import Decoding
+from captioner.contracts import LoadOptions, Request
+from captioner.decoding import Decoding, DecodingChanges
 from captioner.errors import BadCheckpoint, BadImage, BadInput
 from captioner.pipeline import Finish
 from captioner.prompt import Candidate, Reading
@@ -27,25 +30,25 @@ def test_paths_pictures_arrays_and_bytes_give_the_same_prompt(model, pairs: Path
     picture = Image.open(path).convert("RGB")
     encoded = io.BytesIO()
     picture.save(encoded, "PNG")
-    prompts = model.generate([path, str(path), picture, np.asarray(picture), encoded.getvalue()], BEAMS)
+    prompts = model.generate([path, str(path), picture, np.asarray(picture), encoded.getvalue()], decoding=BEAMS)
     assert len({prompt.text for prompt in prompts}) == 1
     assert len({prompt.score for prompt in prompts}) == 1
 
 
 def test_a_prompt_carries_everything(model, pairs: Path) -> None:
-    [prompt] = model.generate([pairs / "1.png"], BEAMS)
+    [prompt] = model.generate([pairs / "1.png"], decoding=BEAMS)
     assert prompt.text == prompt.candidates[0].text
     assert prompt.source == "model"
     assert prompt.model == model.name
     assert 1 <= len(prompt.candidates) <= 3
     assert np.linalg.norm(prompt.embedding) == pytest.approx(1, abs=1e-5)
-    np.testing.assert_allclose(model.embed([pairs / "1.png"], BEAMS)[0], prompt.embedding, atol=1e-6)
+    np.testing.assert_allclose(model.embed([pairs / "1.png"], decoding=BEAMS)[0], prompt.embedding, atol=1e-6)
 
 
 def test_batch_size_changes_nothing(model, pairs: Path) -> None:
     paths = sorted(pairs.glob("*.png"))[:5]
-    texts = [prompt.text for prompt in model.generate(paths, BEAMS, batch_size=5)]
-    assert texts == [prompt.text for prompt in model.generate(paths, BEAMS, batch_size=2)]
+    texts = [prompt.text for prompt in model.generate(paths, decoding=BEAMS, batch_size=5)]
+    assert texts == [prompt.text for prompt in model.generate(paths, decoding=BEAMS, batch_size=2)]
 
 
 def test_candidates_are_cleaned_and_doubles_dropped(model) -> None:
@@ -137,15 +140,57 @@ def test_a_checkpoint_brings_its_own_settings(tiny_checkpoint, tmp_path: Path) -
 
 
 def test_expected_embedding_is_a_unit_vector_between_the_candidates(model, pairs: Path) -> None:
-    [vector] = model.embed([pairs / "2.png"], BEAMS, expected=True)
-    [prompt] = model.generate([pairs / "2.png"], BEAMS, Finish(consensus=False))
+    [vector] = model.embed([pairs / "2.png"], decoding=BEAMS, expected=True)
+    [prompt] = model.generate([pairs / "2.png"], decoding=BEAMS, finish=Finish(consensus=False))
     assert np.linalg.norm(vector) == pytest.approx(1, abs=1e-5)
     candidates = model.embed_texts([candidate.text for candidate in prompt.candidates])
     assert (candidates @ vector).min() >= (candidates @ candidates.T).min() - 1e-5
 
 
-def test_one_picture_that_is_no_list_and_one_that_is_no_picture(model, tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match=r"generate\(\[image\]\)"):
+def test_one_picture_gives_one_prompt(model, pairs: Path) -> None:
+    path = pairs / "1.png"
+    [expected] = model.generate([path], decoding=BEAMS)
+    with Image.open(path) as picture:
+        for one in (str(path), path, picture, np.asarray(picture), path.read_bytes()):
+            prompt = model.generate(one, decoding=BEAMS)
+            assert (prompt.text, prompt.score) == (expected.text, expected.score)
+        assert model.embed(picture, decoding=BEAMS).shape == (384,)
+        assert len(model.generate(np.asarray(picture)[None], decoding=BEAMS)) == 1
+
+
+def test_settings_by_name_go_over_the_models_own(model, pairs: Path) -> None:
+    path = pairs / "1.png"
+    wanted = model.generate(path, decoding=Decoding(num_beams=2, max_new_tokens=5, num_return_sequences=2))
+    assert model.generate(path, num_beams=2, max_new_tokens=5, num_candidates=2).candidates == wanted.candidates
+    assert model.generate(path, prompt="a picture of").text != model.generate(path).text
+    with pytest.raises(TypeError, match="colour"):
+        model.generate(path, colour="red")
+
+
+def test_what_a_model_has_no_use_for_is_refused_by_name(model, pairs: Path) -> None:
+    path = pairs / "1.png"
+    for settings, names in (
+        ({"question": "what?", "mode": "fast"}, "no use for mode and question"),
+        ({"temperature": 0.5, "seed": 1}, "temperature and seed would change nothing.*do_sample to true"),
+        ({"do_sample": True, "num_beams": 3}, "num_beams would change nothing.*do_sample to false"),
+    ):
+        with pytest.raises(BadInput, match=names):
+            model.generate(path, **settings)
+
+
+def test_prompts_and_settings_can_be_pickled(model, pairs: Path) -> None:
+    prompt = model.generate(pairs / "1.png", decoding=BEAMS)
+    again = pickle.loads(pickle.dumps(prompt))
+    assert again.text == prompt.text
+    np.testing.assert_array_equal(again.embedding, prompt.embedding)
+    asked = Request(DecodingChanges(num_beams=2, forbid=("cat",)), prompt="a", terms=(Path("a.txt"),))
+    for settings in (asked, LoadOptions(precision="bf16"), Finish(prefix="sks"), BEAMS):
+        assert pickle.loads(pickle.dumps(settings)) == settings
+    assert hash(asked) == hash(replace(asked))
+
+
+def test_what_is_no_picture(model, tmp_path: Path) -> None:
+    with pytest.raises(BadImage, match=r"cat\.png"):
         model.generate("cat.png")
     (tmp_path / "broken.png").write_bytes(b"not a picture")
     with pytest.raises(BadImage, match=r"broken\.png"):

@@ -131,17 +131,16 @@ class BlipProcessor:
         self.pad_id = tokenizer.pad_token_id
 
     @classmethod
-    def from_folder(cls, folder: Path, prompt: str | None = None) -> BlipProcessor:
-        """The processor of a checkpoint; the prompt begins every text and is not part of what is generated."""
+    def from_folder(cls, folder: Path) -> BlipProcessor:
+        """The processor of a checkpoint."""
         where = checkpoint.folder_with(folder, "preprocessor_config.json", "tokenizer.json")
         with checkpoint.reading(where):
             # The PIL form on purpose: the other needs torchvision, and resizes a little differently.
             images = BlipImageProcessorPil.from_pretrained(where)
             tokenizer = BertTokenizer.from_pretrained(where)
             text = BlipConfig.from_pretrained(checkpoint.base_folder(folder)).text_config
-        prompt_ids = tokenizer(prompt, add_special_tokens=False).input_ids if prompt else []
         # BLIP begins with a decoder token that its tokenizer does not know, and ends with BERT's separator.
-        return cls(images, tokenizer, [text.bos_token_id, *prompt_ids], text.sep_token_id)
+        return cls(images, tokenizer, [text.bos_token_id], text.sep_token_id)
 
     def pixels(self, images: Sequence[Image]) -> Tensor:
         return self.images(list(images), return_tensors="pt").pixel_values
@@ -160,7 +159,7 @@ class BlipProcessor:
 def load(folder: Path, options: LoadOptions) -> SearchedDecoder:
     model = checkpoint.load_pretrained(Blip, folder, options)
     fuse_gelu(model)
-    return SearchedDecoder(model, BlipProcessor.from_folder(folder, options.prompt))
+    return SearchedDecoder(model, BlipProcessor.from_folder(folder))
 
 
 def fuse_gelu(model: Blip) -> None:

@@ -141,14 +141,11 @@ class ClipPrefix(PrefixDecoder, PreTrainedModel):
 def load(folder: Path, options: LoadOptions) -> PrefixSpeaker:
     """A checkpoint folder → a speaker."""
     model = load_pretrained(ClipPrefix, folder, options)
-    return PrefixSpeaker(model, load_processor(folder, model, options.prompt))
+    return PrefixSpeaker(model, load_processor(folder, model))
 
 
-def load_processor(folder: Path, model: ClipPrefix, prompt: str | None = None) -> PrefixProcessor:
-    """The processor that lies beside the weights; the text begins with the prompt."""
+def load_processor(folder: Path, model: ClipPrefix) -> PrefixProcessor:
+    """The processor that lies beside the weights."""
     with reading(folder):
         tokenizer = Tokenizer.from_str((folder_with(folder, "tokenizer.json") / "tokenizer.json").read_text("utf-8"))
-    processor = PrefixProcessor(model.backbone.preprocess, tokenizer, model.config)
-    if prompt:
-        processor.start_ids = processor.encode(prompt)
-    return processor
+    return PrefixProcessor(model.backbone.preprocess, tokenizer, model.config)

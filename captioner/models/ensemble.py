@@ -10,12 +10,11 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL.Image import Image
 
-from captioner.contracts import LoadOptions
+from captioner.contracts import PLAIN_REQUEST, LoadOptions, LoadOther, Model, Request
 from captioner.embedding import text_embedder, unit
 from captioner.errors import BadCheckpoint, BadInput, BadOutput, CaptionerError, MissingModel
 from captioner.files.json import read_object, write_object
@@ -24,10 +23,6 @@ from captioner.pairs.fingerprint import picture_fingerprint
 from captioner.pairs.layouts import LeftOut
 from captioner.pairs.provenance import Seen, files_of, name_of, overlaps, trained_on
 from captioner.pairs.readable import opened
-
-if TYPE_CHECKING:
-    from captioner.decoding import Decoding
-    from captioner.pipeline import Captioner, DirectEmbedder
 
 FOLDS = 5
 RESAMPLES = 2000
@@ -70,7 +65,7 @@ def parse(members: str, weights: str | None = None) -> list[Member]:
 class Ensemble:
     """Pictures in, unit vectors out. by_norm: a member counts more for a picture of which it is surer."""
 
-    def __init__(self, members: Sequence[Member], models: Sequence[Captioner | DirectEmbedder], by_norm: bool) -> None:
+    def __init__(self, members: Sequence[Member], models: Sequence[Model], by_norm: bool) -> None:
         self.members = members
         self.models = models
         self.by_norm = by_norm
@@ -86,7 +81,7 @@ class Ensemble:
 
 def member_vectors(
     members: Sequence[Member],
-    models: Sequence[Captioner | DirectEmbedder],
+    models: Sequence[Model],
     images: Sequence[Image],
     by_norm: bool,
     progress: Callable[[str, int], None] = lambda name, done: None,
@@ -97,12 +92,12 @@ def member_vectors(
     """
     said = []
     for member, model in zip(members, models, strict=True):
-        if model.speaks:
-            decoding = with_candidates(model.decoding) if member.expected else None
-            said.append(model.embed(images, decoding, len(images), member.expected))
+        if member.expected:
+            said.append(model.embed(images, with_candidates(model), batch_size=len(images), expected=True))
+        elif by_norm:
+            said.append(model.vectors(images) / member.norm)
         else:
-            vectors = model.embedder.vectors(images)
-            said.append(vectors / member.norm if by_norm else unit(vectors))
+            said.append(model.embed(images, batch_size=len(images)))
         progress(_name(member), len(images))
     sizes = {member.model: vectors.shape[1] for member, vectors in zip(members, said, strict=True)}
     if len(set(sizes.values())) > 1:
@@ -110,17 +105,20 @@ def member_vectors(
     return np.stack(said)
 
 
-def with_candidates(own: Decoding) -> Decoding:
-    """A model's settings for an expected embedding: all beams are candidates, or more samples than usual."""
-    return replace(own, num_return_sequences=max(own.num_return_sequences, SAMPLES) if own.do_sample else own.num_beams)
+def with_candidates(model: Model) -> Request:
+    """What to ask for an expected embedding: all beams are candidates, or more samples than usual."""
+    if (own := model.decoding) is None:
+        return PLAIN_REQUEST  # it has no candidates, and will say so
+    count = max(own.num_return_sequences, SAMPLES) if own.do_sample else own.num_beams
+    return Request(replace(own, num_return_sequences=count))
 
 
-def load(file: Path, options: LoadOptions) -> Ensemble:
+def load(file: Path, options: LoadOptions, load_other: LoadOther) -> Ensemble:
     """An ensemble file and its members; those of weight 0 are left out."""
     _check_nesting(file.resolve())
     members, by_norm = _read(file)
     try:
-        models = _open_members([replace(m, model=_seen_from_here(m.model, file)) for m in members], options)
+        models = [load_other(_seen_from_here(member.model, file)) for member in members]
     except MissingModel as error:
         raise MissingModel(f"A member of {file} is missing; paths in it are seen from its folder. {error}") from error
     return Ensemble(members, models, by_norm)
@@ -165,14 +163,6 @@ def weighted(members: Sequence[Member]) -> list[Member]:
     if weights.sum() == 0:
         raise BadInput("All weights are 0: give at least one member a weight above 0.")
     return [replace(m, weight=float(w)) for m, w in zip(members, weights / weights.sum(), strict=True)]
-
-
-def _open_members(members: Sequence[Member], options: LoadOptions) -> list[Captioner | DirectEmbedder]:
-    """Each model is loaded once, however many members it is."""
-    from captioner import pipeline
-
-    models = {name: pipeline.load(name, options) for name in dict.fromkeys(member.model for member in members)}
-    return [models[member.model] for member in members]
 
 
 def _seen_from_here(model: str, file: Path) -> str:
@@ -235,18 +225,23 @@ def fit(
     members: Sequence[Member],
     data: str | Path,
     out: str | Path,
+    load: Callable[[str, LoadOptions], Model],
     by_norm: bool = False,
     options: LoadOptions | None = None,
     batch_size: int = 8,
     progress: Callable[[str, int, int | None], None] = lambda step, done, total: None,
 ) -> Fitted:
-    """Weights for these members from DATA (`captioner/pairs/`), saved as an ensemble file."""
+    """Weights for these members from DATA (`captioner/pairs/`), saved as an ensemble file.
+
+    load: `captioner.load`, which stands above this module.
+    """
     options, out = options or LoadOptions(), Path(out).expanduser()
     check_new(out)
     records = sources.read([data])
     records.check()
     total = records.total()
-    models = _open_members(members, options)
+    models = {name: load(name, options) for name in dict.fromkeys(member.model for member in members)}
+    models = [models[member.model] for member in members]
     unreadable: list[LeftOut] = []
     said, seen = [], []
     for batch, images in opened(records, batch_size, unreadable):

@@ -33,7 +33,7 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
 from captioner import compute
-from captioner.contracts import LoadOptions
+from captioner.contracts import PLAIN_REQUEST, LoadOptions, Request
 from captioner.decoding import Decoding
 from captioner.errors import BadCheckpoint, BadInput, MissingExtra
 from captioner.models import checkpoint
@@ -61,14 +61,15 @@ class HubModel:
         model: PreTrainedModel,
         pixels: ProcessorMixin,
         tokenizer: PreTrainedTokenizerBase,
-        instruction: str | None = None,
     ) -> None:
         self.model = model
         self.pixels = pixels
         """The processor; of a vision-encoder-decoder model the image processor alone."""
         self.tokenizer = tokenizer
         self.chats = isinstance(pixels, ProcessorMixin) and pixels.chat_template is not None
-        self.instruction = instruction or (ASK if self.chats else PLAIN.get(model.config.model_type))
+        self.instruction = ASK if self.chats else PLAIN.get(model.config.model_type)
+        """What it is told where a request does not say."""
+        self.uses = frozenset() if _paired(model.config) else frozenset({"instruction"})
         tokenizer.padding_side = "left"  # what is generated follows the prompt at once
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
@@ -79,19 +80,22 @@ class HubModel:
         settings.max_length = settings.temperature = settings.top_k = settings.top_p = None
 
     @torch.inference_mode()
-    def read_images(self, images: Sequence[Image], decoding: Decoding) -> list[Reading]:
+    def read_images(
+        self, images: Sequence[Image], decoding: Decoding, request: Request = PLAIN_REQUEST
+    ) -> list[Reading]:
+        instruction = request.instruction or self.instruction
         if not decoding.do_sample:
-            return self._generate(images, decoding)
+            return self._generate(images, decoding, instruction)
         readings = []
         for image in images:  # one by one: what is drawn depends on the picture, not on its place in the batch
             with torch.random.fork_rng([self.model.device] if self.model.device.type == "cuda" else []):
                 if decoding.seed is not None:
                     torch.manual_seed(zlib.crc32(image.tobytes(), decoding.seed & 0xFFFFFFFF))
-                readings += self._generate([image], decoding)
+                readings += self._generate([image], decoding, instruction)
         return readings
 
-    def _generate(self, images: Sequence[Image], decoding: Decoding) -> list[Reading]:
-        inputs = self._inputs(list(images)).to(self.model.device, self.model.dtype)
+    def _generate(self, images: Sequence[Image], decoding: Decoding, instruction: str | None) -> list[Reading]:
+        inputs = self._inputs(list(images), instruction).to(self.model.device, self.model.dtype)
         told = self._told(inputs, len(images))
         found = self.model.generate(
             **inputs,
@@ -110,10 +114,10 @@ class HubModel:
             readings.append(Reading(tuple(sorted(each, key=lambda candidate: -candidate.score))))
         return readings
 
-    def _inputs(self, images: list[Image]) -> BatchFeature:
+    def _inputs(self, images: list[Image], instruction: str | None) -> BatchFeature:
         """What the model reads: pixels, and the ids of what it is told."""
         if self.chats:
-            asked = {"type": "text", "text": self.instruction}
+            asked = {"type": "text", "text": instruction}
             turns = [[{"role": "user", "content": [{"type": "image", "image": image}, asked]}] for image in images]
             return self.pixels.apply_chat_template(
                 turns,
@@ -123,9 +127,9 @@ class HubModel:
                 return_tensors="pt",
                 processor_kwargs={"padding": True},
             )
-        if self.instruction is None:
+        if instruction is None:
             return self.pixels(images=images, return_tensors="pt")
-        told = self.pixels(images=images, text=[self.instruction] * len(images), return_tensors="pt", padding=True)
+        told = self.pixels(images=images, text=[instruction] * len(images), return_tensors="pt", padding=True)
         if self.model.config.model_type == "git":  # it goes on with the text, which must not end with [SEP]
             begun = {"input_ids": told["input_ids"][:, :-1], "attention_mask": told["attention_mask"][:, :-1]}
             return BatchFeature({"pixel_values": told["pixel_values"], **begun})
@@ -208,8 +212,6 @@ def load(folder: Path, options: LoadOptions) -> HubModel:
     quantized = _quantization(options, where)  # said before anything large is read
     trust = {"trust_remote_code": options.trust_remote_code, "local_files_only": True}
     config = _config(folder, trust)
-    if options.instruction and _paired(config):
-        raise BadInput(f"The model in {folder} captions without being asked: leave out --instruction.")
     try:
         with checkpoint.reading(folder):
             pixels, tokenizer = _processor(folder, config, trust)
@@ -218,7 +220,7 @@ def load(folder: Path, options: LoadOptions) -> HubModel:
         raise MissingExtra(f"The processor of {folder} needs a package: {reason} Install it with pip.") from error
     model = _model(folder, config, _dtype(options, where), trust | quantized)
     model = model.eval().requires_grad_(False)
-    return HubModel(model if quantized else model.to(where), pixels, tokenizer, options.instruction)
+    return HubModel(model if quantized else model.to(where), pixels, tokenizer)
 
 
 def _quantization(options: LoadOptions, where: torch.device) -> dict:

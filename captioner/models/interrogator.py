@@ -15,11 +15,10 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from PIL.Image import Image
@@ -29,7 +28,7 @@ from torch import Tensor
 
 from captioner import zoo
 from captioner.cache import cache_folder
-from captioner.contracts import LoadOptions
+from captioner.contracts import PLAIN_REQUEST, LoadOptions, LoadOther, Model, Request
 from captioner.decoding import Decoding
 from captioner.errors import BadInput, MissingExtra
 from captioner.models.ranker import Ranker
@@ -37,10 +36,8 @@ from captioner.prompt import Candidate, Reading
 from captioner.terms import read_terms
 from captioner.text.length import cut_to_tokens
 
-if TYPE_CHECKING:
-    from captioner.pipeline import Captioner
-
-MODES = ("best", "fast", "classic", "negative")
+OF_THE_CAPTIONER = frozenset({"prompt", "question", "instruction"})
+"""What a request may say to the model that writes the caption."""
 CAPTION_MODEL, CLIP_MODEL = "blip", "openai/clip-vit-large-patch14"
 PACKAGE = "clip_interrogator"
 KINDS = ("mediums", "movements", "trending", "artists", "flavors", "negative")
@@ -77,43 +74,67 @@ class Table:
         return [(self.terms[place] for place in order) for order in orders]
 
 
+@dataclass(frozen=True)
+class Tables:
+    """The terms of every kind, and all but the negative ones together."""
+
+    of_kind: dict[str, Table]
+    everything: Table
+
+
 class Interrogator:
-    """A captioner, a ranker and tables of terms."""
+    """A captioner, a ranker and tables of terms, each made when it is first needed: what is wrong with a request is
+    said before anything large is loaded."""
 
-    def __init__(
-        self, mode: str, captioner: Callable[[], Captioner], ranker: Ranker, tables: dict[str, Table], everything: Table
-    ) -> None:
-        self.mode = mode
-        self.make_captioner = captioner
-        self.ranker = ranker
-        self.tables = tables
-        self.everything = everything
+    uses = frozenset({"mode", "terms", *OF_THE_CAPTIONER})
 
-    def read_images(self, images: Sequence[Image], decoding: Decoding) -> list[Reading]:
-        choose = Chooser(self, decoding.forbid)
-        if self.mode == "negative":
+    def __init__(self, load_captioner: Callable[[], Model], load_ranker: Callable[[], Ranker]) -> None:
+        self.load_captioner = load_captioner
+        self.load_ranker = load_ranker
+        self.made: dict[tuple[Path, ...] | None, Tables] = {}
+
+    def read_images(
+        self, images: Sequence[Image], decoding: Decoding, request: Request = PLAIN_REQUEST
+    ) -> list[Reading]:
+        mode = request.mode or "best"
+        if mode == "negative" and (unused := sorted(request.given() & OF_THE_CAPTIONER)):
+            raise BadInput(f"The negative mode writes no caption: leave out {' and '.join(unused)}.")
+        tables = self.tables(request.terms, mode)
+        choose = Chooser(self.ranker, tables, decoding.forbid)
+        if mode == "negative":
             pictures = self.ranker.pictures(images)
             return self._readings(pictures, [[text] for text in choose.negative(pictures)], 1)
-        captions = self._captions(images, decoding)  # all of them first: the two models never work at the same time
+        captions = self.captions(images, request)  # all of them first: the two models never work at the same time
         pictures = self.ranker.pictures(images)
-        if self.mode != "best":
-            texts = choose.fast(pictures, captions) if self.mode == "fast" else choose.classic(pictures, captions)
+        if mode != "best":
+            texts = choose.fast(pictures, captions) if mode == "fast" else choose.classic(pictures, captions)
             return self._readings(pictures, [[text] for text in texts], 1)
         ways = (captions, *(way(pictures, captions) for way in (choose.classic, choose.fast, choose.best)))
         rivals = [list(dict.fromkeys(of_image)) for of_image in zip(*ways, strict=True)]
         return self._readings(pictures, rivals, decoding.num_return_sequences)
 
-    def _captions(self, images: Sequence[Image], decoding: Decoding) -> list[str]:
-        # The captioner's own settings hold, but for what the user has said.
-        plain = asdict(Decoding())
-        said = {name: value for name, value in asdict(decoding).items() if value != plain[name]}
-        own = replace(self.captioner.decoding, **said | {"num_return_sequences": 1})
-        prompts = self.captioner.generate(images, own, batch_size=len(images))
+    def tables(self, files: tuple[Path, ...] | None, mode: str) -> Tables:
+        """The terms of these files, or those of the package, ranked by the ranker's text tower."""
+        lists = own_lists(files) if files else package_lists()
+        _check(lists, mode)
+        if files not in self.made:
+            self.made[files] = make_tables(self.ranker, lists)
+        return self.made[files]
+
+    def captions(self, images: Sequence[Image], request: Request = PLAIN_REQUEST) -> list[str]:
+        """One caption a picture. The captioner's own settings hold, but for what the request says."""
+        one = {"num_return_sequences" if isinstance(request.decoding, Decoding) else "num_candidates": 1}
+        asked = replace(request, decoding=replace(request.decoding, **one), mode=None, terms=None)
+        prompts = self.captioner.generate(images, asked, batch_size=len(images))
         return [cut_to_tokens(prompt.text, self.ranker.tokens, self.ranker.limit) for prompt in prompts]
 
     @cached_property
-    def captioner(self) -> Captioner:
-        return self.make_captioner()
+    def captioner(self) -> Model:
+        return self.load_captioner()
+
+    @cached_property
+    def ranker(self) -> Ranker:
+        return self.load_ranker()
 
     def _readings(self, pictures: Tensor, texts: list[list[str]], count: int) -> list[Reading]:
         """The nearest texts of every picture, best first. The score is the log of the cosine, moved into 0..1."""
@@ -127,10 +148,10 @@ class Interrogator:
 class Chooser:
     """The modes: pictures `[n, d]` and captions → one text a picture."""
 
-    def __init__(self, interrogator: Interrogator, forbid: Sequence[str] = ()) -> None:
-        self.ranker = interrogator.ranker
-        self.tables = interrogator.tables
-        self.everything = interrogator.everything
+    def __init__(self, ranker: Ranker, tables: Tables, forbid: Sequence[str] = ()) -> None:
+        self.ranker = ranker
+        self.tables = tables.of_kind
+        self.everything = tables.everything
         words = "|".join(map(re.escape, forbid))
         self.forbidden = re.compile(rf"(?<!\w)(?:{words})(?!\w)", re.IGNORECASE) if words else None
 
@@ -208,25 +229,12 @@ def _joined(parts: list[str]) -> str:
 # --- loading ----------------------------------------------------------------------------------------------------------
 
 
-def load(folder: None, options: LoadOptions) -> Interrogator:
-    """The parts are models of their own: `options` names them. The captioner is loaded when it is first needed."""
-    if options.mode not in MODES:
-        raise BadInput(f"The interrogator has no mode {options.mode!r}: use one of {', '.join(MODES)}.")
-    lists = own_lists(options.terms) if options.terms else package_lists()
-    _check(lists, options.mode)
-    ranker = Ranker.from_folder(zoo.weights_folder(options.clip_model or CLIP_MODEL), options)
-    tables, everything = make_tables(ranker, lists)
-    return Interrogator(options.mode, lambda: _captioner(options), ranker, tables, everything)
-
-
-def _captioner(options: LoadOptions) -> Captioner:
-    from captioner import pipeline
-
-    name = options.caption_model or CAPTION_MODEL
-    captioner = pipeline.load(name, replace(options, caption_model=None))
-    if not captioner.speaks:
-        raise BadInput(f"{name} writes no captions: name a captioner with --caption-model.")
-    return captioner
+def load(folder: None, options: LoadOptions, load_other: LoadOther) -> Interrogator:
+    """The parts are models of their own: `options` names them."""
+    return Interrogator(
+        lambda: load_other(options.caption_model or CAPTION_MODEL),
+        lambda: Ranker.from_folder(zoo.weights_folder(options.clip_model or CLIP_MODEL), options),
+    )
 
 
 def own_lists(files: Sequence[Path]) -> dict[str, list[str]]:
@@ -261,7 +269,7 @@ def _check(lists: dict[str, list[str]], mode: str) -> None:
         print(f"Classic prompts without {', '.join(missing)}: --terms has no such lists.", file=sys.stderr)
 
 
-def make_tables(ranker: Ranker, lists: dict[str, list[str]]) -> tuple[dict[str, Table], Table]:
+def make_tables(ranker: Ranker, lists: dict[str, list[str]]) -> Tables:
     """A table of each kind, and all but the negative one together; they share one block of vectors."""
     seen: set[str] = set()
     terms: dict[str, list[str]] = {}
@@ -274,7 +282,7 @@ def make_tables(ranker: Ranker, lists: dict[str, list[str]]) -> tuple[dict[str, 
     parts = vectors.split([len(own) for own in terms.values()])
     tables = {kind: Table(own, part) for (kind, own), part in zip(terms.items(), parts, strict=True)}
     positive = [term for kind, own in terms.items() if kind != "negative" for term in own]
-    return tables, Table(positive, vectors[: len(positive)])
+    return Tables(tables, Table(positive, vectors[: len(positive)]))
 
 
 def _vectors(ranker: Ranker, kind: str, terms: list[str]) -> Tensor:

@@ -138,6 +138,4 @@ def load(folder: Path, options: LoadOptions) -> PrefixSpeaker:
     sizes = config["backbone"]["preprocess"]
     squash = Squash(sizes["size"], sizes["mean"], sizes["std"])
     processor = PrefixProcessor(squash, tokenizer, model.config)
-    if options.prompt:
-        processor.start_ids = processor.encode(options.prompt)
     return PrefixSpeaker(compute.prepare(model, options, small=model.gpt), processor)

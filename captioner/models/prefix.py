@@ -16,6 +16,7 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from captioner.contracts import PLAIN_REQUEST, Request
 from captioner.decoding import Decoding
 from captioner.models.attention import ImageMemory, TextCache, attend_text
 from captioner.models.searched import SearchedDecoder
@@ -239,8 +240,10 @@ class PrefixProcessor:
 class PrefixSpeaker(SearchedDecoder):
     """Says with every reading what the checkpoint predicts: the prompt's embedding, and those of the candidates."""
 
-    def readings(self, memory: PrefixMemory, seeds: Sequence[int] | None, decoding: Decoding) -> list[Reading]:
-        readings = super().readings(memory, seeds, decoding)
+    def readings(
+        self, memory: PrefixMemory, seeds: Sequence[int] | None, decoding: Decoding, request: Request = PLAIN_REQUEST
+    ) -> list[Reading]:
+        readings = super().readings(memory, seeds, decoding, request)
         if self.model.head is None:
             return readings
         embeddings = memory.features.float().cpu().numpy()

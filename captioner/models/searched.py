@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
+from copy import copy
 
 import torch
 from PIL.Image import Image
+from torch import Tensor
 
-from captioner.contracts import Decoder, Memory, Processor
+from captioner.contracts import PLAIN_REQUEST, Decoder, Memory, Processor, Request
 from captioner.decoding import Decoding
 from captioner.prompt import Candidate, Reading
 from captioner.search import Found, search
@@ -17,21 +19,44 @@ from captioner.search import Found, search
 class SearchedDecoder:
     """Any decoder that has its processor, ready to speak."""
 
+    uses = frozenset({"prompt"})
+
     def __init__(self, model: Decoder, processor: Processor) -> None:
         self.model = model
         self.processor = processor
 
     @torch.inference_mode()
-    def read_images(self, images: Sequence[Image], decoding: Decoding) -> list[Reading]:
+    def read_images(
+        self, images: Sequence[Image], decoding: Decoding, request: Request = PLAIN_REQUEST
+    ) -> list[Reading]:
         pixels = self.processor.pixels(images)
         # What a sampled text may depend on: the picture, not its place in the run.
         seeds = [zlib.crc32(picture.contiguous().numpy()) for picture in pixels] if decoding.do_sample else None
-        return self.readings(self.model.read(pixels.to(self.model.device, self.model.dtype)), seeds, decoding)
+        memory = self.remember(pixels.to(self.model.device, self.model.dtype), request)
+        return self.readings(memory, seeds, decoding, request)
 
-    def readings(self, memory: Memory, seeds: Sequence[int] | None, decoding: Decoding) -> list[Reading]:
+    def remember(self, pixels: Tensor, request: Request = PLAIN_REQUEST) -> Memory:
+        """Read the pictures: all that can be known before the first word is written."""
+        return self.model.read(pixels)
+
+    def look(self, pixels: Tensor, ids: Sequence[int], request: Request = PLAIN_REQUEST) -> Tensor:
+        """Where the model looked as it wrote this text (see contracts.py), if it attends to regions."""
+        return self.model.look(pixels, ids)
+
+    def readings(
+        self, memory: Memory, seeds: Sequence[int] | None, decoding: Decoding, request: Request = PLAIN_REQUEST
+    ) -> list[Reading]:
         """One reading per image of the memory. Seeds: one per image, needed to sample."""
-        found = search(self.model, memory, self.processor, decoding, seeds)
+        found = search(self.model, memory, self.beginning(request.prompt), decoding, seeds)
         return [self.reading(of_image) for of_image in found]
+
+    def beginning(self, prompt: str | None) -> Processor:
+        """The processor, whose texts begin with this prompt."""
+        if not prompt:
+            return self.processor
+        processor = copy(self.processor)
+        processor.start_ids = [*self.processor.start_ids, *self.processor.encode(prompt)]
+        return processor
 
     def reading(self, found: Sequence[Found]) -> Reading:
         """What was found for one image."""

@@ -38,7 +38,7 @@ def measure(data: Path, work: Path, out: Path) -> None:
 def table(captioner, pictures: list[Image.Image], prompts: list[str], pairs: Pairs, embed) -> dict:
     """Mean cosines with 95 % intervals, resampled by prompt, and the paired gains over the baselines."""
     truth = embed(prompts)
-    readings = list(captioner.readings(pictures, captioner.decoding))
+    readings = list(captioner.readings(pictures))
     said = [captioner.prompt(reading, pipeline.Finish()).text for reading in readings]
     weights = pairs.weights()[:, None]
     mean = (pairs.embeddings[pairs.prompt] * weights).sum(0)

@@ -7,9 +7,12 @@ pretrained with. For a model fine-tuned otherwise (caption checkpoints: 480), pu
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
-from captioner.contracts import LoadOptions
+from torch import Tensor
+
+from captioner.contracts import PLAIN_REQUEST, LoadOptions, Memory, Request
 from captioner.errors import BadCheckpoint
 from captioner.models import checkpoint
 from captioner.models.ofa.config import PUBLISHED, RESNET_DEPTHS, OFAConfig
@@ -17,16 +20,31 @@ from captioner.models.ofa.model import OFA
 from captioner.models.ofa.processor import QUESTION, OFAProcessor
 from captioner.models.searched import SearchedDecoder
 
-__all__ = ["DEFAULT_DECODING", "OFA", "OFAConfig", "OFAProcessor", "check_form", "load", "processor_for"]
+__all__ = ["DEFAULT_DECODING", "OFA", "Answerer", "OFAConfig", "OFAProcessor", "check_form", "load", "processor_for"]
 
 DEFAULT_DECODING = {"num_beams": 5, "max_new_tokens": 16, "no_repeat_ngram_size": 3}
 
 
-def load(folder: Path, options: LoadOptions) -> SearchedDecoder:
-    """A published or fine-tuned checkpoint, ready to answer `options.question`."""
+class Answerer(SearchedDecoder):
+    """OFA, ready to answer what a request asks, or its own question."""
+
+    uses = frozenset({"prompt", "question"})
+
+    def remember(self, pixels: Tensor, request: Request = PLAIN_REQUEST) -> Memory:
+        return self.model.read(pixels, self._question(request))
+
+    def look(self, pixels: Tensor, ids: Sequence[int], request: Request = PLAIN_REQUEST) -> Tensor:
+        return self.model.look(pixels, ids, self._question(request))
+
+    def _question(self, request: Request) -> list[int] | None:
+        return self.processor.question(request.question) if request.question else None
+
+
+def load(folder: Path, options: LoadOptions) -> Answerer:
+    """A published or fine-tuned checkpoint."""
     check_form(checkpoint.base_folder(folder))
     model = checkpoint.load_pretrained(OFA, folder, options)
-    return SearchedDecoder(model, processor_for(model, folder, options.question))
+    return Answerer(model, processor_for(model, folder))
 
 
 def processor_for(model: OFA, folder: Path, question: str | None = None) -> OFAProcessor:
@@ -38,7 +56,7 @@ def processor_for(model: OFA, folder: Path, question: str | None = None) -> OFAP
             f"{model.config.vocab_size}. Copy vocab.json and merges.txt that belong to the model."
         )
     model.config.question = question or model.config.question
-    model.ask(processor.question(model.config.question or QUESTION))
+    model.question = processor.question(model.config.question or QUESTION)
     return processor
 
 

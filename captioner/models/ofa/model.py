@@ -1,6 +1,6 @@
 """OFA: one sequence-to-sequence model, asked a question about a picture. Wang et al. 2022, arXiv:2202.03052.
 
-The encoder reads picture and question together, so the question is part of the memory: `ask` sets it.
+The encoder reads picture and question together, so the question is part of the memory.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ class OFA(PreTrainedModel):
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)
         self.question = [config.bos_token_id, config.eos_token_id]
+        """What is asked where nothing else is: token ids, start and end among them. `processor_for` sets it."""
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -49,24 +50,21 @@ class OFA(PreTrainedModel):
     def get_input_embeddings(self) -> nn.Embedding:
         return self.encoder.embed_tokens
 
-    def ask(self, question: Sequence[int]) -> None:
-        """From now on every picture is asked this: token ids, start and end among them."""
-        self.question = list(question)
-
-    def encode(self, pixels: Tensor) -> Tensor:
+    def encode(self, pixels: Tensor, question: Sequence[int] | None = None) -> Tensor:
         """Pixels → the encoder's states of picture and question `[n, regions + words, width]`."""
-        question = torch.tensor([self.question], device=pixels.device).expand(len(pixels), -1)
-        return self.encoder(pixels, question)[0]
+        ids = torch.tensor([list(question or self.question)], device=pixels.device).expand(len(pixels), -1)
+        return self.encoder(pixels, ids)[0]
 
-    def remember(self, features: Tensor) -> Memory:
+    def remember(self, features: Tensor, question: Sequence[int] | None = None) -> Memory:
         """Keys and values for the decoder."""
-        side = math.isqrt(features.shape[1] - len(self.question))
-        positions = self.encoder.positions((side, side), len(self.question))
+        words = len(question or self.question)
+        side = math.isqrt(features.shape[1] - words)
+        positions = self.encoder.positions((side, side), words)
         return self.decoder.remember(features.to(positions.dtype), positions)
 
-    def read(self, pixels: Tensor) -> Memory:
+    def read(self, pixels: Tensor, question: Sequence[int] | None = None) -> Memory:
         """Pixels → memory."""
-        return self.remember(self.encode(pixels))
+        return self.remember(self.encode(pixels, question), question)
 
     def step(self, tokens: Tensor, memory: Memory, past: TextCache | None) -> tuple[Tensor, TextCache]:
         """Read more text: logits after the last token `[rows, vocabulary]`, and the text's keys and values."""
@@ -92,13 +90,13 @@ class OFA(PreTrainedModel):
         return Seq2SeqLMOutput(loss=loss, logits=logits)
 
     @torch.inference_mode()
-    def look(self, pixels: Tensor, ids: Sequence[int]) -> Tensor:
+    def look(self, pixels: Tensor, ids: Sequence[int], question: Sequence[int] | None = None) -> Tensor:
         """Where in one picture `[1, 3, h, w]` the model looks to write what follows each id: `[ids, rows, columns]`.
         Cross-attention averaged over layers and heads; the question's share is left out."""
-        memory = self.read(pixels)
+        memory = self.read(pixels, question)
         watched: list[Tensor] = []
         self.decoder(
             torch.tensor([list(ids)], device=self.device), memory, TextCache(len(self.decoder.layers)), watched
         )
-        of_regions = torch.stack(watched).mean((0, 1, 2))[:, : -len(self.question)]  # [ids, regions]
+        of_regions = torch.stack(watched).mean((0, 1, 2))[:, : -len(question or self.question)]  # [ids, regions]
         return of_regions.unflatten(1, (math.isqrt(of_regions.shape[1]), -1))
