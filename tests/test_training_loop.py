@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,6 +12,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
+from transformers import Trainer
 
 import captioner
 from captioner.decoding import Decoding
@@ -17,6 +21,7 @@ from captioner.errors import BadInput, BadOutput
 from training import blip
 from training.batches import Pairs
 from training.loop import WHOLE, DivergedError, drop_old_checkpoints, newest_whole
+from training.progress import show
 
 GREEDY = Decoding(num_beams=1, max_new_tokens=16)
 
@@ -25,9 +30,9 @@ GREEDY = Decoding(num_beams=1, max_new_tokens=16)
 def train(tiny_checkpoint, pairs: Path, tmp_path: Path):
     """`train("out", "--max-steps", "2")` runs training.blip in this process; returns the folder."""
 
-    def run(out: str, *options: str) -> Path:
+    def run(out: str, *options: str, data: Path = pairs) -> Path:
         folder = tmp_path / out
-        blip.main([*command(tiny_checkpoint("blip"), pairs, folder), *options])
+        blip.main([*command(tiny_checkpoint("blip"), data, folder), *options])
         return folder
 
     return run
@@ -135,6 +140,225 @@ def test_a_loss_that_is_no_number_stops_the_run_and_names_its_pairs(
     assert str(stopped.value).count(".png") == 4
     assert "checkpoint-2 is whole" in str(stopped.value)
     assert newest_whole(tmp_path / "run").name == "checkpoint-2"
+
+
+def weights(folder: Path) -> bytes:
+    return (folder / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("schedule", ["constant", "cosine"])
+def test_resumed_after_its_last_step_a_run_learns_nothing_more(
+    train, schedule: str, capsys: pytest.CaptureFixture
+) -> None:
+    """Five steps do not end with an epoch, which has two."""
+    steps = ["--max-steps", "5", "--eval-every", "5", "--schedule", schedule, "--lr", "1e-3"]
+    out = train("run", *steps)
+    before, card = weights(out), (out / "README.md").read_text()
+    (out / "model.safetensors").unlink()  # as if killed before the end
+    train("run", *steps, "--resume")
+    assert weights(out) == before
+    assert sorted(folder.name for folder in out.glob("checkpoint-*")) == ["checkpoint-5"]
+    assert "(5 steps)" in card
+    assert "(5 steps)" in (out / "README.md").read_text()
+    assert capsys.readouterr().out.count("Done (best: step 5)") == 2
+
+
+def test_resumed_after_its_last_step_it_takes_the_best_checkpoint(train) -> None:
+    options = ["--max-steps", "4", "--eval-every", "1", "--schedule", "constant", "--lr", "0.3", "--warmup", "0"]
+    out = train("run", *options)
+    state = json.loads((out / "checkpoint-4/trainer_state.json").read_text())
+    assert state["best_global_step"] < 4
+    before = weights(out)
+    train("run", *options, "--resume")
+    assert weights(out) == before
+
+
+def test_a_run_that_stopped_early_stays_stopped(train) -> None:
+    options = ["--max-steps", "50", "--eval-every", "1", "--lr", "0.3", "--warmup", "0", "--early-stopping", "2"]
+    out = train("run", *options, "--schedule", "constant")
+    last, before = newest_whole(out).name, weights(out)
+    assert last != "checkpoint-50"
+    train("run", *options, "--schedule", "constant", "--resume")
+    assert (newest_whole(out).name, weights(out)) == (last, before)
+
+
+def test_a_resumed_run_waits_no_longer_for_a_better_checkpoint(train) -> None:
+    """How long early stopping has waited is part of a checkpoint."""
+    options = ["--max-steps", "50", "--eval-every", "1", "--lr", "0.3", "--warmup", "0", "--early-stopping", "3"]
+    out = train("run", *options, "--schedule", "constant", "--keep", "9")
+    last, before = newest_whole(out), weights(out)
+    shutil.rmtree(last)
+    train("run", *options, "--schedule", "constant", "--keep", "9", "--resume")
+    assert newest_whole(out) == last
+    assert weights(out) == before
+
+
+def test_a_run_may_be_made_longer(train) -> None:
+    out = train("run", "--max-steps", "2", "--eval-every", "2")
+    train("run", "--max-steps", "4", "--eval-every", "2", "--resume")
+    assert len(losses(out)) == 4
+
+
+def test_resumed_with_other_settings_or_data_it_refuses(train, pairs: Path, tmp_path: Path) -> None:
+    out = train("run", "--max-steps", "1")
+    before = weights(out)
+    with pytest.raises(BadInput, match=r"--lr 0.0001 \(now 0.01\)"):
+        train("run", "--max-steps", "2", "--lr", "0.01", "--resume")
+    with pytest.raises(BadInput, match="--lora False"):
+        train("run", "--max-steps", "2", "--lora-rank", "4", "--resume")
+    fewer = shutil.copytree(pairs, tmp_path / "fewer")
+    lines = (fewer / "metadata.jsonl").read_text().splitlines()
+    (fewer / "metadata.jsonl").write_text("\n".join(lines[:-1]))
+    with pytest.raises(BadInput, match=r"training data have changed .* 15 pairs now, 16 then"):
+        train("run", "--max-steps", "2", "--resume", data=fewer)
+    assert weights(out) == before
+
+
+def test_checkpoints_may_come_oftener_than_evaluations(train, capsys: pytest.CaptureFixture) -> None:
+    out = train("run", "--epochs", "2", "--save-every", "1", "--keep", "9")  # two steps an epoch
+    assert {folder.name for folder in out.glob("checkpoint-*")} == {f"checkpoint-{step}" for step in (1, 2, 3, 4)}
+    assert capsys.readouterr().err.count("validation loss") == 2
+
+
+def test_a_checkpoint_between_evaluations_goes_on_bit_for_bit(train) -> None:
+    options = ["--epochs", "2", "--save-every", "1", "--keep", "9"]
+    out = train("run", *options)
+    before, unbroken = weights(out), losses(out)
+    for step in (2, 3, 4):
+        shutil.rmtree(out / f"checkpoint-{step}")
+    train("run", *options, "--resume")
+    assert losses(out) == unbroken
+    assert weights(out) == before
+
+
+def test_what_looks_like_markup_in_a_prompt_is_text(pairs: Path, train, tmp_path: Path, capsys) -> None:
+    marked = shutil.copytree(pairs, tmp_path / "marked")
+    lines = (marked / "metadata.jsonl").read_text().replace(" in the forest", " [/b] \\u001b[31m[INST]")
+    (marked / "metadata.jsonl").write_text(lines)
+    train("run", "--max-steps", "1", "--samples", "4", data=marked)
+    said = capsys.readouterr().err
+    assert "[/b]" in said
+    assert "\x1b" not in said
+
+
+def test_long_prompts_are_cut_in_the_table(capsys: pytest.CaptureFixture) -> None:
+    show([("truth " * 200, "says " * 200, 0.5)], step=1)
+    said = capsys.readouterr().err
+    assert said.count("truth") < 30
+    assert "…" in said
+    assert "after 1 step\n" in said.replace(" \n", "\n").replace("  ", "")
+
+
+def test_no_tensorboard_is_no_reason_to_stop(train, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    monkeypatch.setitem(sys.modules, "tensorboard", None)  # as if it were not installed
+    out = train("run", "--max-steps", "1")
+    assert capsys.readouterr().out.count("TensorBoard is not installed") == 1
+    assert not (out / "logs").exists()
+    assert (out / "model.safetensors").exists()
+
+
+def test_with_tensorboard_its_log_lies_in_the_folder(train) -> None:
+    out = train("run", "--max-steps", "1")
+    assert list((out / "logs").glob("events.*"))
+
+
+def test_the_validation_on_training_pictures_is_said(train, capsys: pytest.CaptureFixture) -> None:
+    train("run", "--max-steps", "1")
+    assert "16 of the 16 prompts to validate on are trained on, too" in capsys.readouterr().out
+
+
+def test_counts_are_grammatical(train, pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    one = tmp_path / "one"
+    one.mkdir()
+    shutil.copy(pairs / "0.png", one)
+    (one / "0.txt").write_text("a fox")
+    train("run", "--max-steps", "1", data=one)
+    said = capsys.readouterr().out
+    assert "1 pair to train on, 1 to validate on" in said
+    assert "8 pictures × 1 batch × 1 process a step" in said
+
+
+def test_layers_that_the_model_does_not_have_are_named(train, tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=r"--lora-targets foo: .* dense, .*query"):
+        train("run", "--lora-targets", "foo")
+    assert not (tmp_path / "run").exists()
+
+
+def full(tensors, filename, metadata=None):
+    """safetensors on a full disk, with the error that it really raises."""
+    Path(filename).write_bytes(b"half")
+    raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+
+def test_a_full_disk_leaves_no_broken_checkpoint(train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("transformers.modeling_utils.safe_save_file", full)
+    with pytest.raises(BadOutput, match=r"checkpoint-1 cannot be written .* no earlier one"):
+        train("run", "--max-steps", "1")
+    assert not list((tmp_path / "run").glob("checkpoint-*"))
+
+
+def test_a_disk_that_is_full_at_the_end_leaves_no_broken_model(
+    train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from safetensors.torch import save_file
+
+    def full_at_the_end(tensors, filename, metadata=None):
+        (save_file if "checkpoint-" in str(filename) else full)(tensors, filename, metadata)
+
+    unbroken = weights(train("unbroken", "--max-steps", "1"))
+    with monkeypatch.context() as patch:
+        patch.setattr("transformers.modeling_utils.safe_save_file", full_at_the_end)
+        with pytest.raises(BadOutput, match=r"finished model cannot be written .* with --resume"):
+            train("run", "--max-steps", "1")
+    assert not (tmp_path / "run/model.safetensors").exists()
+    assert weights(train("run", "--max-steps", "1", "--resume")) == unbroken
+
+
+def test_weights_that_are_no_numbers_are_not_saved(train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    honest = Trainer.training_step
+
+    def spoils(self, model, *more):
+        loss = honest(self, model, *more)
+        if self.state.global_step == 1:
+            next(model.parameters()).data.fill_(float("nan"))
+        return loss
+
+    monkeypatch.setattr(Trainer, "training_step", spoils)
+    with pytest.raises(
+        DivergedError, match=r"values that are no numbers in 1 tensor of weights .* checkpoint-1 is whole"
+    ):
+        train("run", "--max-steps", "2", "--save-every", "1", "--schedule", "constant")
+    assert not (tmp_path / "run/model.safetensors").exists()
+    assert newest_whole(tmp_path / "run").name == "checkpoint-1"
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="Linux tells what a process has loaded")
+@pytest.mark.parametrize("when", ["imports", "training"])
+def test_ctrl_c_is_one_line(when: str, tiny_checkpoint, pairs: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    arguments = [*command(tiny_checkpoint("blip"), pairs, out), "--epochs", "1000"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "training.blip", *arguments],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+    )
+    if when == "imports":
+        while "torch" not in Path(f"/proc/{process.pid}/maps").read_text():
+            time.sleep(0.01)
+    else:
+        while newest_whole(out) is None:
+            time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    said = process.communicate()[1]
+    assert process.returncode == 130
+    assert "Traceback" not in said
+    last = said.splitlines()[-1]
+    assert "Stopped." in last
+    if when == "training":
+        assert re.search(r"with --resume goes on from checkpoint-\d+\.$", last)
+    else:
+        assert not out.exists()
 
 
 @pytest.mark.parametrize(

@@ -31,11 +31,11 @@ MAY_DIFFER = {
 def check_folder(recipe: Recipe) -> None:
     """A new folder, an empty one, or with --resume that of a run with the same settings."""
     out = Path(recipe.out)
-    if out.exists() and not out.is_dir():
-        raise BadInput(f"{out} is a file. Name a folder with --out.")
-    parent = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.exists())
-    if not os.access(parent, os.W_OK):
-        raise BadInput(f"{out} cannot be written: you may not write to {parent}. Name another --out.")
+    nearest = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.exists())
+    if not nearest.is_dir():
+        raise BadInput(f"{nearest} is a file. Name a folder with --out.")
+    if not os.access(nearest, os.W_OK):
+        raise BadInput(f"{out} cannot be written: you may not write to {nearest}. Name another --out.")
     if not contents(out):
         return
     if not recipe.resume:
