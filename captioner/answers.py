@@ -15,12 +15,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from captioner import __version__
 from captioner.contracts import LoadOptions, MetadataUse, Request
-from captioner.errors import BadImage, BadInput
+from captioner.errors import BadCheckpoint, BadImage, BadInput
 from captioner.images import Source, is_url, printable
 from captioner.images.metadata import Parameters, read_parameters
+from captioner.progress import Tally
 from captioner.prompt import Candidate
-from captioner.sinks import Result, Row, Sink, groups, to_json
+from captioner.sinks import Result, Row, Settings, Sink, as_text, given, groups, is_finite, to_json
 
 if TYPE_CHECKING:
     import numpy as np
@@ -45,6 +47,16 @@ class Model:
 
     def __getstate__(self) -> dict:
         return {"name": self.name, "options": self.options}
+
+    def settings(self, request: Request) -> Settings:
+        """What its answers depend on, for a run that is resumed; where it computes is not among it."""
+        from captioner import zoo
+
+        name = self.name or zoo.default()
+        is_path = name not in zoo.ENTRIES and os.path.exists(name)
+        asked = {**given(request.decoding), **{name: getattr(request, name) for name in request.given()}}
+        options = given(replace(self.options, device="auto"))
+        return {"captioner": __version__, "model": os.path.abspath(name) if is_path else name, **options, **asked}
 
     @cached_property
     def loaded(self) -> Captioner | DirectEmbedder:
@@ -87,6 +99,11 @@ class Prompts:
             raise BadInput("--attention is about what the model says: leave out --metadata.")
         if self.model.options.embedder is not None and not (self.embed or self.finish.consensus):
             raise BadInput("--embedder would change nothing: add --embed or --consensus.")
+
+    @property
+    def settings(self) -> Settings:
+        asked = {} if self.metadata == "only" else self.model.settings(self.request)
+        return {"metadata": self.metadata, **asked, **given(self.finish)}
 
     def look(self, source: Source) -> Image | Row:
         if self.metadata != "ignore":
@@ -148,6 +165,10 @@ class Embeddings:
 
     def __post_init__(self) -> None:
         self.request.decoding.check()
+
+    @property
+    def settings(self) -> Settings:
+        return {**self.model.settings(self.request), "expected": self.expected}
 
     def look(self, source: Source) -> Image:
         return source.open(self.max_pixels)
@@ -232,15 +253,25 @@ def read_texts(texts: Sequence[str], file: str | None) -> Iterator[str]:
         raise BadInput(f"{file} is not UTF-8 text: save it as UTF-8.") from error
 
 
-def embed_texts(texts: Iterable[str], embedder: str | None, sink: Sink) -> None:
+def embed_texts(texts: Iterable[str], embedder: str | None, sink: Sink) -> Tally:
     """Unit vectors of texts, any number of them."""
     from captioner.embedding import text_embedder
 
+    tally = Tally()
     with sink:
+        texts = iter(texts)
+        for row in sink.kept():
+            if as_text(next(texts, "")) != row.get("text"):
+                raise BadInput("The output was begun with other texts: give the same again, or another --out.")
+            tally.skipped += 1
         for part in groups(texts, TEXTS):
             vectors = text_embedder(embedder)(part)
             rows = [{"text": t, "embedding": as_numbers(v)} for t, v in zip(part, vectors, strict=True)]
+            if not all(map(is_finite, rows)):
+                raise BadCheckpoint("The embedder's numbers are not finite (NaN): its weights are damaged.")
             sink.write([Result(Source(row["text"]), row) for row in rows])
+            tally.done += len(rows)
+    return tally
 
 
 # --- how rows look when they are printed -----------------------------------------------------------------------------

@@ -6,6 +6,7 @@ when memory runs out.
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
@@ -17,18 +18,24 @@ from functools import partial
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Protocol
 
-from captioner.errors import BadImage, BadInput, BadOutput
-from captioner.images import Source, find_images
+from captioner.errors import BadCheckpoint, BadImage, BadInput, BadOutput, CaptionerError
+from captioner.images import Source, find_images, printable
 from captioner.images.ahead import read_ahead
 from captioner.images.open import bytes_of
 from captioner.progress import Progress, Silent, Tally, watch
-from captioner.sinks import Result, Row, Sink, Stdout, file_of
+from captioner.sinks import Result, Row, Sink, Stdout, file_of, groups, is_finite
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 HELD_PIXELS = 100_000_000
 """Of a batch; the picture that reaches it is the last."""
+FIRST = 3
+"""A model that fails on so many pictures alike before it answers one is at fault itself: the run ends."""
+DAMAGED = "The model's numbers are not finite (NaN): its weights are damaged, or --precision is too low for it."
+NO_MEMORY = "There is not enough memory for {}: use fewer beams, --precision bf16 or a smaller model."
+
+logger = logging.getLogger(__name__)
 
 
 class Stopped(KeyboardInterrupt):
@@ -92,10 +99,10 @@ def run_inputs(
     many = len(first) > 1 or os.path.isdir(inputs[0])
     sink = open_sink(many)
     name = "" if quiet else loading()
-    quiet = quiet or not many or (isinstance(sink, Stdout) and sys.stdout.isatty())
-    progress = Silent(name) if quiet else watch(inputs, recursive, name)
+    has_progress = many and not quiet and not (isinstance(sink, Stdout) and sys.stdout.isatty())
+    progress = watch(inputs, recursive, name) if has_progress else Silent(name)
     tally = run(chain(first, sources), sink, answers, progress, batch_size)
-    if not quiet and sink.resumable:
+    if sink.resumable and not quiet:
         progress.say(f"captioner: {sink.summary(tally.done, tally.skipped, tally.failed)}")
     return tally
 
@@ -176,6 +183,8 @@ class _Work:
         self.batch_size = batch_size
         self.batch: list[_Opened] = []
         self.tally = Tally()
+        self.has_answered = False
+        self.first_errors: list[type[Exception]] = []
 
     def wanted(self, sources: Iterable[Source]) -> Iterator[Source | _Opened]:
         """Those that are not done yet; one whose result has no place comes out with what is wrong."""
@@ -191,14 +200,17 @@ class _Work:
 
     def take(self, opened: _Opened) -> None:
         if isinstance(opened.content, (BadImage, BadOutput)):
-            self.progress.say(f"captioner: {opened.content}")
-            self.sink.fail(opened.file, str(opened.content))
-            self.tally.failed += 1
-            self.progress.show(self.tally)
+            self._fail(opened, opened.content)
             return
         self.batch.append(opened)
         if len(self.batch) >= self._size() or sum(each.pixels for each in self.batch) >= HELD_PIXELS:
             self.flush()
+
+    def _fail(self, opened: _Opened, error: BadImage | BadOutput) -> None:
+        self.progress.say(f"captioner: {error}")
+        self.sink.fail(opened.file, str(error))
+        self.tally.failed += 1
+        self.progress.show(self.tally)
 
     def _size(self) -> int:
         if self.batch_size is None:
@@ -209,34 +221,80 @@ class _Work:
         """Ask the model about the pictures of the batch and keep all its rows, in order."""
         if not self.batch:
             return
-        rows = self._ask([each.content for each in self.batch])
+        answers = list(zip(self.batch, self._ask(self.batch), strict=True))
         self.progress.ready()
-        results = [Result(each.source, {"file": each.file} | row) for each, row in zip(self.batch, rows, strict=True)]
-        self.sink.write(results)
+        results = [
+            Result(opened.source, {"file": opened.file} | answer)
+            for opened, answer in answers
+            if not isinstance(answer, BadImage)
+        ]
+        if results:
+            self.sink.write(results)
         self.tally.done += len(results)
         self.batch.clear()
         self.progress.show(self.tally)
+        for opened, answer in answers:
+            if isinstance(answer, BadImage):
+                self._fail(opened, answer)
 
-    def _ask(self, looks: list[Image | Row]) -> list[Row]:
-        """All rows; where memory does not hold so many pictures at a time, in smaller parts from now on."""
-        rows: list[Row] = []
-        size = len(looks)
-        while len(rows) < len(looks):
-            try:
-                rows += self.answers.answer(looks[len(rows) : len(rows) + size])
-                continue
-            except (MemoryError, RuntimeError) as error:
-                if not _out_of_memory(error):
-                    raise
-            # Outside the handler, where the failed pass and its tensors are let go of.
-            if size == 1:
-                raise BadInput(
-                    "There is not enough memory for one picture: use fewer beams, --precision bf16 or a smaller model."
-                )
-            size = self.batch_size = (size + 1) // 2
-            self.progress.say(f"captioner: out of memory; going on with {size} pictures at a time.")
-            _free_memory()
-        return rows
+    def _ask(self, batch: list[_Opened]) -> list[Row | BadImage]:
+        """A row for each picture; one that the model fails on is found by halving, and told with the reason."""
+        answers: list[Row | BadImage] = []
+        waiting = [batch]
+        while waiting:
+            part = waiting.pop(0)
+            rows = self._try(part)
+            if not isinstance(rows, Exception):
+                answers += [self._checked(opened, row) for opened, row in zip(part, rows, strict=True)]
+            elif len(part) == 1:
+                answers.append(self._blame(part[0], rows))
+            elif isinstance(rows, MemoryError):  # smaller parts from now on
+                size = self.batch_size = (len(part) + 1) // 2
+                self.progress.say(f"captioner: out of memory; going on with {size} pictures at a time.")
+                waiting = list(groups([*part, *chain.from_iterable(waiting)], size))
+            else:
+                half = (len(part) + 1) // 2
+                waiting[:0] = [part[:half], part[half:]]
+            del rows  # an error holds on to the tensors of its pass
+        return answers
+
+    def _try(self, part: list[_Opened]) -> list[Row] | Exception:
+        """The rows, or what the model raised. What is wrong with the settings or the model ends the run."""
+        try:
+            return self.answers.answer([opened.content for opened in part])
+        except BadImage as error:
+            return error
+        except CaptionerError:
+            raise
+        except Exception as error:
+            if not _out_of_memory(error):
+                return error
+        # Outside the handler, where the failed pass and its tensors are let go of.
+        _free_memory()
+        return MemoryError()
+
+    def _checked(self, opened: _Opened, row: Row) -> Row | BadImage:
+        if not is_finite(row):
+            return self._blame(opened, BadCheckpoint(DAMAGED))
+        self.has_answered = True
+        return row
+
+    def _blame(self, opened: _Opened, error: Exception) -> BadImage:
+        """What is said of a picture that the model fails on alone."""
+        if isinstance(error, BadImage):
+            return error
+        if not self.has_answered:
+            self.first_errors.append(type(error))
+            if len(self.first_errors) >= FIRST and len(set(self.first_errors)) == 1:  # it fails on any picture
+                raise BadInput(NO_MEMORY.format("one picture")) if isinstance(error, MemoryError) else error
+        name = opened.source.name
+        if isinstance(error, MemoryError):
+            return BadImage(f"{name}: {NO_MEMORY.format('this picture')}")
+        if isinstance(error, CaptionerError):
+            return BadImage(f"{name}: {error}")
+        logger.debug("the model failed on %s", name, exc_info=error)
+        words = printable(" ".join(str(error).split())[:200])
+        return BadImage(f"{name}: the model failed on this picture ({type(error).__name__}: {words}).")
 
 
 def _out_of_memory(error: Exception) -> bool:

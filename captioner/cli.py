@@ -175,7 +175,13 @@ def generate(
         write.attention,
     )
     loading = str if read.metadata == "only" else model.label
-    _run(images, prompts, partial(write.caption_sink, images), read.recursive, read.batch_size, write.quiet, loading)
+
+    def sink(many: bool) -> Sink:
+        return write.caption_sink(images, many, prompts.settings)
+
+    _run(images, prompts, sink, read.recursive, read.batch_size, write.quiet, loading)
+    if write.attention and not write.quiet:
+        typer.echo(f"captioner: {write.attention} shows where the model looked", err=True)
 
 
 @app.command()
@@ -212,13 +218,18 @@ def embed(
     if answers.are_pictures(inputs, model.model):
         asked = answers.Model(model.model, model.load_options)
         embeddings = answers.Embeddings(asked, model.request(search), read.max_pixels, expected)
-        sink = partial(write.sink, answers.numbers)
-        _run(inputs, embeddings, sink, read.recursive, read.batch_size, write.quiet, model.label)
+
+        def of_pictures(many: bool) -> Sink:
+            return write.sink(answers.numbers, many, embeddings.settings)
+
+        _run(inputs, embeddings, of_pictures, read.recursive, read.batch_size, write.quiet, model.label)
     else:
         if expected:
             raise BadInput("--expected is about pictures: a text has no candidates.")
-        sink = write.sink(answers.numbers, False)
-        answers.embed_texts(answers.read_texts(inputs, file), model.embedder, sink)
+        sink = write.sink(answers.numbers, False, {"captioner": __version__, "embedder": model.embedder})
+        tally = answers.embed_texts(answers.read_texts(inputs, file), model.embedder, sink)
+        if sink.resumable and not write.quiet:
+            typer.echo(f"captioner: {sink.summary(tally.done, tally.skipped, tally.failed)}", err=True)
 
 
 def _is_missing(text: str) -> bool:

@@ -23,7 +23,7 @@ from captioner.images import printable
 
 if TYPE_CHECKING:
     from captioner.pipeline import Finish
-    from captioner.sinks import Row, Sink
+    from captioner.sinks import Row, Settings, Sink
 
 
 def grouped(verb: Callable) -> Callable:
@@ -274,12 +274,12 @@ class OutputFlags:
         if self.json and self.out is not None:
             raise BadInput("--json prints; --out FILE.jsonl holds the same.")
 
-    def sink(self, show: Callable[[Row], str], named: bool) -> Sink:
+    def sink(self, show: Callable[[Row], str], named: bool, settings: Settings | None = None) -> Sink:
         """The sink the user chose, ready to be written to; `show` is what a row looks like when it is printed."""
         from captioner import sinks
 
         if self.out not in (None, Path("-")):  # "-" is standard output, as elsewhere
-            return sinks.open_out(self.out, resume=self.resume, overwrite=self.overwrite)
+            return sinks.open_out(self.out, resume=self.resume, overwrite=self.overwrite, settings=settings)
         if self.resume:
             raise BadInput("--resume needs an --out to go on with.")
         return sinks.Stdout(sinks.to_json) if self.json else sinks.Stdout(show, named=named)
@@ -320,7 +320,7 @@ class CaptionOutputFlags(OutputFlags):
         if self.out is not None and self.out.suffix == ".npy":
             raise BadInput("A .npy file holds no text: use `captioner embed`.")
 
-    def caption_sink(self, inputs: Sequence[str], named: bool) -> Sink:
+    def caption_sink(self, inputs: Sequence[str], named: bool, settings: Settings | None = None) -> Sink:
         """As `sink`, sidecars included."""
         from captioner import sinks
 
@@ -329,10 +329,10 @@ class CaptionOutputFlags(OutputFlags):
                 raise BadInput("--attention draws one picture: name one.")
             sinks.check_new(self.attention, ".png")
         if self.sidecar:
-            return sinks.Sidecars(inputs, self.on_existing or "skip", resume=self.resume)
+            return sinks.Sidecars(inputs, self.on_existing or "skip", resume=self.resume, settings=settings)
         if self.all_candidates:
             return sinks.Stdout(partial(candidates_text, named=named))
-        return self.sink(itemgetter("text"), named)
+        return self.sink(itemgetter("text"), named, settings)
 
 
 def candidates_text(row: Row, named: bool) -> str:

@@ -19,10 +19,10 @@ from typer.testing import CliRunner
 from captioner import batch
 from captioner.batch import Stopped, run, run_inputs
 from captioner.cli import app
-from captioner.errors import BadInput
+from captioner.errors import BadCheckpoint, BadInput
 from captioner.images import Source, ahead
 from captioner.progress import Lines, Pace, Silent, Tally, Total
-from captioner.sinks import FileSink, Row
+from captioner.sinks import FileSink, Row, Sidecars
 from captioner.sinks.sidecars import journal_path
 
 
@@ -104,6 +104,70 @@ def test_another_error_of_the_model_is_not_taken_for_lack_of_memory(tmp_path: Pa
 
     with pytest.raises(RuntimeError, match="shapes"):
         run(pictures(tmp_path / "in", 4), FileSink(tmp_path / "a.jsonl"), Broken(), Silent())
+
+
+@dataclass
+class Picky(Colours):
+    """A model that refuses some pictures, by their colour."""
+
+    refused: frozenset[int] = frozenset()
+
+    def answer(self, looks: list[Image.Image]) -> list[Row]:
+        for picture in looks:
+            if picture.getpixel((0, 0))[0] in self.refused:
+                raise self.error("absolute aspect ratio\nmust be smaller than 200")
+        return super().answer(looks)
+
+
+@pytest.mark.parametrize("error", [ValueError, RuntimeError, MemoryError])
+def test_a_picture_that_the_model_fails_on_is_named_and_the_run_goes_on(tmp_path: Path, error: type[Exception]) -> None:
+    sources = pictures(tmp_path / "in", 12)
+    model = Picky(error=error, refused=frozenset({0, 5, 6}))
+    tally = run(sources, FileSink(tmp_path / "a.jsonl"), model, Silent(), 4)
+    assert (tally.done, tally.failed) == (9, 3)
+    assert texts(tmp_path / "a.jsonl") == [f"red {number}" for number in range(12) if number not in (0, 5, 6)]
+    errors = [json.loads(line) for line in (tmp_path / "a.jsonl.errors.jsonl").read_text().splitlines()]
+    assert [row["file"] for row in errors] == [str(sources[number].path) for number in (0, 5, 6)]
+    reason = (
+        "not enough memory for this picture" if error is MemoryError else f"{error.__name__}: absolute aspect ratio"
+    )
+    assert all(reason in row["error"] and "\n" not in row["error"] for row in errors)
+    again = run(sources, FileSink(tmp_path / "a.jsonl", resume=True), Colours(), Silent(), 4)
+    assert (again.done, again.skipped) == (3, 9)
+
+
+def test_a_single_picture_that_the_model_fails_on_is_a_sentence(tmp_path: Path) -> None:
+    tally = run(pictures(tmp_path, 1), FileSink(tmp_path / "a.jsonl"), Picky(error=ValueError, refused={0}), Silent())
+    assert tally == Tally(failed=1)
+
+
+def test_numbers_that_are_none_are_an_error_of_their_picture(tmp_path: Path) -> None:
+    class Damaged(Colours):
+        def answer(self, looks: list[Image.Image]) -> list[Row]:
+            scores = [float("nan") if picture.getpixel((0, 0))[0] == 2 else -1.0 for picture in looks]
+            return [row | {"score": score} for row, score in zip(super().answer(looks), scores, strict=True)]
+
+    run(pictures(tmp_path / "in", 4), FileSink(tmp_path / "a.jsonl"), Damaged(), Silent())
+    assert texts(tmp_path / "a.jsonl") == ["red 0", "red 1", "red 3"]
+    assert "weights are damaged" in (tmp_path / "a.jsonl.errors.jsonl").read_text()
+
+
+def test_a_model_that_gives_no_numbers_at_all_ends_the_run(tmp_path: Path) -> None:
+    class Damaged(Colours):
+        def answer(self, looks: list[Image.Image]) -> list[Row]:
+            return [{"embedding": [float("nan")] * 3} for _ in looks]
+
+    with pytest.raises(BadCheckpoint, match="weights are damaged"):
+        run(pictures(tmp_path / "in", 4), FileSink(tmp_path / "a.jsonl"), Damaged(), Silent())
+    assert not (tmp_path / "a.jsonl").exists()
+
+
+def test_a_run_of_one_picture_says_what_it_wrote(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    [source] = pictures(tmp_path / "in", 1)
+    run_inputs([str(source.path)], Colours(), lambda many: Sidecars([str(source.path)]))
+    assert capsys.readouterr().err == f"captioner: {source.path.with_suffix('.txt')}: 1 done\n"
+    run_inputs([str(source.path)], Colours(), lambda many: Sidecars([str(source.path)], "overwrite"), quiet=True)
+    assert capsys.readouterr().err == ""
 
 
 def test_few_pictures_are_open_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ as an unbroken run. Nothing that is already there is overwritten unasked.
 
 from captioner.sinks.checks import LEAST_FREE, RESUME, check_name, check_new, check_new_folder, check_place, explained
 from captioner.sinks.imagefolder import ImageFolder
-from captioner.sinks.journal import Errors, Journal, Settings
+from captioner.sinks.journal import Errors, Journal, Settings, given
 from captioner.sinks.open import open_out, write_lines
 from captioner.sinks.row import OnExisting, Result, Row, Sink, as_text, file_of, groups, is_finite, to_json
 from captioner.sinks.sidecars import Sidecars
@@ -35,6 +35,7 @@ __all__ = [
     "check_place",
     "explained",
     "file_of",
+    "given",
     "groups",
     "is_finite",
     "open_out",

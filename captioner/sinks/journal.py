@@ -7,7 +7,7 @@ import os
 import stat
 import sys
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from io import FileIO
 from pathlib import Path
 from typing import Any
@@ -70,6 +70,12 @@ class Run:
         changes = [f"{name} was {_shown(old)} and is now {_shown(new)}" for name, old, new in pairs if old != new]
         if changes:
             raise BadOutput(f"{what} was begun with other settings: {'; '.join(changes)}. {remedy}")
+
+
+def given(options: object) -> Settings:
+    """The fields of a dataclass that are not as they are by default."""
+    values = {field.name: (getattr(options, field.name), field.default) for field in fields(options)}
+    return {name: value for name, (value, default) in values.items() if value != default}
 
 
 def _shown(value: Any) -> str:

@@ -41,6 +41,9 @@ class Sink(Protocol):
     def fail(self, file: str, reason: str) -> None:
         """Keep the reason why there is no result."""
 
+    def kept(self) -> Iterator[Row]:
+        """The rows that are already there, where a run goes on."""
+
     def summary(self, done: int, skipped: int, failed: int) -> str:
         """What has become of a run, in one line."""
 

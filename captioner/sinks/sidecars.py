@@ -123,6 +123,9 @@ class Sidecars:
     def fail(self, file: str, reason: str) -> None:
         self.errors.append(file, reason)
 
+    def kept(self) -> Iterator[Row]:
+        return iter(self.journal)
+
     def summary(self, done: int, skipped: int, failed: int) -> str:
         alone = self.last if (done, skipped, failed) == (1, 0, 0) else None
         return summary_line(alone or "sidecars", done, skipped, failed, self.errors)

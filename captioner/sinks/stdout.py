@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from captioner.errors import BadOutput
 from captioner.images import Source
@@ -17,6 +17,8 @@ class Stdout:
     resumable = False
 
     def __init__(self, show: Callable[[Row], str], *, named: bool = False) -> None:
+        if sys.stdout is None:
+            raise BadOutput("Standard output is closed: name an --out.")
         self.show = show
         self.named = named
 
@@ -45,6 +47,9 @@ class Stdout:
 
     def fail(self, file: str, reason: str) -> None:
         """Standard error has said it."""
+
+    def kept(self) -> Iterator[Row]:
+        return iter(())
 
     def summary(self, done: int, skipped: int, failed: int) -> str:
         return f"{done:,} done, {failed:,} failed"

@@ -110,6 +110,9 @@ class FileSink:
     def fail(self, file: str, reason: str) -> None:
         self.errors.append(file, reason)
 
+    def kept(self) -> Iterator[Row]:
+        return iter(self.journal)
+
     def summary(self, done: int, skipped: int, failed: int) -> str:
         return summary_line(self.out, done, skipped, failed, self.errors)
 
