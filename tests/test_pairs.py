@@ -20,7 +20,7 @@ from captioner.pairs.fingerprint import fingerprint, picture_fingerprint
 from captioner.pairs.layouts import LeftOut, ReadOptions
 from captioner.pairs.provenance import Seen, TrainingData
 from captioner.pairs.readable import opened
-from captioner.pairs.sources import Source, parse
+from captioner.pairs.sources import PairSource, parse
 
 
 def picture(file: Path, colour: str = "red") -> Path:
@@ -65,6 +65,16 @@ def test_a_table_may_have_its_pictures_in_images(tmp_path: Path) -> None:
     [(kept, [image])] = opened(records, 8, unreadable := [])
     assert ([record.text for record in kept], image.size) == (["a"], (4, 4))
     assert [one.name for one in unreadable] == ["images/gone.png"]
+
+
+def test_pictures_are_named_as_seen_from_the_folder(tmp_path: Path) -> None:
+    (tmp_path / "set" / "sub").mkdir(parents=True)
+    files = ("./a.png", "../b.png", "x/../c.png", f"{tmp_path}/set/d.png", f"{tmp_path}/e.png")
+    for folder in (tmp_path / "set", tmp_path / "set" / "sub"):
+        lines(folder / "metadata.jsonl", *({"file_name": file, "text": "a"} for file in files))
+    names = [name for name, _ in read(tmp_path / "set")[0]]
+    below = ["sub/a.png", "b.png", "sub/c.png", "d.png", "../e.png"]
+    assert names == ["a.png", "../b.png", "c.png", "d.png", "../e.png", *below]
 
 
 def test_the_competition_with_pictures_in_images_or_beside(tmp_path: Path) -> None:
@@ -248,9 +258,9 @@ def test_a_table_that_is_a_folder(tmp_path: Path) -> None:
 
 
 def test_what_specs_mean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert parse("coco:/a/dataset_coco.json:val@2") == Source("coco", "/a/dataset_coco.json", 2.0, "val")
-    assert parse("coco:/a/b") == Source("coco", "/a/b")
-    assert parse("hub:org/name:config@0.5") == Source("hub", "org/name:config", 0.5)
+    assert parse("coco:/a/dataset_coco.json:val@2") == PairSource("coco", "/a/dataset_coco.json", 2.0, "val")
+    assert parse("coco:/a/b") == PairSource("coco", "/a/b")
+    assert parse("hub:org/name:config@0.5") == PairSource("hub", "org/name:config", 0.5)
     picture(tmp_path / "here" / "a.png")
     monkeypatch.chdir(tmp_path / "here")
     assert parse(".").name == "here"

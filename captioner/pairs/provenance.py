@@ -18,7 +18,7 @@ from captioner import zoo
 from captioner.errors import BadCheckpoint
 from captioner.files.json import read_object
 from captioner.pairs.fingerprint import DIGITS, fingerprint
-from captioner.pairs.sources import Source
+from captioner.pairs.sources import PairSource
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def overlaps(data: TrainingData, names: Iterable[str], seen: Sequence[Seen]) -> 
     return reasons
 
 
-def name_of(source: Source) -> str:
+def name_of(source: PairSource) -> str:
     """A file is called by its folder, too: "pairs.parquet" alone says nothing."""
     place = Path(source.place)
     return "/".join(place.parts[-2:]) if place.is_file() else source.name

@@ -28,7 +28,7 @@ PATIENCE = 5.0
 
 
 @dataclass(frozen=True)
-class Source:
+class PairSource:
     """One --data: which layout, where, and how often its rows come."""
 
     kind: str
@@ -43,7 +43,7 @@ class Source:
         return self.place if self.kind == "hub" else os.path.basename(os.path.abspath(self.place))
 
 
-def parse(spec: str | Path) -> Source:
+def parse(spec: str | Path) -> PairSource:
     """What one `--data` means."""
     place, weight = str(spec), 1.0
     if (match := re.fullmatch(r"(.+)@(\d+\.?\d*)", place)) and not Path(place).exists():
@@ -53,22 +53,22 @@ def parse(spec: str | Path) -> Source:
     kind, separator, rest = place.partition(":")
     if separator and kind in (*layouts.READERS, *TABLES):
         if kind == "hub":
-            return Source(kind, rest, weight)
+            return PairSource(kind, rest, weight)
         file, _, part = rest.rpartition(":")
         rest, part = (file, part) if kind == "coco" and file.endswith(".json") else (rest, "")
-        return Source(kind, str(Path(rest).expanduser()), weight, part)
+        return PairSource(kind, str(Path(rest).expanduser()), weight, part)
     if glob.has_magic(place) and not Path(place).exists():
-        return Source("parquet", str(Path(place).expanduser()), weight)
+        return PairSource("parquet", str(Path(place).expanduser()), weight)
     path = Path(place).expanduser()
     if not path.exists():
         raise BadInput(f"There is no {path}. A data set of the Hugging Face Hub is named hub:{place}.")
-    return Source(layouts.kind_of(path), str(path), weight)
+    return PairSource(layouts.kind_of(path), str(path), weight)
 
 
 class Records:
     """The pairs of some sources, one source after the other. Each pass over them notes anew what it leaves out."""
 
-    def __init__(self, sources: Sequence[Source], options: ReadOptions, seed: int) -> None:
+    def __init__(self, sources: Sequence[PairSource], options: ReadOptions, seed: int) -> None:
         self.sources = sources
         self.options = options
         self.seed = seed
@@ -105,7 +105,7 @@ def read(specs: Sequence[str | Path], options: ReadOptions | None = None, seed: 
     return Records(parse_all(specs), options or ReadOptions(), seed)
 
 
-def parse_all(specs: Sequence[str | Path]) -> list[Source]:
+def parse_all(specs: Sequence[str | Path]) -> list[PairSource]:
     """What some `--data` mean; one may stand alone."""
     sources = [parse(spec) for spec in ([specs] if isinstance(specs, (str, Path)) else specs)]
     if not sources:
@@ -114,7 +114,7 @@ def parse_all(specs: Sequence[str | Path]) -> list[Source]:
 
 
 def weighted(
-    source: Source, options: ReadOptions, seed: int, left_out: list[LeftOut] | None = None
+    source: PairSource, options: ReadOptions, seed: int, left_out: list[LeftOut] | None = None
 ) -> Iterator[Record]:
     """The records of one source as often as its weight says; what it leaves out is added to `left_out`, once."""
     whole, fraction = divmod(source.weight, 1)
@@ -128,10 +128,11 @@ def weighted(
         yield from (record for record in records if generator.random() < fraction)
 
 
-def records_of(source: Source, options: ReadOptions, left_out: list[LeftOut] | None = None) -> Iterator[Record]:
+def records_of(source: PairSource, options: ReadOptions, left_out: list[LeftOut] | None = None) -> Iterator[Record]:
     """The records of one source, each once."""
+    name = source.name
     for item in _items(source, options):
-        item = item if item.source else replace(item, source=source.name)
+        item = item if item.source else replace(item, source=name)
         if not layouts.is_whole(item.name) or (isinstance(item, Record) and not layouts.is_whole(item.id)):
             item = LeftOut(item.name, layouts.BAD_NAME, source=item.source)  # no table can hold it
         if isinstance(item, Record):
@@ -140,7 +141,7 @@ def records_of(source: Source, options: ReadOptions, left_out: list[LeftOut] | N
             left_out.append(item)
 
 
-def refuse_empty(source: Source, options: ReadOptions) -> None:
+def refuse_empty(source: PairSource, options: ReadOptions) -> None:
     """A source without a single record is a mistake: say what was seen, and what to add."""
     left_out: list[LeftOut] = []
     if next(records_of(source, options, left_out), None) is not None:
@@ -153,7 +154,7 @@ def refuse_empty(source: Source, options: ReadOptions) -> None:
     raise BadInput(sentence)
 
 
-def _items(source: Source, options: ReadOptions) -> Iterator[Record | LeftOut]:
+def _items(source: PairSource, options: ReadOptions) -> Iterator[Record | LeftOut]:
     if source.kind == "hub":
         yield from _read_hub(source, options)
         return
@@ -165,7 +166,7 @@ def _items(source: Source, options: ReadOptions) -> Iterator[Record | LeftOut]:
     yield from layouts.READERS[source.kind](Path(source.place), replace(options, part=source.part))
 
 
-def _count(source: Source, options: ReadOptions) -> int | None:
+def _count(source: PairSource, options: ReadOptions) -> int | None:
     if source.kind == "hub":
         return None
     if source.kind == "parquet":
@@ -190,7 +191,7 @@ def parquet_files(place: str, split: str) -> list[str]:
     return found
 
 
-def _read_parquet(source: Source, options: ReadOptions) -> Iterator[Record | LeftOut]:
+def _read_parquet(source: PairSource, options: ReadOptions) -> Iterator[Record | LeftOut]:
     number = 0
     for file in parquet_files(source.place, options.split):
         for row, item in enumerate(_parquet_rows(file, options)):
@@ -241,7 +242,7 @@ def _from_row(row: dict[str, Any], number: int, name: str, where: str) -> Record
 # --- the Hub ---------------------------------------------------------------------------------------------------------
 
 
-def _read_hub(source: Source, options: ReadOptions) -> Iterator[Record | LeftOut]:
+def _read_hub(source: PairSource, options: ReadOptions) -> Iterator[Record | LeftOut]:
     from datasets import Image
 
     rows = load_hub(source, options.split, streaming=True)
@@ -254,7 +255,7 @@ def _read_hub(source: Source, options: ReadOptions) -> Iterator[Record | LeftOut
         yield _from_row(row | {"text": row[text], "image": row[image]}, number, name, f"{source.place}, row {number}")
 
 
-def load_hub(source: Source, split: str, streaming: bool = False) -> Any:
+def load_hub(source: PairSource, split: str, streaming: bool = False) -> Any:
     """A data set of the Hugging Face Hub as `datasets` gives it."""
     from datasets import load_dataset
 

@@ -18,7 +18,7 @@ from datasets import Dataset, Features, Image, IterableDataset, Value, concatena
 from captioner.errors import BadInput
 from captioner.pairs import layouts, sources
 from captioner.pairs.layouts import LeftOut, ReadOptions, Record
-from captioner.pairs.sources import TABLES, Source, weighted
+from captioner.pairs.sources import TABLES, PairSource, weighted
 
 ROW = Features({"image": Image(), "text": Value("string"), "id": Value("string"), "source": Value("string")})
 log = logging.getLogger(__name__)
@@ -70,7 +70,7 @@ def load_pairs(
 # --- kept in memory: paths and captions of records, Arrow tables mapped from disk ------------------------------------
 
 
-def _records(source: Source, options: ReadOptions, left_out: list[LeftOut]) -> Dataset:
+def _records(source: PairSource, options: ReadOptions, left_out: list[LeftOut]) -> Dataset:
     rows = [_row_of(record) for record in sources.records_of(source, options, left_out)]
     return Dataset.from_dict({column: [row[column] for row in rows] for column in ROW}, features=ROW)
 
@@ -79,7 +79,7 @@ def _row_of(record: Record) -> dict[str, Any]:
     return {"image": record.image, "text": record.text, "id": record.id, "source": record.source}
 
 
-def _table(source: Source, options: ReadOptions, left_out: list[LeftOut]) -> Dataset:
+def _table(source: PairSource, options: ReadOptions, left_out: list[LeftOut]) -> Dataset:
     rows = sources.load_hub(source, options.split) if source.kind == "hub" else _mapped(source, options.split)
     text = options.text_in(rows.column_names, source.place)
     image = options.image_in(rows.column_names, source.place)
@@ -95,7 +95,7 @@ def _table(source: Source, options: ReadOptions, left_out: list[LeftOut]) -> Dat
     return rows if has_caption.all() else rows.select(np.flatnonzero(has_caption))
 
 
-def _mapped(source: Source, split: str) -> Dataset:
+def _mapped(source: PairSource, split: str) -> Dataset:
     files = sources.parquet_files(source.place, split)
     try:
         return load_dataset("parquet", data_files=files, split="train")
@@ -115,7 +115,7 @@ def _weighted(rows: Dataset, weight: float, seed: int) -> Dataset:
 # --- streamed --------------------------------------------------------------------------------------------------------
 
 
-def _in_turns(sources: Sequence[Source], options: ReadOptions, seed: int) -> Iterator[dict[str, Any]]:
+def _in_turns(sources: Sequence[PairSource], options: ReadOptions, seed: int) -> Iterator[dict[str, Any]]:
     """One row of each source in turn, until all have ended."""
     # Not `interleave_datasets`: it holds every stream open in a thread and sleeps five seconds at the end.
     streams = [weighted(source, options, seed + number) for number, source in enumerate(sources)]
