@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from captioner.models.knn import Knn
-    from captioner.pipeline import Captioner, DirectEmbedder, Finish
+    from captioner.pipeline import Captioner, DirectEmbedder
+    from captioner.text.finish import Finish
 
 BATCH = 8
 BATCH_ON_GPU = 32

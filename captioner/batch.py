@@ -18,7 +18,7 @@ from functools import partial
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Protocol
 
-from captioner.errors import BadCheckpoint, BadImage, BadInput, BadOutput, CaptionerError
+from captioner.errors import BadCheckpoint, BadImage, BadInput, BadOutput, CaptionerError, Stopped
 from captioner.images import Source, find_images, printable
 from captioner.images.ahead import read_ahead
 from captioner.images.open import bytes_of
@@ -36,10 +36,6 @@ DAMAGED = "The model's numbers are not finite (NaN): its weights are damaged, or
 NO_MEMORY = "There is not enough memory for {}: use fewer beams, --precision bf16 or a smaller model."
 
 logger = logging.getLogger(__name__)
-
-
-class Stopped(KeyboardInterrupt):
-    """The user stopped a run; the message says how it goes on."""
 
 
 class Interrupts:

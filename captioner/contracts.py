@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
 
-    from captioner.pipeline import Finish
     from captioner.prompt import Prompt, Reading
 
 
@@ -111,6 +110,13 @@ class ImageEmbedder(Protocol):
         """The same before it was scaled: longer where the model is surer. An ensemble may weigh by it."""
 
 
+class Finishing(Protocol):
+    """What becomes of a candidate's text: `captioner.text.finish.Finish`."""
+
+    def text(self, raw: str, finished: bool = True) -> str:
+        """finished=False: the length limit cut it short."""
+
+
 class Model(Protocol):
     """What `captioner.load` returns, whatever is inside. What it cannot do it refuses in a sentence."""
 
@@ -124,7 +130,7 @@ class Model(Protocol):
         self,
         images: Sequence[Image],
         request: Request | None = None,
-        finish: Finish | None = None,
+        finish: Finishing | None = None,
         batch_size: int = 8,
     ) -> list[Prompt]:
         """One prompt per picture, in order."""

@@ -30,3 +30,7 @@ class BadOutput(CaptionerError):
 
 class BadInput(CaptionerError):
     """Settings, tables or data that contradict each other."""
+
+
+class Stopped(KeyboardInterrupt):
+    """The user stopped a run; the message says how it goes on."""

@@ -21,11 +21,10 @@ import pyarrow
 import pyarrow.parquet
 
 from captioner import compute
-from captioner.batch import Stopped
 from captioner.contracts import LoadOptions
 from captioner.embedding import DEFAULT as DEFAULT_EMBEDDER
 from captioner.embedding import text_embedder
-from captioner.errors import BadInput, BadOutput
+from captioner.errors import BadInput, BadOutput, Stopped
 from captioner.files.atomic import replacing_folder
 from captioner.files.json import read_object, write_object
 from captioner.models import backbones, knn

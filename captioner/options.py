@@ -22,8 +22,8 @@ from captioner.errors import BadInput
 from captioner.images import printable
 
 if TYPE_CHECKING:
-    from captioner.pipeline import Finish
     from captioner.sinks import Row, Settings, Sink
+    from captioner.text.finish import Finish
 
 
 def grouped(verb: Callable) -> Callable:
@@ -211,7 +211,7 @@ class TextFlags:
 
     def finish(self, forbid: tuple[str, ...]) -> Finish:
         """The same in terms of the library; what the search must not write does not stand in the text either."""
-        from captioner.pipeline import Finish
+        from captioner.text.finish import Finish
 
         require = words_of("--require", self.require) if self.require else ()
         return Finish(

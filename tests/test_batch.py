@@ -17,9 +17,9 @@ from PIL import Image, PngImagePlugin
 from typer.testing import CliRunner
 
 from captioner import batch
-from captioner.batch import Stopped, run, run_inputs
+from captioner.batch import run, run_inputs
 from captioner.cli import app
-from captioner.errors import BadCheckpoint, BadInput
+from captioner.errors import BadCheckpoint, BadInput, Stopped
 from captioner.images import Source, ahead
 from captioner.progress import Lines, Pace, Silent, Tally, Total
 from captioner.sinks import FileSink, Row, Sidecars

@@ -21,11 +21,10 @@ from typer.testing import CliRunner
 
 import captioner
 from captioner import zoo
-from captioner.batch import Stopped
 from captioner.cli import Verbs, app
 from captioner.decoding import Decoding
 from captioner.embedding import text_embedder
-from captioner.errors import CaptionerError
+from captioner.errors import CaptionerError, Stopped
 
 
 @pytest.fixture

@@ -25,6 +25,7 @@ from captioner.models.direct import DirectModel
 from captioner.models.ensemble import Fit, Member
 from captioner.pairs import sources
 from captioner.pairs.fingerprint import fingerprint
+from captioner.text.finish import Finish
 from tests.tiny.direct import TOWER
 
 CPU = LoadOptions(device="cpu", precision="fp32")
@@ -129,7 +130,7 @@ def test_captioners_take_part_by_what_they_say(tiny_checkpoint, models, pictures
         found = pipeline.load(str(write(tmp_path / f"{expected}.json", members)), CPU).embed(pictures[:2])
         if expected:
             said = [reading.candidates for reading in speaker.readings(pictures[:2], Request(_all_beams(speaker)))]
-            texts = [[pipeline.Finish().text(c.text, c.finished) for c in candidates] for candidates in said]
+            texts = [[Finish().text(c.text, c.finished) for c in candidates] for candidates in said]
             share = [np.exp([c.score for c in candidates]) for candidates in said]
             spoken = np.stack([s / s.sum() @ text_embedder()(t) for s, t in zip(share, texts, strict=True)])
         else:

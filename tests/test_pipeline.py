@@ -14,8 +14,8 @@ import captioner
 from captioner.contracts import LoadOptions, Request
 from captioner.decoding import Decoding, DecodingChanges
 from captioner.errors import BadCheckpoint, BadImage, BadInput
-from captioner.pipeline import Finish
 from captioner.prompt import Candidate, Reading
+from captioner.text.finish import Finish
 
 BEAMS = Decoding(num_beams=3, num_return_sequences=3, max_new_tokens=8)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from captioner.errors import BadInput
-from captioner.pipeline import Finish
+from captioner.text.finish import Finish
 from captioner.text.length import clip_tokens
 from captioner.text.words import with_words, without_words
 

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from captioner import pipeline
 from captioner.embedding import text_embedder
 from captioner.statistics import bootstrap_interval, paired_difference
+from captioner.text.finish import Finish
 from training.mini.split import Pairs, load_pairs
 
 
@@ -39,7 +40,7 @@ def table(captioner, pictures: list[Image.Image], prompts: list[str], pairs: Pai
     """Mean cosines with 95 % intervals, resampled by prompt, and the paired gains over the baselines."""
     truth = embed(prompts)
     readings = list(captioner.readings(pictures))
-    said = [captioner.prompt(reading, pipeline.Finish()).text for reading in readings]
+    said = [captioner.prompt(reading, Finish()).text for reading in readings]
     weights = pairs.weights()[:, None]
     mean = (pairs.embeddings[pairs.prompt] * weights).sum(0)
     constant = pairs.texts[int((pairs.embeddings @ mean).argmax())]

@@ -1,0 +1,69 @@
+"""What is done to a text after the model has spoken: cleaned, words in and out, trigger words, cut to a length."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from captioner import postprocess
+from captioner.errors import BadInput
+from captioner.text.length import clip_tokens, cut_to_tokens
+from captioner.text.words import holds, with_words, without_words
+
+
+@dataclass(frozen=True)
+class Finish:
+    """What is done to the text after the model has spoken."""
+
+    clean: bool = True
+    """False: the text exactly as the model said it."""
+    consensus: bool | None = None
+    """Choose among the candidates by expected cosine. None: as the model's own defaults say."""
+    prefix: str = ""
+    """A trigger word before the text: a comma term of its own, unless a space or a sign at its end says otherwise."""
+    suffix: str = ""
+    max_clip_tokens: int | None = None
+    """Cut at a comma so that CLIP's text tower (77 tokens) would not truncate it."""
+    forbid: tuple[str, ...] = ()
+    """Words that the text does not contain: its comma terms go that hold one. `Decoding.forbid` avoids them before."""
+    require: tuple[str, ...] = ()
+    """Words that the text contains: what is missing is added as comma terms."""
+
+    def __post_init__(self) -> None:
+        if not all(map(str.strip, (*self.forbid, *self.require))):
+            raise BadInput("An empty word cannot be forbidden or required.")
+        if both := {word.lower() for word in self.forbid} & {word.lower() for word in self.require}:
+            raise BadInput(f"Forbidden and required at once: {', '.join(sorted(both))}.")
+        if self.max_clip_tokens and (triggers := clip_tokens(self.dress(self._complete("")))) > self.max_clip_tokens:
+            raise BadInput(
+                f"Prefix, suffix and required words alone are {triggers} of CLIP's tokens, more than the limit of "
+                f"{self.max_clip_tokens}: shorten them, or raise the limit."
+            )
+
+    def text(self, raw: str, finished: bool = True) -> str:
+        """One candidate's finished text."""
+        return self.dress(self.body(raw, finished))
+
+    def body(self, raw: str, finished: bool = True) -> str:
+        """The text without trigger words: what candidates are compared by."""
+        body = postprocess.clean(raw, finished=finished) if self.clean else raw
+        body = without_words(body, self.forbid)
+        if self.max_clip_tokens:
+            body = cut_to_tokens(body, lambda text: clip_tokens(self.dress(self._complete(text))), self.max_clip_tokens)
+        return self._complete(body)
+
+    def _complete(self, body: str) -> str:
+        """With the required words that neither it nor a trigger word holds."""
+        return with_words(body, [word for word in self.require if not holds(self.dress(""), word)])
+
+    def dress(self, body: str) -> str:
+        """The trigger words around it."""
+        return _joined(_joined(self.prefix, body), self.suffix)
+
+
+def _joined(first: str, second: str) -> str:
+    """Two parts of a prompt as comma terms; a space or a sign where they meet says how they are joined."""
+    if not first or not second:
+        return (first or second).strip()
+    if first[-1] in " ([{" or second[0] in " ,.;:!?)]}":
+        return first + second
+    return first + (" " if first[-1] in ",.;:!?" or second.startswith("--") else ", ") + second
