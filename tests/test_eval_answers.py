@@ -103,7 +103,7 @@ def test_what_a_captioner_expects_can_be_measured(pictures: Pairs, tmp_path: Pat
     assert [answer.text for answer in answered.answers] == [None] * COUNT
     model = captioner.load(blip)
     images = [pictures.image(index) for index in range(COUNT)]
-    expected = model.embed(images, with_candidates(model.decoding), 2, expected=True)
+    expected = model.embed(images, with_candidates(model), 2, expected=True)
     np.testing.assert_allclose([answer.vector for answer in answered.answers], expected, atol=1e-4)
     failed = asked(Request("x", f"{tiny_checkpoint('direct')}+expected"), pictures, tmp_path / "answers")
     assert "writes no text" in failed.failure
