@@ -40,5 +40,5 @@ def test_evaluate_loads_clip_score(modules_cache: str, tmp_path: Path, tiny_chec
     found = module.compute(predictions=["a fox"], references=[str(tmp_path / "red.png")], clip=folder)
     clip = Clip(folder)
     assert found["clip_score"] == pytest.approx(
-        clip_scores(clip.embed([red]), clip.embed_texts(["a fox"]))[0], abs=1e-6
+        clip_scores(clip.embed_images([red]), clip.embed_texts(["a fox"]))[0], abs=1e-6
     )

@@ -21,6 +21,6 @@ class ClipScore(evaluate.Metric):
 
     def _compute(self, predictions: list[str], references: list[str], clip: str) -> dict[str, float | list[float]]:
         model = Clip(clip)
-        pictures = np.concatenate([model.embed([open_image(path)]) for path in references])
+        pictures = np.concatenate([model.embed_images([open_image(path)]) for path in references])
         values = clip_scores(pictures, model.embed_texts(predictions))
         return {"clip_score": float(values.mean()), "per_item": values.tolist()}
