@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from captioner import __version__
 from captioner.contracts import LoadOptions, MetadataUse, Request
 from captioner.errors import BadCheckpoint, BadImage, BadInput
-from captioner.images import Source, is_url, printable
+from captioner.images import Source, is_there, printable
 from captioner.images.metadata import Parameters, read_parameters
 from captioner.progress import Tally
 from captioner.prompt import Candidate
@@ -226,7 +226,7 @@ class Neighbours:
 
 def are_pictures(inputs: Sequence[str], model: str | None) -> bool:
     """What the arguments of `captioner embed` are: pictures where a model is named or all of them exist, else texts."""
-    there = [is_url(text) or os.path.lexists(text) for text in inputs]
+    there = [is_there(text) for text in inputs]
     if model is not None or (there and all(there)):
         return True
     if any(there):

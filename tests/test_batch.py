@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -281,6 +282,23 @@ def test_an_imagefolder_inside_the_input_does_not_feed_itself(tmp_path: Path) ->
 
 
 # --- what the user sees ----------------------------------------------------------------------------------------------
+
+
+def counted(inputs: list[str]) -> int | None:
+    total = Total(inputs, recursive=False)
+    for thread in threading.enumerate():
+        if thread.name == "count":
+            thread.join()
+    return total.count
+
+
+def test_what_can_be_read_only_once_is_not_read_to_be_counted(tmp_path: Path) -> None:
+    pictures(tmp_path / "in", 3)
+    (tmp_path / "list.txt").write_text(str(tmp_path / "in"))
+    os.mkfifo(tmp_path / "stream")
+    assert counted([f"@{tmp_path}/list.txt", "-"]) == 4
+    assert counted([f"@{tmp_path}/stream", str(tmp_path / "in")]) is None
+    assert counted(["@-"]) is None
 
 
 def test_lines_tell_how_far_how_fast_and_how_long(

@@ -22,7 +22,7 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from captioner.errors import BadImage
-from captioner.images import Source, fetch_image, find_images, open_image
+from captioner.images import Source, fetch_image, find_images, is_there, open_image
 
 RED, BLUE, WHITE = (255, 0, 0), (0, 0, 255), (255, 255, 255)
 
@@ -318,6 +318,42 @@ def test_no_memory_is_not_called_damage() -> None:
     assert run.stdout == "BadImage the data (5000×5000 pixels) needs more memory than there is.\n"
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak of a process's memory is read from /proc")
+def test_no_picture_takes_more_memory_than_its_header_told(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
+    picture = Image.fromarray(noise).resize((2000, 1600))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture.save(tmp_path / "progressive.jpg", progressive=True, exif=exif)
+    picture.save(tmp_path / "wide.jpg", icc_profile=ROMM, exif=exif)
+    picture.convert("L").save(tmp_path / "grey.jpg", exif=exif)
+    picture.convert("RGBA").save(tmp_path / "alpha.png", compress_level=1)
+    picture.convert("P").save(tmp_path / "palette.png", compress_level=1, transparency=0)
+    picture.save(tmp_path / "lossy.webp", method=0)
+    Image.fromarray(np.asarray(picture)[..., 0].astype(np.float32)).save(tmp_path / "floats.tif")
+    code = (
+        "import re, sys\n"
+        "from pathlib import Path\n"
+        "from PIL import Image, ImageCms\n"
+        "from captioner.images.open import bytes_to_open, identified, open_image\n"
+        "def status(field): return int(re.search(field + r':\\s*(\\d+)', open('/proc/self/status').read())[1]) * 1024\n"
+        "for file in sorted(Path(sys.argv[1]).iterdir()):\n"
+        "    with identified(file, 'it') as image: told = bytes_to_open(image)\n"
+        "    open('/proc/self/clear_refs', 'w').write('5')\n"  # the peak begins anew
+        "    before = status('VmRSS')\n"
+        "    open_image(file)\n"
+        "    print(file.name, told, status('VmHWM') - before)\n"
+    )
+    environment = {**os.environ, "PILLOW_BLOCK_SIZE": "64m"}
+    run = subprocess.run(
+        [sys.executable, "-c", code, tmp_path], capture_output=True, text=True, check=True, env=environment
+    )
+    for line in run.stdout.splitlines():
+        name, told, taken = line.split()
+        assert int(taken) <= int(told) + 4_000_000, name  # code that is loaded for a format
+    assert len(run.stdout.splitlines()) == 7
+
+
 def test_a_file_has_a_size_limit_even_where_it_is_sparse(tmp_path: Path) -> None:
     file = tmp_path / "sparse.png"
     for head, size, limit in (
@@ -462,6 +498,28 @@ def test_a_profile_that_inflates_without_end_is_left_out() -> None:
     bomb = chunk(b"iCCP", b"p\0\0" + zlib.compress(bytes(50_000_000)))
     opened = open_image(whole[:33] + bomb + whole[33:])
     assert opened.tobytes() == two_colours().tobytes()
+
+
+def press_profile() -> bytes:
+    """An ICC profile of a press whose cyan is L* 50, a* -40, b* 0, and whose other inks only darken."""
+    table = b""
+    for ink in range(16):  # cyan varies slowest
+        cyan, darker = ink >> 3, bin(ink & 7).count("1")
+        table += bytes([round((100 - 50 * cyan) / (1 + darker) * 2.55), 128 - 40 * cyan, 128])
+    ramp = bytes(range(256))
+    lut = b"mft1\0\0\0\0" + bytes([4, 3, 2, 0]) + struct.pack(">9i", *np.eye(3, dtype=int).flatten() * 65536)
+    lut += ramp * 4 + table + ramp * 3
+    head = struct.pack(">I4sI4s4s4s", 128 + 16 + len(lut), b"lcms", 0x02100000, b"prtr", b"CMYK", b"Lab ")
+    head += bytes(12) + b"acsp" + bytes(28) + struct.pack(">iii", 63190, 65536, 54061)
+    return head.ljust(128, b"\0") + struct.pack(">I4sII", 1, b"A2B0", 144, len(lut)) + lut
+
+
+def test_inks_go_through_their_profile() -> None:
+    cyan = Image.new("CMYK", (16, 16), (255, 0, 0, 0))
+    plain = open_image(encoded(cyan, "JPEG", quality=100)).getpixel((8, 8))
+    printed = open_image(encoded(cyan, "JPEG", quality=100, icc_profile=press_profile())).getpixel((8, 8))
+    assert near(plain, (0, 255, 255), 4)
+    assert near(printed, (0, 137, 119), 6)  # L* 50, a* -40, b* 0 as sRGB: (-, 137, 119)
 
 
 def test_grey_goes_through_its_profile() -> None:
@@ -784,11 +842,12 @@ def test_a_list_of_pictures(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert found[3:] == [
         "! gone.png does not exist.",
         "! bad\\x00name.png is not a file name.",
-        "! @list.txt does not exist.",
+        "! @list.txt does not exist, neither does a list list.txt.",
     ]
     (tree / "empty.txt").touch()
     assert names(tree, "@empty.txt") == ["! empty.txt is an empty list: name one picture a line."]
-    assert "cannot be read as a list" in names(tree, "@nowhere.txt")[0]
+    assert names(tree, "@nowhere") == ["! @nowhere does not exist, neither does a list nowhere."]
+    assert "cannot be read as a list" in names(tree, "@deep")[0]
     (tree / "@b.png").write_bytes(encoded(two_colours()))
     assert names(tree, "@b.png") == ["@b.png"]
 
@@ -799,6 +858,14 @@ def test_a_list_on_standard_input(tree: Path) -> None:
         [sys.executable, "-c", code], input=b"b.png\nbytes \xff.png\n", capture_output=True, check=True, cwd=tree
     )
     assert run.stdout.decode().splitlines() == ["b.png", "bytes \\xff.png does not exist."]
+
+
+def test_what_is_there_to_be_looked_at(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tree)
+    for text in ("b.png", "deep", "http://host/a.png", "file:///a.png", "@notes.txt", "@-"):
+        assert is_there(text)
+    for text in ("a red car", "@mention of a car", "-", "gone.png"):
+        assert not is_there(text)
 
 
 def test_the_hint_to_look_into_subfolders_stands_only_where_there_are_pictures(tree: Path) -> None:

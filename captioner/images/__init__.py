@@ -1,7 +1,7 @@
 """Names → pictures: find them, fetch them, open them safely, read what they carry."""
 
 from captioner.images.fetch import MAX_BYTES, fetch_image, is_url
-from captioner.images.find import EXTENSIONS, Source, find_images, reads_once
+from captioner.images.find import EXTENSIONS, Source, find_images, is_there, reads_once
 from captioner.images.open import MAX_PIXELS, identified, open_image, printable
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "fetch_image",
     "find_images",
     "identified",
+    "is_there",
     "is_url",
     "open_image",
     "printable",

@@ -89,6 +89,11 @@ def reads_once(text: str) -> bool:
     return text == STDIN or (_is_list(text) and not os.path.isfile(text[1:]))
 
 
+def is_there(text: str) -> bool:
+    """Whether an input names something that can be looked at: a file, a folder, a list, an address."""
+    return is_url(text) or text.lower().startswith("file:") or _is_list(text) or os.path.lexists(text)
+
+
 def _sources(text: str, recursive: bool, folders: set[tuple[int, int]]) -> Iterator[Source]:
     if text == STDIN:
         yield _from_stdin()
@@ -108,7 +113,7 @@ def _sources(text: str, recursive: bool, folders: set[tuple[int, int]]) -> Itera
 
 
 def _is_list(text: str) -> bool:
-    return text.startswith("@") and len(text) > 1 and not os.path.lexists(text)
+    return text.startswith("@") and not os.path.lexists(text) and (text[1:] == STDIN or os.path.exists(text[1:]))
 
 
 def _lines(file: str) -> Iterator[str]:
@@ -134,7 +139,8 @@ def _named(text: str, recursive: bool, folders: set[tuple[int, int]]) -> Iterato
     elif glob.has_magic(text):
         yield from _matching(text, recursive, folders)
     else:
-        yield _problem(text, "does not exist")
+        no_list = f", neither does a list {text[1:]}" if text.startswith("@") and len(text) > 1 else ""
+        yield _problem(text, f"does not exist{printable(no_list)}")
 
 
 def _from_file_address(text: str) -> Source:

@@ -178,9 +178,7 @@ _DECODER_BYTES = {"WEBP": 12, "AVIF": 12, "HEIF": 8, "JPEG2000": 24, "TIFF": 4, 
 
 def bytes_to_open(image: Image.Image) -> int:
     """The most that decoding a picture and making it upright RGB takes, all copies counted. Only the header is read."""
-    if image.mode in ("I", "F"):
-        copies = 40
-    elif image.has_transparency_data:
+    if image.mode in ("I", "F") or image.has_transparency_data:
         copies = 24
     elif image.info.get("icc_profile") or image.mode != "RGB":
         copies = 12
