@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 import os
-import tempfile
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +21,7 @@ from torch import Tensor
 
 from captioner.contracts import PLAIN_REQUEST, Processor, Request
 from captioner.errors import BadInput, BadOutput
+from captioner.files.atomic import replacing
 from captioner.models.searched import SearchedDecoder
 
 COLUMNS = 5
@@ -68,7 +68,7 @@ def draw(image: Image, words: Sequence[str], maps: np.ndarray | Tensor, out: str
     out = Path(out)
     if out.suffix.lower() != ".png":
         raise BadOutput(f"{out}: attention maps are drawn as PNG. Name a file that ends in .png.")
-    if out.exists():
+    if os.path.lexists(out):
         raise BadOutput(f"{out} exists. Remove it or name another file.")
     if len(words) != len(maps):
         raise ValueError(f"{len(words)} words, but {len(maps)} maps")
@@ -107,14 +107,8 @@ def _shade(light: np.ndarray) -> np.ndarray:
 def _save(figure: Figure, out: Path) -> None:
     """Whole or not at all."""
     try:
-        with tempfile.NamedTemporaryFile(dir=out.parent, suffix=".png", delete=False) as unfinished:
-            partial = Path(unfinished.name)
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # a letter that the font lacks is drawn as a box
-                FigureCanvasAgg(figure).print_png(str(partial))
-            os.replace(partial, out)
-        finally:
-            partial.unlink(missing_ok=True)
+        with replacing(out) as new, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a letter that the font lacks is drawn as a box
+            FigureCanvasAgg(figure).print_png(str(new))
     except OSError as error:
         raise BadOutput(f"{out} cannot be written: {error.strerror or error}.") from error

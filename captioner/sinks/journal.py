@@ -93,9 +93,17 @@ class Journal:
     """
 
     def __init__(
-        self, path: Path, *, resume: bool, overwrite: bool = False, run: Run | None = None, remedy: str = ""
+        self,
+        path: Path,
+        *,
+        resume: bool,
+        overwrite: bool = False,
+        run: Run | None = None,
+        remedy: str = "",
+        title: str | None = None,
     ) -> None:
         self.path = path
+        self.title = title or str(path)
         self.run = run
         self.done: set[str] = set()
         self.count = 0
@@ -106,7 +114,7 @@ class Journal:
         with explained(path):
             self.stream = _open_to_append(path)
         try:
-            lock(self.stream, str(path))
+            lock(self.stream, self.title)
             self._begin(resume, overwrite, remedy)
         except BaseException:
             self.stream.close()
@@ -120,12 +128,12 @@ class Journal:
         has_rows = file_size(self.path) > self.start and (begun is not None or self.run is None)
         if has_rows and not (resume or overwrite):
             raise BadOutput(
-                f"{self.path} is left from an unfinished run: add --resume to go on from there, "
+                f"{self.title} is left from an unfinished run: add --resume to go on from there, "
                 "or remove it to start anew."
             )
         if has_rows and not overwrite:
             if begun is not None:
-                begun.check(self.run, str(self.path), remedy)
+                begun.check(self.run, self.title, remedy)
                 self.run = begun
             self._keep_whole_rows()
         else:
@@ -151,7 +159,7 @@ class Journal:
     def _check(self, row: Row) -> None:
         self.columns = self.columns or list(row)
         if row.keys() != set(self.columns):
-            raise BadOutput(f"{self.path} was begun with other columns: resume with the options it was begun with.")
+            raise BadOutput(f"{self.title} was begun with other columns: resume with the options it was begun with.")
 
     def _note(self, row: Row) -> None:
         self.count += 1
@@ -209,11 +217,11 @@ class Journal:
             self.stream.write(END)
 
     def close(self, *, remove: bool) -> None:
-        """Let go of the file; one without rows is of no use to anybody."""
-        if (remove or not self.count) and sys.platform != "win32":
+        """Let go of the file, and remove it if it is of no more use."""
+        if remove and sys.platform != "win32":
             self.path.unlink(missing_ok=True)  # while it is locked: another run may be waiting to begin one
         self.stream.close()
-        if (remove or not self.count) and sys.platform == "win32":
+        if remove and sys.platform == "win32":
             self.path.unlink(missing_ok=True)
 
 

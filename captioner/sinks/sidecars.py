@@ -50,7 +50,8 @@ class Sidecars:
             resume=resume,
             overwrite=not resume and (is_ended(path) or self._needs_no_journal(path)),
             run=Run.here({**(settings or {}), "on existing": on_existing}),
-            remedy=f"Give the same again, or remove {path} to start anew.",
+            remedy="Give the same again, or remove it to start anew.",
+            title=f"The journal of sidecars in {folder} ({path})",
         )
         self.errors.begin()
         self.owner: dict[Path, Source] = {}
@@ -71,7 +72,7 @@ class Sidecars:
             if kind is None:
                 self.journal.end()
         finally:
-            self.journal.close(remove=False)
+            self.journal.close(remove=not self.journal.count)
 
     def wants(self, source: Source) -> bool:
         if source.path is None:
