@@ -339,7 +339,7 @@ def terms_mine(
 @index.command("build")
 @grouped
 def index_build(
-    data: Annotated[list[str], typer.Argument(help="Folders of pictures with prompts, or parquet files.")],
+    data: Annotated[list[str], typer.Argument(help="Pictures with prompts: folders of any layout, parquet, hub:NAME.")],
     backbone: Annotated[
         str,
         typer.Option(help="vit, vit-large, clip, resnet50, resnet152 or efficientnet-lite0, -lite1, -lite2."),
@@ -431,7 +431,7 @@ def similar(
 @grouped
 def ensemble_fit(
     members: Members,
-    data: Annotated[str, typer.Option(help="Validation pictures with prompts: a folder or a parquet file.")],
+    data: Annotated[str, typer.Option(help="Validation pictures with prompts: a folder, parquet or hub:NAME.")],
     out: EnsembleFile,
     by_norm: ByNorm = False,
     device: Device = "auto",

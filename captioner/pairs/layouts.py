@@ -5,7 +5,6 @@ A picture inside a zip is named `zip://MEMBER::ARCHIVE`, which `readable.py` and
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import re
@@ -14,10 +13,11 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from captioner.errors import BadImage, BadInput
 from captioner.images import EXTENSIONS, printable
+from captioner.pairs.tables import caption_of, file_name, rows_of
 
 TEXT_COLUMNS = ("text", "prompt", "caption")
 IMAGE_COLUMNS = ("image", "file_name", "file", "filename", "path")
@@ -25,7 +25,6 @@ SIDECARS = (".txt", ".caption")
 BLURRED_IS_ABOVE = 1.0
 """DiffusionDB scores pictures 0..1, and 2 where Stable Diffusion's own filter has blurred them."""
 KARPATHY = ("dataset_coco.json", "dataset_flickr8k.json", "dataset_flickr30k.json")
-LONGEST_LINE = 16_000_000
 LONGEST_SIDECAR = 1_000_000
 LARGEST_JSON = 2_000_000_000
 """Bytes; the captions of COCO have a tenth of it."""
@@ -108,24 +107,6 @@ def _column(wanted: str | None, usual: tuple[str, ...], columns: list[str], wher
     raise BadInput(f"{where} has no {what} column {sought}. The columns are: {names}. {remedy}")
 
 
-def caption_of(cell: Any, where: str) -> str:
-    """The caption in a cell; of several, the first; empty where there is none."""
-    if isinstance(cell, list):
-        cell = cell[0] if cell else None
-    if cell is None:
-        return ""
-    if not isinstance(cell, str):
-        raise BadInput(f"{where}: the caption is {printable(repr(cell)[:60])}, not a text. Write it in quotes.")
-    if not is_whole(cell):
-        raise BadInput(f"{where}: the caption holds half a character (a lone surrogate). Write it anew as UTF-8.")
-    return cell if cell.strip() else ""
-
-
-def is_whole(text: str) -> bool:
-    """Whether it can be written as UTF-8."""
-    return text.isascii() or re.search("[\ud800-\udfff]", text) is None
-
-
 def kind_of(path: Path) -> str:
     """The layout of what is on disk."""
     if path.is_file():
@@ -163,7 +144,7 @@ def read_folder(folder: Path, options: ReadOptions) -> Iterator[Record | LeftOut
 def _read_table(table: Path, folder: Path, options: ReadOptions) -> Iterator[Record | LeftOut]:
     pictures: Path | None = None
     for where, row in rows_of(table):
-        file = _file_name(row[options.image_in(row, where)])
+        file = file_name(row[options.image_in(row, where)])
         text = caption_of(row[options.text_in(row, where)], where)
         if not file:
             yield LeftOut(where, NO_PICTURE)
@@ -174,11 +155,6 @@ def _read_table(table: Path, folder: Path, options: ReadOptions) -> Iterator[Rec
             yield Record(str(pictures / file), text, str(row.get("id") or name), name)
         else:
             yield LeftOut(name, NO_CAPTION)
-
-
-def _file_name(cell: Any) -> str:
-    """A name or a number as a name; anything else names no picture."""
-    return str(cell) if isinstance(cell, str | int) and not isinstance(cell, bool) else ""
 
 
 def _seen_from(folder: Path, pictures: Path, file: str) -> str:
@@ -215,7 +191,7 @@ def read_kaggle(folder: Path, options: ReadOptions) -> Iterator[Record | LeftOut
     inside = folder / "images" if (folder / "images").is_dir() else folder
     pictures = {picture.stem: picture for picture in pictures_in(inside)}
     for where, row in rows_of(table):
-        name = _file_name(row[options.image_in(row, where, ("imgId", *IMAGE_COLUMNS))])
+        name = file_name(row[options.image_in(row, where, ("imgId", *IMAGE_COLUMNS))])
         text = caption_of(row[options.text_in(row, where)], where)
         if not name:
             yield LeftOut(where, NO_PICTURE)
@@ -258,63 +234,6 @@ def _tables(folder: Path) -> Iterator[Path]:
 
 def _sidecar(picture: Path) -> Path | None:
     return next((file for ending in SIDECARS if (file := picture.with_suffix(ending)).is_file()), None)
-
-
-# --- tables ----------------------------------------------------------------------------------------------------------
-
-
-def rows_of(table: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The rows of a .csv, or of a .jsonl, each with the words that name its place."""
-    if not table.is_file():  # a pipe would wait for ever
-        raise BadInput(f"{table} is not a file.")
-    try:
-        # Bytes that are no UTF-8 come as lone surrogates, so that the line they stand in can be named.
-        with table.open(encoding="utf-8-sig", newline="", errors="surrogateescape") as stream:
-            yield from (_csv_rows if table.suffix == ".csv" else _json_rows)(_lines_of(stream, table), table)
-    except OSError as error:
-        raise BadInput(f"{table} cannot be read ({error.strerror}).") from error
-
-
-def _lines_of(stream: TextIO, table: Path) -> Iterator[str]:
-    number = 0
-    while line := stream.readline(LONGEST_LINE + 1):
-        number += 1
-        if len(line) > LONGEST_LINE:
-            raise BadInput(f"{table}, line {number} is longer than {LONGEST_LINE:,} characters: this is no table.")
-        yield line
-
-
-def _csv_rows(lines: Iterable[str], table: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    reader = csv.DictReader(lines)
-    try:
-        _check_utf8(reader.fieldnames or (), f"{table}, line 1")
-        for row in reader:
-            where = f"{table}, line {reader.line_num}"
-            _check_utf8([cell for cell in row.values() if isinstance(cell, str)], where)
-            yield where, row
-    except csv.Error as error:
-        raise BadInput(f"{table}, line {reader.reader.line_num}: this is no CSV ({error}).") from error
-
-
-def _json_rows(lines: Iterable[str], table: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    for number, line in enumerate(lines, 1):
-        where = f"{table}, line {number}"
-        if not line.strip():
-            continue
-        _check_utf8((line,), where)
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise BadInput(f"{where}: this is no JSON ({error}).") from error
-        if not isinstance(row, dict):
-            line = printable(line.strip()[:40])
-            raise BadInput(f'{where}: {line} is no JSON object like {{"file_name": "a.png", "text": "a cat"}}.')
-        yield where, row
-
-
-def _check_utf8(texts: Iterable[str], where: str) -> None:
-    if not all(map(is_whole, texts)):
-        raise BadInput(f"{where}: this is not UTF-8. Save the file as UTF-8.")
 
 
 # --- COCO captions ---------------------------------------------------------------------------------------------------

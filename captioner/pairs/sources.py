@@ -19,6 +19,7 @@ from typing import Any
 from captioner.errors import BadInput
 from captioner.pairs import layouts
 from captioner.pairs.layouts import LeftOut, ReadOptions, Record
+from captioner.pairs.tables import caption_of, is_whole
 
 TABLES = ("parquet", "hub")
 BATCH = 64
@@ -133,7 +134,7 @@ def records_of(source: PairSource, options: ReadOptions, left_out: list[LeftOut]
     name = source.name
     for item in _items(source, options):
         item = item if item.source else replace(item, source=name)
-        if not layouts.is_whole(item.name) or (isinstance(item, Record) and not layouts.is_whole(item.id)):
+        if not is_whole(item.name) or (isinstance(item, Record) and not is_whole(item.id)):
             item = LeftOut(item.name, layouts.BAD_NAME, source=item.source)  # no table can hold it
         if isinstance(item, Record):
             yield item
@@ -227,7 +228,7 @@ def _open_parquet(file: str) -> Any:
 
 def _from_row(row: dict[str, Any], number: int, name: str, where: str) -> Record | LeftOut:
     """A row of a table {text, image, perhaps id and source} as a record."""
-    image, text, source = row["image"], layouts.caption_of(row["text"], where), row.get("source") or ""
+    image, text, source = row["image"], caption_of(row["text"], where), row.get("source") or ""
     if isinstance(image, dict):
         image = image["path"] if image.get("bytes") is None else image["bytes"]
     if image is not None and not isinstance(image, str | bytes):

@@ -19,6 +19,7 @@ from captioner.errors import BadInput
 from captioner.pairs import layouts, sources
 from captioner.pairs.layouts import LeftOut, ReadOptions, Record
 from captioner.pairs.sources import TABLES, PairSource, weighted
+from captioner.pairs.tables import caption_of
 
 ROW = Features({"image": Image(), "text": Value("string"), "id": Value("string"), "source": Value("string")})
 log = logging.getLogger(__name__)
@@ -83,7 +84,7 @@ def _table(source: PairSource, options: ReadOptions, left_out: list[LeftOut]) ->
     rows = sources.load_hub(source, options.split) if source.kind == "hub" else _mapped(source, options.split)
     text = options.text_in(rows.column_names, source.place)
     image = options.image_in(rows.column_names, source.place)
-    captions = [layouts.caption_of(cell, f"{source.place}, row {number}") for number, cell in enumerate(rows[text])]
+    captions = [caption_of(cell, f"{source.place}, row {number}") for number, cell in enumerate(rows[text])]
     ids = rows["id"] if "id" in rows.column_names else range(len(rows))
     names = rows["source"] if "source" in rows.column_names else [source.name] * len(rows)
     # The pictures stay where they are; only the three columns of text are made anew.
