@@ -17,6 +17,7 @@ import typer
 from typer.core import TyperArgument, TyperGroup
 
 from captioner import __version__
+from captioner.decoding import DecodingChanges
 from captioner.errors import BadInput, CaptionerError
 from captioner.images import EXTENSIONS, is_url, printable
 from captioner.options import (
@@ -25,7 +26,6 @@ from captioner.options import (
     InputFlags,
     ModelFlags,
     OutputFlags,
-    SearchFlags,
     TextFlags,
     grouped,
     names,
@@ -75,16 +75,23 @@ def looks_like_pictures(text: str) -> bool:
     return bool(named) or is_url(text) or os.path.lexists(text)
 
 
-FLAGS = {name: f"--{name.replace('_', '-')}" for group in (SearchFlags, TextFlags, ModelFlags) for name in names(group)}
+FLAGS = {
+    name: f"--{name.replace('_', '-')}" for group in (DecodingChanges, TextFlags, ModelFlags) for name in names(group)
+}
 FLAGS |= {"num_return_sequences": "--num-candidates", "max_clip_tokens": "--max-tokens-clip"}
-_SETTING = re.compile(
-    rf"(?<![\w/.-])(?:{'|'.join(name for name in FLAGS if '_' in name)})(?![\w/-]|\.\w)|^temperature(?= must)"
-)
+FLAGS["expected"] = "--expected"
+_SPELLED = re.compile(rf"(?<![\w/.-])(?:{'|'.join(name for name in FLAGS if '_' in name)})(?![\w/-]|\.\w)")
+_NAMED = re.compile(rf"\b(?:{'|'.join(FLAGS)})\b(?!-)")
+_NAMING = re.compile(r"^\w+(?= must be )|^.+(?= would change nothing)|(?<= has no use for ).+?(?=:)")
+"""Where a message names settings alone, so that a common word is a setting too."""
 
 
 def with_flags(message: str) -> str:
     """A message of the library in the words of the command line: max_new_tokens → --max-new-tokens."""
-    return _SETTING.sub(lambda name: FLAGS[name[0]], message)
+    message = re.sub(r"([Ss])et do_sample to false", r"\1ay --no-do-sample", message)
+    message = re.sub(r"([Ss])et do_sample( to true)?", r"\1ay --do-sample", message)
+    message = _NAMING.sub(lambda names: _NAMED.sub(lambda name: FLAGS[name[0]], names[0]), message)
+    return _SPELLED.sub(lambda name: FLAGS[name[0]], message)
 
 
 LISTED = 20
@@ -147,7 +154,7 @@ def generate(
     read: CaptionInputFlags,
     write: CaptionOutputFlags,
     text: TextFlags,
-    search: SearchFlags,
+    search: DecodingChanges,
     model: ModelFlags,
 ) -> None:
     """Write the prompt that could have made a picture.
@@ -189,7 +196,7 @@ def generate(
 def embed(
     read: InputFlags,
     write: OutputFlags,
-    search: SearchFlags,
+    search: DecodingChanges,
     model: ModelFlags,
     inputs: Annotated[
         list[str] | None, typer.Argument(help="Texts; or pictures, wherever all are files, folders or addresses.")
@@ -224,8 +231,8 @@ def embed(
 
         _run(inputs, embeddings, of_pictures, read.recursive, read.batch_size, write.quiet, model.label)
     else:
-        if expected:
-            raise BadInput("--expected is about pictures: a text has no candidates.")
+        if unused := [*["expected"][:expected], *sorted(model.request(search).named())]:
+            raise BadInput(f"{' and '.join(unused)} would change nothing: these are texts, not pictures.")
         sink = write.sink(answers.numbers, False, {"captioner": __version__, "embedder": model.embedder})
         tally = answers.embed_texts(answers.read_texts(inputs, file), model.embedder, sink)
         if sink.resumable and not write.quiet:

@@ -32,7 +32,7 @@ def grouped(verb: Callable) -> Callable:
     for name, hint in get_type_hints(verb, include_extras=True).items():
         if is_dataclass(hint):
             groups[name] = hint
-            of_group = get_type_hints(hint, include_extras=True)
+            of_group = _search_hints() if hint is DecodingChanges else get_type_hints(hint, include_extras=True)
             parameters += [_parameter(field.name, of_group[field.name], field.default) for field in fields(hint)]
         elif name != "return":
             parameters.append(_parameter(name, hint, inspect.signature(verb).parameters[name].default))
@@ -40,7 +40,8 @@ def grouped(verb: Callable) -> Callable:
     @wraps(verb)
     def called(**given: Any) -> None:
         for name, group in groups.items():
-            given[name] = group(**{field.name: given.pop(field.name) for field in fields(group)})
+            make = _changes if group is DecodingChanges else group
+            given[name] = make(**{field.name: given.pop(field.name) for field in fields(group)})
         verb(**given)
 
     called.__signature__ = inspect.Signature(parameters)
@@ -121,10 +122,10 @@ class ModelFlags:
     def load_options(self) -> LoadOptions:
         return LoadOptions(**{field.name: getattr(self, field.name) for field in fields(LoadOptions)})
 
-    def request(self, search: SearchFlags) -> Request:
+    def request(self, search: DecodingChanges) -> Request:
         """What the model is asked, and how it searches for the answer."""
         terms = tuple(self.terms) if self.terms else None
-        return Request(search.changes, self.prompt, self.question, self.instruction, self.mode, terms)
+        return Request(search, self.prompt, self.question, self.instruction, self.mode, terms)
 
 
 def words_of(flag: str, lists: Sequence[str]) -> tuple[str, ...]:
@@ -140,44 +141,37 @@ def words_of(flag: str, lists: Sequence[str]) -> tuple[str, ...]:
 _search = _option("Search")
 
 
-@dataclass(frozen=True)
-class SearchFlags:
-    """`DecodingChanges`, field by field."""
+SEARCH = {
+    "num_beams": _search("Hypotheses kept per picture; 1 is greedy. Searches where the model would draw."),
+    "num_candidates": _first("Texts made per picture, of which the best is chosen; --all-candidates shows them."),
+    "max_new_tokens": _search("The longest text, in tokens."),
+    "min_new_tokens": _search("The shortest text, in tokens."),
+    "length_penalty": _search("Above 0 favours long texts, below 0 short ones."),
+    "early_stopping": _search("When a beam search ends: true, false or never.", metavar="WHEN"),
+    "repetition_penalty": _search("Above 1 discourages words that were said."),
+    "no_repeat_ngram_size": _search("No sequence of so many tokens comes twice."),
+    "do_sample": _search("Draw texts at random instead of searching (mini does)."),
+    "temperature": _search("Sampling: below 1 is tamer, above 1 wilder."),
+    "top_k": _search("Sampling: only the k likeliest tokens; 0 is all."),
+    "top_p": _search("Sampling: only the likeliest tokens that sum to p."),
+    "seed": _search("Sampling: the same seed gives the same texts, whatever the batch size."),
+    "forbid": _search("Words that are never written, comma-separated."),
+}
+"""The fields of `DecodingChanges` as options."""
 
-    num_beams: Annotated[
-        int | None, _search("Hypotheses kept per picture; 1 is greedy. Searches where the model would draw.")
-    ] = None
-    num_candidates: Annotated[
-        int | None, _first("Texts made per picture, of which the best is chosen; --all-candidates shows them.")
-    ] = None
-    max_new_tokens: Annotated[int | None, _search("The longest text, in tokens.")] = None
-    min_new_tokens: Annotated[int | None, _search("The shortest text, in tokens.")] = None
-    length_penalty: Annotated[float | None, _search("Above 0 favours long texts, below 0 short ones.")] = None
-    early_stopping: Annotated[
-        Literal["true", "false", "never"] | None,
-        _search("When a beam search ends: true, false or never.", metavar="WHEN"),
-    ] = None
-    repetition_penalty: Annotated[float | None, _search("Above 1 discourages words that were said.")] = None
-    no_repeat_ngram_size: Annotated[int | None, _search("No sequence of so many tokens comes twice.")] = None
-    do_sample: Annotated[bool | None, _search("Draw texts at random instead of searching (mini does).")] = None
-    temperature: Annotated[float | None, _search("Sampling: below 1 is tamer, above 1 wilder.")] = None
-    top_k: Annotated[int | None, _search("Sampling: only the k likeliest tokens; 0 is all.")] = None
-    top_p: Annotated[float | None, _search("Sampling: only the likeliest tokens that sum to p.")] = None
-    seed: Annotated[int | None, _search("Sampling: the same seed gives the same texts, whatever the batch size.")] = (
-        None
-    )
-    forbid: Annotated[list[str] | None, _search("Words that are never written, comma-separated.")] = None
 
-    def __post_init__(self) -> None:
-        if self.forbid is not None:
-            object.__setattr__(self, "forbid", words_of("--forbid", self.forbid))
+def _search_hints() -> dict[str, Any]:
+    """Their types: the fields' own, but for two that a command line spells otherwise."""
+    spelled = {"early_stopping": Literal["true", "false", "never"] | None, "forbid": list[str] | None}
+    kinds = get_type_hints(DecodingChanges) | spelled
+    return {name: Annotated[kinds[name], option] for name, option in SEARCH.items()}
 
-    @property
-    def changes(self) -> DecodingChanges:
-        given = {field.name: getattr(self, field.name) for field in fields(self)}
-        if self.early_stopping is not None:
-            given["early_stopping"] = {"true": True, "false": False}.get(self.early_stopping, "never")
-        return DecodingChanges(**given)
+
+def _changes(**given: Any) -> DecodingChanges:
+    if given["forbid"] is not None:
+        given["forbid"] = words_of("--forbid", given["forbid"])
+    given["early_stopping"] = {"true": True, "false": False}.get(given["early_stopping"], given["early_stopping"])
+    return DecodingChanges(**given)
 
 
 # --- what becomes of the text ----------------------------------------------------------------------------------------
