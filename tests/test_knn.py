@@ -16,7 +16,7 @@ from transformers import ViTConfig, ViTModel
 from typer.testing import CliRunner
 
 from captioner import index, pipeline
-from captioner.cli import _show_similar, app
+from captioner.cli import app
 from captioner.contracts import LoadOptions
 from captioner.embedding import packaged_minilm, text_embedder
 from captioner.errors import BadCheckpoint, BadInput, BadOutput, MissingModel
@@ -439,11 +439,6 @@ def test_the_commands(data, weights, tmp_path):
     assert "broken.png" in shown.stderr
     table = run(app, ["similar", pictures[0], "--index", out])
     assert THINGS[2] in table.output
-
-
-def test_an_index_cannot_steer_the_terminal(capsys):
-    _show_similar("a.png", [knn.Similar("\x1b]0;x\x07b.png", "a \x1b[31mcat", 0.5)], as_json=False)
-    assert "\x1b" not in capsys.readouterr().out
 
 
 def test_an_index_without_options_lies_where_one_stands(tmp_path, monkeypatch):
