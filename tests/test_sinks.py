@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import signal
 import subprocess
 import sys
 import zlib
@@ -590,3 +591,111 @@ def test_the_journal_is_on_the_disk_before_a_sidecar_changes(tmp_path: Path, mon
         flushed.clear()
         sink.write([item])
         assert flushed[0] == (sink.journal.path.stat().st_ino, False)
+
+
+# --- killed at any line ----------------------------------------------------------------------------------------------
+
+KILLED = '''
+"""Fork a run, stop it at the n-th line of the sinks, resume it twice, and compare with an unbroken one; for many n."""
+import os, shutil, signal, sys
+from pathlib import Path
+
+import captioner.sinks
+from captioner.errors import BadOutput
+from captioner.images import Source
+from captioner.sinks import ImageFolder, Result, Sidecars
+
+kind, number, points, root = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4])
+pictures, out = root / "in", root / "out"
+os.environ["CAPTIONER_CACHE"] = str(root / "cache")
+SINKS = os.path.dirname(captioner.sinks.__file__)
+
+
+def set_up():
+    for folder in (pictures, out, root / "cache"):
+        shutil.rmtree(folder, ignore_errors=True)
+    pictures.mkdir(parents=True)
+    for name in "abc":
+        (pictures / f"{name}.png").write_bytes(name.encode())
+    (pictures / "a.txt").write_text("mine")
+
+
+def run(resume):
+    settings = {"model": "mini"}
+    if kind == "append":
+        sink = Sidecars([str(pictures)], "append", resume=resume, settings=settings)
+    else:
+        sink = ImageFolder(out, resume=resume, settings=settings)
+    with sink:
+        sink.fail("bad.png", "bad.png is empty.")
+        for batch in ("ab", "c"):
+            sources = [Source(f"{name}.png", path=pictures / f"{name}.png") for name in batch]
+            wanted = [source for source in sources if sink.wants(source)]
+            if wanted:
+                sink.write([Result(s, {"file": str(s.path), "text": f"prompt of {s.name}"}) for s in wanted])
+
+
+def content():
+    place = pictures if kind == "append" else out
+    return {path.name: path.read_bytes() for path in place.iterdir()}
+
+
+def stopped_at(line):
+    """How many lines ran, by the child's own count; None if it was stopped."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if not child:
+        count = 0
+
+        def trace(frame, event, _):
+            nonlocal count
+            if not frame.f_code.co_filename.startswith(SINKS):
+                return None
+            if event == "line":
+                count += 1
+                if count == line:
+                    os.kill(os.getpid(), number)
+            return trace
+
+        sys.settrace(trace)
+        try:
+            run(False)
+        except KeyboardInterrupt:
+            os._exit(130)
+        finally:
+            sys.settrace(None)
+        os.write(writer, str(count).encode())
+        os._exit(0)
+    os.close(writer)
+    _, status = os.waitpid(child, 0)
+    with open(reader) as stream:
+        return stream.read(), status
+
+
+set_up()
+count, _ = stopped_at(0)
+whole = content()
+wrong = []
+for line in range(1, int(count), max(1, int(count) // points)):
+    set_up()
+    _, status = stopped_at(line)
+    assert status, line
+    for _ in range(2):
+        try:
+            run(True)
+        except BadOutput as error:
+            wrong.append((line, str(error)))
+        if content() != whole:
+            wrong.append((line, sorted(content().items())))
+print(int(count), len(range(1, int(count), max(1, int(count) // points))))
+assert not wrong, wrong[:3]
+'''
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize("kind", ["append", "folder"])
+def test_a_run_stopped_at_any_line_resumes_to_the_same_content(tmp_path: Path, kind: str, number: int) -> None:
+    command = [sys.executable, "-c", KILLED, kind, str(int(number)), "20", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
