@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 import signal
@@ -25,6 +26,7 @@ from captioner.sinks import (
     Result,
     Row,
     Sidecars,
+    Stdout,
     check_place,
     open_out,
     to_json,
@@ -591,6 +593,25 @@ def test_the_journal_is_on_the_disk_before_a_sidecar_changes(tmp_path: Path, mon
         flushed.clear()
         sink.write([item])
         assert flushed[0] == (sink.journal.path.stat().st_ino, False)
+
+
+# --- standard output -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_json_is_json_whatever_standard_output_can_print(monkeypatch: pytest.MonkeyPatch, encoding: str) -> None:
+    printed = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(printed, encoding, errors="backslashreplace"))
+    row = {"file": os.fsdecode(b"caf\xe9.png"), "text": "é ☃ 🎨"}
+    with Stdout(to_json) as sink:
+        sink.write([Result(Source("a"), row)])
+    assert json.loads(printed.getvalue().decode(encoding)) == row
+
+
+def test_a_closed_standard_output_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", None)
+    with pytest.raises(BadOutput, match="closed"):
+        Stdout(to_json)
 
 
 # --- killed at any line ----------------------------------------------------------------------------------------------
