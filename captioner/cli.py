@@ -63,7 +63,12 @@ class Verbs(TyperGroup):
         return command
 
     def resolve_command(self, ctx: typer.Context, args: list[str]):
-        """`captioner cat.png` is nearly right."""
+        """`captioner help` and `captioner help VERB` are help; `captioner cat.png` is nearly right."""
+        if args == ["help"]:
+            typer.echo(ctx.get_help())
+            raise typer.Exit
+        if args[:1] == ["help"]:
+            args = [*args[1:], "--help"]
         if args and args[0] not in self.commands and looks_like_pictures(args[0]):
             raise BadInput(f"There is no command {args[0]!r}. Did you mean: captioner generate {args[0]}")
         return super().resolve_command(ctx, args)

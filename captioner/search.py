@@ -149,36 +149,38 @@ def _found(ids: list[int], log_probs: Tensor, processor: Processor) -> Found:
 
 
 def _sampler(decoding: Decoding, image_seeds: Sequence[int]) -> Callable[[Tensor, list[int]], Tensor]:
-    """Choose tokens at random, with one stream of numbers per image, drawn on the CPU so that devices agree."""
+    """Draw tokens by inverse-CDF sampling, with one generator per image, on the CPU so that devices agree."""
     seed = int(torch.randint(2**31, ())) if decoding.seed is None else decoding.seed
     # Generators seeded with neighbouring numbers are only unrelated if the numbers are mixed first.
-    streams = [torch.Generator().manual_seed(hash((seed, own)) % 2**63) for own in image_seeds]
+    generators = [torch.Generator().manual_seed(hash((seed, image_seed)) % 2**63) for image_seed in image_seeds]
 
     def choose(scores: Tensor, images: list[int]) -> Tensor:
         copies = len(scores) // len(images)
-        drawn = torch.cat([torch.rand(copies, dtype=torch.float64, generator=streams[image]) for image in images])
-        rows = zip(scores.softmax(-1).cpu().numpy(), drawn.tolist(), strict=True)
-        return torch.tensor([_draw(chances, share, decoding.top_p) for chances, share in rows], device=scores.device)
+        uniform = torch.cat([torch.rand(copies, dtype=torch.float64, generator=generators[i]) for i in images])
+        rows = zip(scores.softmax(-1).cpu().numpy(), uniform.tolist(), strict=True)
+        return torch.tensor([_draw(row, quantile, decoding.top_p) for row, quantile in rows], device=scores.device)
 
     return choose
 
 
-def _draw(chances: np.ndarray, share: float, top_p: float) -> int:
-    """The token at this share of the mass of those that may be drawn, one beside the other as in the vocabulary."""
-    tokens = nucleus(chances, top_p) if top_p < 1 else np.flatnonzero(chances)
-    mass = chances[tokens].cumsum(dtype=np.float64)
-    return tokens[np.searchsorted(mass, share * mass[-1], side="right")]
+def _draw(probabilities: np.ndarray, quantile: float, top_p: float) -> int:
+    """The token at this quantile of the distribution (inverse-CDF sampling), after top-p."""
+    tokens = nucleus(probabilities, top_p) if top_p < 1 else np.flatnonzero(probabilities)
+    cumulative = probabilities[tokens].cumsum(dtype=np.float64)
+    return tokens[np.searchsorted(cumulative, quantile * cumulative[-1], side="right")]
 
 
-def nucleus(chances: np.ndarray, top_p: float) -> np.ndarray:
+def nucleus(probabilities: np.ndarray, top_p: float) -> np.ndarray:
     """The likeliest tokens that together reach top_p, in the order of the vocabulary: those that transformers keeps.
 
     transformers sorts the whole vocabulary to find them, which took a third of a small model's time.
     """
-    few = np.flatnonzero(chances > (1 - top_p) / len(chances))  # the others have less than 1 - top_p all together
-    falling = np.sort(chances[few])[::-1]
-    before = falling.cumsum(dtype=np.float64) - falling
-    return few[chances[few] >= falling[np.searchsorted(before, top_p * chances.sum()) - 1]]
+    # Tokens that are less likely than this have less than 1 - top_p all together.
+    likely = np.flatnonzero(probabilities > (1 - top_p) / len(probabilities))
+    descending = np.sort(probabilities[likely])[::-1]
+    before = descending.cumsum(dtype=np.float64) - descending
+    least = descending[np.searchsorted(before, top_p * probabilities.sum()) - 1]
+    return likely[probabilities[likely] >= least]
 
 
 @dataclass

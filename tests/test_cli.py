@@ -584,6 +584,11 @@ def test_values_have_short_names() -> None:
         assert not re.search(r"<bool>|<list", call(*verb.split(), "-h").stdout), verb
 
 
+def test_help_is_a_word_too() -> None:
+    assert call("help", "terms", "mine").stdout == call("terms", "mine", "--help").stdout
+    assert "Commands" in call("help").output
+
+
 def test_version() -> None:
     for flag in ("--version", "-V"):
         assert call(flag).stdout == f"captioner {captioner.__version__}\n"
