@@ -1,4 +1,7 @@
-"""The one folder where captioner keeps what it computed and may need again. Deleting it loses nothing but time."""
+"""The one folder where captioner keeps what it computed and may need again. Deleting it loses nothing but time.
+
+And the journals of sidecars: without them `--on-existing append --resume` would append once more.
+"""
 
 from __future__ import annotations
 

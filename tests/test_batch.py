@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -337,6 +338,52 @@ def test_a_run_of_many_ends_with_a_summary(tmp_path: Path, capsys: pytest.Captur
     assert said[-1] == f"captioner: {tmp_path}/a.jsonl: 2 done, 1 failed, see {tmp_path}/a.jsonl.errors.jsonl"
     run_inputs([str(tmp_path / "in")], Colours(), lambda many: FileSink(tmp_path / "b.jsonl"), quiet=True)
     assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+# --- the command's settings ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("place", [["--out", "a.jsonl"], ["--out", "set"], ["--sidecar", "--on-existing", "append"]])
+def test_a_run_is_resumed_with_the_settings_it_was_begun_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: list[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    pictures(tmp_path / "in", 2)
+    command = ["generate", "in", "--metadata", "first", "--quiet", *place]
+    assert CliRunner().invoke(app, [*command, "--num-beams", "2"]).exit_code == 0
+    before = content(tmp_path)
+    changes = {
+        "num.beams": ["--num-beams", "3"],
+        "prefix": ["--num-beams", "2", "--prefix", "x"],
+        "model": ["-m", "ofa"],
+    }
+    for named, changed in changes.items():
+        refused = CliRunner().invoke(app, [*command, "--resume", *changed])
+        assert refused.exit_code != 0
+        assert re.search(f"{named} was .* and is now", refused.stderr)
+        assert content(tmp_path) == before
+    command[1] = str(tmp_path / "in")
+    assert CliRunner().invoke(app, [*command, "--num-beams", "2", "--resume"]).exit_code == 0
+    assert content(tmp_path) == before
+
+
+def test_embedding_texts_goes_on_by_position_and_says_what_it_wrote(tmp_path: Path) -> None:
+    lines, out = tmp_path / "prompts.txt", tmp_path / "a.jsonl"
+    lines.write_text("a cat\na dog\na cat\n")
+    whole = tmp_path / "whole.jsonl"
+    done = CliRunner().invoke(app, ["embed", "--file", str(lines), "--out", str(whole)])
+    assert done.stderr == f"captioner: {whole}: 3 done\n"
+    rows = [json.loads(line) for line in whole.read_text().splitlines()]
+    assert [row["text"] for row in rows] == ["a cat", "a dog", "a cat"]
+    first = tmp_path / "first.txt"
+    first.write_text("a cat\na dog\n")
+    assert CliRunner().invoke(app, ["embed", "--file", str(first), "--out", str(out)]).exit_code == 0
+    again = CliRunner().invoke(app, ["embed", "--file", str(lines), "--out", str(out), "--resume"])
+    assert again.stderr == f"captioner: {out}: 1 done, 2 were already\n"
+    assert [json.loads(line)["text"] for line in out.read_text().splitlines()] == ["a cat", "a dog", "a cat"]
+    lines.write_text("a bird\n")
+    refused = CliRunner().invoke(app, ["embed", "--file", str(lines), "--out", str(out), "--resume"])
+    assert refused.exit_code != 0
 
 
 # --- killed ----------------------------------------------------------------------------------------------------------

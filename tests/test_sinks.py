@@ -250,6 +250,11 @@ def test_places_that_cannot_be(tmp_path: Path, out: str) -> None:
         open_out(tmp_path / out)
 
 
+def test_a_folder_that_cannot_even_be_looked_for(tmp_path: Path) -> None:
+    with pytest.raises(BadOutput, match="cannot be reached"):
+        open_out(tmp_path / ("a" * 300) / "a.jsonl")
+
+
 def test_two_runs_do_not_share_an_output(tmp_path: Path) -> None:
     with FileSink(tmp_path / "a.jsonl") as sink:
         with pytest.raises(BadOutput, match="another run"):
