@@ -20,7 +20,7 @@ from captioner.embedding import text_embedder
 from captioner.errors import BadCheckpoint, BadInput
 from captioner.models import clip_prefix, mini
 from captioner.models.checkpoint import read_model
-from training.mini import gist, head, language, reward, sources, split
+from training.mini import gist, head, language, reward, saving, sources, split
 from training.mini.__main__ import main
 
 
@@ -240,3 +240,17 @@ def test_a_damaged_bundle_is_named(tmp_path):
         (tmp_path / file.name).write_bytes(file.read_bytes()[:5000])
     with pytest.raises(BadCheckpoint, match="Reinstall"):
         mini.load(tmp_path, LoadOptions(device="cpu"))
+
+
+def test_what_a_stage_leaves_is_whole_or_not_there(tmp_path):
+    saving.save_array(tmp_path / "a.npy", np.arange(3))
+    saving.save_arrays(tmp_path / "b.npz", one=np.arange(2), two=np.arange(4))
+    saving.save_state(tmp_path / "c.pt", {"weight": torch.ones(2)})
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["a.npy", "b.npz", "c.pt"]
+    np.testing.assert_array_equal(np.load(tmp_path / "a.npy"), np.arange(3))
+    np.testing.assert_array_equal(np.load(tmp_path / "b.npz")["two"], np.arange(4))
+    assert torch.equal(torch.load(tmp_path / "c.pt", weights_only=True)["weight"], torch.ones(2))
+    with pytest.raises(TypeError):
+        saving.save_state(tmp_path / "c.pt", {"weight": (part for part in ())})  # fails halfway
+    assert torch.equal(torch.load(tmp_path / "c.pt", weights_only=True)["weight"], torch.ones(2))
+    assert len(list(tmp_path.iterdir())) == 3

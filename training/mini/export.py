@@ -13,6 +13,8 @@ from torch import Tensor
 from captioner import consensus, postprocess
 from captioner.decoding import Decoding
 from captioner.embedding import text_embedder
+from captioner.files import atomic
+from captioner.files.json import write_object
 from captioner.models.clip_prefix import ClipPrefix
 from captioner.models.prefix import PrefixProcessor
 from captioner.pairs.fingerprint import fingerprint
@@ -56,8 +58,8 @@ def export(data: Path, work: Path, out: Path, held_back: bool = False) -> None:
     out.mkdir(parents=True, exist_ok=True)
     model.half().save_pretrained(out)
     processor.save_pretrained(out)
-    (out / "decoding.json").write_text(json.dumps(DECODING, indent=1) + "\n", encoding="utf-8")
-    (out / "training_data.json").write_text(json.dumps(learnt_from(data)), encoding="utf-8")
+    write_object(out / "decoding.json", DECODING)
+    atomic.write_text(out / "training_data.json", json.dumps(learnt_from(data)))
     size = sum(file.stat().st_size for file in out.iterdir())
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {size / 1e6:.1f} MB in {out}")
 

@@ -12,8 +12,10 @@ import torch
 from PIL import Image
 
 from captioner.embedding import text_embedder
+from captioner.files import atomic
 from captioner.models.backbones import Backbone, build
 from training.mini import sources
+from training.mini.saving import save_array
 
 BATCH = 16
 
@@ -43,7 +45,7 @@ def features(data: Path, work: Path, backwards: bool = False) -> None:
     for file in sorted(sources.pair_files(data), reverse=backwards):
         if not (kept := folder / f"{file.stem}.npy").exists():
             array = statistics(sources.pictures(file), backbone)
-            np.save(kept, array)
+            save_array(kept, array)
             print(f"{file.stem}: {len(array)} pictures", flush=True)
 
 
@@ -77,6 +79,6 @@ def _texts_of(files: list[Path], every: bool = False) -> list[str]:
 def _keep(path: Path, origins: list[str], lines: list[str], embeddings: np.ndarray, held_out: np.ndarray) -> None:
     clear = np.flatnonzero(sources.clear_of(held_out, embeddings))
     print(f"{path.name}: {len(lines)} texts, {len(lines) - len(clear)} near a held-out prompt left out", flush=True)
-    np.save(path.with_suffix(".npy"), embeddings[clear])
+    save_array(path.with_suffix(".npy"), embeddings[clear])
     kept = {"source": [origins[row] for row in clear], "text": [lines[row] for row in clear]}
-    path.with_suffix(".json").write_text(json.dumps(kept))
+    atomic.write_text(path.with_suffix(".json"), json.dumps(kept))

@@ -14,6 +14,7 @@ from scipy.sparse import csr_matrix
 from torch.nn import functional as F
 
 from training.mini.language import load_texts, load_tokenizer
+from training.mini.saving import save_state
 
 RIDGE = 0.3
 CHECKED = 50
@@ -29,7 +30,7 @@ def gist(work: Path) -> None:
     guesses = torch.from_numpy(counts[unseen] @ fit(counts[~unseen], embeddings[~unseen]))
     cosine = F.cosine_similarity(guesses, torch.from_numpy(embeddings[unseen]))
     print(f"cosine of a gist and its embedding, {len(cosine)} texts left out: {cosine.mean():.3f}")
-    torch.save({"weight": torch.from_numpy(fit(counts, embeddings)).float()}, work / "gist.pt")
+    save_state(work / "gist.pt", {"weight": torch.from_numpy(fit(counts, embeddings)).float()})
 
 
 def bags(texts: Sequence[Sequence[int]], vocabulary: int) -> csr_matrix:

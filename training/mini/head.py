@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from captioner.models.prefix import JointHead
+from training.mini.saving import save_arrays, save_state
 from training.mini.split import DESCRIBED, REBUILT, Pairs, load_pairs
 
 RIDGE, RANK, SHARPNESS, SHARE = 15_000.0, 128, 14.0, 0.4
@@ -116,8 +117,8 @@ def head(data: Path, work: Path) -> None:
     axes = principal_axes(examples)
     chosen_by = fit(examples, axes)
     report(pairs, chosen_by)
-    torch.save(chosen_by.state_dict(), work / "head-without-validation.pt")
+    save_state(work / "head-without-validation.pt", chosen_by.state_dict())
     guesses = guesses_on_unseen(pairs, axes)
-    np.savez(work / "guesses.npz", guesses=guesses.half().numpy(), prompt=pairs.prompt)
-    np.savez(work / "blur.npz", **measure_blur(pairs, guesses))
-    torch.save(fit(Examples(pairs, np.arange(len(pairs.prompt)))).state_dict(), work / "head.pt")
+    save_arrays(work / "guesses.npz", guesses=guesses.half().numpy(), prompt=pairs.prompt)
+    save_arrays(work / "blur.npz", **measure_blur(pairs, guesses))
+    save_state(work / "head.pt", fit(Examples(pairs, np.arange(len(pairs.prompt)))).state_dict())

@@ -22,8 +22,10 @@ from torch.nn import functional as F
 from transformers import GPT2Config
 
 from captioner.embedding import text_embedder
+from captioner.files import atomic
 from captioner.models.backbones import blank
 from captioner.models.clip_prefix import ClipPrefix, ClipPrefixConfig
+from training.mini.saving import save_state
 
 VOCABULARY = 5000
 END = "<|endoftext|>"
@@ -175,10 +177,8 @@ def resumed(checkpoint: Path, parts: torch.nn.Module, optimizer: torch.optim.Opt
 
 
 def keep(checkpoint: Path, parts: torch.nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> None:
-    """Write the checkpoint beside the last one, then in its place."""
-    state = {"parts": parts.state_dict(), "optimizer": optimizer.state_dict(), "step": steps}
-    torch.save(state, checkpoint.with_suffix(".tmp"))
-    checkpoint.with_suffix(".tmp").replace(checkpoint)
+    """Write a checkpoint in the place of the last one."""
+    save_state(checkpoint, {"parts": parts.state_dict(), "optimizer": optimizer.state_dict(), "step": steps})
 
 
 def language(work: Path, seed: int, steps: int = 7000) -> None:
@@ -186,7 +186,7 @@ def language(work: Path, seed: int, steps: int = 7000) -> None:
     torch.manual_seed(seed)
     origins, lines, embeddings = load_texts(work)
     tokenizer = train_tokenizer(lines)
-    tokenizer.save(str(work / "tokenizer.json"))
+    atomic.write_text(work / "tokenizer.json", tokenizer.to_str(pretty=True))
     end = tokenizer.token_to_id(END)
     ids = [[*encoded.ids[: LONGEST - 1], end] for encoded in tokenizer.encode_batch(lines)]
     truth = torch.from_numpy(embeddings)

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from captioner import pipeline
 from captioner.embedding import text_embedder
+from captioner.files.json import write_object
 from captioner.statistics import bootstrap_interval, paired_difference
 from captioner.text.finish import Finish
 from training.mini.split import Pairs, load_pairs
@@ -33,7 +34,7 @@ def measure(data: Path, work: Path, out: Path) -> None:
         prompts = [row["text"] for row in rows]
         found[name] = table(captioner, pictures, prompts, pairs, embed)
         print(name, json.dumps(found[name], indent=1), flush=True)
-    (work / "measured.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    write_object(work / "measured.json", found)
 
 
 def table(captioner, pictures: list[Image.Image], prompts: list[str], pairs: Pairs, embed) -> dict:

@@ -7,8 +7,6 @@ as in stage `texts`; the prompts of stage `split` are in the validation file and
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +14,7 @@ import pyarrow
 from pyarrow import parquet
 
 from captioner.errors import BadOutput
+from captioner.files.atomic import replacing_folder
 from training.mini import sources
 from training.mini.split import REBUILT
 
@@ -31,9 +30,9 @@ def pairs(data: Path, work: Path, out: Path, seed: int) -> None:
     held_back = dict(zip(texts, np.load(work / "validation.npy").tolist(), strict=True))
     chance = np.random.default_rng(seed)
     out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as scratch:
-        folder, validation = Path(scratch) / "pairs", []
-        (folder / "train").mkdir(parents=True)
+    with replacing_folder(out) as folder:
+        validation = []
+        (folder / "train").mkdir()
         for file in sources.pair_files(data):
             table = cleaned(file)
             known = np.array([held_back.get(text, -1) for text in table["text"].to_pylist()])
@@ -43,7 +42,6 @@ def pairs(data: Path, work: Path, out: Path, seed: int) -> None:
             validation.append(chosen(table, (known == 1) & ~aside))
             parquet.write_table(chosen(table, (known == 0) & drawn), folder / "train" / file.name)
         parquet.write_table(pyarrow.concat_tables(validation), folder / "validation.parquet")
-        os.replace(folder, out)
     rows = sum(parquet.read_metadata(file).num_rows for file in (out / "train").glob("*.parquet"))
     print(f"{out}: {rows:,} pictures to train on, {sum(map(len, validation)):,} to validate on")
 

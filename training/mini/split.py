@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from training.mini import sources
+from training.mini.saving import save_array
 
 NEAR = 0.75
 """Prompts this near to each other (MiniLM cosine) are one group."""
@@ -101,6 +102,6 @@ def choose(group: np.ndarray, origin: dict[int, str], seed: int = 11) -> np.ndar
 def split(data: Path, work: Path) -> None:
     """Stage `split`."""
     pairs = load_pairs(data, work)
-    np.save(work / "validation.npy", pairs.validation)
-    np.save(work / "validation-embeddings.npy", pairs.embeddings[pairs.validation])
+    save_array(work / "validation.npy", pairs.validation)
+    save_array(work / "validation-embeddings.npy", pairs.embeddings[pairs.validation])
     print(f"{pairs.validation.sum()} of {len(pairs.texts)} prompts held back, {len(set(pairs.group))} groups")

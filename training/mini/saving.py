@@ -1,0 +1,29 @@
+"""What a stage leaves for the next ones: a file is whole or not there, since a stage that finds it goes on from it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from captioner.files import atomic
+
+
+def save_array(path: Path, array: np.ndarray) -> None:
+    """One array as .npy."""
+    with atomic.replacing(path) as new, open(new, "wb") as stream:  # to a path, numpy adds an ending
+        np.save(stream, array)
+
+
+def save_arrays(path: Path, **arrays: np.ndarray) -> None:
+    """Arrays by name as .npz."""
+    with atomic.replacing(path) as new, open(new, "wb") as stream:
+        np.savez(stream, **arrays)
+
+
+def save_state(path: Path, state: dict[str, Any]) -> None:
+    """Tensors by name as .pt."""
+    with atomic.replacing(path) as new:
+        torch.save(state, new)
