@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from transformers import Trainer
 
 import captioner
+from captioner.contracts import Request
 from captioner.decoding import Decoding
 from captioner.errors import BadInput, BadOutput
 from training import blip
@@ -23,7 +24,7 @@ from training.batches import Pairs
 from training.loop import WHOLE, DivergedError, drop_old_checkpoints, newest_whole
 from training.progress import show
 
-GREEDY = Decoding(num_beams=1, max_new_tokens=16)
+GREEDY = Request(decoding=Decoding(num_beams=1, max_new_tokens=16))
 
 
 @pytest.fixture
@@ -105,8 +106,11 @@ def test_the_newest_and_the_best_checkpoints_are_kept(tmp_path: Path) -> None:
     for step in (1, 2, 10, 11):
         (tmp_path / f"checkpoint-{step}").mkdir()
         (tmp_path / f"checkpoint-{step}" / WHOLE).touch()
+    (tmp_path / "checkpoint-of-mine").mkdir()
     drop_old_checkpoints(tmp_path, keep=1, best=str(tmp_path / "checkpoint-2"))
-    assert sorted(folder.name for folder in tmp_path.iterdir()) == ["checkpoint-11", "checkpoint-2"]
+    names = sorted(folder.name for folder in tmp_path.iterdir())
+    assert names == ["checkpoint-11", "checkpoint-2", "checkpoint-of-mine"]
+    assert newest_whole(tmp_path).name == "checkpoint-11"
 
 
 def test_a_full_disk_leaves_the_checkpoint_before(train, monkeypatch: pytest.MonkeyPatch) -> None:

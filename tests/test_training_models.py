@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 import captioner
-from captioner.contracts import LoadOptions
+from captioner.contracts import LoadOptions, Request
 from captioner.decoding import Decoding
 from captioner.embedding import text_embedder
 from captioner.errors import BadCheckpoint, BadInput, BadOutput
@@ -19,7 +19,7 @@ from captioner.models.ofa import load as load_ofa
 from tests.test_training_loop import losses
 from training import blip, clip_prefix, direct, ofa, resnet_lstm
 
-GREEDY = Decoding(num_beams=1, max_new_tokens=48)
+GREEDY = Request(decoding=Decoding(num_beams=1, max_new_tokens=48))
 
 
 @pytest.fixture

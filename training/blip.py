@@ -32,6 +32,7 @@ def main(argv: list[str] | None = None) -> None:
     # Imported only now: a wrong option is told at once.
     from captioner.models import checkpoint
     from captioner.models.blip import Blip, BlipProcessor
+    from captioner.models.searched import SearchedDecoder
     from training.adapters import adapted, keep_training_after_evaluation, quantization
     from training.bases import resolved
     from training.captioners import fit, load_rows
@@ -41,7 +42,7 @@ def main(argv: list[str] | None = None) -> None:
     folder = resolved(recipe.base)
     model = checkpoint.read_model(Blip, folder, **quantization(recipe))
     keep_training_after_evaluation(model, recipe)
-    processor = BlipProcessor.from_folder(folder, recipe.prompt or None)
+    processor = SearchedDecoder(model, BlipProcessor.from_folder(folder)).beginning(recipe.prompt)
     if recipe.freeze == "vision":
         freeze(model.vision_model, blocks=model.vision_model.encoder.layers, but_last=recipe.unfreeze)
     elif recipe.freeze == "text":

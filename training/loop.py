@@ -11,6 +11,7 @@ import errno
 import importlib.util
 import json
 import os
+import re
 import shutil
 import sys
 import warnings
@@ -51,6 +52,7 @@ from training.resuming import DATA, RECIPE, check_data, folder_of_run
 from training.streamed import StreamedPairs
 from training.words import counted
 
+CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 WHOLE = "whole.json"  # written last into a checkpoint: without it, the checkpoint was cut off
 
 EVERY = 500
@@ -206,7 +208,6 @@ def train(job: Job) -> None:
     if recipe.gradient_checkpointing and not can_checkpoint(job.model):
         raise BadInput("--gradient-checkpointing is for transformer layers, and this model learns none: leave it out.")
     if int(os.environ.get("RANK", 0)):  # the first process of a launcher has the folder
-        Path(recipe.out).mkdir(parents=True, exist_ok=True)
         with quiet():
             run(job, Path(recipe.out))
         return
@@ -433,10 +434,15 @@ def announce(job: Job, trainer: LoopTrainer, start_from: Path | None) -> None:
     print("\n".join(lines), flush=True)
 
 
+def checkpoints(out: Path) -> list[Path]:
+    """By their steps; whole ones and others."""
+    by_step = {int(name[1]): folder for folder in out.glob("*") if (name := CHECKPOINT.fullmatch(folder.name))}
+    return [by_step[step] for step in sorted(by_step)]
+
+
 def newest_whole(out: Path, warn: bool = False) -> Path | None:
     """The newest checkpoint that was written to its end."""
-    by_step = sorted(out.glob("checkpoint-*"), key=lambda folder: int(folder.name.rpartition("-")[2]), reverse=True)
-    for folder in by_step:
+    for folder in reversed(checkpoints(out)):
         if (folder / WHOLE).exists():
             return folder
         if warn:
@@ -446,9 +452,8 @@ def newest_whole(out: Path, warn: bool = False) -> Path | None:
 
 def drop_old_checkpoints(out: Path, keep: int, best: str | None) -> None:
     """Keep the newest `keep` whole checkpoints and the best one."""
-    whole = [folder for folder in out.glob("checkpoint-*") if (folder / WHOLE).exists()]
-    newest = sorted(whole, key=lambda folder: int(folder.name.rpartition("-")[2]))[-keep:]
-    for folder in whole:
-        if folder not in newest and (best is None or folder.name != Path(best).name):
+    whole = [folder for folder in checkpoints(out) if (folder / WHOLE).exists()]
+    for folder in whole[:-keep]:
+        if best is None or folder.name != Path(best).name:
             (folder / WHOLE).unlink()  # first: a kill in between leaves a folder that is known to be broken
             shutil.rmtree(folder)

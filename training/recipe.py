@@ -141,25 +141,25 @@ def before_the_first_weight(recipe: Recipe) -> None:
 def add_options(parser: argparse.ArgumentParser, kind: type) -> None:
     """One `--option` a field; lists by saying it several times."""
     types = get_type_hints(kind)
-    for each in fields(kind):
-        default = each.default if each.default is not MISSING else []
-        required = each.metadata.get("required", False)
+    for setting in fields(kind):
+        default = setting.default if setting.default is not MISSING else []
+        required = setting.metadata.get("required", False)
         shown = "" if required or default is False or default in ("", []) else f" (default: {default})"
-        said: dict[str, Any] = {"help": each.metadata["help"].replace("%", "%%") + shown, "required": required}
-        if types[each.name] is bool:
-            said |= {"action": "store_true"}
-        elif types[each.name] == list[str]:
-            said |= {"action": "append", "metavar": each.name.upper()}
+        form: dict[str, Any] = {"help": setting.metadata["help"].replace("%", "%%") + shown, "required": required}
+        if types[setting.name] is bool:
+            form |= {"action": "store_true"}
+        elif types[setting.name] == list[str]:
+            form |= {"action": "append", "metavar": setting.name.upper()}
         else:
-            said |= {"type": types[each.name], "choices": each.metadata.get("choices")}
-            said["metavar"] = None if said["choices"] else each.name.upper()
-        parser.add_argument("--" + each.name.replace("_", "-"), **said)
+            form |= {"type": types[setting.name], "choices": setting.metadata.get("choices")}
+            form["metavar"] = None if form["choices"] else setting.name.upper()
+        parser.add_argument("--" + setting.name.replace("_", "-"), **form)
 
 
 def settings(kind: type[Settings], arguments: argparse.Namespace) -> Settings:
     """What was said on the command line, and the defaults of what was not."""
-    said = {each.name: getattr(arguments, each.name) for each in fields(kind)}
-    return kind(**{name: value for name, value in said.items() if value is not None})
+    given = {setting.name: getattr(arguments, setting.name) for setting in fields(kind)}
+    return kind(**{name: value for name, value in given.items() if value is not None})
 
 
 def _main_module() -> str:
@@ -192,11 +192,11 @@ def check(recipe: Recipe) -> None:
 
 def check_bounds(recipe: Any) -> None:
     """Every number is one that means something."""
-    for each in fields(recipe):
-        value, bounds = getattr(recipe, each.name), each.metadata
+    for setting in fields(recipe):
+        value, bounds = getattr(recipe, setting.name), setting.metadata
         if not isinstance(value, int | float) or isinstance(value, bool):
             continue
-        name = "--" + each.name.replace("_", "-")
+        name = "--" + setting.name.replace("_", "-")
         # "not >=" rather than "<": a NaN compares as false
         if "least" in bounds and not value >= bounds["least"]:
             raise BadInput(f"{name} {value}: it is at least {bounds['least']}.")
