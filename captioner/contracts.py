@@ -95,6 +95,8 @@ class Speaker(Protocol):
 
     uses: frozenset[str]
     """The fields of a `Request` that mean something to it, beside `decoding`."""
+    longest: int | None
+    """New tokens that it can write, where its positions limit them."""
 
     def read_images(self, images: Sequence[Image], decoding: Decoding, request: Request = ...) -> list[Reading]:
         """One reading per picture, in order. Candidates come best first."""

@@ -8,11 +8,11 @@ for prompt in captioner.load("mini").generate(["cat.png", "dog.jpg"]):
 from __future__ import annotations
 
 import importlib
-import json
+import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, NoneType
 from typing import TYPE_CHECKING, Any, NoReturn, overload
 
 import numpy as np
@@ -21,6 +21,7 @@ from captioner import consensus, zoo
 from captioner.contracts import PLAIN_REQUEST, ImageEmbedder, LoadOptions, Request, Speaker
 from captioner.decoding import Decoding
 from captioner.errors import BadCheckpoint, BadInput
+from captioner.files.json import read_object
 from captioner.images import open_image
 from captioner.prompt import Candidate, Prompt, Reading
 from captioner.text.finish import Finish
@@ -230,6 +231,9 @@ def _ready(found: zoo.Resolved, module: ModuleType, model: Any, options: LoadOpt
     from captioner.embedding import DEFAULT, suits
 
     decoding, by_consensus = _defaults(found.folder, getattr(module, "DEFAULT_DECODING", {}))
+    if model.longest is not None:
+        longest = max(1, min(decoding.max_new_tokens, model.longest))
+        decoding = replace(decoding, max_new_tokens=longest, min_new_tokens=min(decoding.min_new_tokens, longest))
     predicts = suits(options.embedder, DEFAULT)
     return Captioner(found.name, model, LazyEmbedder(options.embedder), decoding, by_consensus, predicts)
 
@@ -255,16 +259,34 @@ def _refuse(model: str, unused: set[str]) -> None:
 def _defaults(folder: Path | None, of_architecture: dict) -> tuple[Decoding, bool]:
     """A checkpoint's own search settings: its decoding.json over its architecture's over ours."""
     settings = dict(of_architecture)
-    if folder is not None and (file := folder / "decoding.json").is_file():
-        try:
-            settings |= json.loads(file.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise BadCheckpoint(f"{file} cannot be read as JSON ({error}).") from error
+    if folder is not None and (file := folder / "decoding.json").exists():
+        settings |= _read_settings(file)
     by_consensus = settings.pop("consensus", False)
-    unknown = settings.keys() - {field.name for field in fields(Decoding)}
-    if unknown:
-        raise BadCheckpoint(f"{folder}/decoding.json has settings we do not know: {', '.join(sorted(unknown))}.")
-    return Decoding(**settings), by_consensus
+    try:
+        return Decoding(**settings), by_consensus
+    except BadInput as error:
+        raise BadCheckpoint(f"{folder}/decoding.json: {error}") from error
+
+
+def _read_settings(file: Path) -> dict:
+    """Search settings of the types that `Decoding` has, within reason."""
+    settings, plain = read_object(file), {"consensus": False} | asdict(Decoding())
+    if unknown := settings.keys() - plain.keys():
+        raise BadCheckpoint(f"{file} has settings we do not know: {', '.join(sorted(unknown))}.")
+    several = {"early_stopping": (bool, str), "seed": (int, NoneType)}
+    for name, value in settings.items():
+        usual = type(plain[name])
+        wanted = list if usual is tuple else (int, float) if usual is float else several.get(name, usual)
+        fits = isinstance(value, wanted) and (not isinstance(value, bool) or usual is bool)
+        if not fits or (name in COUNTED and value > MOST) or (usual is float and not math.isfinite(value)):
+            raise BadCheckpoint(f"{file} says {name} = {value!r}, which cannot be.")
+        settings[name] = tuple(map(str, value)) if usual is tuple else value
+    return settings
+
+
+COUNTED = frozenset({"num_beams", "num_return_sequences", "max_new_tokens", "min_new_tokens"})
+MOST = 10_000
+"""Beams, candidates or tokens that a file may ask for on its own."""
 
 
 def is_one(images: OneImage | Sequence[AnyImage]) -> bool:

@@ -103,7 +103,7 @@ def resolve(name: str) -> Resolved:
     if name in ENTRIES:
         return _from_entry(ENTRIES[name])
     path = Path(name).expanduser()
-    if name and path.exists():
+    if name and os.path.exists(path):  # which says no, too, of what can be no path
         return Resolved(name, _module_of(path), path)
     identifier = _hub_id(name)
     if "/" in identifier and HUB_ID.fullmatch(identifier):
@@ -168,8 +168,8 @@ def base_of(adapter: Path) -> Resolved:
         raise BadCheckpoint(f"{adapter}/adapter_config.json does not name its base model (base_model_name_or_path).")
     # A path as it stands in the file, or seen from the adapter's folder, or from that of the run it is a checkpoint of.
     places = (folder / name for folder in (adapter, adapter.parent))
-    found = str(next((place for place in places if place.is_dir()), name))
-    if name not in ENTRIES and not Path(found).exists() and not HUB_ID.fullmatch(name):
+    found = str(next((place for place in places if os.path.isdir(place)), name))
+    if name not in ENTRIES and not os.path.exists(found) and not HUB_ID.fullmatch(name):
         raise MissingModel(f"The adapter {adapter} needs its base {name}, which is not there. Bring it back.")
     try:
         base = _from_entry(ENTRIES[found]) if found in ENTRIES else None
@@ -183,7 +183,7 @@ def base_of(adapter: Path) -> Resolved:
 
 def weights_folder(name: str | Path) -> Path:
     """A folder as it is, or the folder of a Hub id."""
-    return Path(name) if Path(name).is_dir() else hub_folder(_hub_id(str(name)))
+    return Path(name) if os.path.isdir(name) else hub_folder(_hub_id(str(name)))
 
 
 def hub_folder(identifier: str, modules: bool = False) -> Path:
@@ -198,7 +198,7 @@ def hub_folder(identifier: str, modules: bool = False) -> Path:
     from huggingface_hub import HfApi, constants, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
 
-    not_here = f"{identifier} is not in the local cache"
+    not_here = f"{identifier} is no folder, it is not in the local cache"
     if constants.HF_HUB_OFFLINE:
         raise MissingModel(f"{not_here} and HF_HUB_OFFLINE is set. Unset it, or name a folder.")
     try:
@@ -210,7 +210,10 @@ def hub_folder(identifier: str, modules: bool = False) -> Path:
     except RepositoryNotFoundError as error:
         raise MissingModel(f"There is no model {identifier!r} on the Hugging Face Hub, or it is private.") from error
     except (HTTPError, HfHubHTTPError, OfflineModeIsEnabled, OSError) as error:
-        raise MissingModel(f"{not_here} and cannot be fetched ({type(error).__name__}). Check the network.") from error
+        raise MissingModel(
+            f"{not_here} and the Hub cannot be reached. Check the network, or fetch it elsewhere "
+            f"(hf download {identifier}) and name the folder."
+        ) from error
 
 
 def _files_to_fetch(files: list[str], modules: bool = False) -> list[str]:
@@ -255,8 +258,11 @@ def _module_of(path: Path) -> str:
     if not (path / "config.json").exists():
         inside = ", ".join(sorted(os.listdir(path))[:5]) or "nothing"
         raise BadCheckpoint(f"{path} is no checkpoint: it has no config.json (it holds {inside}).")
+    kind = read_object(path / "config.json").get("model_type")
+    if not isinstance(kind, str):
+        raise BadCheckpoint(f"{path}/config.json does not name the kind of model that it describes (model_type).")
     # A type that is not ours is a foreign captioner: transformers may know it.
-    return ARCHITECTURES.get(str(read_object(path / "config.json").get("model_type")), "hub")
+    return ARCHITECTURES.get(kind, "hub")
 
 
 def _module_of_file(path: Path) -> str:

@@ -111,6 +111,43 @@ def test_a_file_that_is_no_model(tmp_path: Path) -> None:
         zoo.resolve(str(tmp_path / "report.json"))
 
 
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("hub:", "hub: names no model"),
+        ("hub:../x", "no folder '../x', and a Hub id is of the form ORG/NAME"),
+        ("nearest:runs/index", "No model 'nearest:runs/index'"),
+        ("", "No model ''"),
+        ("x" * 300 + "/y", "No model"),
+        ("a\0b/c", "No model"),
+        ("BLIP", "did you mean 'blip'"),
+        ("Blip-Large", "did you mean 'blip-large'"),
+        ("runs/nope", "runs/nope is no folder, it is not in the local cache"),
+        ("https://huggingface.co/Somebody/model/tree/main", "^Somebody/model is no folder"),
+    ],
+)
+def test_names_that_lead_nowhere(name: str, message: str, hub_cache: Path) -> None:
+    with pytest.raises(MissingModel, match=message):
+        zoo.resolve(name)
+
+
+def test_the_address_of_a_page_on_the_hub_is_its_model(hub_cache: Path) -> None:
+    snapshot = cache(hub_cache, "Somebody/model", "blip")
+    for address in ("https://huggingface.co/Somebody/model", "http://hf.co/Somebody/model/tree/main?x=1"):
+        assert zoo.resolve(address).folder == snapshot
+        assert zoo.resolve(f"hub:{address}").folder == snapshot
+
+
+def test_a_part_of_a_model_is_answered_with_its_folder(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text("{}")
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"\xd0")
+    with pytest.raises(BadCheckpoint, match=f"is a part of a model: name its folder, {tmp_path}"):
+        zoo.resolve(str(tmp_path / "adapter_model.safetensors"))
+    (tmp_path / "rows.jsonl").write_text("{}\n{}\n")
+    with pytest.raises(BadCheckpoint, match=r"name its folder|name a checkpoint folder"):
+        zoo.resolve(str(tmp_path / "rows.jsonl"))
+
+
 def test_only_one_form_of_the_weights_is_fetched() -> None:
     files = ["config.json", "model.safetensors", "pytorch_model.bin", "tf_model.h5", "onnx/model.onnx", "vocab.txt"]
     assert sorted(zoo._files_to_fetch(files)) == ["config.json", "model.safetensors", "vocab.txt"]

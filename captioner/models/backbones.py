@@ -397,7 +397,8 @@ def _load_tower(model_class: type[PreTrainedModel], folder: Path, **options) -> 
     """Weights of the image tower alone; the checkpoint's other parts (text tower, classifier) are passed over."""
     check(folder)
     with reading(folder):
-        check_shape(model_class, model_class.config_class.from_pretrained(folder), folder, **options)
+        config = model_class.config_class.from_pretrained(folder)
+        check_shape(lambda: model_class(config, **options), folder)
         tower, report = model_class.from_pretrained(
             folder, dtype=torch.float32, local_files_only=True, output_loading_info=True, **options
         )

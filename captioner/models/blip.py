@@ -23,6 +23,7 @@ from transformers.models.blip.modeling_blip_text import BlipTextLayer
 
 from captioner.compute import PackedLinear
 from captioner.contracts import LoadOptions
+from captioner.errors import BadCheckpoint
 from captioner.models import checkpoint
 from captioner.models.attention import ImageMemory, TextCache, attend_image, attend_text
 from captioner.models.searched import SearchedDecoder
@@ -133,7 +134,9 @@ class BlipProcessor:
     @classmethod
     def from_folder(cls, folder: Path) -> BlipProcessor:
         """The processor of a checkpoint."""
-        where = checkpoint.folder_with(folder, "preprocessor_config.json", "tokenizer.json")
+        where = checkpoint.folder_with(
+            folder, ("preprocessor_config.json", "processor_config.json"), ("tokenizer.json", "vocab.txt")
+        )
         with checkpoint.reading(where):
             # The PIL form on purpose: the other needs torchvision, and resizes a little differently.
             images = BlipImageProcessorPil.from_pretrained(where)
@@ -159,7 +162,13 @@ class BlipProcessor:
 def load(folder: Path, options: LoadOptions) -> SearchedDecoder:
     model = checkpoint.load_pretrained(Blip, folder, options)
     fuse_gelu(model)
-    return SearchedDecoder(model, BlipProcessor.from_folder(folder))
+    processor, text = BlipProcessor.from_folder(folder), model.config.text_config
+    ids = (*processor.start_ids, *processor.eos_ids, processor.pad_id, max(processor.tokenizer.get_vocab().values()))
+    checkpoint.check_ids(folder, text.vocab_size, ids)
+    side, size = model.config.vision_config.image_size, dict(processor.images.size)
+    if not processor.images.do_resize or size != {"height": side, "width": side}:
+        raise BadCheckpoint(f"The processor of {folder} makes pictures of {size}, the model reads {side}×{side}.")
+    return SearchedDecoder(model, processor, text.max_position_embeddings)
 
 
 def fuse_gelu(model: Blip) -> None:

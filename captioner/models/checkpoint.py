@@ -11,7 +11,7 @@ import pickle
 import re
 import stat
 import warnings
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 import torch
 from safetensors import SafetensorError
 from torch import nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from captioner import compute
@@ -71,13 +71,15 @@ def base_folder(folder: Path) -> Path:
     return zoo.base_of(folder).folder
 
 
-def folder_with(folder: Path, *names: str) -> Path:
-    """Where these processor files lie: in the folder itself, or in the base of its adapter."""
+def folder_with(folder: Path, *wanted: str | tuple[str, ...]) -> Path:
+    """Where these processor files lie: in the folder itself, or in the base of its adapter. Of a tuple, one will do."""
+    names = [(name,) if isinstance(name, str) else name for name in wanted]
     for place in (folder, base_folder(folder)):
-        if all((place / name).is_file() for name in names):
+        missing = [of_one[0] for of_one in names if not any((place / name).is_file() for name in of_one)]
+        if not missing:
+            check_files(place)
             return place
-    missing = ", ".join(name for name in names if not (place / name).is_file())
-    raise BadCheckpoint(f"{place} lacks {missing}. Copy it from the model this one was made from.")
+    raise BadCheckpoint(f"{place} lacks {', '.join(missing)}. Copy it from the model this one was made from.")
 
 
 @contextmanager
@@ -110,8 +112,13 @@ def reading(source: Path) -> Iterator[None]:
     except (CaptionerError, ImportError):
         raise  # a sentence already; or a package that is not installed, which the caller can name
     except Exception as error:  # tokenizers and jinja raise classes of their own, and broken numbers any class there is
-        reason = str(error).strip().splitlines()
-        raise BadCheckpoint(f"{source} cannot be loaded: {reason[0] if reason else type(error).__name__}") from error
+        raise BadCheckpoint(f"{source} cannot be loaded: {reason(error)}. Fetch or save it again.") from error
+
+
+def reason(error: Exception) -> str:
+    """What a library says is wrong, without its tables and advice."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0][:300].rstrip(".: ") if lines else type(error).__name__
 
 
 # --- looking before anything is built ---------------------------------------------------------------------------------
@@ -169,10 +176,10 @@ def _numbers(said: Any, name: str = "") -> Iterator[tuple[str, int]]:
         yield name, said
 
 
-def check_shape(cls: type[PreTrainedModel], config: PreTrainedConfig, folder: Path, **settings) -> None:
+def check_shape(build: Callable[[], nn.Module], folder: Path) -> None:
     """Refuse a model much larger than its weights: what they lack would be made up, in memory that may not be there."""
     with torch.device("meta"):  # shapes alone
-        needed = sum(weight.numel() for weight in cls(config, **settings).parameters())
+        needed = sum(weight.numel() for weight in build().parameters())
     there = sum(file.stat().st_size for file in weights_files(folder))
     if needed > SMALL + there:
         raise BadCheckpoint(
@@ -190,6 +197,16 @@ def check_numbers(model: nn.Module, folder: Path) -> None:
             )
 
 
+def check_ids(folder: Path, vocabulary: int, ids: Iterable[int | None]) -> None:
+    """Refuse token ids that the model has no weights for. None is not there to be used."""
+    for number in ids:
+        if number is not None and not (isinstance(number, int) and 0 <= number < vocabulary):
+            raise BadCheckpoint(
+                f"{folder} names the token {number!r}, the model has {vocabulary:,}. "
+                "Copy the tokenizer and the configuration that were saved with the model."
+            )
+
+
 # --- weights ----------------------------------------------------------------------------------------------------------
 
 
@@ -200,7 +217,8 @@ def _read_whole(cls: type[Model], folder: Path, **settings) -> Model:
         raise BadCheckpoint(f"{folder} holds a {is_type!r} model, not {wanted!r}. Name the model it belongs to.")
     check(folder)
     with reading(folder):
-        check_shape(cls, settings.get("config") or cls.config_class.from_pretrained(folder), folder)
+        config = settings.get("config") or cls.config_class.from_pretrained(folder)
+        check_shape(lambda: cls(config), folder)
         model, report = cls.from_pretrained(
             folder, local_files_only=True, output_loading_info=True, ignore_mismatched_sizes=True, **settings
         )

@@ -19,7 +19,7 @@ from transformers.modeling_outputs import CausalLMOutput
 
 from captioner.contracts import LoadOptions
 from captioner.models import backbones
-from captioner.models.checkpoint import folder_with, load_pretrained, reading
+from captioner.models.checkpoint import check_ids, folder_with, load_pretrained, reading
 from captioner.models.prefix import (
     JointHead,
     MlpMapper,
@@ -96,6 +96,8 @@ class ClipPrefix(PrefixDecoder, PreTrainedModel):
         gpt2 = GPT2Config(**config.gpt2)
         if config.mapper == "mlp":
             self.mapper = MlpMapper(config.joint_dim, config.prefix_length, gpt2.n_embd)
+        elif config.mapper != "transformer":
+            raise ValueError(f"there is no mapper {config.mapper!r}")
         else:
             self.mapper = TransformerMapper(
                 config.joint_dim,
@@ -141,7 +143,10 @@ class ClipPrefix(PrefixDecoder, PreTrainedModel):
 def load(folder: Path, options: LoadOptions) -> PrefixSpeaker:
     """A checkpoint folder → a speaker."""
     model = load_pretrained(ClipPrefix, folder, options)
-    return PrefixSpeaker(model, load_processor(folder, model))
+    processor, gpt2 = load_processor(folder, model), model.gpt.config
+    vocabulary = processor.tokenizer.get_vocab().values()
+    check_ids(folder, gpt2.vocab_size, (*processor.eos_ids, processor.pad_id, max(vocabulary, default=None)))
+    return PrefixSpeaker(model, processor, gpt2.n_positions - model.config.prefix_length)
 
 
 def load_processor(folder: Path, model: ClipPrefix) -> PrefixProcessor:

@@ -73,6 +73,8 @@ class DirectConfig(PreTrainedConfig):
         embedder: str = DEFAULT_EMBEDDER,
         **rest,
     ) -> None:
+        if not isinstance(embedder, str):
+            raise ValueError(f"embedder is {embedder!r}, not a name")
         self.backbone = backbone or {}
         """`Backbone.config`."""
         self.head = head

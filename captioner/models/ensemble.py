@@ -149,7 +149,8 @@ def _check_nesting(file: Path, outer: tuple[Path, ...] = ()) -> int:
     answering = 0
     for member in _read(file)[0]:
         inner = Path(_seen_from_here(member.model, file))
-        answering += _check_nesting(inner.resolve(), (*outer, file)) if inner.suffix == ".json" else 1
+        is_ensemble = inner.suffix == ".json" and inner.exists()
+        answering += _check_nesting(inner.resolve(), (*outer, file)) if is_ensemble else 1
         if answering > MOST_MODELS:
             raise BadInput(f"{(*outer, file)[0]} asks more than {MOST_MODELS} models for every picture. Name fewer.")
     return answering

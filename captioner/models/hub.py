@@ -37,6 +37,8 @@ from captioner.contracts import PLAIN_REQUEST, LoadOptions, Request
 from captioner.decoding import Decoding
 from captioner.errors import BadCheckpoint, BadInput, MissingExtra
 from captioner.models import checkpoint
+from captioner.models.backbones import LARGEST, image_settings
+from captioner.models.searched import check_length
 from captioner.prompt import Candidate, Reading
 from captioner.words import forbidden_sequences
 
@@ -73,11 +75,19 @@ class HubModel:
         tokenizer.padding_side = "left"  # what is generated follows the prompt at once
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
+        words = model.config.get_text_config(decoder=True)
+        self.positions: int | None = getattr(words, "max_position_embeddings", None)
+        """Tokens that its decoder can read; some kinds know no limit."""
         settings = model.generation_config
         if settings.pad_token_id is None:
             settings.pad_token_id = tokenizer.pad_token_id
         # Its own length and sampling would only be warned about: `Decoding` says all of this.
         settings.max_length = settings.temperature = settings.top_k = settings.top_p = None
+
+    @property
+    def longest(self) -> int | None:
+        """New tokens that it can write after the shortest start."""
+        return self.positions
 
     @torch.inference_mode()
     def read_images(
@@ -97,6 +107,8 @@ class HubModel:
     def _generate(self, images: Sequence[Image], decoding: Decoding, instruction: str | None) -> list[Reading]:
         inputs = self._inputs(list(images), instruction).to(self.model.device, self.model.dtype)
         told = self._told(inputs, len(images))
+        if self.positions is not None:  # the last token that is written is never read
+            check_length(max(0, self.positions - told.shape[1] + 1), told.shape[1], decoding)
         found = self.model.generate(
             **inputs,
             **settings(decoding),
@@ -117,8 +129,7 @@ class HubModel:
     def _inputs(self, images: list[Image], instruction: str | None) -> BatchFeature:
         """What the model reads: pixels, and the ids of what it is told."""
         if self.chats:
-            asked = {"type": "text", "text": instruction}
-            turns = [[{"role": "user", "content": [{"type": "image", "image": image}, asked]}] for image in images]
+            turns = [_turn({"type": "image", "image": image}, instruction) for image in images]
             return self.pixels.apply_chat_template(
                 turns,
                 add_generation_prompt=True,
@@ -168,6 +179,11 @@ class HubModel:
         return [] if ids is None else ids if isinstance(ids, list) else [ids]
 
 
+def _turn(image: dict, instruction: str) -> list[dict]:
+    """A conversation of one question about one picture."""
+    return [{"role": "user", "content": [image, {"type": "text", "text": instruction}]}]
+
+
 class _Words:
     """What the rules for words need of a processor."""
 
@@ -212,15 +228,26 @@ def load(folder: Path, options: LoadOptions) -> HubModel:
     quantized = _quantization(options, where)  # said before anything large is read
     trust = {"trust_remote_code": options.trust_remote_code, "local_files_only": True}
     config = _config(folder, trust)
+    _check_pictures(folder)
     try:
         with checkpoint.reading(folder):
             pixels, tokenizer = _processor(folder, config, trust)
+            if isinstance(pixels, ProcessorMixin) and pixels.chat_template is not None:
+                pixels.apply_chat_template([_turn({"type": "image"}, ASK)], add_generation_prompt=True)  # is it whole?
     except ImportError as error:
         reason = str(error).strip().splitlines()[0]
         raise MissingExtra(f"The processor of {folder} needs a package: {reason} Install it with pip.") from error
     model = _model(folder, config, _dtype(options, where), trust | quantized)
     model = model.eval().requires_grad_(False)
+    _check_starts(model, folder)
     return HubModel(model if quantized else model.to(where), pixels, tokenizer)
+
+
+def _check_starts(model: PreTrainedModel, folder: Path) -> None:
+    """The tokens that every text begins with must be among those that the model knows."""
+    own, words = model.generation_config, model.config.get_text_config(decoder=True)
+    if (vocabulary := getattr(words, "vocab_size", None)) is not None:
+        checkpoint.check_ids(folder, vocabulary, (own.bos_token_id, own.decoder_start_token_id, own.pad_token_id))
 
 
 def _quantization(options: LoadOptions, where: torch.device) -> dict:
@@ -246,7 +273,7 @@ def _dtype(options: LoadOptions, where: torch.device) -> torch.dtype:
 
 def _config(folder: Path, trust: dict) -> PreTrainedConfig:
     """Its configuration, if it is of a kind that we can run."""
-    said = checkpoint.read_config(folder)
+    said = checkpoint.check(folder)
     kind = said.get("model_type")
     try:
         config = AutoConfig.from_pretrained(folder, **trust)
@@ -257,12 +284,26 @@ def _config(folder: Path, trust: dict) -> PreTrainedConfig:
                 "If you trust its source, add --trust-remote-code."
             ) from error
         raise BadCheckpoint(f"transformers does not know the {kind!r} model in {folder}. Try a newer one.") from error
+    except Exception as error:  # whatever broken numbers raise
+        raise BadCheckpoint(
+            f"{folder}/config.json does not describe a {kind!r} model: {checkpoint.reason(error)}"
+        ) from error
     known = _paired(config) or type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
     if not known and not (trust["trust_remote_code"] and "auto_map" in said):
         raise BadCheckpoint(
             f"{folder} holds a {kind!r} model, which does not write about pictures. Name one that does."
         )
     return config
+
+
+def _check_pictures(folder: Path) -> None:
+    """Refuse pictures of a size that fills the memory."""
+    for size in ((image_settings(folder) or {}).get(key) for key in ("size", "crop_size")):
+        edges = [size] if isinstance(size, int) else list(size.values()) if isinstance(size, dict) else []
+        if isinstance(size, dict) and "longest_edge" in size:
+            continue  # some mean numbers of pixels by it
+        if not all(isinstance(edge, int) and 0 < edge <= LARGEST for edge in edges if edge is not None):
+            raise BadCheckpoint(f"The processor of {folder} wants pictures of {size}, which cannot be. Fetch it again.")
 
 
 def _paired(config: PreTrainedConfig) -> bool:
@@ -283,7 +324,12 @@ def _model(folder: Path, config: PreTrainedConfig, dtype: torch.dtype, how: dict
     """Every weight must be there but those that no caption needs; what is too many belongs to older versions."""
     cls = VisionEncoderDecoderModel if _paired(config) else AutoModelForImageTextToText
     with checkpoint.reading(folder):
+        if not how["trust_remote_code"]:
+            build = cls if _paired(config) else cls.from_config
+            checkpoint.check_shape(lambda: build(config=config), folder)
         model, report = cls.from_pretrained(folder, config=config, dtype=dtype, output_loading_info=True, **how)
+    if not how.keys() & {"quantization_config"}:
+        checkpoint.check_numbers(model, folder)
     if lost := sorted(key for key in report["missing_keys"] if "pooler" not in key):
         raise BadCheckpoint(f"The weights in {folder} lack {len(lost)} tensors, among them {lost[0]}. Fetch it again.")
     return model

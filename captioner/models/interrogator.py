@@ -87,6 +87,8 @@ class Interrogator:
     said before anything large is loaded."""
 
     uses = frozenset({"mode", "terms", *OF_THE_CAPTIONER})
+    longest = None
+    """The captioner knows what it can write."""
 
     def __init__(self, load_captioner: Callable[[], Model], load_ranker: Callable[[], Ranker]) -> None:
         self.load_captioner = load_captioner

@@ -25,6 +25,7 @@ from captioner.errors import BadCheckpoint, BadInput
 from captioner.files.json import read_object
 from captioner.models import backbones
 from captioner.models.backbones import Backbone
+from captioner.models.checkpoint import check_files
 
 BREADTH = 4
 """An approximate search looks at this many candidates for each neighbour that is wanted."""
@@ -74,6 +75,7 @@ class Index:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.about = _read_about(folder)
+        check_files(folder)
         pictures, prompts, dims = (self.about[key] for key in ("pictures", "prompts", "dims"))
         self.features = self._array("features", np.float16, (pictures, dims))
         self.prompt_rows = self._array("prompt_rows", np.int32, (pictures,))

@@ -5,7 +5,6 @@ transformers' model classes take longer to import than torch itself, and longer 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -24,6 +23,7 @@ from transformers.pytorch_utils import Conv1D
 from captioner import compute
 from captioner.contracts import LoadOptions
 from captioner.errors import BadCheckpoint
+from captioner.files.json import read_object
 from captioner.models.efficientnet_lite import EfficientNetLite
 from captioner.models.prefix import JointHead, MlpMapper, PrefixDecoder, PrefixProcessor, PrefixSpeaker
 
@@ -126,16 +126,17 @@ class Squash:
 def load(folder: Path, options: LoadOptions) -> PrefixSpeaker:
     """The bundled folder → a speaker."""
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = read_object(folder / "config.json")
         weights = load_file(folder / "model.safetensors")
         tokenizer = Tokenizer.from_str((folder / "tokenizer.json").read_text(encoding="utf-8"))
         model = Mini(config)
         told = model.load_state_dict(weights, strict=False)
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise BadCheckpoint(f"The model in {folder} is damaged ({error}). Reinstall captioner.") from error
     if told.unexpected_keys or set(told.missing_keys) - {"gpt.lm_head.weight"}:
         raise BadCheckpoint(f"The model in {folder} lacks weights. Reinstall captioner.")
     sizes = config["backbone"]["preprocess"]
     squash = Squash(sizes["size"], sizes["mean"], sizes["std"])
     processor = PrefixProcessor(squash, tokenizer, model.config)
-    return PrefixSpeaker(compute.prepare(model, options, small=model.gpt), processor)
+    positions = model.gpt.config.n_positions - model.config.prefix_length
+    return PrefixSpeaker(compute.prepare(model, options, small=model.gpt), processor, positions)

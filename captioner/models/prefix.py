@@ -68,6 +68,8 @@ class MlpMapper(nn.Module):
 class MapperAttention(nn.Module):
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
+        if heads < 1 or width % heads:
+            raise ValueError(f"{heads} heads cannot share a width of {width}")
         self.heads = heads
         self.to_queries = nn.Linear(width, width, bias=False)
         self.to_keys_values = nn.Linear(width, 2 * width, bias=False)

@@ -254,13 +254,17 @@ def load(folder: Path, options: LoadOptions) -> SearchedDecoder:
     """A trained checkpoint, ready to speak."""
     model = checkpoint.load_pretrained(ResNetLSTM, folder, options)
     vocabulary = checkpoint.folder_with(folder, "tokenizer.json") / "tokenizer.json"
-    try:
+    with checkpoint.reading(vocabulary):
         tokenizer = Tokenizer.from_file(str(vocabulary))
-    except Exception as error:  # the only class that tokenizers raises
-        raise BadCheckpoint(f"{vocabulary} is no tokenizer ({error}). Copy the one saved with the model.") from error
     if tokenizer.get_vocab_size() != model.config.vocab_size:
         raise BadCheckpoint(
             f"{vocabulary} has {tokenizer.get_vocab_size()} tokens, the model {model.config.vocab_size}. "
             "Copy the tokenizer.json that was saved with the model."
         )
-    return SearchedDecoder(model, VocabularyProcessor(model.backbone.preprocess, tokenizer))
+    processor = VocabularyProcessor(model.backbone.preprocess, tokenizer)
+    ids = (*processor.start_ids, *processor.eos_ids, processor.pad_id)
+    if None in ids:
+        raise BadCheckpoint(f"{vocabulary} lacks {PAD}, {START} or {END}. Copy the one saved with the model.")
+    unknown = model.config.unknown_token_id
+    checkpoint.check_ids(folder, model.config.vocab_size, (*ids, unknown, max(tokenizer.get_vocab().values())))
+    return SearchedDecoder(model, processor)

@@ -197,9 +197,15 @@ def load(folder: Path, options: LoadOptions) -> SearchedDecoder:
         tokenizer = AutoTokenizer.from_pretrained(
             checkpoint.folder_with(folder, "tokenizer.json"), local_files_only=True
         )
-    if len(tokenizer) > model.config.gpt2.vocab_size:
+    gpt2 = model.config.gpt2
+    if len(tokenizer) > gpt2.vocab_size:
         raise BadCheckpoint(
-            f"The tokenizer in {folder} has {len(tokenizer)} tokens, the model only {model.config.gpt2.vocab_size}. "
+            f"The tokenizer in {folder} has {len(tokenizer)} tokens, the model only {gpt2.vocab_size}. "
             "Copy the tokenizer that was saved with the model."
         )
-    return SearchedDecoder(model, GPT2Processor(model.backbone.preprocess, tokenizer))
+    if tokenizer.eos_token_id is None:
+        raise BadCheckpoint(
+            f"The tokenizer in {folder} has no token that ends a text. Copy the one saved with the model."
+        )
+    checkpoint.check_ids(folder, gpt2.vocab_size, (tokenizer.eos_token_id, max(tokenizer.get_vocab().values())))
+    return SearchedDecoder(model, GPT2Processor(model.backbone.preprocess, tokenizer), gpt2.n_positions)

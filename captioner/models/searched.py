@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Sequence
 from copy import copy
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from captioner.contracts import PLAIN_REQUEST, Decoder, Memory, Processor, Request
 from captioner.decoding import Decoding
+from captioner.errors import BadCheckpoint, BadInput
 from captioner.prompt import Candidate, Reading
 from captioner.search import Found, search
 
@@ -21,9 +23,19 @@ class SearchedDecoder:
 
     uses = frozenset({"prompt"})
 
-    def __init__(self, model: Decoder, processor: Processor) -> None:
+    def __init__(self, model: Decoder, processor: Processor, positions: int | None = None) -> None:
         self.model = model
         self.processor = processor
+        self.positions = positions
+        """Tokens of a text, its start among them, that the model can read; None: any number."""
+
+    @property
+    def longest(self) -> int | None:
+        """New tokens that it can write: the last of them is never read."""
+        return self._longest_after(len(self.processor.start_ids))
+
+    def _longest_after(self, start: int) -> int | None:
+        return None if self.positions is None else max(0, self.positions - start + 1)
 
     @torch.inference_mode()
     def read_images(
@@ -47,7 +59,9 @@ class SearchedDecoder:
         self, memory: Memory, seeds: Sequence[int] | None, decoding: Decoding, request: Request = PLAIN_REQUEST
     ) -> list[Reading]:
         """One reading per image of the memory. Seeds: one per image, needed to sample."""
-        found = search(self.model, memory, self.beginning(request.prompt), decoding, seeds)
+        processor = self.beginning(request.prompt)
+        check_length(self._longest_after(len(processor.start_ids)), len(processor.start_ids), decoding)
+        found = search(self.model, memory, processor, decoding, seeds)
         return [self.reading(of_image) for of_image in found]
 
     def beginning(self, prompt: str | None) -> Processor:
@@ -60,4 +74,17 @@ class SearchedDecoder:
 
     def reading(self, found: Sequence[Found]) -> Reading:
         """What was found for one image."""
+        if not all(math.isfinite(text.score) for text in found):
+            raise BadCheckpoint("The model answers with numbers that are none (NaN): its weights are damaged.")
         return Reading(tuple(Candidate(self.processor.decode(each.ids), each.score, each.finished) for each in found))
+
+
+def check_length(longest: int | None, start: int, decoding: Decoding) -> None:
+    """Refuse a text that would outgrow the positions that a model was trained with."""
+    if longest is None or decoding.max_new_tokens <= longest:
+        return
+    after = f" after a start of {start:,}" if start > 1 else ""
+    raise BadInput(
+        f"This model writes at most {longest:,} tokens{after}, and max_new_tokens is {decoding.max_new_tokens:,}. "
+        + ("Lower it." if longest else "Shorten the start.")
+    )

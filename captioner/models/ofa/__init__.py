@@ -13,7 +13,7 @@ from pathlib import Path
 from torch import Tensor
 
 from captioner.contracts import PLAIN_REQUEST, LoadOptions, Memory, Request
-from captioner.errors import BadCheckpoint
+from captioner.errors import BadCheckpoint, BadInput
 from captioner.models import checkpoint
 from captioner.models.ofa.config import PUBLISHED, RESNET_DEPTHS, OFAConfig
 from captioner.models.ofa.model import OFA
@@ -22,6 +22,8 @@ from captioner.models.searched import SearchedDecoder
 
 __all__ = ["DEFAULT_DECODING", "OFA", "Answerer", "OFAConfig", "OFAProcessor", "check_form", "load", "processor_for"]
 
+MOST_POSITIONS = 1024
+"""Between words: the relative tables know no larger distance."""
 DEFAULT_DECODING = {"num_beams": 5, "max_new_tokens": 16, "no_repeat_ngram_size": 3}
 
 
@@ -37,14 +39,27 @@ class Answerer(SearchedDecoder):
         return self.model.look(pixels, ids, self._question(request))
 
     def _question(self, request: Request) -> list[int] | None:
-        return self.processor.question(request.question) if request.question else None
+        if not request.question:
+            return None
+        question = self.processor.question(request.question)
+        if len(question) > (most := positions(self.model.config)):
+            raise BadInput(f"The question is {len(question):,} tokens long, and this model reads {most:,}. Shorten it.")
+        return question
+
+
+def positions(config: OFAConfig) -> int:
+    """Tokens of a question, or of a text."""
+    return min(config.max_position_embeddings, MOST_POSITIONS)
 
 
 def load(folder: Path, options: LoadOptions) -> Answerer:
     """A published or fine-tuned checkpoint."""
     check_form(checkpoint.base_folder(folder))
     model = checkpoint.load_pretrained(OFA, folder, options)
-    return Answerer(model, processor_for(model, folder))
+    processor = processor_for(model, folder)
+    ids = (*processor.start_ids, *processor.eos_ids, processor.pad_id, model.config.pad_token_id)
+    checkpoint.check_ids(folder, model.config.vocab_size, ids)
+    return Answerer(model, processor, positions(model.config))
 
 
 def processor_for(model: OFA, folder: Path, question: str | None = None) -> OFAProcessor:
@@ -69,7 +84,7 @@ def check_form(folder: Path) -> None:
     """Say so if the folder holds a relative of OFA that computes otherwise."""
     said = checkpoint.read_config(folder)
     other = [key for key, value in PUBLISHED.items() if said.get(key, value) != value]
-    if said.get("resnet_type", "resnet101") not in RESNET_DEPTHS:
+    if str(said.get("resnet_type", "resnet101")) not in RESNET_DEPTHS:
         other.append("resnet_type")
     if other:
         values = ", ".join(f"{key} = {said[key]!r}" for key in other)
