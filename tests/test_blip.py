@@ -221,7 +221,7 @@ BROKEN = {
         '{"model_type": "blip", "text_config": {"hidden_size": "wide"}}'
     ),
     "no config.json": lambda folder: (folder / "config.json").unlink(),
-    "lacks tokenizer.json": lambda folder: (folder / "tokenizer.json").unlink(),
+    "lacks tokenizer.json": lambda folder: [(folder / name).unlink() for name in ("tokenizer.json", "vocab.txt")],
     "lacks preprocessor_config.json": lambda folder: (folder / "preprocessor_config.json").unlink(),
 }
 
@@ -291,3 +291,14 @@ def test_broken_adapters_are_named(folder: Path, adapter: Path) -> None:
     (adapter / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": None}))
     with pytest.raises(BadCheckpoint, match="does not name its base"):
         blip.load(adapter, LoadOptions())
+
+
+def test_a_folder_that_transformers_5_saved_is_read(folder: Path) -> None:
+    """Its image processor is a part of processor_config.json; vocab.txt alone is BERT's tokenizer too."""
+    picture = Image.effect_noise((40, 30), 90).convert("RGB")
+    expected = blip.load(folder, LoadOptions()).read_images([picture], Decoding(max_new_tokens=8))
+    images = json.loads((folder / "preprocessor_config.json").read_text())
+    (folder / "processor_config.json").write_text(json.dumps({"image_processor": images}))
+    for name in ("preprocessor_config.json", "tokenizer.json"):
+        (folder / name).unlink()
+    assert blip.load(folder, LoadOptions()).read_images([picture], Decoding(max_new_tokens=8)) == expected

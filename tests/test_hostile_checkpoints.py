@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -314,6 +315,23 @@ def test_search_settings_of_nonsense(content, copied):
     folder = copied("blip")
     write("decoding.json", content)(folder)
     assert "decoding.json" in sentence(folder)
+
+
+# --- longer than a model can be ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", ["blip", "clip-prefix", "git", "ofa", "resnet-lstm-gpt2", "vit-gpt2", "mini"])
+def test_a_text_has_at_most_the_models_positions(family, tiny_checkpoint):
+    """The longest text is written, one token more is refused; the model's own default is never longer."""
+    model = captioner.load("mini" if family == "mini" else str(tiny_checkpoint(family)), CPU)
+    longest = model.speaker.longest
+    assert model.decoding.max_new_tokens <= longest
+    picture = [Image.effect_noise((40, 30), 90).convert("RGB")]
+    settings = {"do_sample": False, "num_beams": 1, "num_return_sequences": 1}
+    if family != "ofa":  # a thousand steps
+        model.generate(picture, replace(model.decoding, **settings, max_new_tokens=longest, min_new_tokens=longest))
+    with pytest.raises(CaptionerError, match=f"at most {longest:,} tokens"):
+        model.generate(picture, replace(model.decoding, **settings, max_new_tokens=longest + 1))
 
 
 # --- adapters ---------------------------------------------------------------------------------------------------------

@@ -118,7 +118,7 @@ def test_broken_checkpoints_are_named(folder, tmp_path, tiny_checkpoint):
     with pytest.raises(BadCheckpoint, match=r"tokenizer.json has 280 tokens, the model 300"):
         resnet_lstm.load(broken, CPU)
     (broken / "tokenizer.json").write_text("{}")
-    with pytest.raises(BadCheckpoint, match=r"tokenizer.json is no tokenizer"):
+    with pytest.raises(BadCheckpoint, match=r"tokenizer.json cannot be loaded"):
         resnet_lstm.load(broken, CPU)
     (broken / "tokenizer.json").unlink()
     with pytest.raises(BadCheckpoint, match=r"lacks tokenizer.json"):

@@ -138,13 +138,12 @@ def check_files(folder: Path) -> None:
 
 
 def check(folder: Path) -> dict[str, Any]:
-    """The config.json of a folder that can be read without harm: real files, weights that are there, sane counts."""
+    """The config.json of a folder that can be read without harm: real files, and sane counts."""
     check_files(folder)
     said = read_config(folder)
     for name, value in _numbers(said):
         if COUNTS.fullmatch(name) and value > MOST_LAYERS:
             raise BadCheckpoint(f"{folder}/config.json says {name} = {value:,}; no model has so many. Fetch it again.")
-    weights_files(folder)
     return said
 
 
@@ -178,9 +177,9 @@ def _numbers(said: Any, name: str = "") -> Iterator[tuple[str, int]]:
 
 def check_shape(build: Callable[[], nn.Module], folder: Path) -> None:
     """Refuse a model much larger than its weights: what they lack would be made up, in memory that may not be there."""
+    there = sum(file.stat().st_size for file in weights_files(folder))
     with torch.device("meta"):  # shapes alone
         needed = sum(weight.numel() for weight in build().parameters())
-    there = sum(file.stat().st_size for file in weights_files(folder))
     if needed > SMALL + there:
         raise BadCheckpoint(
             f"{folder}/config.json describes {needed:,} weights, its files hold at most {there:,}. Fetch it again."

@@ -323,8 +323,9 @@ def _processor(folder: Path, config: PreTrainedConfig, trust: dict) -> tuple:
 def _model(folder: Path, config: PreTrainedConfig, dtype: torch.dtype, how: dict) -> PreTrainedModel:
     """Every weight must be there but those that no caption needs; what is too many belongs to older versions."""
     cls = VisionEncoderDecoderModel if _paired(config) else AutoModelForImageTextToText
+    checkpoint.weights_files(folder)
     with checkpoint.reading(folder):
-        if not how["trust_remote_code"]:
+        if not how["trust_remote_code"]:  # a model's own code may be built in its own way
             build = cls if _paired(config) else cls.from_config
             checkpoint.check_shape(lambda: build(config=config), folder)
         model, report = cls.from_pretrained(folder, config=config, dtype=dtype, output_loading_info=True, **how)
