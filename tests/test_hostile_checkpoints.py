@@ -21,7 +21,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import captioner
-from captioner.contracts import LoadOptions
+from captioner.contracts import LoadOptions, Request
 from captioner.errors import CaptionerError
 from tests.test_knn import random_units, write_index
 
@@ -327,11 +327,15 @@ def test_a_text_has_at_most_the_models_positions(family, tiny_checkpoint):
     longest = model.speaker.longest
     assert model.decoding.max_new_tokens <= longest
     picture = [Image.effect_noise((40, 30), 90).convert("RGB")]
-    settings = {"do_sample": False, "num_beams": 1, "num_return_sequences": 1}
+    greedy = replace(model.decoding, do_sample=False, num_beams=1, num_return_sequences=1)
     if family != "ofa":  # a thousand steps
-        model.generate(picture, replace(model.decoding, **settings, max_new_tokens=longest, min_new_tokens=longest))
+        whole = replace(greedy, max_new_tokens=longest, min_new_tokens=longest)
+        model.generate(picture, Request(whole))
     with pytest.raises(CaptionerError, match=f"at most {longest:,} tokens"):
-        model.generate(picture, replace(model.decoding, **settings, max_new_tokens=longest + 1))
+        model.generate(picture, Request(replace(greedy, max_new_tokens=longest + 1)))
+    if "prompt" in model.speaker.uses:
+        with pytest.raises(CaptionerError, match="Shorten the start"):
+            model.generate(picture, Request(greedy, prompt="a cat " * 20_000))
 
 
 # --- adapters ---------------------------------------------------------------------------------------------------------
