@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 HELD_PIXELS = 100_000_000
-"""Of a batch; the picture that reaches it is the last."""
+"""Of a batch; a larger picture is asked about alone."""
 FIRST = 3
 """A model that fails on so many pictures alike before it answers one is at fault itself: the run ends."""
 DAMAGED = "The model's numbers are not finite (NaN): its weights are damaged, or --precision is too low for it."
@@ -198,8 +198,10 @@ class _Work:
         if isinstance(opened.content, (BadImage, BadOutput)):
             self._fail(opened, opened.content)
             return
+        if sum(one.pixels for one in self.batch) + opened.pixels > HELD_PIXELS:
+            self.flush()
         self.batch.append(opened)
-        if len(self.batch) >= self._size() or sum(each.pixels for each in self.batch) >= HELD_PIXELS:
+        if len(self.batch) >= self._size():
             self.flush()
 
     def _fail(self, opened: _Opened, error: BadImage | BadOutput) -> None:
