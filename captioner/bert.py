@@ -21,20 +21,25 @@ class Layer(nn.Module):
     def __init__(self, weights: dict[str, Tensor], heads: int) -> None:
         super().__init__()
         self.heads = heads
-        both = [[weights[f"attention.self.{one}.{kind}"] for one in ("query", "key", "value")] for kind in KINDS]
-        self.query_key_value = linear(*map(torch.cat, both))
+        projections = ("query", "key", "value")
+        self.query_key_value = linear(
+            *(torch.cat([weights[f"attention.self.{name}.{kind}"] for name in projections]) for kind in KINDS)
+        )
         self.mix = linear(*(weights[f"attention.output.dense.{kind}"] for kind in KINDS))
         self.mixed_norm = norm(weights, "attention.output.LayerNorm")
         self.widen = linear(*(weights[f"intermediate.dense.{kind}"] for kind in KINDS))
         self.narrow = linear(*(weights[f"output.dense.{kind}"] for kind in KINDS))
         self.norm = norm(weights, "output.LayerNorm")
 
-    def forward(self, x: Tensor, seen: Tensor, places: Tensor) -> Tensor:
-        """x `[tokens, width]`, at these places of `seen` `[B, T]`: attention alone needs the texts side by side."""
-        projected = x.new_zeros(seen.numel(), 3 * x.shape[1]).index_copy_(0, places, self.query_key_value(x))
-        query, key, value = projected.view(*seen.shape, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
-        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=seen[:, None, None])
-        mixed = mixed.transpose(1, 2).reshape(seen.numel(), -1)[places]  # [tokens, width]
+    def forward(self, x: Tensor, mask: Tensor, rows: Tensor) -> Tensor:
+        """Hidden states without padding `[tokens, width]` → the same; attention alone needs them padded.
+
+        rows: where the tokens are among the flattened `mask` `[B, T]`.
+        """
+        padded = x.new_zeros(mask.numel(), 3 * x.shape[1]).index_copy_(0, rows, self.query_key_value(x))
+        query, key, value = padded.view(*mask.shape, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask[:, None, None])
+        mixed = mixed.transpose(1, 2).reshape(mask.numel(), -1)[rows]  # [tokens, width]
         x = self.mixed_norm(x + self.mix(mixed))
         return self.norm(x + self.narrow(F.gelu(self.widen(x))))
 
@@ -46,37 +51,40 @@ class Bert(nn.Module):
         super().__init__()
         weights = {key: tensor.to(dtype) for key, tensor in load_file(folder / "model.safetensors").items()}
         self.words = weights["embeddings.word_embeddings.weight"]
-        of_text = weights["embeddings.token_type_embeddings.weight"][0]
-        self.places = weights["embeddings.position_embeddings.weight"] + of_text
+        first_segment = weights["embeddings.token_type_embeddings.weight"][0]
+        self.positions = weights["embeddings.position_embeddings.weight"] + first_segment
         self.first_norm = norm(weights, "embeddings.LayerNorm")
         self.layers = nn.ModuleList()
-        while of_layer := _below(weights, f"encoder.layer.{len(self.layers)}."):
-            self.layers.append(Layer(of_layer, heads))
+        while layer := _below(weights, f"encoder.layer.{len(self.layers)}."):
+            self.layers.append(Layer(layer, heads))
         self.eval().requires_grad_(False)
         if dtype == torch.float32:
             compute.pack(self)
 
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
-        seen = mask.bool()
-        places = seen.flatten().nonzero()[:, 0]  # of the tokens: padding is a fifth of four short texts
-        embedded = self.words[ids] + self.places[: ids.shape[1]]
-        x = self.first_norm(embedded.flatten(0, 1)[places])
+        mask = mask.bool()
+        rows = mask.flatten().nonzero()[:, 0]  # the tokens alone: padding is a fifth of four short texts
+        embedded = self.words[ids] + self.positions[: ids.shape[1]]
+        x = self.first_norm(embedded.flatten(0, 1)[rows])
         for layer in self.layers:
-            x = layer(x, seen, places)
-        return x.new_zeros(seen.numel(), x.shape[1]).index_copy_(0, places, x).view(*seen.shape, -1)
+            x = layer(x, mask, rows)
+        return x.new_zeros(mask.numel(), x.shape[1]).index_copy_(0, rows, x).view(*mask.shape, -1)
 
 
 def linear(weight: Tensor, bias: Tensor) -> nn.Linear:
-    made = nn.Linear(*weight.T.shape, device="meta")
-    made.weight, made.bias = nn.Parameter(weight), nn.Parameter(bias)
-    return made
+    """A linear layer around these tensors, not copied."""
+    layer = nn.Linear(*weight.T.shape, device="meta")
+    layer.weight, layer.bias = nn.Parameter(weight), nn.Parameter(bias)
+    return layer
 
 
 def norm(weights: dict[str, Tensor], name: str) -> nn.LayerNorm:
-    made = nn.LayerNorm(len(weights[f"{name}.weight"]), eps=EPSILON, device="meta")
-    made.weight, made.bias = nn.Parameter(weights[f"{name}.weight"]), nn.Parameter(weights[f"{name}.bias"])
-    return made
+    """The layer norm of this name."""
+    layer = nn.LayerNorm(len(weights[f"{name}.weight"]), eps=EPSILON, device="meta")
+    layer.weight, layer.bias = nn.Parameter(weights[f"{name}.weight"]), nn.Parameter(weights[f"{name}.bias"])
+    return layer
 
 
 def _below(weights: dict[str, Tensor], start: str) -> dict[str, Tensor]:
+    """The weights whose names begin so, under the rest of their names."""
     return {key.removeprefix(start): tensor for key, tensor in weights.items() if key.startswith(start)}
