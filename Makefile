@@ -1,25 +1,32 @@
-# All the set-up there is: `make demo` and `make test` make .venv when it is missing and keep it when nothing changed.
+# `make demo`, `make train` and `make test` make .venv when it is missing and keep it when nothing changed.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test clean
+.PHONY: demo train test clean
 
 demo: $(VENV)/.installed
 	$(BIN)/captioner generate examples/pictures
 	$(BIN)/python examples/contact_sheet.py examples/pictures --out build/demo.png
+
+train: $(VENV)/.installed-train
+	@echo "Ready to train: source $(BIN)/activate, then see the README's section Train."
 
 test: $(VENV)/.installed-test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
 	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
+	$(BIN)/python -m pip install --constraint constraints.txt --editable .
+	touch $@
+
+$(VENV)/.installed-train: $(VENV)/.installed
+	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[train]'
 	touch $@
 
 $(VENV)/.installed-test: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
+	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[test]'
 	touch $@
 
 clean:

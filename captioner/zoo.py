@@ -35,6 +35,9 @@ class Entry:
     purpose: str
 
 
+CLIP = "openai/clip-vit-large-patch14"
+"""What the interrogator ranks by; BLIP writes its caption."""
+
 ENTRIES: dict[str, Entry] = {
     entry.name: entry
     for entry in (
@@ -45,7 +48,7 @@ ENTRIES: dict[str, Entry] = {
         Entry("resnet-lstm", "captioner", "resnet_lstm", None, "ResNet-50 → attention → LSTM, the classic baseline"),
         Entry("resnet-lstm-gpt2", "captioner", "resnet_lstm_gpt2", None, "ResNet-50 → LSTM → GPT-2"),
         Entry("ofa", "captioner", "ofa", "OFA-Sys/ofa-base", "answers a question about the picture"),
-        Entry("interrogator", "captioner", "interrogator", None, "caption + artists, mediums, flavours ranked by CLIP"),
+        Entry("interrogator", "captioner", "interrogator", CLIP, "caption + artists, mediums, flavours ranked by CLIP"),
         Entry("vit", "embedder", "direct", None, "ViT-B/16 → the embedding, no text"),
         Entry("vit-large", "embedder", "direct", None, "ViT-L/16 → the embedding, no text"),
         Entry("clip", "embedder", "direct", None, "CLIP's image tower → the embedding, no text"),

@@ -139,7 +139,7 @@ def test_package_is_read_and_not_imported(package: Path) -> None:
 
 
 def test_without_the_package_the_remedy_is_named(options: LoadOptions) -> None:
-    with pytest.raises(MissingExtra, match=r"pip install 'captioner\[interrogator\]'.*--terms"):
+    with pytest.raises(MissingExtra, match=r"pip install --no-deps clip-interrogator.*--terms"):
         load(replace(options, clip_model="no/such-clip")).read_images(pictures(1), SHORT)  # before anything is loaded
 
 

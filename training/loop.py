@@ -298,7 +298,7 @@ def leave_model(job: Job, trainer: LoopTrainer, out: Path) -> None:
 def quiet() -> Iterator[None]:
     """A bar for each file saved would hide what matters; so would what libraries say of what is meant to be so."""
     with without_bars(), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Could not find a config file in base")  # peft, of the base beside it
+        warnings.filterwarnings("ignore", "Could not find a config file in")  # peft, offline and of the base beside it
         warnings.filterwarnings("ignore", "Paged optimizers are not supported on CPU")  # `announce` says it
         yield
 

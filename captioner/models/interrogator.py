@@ -252,7 +252,7 @@ def package_lists() -> dict[str, list[str]]:
     found = importlib.util.find_spec(PACKAGE)
     if found is None or found.origin is None:
         raise MissingExtra(
-            "The interrogator's terms come with an optional package: `pip install 'captioner[interrogator]'`. "
+            "The interrogator's terms come with an optional package: `pip install --no-deps clip-interrogator==0.6.0`. "
             "Or give lists of your own with --terms FILE."
         )
     data = Path(found.origin).parent / "data"

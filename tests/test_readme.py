@@ -1,0 +1,141 @@
+"""The README keeps its word: its commands run as they are printed, its example too, its links lead somewhere."""
+
+import configparser
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from captioner import zoo
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def run(*command: str) -> subprocess.CompletedProcess:
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+
+def readme_commands(section: str = README) -> list[str]:
+    """The commands of the README's indented blocks, without their comments."""
+    lines = re.findall(r"^    ((?:captioner|python -m) .+?)(?:  +#.*)?$", section, re.MULTILINE)
+    return [line.strip() for line in lines]
+
+
+@pytest.mark.parametrize("line", readme_commands())
+def test_the_readme_names_options_that_exist(line: str) -> None:
+    words = shlex.split(line.split(" < ")[0])
+    program = [sys.executable, "-m", "captioner"] if words[0] == "captioner" else [sys.executable, "-m", words[2]]
+    options = [word.split("=")[0] for word in words if word.startswith("--")]
+    if not options:
+        return
+    verbs = words[1:] if words[0] == "captioner" else words[3:]
+    verb = verbs[: 2 if verbs[0] in ("index", "ensemble", "terms", "convert") else 1]
+    shown = run(*program, *(word for word in verb if not word.startswith("--")), "--help")
+    assert shown.returncode == 0, shown.stderr
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", shown.stdout)
+    for option in options:
+        assert option in plain
+
+
+def draw_pairs(folder: Path, count: int, prompt: str) -> None:
+    """Pictures, each with its prompt in a .txt beside it."""
+    folder.mkdir()
+    for number in range(count):
+        noise = Image.effect_noise((6, 6), 2 * number + 20).convert("RGB")
+        noise.resize((264, 264), Image.Resampling.NEAREST).save(folder / f"{number}.png")
+        (folder / f"{number}.txt").write_text(prompt.format(number + 2))
+
+
+@pytest.fixture
+def newcomer(tmp_path: Path, tiny_checkpoint: Callable[[str], Path]) -> Path:
+    """A folder with everything that the README's commands name, and a Hub cache with a tiny BLIP in it."""
+    names = (
+        "cat.png",
+        "other.webp",
+        "third.jpg",
+        "new.png",
+        "photos/a.jpg",
+        "photos/more/b.jpg",
+        "dataset/10_sks/1.png",
+    )
+    for number, name in enumerate(names):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.effect_noise((64 + number, 48), 60).convert("RGB").save(tmp_path / name)
+    parameters = PngInfo()
+    parameters.add_text("parameters", "a fox in the snow\nSteps: 20, Sampler: Euler a, Seed: 1, Size: 64x64")
+    Image.new("RGB", (64, 64), "red").save(tmp_path / "img.png", pnginfo=parameters)
+    (tmp_path / "dataset/10_sks/1.txt").write_text("snow, fox")
+    (tmp_path / "prompts.txt").write_text("a cat, oil painting\na dog, oil painting\n" * 2)
+    (tmp_path / "list.txt").write_text("cat.png\nphotos\n")
+    (tmp_path / "texts.csv").write_text("truth,prediction\na cat,a dog\na red fox,a red cat\n")
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    draw_pairs(tmp_path / "my-pictures", 44, "a red painting of {} cats in a forest")
+    draw_pairs(tmp_path / "validation", 12, "a drawing of {} towers by the sea")
+    snapshot = tmp_path / "hub/models--Salesforce--blip-image-captioning-base/snapshots/0"
+    shutil.copytree(tiny_checkpoint("blip"), snapshot)
+    (snapshot.parents[1] / "refs").mkdir()
+    (snapshot.parents[1] / "refs/main").write_text("0")
+    return tmp_path
+
+
+def section(title: str) -> str:
+    return README.split(f"\n## {title}\n")[1].split("\n## ")[0]
+
+
+@pytest.mark.parametrize(
+    ("titles", "hub"),
+    [
+        (("Start", "Which part do you need?", "Caption pictures", "Models"), "no-hub"),
+        (("Reference pictures and ensembles", "Train", "Evaluate"), "hub"),
+    ],
+    ids=["caption", "train and measure"],
+)
+def test_the_commands_of_the_readme_run_as_they_are_printed(newcomer: Path, titles: Sequence[str], hub: str) -> None:
+    """By copy and paste, without the network, and without a warning of any package."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    settings = {"PATH": path, "HF_HUB_CACHE": str(newcomer / hub), "OMP_NUM_THREADS": "1"}
+    commands = [line for title in titles for line in readme_commands(section(title)) if "https://" not in line]
+    assert len(commands) > 8
+    for line in commands:
+        done = subprocess.run(
+            ["bash", "-c", line], cwd=newcomer, env=os.environ | settings, capture_output=True, text=True
+        )
+        assert done.returncode == 0, f"{line}\n{done.stderr}"
+        assert not re.search(r"warn|deprecat|kernels|retry", done.stderr, re.IGNORECASE), f"{line}\n{done.stderr}"
+
+
+@pytest.mark.parametrize("link", re.findall(r"\]\(([^)#]+)\)", README))
+def test_a_link_of_the_readme_leads_somewhere(link: str) -> None:
+    assert (ROOT / link).exists()
+
+
+def test_the_contents_of_the_readme_are_its_sections() -> None:
+    anchors = set(re.findall(r"\]\(#([^)]+)\)", README))
+    titles = re.findall(r"^## (.+)$", README, re.MULTILINE)
+    assert anchors == {re.sub(r"[^a-z -]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+def test_every_model_and_extra_stands_in_the_readme() -> None:
+    for name in zoo.ENTRIES:
+        assert f"`{name}`" in section("Models")
+    settings = configparser.ConfigParser()
+    settings.read(ROOT / "setup.cfg")
+    for extra in settings["options.extras_require"]:
+        assert f"| `{extra}` |" in section("Extras and files")
+
+
+def test_the_readme_example_runs() -> None:
+    [example] = re.findall(r"```python\n(.+?)```", README, re.DOTALL)
+    done = run(sys.executable, "-c", example)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert done.stdout.count("(384,)") == 2
