@@ -7,6 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from safetensors import SafetensorError
+
+from captioner.errors import BadOutput
+from captioner.models.merging import merge
+from training import blip
 
 NOISE = ("kernels", "Warning", "bitsandbytes", "MatMul8bitLt", "warn(")
 
@@ -72,3 +77,24 @@ except embedding.MissingModel:
     (tmp_path / "empty").mkdir()
     done = python(code, str(tmp_path / "empty"))
     assert done.stdout.split() == ["asked", "True", "False"], done.stderr
+
+
+def test_a_merged_model_is_whole_or_not_there(
+    tiny_checkpoint, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    where = ["--base", str(tiny_checkpoint("blip")), "--data", str(pairs), "--out", str(tmp_path / "run")]
+    blip.main([*where, "--lora", "--max-steps", "1", "--samples", "0"])
+
+    def full(tensors, filename, metadata=None):
+        Path(filename).write_bytes(b"half")
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("transformers.modeling_utils.safe_save_file", full)
+        with pytest.raises(BadOutput, match="merged cannot be written"):
+            merge(tmp_path / "run", tmp_path / "merged")
+    assert [folder.name for folder in tmp_path.iterdir()] == ["run"]
+    with pytest.raises(BadOutput, match="There is no folder"):
+        merge(tmp_path / "run", tmp_path / "nowhere" / "merged")
+    merge(tmp_path / "run", tmp_path / "merged")
+    assert (tmp_path / "merged/model.safetensors").exists()
