@@ -107,6 +107,9 @@ def test_a_pickle_that_would_run_code_is_refused(clip, gpt2, tmp_path):
 def test_what_does_not_fit_is_refused_and_leaves_nothing(clip, gpt2, tmp_path):
     state = published(tiny.model(1, **MAPPERS[1]))
     file, out = tmp_path / "some.pt", tmp_path / "out"
+    file.write_bytes(b"j174812789junk")
+    with pytest.raises(BadCheckpoint, match="is no checkpoint of torch"):
+        clipcap.convert(file, out, clip, gpt2)
     torch.save({"weight": torch.zeros(2)}, file)
     with pytest.raises(BadCheckpoint, match="no clip_project"):
         clipcap.convert(file, out, clip, gpt2)

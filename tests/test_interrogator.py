@@ -99,6 +99,29 @@ def test_vectors_are_those_of_transformers(tiny_checkpoint: Callable[[str], Path
     torch.testing.assert_close(ours.pictures(pictures(3)), torch.nn.functional.normalize(seen))
 
 
+def test_terms_that_were_read_before_a_stop_are_not_read_again(
+    tiny_checkpoint: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("CAPTIONER_CACHE", str(tmp_path))
+    monkeypatch.setattr(interrogator, "PART", 3)
+    ours, terms = judge(tiny_checkpoint, "clip"), [f"term {number}" for number in range(8)]
+    read, whole = [], ours.texts
+
+    def stopped(texts: list[str]) -> torch.Tensor:
+        if len(read) == 2:
+            raise KeyboardInterrupt
+        read.append(texts)
+        return whole(texts)
+
+    monkeypatch.setattr(ours, "texts", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        interrogator._vectors(ours, "flavors", terms)
+    read.pop()
+    vectors = interrogator._vectors(ours, "flavors", terms)
+    assert read == [terms[:3], terms[6:]]
+    torch.testing.assert_close(vectors, whole(terms).half(), atol=1e-3, rtol=0)
+
+
 @pytest.mark.parametrize("at_once", [1, 5, 512])
 @pytest.mark.parametrize("name", ["clip", "siglip"])
 def test_similarities_share_beginnings_and_change_nothing(

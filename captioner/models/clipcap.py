@@ -7,9 +7,6 @@ from checkpoints of their own and saved along, so that the folder needs nothing 
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import tempfile
 from pathlib import Path
 
 import torch
@@ -18,6 +15,7 @@ from transformers import AutoConfig, AutoTokenizer
 
 from captioner import zoo
 from captioner.errors import BadCheckpoint, BadInput, BadOutput
+from captioner.files.atomic import replacing_folder
 from captioner.models import backbones
 from captioner.models.checkpoint import BUFFERS, reading
 from captioner.models.clip_prefix import ClipPrefix, ClipPrefixConfig
@@ -26,6 +24,8 @@ CLIP_OF = {512: "openai/clip-vit-base-patch32"}
 """The CLIP of the published checkpoints, by the length of its embeddings."""
 DECODING = {"num_beams": 5, "max_new_tokens": 67, "length_penalty": 1.0}
 FULL_STOP = 13
+TORCH_FILES = (b"PK", b"\x80\x02")
+"""How torch's files begin: an archive, or a pickle in its older form."""
 
 
 def convert(file: Path, out: Path, clip: str | None = None, gpt2: str = "gpt2", mapper_heads: int = 8) -> None:
@@ -60,6 +60,10 @@ def convert(file: Path, out: Path, clip: str | None = None, gpt2: str = "gpt2", 
 
 def _published(file: Path) -> dict[str, Tensor]:
     with reading(file):
+        with file.open("rb") as stream:
+            begins = stream.read(2)
+        if begins not in TORCH_FILES:
+            raise BadCheckpoint(f"{file} is no checkpoint of torch. Name a published ClipCap file (.pt).")
         state = torch.load(file, map_location="cpu", weights_only=True)
     if not isinstance(state, dict) or not any(str(key).startswith("clip_project.") for key in state):
         raise BadCheckpoint(f"{file} is no ClipCap checkpoint: it has no clip_project weights.")
@@ -111,11 +115,7 @@ def _our_name(key: str) -> str:
 def _save(model: ClipPrefix, tokenizer, out: Path) -> None:
     """All of the folder or nothing of it."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(prefix=".convert-", dir=out.parent))
-    try:
-        model.save_pretrained(unfinished)
-        tokenizer.save(str(unfinished / "tokenizer.json"))
-        (unfinished / "decoding.json").write_text(json.dumps(DECODING, indent=1) + "\n", encoding="utf-8")
-        os.replace(unfinished, out)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+    with replacing_folder(out) as new:
+        model.save_pretrained(new)
+        tokenizer.save(str(new / "tokenizer.json"))
+        (new / "decoding.json").write_text(json.dumps(DECODING, indent=1) + "\n", encoding="utf-8")

@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import math
-import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -22,6 +21,8 @@ from pathlib import Path
 
 import torch
 from PIL.Image import Image
+from rich.console import Console
+from rich.progress import track
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -31,6 +32,7 @@ from captioner.cache import cache_folder
 from captioner.contracts import PLAIN_REQUEST, LoadOptions, LoadOther, Model, Request
 from captioner.decoding import Decoding
 from captioner.errors import BadInput, MissingExtra
+from captioner.files.atomic import replacing
 from captioner.models.ranker import Ranker
 from captioner.prompt import Candidate, Reading
 from captioner.terms import read_terms
@@ -56,6 +58,8 @@ CHAIN_TERMS = 2048
 """The nearest terms, among which the chain chooses."""
 FEWEST, MOST = 8, 32
 """Terms in a chain. Up to the fewest, the next best is taken even where it lowers the similarity."""
+PART = 2048
+"""Terms whose vectors are kept together."""
 AT_ONCE = 16384
 """Terms multiplied at once: the table stays in half precision but for these."""
 
@@ -288,19 +292,35 @@ def make_tables(ranker: Ranker, lists: dict[str, list[str]]) -> Tables:
 
 
 def _vectors(ranker: Ranker, kind: str, terms: list[str]) -> Tensor:
-    """The terms' unit vectors in half precision, computed once and then read from the user's cache."""
+    """The terms' unit vectors in half precision, computed once and then read from the user's cache.
+
+    They lie there in parts: a run that is stopped goes on with the part that it had begun.
+    """
+    parts = [terms[start : start + PART] for start in range(0, len(terms), PART)]
+    files = [_cached(ranker, kind, part) for part in parts]
+    vectors = [_kept(file, len(part)) for file, part in zip(files, parts, strict=True)]
+    missing = [number for number, kept in enumerate(vectors) if kept is None]
+    if missing:
+        count = sum(len(parts[number]) for number in missing)
+        print(f"Reading {count:,} {kind} for the ranking; this is done once …", file=sys.stderr)
+    for number in track(missing, kind, console=Console(stderr=True), transient=True, disable=len(missing) < 2):
+        vectors[number] = ranker.texts(parts[number]).half().cpu().contiguous()
+        with replacing(files[number]) as new:
+            save_file({"vectors": vectors[number]}, new)
+    return torch.cat(vectors)
+
+
+def _cached(ranker: Ranker, kind: str, terms: list[str]) -> Path:
     key = hashlib.sha256("\n".join([ranker.fingerprint, *terms]).encode()).hexdigest()
-    file = cache_folder("terms") / f"{kind}-{key[:32]}.safetensors"
-    if file.is_file():
-        try:
-            kept = load_file(file)["vectors"]
-            if len(kept) == len(terms):
-                return kept
-        except (SafetensorError, KeyError):
-            pass  # cut short or foreign: it is made again
-    print(f"Reading {len(terms):,} {kind} for the ranking; this is done once …", file=sys.stderr)
-    vectors = ranker.texts(terms).half().cpu().contiguous()
-    beside = file.with_suffix(f".{os.getpid()}.tmp")
-    save_file({"vectors": vectors}, beside)
-    os.replace(beside, file)
-    return vectors
+    return cache_folder("terms") / f"{kind}-{key[:32]}.safetensors"
+
+
+def _kept(file: Path, count: int) -> Tensor | None:
+    """Vectors of an earlier run; None where there are none, or a file is cut short or foreign."""
+    if not file.is_file():
+        return None
+    try:
+        vectors = load_file(file)["vectors"]
+    except (SafetensorError, KeyError):
+        return None
+    return vectors if len(vectors) == count else None
