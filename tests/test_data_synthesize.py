@@ -10,7 +10,7 @@ from PIL import Image
 pytest.importorskip("diffusers", reason="the extra `synth` is not installed")
 
 from captioner.errors import BadInput, BadOutput, MissingModel
-from training.data import synthesize as module
+from training.data import drawing
 from training.data.options import Synthesis
 from training.data.sources import load_pairs
 from training.data.synthesize import planned, recombined, synthesize
@@ -65,7 +65,7 @@ def test_stopped_at_any_moment_it_goes_on_to_the_same_pictures(
         n: f for n, f in whole.items() if n.endswith(".png")
     }
     assert sorted((folder / "metadata.jsonl").read_text().splitlines()) == [line.strip() for line in lines]
-    monkeypatch.setattr(module, "load_pipeline", lambda options: pytest.fail("all is drawn: nothing to load"))
+    monkeypatch.setattr(drawing, "load_pipeline", lambda settings: pytest.fail("all is drawn: nothing to load"))
     synthesize(again)
 
 
