@@ -72,13 +72,22 @@ class Model:
         """Pictures at a time: as many as pay, or as fit into memory."""
         from captioner import compute, zoo
 
-        where = compute.device(self.options.device)
-        folder = zoo.resolve(self.name or zoo.default()).folder
+        found = zoo.resolve(self.name or zoo.default())
+        if found.address is not None:
+            return BATCH  # requests at once; whose memory it is, the server knows
+        where, folder = compute.device(self.options.device), found.folder
         files = (
             [f for f in folder.iterdir() if f.suffix in (".safetensors", ".bin")] if folder and folder.is_dir() else []
         )
         most = BATCH if where.type == "cpu" else BATCH_ON_GPU
         return compute.fits(sum(file.stat().st_size for file in files), where, most)
+
+    def spent(self) -> str | None:
+        """What a server has counted in this run, where one was asked."""
+        from captioner.models import openai
+
+        speaker = self.loaded.speaker if "loaded" in self.__dict__ and self.loaded.speaks else None
+        return str(speaker.usage) if isinstance(speaker, openai.Server) else None
 
 
 @dataclass

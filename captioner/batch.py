@@ -18,7 +18,7 @@ from functools import partial
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Protocol
 
-from captioner.errors import BadCheckpoint, BadImage, BadInput, BadOutput, CaptionerError, Stopped
+from captioner.errors import BadAnswer, BadCheckpoint, BadImage, BadInput, BadOutput, CaptionerError, Stopped
 from captioner.images import Source, find_images, printable
 from captioner.images.ahead import read_ahead
 from captioner.images.open import bytes_of
@@ -279,7 +279,7 @@ class _Work:
 
     def _blame(self, opened: _Opened, error: Exception) -> BadImage:
         """What is said of a picture that the model fails on alone."""
-        if isinstance(error, BadImage):
+        if isinstance(error, BadImage) and not isinstance(error, BadAnswer):
             return error
         if not self.has_answered:
             self.first_errors.append(type(error))

@@ -191,7 +191,7 @@ def generate(
     def sink(many: bool) -> Sink:
         return write.caption_sink(images, many, prompts.settings)
 
-    _run(images, prompts, sink, read.recursive, read.batch_size, write.quiet, loading)
+    _run(images, prompts, sink, read.recursive, read.batch_size, write.quiet, loading, prompts.model.spent)
     if write.attention and not write.quiet:
         typer.echo(f"captioner: {write.attention} shows where the model looked", err=True)
 
@@ -234,7 +234,8 @@ def embed(
         def of_pictures(many: bool) -> Sink:
             return write.sink(answers.numbers, many, embeddings.settings)
 
-        _run(inputs, embeddings, of_pictures, read.recursive, read.batch_size, write.quiet, model.label)
+        spent = embeddings.model.spent
+        _run(inputs, embeddings, of_pictures, read.recursive, read.batch_size, write.quiet, model.label, spent)
     else:
         if unused := [*["expected"][:expected], *sorted(model.request(search).named())]:
             raise BadInput(f"{' and '.join(unused)} would change nothing: these are texts, not pictures.")
@@ -280,12 +281,15 @@ def _run(
     batch_size: int | None = None,
     quiet: bool = False,
     loading: Callable[[], str] = str,
+    spent: Callable[[], str | None] = str,
 ) -> None:
     from captioner.batch import run_inputs
 
     tally = run_inputs(
         images, answers, open_sink, recursive=recursive, batch_size=batch_size, quiet=quiet, loading=loading
     )
+    if not quiet and (used := spent()):
+        typer.echo(f"captioner: {used}", err=True)
     if tally.failed:
         raise typer.Exit(1)
 

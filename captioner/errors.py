@@ -12,6 +12,10 @@ class BadImage(CaptionerError):
     """This picture cannot be read. A run reports it and goes on."""
 
 
+class BadAnswer(BadImage):
+    """A model fails on this picture, which may be sound. A run adds the picture's name, and ends if all fail."""
+
+
 class MissingModel(CaptionerError):
     """No such model name, folder or Hub id, or it is not cached and the network is off."""
 

@@ -221,7 +221,7 @@ class _Loader:
         if found not in self.loaded:
             module = importlib.import_module(f"captioner.models.{found.module}")
             parts = (lambda other: self.load(other, (*inside, found)),) if found.module in zoo.COMPOSED else ()
-            self.loaded[found] = _ready(found, module, module.load(found.folder, self.options, *parts), self.options)
+            self.loaded[found] = _ready(found, module, module.load(found.source, self.options, *parts), self.options)
         return self.loaded[found]
 
 

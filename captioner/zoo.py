@@ -1,7 +1,8 @@
 """Names → how to load: the only list of models.
 
 A model is named by its zoo name (`blip`), by a folder or file (`runs/blip`, `ensemble.json`), or by its Hub id
-(`Salesforce/blip-image-captioning-large`; `hub:ORG/NAME` runs it through transformers' own `generate`).
+(`Salesforce/blip-image-captioning-large`; `hub:ORG/NAME` runs it through transformers' own `generate`), or by the
+address of a server (`openai:http://localhost:1234/v1#qwen3-vl`).
 `resolve` finds the weights and the file under captioner/models/ that loads them. The network is touched only for a Hub
 id that is not in the cache.
 """
@@ -76,6 +77,8 @@ EMBEDDERS = frozenset({"direct", "knn", "ensemble"})
 """Architectures that give unit vectors and no text."""
 COMPOSED = frozenset({"ensemble", "interrogator"})
 """Architectures made of other models."""
+SERVER = "openai:"
+"""Before the address of a server that speaks OpenAI's chat completions."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,13 @@ class Resolved:
     name: str
     module: str
     folder: Path | None
+    address: str | None = None
+    """"ADDRESS#MODEL" of a server that runs it."""
+
+    @property
+    def source(self) -> Path | str | None:
+        """What its file loads it from."""
+        return self.folder if self.address is None else self.address
 
     @property
     def speaks(self) -> bool:
@@ -103,6 +113,8 @@ def resolve(name: str) -> Resolved:
         if not identifier:
             raise MissingModel("hub: names no model. Give its Hub id, hub:ORG/NAME, or a folder, hub:FOLDER.")
         return Resolved(name, "hub", weights_folder(identifier))
+    if name.startswith(SERVER):
+        return Resolved(name, "openai", None, name.removeprefix(SERVER))
     if name in ENTRIES:
         return _from_entry(ENTRIES[name])
     path = Path(name).expanduser()

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from captioner import zoo
 from captioner.contracts import LoadOptions, Model
 from captioner.errors import BadInput
 from captioner.files import atomic
@@ -69,7 +70,8 @@ class Request:
     @classmethod
     def parse(cls, entry: str) -> Request:
         label, separator, name = entry.partition("=")
-        return cls(label, name) if separator and not Path(entry).exists() else cls(short_name(entry), entry)
+        is_whole = not separator or Path(entry).exists() or entry.startswith(zoo.SERVER)  # an address may hold a "="
+        return cls(short_name(entry), entry) if is_whole else cls(label, name)
 
     @property
     def file_name(self) -> str:
