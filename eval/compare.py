@@ -28,15 +28,22 @@ class Change:
 
     @property
     def worse(self) -> bool:
-        return self._significant and self.difference.interval.mean < 0
+        return self._significant and self._gain < 0
 
     @property
     def better(self) -> bool:
-        return self._significant and self.difference.interval.mean > 0
+        return self._significant and self._gain > 0
 
     @property
     def _significant(self) -> bool:
-        return self.p_holm < SIGNIFICANT and bool(EVERY_METRIC[self.metric].higher_is_better)
+        return self.p_holm < SIGNIFICANT
+
+    @property
+    def _gain(self) -> float:
+        """The change for the better; 0 where a metric is neither good nor bad."""
+        higher_is_better = EVERY_METRIC[self.metric].higher_is_better
+        sign = 0 if higher_is_better is None else 1 if higher_is_better else -1
+        return sign * self.difference.interval.mean
 
 
 def compare(

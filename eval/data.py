@@ -10,7 +10,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from captioner.errors import BadImage, BadInput
@@ -36,6 +36,8 @@ class Item:
     truths: tuple[str, ...]
     image_hash: str
     """sha256 of the upright RGB pixels: the same picture in another file is the same."""
+    source: str = ""
+    """What the data it comes from is called."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,7 @@ def read_pairs(specs: Sequence[str], limit: int | None = None, seed: int = 0, na
 
 def _items(rows: Dataset) -> tuple[list[Item], list[str]]:
     """Rows of one picture (several captions) become one item. Also the ids of pictures that cannot be read."""
-    texts, ids = rows["text"], rows["id"]
+    texts, ids, sources = rows["text"], rows["id"], rows["source"]
     found: dict[tuple[str, str], tuple[int, list[str]]] = {}
     unreadable = []
     for row, image_hash in enumerate(_image_hashes(rows)):
@@ -96,7 +98,7 @@ def _items(rows: Dataset) -> tuple[list[Item], list[str]]:
         else:
             found.setdefault((ids[row], image_hash), (row, []))[1].append(texts[row])
     items = [
-        Item(row, identifier, tuple(dict.fromkeys(captions)), image_hash)
+        Item(row, identifier, tuple(dict.fromkeys(captions)), image_hash, sources[row] or "")
         for (identifier, image_hash), (row, captions) in found.items()
     ]
     return items, unreadable
@@ -134,7 +136,7 @@ def _unique_ids(items: list[Item], notes: list[str], named: bool) -> list[Item]:
         seen[item.id] += 1
         if seen[item.id] > 1:
             renamed.append(item.id)
-            item = Item(item.row, f"{item.id}#{seen[item.id]}", item.truths, item.image_hash)
+            item = replace(item, id=f"{item.id}#{seen[item.id]}")
         unique.append(item)
     if renamed:
         which = _some(renamed, named)

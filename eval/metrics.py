@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from rapidfuzz.distance import Indel, Levenshtein
@@ -34,6 +34,8 @@ class Metric:
     higher_is_better: bool | None
     """None: descriptive, neither good nor bad."""
     meaning: str
+    group: str = field(default="", kw_only=True)
+    """The heading under which a report shows it; none: with the others."""
 
 
 @dataclass(frozen=True)
@@ -234,7 +236,42 @@ TEXT_METRICS: tuple[TextMetric, ...] = (
 )
 """What needs no model. `cosine` needs the embedder, `clip_score` a CLIP and the pictures (`eval/clip.py`)."""
 
+DRAWN_AGAIN = "Drawn again"
+REDRAWN_METRICS: tuple[Metric, ...] = (
+    Metric(
+        "redrawn_efficientnet",
+        "EfficientNet cosine",
+        True,
+        "cosine of what mini's EfficientNet-Lite2 (ImageNet weights) sees in the picture and in the one drawn from the "
+        "model's text: are the same things there?",
+        group=DRAWN_AGAIN,
+    ),
+    Metric(
+        "redrawn_clip",
+        "CLIP picture cosine",
+        True,
+        "cosine of the picture and of the one drawn from the model's text in CLIP's space",
+        group=DRAWN_AGAIN,
+    ),
+    Metric(
+        "redrawn_distance",
+        "feature distance",
+        False,
+        "LPIPS-like: the squared distance of EfficientNet-Lite2's unit-length features, place by place, mean over its "
+        "stages; 0 is the same picture. Not LPIPS itself: another network, and no weights learnt from people",
+        group=DRAWN_AGAIN,
+    ),
+    Metric(
+        "redrawn_colour",
+        "colours in common",
+        True,
+        "overlap of the colour histograms (8 × 8 × 8 cells of RGB) of the picture and of the one drawn from the text",
+        group=DRAWN_AGAIN,
+    ),
+)
+"""Likeness of a picture and the one drawn from a model's text (`eval/redraw.py`)."""
+
 EVERY_METRIC: dict[str, Metric] = {
-    metric.name: metric for metric in (cosine, *TEXT_METRICS[:-1], clip_score, TEXT_METRICS[-1])
+    metric.name: metric for metric in (cosine, *TEXT_METRICS[:-1], clip_score, TEXT_METRICS[-1], *REDRAWN_METRICS)
 }
 """In the order in which reports show them."""

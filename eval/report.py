@@ -104,6 +104,7 @@ def _measure(pairs: Pairs, answered: list[Answered], embed_texts: TextEmbedder, 
         models=list(texts),
         texts=texts,
         values=values,
+        sources=[item.source for item in pairs.items],
     )
 
 

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import combinations, groupby
 from pathlib import Path
 
@@ -21,6 +21,8 @@ from eval import metrics
 SIGNIFICANT = 0.05
 KEYS = ("id", "image_sha256", "truths", "model", "text")
 """Columns of per_image.parquet beside one a metric."""
+SOURCE = "source"
+"""A column that reports made earlier lack."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,8 @@ class Results:
     """Per model, one an item; None where it says nothing."""
     values: dict[str, np.ndarray]
     """Per metric `[items, models]`; NaN where nothing can be measured."""
+    sources: list[str] = field(default_factory=list)
+    """Which of the data each item comes from; empty: nobody knows."""
 
     @property
     def groups(self) -> list[str]:
@@ -63,6 +67,8 @@ class Results:
             "model": [self.models[column] for _, column in rows],
             "text": pa.array([self.texts[self.models[column]][item] for item, column in rows], pa.string()),
         }
+        if self.sources:
+            table[SOURCE] = [self.sources[item] for item, _ in rows]
         table |= {
             name: pa.array(values.ravel(), pa.float64(), from_pandas=True) for name, values in self.values.items()
         }
@@ -84,13 +90,15 @@ class Results:
         columns = {name: table[name].to_pylist() for name in KEYS}
         models = list(dict.fromkeys(columns["model"]))
         first = range(0, len(columns["id"]), max(len(models), 1))
-        measured = [field for field in table.schema if field.name not in KEYS]
+        sources = table[SOURCE].to_pylist() if SOURCE in table.column_names else []
+        measured = [column for column in table.schema if column.name not in (*KEYS, SOURCE)]
         whole = (
             columns["model"] == models * len(first)
             and all(isinstance(name, str) for name in [*columns["id"], *models])
             and all(isinstance(truths, list) for truths in columns["truths"])
             and all(isinstance(truth, str) for truths in columns["truths"] for truth in truths)
-            and all(pa.types.is_floating(field.type) or pa.types.is_integer(field.type) for field in measured)
+            and all(isinstance(source, str) for source in sources)
+            and all(pa.types.is_floating(column.type) or pa.types.is_integer(column.type) for column in measured)
         )
         if not whole:
             raise BadInput(f"{file} is damaged: it has not one row for every picture and model. Make the report anew.")
@@ -101,9 +109,10 @@ class Results:
             models=models,
             texts={model: columns["text"][number :: len(models)] for number, model in enumerate(models)},
             values={
-                field.name: table[field.name].to_numpy(zero_copy_only=False).astype(float).reshape(-1, len(models))
-                for field in measured
+                column.name: table[column.name].to_numpy(zero_copy_only=False).astype(float).reshape(-1, len(models))
+                for column in measured
             },
+            sources=[sources[row] for row in first] if sources else [],
         )
 
 
@@ -148,8 +157,14 @@ def summary(results: Results, resamples: int = RESAMPLES, seed: int = SEED) -> d
     paired = pairs(results, names, resamples, seed)
     return {
         "metrics": [
-            {"name": m.name, "label": m.label, "higher_is_better": m.higher_is_better, "meaning": m.meaning}
-            for m in map(metrics.EVERY_METRIC.get, names)
+            {
+                "name": m.name,
+                "label": m.label,
+                "higher_is_better": m.higher_is_better,
+                "meaning": m.meaning,
+                "group": m.group,
+            }
+            for m in map(metrics.EVERY_METRIC.__getitem__, names)
         ],
         "figures": figures,
         "differences": [_difference_row(p) for p in paired],
@@ -197,11 +212,12 @@ def pairs(results: Results, names: Sequence[str], resamples: int = RESAMPLES, se
 def best(metric: str, figures: dict[str, dict], paired: list[Paired]) -> str | None:
     """The model that is significantly better than every other; None if there is no such model."""
     means = {model: row[metric]["mean"] for model, row in figures.items() if row[metric]["n"]}
-    if not metrics.EVERY_METRIC[metric].higher_is_better or len(means) < 2:
+    higher_is_better = metrics.EVERY_METRIC[metric].higher_is_better
+    if higher_is_better is None or len(means) < 2:
         return None
-    top = max(means, key=means.__getitem__)
+    top = (max if higher_is_better else min)(means, key=means.__getitem__)
     of_top = [p for p in paired if p.metric == metric and top in (p.a, p.b)]
-    ahead = [p.significant and (p.difference.interval.mean > 0) == (top == p.b) for p in of_top]
+    ahead = [p.significant and (p.difference.interval.mean > 0) == ((top == p.b) == higher_is_better) for p in of_top]
     return top if len(ahead) == len(means) - 1 and all(ahead) else None
 
 

@@ -7,6 +7,7 @@ computed. Weights come from `training.mini`; nothing but torch is needed here.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -123,15 +124,22 @@ class EfficientNetLite(nn.Module):
 
         Texture and palette live in the early maps' statistics, and prompts name styles as often as things.
         """
+        moments = []
+        for x in self.maps(pixels):
+            mean = x.mean((2, 3), keepdim=True)
+            spread = (x - mean).square_().mean((2, 3)).sqrt()
+            moments += [mean.flatten(1), spread]
+        *style, last, _ = moments
+        return torch.cat((last, *style), dim=1)  # [n, 1280 + 2 · stage channels]
+
+    def maps(self, pixels: Tensor) -> Iterator[Tensor]:
+        """Every stage's map, then the head's."""
         x = self._start(pixels)
-        style = []
         for number, block in enumerate(self.blocks):
             x = block(x)
             if number in self.stage_ends:
-                mean = x.mean((2, 3), keepdim=True)
-                spread = (x - mean).square_().mean((2, 3)).sqrt()
-                style += [mean.flatten(1), spread]
-        return torch.cat((_relu6(self.head(x)).mean((2, 3)), *style), dim=1)  # [n, 1280 + 2 · stage channels]
+                yield x
+        yield _relu6(self.head(x))
 
     def _start(self, pixels: Tensor) -> Tensor:
         return self.stem(pixels.contiguous(memory_format=torch.channels_last))  # a quarter faster on CPUs
