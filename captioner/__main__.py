@@ -1,13 +1,13 @@
 """`python -m captioner`, and the command `captioner`: the command line is imported where Ctrl-C is already told."""
 
-from captioner import lastresort
+from captioner.run import lastresort
 
 
 def main() -> None:
     """The `captioner` command."""
 
     def command() -> None:
-        from captioner.cli import app
+        from captioner.cli.main import app
 
         app(prog_name="captioner")
 

@@ -17,19 +17,20 @@ from typing import TYPE_CHECKING, Any, NoReturn, overload
 
 import numpy as np
 
-from captioner import consensus, zoo
+from captioner import zoo
 from captioner.contracts import PLAIN_REQUEST, ImageEmbedder, LoadOptions, Request, Speaker
 from captioner.decoding import Decoding
 from captioner.errors import BadCheckpoint, BadInput
 from captioner.files.json import read_object
 from captioner.images import open_image
 from captioner.prompt import Candidate, Prompt, Reading
+from captioner.text import consensus
 from captioner.text.finish import Finish
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from captioner.embedding import TextEmbedder
+    from captioner.text.embedding import TextEmbedder
 
     AnyImage = str | Path | bytes | Image | np.ndarray
     OneImage = AnyImage
@@ -228,7 +229,7 @@ class _Loader:
 def _ready(found: zoo.Resolved, module: ModuleType, model: Any, options: LoadOptions) -> Captioner | DirectEmbedder:
     if not found.speaks:
         return DirectEmbedder(found.name, model)
-    from captioner.embedding import DEFAULT, suits
+    from captioner.text.embedding import DEFAULT, suits
 
     decoding, by_consensus = _defaults(found.folder, getattr(module, "DEFAULT_DECODING", {}))
     if model.longest is not None:
@@ -246,7 +247,7 @@ class LazyEmbedder:
     name: str | None
 
     def __call__(self, texts: Sequence[str]) -> np.ndarray:
-        from captioner.embedding import text_embedder
+        from captioner.text.embedding import text_embedder
 
         return text_embedder(self.name)(texts)
 

@@ -42,12 +42,12 @@ CLIP = "openai/clip-vit-large-patch14"
 ENTRIES: dict[str, Entry] = {
     entry.name: entry
     for entry in (
-        Entry("mini", "captioner", "mini", "bundled", "small, offline, instant"),
+        Entry("mini", "captioner", "prefix.mini", "bundled", "small, offline, instant"),
         Entry("blip", "captioner", "blip", "Salesforce/blip-image-captioning-base", "plain captions; fine-tunes best"),
         Entry("blip-large", "captioner", "blip", "Salesforce/blip-image-captioning-large", "finer captions, slower"),
-        Entry("clip-prefix", "captioner", "clip_prefix", None, "CLIP prefix → GPT-2; ClipCap checkpoints, converted"),
-        Entry("resnet-lstm", "captioner", "resnet_lstm", None, "ResNet-50 → attention → LSTM, the classic baseline"),
-        Entry("resnet-lstm-gpt2", "captioner", "resnet_lstm_gpt2", None, "ResNet-50 → LSTM → GPT-2"),
+        Entry("clip-prefix", "captioner", "prefix.clip_prefix", None, "CLIP prefix → GPT-2; ClipCap, converted"),
+        Entry("resnet-lstm", "captioner", "lstm.attention_lstm", None, "ResNet-50 → attention → LSTM: the classic"),
+        Entry("resnet-lstm-gpt2", "captioner", "lstm.lstm_gpt2", None, "ResNet-50 → LSTM → GPT-2"),
         Entry("ofa", "captioner", "ofa", "OFA-Sys/ofa-base", "answers a question about the picture"),
         Entry("interrogator", "captioner", "interrogator", CLIP, "caption + artists, mediums, flavours ranked by CLIP"),
         Entry("vit", "embedder", "direct", None, "ViT-B/16 → the embedding, no text"),
@@ -63,9 +63,9 @@ ENTRIES: dict[str, Entry] = {
 
 ARCHITECTURES: dict[str, str] = {
     "blip": "blip",
-    "clip-prefix": "clip_prefix",
-    "resnet-lstm": "resnet_lstm",
-    "resnet-lstm-gpt2": "resnet_lstm_gpt2",
+    "clip-prefix": "prefix.clip_prefix",
+    "resnet-lstm": "lstm.attention_lstm",
+    "resnet-lstm-gpt2": "lstm.lstm_gpt2",
     "ofa": "ofa",
     "direct": "direct",
     "knn": "knn",
@@ -79,6 +79,17 @@ COMPOSED = frozenset({"ensemble", "interrogator"})
 """Architectures made of other models."""
 SERVER = "openai:"
 """Before the address of a server that speaks OpenAI's chat completions."""
+
+
+MADE_BY = {
+    "knn": "captioner index build",
+    "ensemble": "captioner ensemble fit",
+    "direct": "python -m training.direct",
+    "prefix.clip_prefix": "python -m training.clip_prefix",
+    "lstm.attention_lstm": "python -m training.resnet_lstm",
+    "lstm.lstm_gpt2": "python -m training.resnet_lstm --gpt2",
+}
+"""The command that makes weights, where there are none to fetch."""
 
 
 @dataclass(frozen=True)
@@ -243,8 +254,7 @@ def _from_entry(entry: Entry) -> Resolved:
     if entry.module == "interrogator":
         return Resolved(entry.name, entry.module, None)  # its parts are models of their own
     if entry.weights is None:
-        made_by = {"knn": "captioner index build", "ensemble": "captioner ensemble fit"}
-        command = made_by.get(entry.module, f"python -m training.{entry.module}")
+        command = MADE_BY[entry.module]
         raise MissingModel(f"{entry.name!r} has no ready-made weights: make some (`{command} --help`) and name them.")
     folder = _ready_folder(entry)
     if folder is None and entry.weights == "bundled":

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from captioner import lastresort
 from captioner.errors import BadInput
+from captioner.run import lastresort
 
 if TYPE_CHECKING:
     from eval.compare import Change

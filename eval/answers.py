@@ -30,7 +30,7 @@ from eval.provenance import weights_hash
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from captioner.embedding import TextEmbedder
+    from captioner.text.embedding import TextEmbedder
     from eval.data import Pairs
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from captioner.contracts import LoadOptions, Model
-    from captioner.models.knn import Index
+    from captioner.models.knn.knn import Index
     from captioner.pipeline import DirectEmbedder
 
 KINDS = ("nearest", "constant")
@@ -82,7 +82,7 @@ def load(name: str, options: LoadOptions) -> Model:
 
 
 def _baseline(name: str, folder: Path, options: LoadOptions) -> Baseline:
-    from captioner.models import knn
+    from captioner.models.knn import knn
 
     if name.startswith("constant:"):
         text = constant(knn.Index(folder))
@@ -94,7 +94,7 @@ def _baseline(name: str, folder: Path, options: LoadOptions) -> Baseline:
 def _expected(name: str, options: LoadOptions) -> DirectEmbedder:
     """An ensemble of one."""
     import captioner
-    from captioner.models.ensemble import Ensemble, Member
+    from captioner.models.ensemble.ensemble import Ensemble, Member
     from captioner.pipeline import DirectEmbedder
 
     model = captioner.load(name, options)

@@ -14,7 +14,7 @@ import numpy as np
 
 from captioner import zoo
 from captioner.contracts import LoadOptions
-from captioner.models.ranker import Ranker
+from captioner.models.parts.ranker import Ranker
 from eval.metrics import cosines
 
 if TYPE_CHECKING:

@@ -121,7 +121,7 @@ def cosines(predicted: np.ndarray, truth: np.ndarray) -> np.ndarray:
 
 def text_cosines(a: Sequence[str], b: Sequence[str]) -> np.ndarray:
     """Cosine of the MiniLM sentence embeddings."""
-    from captioner.embedding import text_embedder  # brings torch: only when it is needed
+    from captioner.text.embedding import text_embedder  # brings torch: only when it is needed
 
     embed = text_embedder()
     return cosines(embed(a), embed(b))

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from captioner.cache import cache_folder
 from captioner.contracts import LoadOptions
 from captioner.errors import CaptionerError
+from captioner.files.cache import cache_folder
 from captioner.statistics import RESAMPLES, SEED
 from eval import provenance, results, store
 from eval.answers import Answer, Answered, Request, Settings, Track, answer_all, ask, requests
@@ -24,7 +24,7 @@ from eval.metrics import cosines
 from eval.results import Results
 
 if TYPE_CHECKING:
-    from captioner.embedding import TextEmbedder
+    from captioner.text.embedding import TextEmbedder
     from eval.clip import Clip
 
 
@@ -48,7 +48,7 @@ def report(
     figures_only: no picture, prompt or answer is in the folder, so that a report on private data can be published.
     """
     from captioner import compute
-    from captioner.embedding import text_embedder
+    from captioner.text.embedding import text_embedder
 
     settings = settings or Settings()
     wanted = requests(models)

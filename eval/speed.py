@@ -35,10 +35,10 @@ from captioner.decoding import Decoding
 from captioner.errors import BadInput, BadOutput
 from captioner.files.json import write_object
 from captioner.images import printable
-from captioner.models import checkpoint
 from captioner.models.blip import Blip
-from captioner.models.searched import SearchedDecoder
-from captioner.search import search
+from captioner.models.parts import checkpoint
+from captioner.models.parts.speaker import SearchedDecoder
+from captioner.search.search import search
 from captioner.sinks.checks import check_place, explained
 
 COLUMNS = (

@@ -234,7 +234,7 @@ def check(
         return result
     truths = _prompts(prompts)
     if embed_texts is None:
-        from captioner.embedding import text_embedder
+        from captioner.text.embedding import text_embedder
 
         embed_texts = text_embedder()
     missing, values, groups, odd_lengths = set(truths), [], [], 0

@@ -10,8 +10,8 @@ from PIL import Image
 
 from captioner.contracts import PLAIN_REQUEST, Decoder, Processor, Request
 from captioner.decoding import Decoding
-from captioner.models.searched import SearchedDecoder
-from captioner.search import search
+from captioner.models.parts.speaker import SearchedDecoder
+from captioner.search.search import search
 
 BY_HEART = [
     f"a {look} {what}"

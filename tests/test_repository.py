@@ -20,7 +20,7 @@ def test_ruff(command: list[str]) -> None:
     assert done.returncode == 0, done.stdout
 
 
-@pytest.mark.parametrize("module", ["captioner.cli", "eval.__main__", "training.data.__main__", "training.recipe"])
+@pytest.mark.parametrize("module", ["captioner.cli.main", "eval.__main__", "training.data.__main__", "training.recipe"])
 def test_a_command_line_imports_no_torch_for_its_help(module: str) -> None:
     done = run(sys.executable, "-c", f"import sys, {module}; sys.exit('torch' in sys.modules)")
     assert done.returncode == 0, done.stderr

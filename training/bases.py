@@ -8,8 +8,8 @@ from pathlib import Path
 
 from captioner import zoo
 from captioner.errors import MissingModel
-from captioner.models import backbones
-from captioner.models.backbones import Backbone
+from captioner.models.parts.backbones import backbones
+from captioner.models.parts.backbones.backbones import Backbone
 
 
 def resolved(base: str, option: str = "--base") -> Path:

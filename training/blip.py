@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from captioner import lastresort
+from captioner.run import lastresort
 from training.recipe import LoraRecipe, changed, option, parse
 
 ADAPTABLE = r"(vision_model.*\.(qkv|projection|fc1|fc2))|(text_decoder\.bert.*\.(query|key|value|dense))"
@@ -30,9 +30,9 @@ class BlipRecipe(LoraRecipe):
 def main(argv: list[str] | None = None) -> None:
     recipe = parse(BlipRecipe, __doc__, argv)
     # Imported only now: a wrong option is told at once.
-    from captioner.models import checkpoint
     from captioner.models.blip import Blip, BlipProcessor
-    from captioner.models.searched import SearchedDecoder
+    from captioner.models.parts import checkpoint
+    from captioner.models.parts.speaker import SearchedDecoder
     from training.adapters import adapted, keep_training_after_evaluation, quantization
     from training.bases import resolved
     from training.captioners import fit, load_rows

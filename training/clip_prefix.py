@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from captioner import lastresort
 from captioner.errors import BadInput
+from captioner.run import lastresort
 from training.recipe import BACKBONES, LoraRecipe, changed, option, parse
 
 if TYPE_CHECKING:
-    from captioner.models.clip_prefix import ClipPrefix, PrefixProcessor
+    from captioner.models.prefix.clip_prefix import ClipPrefix, PrefixProcessor
 
 ADAPTABLE = r"gpt\.transformer\.h\.\d+\.(attn\.(c_attn|c_proj)|mlp\.(c_fc|c_proj))"
 
@@ -69,8 +69,8 @@ def new(recipe: ClipPrefixRecipe) -> tuple[ClipPrefix, PrefixProcessor]:
     from tokenizers import Tokenizer
     from transformers import GPT2LMHeadModel
 
-    from captioner.models import checkpoint
-    from captioner.models.clip_prefix import ClipPrefix, ClipPrefixConfig, PrefixProcessor
+    from captioner.models.parts import checkpoint
+    from captioner.models.prefix.clip_prefix import ClipPrefix, ClipPrefixConfig, PrefixProcessor
     from training.bases import tower, weights
 
     backbone = tower(recipe.backbone, recipe.weights)

@@ -17,8 +17,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 
-from captioner import lastresort
 from captioner.errors import BadInput
+from captioner.run import lastresort
 from training.recipe import BACKBONES, LoraRecipe, changed, option, parse
 
 HEADS = ["bn", "linear", "mlp3", "residual", "tanh"]

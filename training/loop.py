@@ -40,7 +40,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from captioner.errors import BadInput, BadOutput, CaptionerError
 from captioner.files import atomic
 from captioner.files.json import write_object
-from captioner.models.checkpoint import without_bars
+from captioner.models.parts.checkpoint import without_bars
 from captioner.pairs.provenance import name_of
 from captioner.pairs.sources import parse
 from training.batches import IGNORED, Collate, Pairs

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from captioner import lastresort
+from captioner.run import lastresort
 from training.recipe import LoraRecipe, changed, option, parse
 
 ADAPTABLE = r"(encoder|decoder)\.layers\..*\.(q_proj|k_proj|v_proj|out_proj|fc1|fc2)"
@@ -28,8 +28,8 @@ class OFARecipe(LoraRecipe):
 def main(argv: list[str] | None = None) -> None:
     recipe = parse(OFARecipe, __doc__, argv)
     # Imported only now: a wrong option is told at once.
-    from captioner.models import checkpoint
     from captioner.models.ofa import OFA, check_form, processor_for
+    from captioner.models.parts import checkpoint
     from training.adapters import adapted, keep_training_after_evaluation, quantization
     from training.bases import resolved
     from training.captioners import fit, load_rows

@@ -17,7 +17,7 @@ BACKBONES = [
     *("clip", "efficientnet-lite0", "efficientnet-lite1", "efficientnet-lite2"),
     *("resnet152", "resnet50", "vit", "vit-large"),
 ]
-"""Image towers by name, as in captioner/models/backbones.py, which imports torch."""
+"""Image towers by name, as in captioner/models/parts/backbones/backbones.py, which imports torch."""
 
 
 def option(default: Any, help: str, **metadata: Any) -> Any:
@@ -129,7 +129,7 @@ def parse(kind: type[Settings], description: str, argv: list[str] | None = None)
 
 def before_the_first_weight(recipe: Recipe) -> None:
     """Everything random follows from the seed, the weights that a model begins with too."""
-    from captioner.models.parts.adapters import peft_with_bitsandbytes, peft_without_bitsandbytes
+    from captioner.compute.quantized import peft_with_bitsandbytes, peft_without_bitsandbytes
 
     quantized = recipe.optimizer != "adamw" or getattr(recipe, "qlora", "")
     (peft_with_bitsandbytes if quantized else peft_without_bitsandbytes)()

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from captioner import lastresort
 from captioner.errors import BadInput
+from captioner.run import lastresort
 from training.recipe import BACKBONES, Recipe, changed, option, parse
 
 
@@ -42,7 +42,8 @@ def main(argv: list[str] | None = None) -> None:
     # Imported only now: a wrong option is told at once.
     from transformers import AutoTokenizer, GPT2LMHeadModel
 
-    from captioner.models import checkpoint, resnet_lstm, resnet_lstm_gpt2
+    from captioner.models.lstm import attention_lstm, lstm_gpt2
+    from captioner.models.parts import checkpoint
     from training.bases import tower, weights
     from training.captioners import fit, load_rows
 
@@ -53,10 +54,10 @@ def main(argv: list[str] | None = None) -> None:
         folder = weights(recipe.language_model, "--language-model")
         with checkpoint.reading(folder):
             gpt2, tokenizer = GPT2LMHeadModel.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
-        model, processor = resnet_lstm_gpt2.new(backbone, gpt2, tokenizer)
+        model, processor = lstm_gpt2.new(backbone, gpt2, tokenizer)
     else:
-        vocabulary = resnet_lstm.build_vocabulary(rows[0]["text"], recipe.vocabulary, recipe.vocabulary_size)
-        model, processor = resnet_lstm.new(backbone, vocabulary, hidden_size=recipe.hidden_size)
+        vocabulary = attention_lstm.build_vocabulary(rows[0]["text"], recipe.vocabulary, recipe.vocabulary_size)
+        model, processor = attention_lstm.new(backbone, vocabulary, hidden_size=recipe.hidden_size)
         unknown = model.config.unknown_token_id
     model.backbone.thaw(recipe.unfreeze if recipe.freeze == "backbone" else None)
     fit(recipe, rows, model, processor, encoder=model.backbone, unknown=unknown)

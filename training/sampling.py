@@ -11,9 +11,9 @@ from torch import nn
 
 from captioner.contracts import Processor
 from captioner.decoding import Decoding
-from captioner.embedding import text_embedder
-from captioner.models.searched import SearchedDecoder
-from captioner.postprocess import clean
+from captioner.models.parts.speaker import SearchedDecoder
+from captioner.text.clean import clean
+from captioner.text.embedding import text_embedder
 from training.data.readable import ReadableRows
 
 BATCH = 8

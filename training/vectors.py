@@ -11,11 +11,11 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from captioner.cache import cache_folder
-from captioner.embedding import text_embedder
 from captioner.files import atomic
-from captioner.models.backbones import Backbone
+from captioner.files.cache import cache_folder
 from captioner.models.direct import DirectModel
+from captioner.models.parts.backbones.backbones import Backbone
+from captioner.text.embedding import text_embedder
 
 
 @torch.inference_mode()

@@ -24,9 +24,9 @@ from transformers.models.blip.modeling_blip_text import BlipTextLayer
 from captioner.compute import PackedLinear
 from captioner.contracts import LoadOptions
 from captioner.errors import BadCheckpoint
-from captioner.models import checkpoint
-from captioner.models.attention import ImageMemory, TextCache, attend_image, attend_text
-from captioner.models.searched import SearchedDecoder
+from captioner.models.parts import checkpoint
+from captioner.models.parts.attention import ImageMemory, TextCache, attend_image, attend_text
+from captioner.models.parts.speaker import SearchedDecoder
 
 
 class Blip(BlipForConditionalGeneration):

@@ -19,12 +19,12 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import ModelOutput
 
 from captioner.contracts import LoadOptions
-from captioner.embedding import DEFAULT as DEFAULT_EMBEDDER
-from captioner.embedding import suits, unit
 from captioner.errors import BadInput
-from captioner.models import backbones
-from captioner.models.backbones import Backbone
-from captioner.models.checkpoint import load_pretrained
+from captioner.models.parts.backbones import backbones
+from captioner.models.parts.backbones.backbones import Backbone
+from captioner.models.parts.checkpoint import load_pretrained
+from captioner.text.embedding import DEFAULT as DEFAULT_EMBEDDER
+from captioner.text.embedding import suits, unit
 
 DROPOUT = {"mlp3": 0.1, "bn": 0.1, "tanh": 0.4, "linear": 0.0, "residual": 0.5}
 

@@ -36,11 +36,11 @@ from captioner import compute
 from captioner.contracts import PLAIN_REQUEST, LoadOptions, Request
 from captioner.decoding import Decoding
 from captioner.errors import BadCheckpoint, BadInput, MissingExtra
-from captioner.models import checkpoint
-from captioner.models.backbones import LARGEST, image_settings
-from captioner.models.searched import check_length
+from captioner.models.parts import checkpoint
+from captioner.models.parts.backbones.backbones import LARGEST, image_settings
+from captioner.models.parts.speaker import check_length
 from captioner.prompt import Candidate, Reading
-from captioner.words import forbidden_sequences
+from captioner.search.words import forbidden_sequences
 
 DEFAULT_DECODING = {"num_beams": 1, "max_new_tokens": 77}
 """Chat models write well without a search, and are too large for one."""

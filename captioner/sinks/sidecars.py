@@ -12,9 +12,9 @@ import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from captioner.cache import cache_folder
 from captioner.errors import BadOutput
 from captioner.files.atomic import NO_LINKS, write_bytes
+from captioner.files.cache import cache_folder
 from captioner.images import Source
 from captioner.sinks.checks import RESUME, check_place, explained
 from captioner.sinks.journal import Errors, Journal, Run, Settings, is_ended, read_header, summary_line

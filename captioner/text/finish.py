@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from captioner import postprocess
 from captioner.errors import BadInput
+from captioner.text import clean
 from captioner.text.length import clip_tokens, cut_to_tokens
 from captioner.text.words import holds, with_words, without_words
 
@@ -45,7 +45,7 @@ class Finish:
 
     def body(self, raw: str, finished: bool = True) -> str:
         """The text without trigger words: what candidates are compared by."""
-        body = postprocess.clean(raw, finished=finished) if self.clean else raw
+        body = clean.clean(raw, finished=finished) if self.clean else raw
         body = without_words(body, self.forbid)
         if self.max_clip_tokens:
             body = cut_to_tokens(body, lambda text: clip_tokens(self.dress(self._complete(text))), self.max_clip_tokens)

@@ -9,7 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from captioner.postprocess import drop_dangling
+from captioner.text.clean import drop_dangling
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from captioner.postprocess import drop_dangling, tidy
+from captioner.text.clean import drop_dangling, tidy
 
 
 def holds(text: str, word: str) -> bool:

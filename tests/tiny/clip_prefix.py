@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from captioner.models import backbones
-from captioner.models.clip_prefix import ClipPrefix, ClipPrefixConfig
-from captioner.models.prefix import PrefixProcessor
+from captioner.models.parts.backbones import backbones
+from captioner.models.prefix.clip_prefix import ClipPrefix, ClipPrefixConfig
+from captioner.models.prefix.layers import PrefixProcessor
 
 PROMPTS = (
     "a red fox in the snow, oil painting.",

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import torch
 
-from captioner.models import backbones
-from captioner.models.backbones import Preprocess
 from captioner.models.direct import DirectModel
+from captioner.models.parts.backbones import backbones
+from captioner.models.parts.backbones.backbones import Preprocess
 
 TOWER = {
     "hidden_size": 16,

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import torch
 
-from captioner.models import backbones, resnet_lstm
+from captioner.models.lstm import attention_lstm
+from captioner.models.parts.backbones import backbones
 from tests.decoders import norms_that_have_seen, pictures
 
 PROMPTS = (
@@ -31,7 +32,7 @@ def backbone() -> backbones.Backbone:
 
 def make(folder: Path) -> None:
     torch.manual_seed(0)
-    tokenizer = resnet_lstm.build_vocabulary(PROMPTS, "bpe", 300)
-    model, processor = resnet_lstm.new(backbone(), tokenizer, **SIZES)
+    tokenizer = attention_lstm.build_vocabulary(PROMPTS, "bpe", 300)
+    model, processor = attention_lstm.new(backbone(), tokenizer, **SIZES)
     model.save_pretrained(folder)
     processor.save_pretrained(folder)

@@ -9,7 +9,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GPT2Config, GPT2LMHeadModel, GPT2TokenizerFast
 
-from captioner.models import resnet_lstm_gpt2
+from captioner.models.lstm import lstm_gpt2
 from tests.tiny.resnet_lstm import PROMPTS, backbone
 
 
@@ -35,6 +35,6 @@ def gpt2(tokens: GPT2TokenizerFast, dropout: float = 0.1) -> GPT2LMHeadModel:
 def make(folder: Path) -> None:
     torch.manual_seed(0)
     tokens = tokenizer()
-    model, processor = resnet_lstm_gpt2.new(backbone(), gpt2(tokens), tokens)
+    model, processor = lstm_gpt2.new(backbone(), gpt2(tokens), tokens)
     model.save_pretrained(folder)
     processor.save_pretrained(folder)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Sequence
 
-from captioner import lastresort
+from captioner.run import lastresort
 from training.data.options import Preparation, Synthesis, parse
 
 COMMANDS = {"prepare": Preparation, "synthesize": Synthesis}

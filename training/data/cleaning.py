@@ -1,7 +1,7 @@
 """Prompts as people type them → text that a picture can teach. Pure functions; the whole is `clean`.
 
 Dropped is what no picture shows: words of resolution, years, links, switches of programs (`--ar 16:9`, `<lora:…>`),
-weights, emoji. What a model's output needs as well (numbers, spaces, repetition) is `captioner.postprocess`'s work.
+weights, emoji. What a model's output needs as well (numbers, spaces, repetition) is `captioner.text.clean`'s work.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import unicodedata
 
-from captioner import postprocess
+from captioner.text.clean import clean as clean_text
 
 LINK = re.compile(
     # A name begins where nothing of a name stands before it: a run of "a-" is looked through once, not from every "a".
@@ -71,10 +71,10 @@ EMOJI = re.compile(
 
 def clean(text: str, *, drop_trending: bool = False) -> str:
     """One line of visible content; empty if nothing is left. Cleaning twice is cleaning once."""
-    before, text = None, postprocess.clean(unicodedata.normalize("NFKC", text))
+    before, text = None, clean_text(unicodedata.normalize("NFKC", text))
     while text != before:  # one piece can make work for another
         before, dropped = text, _drop(text, drop_trending)
-        text = text if dropped == text else postprocess.clean(dropped)
+        text = text if dropped == text else clean_text(dropped)
     return text
 
 

@@ -23,10 +23,10 @@ from typing import Any
 import numpy as np
 
 from captioner.compute import has_bf16
-from captioner.embedding import text_embedder
 from captioner.errors import BadInput, BadOutput
 from captioner.files.atomic import replacing_folder
 from captioner.pairs.layouts import LeftOut, summaries
+from captioner.text.embedding import text_embedder
 from training.data import dedupe
 from training.data.cleaning import clean, is_english, terms
 from training.data.options import Preparation

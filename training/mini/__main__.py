@@ -7,8 +7,8 @@ from importlib import import_module
 from inspect import signature
 from pathlib import Path
 
-from captioner import lastresort
 from captioner.errors import BadInput
+from captioner.run import lastresort
 
 STAGES = {
     "features": "features", "texts": "features", "split": "split", "pairs": "pairs", "head": "head",

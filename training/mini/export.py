@@ -10,15 +10,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from captioner import consensus, postprocess
 from captioner.decoding import Decoding
-from captioner.embedding import text_embedder
 from captioner.files import atomic
 from captioner.files.json import write_object
-from captioner.models.clip_prefix import ClipPrefix
-from captioner.models.prefix import PrefixProcessor
+from captioner.models.prefix.clip_prefix import ClipPrefix
+from captioner.models.prefix.layers import PrefixProcessor
 from captioner.pairs.fingerprint import fingerprint
-from captioner.search import Found, search
+from captioner.search.search import Found, search
+from captioner.text import clean, consensus
+from captioner.text.embedding import text_embedder
 from training.mini import sources
 from training.mini.features import imagenet_backbone
 from training.mini.language import load_tokenizer, new_model
@@ -135,7 +135,7 @@ class Tried:
 
 def finished(found: Found, processor: PrefixProcessor) -> str:
     """The text as a user gets it."""
-    return postprocess.clean(processor.decode(found.ids), finished=found.finished)
+    return clean.clean(processor.decode(found.ids), finished=found.finished)
 
 
 def one_each(pairs, count: int) -> list[int]:

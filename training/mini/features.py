@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from captioner.embedding import text_embedder
 from captioner.files import atomic
-from captioner.models.backbones import Backbone, build
+from captioner.models.parts.backbones.backbones import Backbone, build
+from captioner.text.embedding import text_embedder
 from training.mini import sources
 from training.mini.saving import save_array
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from captioner.models.prefix import JointHead
+from captioner.models.prefix.layers import JointHead
 from training.mini.saving import save_arrays, save_state
 from training.mini.split import DESCRIBED, REBUILT, Pairs, load_pairs
 

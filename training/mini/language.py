@@ -21,10 +21,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import GPT2Config
 
-from captioner.embedding import text_embedder
 from captioner.files import atomic
-from captioner.models.backbones import blank
-from captioner.models.clip_prefix import ClipPrefix, ClipPrefixConfig
+from captioner.models.parts.backbones.backbones import blank
+from captioner.models.prefix.clip_prefix import ClipPrefix, ClipPrefixConfig
+from captioner.text.embedding import text_embedder
 from training.mini.saving import save_state
 
 VOCABULARY = 5000

@@ -16,9 +16,9 @@ from PIL import Image
 from torch.nn import functional as F
 
 from captioner import pipeline
-from captioner.embedding import text_embedder
 from captioner.files.json import write_object
 from captioner.statistics import bootstrap_interval, paired_difference
+from captioner.text.embedding import text_embedder
 from captioner.text.finish import Finish
 from training.mini.split import Pairs, load_pairs
 

@@ -17,9 +17,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from captioner.decoding import Decoding
-from captioner.embedding import text_embedder
-from captioner.models.prefix import PrefixProcessor
-from captioner.search import search
+from captioner.models.prefix.layers import PrefixProcessor
+from captioner.search.search import search
+from captioner.text.embedding import text_embedder
 from training.mini.export import Tried, assembled, finished, one_each
 from training.mini.language import BATCH, LONGEST, Blur, batches, keep, load_texts, resumed
 from training.mini.split import Pairs, load_pairs

@@ -14,11 +14,11 @@ from torch import Tensor
 
 from captioner.contracts import PLAIN_REQUEST, LoadOptions, Memory, Request
 from captioner.errors import BadCheckpoint, BadInput
-from captioner.models import checkpoint
 from captioner.models.ofa.config import PUBLISHED, RESNET_DEPTHS, OFAConfig
 from captioner.models.ofa.model import OFA
 from captioner.models.ofa.processor import QUESTION, OFAProcessor
-from captioner.models.searched import SearchedDecoder
+from captioner.models.parts import checkpoint
+from captioner.models.parts.speaker import SearchedDecoder
 
 __all__ = ["DEFAULT_DECODING", "OFA", "Answerer", "OFAConfig", "OFAProcessor", "check_form", "load", "processor_for"]
 

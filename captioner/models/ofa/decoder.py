@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from captioner.models.attention import ImageMemory, TextCache
 from captioner.models.ofa.config import OFAConfig
 from captioner.models.ofa.layers import (
     DecoderLayer,
@@ -14,6 +13,7 @@ from captioner.models.ofa.layers import (
     scale_of,
     token_buckets,
 )
+from captioner.models.parts.attention import ImageMemory, TextCache
 
 
 class Memory(ImageMemory):

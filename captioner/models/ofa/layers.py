@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from captioner.models.attention import ImageMemory, TextCache, attend_image, attend_text
 from captioner.models.ofa.config import OFAConfig
+from captioner.models.parts.attention import ImageMemory, TextCache, attend_image, attend_text
 
 
 def heads_apart(x: Tensor, heads: int) -> Tensor:

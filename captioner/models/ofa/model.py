@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import Seq2SeqLMOutput
 
-from captioner.models.attention import TextCache
 from captioner.models.ofa.config import OFAConfig
 from captioner.models.ofa.decoder import Decoder, Memory
 from captioner.models.ofa.encoder import Encoder
+from captioner.models.parts.attention import TextCache
 
 
 class OFA(PreTrainedModel):

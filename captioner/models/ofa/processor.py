@@ -11,8 +11,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 
 from captioner.errors import BadCheckpoint
-from captioner.models import checkpoint
-from captioner.models.backbones import RESAMPLING, Preprocess
+from captioner.models.parts import checkpoint
+from captioner.models.parts.backbones.backbones import RESAMPLING, Preprocess
 
 SPECIAL = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
 CODES = [f"<code_{n}>" for n in range(8192)]

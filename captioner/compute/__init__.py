@@ -1,0 +1,31 @@
+"""Where a model computes, and how fast: devices and precisions, and kernels with their fallbacks."""
+
+from captioner.compute.devices import DTYPES, PRECISIONS, device, fits, free_memory, has_bf16, precision
+from captioner.compute.packed import (
+    HalfLinear,
+    PackedLinear,
+    convolved_relu6,
+    pack,
+    pays_to_pack,
+    prepare,
+    read_as_half,
+    traced,
+)
+
+__all__ = [
+    "DTYPES",
+    "PRECISIONS",
+    "HalfLinear",
+    "PackedLinear",
+    "convolved_relu6",
+    "device",
+    "fits",
+    "free_memory",
+    "has_bf16",
+    "pack",
+    "pays_to_pack",
+    "precision",
+    "prepare",
+    "read_as_half",
+    "traced",
+]

@@ -1,0 +1,63 @@
+"""Where a model computes and how precisely, and how much memory there is."""
+
+from __future__ import annotations
+
+import psutil
+import torch
+
+from captioner.errors import BadInput
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "float64": torch.float64}
+PRECISIONS = ("auto", *DTYPES, "int8")
+
+
+def device(name: str = "auto") -> torch.device:
+    """The device of this name; "auto" is the first of cuda, mps and cpu that is there."""
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        named = torch.device(name)
+    except RuntimeError as error:
+        raise BadInput(f"There is no device {name!r}: use auto, cpu, cuda, cuda:1 or mps.") from error
+    if named.type not in ("cpu", "cuda", "mps"):
+        raise BadInput(f"No model runs on the device {name!r}: use auto, cpu, cuda, cuda:1 or mps.")
+    if named.type == "cuda" and not (named.index or 0) < torch.cuda.device_count():
+        raise BadInput(f"This machine has no device {name!r}. Use cpu.")
+    if named.type == "mps" and not torch.backends.mps.is_available():
+        raise BadInput("This machine has no MPS device. Use cpu.")
+    return named
+
+
+def precision(name: str, target: torch.device) -> str:
+    """The precision of this name; "auto" is fp32 on a CPU and half precision on a GPU."""
+    if name not in PRECISIONS:
+        raise BadInput(f"There is no precision {name!r}: use one of {', '.join(PRECISIONS)}.")
+    if name == "int8" and target.type != "cpu":
+        raise BadInput("int8 is for CPUs. On a GPU use bf16 or fp16.")
+    if name == "auto":
+        if target.type == "cpu":
+            return "fp32"
+        return "bf16" if target.type == "cuda" and torch.cuda.is_bf16_supported() else "fp16"
+    return name
+
+
+def has_bf16() -> bool:
+    """Does this CPU compute in bf16? One that does not is slower in it than in fp32."""
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def free_memory(target: torch.device) -> int:
+    """Bytes that may still be used on this device."""
+    if target.type == "cuda":
+        return torch.cuda.mem_get_info(target)[0]
+    return psutil.virtual_memory().available
+
+
+def fits(weights: int, target: torch.device, most: int = 32) -> int:
+    """How many images a batch may hold so that half of the free memory is enough; at least 1.
+
+    weights: bytes of the model's weights. An image needs a fifth of them while it is read and captioned by four beams.
+    """
+    return max(1, min(most, free_memory(target) // 2 // max(1, weights // 5)))

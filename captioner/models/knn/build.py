@@ -1,0 +1,388 @@
+"""Make and tune the index of `captioner/models/knn/knn.py`: `captioner index build`, `captioner index tune`.
+
+Pictures are read once, in batches; nothing but names and prompts is held in memory, so a million pictures need
+little more of it than a thousand. The folder appears when it is whole, and not before; what a stopped run has read is
+kept beside it, in `NAME.part`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import faiss
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+
+from captioner import compute
+from captioner.contracts import LoadOptions
+from captioner.errors import BadInput, BadOutput, Stopped
+from captioner.files.atomic import replacing_folder
+from captioner.files.json import read_object, write_object
+from captioner.models.knn import knn
+from captioner.models.parts.backbones import backbones
+from captioner.models.parts.backbones.backbones import Backbone
+from captioner.pairs import sources
+from captioner.pairs.layouts import LeftOut, Record
+from captioner.pairs.provenance import name_of
+from captioner.pairs.readable import opened
+from captioner.sinks import RESUME, Journal, check_new_folder, check_place, explained
+from captioner.text.embedding import DEFAULT as DEFAULT_EMBEDDER
+from captioner.text.embedding import text_embedder
+
+FLAT_UP_TO = 200_000
+"""Pictures that are searched exactly; more get a graph."""
+LINKS = 16
+"""Links a picture of the HNSW graph has, twice as many on its lowest level."""
+CHUNK = 20_000
+KS = (5, 10, 20, 40, 80, 160)
+Progress = Callable[[str, int, int | None], None]
+"""Is told of a step, how much of it was done just now, and how much there is in all, if that is known."""
+TEMPERATURES = (0.01, 0.02, 0.03, 0.05, 0.08, 0.12, 0.2, 0.5)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How an index is to be made."""
+
+    backbone: str
+    weights: str | None = None
+    """Hub id or folder; None: the backbone's usual weights."""
+    settings: dict = field(default_factory=dict)
+    """What `backbones.build` takes besides, e.g. {"pool": "statistics"}."""
+    dims: int | None = None
+    """Keep this many principal components of the features; None keeps all."""
+    centred: bool = True
+    scaled: bool = False
+    """Divide every feature by its spread: where features of many kinds stand side by side."""
+    graph: bool | None = None
+    """Approximate search by an HNSW graph; None: for more than 200,000 pictures."""
+    k: int = 40
+    temperature: float = 0.05
+
+
+@dataclass(frozen=True)
+class Built:
+    """What came of it."""
+
+    pictures: int
+    prompts: int
+    left_out: list[LeftOut]
+
+
+def build(
+    data: Sequence[str | Path],
+    out: str | Path,
+    recipe: Recipe,
+    options: LoadOptions | None = None,
+    batch_size: int = 32,
+    progress: Progress = lambda step, done, total: None,
+    resume: bool = False,
+) -> Built:
+    """Features of all pictures and embeddings of all prompts of DATA → an index folder.
+
+    resume: go on with what a stopped run has read.
+    """
+    options, out = options or LoadOptions(), Path(out).expanduser()
+    check_new_folder(out)
+    records = sources.read(data)
+    records.check()
+    if recipe.k < 1 or recipe.temperature <= 0:
+        raise BadInput("k must be at least 1 and the temperature above 0.")
+    backbone = backbones.build(recipe.backbone, recipe.weights, **recipe.settings)
+    if recipe.dims is not None and not 0 < recipe.dims <= backbone.width:
+        raise BadInput(f"{recipe.backbone} gives {backbone.width} features; {recipe.dims} of them cannot be kept.")
+    check_place(next(folder for folder in out.absolute().parents if folder.exists()))
+    embedder = options.embedder or DEFAULT_EMBEDDER
+    text_embedder(embedder)  # one that is not there is named before an hour of reading
+    made_by = {"backbone": recipe.backbone, "settings": recipe.settings, "fingerprint": backbone.fingerprint()}
+    with _Partial(out.with_name(f"{out.name}.part"), backbone.width, made_by, resume) as partial:
+        _collect(records, compute.prepare(backbone, options), partial, batch_size, progress)
+        if len(partial.prompts) < recipe.k:
+            partial.over = True  # so few are soon read again
+            raise BadInput(
+                f"The data hold {len(partial.prompts)} different prompts, fewer than the {recipe.k} neighbours to use. "
+                "Add pictures, or choose a smaller k."
+            )
+        of_data = [name_of(source) for source in records.sources]
+        about = {**made_by, "embedder": embedder, "width": backbone.width, "data": of_data}
+        with explained(out, RESUME), replacing_folder(out) as work:
+            _write(work, partial, recipe, about, progress)
+        partial.over = True
+    return Built(len(partial.pictures), len(partial.prompts), partial.left_out)
+
+
+def _write(work: Path, partial: _Partial, recipe: Recipe, about: dict, progress: Progress) -> None:
+    """All files of the index."""
+    _write_features(work, partial.features(), recipe)
+    embeddings = partial.embeddings(about["embedder"], progress)
+    np.save(work / "embeddings.npy", embeddings)
+    _write_texts(work, partial)
+    features = np.load(work / "features.npy", mmap_mode="r")
+    with_graph = len(features) > FLAT_UP_TO if recipe.graph is None else recipe.graph
+    is_local = recipe.weights is not None and Path(recipe.weights).exists()
+    about = {
+        "kind": "knn",
+        **about,
+        "weights": str(Path(recipe.weights).resolve()) if is_local else recipe.weights,
+        "embedding_size": embeddings.shape[1],
+        "dims": features.shape[1],
+        "projected": recipe.dims is not None or recipe.scaled,
+        "pictures": len(features),
+        "prompts": len(partial.prompts),
+        "k": recipe.k,
+        "temperature": recipe.temperature,
+        "graph": _write_graph(work, features, progress) if with_graph else None,
+    }
+    write_object(work / "index.json", about)
+
+
+class _Partial:
+    """The pictures read so far: their features in one file, their names and prompts in a journal beside it."""
+
+    over = False
+    """Whether its folder can go, because the index is written or the data are too few."""
+
+    def __init__(self, folder: Path, width: int, made_by: dict, resume: bool) -> None:
+        self.folder, self.width = folder, width
+        self.prompts: dict[str, int] = {}
+        """Prompt → its row."""
+        self.prompt_rows: list[int] = []
+        self.pictures: list[str] = []
+        self.left_out: list[LeftOut] = []
+        begun = folder / "made-by.json"
+        remedy = "Remove it to start anew."
+        if folder.exists() and not (begun.is_file() and read_object(begun, BadOutput, remedy) == made_by):
+            raise BadOutput(f"{folder} was not begun with this backbone. {remedy}")
+        folder.mkdir(parents=True, exist_ok=True)
+        write_object(begun, made_by)
+        self.journal = Journal(folder / "pictures.jsonl", resume=resume)
+        for row in self.journal:
+            self._note(row)
+        self.raw = open(folder / "features.f16", "ab")  # noqa: SIM115 (closed by __exit__)
+
+    def __enter__(self) -> _Partial:
+        named = 2 * self.width * len(self.pictures)
+        if self.raw.tell() < named:
+            raise BadOutput(f"{self.folder} lacks features of pictures that it names. Remove it to start anew.")
+        self.raw.truncate(named)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.raw.close()
+        self.journal.close(remove=False)
+        if self.over or not self.pictures:
+            shutil.rmtree(self.folder)
+        elif kind is KeyboardInterrupt:
+            read = f"Stopped with {len(self.pictures):,} pictures read."
+            raise Stopped(f"{read} The same command with --resume goes on from there.") from None
+
+    def append(self, batch: Sequence[Record], features: np.ndarray) -> None:
+        """Keep these. Features come first: what the journal names is there."""
+        with explained(self.folder, RESUME):
+            self.raw.write(features.astype(np.float16).data)
+            self.raw.flush()
+        rows = [{"file": record.name, "prompt": record.text} for record in batch]
+        self.journal.append(rows)
+        for row in rows:
+            self._note(row)
+
+    def _note(self, row: dict) -> None:
+        self.pictures.append(row["file"])
+        self.prompt_rows.append(self.prompts.setdefault(row["prompt"], len(self.prompts)))
+
+    def features(self) -> np.ndarray:
+        """`[pictures, width]`, mapped."""
+        return np.memmap(self.folder / "features.f16", np.float16, "r", shape=(len(self.pictures), self.width))
+
+    def embeddings(self, embedder: str, progress: Progress) -> np.ndarray:
+        """`[prompts, d]`, mapped; those that an earlier run with this embedder embedded are not embedded again."""
+        prompts, embed = list(self.prompts), text_embedder(embedder)
+        file = self.folder / f"embeddings-{zlib.crc32(embedder.encode()):08x}.f16"
+        size = embed(prompts[:1]).shape[1]
+        with file.open("ab") as raw:
+            done = raw.tell() // (2 * size)
+            raw.truncate(2 * size * done)
+            progress("prompts", done, len(prompts))
+            for start in range(done, len(prompts), 1024):
+                raw.write(embed(prompts[start : start + 1024]).astype(np.float16).data)
+                raw.flush()
+                progress("prompts", len(prompts[start : start + 1024]), len(prompts))
+        return np.memmap(file, np.float16, "r", shape=(len(prompts), size))
+
+
+def _collect(
+    records: sources.Records, backbone: Backbone, partial: _Partial, batch_size: int, progress: Progress
+) -> None:
+    """Read and embed every picture that is not read yet."""
+    total = records.total()
+    progress("pictures", len(partial.pictures), total)
+    unreadable: list[LeftOut] = []
+    for batch, images in opened(_unread(records, Counter(partial.pictures)), batch_size, unreadable):
+        partial.append(batch, knn.pooled(backbone, images))
+        progress("pictures", len(batch), total)
+    partial.left_out = [*records.left_out, *unreadable]
+
+
+def _unread(records: Iterable[Record], read: Counter[str]) -> Iterator[Record]:
+    """All but those read before; two data folders may have a picture of the same name."""
+    for record in records:
+        if read[record.name]:
+            read[record.name] -= 1
+        else:
+            yield record
+
+
+def _write_features(work: Path, raw: np.ndarray, recipe: Recipe) -> None:
+    """Centre, project, and scale to length 1."""
+    width = raw.shape[1]
+    mean = sum((chunk.sum(0) for chunk in _chunks(raw)), np.zeros(width)) / len(raw)
+    variance = sum((np.square(chunk - mean).sum(0) for chunk in _chunks(raw)), np.zeros(width)) / len(raw)
+    centre = (mean if recipe.centred else np.zeros(width)).astype(np.float32)
+    scale = 1 / (np.sqrt(variance) + 1e-4) if recipe.scaled else np.ones(width)
+    projection = _projection(raw, centre, scale.astype(np.float32), recipe)
+    shape = (len(raw), recipe.dims or width)
+    features = np.lib.format.open_memmap(work / "features.npy", "w+", np.float16, shape)
+    for number, chunk in enumerate(_chunks(raw)):
+        features[number * CHUNK :][: len(chunk)] = knn.reduce(chunk, centre, projection)
+    features.flush()
+    np.save(work / "centre.npy", centre)
+    if projection is not None:
+        np.save(work / "projection.npy", projection)
+
+
+def _projection(raw: np.ndarray, centre: np.ndarray, scale: np.ndarray, recipe: Recipe) -> np.ndarray | None:
+    """Scaling, then the directions in which the features vary most `[width, dims]`; None where neither is wanted."""
+    if recipe.dims is None:
+        return np.diag(scale) if recipe.scaled else None
+    covariance = sum((chunk - centre).T @ (chunk - centre) for chunk in _chunks(raw)) / len(raw)
+    _, directions = np.linalg.eigh((covariance * np.outer(scale, scale)).astype(np.float64))  # smallest first
+    return np.ascontiguousarray(scale[:, None] * directions[:, ::-1][:, : recipe.dims], dtype=np.float32)
+
+
+def _write_texts(work: Path, partial: _Partial) -> None:
+    np.save(work / "prompt_rows.npy", np.array(partial.prompt_rows, dtype=np.int32))
+    for name, texts in (("pictures", partial.pictures), ("prompts", list(partial.prompts))):
+        pyarrow.parquet.write_table(pyarrow.table({name: texts}), work / f"{name}.parquet", compression="zstd")
+
+
+def _write_graph(work: Path, features: np.ndarray, progress: Progress) -> dict:
+    """Link the pictures, and write the links down as arrays."""
+    index = knn.new_graph(features.shape[1], LINKS)
+    index.train(np.zeros((1, features.shape[1]), np.float32))  # float16 has nothing to learn, but FAISS asks for it
+    for chunk in _chunks(features):
+        index.add(chunk)
+        progress("links", len(chunk), len(features))
+    np.save(work / "levels.npy", faiss.vector_to_array(index.hnsw.levels))
+    np.save(work / "neighbours.npy", faiss.vector_to_array(index.hnsw.neighbors))
+    return {"links": LINKS, "entry": int(index.hnsw.entry_point)}
+
+
+def _chunks(array: np.ndarray) -> Iterator[np.ndarray]:
+    """A mapped float16 array piece by piece, as float32."""
+    for start in range(0, len(array), CHUNK):
+        yield array[start : start + CHUNK].astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """The settings that did best, and how all did."""
+
+    k: int
+    temperature: float
+    cosine: float
+    before: float | None
+    """The mean cosine with the settings the index had; None if too few prompts were left to try them."""
+    queries: int
+    table: dict[tuple[int, float], float]
+    """(k, temperature) → mean cosine."""
+
+
+def tune(
+    folder: str | Path,
+    data: str | Path | None = None,
+    sample: int = 1000,
+    same: float = 0.9,
+    seed: int = 0,
+    options: LoadOptions | None = None,
+) -> Tuned:
+    """Choose k and temperature by the mean cosine on validation pictures, and write them into the index.
+
+    Without DATA, pictures of the index itself ask, one of each of up to `sample` prompts. Nothing is predicted from
+    its own prompt: prompts nearer to it than the cosine `same` are kept from it.
+    """
+    folder = Path(folder).expanduser()
+    index = knn.Index(folder)
+    queries, truth = _from_data(folder, data, sample, options) if data else _from_index(index, sample, seed)
+    banned = _prompts_like(index.embeddings, truth, same)
+    left = index.about["prompts"] - max(map(len, banned))
+    ks = [k for k in sorted({*KS, index.about["k"]}) if k <= left]
+    if not ks:
+        raise BadInput(f"{folder} has too few prompts that differ from each other to tune on ({left}). Add pictures.")
+    temperatures = sorted({*TEMPERATURES, index.about["temperature"]})
+    near = index.prompts_near(queries, ks[-1], banned)
+    cosines = sum(
+        _cosines(index.embeddings[rows], similarities, wanted, ks, temperatures)
+        for (rows, similarities), wanted in zip(near, truth, strict=True)
+    ) / len(near)  # [ks, temperatures]
+    settings = list(itertools.product(ks, temperatures))
+    table = dict(zip(settings, cosines.flatten().tolist(), strict=True))
+    best = max(table, key=table.get)
+    write_object(folder / "index.json", {**index.about, "k": best[0], "temperature": best[1]})
+    before = table.get((index.about["k"], index.about["temperature"]))
+    return Tuned(*best, table[best], before, len(near), table)
+
+
+def _from_index(index: knn.Index, sample: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """One picture of each of some prompts: features, and their prompts' embeddings."""
+    random = np.random.default_rng(seed)
+    order = random.permutation(len(index.prompt_rows))
+    prompts, first = np.unique(index.prompt_rows[order], return_index=True)
+    chosen = random.permutation(len(prompts))[:sample]
+    return (
+        index.features[order[first[chosen]]].astype(np.float32),
+        index.embeddings[prompts[chosen]].astype(np.float32),
+    )
+
+
+def _from_data(folder: Path, data: str | Path, sample: int, options: LoadOptions | None):
+    """The first pictures of each prompt of DATA, as `_from_index`."""
+    model = knn.load(folder, options or LoadOptions())
+    by_prompt: dict[str, Record] = {}
+    for record in sources.read([data]):
+        by_prompt.setdefault(record.text, record)
+        if len(by_prompt) == sample:
+            break
+    features, prompts = [], []
+    for batch, images in opened(by_prompt.values(), 32, []):
+        features.append(model.features(images))
+        prompts += [record.text for record in batch]
+    if not prompts:
+        raise BadInput(f"No picture of {data} can be read.")
+    return np.concatenate(features), text_embedder(model.index.about["embedder"])(prompts)
+
+
+def _prompts_like(embeddings: np.ndarray, truth: np.ndarray, same: float) -> list[np.ndarray]:
+    """For each true embedding the prompts that are as good as it."""
+    like = [[] for _ in truth]
+    for number, chunk in enumerate(_chunks(embeddings)):
+        rows, queries = np.nonzero(chunk @ truth.T > same)
+        for row, query in zip(rows, queries, strict=True):
+            like[query].append(number * CHUNK + row)
+    return [np.array(rows, dtype=np.int64) for rows in like]
+
+
+def _cosines(embeddings, similarities, wanted, ks: list[int], temperatures: list[float]) -> np.ndarray:
+    """The cosine that every k and temperature would reach for one picture `[ks, temperatures]`."""
+    embeddings = embeddings.astype(np.float32)
+    means = [
+        [knn.weighted_mean(embeddings[:k], similarities[:k], temperature) for temperature in temperatures] for k in ks
+    ]
+    means = np.array(means)  # [ks, temperatures, d]
+    return means @ wanted / np.linalg.norm(means, axis=-1)

@@ -1,0 +1,1 @@
+"""Image towers that several models stand on."""

@@ -1,0 +1,252 @@
+"""CLIP or SigLIP as a judge: pictures and texts as unit vectors, and which of many texts fits a picture best.
+
+CLIP reads text from left to right. So where many texts begin alike, as the extensions of one prompt do, their common
+beginning is read once and its keys and values are shared: a term of five tokens costs five, not seventy.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from PIL.Image import Image
+from torch import Tensor
+from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
+from transformers import (
+    AutoImageProcessor,
+    AutoTokenizer,
+    BaseImageProcessor,
+    CLIPModel,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Siglip2Model,
+    SiglipModel,
+)
+
+from captioner import compute
+from captioner.contracts import LoadOptions
+from captioner.errors import BadCheckpoint, MissingExtra
+from captioner.models.parts import checkpoint
+
+MODELS = {cls.config_class.model_type: cls for cls in (CLIPModel, SiglipModel, Siglip2Model)}
+TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "merges.txt", "spiece.model", "tokenizer_config.json")
+AT_ONCE = 512
+"""Texts read in one pass: enough to fill a processor, little enough for its memory."""
+
+
+class Ranker:
+    """Any CLIP or SigLIP checkpoint of transformers."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        processor: BaseImageProcessor,
+        tokenizer: PreTrainedTokenizerBase,
+        fingerprint: str = "",
+    ) -> None:
+        self.model = model
+        self.processor = processor
+        self.tokenizer = tokenizer
+        self.fingerprint = fingerprint
+        """The same for whatever gives the same text vectors."""
+        self.limit = model.config.text_config.max_position_embeddings
+        """Tokens the text tower can read: 77 for CLIP, 64 for SigLIP."""
+        self.causal = isinstance(model, CLIPModel)
+
+    @classmethod
+    def from_folder(cls, folder: Path, options: LoadOptions) -> Ranker:
+        kind = checkpoint.read_config(folder).get("model_type")
+        if kind not in MODELS:
+            raise BadCheckpoint(f"{folder} holds a {kind!r} model: terms are ranked by a CLIP or SigLIP. Name one.")
+        try:
+            with checkpoint.reading(folder):
+                processor = AutoImageProcessor.from_pretrained(folder, backend="pil", local_files_only=True)
+                tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        except ImportError as error:
+            raise MissingExtra(
+                f"The tokenizer of {folder} needs another package: `pip install sentencepiece`."
+            ) from error
+        precision = compute.precision(options.precision, compute.device(options.device))
+        model = checkpoint.read_model(MODELS[kind], folder, compute.DTYPES.get(precision, torch.float32))
+        mark = _fingerprint(model, folder, precision)
+        return cls(compute.prepare(model, options), processor, tokenizer, mark)
+
+    @torch.inference_mode()
+    def pictures(self, images: Sequence[Image]) -> Tensor:
+        """Unit vectors `[n, d]`."""
+        inputs = self.processor(list(images), return_tensors="pt").to(self.model.device, self.model.dtype)
+        return _unit(self.model.get_image_features(**inputs).pooler_output)
+
+    @torch.inference_mode()
+    def texts(self, texts: Sequence[str]) -> Tensor:
+        """Unit vectors `[n, d]`; what is too long is cut."""
+        ids = self._ids(texts, truncate=True)
+        order = sorted(range(len(ids)), key=lambda i: len(ids[i]))  # like with like: little padding is read
+        parts = [self._whole([ids[i] for i in order[at : at + AT_ONCE]]) for at in range(0, len(ids), AT_ONCE)]
+        vectors = torch.cat(parts)
+        return vectors[torch.tensor(order).argsort()]
+
+    def tokens(self, text: str) -> int:
+        """The length of a text, start and end included."""
+        return len(self._ids([text])[0])
+
+    @torch.inference_mode()
+    def similarities(self, pictures: Tensor, texts: Sequence[Sequence[str]]) -> list[Tensor]:
+        """Each picture `[d]` with each of its own texts: cosines; −inf where a text is past the limit."""
+        ids = [self._ids(own) for own in texts]
+        fits = [[n for n, text in enumerate(own) if len(text) <= self.limit] for own in ids]
+        short = [[own[n] for n in places] for own, places in zip(ids, fits, strict=True)]
+        vectors = self._extended(short) if self.causal else self._one_by_one(short)
+        scores = []
+        for picture, own, places, found in zip(pictures, ids, fits, vectors, strict=True):
+            scores.append(torch.full((len(own),), -torch.inf, dtype=picture.dtype))
+            scores[-1][places] = (found @ picture).cpu()
+        return scores
+
+    def _ids(self, texts: Sequence[str], truncate: bool = False) -> list[list[int]]:
+        if not texts:
+            return []
+        cut = {"truncation": True, "max_length": self.limit} if truncate else {}
+        return self.tokenizer(list(texts), verbose=False, **cut).input_ids  # it would warn of long ones
+
+    def _one_by_one(self, ids: list[list[list[int]]]) -> list[Tensor]:
+        flat = [text for own in ids for text in own]
+        parts = [self._whole(flat[at : at + AT_ONCE]) for at in range(0, len(flat), AT_ONCE)]
+        width = self.model.config.text_config.projection_size
+        vectors = torch.cat(parts) if parts else torch.empty(0, width, dtype=self._dtype, device=self.model.device)
+        return list(vectors.split([len(own) for own in ids]))
+
+    def _whole(self, ids: list[list[int]]) -> Tensor:
+        """Texts as transformers reads them."""
+        rows = [torch.tensor(text) for text in ids]
+        # Padding stands behind CLIP's end token and cannot reach it; SigLIP has only seen texts of the full length.
+        end = ids[0][-1] if self.causal else self.tokenizer.pad_token_id
+        padded = pad_sequence(rows, batch_first=True, padding_value=end)
+        if not self.causal:
+            padded = F.pad(padded, (0, self.limit - padded.shape[1]), value=end)
+        return _unit(self.model.get_text_features(padded.to(self.model.device)).pooler_output)
+
+    # --- CLIP's own way: what texts share is read once ----------------------------------------------------------------
+
+    def _extended(self, ids: list[list[list[int]]]) -> list[Tensor]:
+        """Unit vectors of each picture's texts, a block of every picture's in one pass."""
+        width = self.model.config.projection_dim
+        vectors = [torch.empty(len(own), width, dtype=self._dtype, device=self.model.device) for own in ids]
+        there = [i for i, own in enumerate(ids) if own]
+        if not there:
+            return vectors
+        # At least one token of each text is left to read behind what they share.
+        shared = [min(_common(ids[i]), min(map(len, ids[i])) - 1) for i in there]
+        starts = pad_sequence([torch.tensor(ids[i][0][:length]) for i, length in zip(there, shared, strict=True)], True)
+        begun = _Begun(torch.tensor(shared), [])
+        self._read(starts[:, None], None, begun.layers)
+        orders = [sorted(range(len(ids[i])), key=lambda n, own=ids[i]: len(own[n])) for i in there]
+        step = max(1, AT_ONCE // len(there))
+        for at in range(0, max(map(len, orders)), step):
+            blocks = [order[at : at + step] or order[-1:] for order in orders]
+            tails = [[ids[i][n][length:] for n in b] for i, length, b in zip(there, shared, blocks, strict=True)]
+            found = self._tails(begun, tails)
+            for row, (i, block) in enumerate(zip(there, blocks, strict=True)):
+                vectors[i][block] = found[row, : len(block)]
+        return vectors
+
+    def _tails(self, begun: _Begun, tails: list[list[list[int]]]) -> Tensor:
+        """What follows the beginnings → unit vectors `[pictures, most tails, d]`; where there are fewer, filling."""
+        most, longest = max(map(len, tails)), max(len(tail) for own in tails for tail in own)
+        ids = torch.full((len(tails), most, longest), tails[0][0][-1])
+        last = torch.zeros(len(tails), most, dtype=torch.long)
+        for row, own in enumerate(tails):
+            for column, tail in enumerate(own):
+                ids[row, column, : len(tail)] = torch.tensor(tail)
+                last[row, column] = len(tail) - 1
+        x = self._read(ids, begun)  # [pictures, most, longest, width]
+        at_end = x.gather(2, last.to(x.device)[..., None, None].expand(-1, -1, 1, x.shape[-1])).squeeze(2)
+        return _unit(self.model.text_projection(self.model.text_model.final_layer_norm(at_end)))
+
+    def _read(self, ids: Tensor, begun: _Begun | None, keep: list[tuple[Tensor, Tensor]] | None = None) -> Tensor:
+        """CLIP's text tower over ids `[pictures, m, t]`: m texts that go on where their picture's beginning ends.
+
+        Into `keep` go the keys and values of every layer, `[pictures, heads, t, head_dim]`, where m is 1.
+        """
+        text, heads, device = (
+            self.model.text_model,
+            self.model.config.text_config.num_attention_heads,
+            self.model.device,
+        )
+        pictures, _, t = ids.shape
+        before = torch.zeros(pictures, dtype=torch.long) if begun is None else begun.lengths
+        places = (before[:, None] + torch.arange(t)).clamp(max=self.limit - 1).to(device)  # only padding is clamped
+        x = text.embeddings.token_embedding(ids.to(device)) + text.embeddings.position_embedding(places)[:, None]
+        hidden = torch.ones(t, t, dtype=torch.bool, device=device).triu(1)  # [t, t]: the future
+        for index, layer in enumerate(text.encoder.layers):
+            own, y = layer.self_attn, layer.layer_norm1(x)
+            query, keys, values = (
+                part(y).unflatten(-1, (heads, -1)).permute(0, 3, 1, 2, 4)  # [pictures, heads, m, t, head_dim]
+                for part in (own.q_proj, own.k_proj, own.v_proj)
+            )
+            if keep is not None:
+                keep.append((keys.squeeze(2), values.squeeze(2)))
+            scores = (query @ keys.transpose(-1, -2) * own.scale).masked_fill(hidden, -torch.inf)
+            if begun is None:
+                mixed = scores.softmax(-1) @ values
+            else:
+                mixed = _with_beginning(query * own.scale, scores, values, *begun.layers[index], before.to(device))
+            x = x + own.out_proj(mixed.permute(0, 2, 3, 1, 4).flatten(3))
+            x = x + layer.mlp(layer.layer_norm2(x))
+        return x
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return torch.promote_types(self.model.dtype, torch.float32)
+
+
+class _Begun:
+    """The beginnings that texts share, one a picture: their lengths, and each layer's keys and values."""
+
+    def __init__(self, lengths: Tensor, layers: list[tuple[Tensor, Tensor]]) -> None:
+        self.lengths = lengths
+        self.layers = layers
+
+
+def _common(texts: list[list[int]]) -> int:
+    """How many ids these texts begin with together."""
+    first, last = min(texts), max(texts)  # whatever these two share, all between them share
+    return next((n for n, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
+
+
+def _with_beginning(
+    query: Tensor, scores: Tensor, values: Tensor, first_keys: Tensor, first_values: Tensor, lengths: Tensor
+) -> Tensor:
+    """Attention of m texts a picture to themselves and to their beginning, which is there once, in one softmax.
+
+    query [pictures, heads, m, t, head_dim], scaled; scores [pictures, heads, m, t, t] of the texts themselves;
+    first_* [pictures, heads, p, head_dim], of which lengths [pictures] count.
+    """
+    m, t = query.shape[2:4]
+    p = first_keys.shape[2]
+    unread = torch.arange(p, device=lengths.device) >= lengths[:, None]  # [pictures, p]
+    over_first = query.flatten(2, 3) @ first_keys.transpose(-1, -2)  # [pictures, heads, m·t, p]
+    over_first = over_first.masked_fill(unread[:, None, None], -torch.inf).unflatten(2, (m, t))
+    weights = torch.cat((over_first, scores), -1).softmax(-1)
+    seen = (weights[..., :p].flatten(2, 3) @ first_values).unflatten(2, (m, t))
+    return seen + weights[..., p:] @ values
+
+
+def _unit(vectors: Tensor) -> Tensor:
+    """Of length 1, in at least single precision."""
+    return F.normalize(vectors.to(torch.promote_types(vectors.dtype, torch.float32)), dim=-1)
+
+
+def _fingerprint(model: PreTrainedModel, folder: Path, precision: str) -> str:
+    """A hash of all that a text's vector depends on: tokenizer, configuration, weights and precision."""
+    digest = hashlib.sha256(precision.encode())
+    for file in (folder / name for name in ("config.json", *TOKENIZER_FILES)):
+        if file.is_file():
+            digest.update(file.read_bytes())
+    for name, weight in sorted(model.state_dict().items()):
+        if name.startswith("text_"):
+            digest.update(name.encode() + weight.contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,90 @@
+"""A decoder and its processor as a speaker: pictures → pixels → search → readings."""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Sequence
+from copy import copy
+
+import torch
+from PIL.Image import Image
+from torch import Tensor
+
+from captioner.contracts import PLAIN_REQUEST, Decoder, Memory, Processor, Request
+from captioner.decoding import Decoding
+from captioner.errors import BadCheckpoint, BadInput
+from captioner.prompt import Candidate, Reading
+from captioner.search.search import Found, search
+
+
+class SearchedDecoder:
+    """Any decoder that has its processor, ready to speak."""
+
+    uses = frozenset({"prompt"})
+
+    def __init__(self, model: Decoder, processor: Processor, positions: int | None = None) -> None:
+        self.model = model
+        self.processor = processor
+        self.positions = positions
+        """Tokens of a text, its start among them, that the model can read; None: any number."""
+
+    @property
+    def longest(self) -> int | None:
+        """New tokens that it can write: the last of them is never read."""
+        return self._longest_after(len(self.processor.start_ids))
+
+    def _longest_after(self, start: int) -> int | None:
+        return None if self.positions is None else max(0, self.positions - start + 1)
+
+    @torch.inference_mode()
+    def read_images(
+        self, images: Sequence[Image], decoding: Decoding, request: Request = PLAIN_REQUEST
+    ) -> list[Reading]:
+        pixels = self.processor.pixels(images)
+        # What a sampled text may depend on: the picture, not its place in the run.
+        seeds = [zlib.crc32(picture.contiguous().numpy()) for picture in pixels] if decoding.do_sample else None
+        memory = self.remember(pixels.to(self.model.device, self.model.dtype), request)
+        return self.readings(memory, seeds, decoding, request)
+
+    def remember(self, pixels: Tensor, request: Request = PLAIN_REQUEST) -> Memory:
+        """Read the pictures: all that can be known before the first word is written."""
+        return self.model.read(pixels)
+
+    def look(self, pixels: Tensor, ids: Sequence[int], request: Request = PLAIN_REQUEST) -> Tensor:
+        """Where the model looked as it wrote this text (see contracts.py), if it attends to regions."""
+        return self.model.look(pixels, ids)
+
+    def readings(
+        self, memory: Memory, seeds: Sequence[int] | None, decoding: Decoding, request: Request = PLAIN_REQUEST
+    ) -> list[Reading]:
+        """One reading per image of the memory. Seeds: one per image, needed to sample."""
+        processor = self.beginning(request.prompt)
+        check_length(self._longest_after(len(processor.start_ids)), len(processor.start_ids), decoding)
+        found = search(self.model, memory, processor, decoding, seeds)
+        return [self.reading(of_image) for of_image in found]
+
+    def beginning(self, prompt: str | None) -> Processor:
+        """The processor, whose texts begin with this prompt."""
+        if not prompt:
+            return self.processor
+        processor = copy(self.processor)
+        processor.start_ids = [*self.processor.start_ids, *self.processor.encode(prompt)]
+        return processor
+
+    def reading(self, found: Sequence[Found]) -> Reading:
+        """What was found for one image."""
+        if not all(math.isfinite(text.score) for text in found):
+            raise BadCheckpoint("The model answers with numbers that are none (NaN): its weights are damaged.")
+        return Reading(tuple(Candidate(self.processor.decode(each.ids), each.score, each.finished) for each in found))
+
+
+def check_length(longest: int | None, start: int, decoding: Decoding) -> None:
+    """Refuse a text that would outgrow the positions that a model was trained with."""
+    if longest is None or decoding.max_new_tokens <= longest:
+        return
+    after = f" after a start of {start:,}" if start > 1 else ""
+    raise BadInput(
+        f"This model writes at most {longest:,} tokens{after}, and max_new_tokens is {decoding.max_new_tokens:,}. "
+        + ("Lower it." if longest else "Shorten the start.")
+    )

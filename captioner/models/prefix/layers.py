@@ -1,0 +1,256 @@
+"""What every prefix model shares: head, mappers, the prefix read once per image, processor and speaker.
+
+Nothing here needs transformers' model classes, whose import takes longer than a caption: `mini` starts without them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL.Image import Image
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from captioner.contracts import PLAIN_REQUEST, Request
+from captioner.decoding import Decoding
+from captioner.models.parts.attention import ImageMemory, TextCache, attend_text
+from captioner.models.parts.speaker import SearchedDecoder
+from captioner.prompt import Reading
+from captioner.search.search import Found
+
+
+class JointHead(nn.Module):
+    """Pooled statistics of a picture → the predicted embedding of its prompt, a unit vector.
+
+    The mean of two guesses that err differently: a linear one, and what a memory of prototypes (centres of training
+    pictures, each with a prompt embedding) answers, weighted by likeness.
+    """
+
+    def __init__(self, inputs: int, joint_dim: int, rank: int, prototypes: int) -> None:
+        super().__init__()
+        self.centre = nn.Parameter(torch.zeros(inputs))
+        self.scale = nn.Parameter(torch.ones(inputs))
+        self.linear = nn.Linear(inputs, joint_dim)
+        self.axes = nn.Linear(inputs, rank, bias=False)
+        self.keys = nn.Parameter(F.normalize(torch.randn(prototypes, rank), dim=-1))
+        self.values = nn.Parameter(torch.randn(prototypes, joint_dim))
+        self.prior = nn.Parameter(torch.zeros(prototypes))
+        self.sharpness = nn.Parameter(torch.tensor(20.0))
+        self.share = nn.Parameter(torch.tensor(0.5))
+        """Of the prototypes' guess."""
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        pooled = (pooled - self.centre) * self.scale
+        likeness = F.normalize(self.axes(pooled), dim=-1) @ self.keys.T  # [n, prototypes]
+        recalled = (self.sharpness * likeness + self.prior).softmax(-1) @ self.values
+        guesses = F.normalize(self.linear(pooled), dim=-1), F.normalize(recalled, dim=-1)
+        return F.normalize(torch.lerp(*guesses, self.share), dim=-1)
+
+
+class MlpMapper(nn.Module):
+    """Embedding → hidden layer with tanh → prefix."""
+
+    def __init__(self, joint_dim: int, prefix_length: int, width: int) -> None:
+        super().__init__()
+        self.width = width
+        hidden = prefix_length * width // 2
+        self.model = nn.Sequential(nn.Linear(joint_dim, hidden), nn.Tanh(), nn.Linear(hidden, prefix_length * width))
+
+    def forward(self, embedding: Tensor) -> Tensor:
+        return self.model(embedding).unflatten(1, (-1, self.width))  # [n, prefix, width]
+
+
+class MapperAttention(nn.Module):
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        if heads < 1 or width % heads:
+            raise ValueError(f"{heads} heads cannot share a width of {width}")
+        self.heads = heads
+        self.to_queries = nn.Linear(width, width, bias=False)
+        self.to_keys_values = nn.Linear(width, 2 * width, bias=False)
+        self.project = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        queries = self.to_queries(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # [n, heads, t, head_dim]
+        both = self.to_keys_values(x).unflatten(-1, (2, self.heads, -1))  # [n, t, 2, heads, head_dim]
+        keys, values = both.permute(2, 0, 3, 1, 4)
+        mixed = F.scaled_dot_product_attention(queries, keys, values)
+        return self.project(mixed.transpose(1, 2).flatten(2))
+
+
+class MapperMlp(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, 2 * width)
+        self.fc2 = nn.Linear(2 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.relu(self.fc1(x)))
+
+
+class MapperLayer(nn.Module):
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width)
+        self.attn = MapperAttention(width, heads)
+        self.norm2 = nn.LayerNorm(width)
+        self.mlp = MapperMlp(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attn(self.norm1(x))
+        return x + self.mlp(self.norm2(x))
+
+
+class TransformerMapper(nn.Module):
+    """The embedding spread over clip_length positions, then learnt constants; where those end up is the prefix."""
+
+    def __init__(
+        self, joint_dim: int, prefix_length: int, clip_length: int, width: int, layers: int, heads: int
+    ) -> None:
+        super().__init__()
+        self.clip_length = clip_length
+        self.linear = nn.Linear(joint_dim, clip_length * width)
+        self.prefix_const = nn.Parameter(torch.randn(prefix_length, width))
+        self.transformer = nn.Module()  # the published key names have this level
+        self.transformer.layers = nn.ModuleList(MapperLayer(width, heads) for _ in range(layers))
+
+    def forward(self, embedding: Tensor) -> Tensor:
+        spread = self.linear(embedding).unflatten(1, (self.clip_length, -1))  # [n, clip_length, width]
+        x = torch.cat((spread, self.prefix_const.expand(len(spread), -1, -1)), dim=1)
+        for layer in self.transformer.layers:
+            x = layer(x)
+        return x[:, self.clip_length :]  # [n, prefix, width]
+
+
+@dataclass
+class PrefixMemory:
+    """What depends on the picture alone."""
+
+    prefix: ImageMemory
+    """The prefix's keys and values in every layer."""
+    first_logits: Tensor
+    """`[images, vocabulary]` of the first word."""
+    features: Tensor
+    """The image embedding `[images, joint_dim]`."""
+
+    def __len__(self) -> int:
+        return len(self.prefix)
+
+    def begin(self, copies: int) -> TextCache:
+        """The past of so many texts of every picture: the prefix, which is so short that copies of it cost little."""
+        past = TextCache(len(self.prefix.layers))
+        for layer, both in enumerate(self.prefix.layers):
+            past.append(layer, *(of_images.repeat_interleave(copies, 0) for of_images in both))
+        return past
+
+    def select(self, images: Tensor) -> PrefixMemory:
+        return PrefixMemory(self.prefix.select(images), self.first_logits[images], self.features[images])
+
+
+class PrefixDecoder:
+    """The decoder contract over `backbone`, `head`, `mapper` and `gpt` (GPT-2's modules under their usual names).
+
+    `head` and `gist` may be None.
+    """
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        """Pixels → image embedding `[n, joint_dim]`."""
+        pooled = self.backbone.pooled(pixels)
+        return pooled if self.head is None else self.head(pooled)
+
+    def prefix(self, features: Tensor) -> Tensor:
+        """Image embedding → prefix `[n, prefix, width]`."""
+        return self.mapper(F.normalize(features, dim=-1) if self.config.normalize else features)
+
+    def remember(self, features: Tensor) -> PrefixMemory:
+        hidden = self.prefix(features)
+        nothing = hidden.unflatten(2, (self.gpt.config.n_head, -1)).transpose(1, 2)[:, :, :0]
+        past = TextCache(len(self.gpt.transformer.h))
+        for layer in range(len(past.layers)):
+            past.append(layer, nothing, nothing)
+        logits = self._read_on(hidden, past)
+        return PrefixMemory(ImageMemory(past.layers), logits, features)
+
+    def read(self, pixels: Tensor) -> PrefixMemory:
+        return self.remember(self.encode(pixels))
+
+    def step(self, tokens: Tensor, memory: PrefixMemory, past: TextCache | None) -> tuple[Tensor, TextCache]:
+        copies = len(tokens) // len(memory)
+        past = past or memory.begin(copies)
+        if tokens.shape[1] == 0:  # the text begins with nothing: the prefix alone predicts its first word
+            return memory.first_logits.repeat_interleave(copies, 0), past
+        return self._read_on(self.gpt.transformer.wte(tokens), past), past
+
+    def _read_on(self, embedded: Tensor, past: TextCache) -> Tensor:
+        """Logits after the last position `[rows, vocabulary]`. embedded `[rows, t, width]`"""
+        t = embedded.shape[1]
+        positions = torch.arange(past.length, past.length + t, device=embedded.device)
+        keys, values = zip(*(past.extend(layer, t) for layer in range(len(past.layers))), strict=True)
+        return self.gpt2(embedded + self.gpt.transformer.wpe(positions), keys, values)
+
+    def gpt2(self, hidden: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor]) -> Tensor:
+        """GPT-2 layer by layer over the last t positions → logits after the last `[rows, vocabulary]`.
+
+        hidden `[rows, t, width]`; keys and values of every layer `[rows, heads, length, head_dim]`, whose last t are
+        yet to be written: they are written here.
+        """
+        t = int(hidden.shape[1])  # a constant also where this is traced
+        for block, all_keys, all_values in zip(self.gpt.transformer.h, keys, values, strict=True):
+            projected = block.attn.c_attn(block.ln_1(hidden)).unflatten(2, (3, self.gpt.config.n_head, -1))
+            query, all_keys[:, :, -t:], all_values[:, :, -t:] = projected.permute(2, 0, 3, 1, 4).unbind()
+            mixed = attend_text(query, all_keys, all_values).transpose(1, 2).flatten(2)
+            hidden = hidden + block.attn.c_proj(mixed)
+            hidden = hidden + block.mlp(block.ln_2(hidden))
+        return self.gpt.lm_head(self.gpt.transformer.ln_f(hidden[:, -1]))
+
+    def gists(self, texts: Sequence[Sequence[int]]) -> np.ndarray | None:
+        """The texts' embeddings as their tokens alone suggest them, unit vectors `[texts, joint_dim]`."""
+        if self.gist is None:
+            return None
+        sums = [self.gist(torch.tensor(ids, dtype=torch.long, device=self.device)).sum(0) for ids in texts]
+        return F.normalize(torch.stack(sums).float(), dim=-1).cpu().numpy()
+
+
+class PrefixProcessor:
+    """Pictures → pixels as the backbone wants them; ids ↔ text by the checkpoint's byte-pair vocabulary."""
+
+    def __init__(self, preprocess: Callable[[Sequence[Image]], Tensor], tokenizer: Tokenizer, config) -> None:
+        self.preprocess = preprocess
+        self.tokenizer = tokenizer
+        self.start_ids: list[int] = []
+        self.eos_ids = tuple(config.eos_ids)
+        self.pad_id = config.pad_id
+
+    def pixels(self, images: Sequence[Image]) -> Tensor:
+        return self.preprocess(images)
+
+    def encode(self, text: str) -> list[int]:
+        return self.tokenizer.encode(text, add_special_tokens=False).ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return self.tokenizer.decode(list(ids)).strip()
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        self.tokenizer.save(str(Path(folder) / "tokenizer.json"))
+
+
+class PrefixSpeaker(SearchedDecoder):
+    """Says with every reading what the checkpoint predicts: the prompt's embedding, and those of the candidates."""
+
+    def readings(
+        self, memory: PrefixMemory, seeds: Sequence[int] | None, decoding: Decoding, request: Request = PLAIN_REQUEST
+    ) -> list[Reading]:
+        readings = super().readings(memory, seeds, decoding, request)
+        if self.model.head is None:
+            return readings
+        embeddings = memory.features.float().cpu().numpy()
+        return [replace(reading, embedding=own) for reading, own in zip(readings, embeddings, strict=True)]
+
+    def reading(self, found: Sequence[Found]) -> Reading:
+        gists = self.model.gists([each.ids for each in found])
+        return replace(super().reading(found), gists=gists)

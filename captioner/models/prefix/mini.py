@@ -1,0 +1,142 @@
+"""The bundled model in plain torch: weights and numbers as `clip_prefix.load` gives them, in half the start-up time.
+
+transformers' model classes take longer to import than torch itself, and longer than a caption.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers.pytorch_utils import Conv1D
+
+from captioner import compute
+from captioner.contracts import LoadOptions
+from captioner.errors import BadCheckpoint
+from captioner.files.json import read_object
+from captioner.models.parts.backbones.efficientnet_lite import EfficientNetLite
+from captioner.models.prefix.layers import JointHead, MlpMapper, PrefixDecoder, PrefixProcessor, PrefixSpeaker
+
+
+class Mini(PrefixDecoder, nn.Module):
+    """EfficientNet-Lite2, head, mapper, GPT-2 and gist under the key names of the clip-prefix family."""
+
+    def __init__(self, config: dict) -> None:
+        super().__init__()
+        self.config = SimpleNamespace(**config)
+        gpt2 = SimpleNamespace(**config["gpt2"])
+        self.backbone = Statistics()
+        self.head = JointHead(self.backbone.width, self.config.joint_dim, **self.config.head)
+        self.mapper = MlpMapper(self.config.joint_dim, self.config.prefix_length, gpt2.n_embd)
+        self.gpt = Gpt2(gpt2)
+        self.gist = nn.Embedding(gpt2.vocab_size, self.config.joint_dim)
+
+    def gpt2(self, hidden: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor]) -> Tensor:
+        return (self.traced if hidden.shape[1] == 1 else super().gpt2)(hidden, keys, values)
+
+    @cached_property
+    def traced(self) -> Callable:
+        """`gpt2` for one more token of every text."""
+        width, heads, layers = self.gpt.config.n_embd, self.gpt.config.n_head, len(self.gpt.transformer.h)
+        word = torch.zeros(1, 1, width, dtype=self.dtype, device=self.device)
+        past = [word.new_zeros(1, heads, 2, width // heads) for _ in range(2 * layers)]
+        return compute.traced(super().gpt2, self.gpt, word, past[:layers], past[layers:])
+
+    @property
+    def device(self) -> torch.device:
+        return self.head.centre.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.head.centre.dtype
+
+
+class Statistics(nn.Module):
+    """The backbone; `tower` is its name in the checkpoint."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tower = EfficientNetLite("lite2")
+        stages = sum(self.tower.blocks[end].project.out_channels for end in self.tower.stage_ends)
+        self.width = self.tower.head.out_channels + 2 * stages
+
+    def pooled(self, pixels: Tensor) -> Tensor:
+        return self.tower.statistics(pixels.contiguous(memory_format=torch.channels_last))
+
+
+class Gpt2(nn.Module):
+    """GPT-2's modules as `PrefixDecoder` walks through them."""
+
+    def __init__(self, config: SimpleNamespace) -> None:
+        super().__init__()
+        self.config = config
+        self.transformer = nn.Module()
+        self.transformer.wte = nn.Embedding(config.vocab_size, config.n_embd)
+        self.transformer.wpe = nn.Embedding(config.n_positions, config.n_embd)
+        self.transformer.h = nn.ModuleList(Block(config.n_embd) for _ in range(config.n_layer))
+        self.transformer.ln_f = nn.LayerNorm(config.n_embd)
+        self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        self.lm_head.weight = self.transformer.wte.weight
+
+
+class Block(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(width)
+        self.attn = nn.Module()
+        self.attn.c_attn = Conv1D(3 * width, width)
+        self.attn.c_proj = Conv1D(width, width)
+        self.ln_2 = nn.LayerNorm(width)
+        self.mlp = Mlp(width)
+
+
+class Mlp(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.c_fc = Conv1D(4 * width, width)
+        self.c_proj = Conv1D(width, 4 * width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c_proj(F.gelu(self.c_fc(x), approximate="tanh"))
+
+
+class Squash:
+    """The whole picture as a square: what `backbones.Preprocess` does without a crop."""
+
+    def __init__(self, size: int, mean: Sequence[float], std: Sequence[float]) -> None:
+        self.size = size
+        self.mean, self.std = (torch.tensor(each)[:, None, None] for each in (mean, std))
+
+    def __call__(self, images: Sequence[Image.Image]) -> Tensor:
+        square = (self.size, self.size)
+        rows = np.stack([np.asarray(image.resize(square, Image.Resampling.BICUBIC)) for image in images])
+        return (torch.from_numpy(rows).permute(0, 3, 1, 2).float() / 255 - self.mean) / self.std  # [n, 3, size, size]
+
+
+def load(folder: Path, options: LoadOptions) -> PrefixSpeaker:
+    """The bundled folder → a speaker."""
+    try:
+        config = read_object(folder / "config.json")
+        weights = load_file(folder / "model.safetensors")
+        tokenizer = Tokenizer.from_str((folder / "tokenizer.json").read_text(encoding="utf-8"))
+        model = Mini(config)
+        told = model.load_state_dict(weights, strict=False)
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        raise BadCheckpoint(f"The model in {folder} is damaged ({error}). Reinstall captioner.") from error
+    if told.unexpected_keys or set(told.missing_keys) - {"gpt.lm_head.weight"}:
+        raise BadCheckpoint(f"The model in {folder} lacks weights. Reinstall captioner.")
+    sizes = config["backbone"]["preprocess"]
+    squash = Squash(sizes["size"], sizes["mean"], sizes["std"])
+    processor = PrefixProcessor(squash, tokenizer, model.config)
+    positions = model.gpt.config.n_positions - model.config.prefix_length
+    return PrefixSpeaker(compute.prepare(model, options, small=model.gpt), processor, positions)

@@ -1,0 +1,1 @@
+"""Many pictures: read ahead, ask, survive, resume."""

@@ -1,0 +1,310 @@
+"""Many pictures: read ahead in threads, batch, survive a bad one, resume, hand to a sink.
+
+Memory holds a window of opened pictures, never the whole list. The batch size never changes a result, so it may shrink
+when memory runs out.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import chain, islice
+from typing import TYPE_CHECKING, Protocol
+
+from captioner.errors import BadAnswer, BadCheckpoint, BadImage, BadInput, BadOutput, CaptionerError, Stopped
+from captioner.images import Source, find_images, printable
+from captioner.images.ahead import read_ahead
+from captioner.images.open import bytes_of
+from captioner.run.progress import Progress, Silent, Tally, watch
+from captioner.sinks import Result, Row, Sink, Stdout, file_of, groups, is_finite
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+HELD_PIXELS = 100_000_000
+"""Of a batch; a larger picture is asked about alone."""
+FIRST = 3
+"""A model that fails on so many pictures alike before it answers one is at fault itself: the run ends."""
+DAMAGED = "The model's numbers are not finite (NaN): its weights are damaged, or --precision is too low for it."
+NO_MEMORY = "There is not enough memory for {}: use fewer beams, --precision bf16 or a smaller model."
+
+logger = logging.getLogger(__name__)
+
+
+class Interrupts:
+    """Ctrl-C, remembered: Python drops a KeyboardInterrupt that is raised within a destructor or a callback."""
+
+    seen = False
+
+    def __enter__(self) -> Interrupts:
+        self.own = threading.current_thread() is threading.main_thread()  # elsewhere no handler may be set
+        if self.own:
+            self.before = signal.signal(signal.SIGINT, self._note)
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        if self.own:
+            signal.signal(signal.SIGINT, self.before)
+
+    def _note(self, *received: object) -> None:
+        self.seen = True
+        raise KeyboardInterrupt
+
+    def check(self) -> None:
+        """Stop now if the user asked to."""
+        if self.seen:
+            raise KeyboardInterrupt
+
+
+class Answers(Protocol):
+    """What is asked about each picture: one verb's own part of a run."""
+
+    def look(self, source: Source) -> Image | Row:
+        """Open a picture, or answer at once without the model. Called in threads."""
+
+    def batch_size(self) -> int:
+        """Pictures at a time that fit into memory."""
+
+    def answer(self, looks: list[Image | Row]) -> list[Row]:
+        """One row for each of what `look` gave, in order."""
+
+
+def run_inputs(
+    inputs: Sequence[str],
+    answers: Answers,
+    open_sink: Callable[[bool], Sink],
+    *,
+    recursive: bool = False,
+    batch_size: int | None = None,
+    quiet: bool = False,
+    loading: Callable[[], str] = str,
+) -> Tally:
+    """`run` for what a user names; `open_sink(many)` is told whether there is more than one picture.
+
+    loading: the name of the model that the first picture has to wait for.
+    """
+    sources = find_images(inputs, recursive=recursive)
+    first = list(islice(sources, 2))
+    many = len(first) > 1 or os.path.isdir(inputs[0])
+    sink = open_sink(many)
+    name = "" if quiet else loading()
+    has_progress = many and not quiet and not (isinstance(sink, Stdout) and sys.stdout.isatty())
+    progress = watch(inputs, recursive, name) if has_progress else Silent(name)
+    tally = run(chain(first, sources), sink, answers, progress, batch_size)
+    if sink.resumable and not quiet:
+        progress.say(f"captioner: {sink.summary(tally.done, tally.skipped, tally.failed)}")
+    return tally
+
+
+def run(
+    sources: Iterable[Source],
+    sink: Sink,
+    answers: Answers,
+    progress: Progress,
+    batch_size: int | None = None,
+) -> Tally:
+    """Every picture's row goes to the sink, in order; what cannot be read is reported and the run goes on."""
+    work = _Work(sink, answers, progress, batch_size)
+    try:
+        with Interrupts() as user, sink, progress, closing(_opened(work.wanted(sources), answers.look)) as opened:
+            for found in opened:
+                user.check()
+                work.take(found)
+            user.check()
+            work.flush()
+    except KeyboardInterrupt:
+        again = "The same command with --resume goes on from there." if sink.resumable else ""
+        raise Stopped(f"Stopped with {work.tally.done:,} done. {again}".strip()) from None
+    return work.tally
+
+
+# --- reading ahead ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """One picture as it came out of a reader: the picture, a row, or what is wrong."""
+
+    source: Source
+    file: str
+    content: Image | Row | BadImage | BadOutput
+
+    @property
+    def pixels(self) -> int:
+        if isinstance(self.content, (dict, Exception)):
+            return 0
+        return self.content.width * self.content.height
+
+    @property
+    def bytes(self) -> int:
+        """What it holds in memory."""
+        picture = 0 if isinstance(self.content, (dict, Exception)) else bytes_of(self.content)
+        return picture + len(self.source.data or b"")
+
+
+def _opened(sources: Iterable[Source | _Opened], look: Callable[[Source], Image | Row]) -> Iterator[_Opened]:
+    return read_ahead(sources, partial(_open, look), lambda opened: opened.bytes)
+
+
+def _open(look: Callable[[Source], Image | Row], source: Source | _Opened, admit: Callable[[int], None]) -> _Opened:
+    if isinstance(source, _Opened):
+        return source
+    file = file_of(source)
+    try:
+        if source.url is not None:  # fetched once: the sink may want the very bytes
+            source = replace(source, url=None, data=source.content())
+        encoded = len(source.data or b"")
+        return _Opened(source, file, look(replace(source, admit=lambda size: admit(size + encoded))))
+    except BadImage as error:
+        return _Opened(replace(source, data=None), file, error)
+
+
+# --- asking the model, and keeping what it says ----------------------------------------------------------------------
+
+
+class _Work:
+    """A batch being filled, and what became of the ones before."""
+
+    def __init__(self, sink: Sink, answers: Answers, progress: Progress, batch_size: int | None) -> None:
+        self.sink = sink
+        self.answers = answers
+        self.progress = progress
+        self.batch_size = batch_size
+        self.batch: list[_Opened] = []
+        self.tally = Tally()
+        self.has_answered = False
+        self.first_errors: list[type[Exception]] = []
+
+    def wanted(self, sources: Iterable[Source]) -> Iterator[Source | _Opened]:
+        """Those that are not done yet; one whose result has no place comes out with what is wrong."""
+        for source in sources:
+            try:
+                if source.problem is not None or self.sink.wants(source):
+                    yield source
+                else:
+                    self.tally.skipped += 1
+                    self.progress.show(self.tally)
+            except BadOutput as error:
+                yield _Opened(source, file_of(source), error)
+
+    def take(self, opened: _Opened) -> None:
+        if isinstance(opened.content, (BadImage, BadOutput)):
+            self._fail(opened, opened.content)
+            return
+        if sum(one.pixels for one in self.batch) + opened.pixels > HELD_PIXELS:
+            self.flush()
+        self.batch.append(opened)
+        if len(self.batch) >= self._size():
+            self.flush()
+
+    def _fail(self, opened: _Opened, error: BadImage | BadOutput) -> None:
+        self.progress.say(f"captioner: {error}")
+        self.sink.fail(opened.file, str(error))
+        self.tally.failed += 1
+        self.progress.show(self.tally)
+
+    def _size(self) -> int:
+        if self.batch_size is None:
+            self.batch_size = self.answers.batch_size()
+        return self.batch_size
+
+    def flush(self) -> None:
+        """Ask the model about the pictures of the batch and keep all its rows, in order."""
+        if not self.batch:
+            return
+        answers = list(zip(self.batch, self._ask(self.batch), strict=True))
+        self.progress.ready()
+        results = [
+            Result(opened.source, {"file": opened.file} | answer)
+            for opened, answer in answers
+            if not isinstance(answer, BadImage)
+        ]
+        if results:
+            self.sink.write(results)
+        self.tally.done += len(results)
+        self.batch.clear()
+        self.progress.show(self.tally)
+        for opened, answer in answers:
+            if isinstance(answer, BadImage):
+                self._fail(opened, answer)
+
+    def _ask(self, batch: list[_Opened]) -> list[Row | BadImage]:
+        """A row for each picture; one that the model fails on is found by halving, and told with the reason."""
+        answers: list[Row | BadImage] = []
+        waiting = [batch]
+        while waiting:
+            part = waiting.pop(0)
+            rows = self._try(part)
+            if not isinstance(rows, Exception):
+                answers += [self._checked(opened, row) for opened, row in zip(part, rows, strict=True)]
+            elif len(part) == 1:
+                answers.append(self._blame(part[0], rows))
+            elif isinstance(rows, MemoryError):  # smaller parts from now on
+                size = self.batch_size = (len(part) + 1) // 2
+                self.progress.say(f"captioner: out of memory; going on with {size} pictures at a time.")
+                waiting = list(groups([*part, *chain.from_iterable(waiting)], size))
+            else:
+                half = (len(part) + 1) // 2
+                waiting[:0] = [part[:half], part[half:]]
+            del rows  # an error holds on to the tensors of its pass
+        return answers
+
+    def _try(self, part: list[_Opened]) -> list[Row] | Exception:
+        """The rows, or what the model raised. What is wrong with the settings or the model ends the run."""
+        try:
+            return self.answers.answer([opened.content for opened in part])
+        except BadImage as error:
+            return error
+        except CaptionerError:
+            raise
+        except Exception as error:
+            if not _out_of_memory(error):
+                return error
+        # Outside the handler, where the failed pass and its tensors are let go of.
+        _free_memory()
+        return MemoryError()
+
+    def _checked(self, opened: _Opened, row: Row) -> Row | BadImage:
+        if not is_finite(row):
+            return self._blame(opened, BadCheckpoint(DAMAGED))
+        self.has_answered = True
+        return row
+
+    def _blame(self, opened: _Opened, error: Exception) -> BadImage:
+        """What is said of a picture that the model fails on alone."""
+        if isinstance(error, BadImage) and not isinstance(error, BadAnswer):
+            return error
+        if not self.has_answered:
+            self.first_errors.append(type(error))
+            if len(self.first_errors) >= FIRST and len(set(self.first_errors)) == 1:  # it fails on any picture
+                raise BadInput(NO_MEMORY.format("one picture")) if isinstance(error, MemoryError) else error
+        name = opened.source.name
+        if isinstance(error, MemoryError):
+            return BadImage(f"{name}: {NO_MEMORY.format('this picture')}")
+        if isinstance(error, CaptionerError):
+            return BadImage(f"{name}: {error}")
+        logger.debug("the model failed on %s", name, exc_info=error)
+        words = printable(" ".join(str(error).split())[:200])
+        return BadImage(f"{name}: the model failed on this picture ({type(error).__name__}: {words}).")
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """torch names only the GPU's case by a class of its own."""
+    words = str(error).lower()
+    return isinstance(error, MemoryError) or any(
+        sign in words for sign in ("out of memory", "not enough memory", "can't allocate memory")
+    )
+
+
+def _free_memory() -> None:
+    if "torch" in sys.modules:  # a run that asks no model never loads it
+        import torch
+
+        torch.cuda.empty_cache()

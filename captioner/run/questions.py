@@ -1,0 +1,324 @@
+"""What is asked about each picture of a run: its prompt, or its embedding. Rows for the sinks come out.
+
+The model is loaded with the first picture that needs it: not for a list of broken files, nor where every picture
+carries its own prompt.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from captioner import __version__
+from captioner.contracts import LoadOptions, MetadataUse, Request
+from captioner.errors import BadCheckpoint, BadImage, BadInput
+from captioner.images import Source, is_there, printable
+from captioner.images.metadata import Parameters, read_parameters
+from captioner.prompt import Candidate
+from captioner.run.progress import Tally
+from captioner.sinks import Result, Row, Settings, Sink, as_text, given, groups, is_finite, to_json
+
+if TYPE_CHECKING:
+    import numpy as np
+    from PIL.Image import Image
+
+    from captioner.models.knn.knn import Knn
+    from captioner.pipeline import Captioner, DirectEmbedder
+    from captioner.text.finish import Finish
+
+BATCH = 8
+BATCH_ON_GPU = 32
+"""Pictures at a time where nothing else is said; a run halves it when memory does not suffice."""
+TEXTS = 256
+"""Texts embedded at a time."""
+
+
+@dataclass
+class Model:
+    """A model to be loaded when it is first asked; where it was pickled, it is loaded anew."""
+
+    name: str | None
+    options: LoadOptions
+
+    def __getstate__(self) -> dict:
+        return {"name": self.name, "options": self.options}
+
+    def settings(self, request: Request) -> Settings:
+        """What its answers depend on, for a run that is resumed; where it computes is not among it."""
+        from captioner import zoo
+
+        name = self.name or zoo.default()
+        is_path = name not in zoo.ENTRIES and os.path.exists(name)
+        asked = {**given(request.decoding), **{name: getattr(request, name) for name in request.given()}}
+        options = given(replace(self.options, device="auto"))
+        return {"captioner": __version__, "model": os.path.abspath(name) if is_path else name, **options, **asked}
+
+    @cached_property
+    def loaded(self) -> Captioner | DirectEmbedder:
+        from transformers.utils import logging
+
+        from captioner.pipeline import load
+
+        logging.disable_progress_bar()  # one for each file of weights, on the standard error of a one-line command
+        return load(self.name, self.options)
+
+    def batch_size(self) -> int:
+        """Pictures at a time: as many as pay, or as fit into memory."""
+        from captioner import compute, zoo
+
+        found = zoo.resolve(self.name or zoo.default())
+        if found.address is not None:
+            return BATCH  # requests at once; whose memory it is, the server knows
+        where, folder = compute.device(self.options.device), found.folder
+        files = (
+            [f for f in folder.iterdir() if f.suffix in (".safetensors", ".bin")] if folder and folder.is_dir() else []
+        )
+        most = BATCH if where.type == "cpu" else BATCH_ON_GPU
+        return compute.fits(sum(file.stat().st_size for file in files), where, most)
+
+    def spent(self) -> str | None:
+        """What a server has counted in this run, where one was asked."""
+        from captioner.models import openai
+
+        speaker = self.loaded.speaker if "loaded" in self.__dict__ and self.loaded.speaks else None
+        return str(speaker.usage) if isinstance(speaker, openai.Server) else None
+
+
+@dataclass
+class Prompts:
+    """`captioner generate`: the prompt that could have made a picture, or the one it carries."""
+
+    model: Model
+    request: Request
+    finish: Finish
+    metadata: MetadataUse
+    max_pixels: int
+    embed: bool = False
+    attention: Path | None = None
+    """Where to draw what the model looked at; for a single picture."""
+
+    def __post_init__(self) -> None:
+        self.request.decoding.check()
+        if self.attention is not None and self.metadata != "ignore":
+            raise BadInput("--attention is about what the model says: leave out --metadata.")
+        if self.model.options.embedder is not None and not (self.embed or self.finish.consensus):
+            raise BadInput("--embedder would change nothing: add --embed or --consensus.")
+
+    @property
+    def settings(self) -> Settings:
+        asked = {} if self.metadata == "only" else self.model.settings(self.request)
+        return {"metadata": self.metadata, **asked, **given(self.finish)}
+
+    def look(self, source: Source) -> Image | Row:
+        if self.metadata != "ignore":
+            carried = read_parameters(source.content(), source.title)
+            if carried is not None and carried.prompt:
+                return self._row(replace(self.finish, clean=False).text(carried.prompt), "metadata", carried.prompt)
+            if self.metadata == "only":
+                raise BadImage(f"{source.title} carries no prompt. Without --metadata only the model is asked.")
+        return source.open(self.max_pixels)
+
+    def batch_size(self) -> int:
+        return BATCH if self.metadata == "only" else self.model.batch_size()
+
+    def answer(self, looks: list[Image | Row]) -> list[Row]:
+        said = iter(self._ask([look for look in looks if not isinstance(look, dict)]))
+        rows = [look if isinstance(look, dict) else next(said) for look in looks]
+        if self.embed:
+            from captioner.text.embedding import text_embedder
+
+            vectors = text_embedder(self.model.options.embedder)([row["text"] for row in rows])
+            rows = [row | {"embedding": as_numbers(vector)} for row, vector in zip(rows, vectors, strict=True)]
+        return rows
+
+    def _ask(self, images: list[Image]) -> list[Row]:
+        if not images:
+            return []
+        prompts = self.model.loaded.generate(images, self.request, self.finish, len(images))
+        if self.attention is not None:
+            self._draw(images[0], prompts[0].raw, self.attention)
+        return [self._row(p.text, p.source, p.raw, p.score, p.model, p.candidates) for p in prompts]
+
+    def _draw(self, image: Image, raw: str, out: Path) -> None:
+        from captioner.run import attention_map
+
+        words, maps = attention_map.looked_at(self.model.loaded.speaker, image, raw, self.request)
+        attention_map.draw(image, words, maps, out)
+
+    def _row(
+        self,
+        text: str,
+        source: str,
+        raw: str,
+        score: float | None = None,
+        model: str | None = None,
+        candidates: Sequence[Candidate] = (),
+    ) -> Row:
+        listed = [asdict(candidate) for candidate in candidates]
+        return {"text": text, "score": score, "model": model, "source": source, "raw": raw, "candidates": listed}
+
+
+@dataclass
+class Embeddings:
+    """`captioner embed`: a picture's unit vector."""
+
+    model: Model
+    request: Request
+    max_pixels: int
+    expected: bool = False
+
+    def __post_init__(self) -> None:
+        self.request.decoding.check()
+
+    @property
+    def settings(self) -> Settings:
+        return {**self.model.settings(self.request), "expected": self.expected}
+
+    def look(self, source: Source) -> Image:
+        return source.open(self.max_pixels)
+
+    def batch_size(self) -> int:
+        return self.model.batch_size()
+
+    def answer(self, looks: list[Image]) -> list[Row]:
+        vectors = self.model.loaded.embed(looks, self.request, len(looks), self.expected)
+        return [{"embedding": as_numbers(vector)} for vector in vectors]
+
+
+class Carried:
+    """`captioner read`: the generation parameters a picture carries."""
+
+    def look(self, source: Source) -> Row:
+        parameters = read_parameters(source.content(), source.title)
+        if parameters is None:
+            raise BadImage(f"{source.title} carries no generation parameters.")
+        return parameters.to_dict()
+
+    def batch_size(self) -> int:
+        return 1
+
+    def answer(self, looks: list[Row]) -> list[Row]:
+        return looks
+
+
+@dataclass
+class Neighbours:
+    """`captioner similar`: the reference pictures that look most like a picture."""
+
+    index: Path
+    count: int
+
+    def look(self, source: Source) -> Image:
+        return source.open()
+
+    def batch_size(self) -> int:
+        return BATCH
+
+    def answer(self, looks: list[Image]) -> list[Row]:
+        return [{"similar": [asdict(one) for one in near]} for near in self.model.similar(looks, self.count)]
+
+    @cached_property
+    def model(self) -> Knn:
+        from captioner.models.knn import knn
+
+        return knn.load(self.index, LoadOptions())
+
+
+# --- texts -----------------------------------------------------------------------------------------------------------
+
+
+def are_pictures(inputs: Sequence[str], model: str | None) -> bool:
+    """What the arguments of `captioner embed` are: pictures where a model is named or all of them exist, else texts."""
+    there = [is_there(text) for text in inputs]
+    if model is not None or (there and all(there)):
+        return True
+    if any(there):
+        raise BadInput(
+            f"{inputs[there.index(True)]!r} is there but {inputs[there.index(False)]!r} is not: "
+            f"give either pictures or texts, or name a --model to say that all are pictures."
+        )
+    return False
+
+
+def read_texts(texts: Sequence[str], file: str | None) -> Iterator[str]:
+    """Texts as arguments, and the lines of a file or of standard input."""
+    if not texts and file is None:
+        raise BadInput("Nothing to do: give texts, pictures, or --file FILE with one text a line.")
+    yield from texts
+    if file is None:
+        return
+    try:
+        with nullcontext(sys.stdin.buffer) if file == "-" else open(file, "rb") as lines:
+            for line in lines:
+                yield line.decode("utf-8-sig").rstrip("\r\n")
+    except OSError as error:
+        raise BadInput(f"{file} cannot be read ({error.strerror}).") from error
+    except UnicodeDecodeError as error:
+        raise BadInput(f"{file} is not UTF-8 text: save it as UTF-8.") from error
+
+
+def embed_texts(texts: Iterable[str], embedder: str | None, sink: Sink) -> Tally:
+    """Unit vectors of texts, any number of them."""
+    from captioner.text.embedding import text_embedder
+
+    tally = Tally()
+    with sink:
+        texts = iter(texts)
+        for row in sink.kept():
+            if as_text(next(texts, "")) != row.get("text"):
+                raise BadInput("The output was begun with other texts: give the same again, or another --out.")
+            tally.skipped += 1
+        for part in groups(texts, TEXTS):
+            vectors = text_embedder(embedder)(part)
+            rows = [{"text": t, "embedding": as_numbers(v)} for t, v in zip(part, vectors, strict=True)]
+            if not all(map(is_finite, rows)):
+                raise BadCheckpoint("The embedder's numbers are not finite (NaN): its weights are damaged.")
+            sink.write([Result(Source(row["text"]), row) for row in rows])
+            tally.done += len(rows)
+    return tally
+
+
+# --- how rows look when they are printed -----------------------------------------------------------------------------
+
+
+def numbers(row: Row) -> str:
+    """An embedding as decimals with spaces between."""
+    return " ".join(map(str, row["embedding"]))
+
+
+def parameters_text(row: Row, named: bool) -> str:
+    """Generation parameters as A1111 shows them; one of many begins with its picture's name."""
+    parameters = Parameters(**{column: value for column, value in row.items() if column != "file"})
+    return f"{printable(row['file'])}\n{parameters.to_text()}\n" if named else parameters.to_text()
+
+
+def neighbours_json(row: Row) -> str:
+    """One line of JSON for a picture."""
+    return to_json({"image": row["file"], "similar": row["similar"]})
+
+
+def neighbours_table(row: Row) -> str:
+    """The neighbours of a picture as wide as the terminal."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table("similarity", "picture", "prompt", title=Text(printable(row["file"])))
+    for near in row["similar"]:
+        names = (Text(printable(near[column])) for column in ("picture", "prompt"))
+        table.add_row(f"{near['similarity']:.3f}", *names)
+    console = Console()
+    with console.capture() as captured:
+        console.print(table)
+    return captured.get().rstrip("\n")
+
+
+def as_numbers(vector: np.ndarray) -> list[float]:
+    """The shortest decimals that give the same float32 back."""
+    return [float(str(number)) for number in vector]

@@ -1,0 +1,1 @@
+"""Memory → candidates: one search for every decoder."""

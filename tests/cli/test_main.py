@@ -1,0 +1,656 @@
+"""The command line, through the real commands: what they print, where it goes, and how they fail."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import zlib
+from collections.abc import Callable, Iterator
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+import typer.main
+from click.testing import Result
+from PIL import Image, PngImagePlugin
+from typer.testing import CliRunner
+
+import captioner
+from captioner import zoo
+from captioner.cli.main import Verbs, app, with_flags
+from captioner.decoding import Decoding
+from captioner.errors import CaptionerError, Stopped
+from captioner.text.embedding import text_embedder
+
+
+@pytest.fixture
+def blip(tiny_checkpoint: Callable[[str], Path]) -> str:
+    return str(tiny_checkpoint("blip"))
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Four noisy pictures in a folder and its subfolder."""
+    folder = tmp_path / "photos"
+    (folder / "more").mkdir(parents=True)
+    for number, name in enumerate(("a.png", "b.png", "c.png", "more/d.png")):
+        noise = np.random.default_rng(number).integers(0, 255, (24, 24, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(folder / name)
+    return folder
+
+
+def call(*words: object, stdin: bytes | None = None) -> Result:
+    result = CliRunner().invoke(app, [str(word) for word in words], input=stdin)
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
+
+
+def rows(result: Result) -> list[dict]:
+    assert result.exit_code == 0, result.output
+    return [json.loads(line) for line in result.stdout.splitlines()]
+
+
+def drawn(path: Path, text: str, **settings: object) -> Path:
+    info = PngImagePlugin.PngInfo()
+    info.add_text("parameters", text)
+    Image.new("RGB", (16, 16), "red").save(path, pnginfo=info, **settings)
+    return path
+
+
+A1111 = "a castle, oil painting\nNegative prompt: blurry\nSteps: 20, Sampler: Euler a, CFG scale: 7, Seed: 42"
+
+
+# --- generate: one picture -------------------------------------------------------------------------------------------
+
+
+def test_one_picture_gives_its_prompt_alone(blip: str, photos: Path) -> None:
+    result = call("generate", photos / "a.png", "--model", blip)
+    [prompt] = captioner.load(blip).generate([photos / "a.png"])
+    assert (result.stdout, result.stderr, result.exit_code) == (f"{prompt.text}\n", "", 0)
+
+
+def test_json_holds_everything(blip: str, photos: Path) -> None:
+    [row] = rows(call("generate", photos / "a.png", "-m", blip, "--json", "--embed", "--num-candidates", "3"))
+    [prompt] = captioner.load(blip).generate([photos / "a.png"], decoding=Decoding(num_return_sequences=3))
+    assert (row["text"], row["model"], row["source"]) == (prompt.text, blip, "model")
+    assert row["score"] == pytest.approx(prompt.score, abs=1e-5)
+    assert [candidate["text"] for candidate in row["candidates"]] == [c.text for c in prompt.candidates]
+    assert np.array(row["embedding"]) == pytest.approx(text_embedder()([row["text"]])[0], abs=1e-6)
+
+
+def test_standard_input_and_a_folder_of_one(blip: str, photos: Path) -> None:
+    prompt = call("generate", photos / "a.png", "-m", blip).stdout
+    assert call("generate", "-", "-m", blip, stdin=(photos / "a.png").read_bytes()).stdout == prompt
+    for name in ("b.png", "c.png"):
+        (photos / name).unlink()
+    assert call("generate", photos, "-m", blip).stdout == f"{photos / 'a.png'}\t{prompt}"
+
+
+@pytest.mark.parametrize(
+    ("flags", "decoding"),
+    [
+        ("--num-beams 1 --max-new-tokens 5", {"num_beams": 1, "max_new_tokens": 5}),
+        ("--num-candidates 6", {"num_beams": 6, "num_return_sequences": 6}),
+        ("--length-penalty -1 --early-stopping never", {"length_penalty": -1.0, "early_stopping": "never"}),
+        ("--early-stopping true --min-new-tokens 9", {"early_stopping": True, "min_new_tokens": 9}),
+        (
+            "--repetition-penalty 1.5 --no-repeat-ngram-size 2",
+            {"repetition_penalty": 1.5, "no_repeat_ngram_size": 2},
+        ),
+        (
+            "--do-sample --temperature 2 --top-k 9 --top-p 0.9 --seed 7",
+            {"do_sample": True, "temperature": 2.0, "top_k": 9, "top_p": 0.9, "seed": 7},
+        ),
+        (
+            "--forbid photo,robot --forbid tree",
+            {"forbid": ("photo", "robot", "tree")},
+        ),
+    ],
+)
+def test_every_search_flag_reaches_the_search(blip: str, photos: Path, flags: str, decoding: dict) -> None:
+    settings = {"max_new_tokens": 12} | decoding
+    short = ["--max-new-tokens", settings["max_new_tokens"]]
+    [row] = rows(call("generate", photos / "a.png", "-m", blip, "--json", *short, *flags.split()))
+    [prompt] = captioner.load(blip).generate([photos / "a.png"], decoding=Decoding(**settings))
+    assert (row["text"], row["raw"]) == (prompt.text, prompt.raw)
+
+
+def test_what_is_done_to_the_text(blip: str, photos: Path) -> None:
+    def text(*flags: str) -> str:
+        return call("generate", photos / "a.png", "-m", blip, *flags).stdout.rstrip("\n")
+
+    plain = text()
+    assert text("--prefix", "sks style", "--suffix", "8k") == f"sks style, {plain}, 8k"
+    said = rows(call("generate", photos, "-r", "-m", blip, "--num-beams", "1", "--json", "-q"))
+    raw = call("generate", photos, "-r", "-m", blip, "--num-beams", "1", "--raw", "-q").stdout.splitlines()
+    assert [line.split("\t")[1] for line in raw] == [row["raw"] for row in said]
+    assert [row["raw"] for row in said] != [row["text"] for row in said]
+    assert len(text("--max-tokens-clip", "12")) < len(plain)
+    [several] = rows(call("generate", photos / "a.png", "-m", blip, "--num-candidates", "4", "--json"))
+    said = [candidate["text"] for candidate in several["candidates"]]
+    assert text("--num-candidates", "4", "--consensus") in said
+    assert text("--prompt", "a painting of") != plain
+
+
+def test_all_candidates_are_printed_best_first(blip: str, photos: Path) -> None:
+    [row] = rows(call("generate", photos / "a.png", "-m", blip, "--num-candidates", "3", "--json"))
+    several = ["--num-candidates", "3", "--all-candidates"]
+    lines = call("generate", photos / "a.png", "-m", blip, *several).stdout.splitlines()
+    assert lines == [candidate["text"] for candidate in row["candidates"]]
+    named = call("generate", photos, "-m", blip, "-q", *several).stdout.splitlines()
+    assert named[: len(lines)] == [f"{photos / 'a.png'}\t{line}" for line in lines]
+
+
+def test_sampling_can_be_switched_off(photos: Path) -> None:
+    def raw(*flags: str) -> list[str]:
+        [row] = rows(call("generate", photos / "a.png", "-m", "mini", "--json", *flags))
+        return [candidate["text"] for candidate in row["candidates"]]
+
+    assert raw("--seed", "1") != raw("--seed", "2")
+    refused = call("generate", photos / "a.png", "-m", "mini", "--no-do-sample", "--seed", "1")
+    assert refused.exit_code == 2
+    assert "--seed would change nothing" in refused.stderr
+    assert raw("--num-beams", "4") == raw("--no-do-sample")  # who asks for beams gets a search
+
+
+def test_words_in_lists(photos: Path) -> None:
+    [row] = rows(call("generate", photos / "a.png", "-m", "mini", "--json"))
+    first, *_, last = row["text"].split()
+    [bound] = rows(
+        call("generate", photos / "a.png", "-m", "mini", "--json", "--forbid", f"{last},zebra", "--require", "☃,8k")
+    )
+    assert bound["text"].endswith(", ☃, 8k")
+    assert last not in bound["text"].split()
+    [kept] = rows(call("generate", photos / "a.png", "-m", "mini", "--json", "--require", first))
+    assert kept["text"] == row["text"]
+
+
+def test_attention_is_drawn(blip: str, photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "looked.png"
+    result = call("generate", photos / "a.png", "-m", blip, "--max-new-tokens", "4", "--attention", out)
+    assert result.exit_code == 0, result.output
+    assert Image.open(out).width > 100
+    assert call("generate", photos / "a.png", "-m", blip, "--attention", out).exit_code == 2
+    assert call("generate", photos, "-m", blip, "--attention", tmp_path / "b.png").exit_code == 2
+
+
+def test_what_a_picture_carries_is_taken_only_when_asked_for(blip: str, photos: Path) -> None:
+    drawn(photos / "z.png", A1111)
+    both = [photos / "a.png", photos / "z.png", "-m", blip, "--json"]
+    assert [row["source"] for row in rows(call("generate", *both))] == ["model", "model"]
+    plain, carried = rows(call("generate", *both, "--metadata", "first", "--prefix", "sks"))
+    assert (plain["source"], carried["source"]) == ("model", "metadata")
+    assert (carried["text"], carried["raw"]) == ("sks, a castle, oil painting", "a castle, oil painting")
+    assert (carried["model"], carried["score"]) == (None, None)
+    only = call("generate", *both, "--metadata", "only", "--embed")
+    assert only.exit_code == 1
+    [row] = [json.loads(line) for line in only.stdout.splitlines()]
+    assert row["file"].endswith("z.png")
+    assert len(row["embedding"]) == 384
+    assert "a.png carries no prompt" in only.stderr
+
+
+# --- generate: many pictures -----------------------------------------------------------------------------------------
+
+
+def test_many_pictures_are_a_line_each_the_same_as_one_by_one(blip: str, photos: Path) -> None:
+    lines = call("generate", photos, "--recursive", "-m", blip, "--batch-size", "3").stdout.splitlines()
+    names = [line.split("\t")[0] for line in lines]
+    assert [Path(name).name for name in names] == ["a.png", "b.png", "c.png", "d.png"]
+    assert len(call("generate", photos, "-m", blip).stdout.splitlines()) == 3
+    for name, line in zip(names, lines, strict=True):
+        assert line == f"{name}\t{call('generate', name, '-m', blip).stdout.rstrip()}"
+
+
+@pytest.mark.parametrize("name", ["c.jsonl", "c.csv", "c.parquet", "set"])
+def test_every_sink_holds_the_same_prompts(blip: str, photos: Path, tmp_path: Path, name: str) -> None:
+    result = call("generate", photos, "-m", blip, "--out", tmp_path / name)
+    assert (result.exit_code, result.stdout) == (0, "")
+    expected = [line.split("\t")[1] for line in call("generate", photos, "-m", blip).stdout.splitlines()]
+    if name == "set":
+        read = [json.loads(line) for line in (tmp_path / "set" / "metadata.jsonl").read_text().splitlines()]
+        shown = [file for file in os.listdir(tmp_path / "set") if not file.startswith(".")]
+        assert sorted(shown) == ["a.png", "b.png", "c.png", "metadata.jsonl"]
+    else:
+        import datasets
+
+        kind = {"c.jsonl": "json", "c.csv": "csv", "c.parquet": "parquet"}[name]
+        cache = str(tmp_path / "cache")
+        read = datasets.load_dataset(kind, data_files=str(tmp_path / name), cache_dir=cache)["train"]
+    assert [row["text"] for row in read] == expected
+    assert call("generate", photos, "-m", blip, "--out", tmp_path / name).exit_code == 2
+    again = call("generate", photos, "-m", blip, "--out", tmp_path / name, "--resume")
+    assert again.exit_code == 0
+    assert "3 were already" in again.stderr
+
+
+def test_sidecars_lie_beside_their_pictures(blip: str, photos: Path) -> None:
+    (photos / "b.txt").write_text("mine")
+    assert call("generate", photos, "-m", blip, "--sidecar", "--quiet").exit_code == 0
+    assert (photos / "b.txt").read_text() == "mine"
+    assert (photos / "a.txt").read_text() == call("generate", photos / "a.png", "-m", blip).stdout
+    assert call("generate", photos, "-m", blip, "--sidecar", "--on-existing", "error").exit_code == 1
+    assert call("generate", photos, "-m", blip, "--sidecar", "--on-existing", "prepend").exit_code == 0
+    assert (photos / "b.txt").read_text() == call("generate", photos / "b.png", "-m", blip).stdout.strip() + ", mine\n"
+
+
+# --- bad input -------------------------------------------------------------------------------------------------------
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")
+
+
+def png(width: int, height: int, *chunks: bytes) -> bytes:
+    header = width.to_bytes(4, "big") + height.to_bytes(4, "big") + bytes([8, 0, 0, 0, 0])
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + b"".join(chunks) + chunk(b"IEND", b"")
+
+
+def bad_pictures(folder: Path) -> Iterator[str]:
+    """Files that cannot be captioned, by what is wrong with them."""
+    noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+    whole = BytesIO()
+    Image.fromarray(noise).save(whole, "PNG")
+    contents = {
+        "truncated.png": whole.getvalue()[:4000],
+        "empty.png": b"",
+        "text.png": b"This is a text.",
+        "bomb.png": png(40_000, 40_000, chunk(b"IDAT", zlib.compress(bytes(1000)))),
+        "new\nline.jpg": b"no picture",
+    }
+    for name, data in contents.items():
+        (folder / name).write_bytes(data)
+        yield name
+    (folder / "broken link.png").symlink_to(folder / "gone.png")
+    yield "broken link.png"
+
+
+def odd_pictures(folder: Path) -> Iterator[str]:
+    """Files that are strange but fine."""
+    noise = np.random.default_rng(0).integers(0, 255, (24, 24, 4), dtype=np.uint8)
+    picture = Image.fromarray(noise)
+    odd = {
+        "1x1.png": Image.new("RGB", (1, 1)),
+        "wide.png": Image.new("L", (3_000, 4)),
+        "palette.gif": picture.convert("P"),
+        "cmyk.jpg": picture.convert("CMYK"),
+        "16 bit.png": Image.fromarray(noise[..., 0].astype(np.uint16) * 257),
+        "alpha.png": picture,
+        "new\nline.png": picture,
+        "tab\tand é.png": picture,
+    }
+    for name, image in odd.items():
+        image.save(folder / name)
+        yield name
+    frames = [Image.new("RGB", (9, 9), colour) for colour in ("red", "blue")]
+    frames[0].save(folder / "animated.webp", save_all=True, append_images=frames[1:])
+    yield "animated.webp"
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    picture.convert("RGB").save(folder / "turned.jpg", exif=turned)
+    yield "turned.jpg"
+    with open(os.path.join(os.fsencode(folder), b"caf\xe9.png"), "wb") as stream:
+        picture.save(stream, "PNG")
+    yield os.fsdecode(b"caf\xe9.png")
+    heavy = chunk(b"zTXt", b"Comment\0\0" + zlib.compress(bytes(50_000_000), 1))
+    pixel = chunk(b"IDAT", zlib.compress(b"\0\0"))
+    (folder / "heavy text.png").write_bytes(png(1, 1, heavy, pixel))
+    yield "heavy text.png"
+
+
+def test_a_folder_of_everything_is_one_run(blip: str, tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    good, bad = set(odd_pictures(folder)), set(bad_pictures(folder))
+    (folder / "loop").symlink_to(folder)
+    out = tmp_path / "a.jsonl"
+    result = call("generate", folder, "--recursive", "-m", blip, "--num-beams", "1", "--out", out, "--quiet")
+    assert result.exit_code == 1
+    assert {Path(json.loads(line)["file"]).name for line in out.read_text().splitlines()} == good
+    errors = [json.loads(line) for line in (tmp_path / "a.jsonl.errors.jsonl").read_text().splitlines()]
+    assert {Path(error["file"]).name for error in errors} == bad
+    assert result.stderr.splitlines() == [f"captioner: {error['error']}" for error in errors]
+    again = call("generate", folder, "--recursive", "-m", blip, "--num-beams", "1", "--out", out, "--resume")
+    assert again.exit_code == 1
+    assert f"0 done, {len(good)} were already, {len(bad)} failed" in again.stderr.splitlines()[-1]
+
+
+def test_inputs_that_name_nothing_are_said_one_by_one(blip: str, photos: Path) -> None:
+    (photos / "none").mkdir()
+    wrong = [photos / "none", photos / "gone.png", photos / "*.gif", "http://127.0.0.1:1/a.png"]
+    result = call("generate", *wrong, photos / "a.png", "-m", blip, "--quiet")
+    assert result.exit_code == 1
+    assert len(result.stdout.splitlines()) == 1
+    assert len(result.stderr.splitlines()) == len(wrong)
+
+
+def test_a_single_bad_picture_is_status_1(blip: str, tmp_path: Path) -> None:
+    (tmp_path / "empty.png").write_bytes(b"")
+    result = call("generate", tmp_path / "empty.png", "-m", blip)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr == f"captioner: {tmp_path}/empty.png is empty (0 bytes).\n"
+
+
+def test_max_pixels(blip: str, photos: Path) -> None:
+    result = call("generate", photos / "a.png", "-m", blip, "--max-pixels", "100")
+    assert result.exit_code == 1
+    assert "--max-pixels" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["--model", "blipp"], "did you mean 'blip'"),
+        (["--model", "{photos}"], "no config.json"),
+        (["--model", "blip", "--device", "cpu"], "HF_HUB_OFFLINE"),
+        (["--out", "{photos}/x/a.jsonl"], "mkdir"),
+        (["--out", "{photos}"], "not empty"),
+        (["--out", "{photos}/a.png"], "ending"),
+        (["--out", "a.npy"], "captioner embed"),
+        (["--out", "/proc/a.jsonl"], "/proc"),
+        (["--resume"], "--out"),
+        (["--overwrite"], "--out"),
+        (["--resume", "--overwrite", "--out", "a.jsonl"], "one of them"),
+        (["--sidecar", "--out", "a.jsonl"], "--sidecar"),
+        (["--on-existing", "skip"], "--sidecar"),
+        (["--embed"], "--json"),
+        (["--json", "--out", "a.jsonl"], "--json"),
+        (["--num-candidates", "5", "--num-beams", "2"], "raise --num-beams, or say --do-sample"),
+        (["--num-candidates", "0"], "--num-candidates must be a whole number, 1 or more, not 0"),
+        (["--min-new-tokens", "99"], "raise --max-new-tokens"),
+        (["--min-new-tokens", "-5"], "--min-new-tokens must be"),
+        (["--no-repeat-ngram-size", "-1"], "--no-repeat-ngram-size must be"),
+        (["--temperature", "0"], "--temperature must be"),
+        (["--temperature", "nan"], "--temperature must be"),
+        (["--temperature", "1e-300"], "--temperature must be"),
+        (["--top-p", "3"], "--top-p must be"),
+        (["--prefix", "caf\udce9"], "--prefix is not UTF-8"),
+        (["--all-candidates", "--json"], "--all-candidates prints"),
+        (["--overwrite", "--sidecar"], "--on-existing overwrite"),
+        (["--device", "meta"], "'meta'"),
+        (["--forbid", "cat", "--require", "Cat"], "cat"),
+        (["--forbid", " , "], "--forbid names no word"),
+        (["--require", ""], "--require names no word"),
+        (["--attention", "a.jpg"], ".png"),
+        (["--attention", "a.png", "--metadata", "first"], "--metadata"),
+        (["--device", "cuda:77"], "Use cpu"),
+        (["--precision", "fp13"], "fp32"),
+    ],
+)
+def test_what_cannot_be_is_one_clear_line_and_status_2(
+    blip: str, photos: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, words: list[str], reason: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    model = [] if "--model" in words else ["--model", blip]
+    result = call("generate", photos / "a.png", *model, *[word.format(photos=photos) for word in words])
+    assert result.exit_code == 2, result.output
+    assert result.stdout == ""
+    [line] = result.stderr.splitlines()
+    assert reason in line
+    assert os.listdir(tmp_path) == ["photos"]
+
+
+def test_an_unwritable_place_is_said_before_the_model_is_looked_for(photos: Path, tmp_path: Path) -> None:
+    result = call("generate", photos, "--model", "no-such-model", "--out", tmp_path / "gone" / "a.jsonl")
+    assert "mkdir" in result.stderr
+    assert "no-such-model" not in result.stderr
+
+
+def test_without_any_model_the_error_says_what_to_do(
+    photos: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(zoo, "BUNDLED", tmp_path / "none")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    result = call("generate", photos / "a.png")
+    assert result.exit_code == 2
+    assert "--model" in result.stderr
+
+
+def test_a_model_that_gives_embeddings_sends_to_embed(tiny_checkpoint: Callable[[str], Path], photos: Path) -> None:
+    result = call("generate", photos / "a.png", "-m", tiny_checkpoint("direct"))
+    assert result.exit_code == 2
+    assert "captioner embed" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("stop", "told"), [(KeyboardInterrupt(), "Stopped."), (Stopped("Stopped with 3 done."), "Stopped with 3 done.")]
+)
+def test_ctrl_c_is_told_and_status_130(stop: KeyboardInterrupt, told: str) -> None:
+    verbs = typer.Typer(cls=Verbs)
+
+    @verbs.callback()
+    def group() -> None: ...
+
+    @verbs.command()
+    def work() -> None:
+        raise stop
+
+    result = CliRunner().invoke(verbs, ["work"])
+    assert (result.exit_code, result.stderr) == (130, f"\ncaptioner: {told}\n")
+
+
+def test_an_error_of_many_lines_is_said_on_one() -> None:
+    verbs = typer.Typer(cls=Verbs)
+
+    @verbs.callback()
+    def group() -> None: ...
+
+    @verbs.command()
+    def fail() -> None:
+        raise CaptionerError("Something\n  is wrong.")
+
+    result = CliRunner().invoke(verbs, ["fail"])
+    assert (result.exit_code, result.stderr) == (2, "captioner: Something is wrong.\n")
+
+
+def test_standard_output_that_is_full(tmp_path: Path) -> None:
+    picture = drawn(tmp_path / "a.png", A1111)
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "captioner", "read", str(picture)], stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert done.returncode == 2
+    assert re.fullmatch(r"captioner: Standard output cannot be written \(.*\)\.\n", done.stderr)
+
+
+# --- embed, read, models, terms --------------------------------------------------------------------------------------
+
+
+def test_embed_texts(tmp_path: Path) -> None:
+    expected = text_embedder()(["a castle", "é", ""])
+    printed = call("embed", "a castle", "é", "").stdout.splitlines()
+    assert np.array([[float(x) for x in line.split()] for line in printed]) == pytest.approx(expected, abs=1e-6)
+    (tmp_path / "prompts.txt").write_text("a castle\né\n\n", encoding="utf-8")
+    assert call("embed", "--file", tmp_path / "prompts.txt", "--out", tmp_path / "v.npy").exit_code == 0
+    assert np.load(tmp_path / "v.npy") == pytest.approx(expected, abs=1e-6)
+    named = rows(call("embed", "--json", "--file", tmp_path / "prompts.txt"))
+    assert [row["text"] for row in named] == ["a castle", "é", ""]
+
+
+def test_texts_from_standard_input() -> None:
+    [row] = rows(call("embed", "--file", "-", "--json", stdin="\ufeffa castle, é\r\n".encode()))
+    assert row["text"] == "a castle, é"
+    assert call("terms", "mine", "-", stdin=b"a, big cat\nbig cat, b\n").stdout == "big cat\t2\n"
+
+
+def test_embed_pictures(blip: str, tiny_checkpoint: Callable[[str], Path], photos: Path, tmp_path: Path) -> None:
+    result = call("embed", photos, "-m", blip, "--out", tmp_path / "v.npy", "--num-beams", "1")
+    assert result.exit_code == 0, result.output
+    said = call("generate", photos, "-m", blip, "--num-beams", "1").stdout.splitlines()
+    expected = text_embedder()([line.split("\t")[1] for line in said])
+    assert np.load(tmp_path / "v.npy") == pytest.approx(expected, abs=1e-5)
+    [row] = rows(call("embed", photos / "a.png", "-m", tiny_checkpoint("direct"), "--json"))
+    assert np.linalg.norm(row["embedding"]) == pytest.approx(1, abs=1e-5)
+    mean = call("embed", photos / "a.png", "-m", blip, "--num-candidates", "4", "--expected").stdout.split()
+    assert np.linalg.norm([float(x) for x in mean]) == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        ([], "Nothing to do"),
+        (["{photos}/a.png", "a castle"], "either"),
+        (["{photos}/gone.png"], "There is no picture"),
+        (["gone.JPG"], "There is no picture"),
+        (["nofolder/"], "There is no picture"),
+        (["a castle", "--expected"], "--expected would change nothing"),
+        (["a castle", "--num-beams", "3", "--question", "what?"], "--num-beams and --question would"),
+        (["--file", "{photos}/gone.txt"], "cannot be read"),
+        (["--file", "{photos}/a.png"], "not UTF-8"),
+    ],
+)
+def test_embed_says_what_is_wrong(photos: Path, words: list[str], reason: str) -> None:
+    result = call("embed", *[word.format(photos=photos) for word in words])
+    assert result.exit_code == 2
+    assert reason in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_read_shows_what_pictures_carry(photos: Path) -> None:
+    drawn(photos / "z.png", A1111)
+    one = call("read", photos / "z.png")
+    assert one.exit_code == 0
+    assert one.stdout.splitlines()[:2] == ["a castle, oil painting", "Negative prompt: blurry"]
+    assert "Seed: 42" in one.stdout
+    [row] = rows(call("read", photos / "z.png", "--json"))
+    assert (row["prompt"], row["negative_prompt"], row["seed"]) == ("a castle, oil painting", "blurry", 42)
+    many = call("read", photos)
+    assert many.exit_code == 1
+    assert many.stdout.startswith(f"{photos / 'z.png'}\na castle")
+    assert len(many.stderr.splitlines()) == 3
+
+
+def test_models_lists_every_entry() -> None:
+    listed = json.loads(call("models", "--json").stdout)
+    assert [row["name"] for row in listed] == list(zoo.ENTRIES)
+    table = call("models").stdout
+    assert all(f"{name} " in table for name in zoo.ENTRIES)  # none cut short on a narrow terminal
+    assert "Salesforce/blip-image-captioning-large" in table
+    assert "yours: you train or build it and name its folder" in table
+
+
+def test_terms_are_mined(tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text("a cat, oil painting\na dog, Oil Painting, 8k\n")
+    assert call("terms", "mine", tmp_path / "prompts.txt").stdout == "oil painting\t2\n"
+    out = tmp_path / "terms.tsv"
+    assert call("terms", "mine", tmp_path / "prompts.txt", "--min-count", "1", "--out", out).exit_code == 0
+    assert out.read_text().splitlines()[0] == "oil painting\t2"
+    assert len(out.read_text().splitlines()) == 4
+    assert call("terms", "mine", tmp_path / "prompts.txt", "--out", out).exit_code == 2
+    assert call("terms", "mine", tmp_path / "gone.txt").exit_code == 2
+    (tmp_path / "once.txt").write_text("a cat, oil painting\n")
+    nothing = call("terms", "mine", tmp_path / "once.txt")
+    assert (nothing.exit_code, nothing.stdout) == (2, "")
+    assert "--min-count 1" in nothing.stderr
+
+
+# --- help ------------------------------------------------------------------------------------------------------------
+
+
+def verbs() -> dict[str, object]:
+    found = {}
+    for name, command in typer.main.get_command(app).commands.items():
+        inner = getattr(command, "commands", None)
+        found |= {f"{name} {verb}": each for verb, each in inner.items()} if inner is not None else {name: command}
+    return found
+
+
+@pytest.mark.parametrize("verb", ["generate", "embed", "read", "models", "terms mine"])
+def test_help_names_every_option_and_says_what_it_does(verb: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    shown = call(*verb.split(), "--help").stdout
+    command = verbs()[verb]
+    for parameter in command.params:
+        if parameter.param_type_name == "option":
+            assert parameter.help, parameter.name
+            assert all(name in shown for name in parameter.opts), parameter.opts
+    assert "captioner" in shown or verb == "models"  # an example
+
+
+def test_what_most_people_need_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    panel = call("generate", "-h").stdout.split("First of all")[1].split("╰")[0]
+    first = ["recursive", "out", "resume", "sidecar", "prefix", "max-tokens-clip", "num-candidates", "model"]
+    assert re.findall(r"--([a-z-]+)", "\n".join(line[:30] for line in panel.splitlines())) == first
+
+
+def test_values_have_short_names() -> None:
+    for verb in verbs():
+        assert not re.search(r"<bool>|<list", call(*verb.split(), "-h").stdout), verb
+
+
+def test_help_is_a_word_too() -> None:
+    assert call("help", "terms", "mine").stdout == call("terms", "mine", "--help").stdout
+    assert "Commands" in call("help").output
+
+
+def test_version() -> None:
+    for flag in ("--version", "-V"):
+        assert call(flag).stdout == f"captioner {captioner.__version__}\n"
+
+
+@pytest.mark.parametrize("picture", ["cat.png", "https://example.org/cat", "{photos}"])
+def test_a_picture_in_place_of_a_command(photos: Path, picture: str) -> None:
+    picture = picture.format(photos=photos)
+    result = call(picture)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr.endswith(f"Did you mean: captioner generate {picture}\n")
+
+
+def test_help_of_every_verb_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    for verb, command in verbs().items():
+        assert (command.help or "").strip().split("\n")[0][:1].isupper(), verb
+
+
+def test_search_flags_are_those_of_decoding() -> None:
+    flags = {parameter.name for parameter in verbs()["generate"].params}
+    named = {"num_return_sequences": "num_candidates"}
+    assert {named.get(name, name) for name in Decoding.__dataclass_fields__} <= flags
+
+
+def test_help_and_reading_metadata_load_no_torch(tmp_path: Path) -> None:
+    script = """
+import sys
+from typer.testing import CliRunner
+from captioner.cli.main import app
+for words in (["--help"], ["generate", "--help"], ["models"], ["generate", sys.argv[1], "--metadata", "only"]):
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 0, result.output
+    assert "torch" not in sys.modules, words
+"""
+    picture = drawn(tmp_path / "a.png", A1111)
+    done = subprocess.run([sys.executable, "-c", script, str(picture)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_names_of_an_index_reach_the_terminal_escaped() -> None:
+    from captioner.run.questions import neighbours_table
+
+    near = {"picture": "\x1b[31mred.png", "prompt": "\x1b]0;pwned\x07a [/b] cat", "similarity": 0.5}
+    shown = neighbours_table({"file": "\x1b[2Ja.png", "similar": [near]})
+    assert "\x1b" not in shown
+    assert "\x07" not in shown
+    assert "[/b]" in shown
+
+
+@pytest.mark.parametrize(
+    ("message", "shown"),
+    [
+        ("temperature must be above 0.", "--temperature must be above 0."),
+        (
+            "top_k and seed would change nothing: this is a search.",
+            "--top-k and --seed would change nothing: this is a search.",
+        ),
+        ("Set do_sample to false.", "Say --no-do-sample."),
+        ("raise num_beams, or set do_sample.", "raise --num-beams, or say --do-sample."),
+        ("mini has no use for question: leave it out.", "mini has no use for --question: leave it out."),
+        ("The prompt of my_model/num_beams.json", "The prompt of my_model/num_beams.json"),
+    ],
+)
+def test_settings_are_named_as_they_are_typed(message: str, shown: str) -> None:
+    assert with_flags(message) == shown

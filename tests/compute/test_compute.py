@@ -1,0 +1,160 @@
+"""Models made ready for inference compute what they computed before, whatever this machine's torch can pack."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from captioner import compute
+from captioner.contracts import LoadOptions
+from captioner.errors import BadInput
+
+
+class Model(nn.Module):
+    """The kinds of layers that our models are made of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(16, 32)
+        self.blocks = nn.ModuleList([nn.Sequential(nn.Linear(32, 32, bias=False), nn.GELU()) for _ in range(2)])
+        self.attention = nn.MultiheadAttention(32, 4, batch_first=True)
+        self.last = Conv1D(8, 32)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.first(x)
+        for block in self.blocks:
+            x = block(x)
+        return self.last(x + self.attention(x, x, x, need_weights=False)[0])
+
+
+@pytest.fixture
+def model() -> Model:
+    torch.manual_seed(0)
+    return Model()
+
+
+@pytest.mark.parametrize(
+    ("precision", "tolerance"), [("float64", 1e-12), ("fp32", 1e-5), ("auto", 1e-5), ("bf16", 0.05), ("int8", 0.1)]
+)
+def test_prepared_on_a_cpu(model: Model, precision: str, tolerance: float) -> None:
+    x = torch.randn(3, 5, 16, dtype=torch.float64)
+    expected = copy.deepcopy(model).double()(x)
+    prepared = compute.prepare(model, LoadOptions(device="cpu", precision=precision))
+    assert not prepared.training
+    assert not any(weight.requires_grad for weight in prepared.parameters())
+    given = prepared(x.to(compute.DTYPES.get(precision, torch.float32)))
+    assert (given.double() - expected).abs().max() < tolerance * expected.abs().max()
+
+
+@pytest.fixture
+def avx512(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if this CPU had it: the rule, not the arithmetic, depends on it."""
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+
+
+def test_small_layers_stay_plain_without_avx512(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    monkeypatch.setattr(compute.packed, "LARGE", 32 * 32)
+    prepared = compute.prepare(model, LoadOptions(device="cpu"))
+    assert type(prepared.first) is nn.Linear
+    assert type(prepared.blocks[0][0]) is compute.PackedLinear
+    assert type(prepared.last) is Conv1D
+
+
+HALF = pytest.mark.skipif("fbgemm" not in torch.backends.quantized.supported_engines, reason="a plain product remains")
+
+
+@torch.no_grad()
+def round_to_half(*layers: nn.Module) -> None:
+    """Give these layers weights as a float16 checkpoint has them."""
+    for layer in layers:
+        layer.weight.copy_(layer.weight.half())
+
+
+@HALF
+def test_float16_weights_are_read_as_such_and_give_the_same_numbers(model: Model) -> None:
+    round_to_half(model.first, model.last)
+    x = torch.randn(7, 5, 16)
+    plain = compute.prepare(copy.deepcopy(model), LoadOptions(device="cpu"))
+    half = compute.prepare(model, LoadOptions(device="cpu"), small=model)
+    assert type(half.first) is type(half.last) is compute.HalfLinear
+    assert type(half.blocks[0][0]) is not compute.HalfLinear  # its weights have more digits
+    with torch.inference_mode():
+        torch.testing.assert_close(half(x), plain(x))
+        assert torch.equal(half.first(x)[:3], half.first(x[:3]))  # a row does not depend on its neighbours
+
+
+@HALF
+@torch.inference_mode()
+def test_a_traced_function_is_the_same_for_other_sizes(model: Model) -> None:
+    round_to_half(model.first, model.last, *(block[0] for block in model.blocks))
+    prepared = compute.prepare(model, LoadOptions(device="cpu"), small=model)
+    traced = compute.traced(prepared.forward, prepared, torch.randn(1, 1, 16))
+    assert traced != prepared.forward
+    for shape in ((3, 5, 16), (1, 2, 16)):
+        x = torch.randn(shape)
+        assert torch.equal(traced(x), prepared(x))
+
+
+def test_what_cannot_be_traced_stays_as_it_is(model: Model) -> None:
+    assert compute.traced(str, model, torch.randn(1, 1, 16)) is str  # a text is no tensor
+    packed = compute.PackedLinear(model.first.weight.detach(), None)
+    if packed.packed is not None:
+        assert compute.traced(packed.forward, packed, torch.randn(1, 16)) == packed.forward
+
+
+def test_fp32_is_packed_and_float64_is_not(model: Model, avx512: None) -> None:
+    exact = compute.prepare(copy.deepcopy(model), LoadOptions(device="cpu", precision="float64"))
+    assert type(exact.first) is nn.Linear
+    packed = compute.prepare(model, LoadOptions(device="cpu"))
+    assert type(packed.first) is type(packed.last) is compute.PackedLinear
+    assert type(packed.attention.out_proj) is not compute.PackedLinear  # nn.MultiheadAttention reads its weight itself
+    assert packed.first.weight.dtype == torch.float32
+
+
+def test_without_the_private_operator_the_product_is_plain(
+    model: Model, avx512: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x = torch.randn(3, 5, 16)
+    expected = model(x)
+    monkeypatch.setattr(compute.packed, "_packed", lambda weight: None)
+    prepared = compute.prepare(model, LoadOptions(device="cpu"))
+    assert prepared.first.packed is None
+    torch.testing.assert_close(prepared(x), expected)
+
+
+@pytest.mark.parametrize("packs", [True, False])
+def test_gelu_is_fused(packs: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not packs:
+        monkeypatch.setattr(compute.packed, "_packed", lambda weight: None)
+    layer, x = nn.Linear(16, 8), torch.randn(4, 16)
+    fused = compute.PackedLinear(layer.weight.detach(), layer.bias.detach(), "gelu")
+    torch.testing.assert_close(fused(x), nn.functional.gelu(layer(x)))
+
+
+def test_devices_and_precisions_by_name() -> None:
+    assert compute.device("cpu") == torch.device("cpu")
+    assert compute.precision("auto", torch.device("cpu")) == "fp32"
+    assert compute.precision("bf16", torch.device("cpu")) == "bf16"
+    assert compute.precision("auto", torch.device("mps")) == "fp16"
+    for wrong in ("gpu", "cuda:99"):
+        with pytest.raises(BadInput, match=wrong):
+            compute.device(wrong)
+    with pytest.raises(BadInput, match="fp8"):
+        compute.precision("fp8", torch.device("cpu"))
+    with pytest.raises(BadInput, match="int8 is for CPUs"):
+        compute.precision("int8", torch.device("cuda"))
+
+
+def test_batch_size_fits_into_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu = torch.device("cpu")
+    monkeypatch.setattr(compute.devices, "free_memory", lambda where: 8_000_000_000)
+    sizes = [compute.fits(weights, cpu) for weights in (10**7, 10**9, 10**10, 10**11)]
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[0] > sizes[-1] == 1
+    monkeypatch.undo()
+    assert compute.free_memory(cpu) > 0

@@ -1,0 +1,130 @@
+"""The first and the last thing of an entry point: a process set up, and one line where it ends unforeseen."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from captioner.errors import BadInput
+from captioner.run import lastresort
+
+
+def run(script: str, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", f"from captioner import lastresort\n{script}", *words],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **environment},
+    )
+
+
+FAILS = "lastresort.run('tool', lambda: {}['a \\x1b[31m key'])"
+
+
+def test_what_nobody_foresaw_is_one_line_that_says_it_is_a_bug() -> None:
+    done = run(FAILS)
+    assert (done.returncode, done.stdout) == (70, "")
+    [line] = done.stderr.splitlines()
+    assert line.startswith("tool: This is a bug in captioner: KeyError at <string>:2: ")
+    assert line.endswith("; run again with --debug to see where.")
+    assert "\x1b" not in line
+
+
+def test_debug_shows_the_traceback_wherever_it_stands() -> None:
+    done = run(FAILS, "verb", "--debug", "x")
+    assert done.stderr.startswith("Traceback")
+    taken = run("import sys\nlastresort.run('tool', lambda: print(sys.argv[1:]))", "verb", "--debug", "x")
+    assert taken.stdout == "['verb', 'x']\n"
+    kept = run("import sys\nlastresort.run('tool', lambda: print(sys.argv[1:]))", "--", "--debug")
+    assert kept.stdout == "['--', '--debug']\n"
+
+
+def test_what_the_user_can_put_right_is_status_2(capsys: pytest.CaptureFixture[str]) -> None:
+    def command() -> None:
+        raise BadInput("Something\n  is wrong.")
+
+    with pytest.raises(SystemExit) as ended:
+        lastresort.run("tool", command)
+    assert (ended.value.code, capsys.readouterr().err) == (2, "tool: Something is wrong.\n")
+
+
+def test_ctrl_c_during_imports(tmp_path: Path) -> None:
+    (tmp_path / "slow.py").write_text("import time\nprint('begun', flush=True)\ntime.sleep(60)\n")
+    script = "from captioner import lastresort\nlastresort.run('tool', lambda: __import__('slow'))"
+    process = subprocess.Popen(
+        [sys.executable, "-c", script],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": f"{os.getcwd()}{os.pathsep}{tmp_path}"},
+    )
+    assert process.stdout.readline() == "begun\n"
+    time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=30)
+    assert (process.returncode, said) == (130, "\ntool: Stopped.\n")
+
+
+def test_an_import_that_fails_because_of_ctrl_c_is_a_stop_too() -> None:
+    script = """
+def command():
+    try:
+        raise KeyboardInterrupt
+    except KeyboardInterrupt:
+        raise ImportError("numpy failed to import")
+lastresort.run("tool", command)
+"""
+    assert run(script).returncode == 130
+
+
+SHOWS_POLICY = "import os\nlastresort.run('tool', lambda: print(os.environ.get('OMP_WAIT_POLICY')))"
+
+
+def test_waiting_threads_sleep_unless_the_user_says_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"):
+        monkeypatch.delenv(name, raising=False)
+    assert run(SHOWS_POLICY).stdout == "passive\n"
+    assert run(SHOWS_POLICY, OMP_WAIT_POLICY="active").stdout == "active\n"
+    assert run(SHOWS_POLICY, GOMP_SPINCOUNT="9").stdout == "None\n"
+    untouched = run("import os, captioner\nprint(os.environ.get('OMP_WAIT_POLICY'))")
+    assert untouched.stdout == "None\n"
+
+
+def test_streams_that_hold_no_unicode_or_are_closed() -> None:
+    assert run("lastresort.run('tool', lambda: print('é → 猫'))", PYTHONIOENCODING="ascii").stdout == (
+        "\\xe9 \\u2192 \\u732b\n"
+    )
+    script = """
+import sys
+from captioner.run import lastresort
+lastresort.run('tool', lambda: (print('message', file=sys.stderr), print(repr(sys.stdin.buffer.read()))))
+"""
+    file = f'exec {sys.executable} -c "$SCRIPT" 2>&- <&-'
+    done = subprocess.run(["bash", "-c", file], capture_output=True, text=True, env={**os.environ, "SCRIPT": script})
+    assert (done.returncode, done.stdout) == (0, "b''\n")
+
+
+def test_memory_of_large_pictures_goes_back_to_the_system() -> None:
+    shows = "from PIL import Image\n    print(Image.core.get_block_size())"
+    assert run(f"def command():\n    {shows}\nlastresort.run('tool', command)").stdout == f"{64 << 20}\n"
+
+
+def test_what_pillow_remarks_about_an_odd_picture_is_not_printed() -> None:
+    script = (
+        "import io\n"
+        "def command():\n"
+        "    from PIL import Image\n"
+        "    from captioner.images import open_image\n"
+        "    into = io.BytesIO()\n"
+        "    Image.new('RGB', (4, 4)).save(into, 'JPEG', exif=b'Exif\\0\\0II*\\0\\x08\\0\\0\\0\\x09\\0')\n"
+        "    print(open_image(into.getvalue()).size)\n"
+        "lastresort.run('tool', command)"
+    )
+    shown = run(script)
+    assert (shown.stdout, shown.stderr) == ("(4, 4)\n", "")

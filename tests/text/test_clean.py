@@ -1,0 +1,136 @@
+"""Cleaning: what must go, what must stay, and what holds for any text at all."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from captioner.text.clean import clean
+
+
+@pytest.mark.parametrize(
+    ("said", "cleaned"),
+    [
+        # special tokens
+        ("<UNK> cat <EOS>", "cat"),
+        ("<s>a cat</s><pad><pad>", "a cat"),
+        ("[CLS] a cat [SEP] [PAD]", "a cat"),
+        ("<|startoftext|>a cat<|endoftext|>", "a cat"),
+        ("a cat <code_12> <bin_3> < unk >", "a cat"),
+        ("a<0x0A>cat<extra_id_0>", "a cat"),
+        ("aĠredĠcat", "a red cat"),
+        ("▁a▁red▁cat", "a red cat"),
+        ("photo ##real ##istic cat", "photorealistic cat"),
+        ("<un<unk>k> cat", "<un k> cat"),
+        # artefacts
+        ("arafed man in a hat", "man in a hat"),
+        ("there is a araffe apple on a tree", "there is an apple on a tree"),
+        ("an arafed dog", "a dog"),
+        ("a picture of a cat", "a cat"),
+        ("There is an image of the moon", "the moon"),
+        ("a picture of a picture of a cat", "a cat"),
+        # repetition
+        ("wearing a red hat, wearing a red hat", "wearing a red hat"),
+        ("wearing a red hat, outdoors, Wearing a red hat.", "wearing a red hat, outdoors"),
+        ("a cat on a mat on a mat on a mat", "a cat on a mat"),
+        ("a man with a hat with a hat.", "a man with a hat"),
+        ("a dog dog dog dog", "a dog"),
+        # spelling
+        ("4 k, 8 k, 3 d render", "4k, 8k, 3d render"),
+        ("1 9 6 0 s car, kodak portra 4 0 0", "1960s car, kodak portra 400"),
+        ("1 9 th century, 1 0 8 0 p, 8 5 mm", "19th century, 1080p, 85 mm"),
+        ("a cat , a dog .", "a cat, a dog."),
+        ("salvador dali ' s clock ( melting )", "salvador dali's clock (melting)"),
+        ("a cat,, , a dog!!!! really....", "a cat, a dog! really..."),
+        (", a cat,\n\ta   dog ,", "a cat, a dog"),
+        # encoded twice
+        ("CafÃ© in MÃ¼nchen", "Café in München"),
+        ("donâ€™t â€œlookâ€¦", "don’t “look…"),
+        ("ðŸ˜€ cat", "😀 cat"),
+        ("ÐºÐ¾Ñ‚", "кот"),
+        ("CafÃƒÂ©", "Café"),
+        ("a cat\ufffd", "a cat"),
+    ],
+)
+def test_what_goes(said: str, cleaned: str) -> None:
+    assert clean(said) == cleaned
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "a photo of a cat, a painting of a dog",
+        "portrait by duran duran, bora bora beach, very very detailed",
+        "<lora:style:0.8> [mask] <cat-toy>, (masterpiece:1.2), ((best quality))",
+        "hot:: dog --ar 16:9 --v 5",
+        "a picture of",
+        "wait... what? 1, 2, 1, 2",
+        "d&d, 35 mm, f/1.8, .hack//sign",
+        "“voilà…” says the fiancé… in the CAFÉ™",
+        "Ġgantija temples",
+        "café, naïve, São Paulo, Ångström, 北京, кот, 👩‍🚀",
+        "her lips. her lips are red",
+        "araf is a place",
+        "rock'n'roll, it's the boys' room",
+    ],
+)
+def test_what_stays(prompt: str) -> None:
+    assert clean(prompt) == prompt
+
+
+@pytest.mark.parametrize(
+    ("cut", "cleaned"),
+    [
+        ("a castle on a hill, highly detailed, by greg rut", "a castle on a hill, highly detailed"),
+        ("a man standing in front of a", "a man standing"),
+        ("a cat. It is sitting on the", "a cat. It is sitting"),
+        ("a cat sleeps on a mat. It is", "a cat sleeps on a mat."),
+        ("art, a man standing in front of a very old house on the", "art, a man standing in front of a very old house"),
+        ("a castle, on a hill.", "a castle, on a hill."),
+        ("of", "of"),
+    ],
+)
+def test_an_end_that_dangles(cut: str, cleaned: str) -> None:
+    assert clean(cut, finished=False) == cleaned
+
+
+PIECES = """
+    a an the of cat dog hat picture image arafed araffe is there very 8 k 3 d 1 9 s th . , ; : ! ? ' ( ) [ ] < > <unk>
+    </s> [SEP] <code_1> <|x|> Ġ ▁ ## … ’ Ã © â € ™ é - ... :: A An Of
+"""
+WORDS = st.sampled_from([*PIECES.split(), "\n", "\xa0", ""])
+MESSY = st.lists(st.tuples(WORDS, st.sampled_from(["", " ", " ", ", "])), max_size=40).map(
+    lambda pairs: "".join(word + gap for word, gap in pairs)
+)
+
+
+@given(MESSY | st.text(max_size=80))
+@settings(deadline=None, max_examples=150)
+def test_for_any_text(text: str) -> None:
+    once = clean(text)
+    assert clean(once) == once
+    assert len(once) <= len(text)
+    assert once == once.strip()
+    assert "\n" not in once
+    assert not re.search(r"<(unk|/s|code_1)>|\[SEP\]|<\|x\|>", once)
+    once.encode("utf-8")
+    short = clean(text, finished=False)
+    assert clean(short) == short
+    assert len(short) <= len(once)
+    assert bool(short) == bool(once)
+
+
+@given(MESSY, MESSY)
+@settings(deadline=None, max_examples=100)
+def test_a_meaningful_text_never_becomes_empty(before: str, after: str) -> None:
+    for finished in (True, False):
+        assert re.search(r"\w", clean(f"{before} zebra {after}", finished=finished))
+
+
+@pytest.mark.parametrize("unit", ["<", " ", ": ", ",", "a ", "ab, ", "1 ", "< ", "!.", "Ã", "[", "araf ", "x. "])
+def test_long_texts_take_no_forever(unit: str) -> None:
+    clean(unit * 2000)  # a pattern that backtracks over and over would hang here
+    clean("<" + unit * 2000 + "!", finished=False)

@@ -1,0 +1,85 @@
+"""The lean MiniLM gives what sentence-transformers gives."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from captioner.errors import MissingModel
+from captioner.text.embedding import packaged_minilm, suits, text_embedder
+
+TEXTS = [
+    "a cat",
+    "",
+    "ultrasaurus holding a black bean taco in the woods, near an identical cheneosaurus",
+    "Überraschung — 猫と犬, octane render 8k",
+    "very long " * 400,
+]
+
+
+def test_equals_sentence_transformers() -> None:
+    from sentence_transformers import SentenceTransformer
+
+    theirs = SentenceTransformer(str(packaged_minilm())).encode(TEXTS, normalize_embeddings=True)
+    np.testing.assert_allclose(text_embedder()(TEXTS), theirs, atol=2e-6)
+
+
+def test_golden_cosine_of_a_published_pair() -> None:
+    said = (
+        "a cartoon dinosaur with a piece of cheese in its mouth, an illustration of, sumatraism, mmmmm, "
+        "buttercup eating pizza, pastry lizard"
+    )
+    truth, prediction = text_embedder()([TEXTS[2], said])
+    assert truth @ prediction == pytest.approx(0.3790, abs=1e-4)
+
+
+def test_order_batches_and_norm() -> None:
+    embed = text_embedder()
+    texts = [f"prompt number {i} " * (i % 7 + 1) for i in range(70)]
+    together = embed(texts)
+    np.testing.assert_allclose(np.linalg.norm(together, axis=1), 1, atol=1e-5)
+    np.testing.assert_allclose(together[13], embed([texts[13]])[0], atol=1e-5)
+    assert embed([]).shape == (0, 384)
+
+
+def test_another_embedder_from_a_folder_and_a_missing_one() -> None:
+    foreign = text_embedder(str(packaged_minilm()))
+    np.testing.assert_allclose(foreign(TEXTS[:1]), text_embedder()(TEXTS[:1]), atol=1e-5)
+    with pytest.raises(MissingModel, match="no-such/embedder"):
+        text_embedder("no-such/embedder")
+
+
+def test_an_embedder_that_cannot_be_fetched_is_one_quick_line(tmp_path: Path) -> None:
+    script = """
+from captioner import zoo
+from captioner.text import embedding
+from huggingface_hub import HfApi
+from huggingface_hub.errors import OfflineModeIsEnabled
+asked = []
+def no_network(self, name, **_):
+    asked.append(name)
+    raise OfflineModeIsEnabled("no network")
+HfApi.model_info = no_network
+try:
+    embedding.text_embedder("all-mpnet-base-v2")
+except embedding.MissingModel as error:
+    print(asked, error)
+import sys
+assert "sentence_transformers" not in sys.modules
+"""
+    environment = {**os.environ, "HF_HUB_OFFLINE": "0", "HF_HUB_CACHE": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
+    assert done.stderr == ""
+    assert done.stdout.startswith(
+        "['sentence-transformers/all-mpnet-base-v2'] sentence-transformers/all-mpnet-base-v2 is not in the local cache"
+    )
+
+
+def test_one_embedder_has_several_names() -> None:
+    assert suits(None, "mpnet")
+    assert suits("mpnet", "mpnet")
+    assert suits("sentence-transformers/all-MiniLM-L6-v2", "all-MiniLM-L6-v2")
+    assert not suits("mpnet", "all-MiniLM-L6-v2")

@@ -1,0 +1,145 @@
+"""The command line of the trainers: light, complete, and every wrong setting is told by its name before any work."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from captioner.errors import BadInput, MissingModel
+from captioner.models.direct import DROPOUT
+from captioner.models.parts.backbones import backbones
+from training import blip, clip_prefix, direct, ofa, recipe, resnet_lstm
+from training.__main__ import RECIPES
+
+TRAINERS = {"blip": blip, "ofa": ofa, "clip_prefix": clip_prefix, "resnet_lstm": resnet_lstm, "direct": direct}
+
+
+def python(code: str) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+
+
+def test_names_written_down_are_those_of_the_models() -> None:
+    assert sorted(backbones.BACKBONES) == recipe.BACKBONES
+    assert sorted(DROPOUT) == direct.HEADS
+    towers = (backbones.ViT, backbones.CLIPVision)
+    adaptable = {name for name, known in backbones.BACKBONES.items() if issubclass(known.make, towers)}
+    assert adaptable == set(direct.ADAPTABLE_BACKBONES)
+
+
+def test_training_alone_lists_the_recipes() -> None:
+    done = subprocess.run([sys.executable, "-m", "training"], capture_output=True, text=True)
+    assert done.returncode == 0
+    assert set(RECIPES) == set(TRAINERS)
+    for name, module in TRAINERS.items():
+        assert f"python -m training.{name}" in done.stdout
+        assert module.__doc__.splitlines()[0] in done.stdout
+
+
+@pytest.mark.parametrize("name", TRAINERS)
+@pytest.mark.parametrize("options", [["--help"], ["--nonsense"], ["--data", "no/such", "--out", "o"], []])
+def test_help_and_mistakes_cost_no_torch(name: str, options: list[str]) -> None:
+    code = f"""
+import sys
+from training import {name}
+try:
+    {name}.main({options})
+except SystemExit as end:
+    status = end.code
+except Exception as error:
+    status = type(error).__name__
+print(status, "torch" in sys.modules)
+"""
+    expected = {"--help": "0 False", "--nonsense": "2 False"}.get((options or [""])[0], "BadInput False")
+    assert python(code).stdout.splitlines()[-1] == expected
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--epochs", "-1"], "--epochs -1.0: it is above 0"),
+        (["--epochs", "nan"], "--epochs nan"),
+        (["--max-steps", "-2"], "--max-steps -2: it is at least -1"),
+        (["--max-steps", "0"], "--max-steps 0 trains nothing"),
+        (["--batch-size", "0"], "--batch-size 0: it is at least 1"),
+        (["--accumulate", "0"], "--accumulate 0"),
+        (["--lr", "0"], "--lr 0.0: it is above 0"),
+        (["--lr", "inf"], "--lr inf: it is at most"),
+        (["--warmup", "-1"], "--warmup -1.0"),
+        (["--weight-decay", "-1"], "--weight-decay -1.0"),
+        (["--unfreeze", "-1"], "--unfreeze -1"),
+        (["--max-tokens", "0"], "--max-tokens 0"),
+        (["--early-stopping", "-1"], "--early-stopping -1"),
+        (["--eval-every", "-1"], "--eval-every -1"),
+        (["--save-every", "-1"], "--save-every -1"),
+        (["--keep", "0"], "--keep 0"),
+        (["--samples", "-1"], "--samples -1"),
+        (["--seed", "-1"], "--seed -1"),
+        (["--seed", str(2**32)], "--seed 4294967296: it is at most 4294967295"),
+        (["--workers", "-1"], "--workers -1"),
+        (["--log-every", "0"], "--log-every 0"),
+        (["--lora-rank", "0"], "--lora-rank 0"),
+        (["--lora-alpha", "0"], "--lora-alpha 0"),
+    ],
+)
+def test_what_is_out_of_range_is_refused_by_name(pairs: Path, tmp_path: Path, options: list[str], message: str) -> None:
+    with pytest.raises(BadInput, match=message):
+        blip.main(["--data", str(pairs), "--out", str(tmp_path / "run"), *options])
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_ranges_of_the_other_recipes(pairs: Path, tmp_path: Path) -> None:
+    where = ["--data", str(pairs), "--out", str(tmp_path / "run")]
+    for module, option, value in (
+        (direct, "--layer-decay", "1.5"),
+        (direct, "--layer-decay", "0"),
+        (clip_prefix, "--prefix-length", "0"),
+        (resnet_lstm, "--vocabulary-size", "0"),
+        (resnet_lstm, "--hidden-size", "-3"),
+    ):
+        with pytest.raises(BadInput, match=option):
+            module.main([*where, option, value])
+
+
+@pytest.mark.parametrize(
+    ("options", "lora"),
+    [
+        ([], False),
+        (["--lora-rank", "8"], True),
+        (["--lora-alpha", "4"], True),
+        (["--lora-targets", "query"], True),
+        (["--qlora", "8bit"], True),
+        (["--lora"], True),
+    ],
+)
+def test_a_setting_of_the_adapter_asks_for_one(pairs: Path, tmp_path: Path, options: list[str], lora: bool) -> None:
+    parsed = recipe.parse(blip.BlipRecipe, "", ["--data", str(pairs), "--out", str(tmp_path / "run"), *options])
+    assert parsed.lora is lora
+
+
+@pytest.mark.parametrize("name", ["blip", "ofa"])
+def test_the_data_are_read_before_a_base_is_looked_for(name: str, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    with pytest.raises(BadInput):
+        TRAINERS[name].main(["--data", str(tmp_path / "data"), "--out", str(tmp_path / "run"), "--base", "not/there"])
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "way"),
+    [
+        ("blip", ["--base", "not/there"], "hf download not/there --local-dir FOLDER"),
+        ("ofa", ["--base", "not/there"], "--base FOLDER"),
+        ("direct", ["--weights", "not/there"], "--weights FOLDER"),
+        ("clip_prefix", ["--weights", "towers/clip", "--language-model", "not/there"], "--language-model FOLDER"),
+    ],
+)
+def test_without_a_base_the_ways_out_are_named(
+    tiny_checkpoint, pairs: Path, tmp_path: Path, name: str, options: list[str], way: str
+) -> None:
+    options = [str(tiny_checkpoint("towers") / "clip") if option == "towers/clip" else option for option in options]
+    with pytest.raises(MissingModel, match=way) as error:
+        TRAINERS[name].main(["--data", str(pairs), "--out", str(tmp_path / "run"), *options])
+    assert "training.direct --backbone efficientnet-lite2" in str(error.value)
+    assert not (tmp_path / "run").exists()
