@@ -11,7 +11,7 @@ import numpy as np
 from captioner.errors import BadInput
 from captioner.statistics import RESAMPLES, SEED, Difference, holm, paired_difference
 from eval import store
-from eval.metrics import EVERY_METRIC
+from eval.metrics import in_order, metric_of
 from eval.results import SIGNIFICANT, Results
 
 
@@ -41,7 +41,7 @@ class Change:
     @property
     def _gain(self) -> float:
         """The change for the better; 0 where a metric is neither good nor bad."""
-        higher_is_better = EVERY_METRIC[self.metric].higher_is_better
+        higher_is_better = metric_of(self.metric).higher_is_better
         sign = 0 if higher_is_better is None else 1 if higher_is_better else -1
         return sign * self.difference.interval.mean
 
@@ -112,7 +112,7 @@ def _keys(results: Results) -> list[tuple]:
 
 
 def _metrics(a: Results, b: Results, wanted: Sequence[str]) -> list[str]:
-    common = [name for name in EVERY_METRIC if name in a.values and name in b.values]
+    common = [metric.name for metric in in_order(a.values) if metric.name in b.values]
     if unknown := [name for name in wanted if name not in common]:
         raise BadInput(f"No metric {unknown[0]!r} in both reports. They share: {', '.join(common)}.")
     return list(wanted) or (["cosine"] if "cosine" in common else common)
@@ -122,8 +122,8 @@ def _models(a: Results, b: Results, model_a: str | None, model_b: str | None) ->
     for named, results, which in ((model_a, a, "first"), (model_b, b, "second")):
         if named is not None and named not in results.models:
             raise BadInput(f"The {which} report has no model {named!r}: it has {', '.join(results.models)}.")
-    if model_a or model_b:
-        return [(model_a or model_b, model_b or model_a)]
+    if (first := model_a or model_b) and (second := model_b or model_a):
+        return [(first, second)]
     if len(a.models) == len(b.models) == 1:
         return [(a.models[0], b.models[0])]
     if common := [(model, model) for model in a.models if model in b.models]:

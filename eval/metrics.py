@@ -7,20 +7,31 @@ nothing comparable has no score. An empty prediction is an answer, and a bad one
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from pathlib import PurePath
 
 import numpy as np
 from rapidfuzz.distance import Indel, Levenshtein
 from rapidfuzz.process import cpdist
 
-from eval import ngrams
+from eval import anatomy, ngrams
+from eval.anatomy import EVERY_TERM, Overlap, Vocabulary
 
 Text = str | None
 References = str | Sequence[str] | None
 MOST_COUNTS = 2**22
 """Cells of the table in `quick_ratios`: 32 MB."""
+
+ANATOMY, OF_CLIP, OF_COCO, OF_LANGUAGE, PROMPTSTEALER = (
+    "Prompt anatomy",
+    "CLIP",
+    "COCO's own",
+    "Language models",
+    "PromptStealer's own",
+)
+"""Headings of reports: what is not of every prompt or not of every report."""
 
 PairwiseScore = Callable[[list[str], list[str]], np.ndarray]
 
@@ -48,15 +59,16 @@ class TextMetric(Metric):
 
     def __call__(self, predictions: Sequence[Text], references: Sequence[References] | None = None) -> np.ndarray:
         """float64 `[items]`, NaN where the prediction or (if needed) the reference is missing."""
-        every = [()] * len(predictions) if references is None else [as_references(r) for r in references]
-        rows = [
-            i
-            for i, (predicted, truths) in enumerate(zip(predictions, every, strict=True))
-            if predicted is not None and (truths or not self.needs_reference)
+        truths: list[tuple[str, ...]] = [as_references(r) for r in references or [None] * len(predictions)]
+        present = [
+            (row, text, of_item)
+            for row, (text, of_item) in enumerate(zip(predictions, truths, strict=True))
+            if text is not None and (of_item or not self.needs_reference)
         ]
         values = np.full(len(predictions), np.nan)
-        if rows:
-            values[rows] = self.score([predictions[i] for i in rows], [every[i] for i in rows])
+        if present:
+            rows, texts, of_texts = (list(part) for part in zip(*present, strict=True))
+            values[rows] = self.score(texts, of_texts)
         return values
 
 
@@ -73,7 +85,8 @@ def best_reference(pairwise: PairwiseScore) -> Callable[[list[str], list[tuple[s
         counts = [len(truths) for truths in references]
         predicted = [text for text, count in zip(predictions, counts, strict=True) for _ in range(count)]
         values = pairwise(predicted, [truth for truths in references for truth in truths])
-        return np.maximum.reduceat(values, np.cumsum([0, *counts[:-1]]))
+        starts = np.cumsum([0, *counts[:-1]])
+        return np.fmax.reduceat(values, starts)  # NaN, where nothing could be measured, is never the best
 
     return score
 
@@ -129,7 +142,7 @@ def text_cosines(a: Sequence[str], b: Sequence[str]) -> np.ndarray:
 
 def terms(text: str) -> frozenset[str]:
     """The comma terms of a prompt, without case and doubled spaces."""
-    return frozenset(" ".join(term.split()).casefold() for term in re.split("[,，、]", text) if term.strip())
+    return frozenset(" ".join(term.split()).casefold() for term in anatomy.COMMA.split(text) if term.strip())
 
 
 def _keyword_score(choose: Callable[[float, float], float]) -> Callable[[list[str], list[tuple[str, ...]]], np.ndarray]:
@@ -151,6 +164,52 @@ def _harmonic(precision: float, recall: float) -> float:
 
 def _words(predictions: list[str], references: list[tuple[str, ...]]) -> np.ndarray:
     return np.array([float(len(ngrams.words(text))) for text in predictions])
+
+
+def _subject_cosines(a: Sequence[str], b: Sequence[str]) -> np.ndarray:
+    return subject_cosines(a, b, None)
+
+
+def subject_cosines(a: Sequence[str], b: Sequence[str], embed: Callable | None) -> np.ndarray:
+    """Cosine of the subjects alone; embed: None takes MiniLM-L6."""
+    if embed is None:
+        from captioner.embedding import text_embedder  # brings torch: only when it is needed
+
+        embed = text_embedder()
+    subjects = [[anatomy.split(text).subject for text in side] for side in (a, b)]
+    distinct = list(dict.fromkeys([*subjects[0], *subjects[1]]))
+    row = {subject: number for number, subject in enumerate(distinct)}
+    vectors = embed(distinct)
+    predicted, true = (vectors[[row[subject] for subject in side]] for side in subjects)
+    return cosines(predicted, true)
+
+
+def _overlap_score(vocabulary: Vocabulary, figure: str) -> Callable[[list[str], list[tuple[str, ...]]], np.ndarray]:
+    def pairwise(a: list[str], b: list[str]) -> np.ndarray:
+        overlaps = [Overlap(*map(vocabulary.modifiers, pair)) for pair in zip(a, b, strict=True)]
+        return np.array([np.nan if overlap.empty else getattr(overlap, figure) for overlap in overlaps])
+
+    return best_reference(pairwise)
+
+
+def modifier_metrics(vocabulary: Vocabulary = EVERY_TERM) -> tuple[TextMetric, ...]:
+    """How well modifiers are recovered; which terms are modifiers is told by the vocabulary."""
+    return tuple(
+        TextMetric(
+            f"modifier_{figure}",
+            f"modifier {label}",
+            True,
+            f"{meaning}; modifiers are {vocabulary.rule}. Pictures where neither text has one are not counted",
+            _overlap_score(vocabulary, figure),
+            group=ANATOMY,
+        )
+        for figure, label, meaning in (
+            ("jaccard", "Jaccard", "modifiers of both texts over modifiers of either"),
+            ("precision", "precision", "share of the predicted modifiers that the true prompt has"),
+            ("recall", "recall", "share of the true prompt's modifiers that were predicted"),
+            ("f1", "F1", "twice the modifiers of both texts over the modifiers of each"),
+        )
+    )
 
 
 cosine = TextMetric(
@@ -184,10 +243,20 @@ quick_ratio = TextMetric(
 )
 bleu4 = TextMetric(
     "bleu4",
-    "BLEU-4",
+    "BLEU-4 (smoothed)",
     True,
-    "sentence BLEU of words, 1 to 4 in a row; counts of 2 and more smoothed by one",
+    "sentence BLEU of words, 1 to 4 in a row; counts of 2 and more smoothed by one (Lin and Och, 2004). Higher than "
+    "COCO's, and not comparable with published figures on COCO",
     ngrams.bleu,
+)
+bleu4_coco = TextMetric(
+    "bleu4_coco",
+    "BLEU-4 (COCO)",
+    True,
+    "sentence BLEU of Penn Treebank tokens, not smoothed, as the COCO caption evaluation gives it for each picture; "
+    "papers print it of all texts as one, see --protocol coco",
+    ngrams.coco_bleu,
+    group=OF_COCO,
 )
 rouge_l = TextMetric(
     "rouge_l", "ROUGE-L", True, "longest common subsequence of words, F with β = 1.2 as in COCO", ngrams.rouge_l
@@ -216,10 +285,86 @@ keyword_recall = TextMetric(
 keyword_f1 = TextMetric(
     "keyword_f1", "keyword F1", True, "harmonic mean of keyword precision and recall", _keyword_score(_harmonic)
 )
+modifier_jaccard, modifier_precision, modifier_recall, modifier_f1 = modifier_metrics()
+rouge_l_coco = TextMetric(
+    "rouge_l_coco",
+    "ROUGE-L (COCO)",
+    True,
+    "longest common subsequence of Penn Treebank tokens, F with β = 1.2",
+    partial(ngrams.rouge_l, tokenise=ngrams.ptb_words),
+    group=OF_COCO,
+)
+cider_d_coco = TextMetric(
+    "cider_d_coco",
+    "CIDEr-D (COCO)",
+    True,
+    "tf-idf weighted sequences of Penn Treebank tokens, 0 to 10; weights from this data set's own references",
+    partial(ngrams.cider_d, tokenise=ngrams.ptb_words),
+    group=OF_COCO,
+)
+subject_cosine = TextMetric(
+    "subject_cosine",
+    "subject cosine",
+    True,
+    "cosine of the sentence embeddings of the two subjects alone: the text before the first comma",
+    best_reference(_subject_cosines),
+    group=ANATOMY,
+)
 length = TextMetric("length", "words", None, "words in the predicted text", _words, needs_reference=False)
 
+NOT_RECOVERY = (
+    "How well a text fits its picture in CLIP's space was shown not to predict how well the prompt was recovered "
+    "(Williams et al., 2024)"
+)
+clip_text = Metric(
+    "clip_text",
+    "CLIP text–text",
+    True,
+    "cosine of predicted and true text in CLIP's space, both cut at its limit",
+    group=OF_CLIP,
+)
+clip_picture = Metric(
+    "clip_picture",
+    "CLIP picture–text",
+    True,
+    f"cosine of picture and predicted text in CLIP's space. {NOT_RECOVERY}",
+    group=OF_CLIP,
+)
 clip_score = Metric(
-    "clip_score", "CLIPScore", True, "2.5 × cosine of picture and predicted text in CLIP's space, negative ones as 0"
+    "clip_score",
+    "CLIPScore",
+    True,
+    f"2.5 × cosine of picture and predicted text in CLIP's space, negative ones as 0. {NOT_RECOVERY}",
+    group=OF_CLIP,
+)
+promptstealer_semantic = Metric(
+    "promptstealer_semantic",
+    "semantic",
+    True,
+    "PromptStealer's: cosine of both texts in CLIP's space; a text above its limit is cut to 40, 30, 20 or 15 words",
+    group=PROMPTSTEALER,
+)
+promptstealer_modifier = Metric(
+    "promptstealer_modifier",
+    "modifier",
+    True,
+    "PromptStealer's: Jaccard index of the modifiers of both texts; 0 where neither text has one",
+    group=PROMPTSTEALER,
+)
+bert_score = Metric(
+    "bert_score",
+    "BERTScore F1",
+    True,
+    "every token is matched with the most alike one of the other text, by their contextual embeddings (Zhang et al., "
+    "2020); neither weighted by rarity nor rescaled",
+    group=OF_LANGUAGE,
+)
+perplexity = Metric(
+    "perplexity",
+    "perplexity",
+    None,
+    "of the predicted text under a language model: low is fluent, not right; prompts are lists of terms, not sentences",
+    group=OF_LANGUAGE,
 )
 
 TEXT_METRICS: tuple[TextMetric, ...] = (
@@ -227,6 +372,7 @@ TEXT_METRICS: tuple[TextMetric, ...] = (
     levenshtein_similarity,
     quick_ratio,
     bleu4,
+    bleu4_coco,
     rouge_l,
     cider_d,
     keyword_precision,
@@ -234,7 +380,8 @@ TEXT_METRICS: tuple[TextMetric, ...] = (
     keyword_f1,
     length,
 )
-"""What needs no model. `cosine` needs the embedder, `clip_score` a CLIP and the pictures (`eval/clip.py`)."""
+"""What needs no model and no vocabulary. `cosine` needs the embedder, `clip_*` a CLIP (`eval/clip.py`), `bert_score`
+and `perplexity` language models (`eval/language.py`)."""
 
 DRAWN_AGAIN = "Drawn again"
 REDRAWN_METRICS: tuple[Metric, ...] = (
@@ -272,6 +419,45 @@ REDRAWN_METRICS: tuple[Metric, ...] = (
 """Likeness of a picture and the one drawn from a model's text (`eval/redraw.py`)."""
 
 EVERY_METRIC: dict[str, Metric] = {
-    metric.name: metric for metric in (cosine, *TEXT_METRICS[:-1], clip_score, TEXT_METRICS[-1], *REDRAWN_METRICS)
+    metric.name: metric
+    for metric in (
+        cosine,
+        subject_cosine,
+        modifier_jaccard,
+        modifier_precision,
+        modifier_recall,
+        modifier_f1,
+        *TEXT_METRICS[:-1],
+        rouge_l_coco,
+        cider_d_coco,
+        clip_text,
+        clip_picture,
+        clip_score,
+        promptstealer_semantic,
+        promptstealer_modifier,
+        bert_score,
+        perplexity,
+        length,
+        *REDRAWN_METRICS,
+    )
 }
 """In the order in which reports show them."""
+
+BESIDE = "cosine:"
+"""Begins the names of cosines in the space of another embedder: `cosine:all-MiniLM-L12-v2`."""
+
+
+def metric_of(name: str) -> Metric:
+    """The metric of this name."""
+    if name in EVERY_METRIC:
+        return EVERY_METRIC[name]
+    embedder = name.removeprefix(BESIDE)
+    label = PurePath(embedder).name.removeprefix("all-").removesuffix("-v2")
+    return Metric(name, f"{label} cosine", True, f"cosine of the {embedder} sentence embeddings of both texts")
+
+
+def in_order(names: Iterable[str]) -> list[Metric]:
+    """The metrics of these names in the order in which reports show them: other embedders beside the first."""
+    order = {name: number for number, name in enumerate(EVERY_METRIC)}
+    known = [metric_of(name) for name in names if name in EVERY_METRIC or name.startswith(BESIDE)]
+    return sorted(known, key=lambda metric: (order.get(metric.name, order["cosine"] + 0.5), metric.name))

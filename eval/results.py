@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations, groupby
 from pathlib import Path
@@ -17,6 +17,8 @@ from captioner.files import atomic
 from captioner.pairs.fingerprint import fingerprint
 from captioner.statistics import RESAMPLES, SEED, Difference, differences, holm, intervals, resampled_means
 from eval import metrics
+from eval.anatomy import EVERY_TERM, Vocabulary
+from eval.metrics import TextMetric, in_order, metric_of
 
 SIGNIFICANT = 0.05
 KEYS = ("id", "image_sha256", "truths", "model", "text")
@@ -116,11 +118,16 @@ class Results:
         )
 
 
-def text_values(texts: dict[str, Sequence[str | None]], truths: list[tuple[str, ...]]) -> dict[str, np.ndarray]:
-    """Every metric that the texts alone give, `[items, models]` each."""
+def text_values(
+    texts: Mapping[str, Sequence[str | None]],
+    truths: Sequence[tuple[str, ...]],
+    vocabulary: Vocabulary = EVERY_TERM,
+    extra: Sequence[TextMetric] = (),
+) -> dict[str, np.ndarray]:
+    """Every metric that the texts alone give, `[items, models]` each. vocabulary: which terms are modifiers."""
+    wanted = (*metrics.TEXT_METRICS, *metrics.modifier_metrics(vocabulary), *extra)
     return {
-        metric.name: np.stack([metric(said, truths) for said in texts.values()], axis=1)
-        for metric in metrics.TEXT_METRICS
+        metric.name: np.stack([metric(of_model, truths) for of_model in texts.values()], axis=1) for metric in wanted
     }
 
 
@@ -142,8 +149,9 @@ class Paired:
 
 def summary(results: Results, resamples: int = RESAMPLES, seed: int = SEED) -> dict:
     """What report.json says about the figures: {"metrics", "figures", "differences", "best"}."""
-    names = [name for name in metrics.EVERY_METRIC if name in results.values]
-    figures = {model: {} for model in results.models}
+    known = in_order(results.values)
+    names = [metric.name for metric in known]
+    figures: dict[str, dict] = {model: {} for model in results.models}
     if not figures:
         return {"metrics": [], "figures": {}, "differences": [], "best": {}}
     columns = np.concatenate([results.values[name] for name in names], axis=1)
@@ -164,7 +172,7 @@ def summary(results: Results, resamples: int = RESAMPLES, seed: int = SEED) -> d
                 "meaning": m.meaning,
                 "group": m.group,
             }
-            for m in map(metrics.EVERY_METRIC.__getitem__, names)
+            for m in known
         ],
         "figures": figures,
         "differences": [_difference_row(p) for p in paired],
@@ -212,7 +220,7 @@ def pairs(results: Results, names: Sequence[str], resamples: int = RESAMPLES, se
 def best(metric: str, figures: dict[str, dict], paired: list[Paired]) -> str | None:
     """The model that is significantly better than every other; None if there is no such model."""
     means = {model: row[metric]["mean"] for model, row in figures.items() if row[metric]["n"]}
-    higher_is_better = metrics.EVERY_METRIC[metric].higher_is_better
+    higher_is_better = metric_of(metric).higher_is_better
     if higher_is_better is None or len(means) < 2:
         return None
     top = (max if higher_is_better else min)(means, key=means.__getitem__)

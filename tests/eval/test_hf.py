@@ -10,6 +10,10 @@ from PIL import Image
 from eval import metrics
 from eval.clip import Clip, clip_scores
 
+OF_TEXTS = (
+    *(*metrics.TEXT_METRICS, *metrics.modifier_metrics()),
+    *(metrics.cosine, metrics.subject_cosine, metrics.rouge_l_coco, metrics.cider_d_coco),
+)
 FOLDER = Path(metrics.__file__).parent / "hf"
 
 
@@ -21,10 +25,10 @@ def modules_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield folder
 
 
-@pytest.mark.parametrize("metric", [*metrics.TEXT_METRICS, metrics.cosine], ids=lambda metric: metric.name)
+@pytest.mark.parametrize("metric", OF_TEXTS, ids=lambda metric: metric.name)
 def test_evaluate_loads_it(metric: metrics.TextMetric, modules_cache: str) -> None:
     module = evaluate.load(str(FOLDER / metric.name), cache_dir=modules_cache)
-    said, truth = ["a red fox", "a blue owl"], ["a red fox", "a green owl"]
+    said, truth = ["a red fox, oil", "a blue owl, 4k"], ["a red fox, oil", "a green owl, oil, 4k"]
     found = module.compute(predictions=said, references=truth)
     expected = metric(said, truth)
     assert found[metric.name] == pytest.approx(expected.mean())

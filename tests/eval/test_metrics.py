@@ -8,10 +8,11 @@ import tracemalloc
 import numpy as np
 import pytest
 import sacrebleu
+from nltk.tokenize import TreebankWordTokenizer
 from rapidfuzz.distance import Indel, Levenshtein
 from rouge_score.rouge_scorer import RougeScorer
 
-from eval import metrics
+from eval import metrics, ngrams
 
 TRUTH = "ultrasaurus holding a black bean taco in the woods, near an identical cheneosaurus"
 SAID = (
@@ -22,6 +23,7 @@ SAID = (
 EVERY_CHARACTER = [chr(c) for c in range(0x110000)]  # lone surrogates too
 ROUGE = [0.8, 0.6224489795918368, 0.9070631970260222]
 CIDER = [3.1272323765503973, 3.827504439938108, 4.258711128889248]
+COCO_BLEU = [0.00012574334290280228, 6.865890478059747e-05, 0.999999999679167]
 BLEU = [0.668740304976422, 0.42728700639623407, 1.0]
 
 
@@ -99,6 +101,40 @@ def test_bleu_by_hand() -> None:
     # Half as long as the truth: exp(1 - 4/2).
     assert metrics.bleu4(["red fox"], ["red fox in snow"])[0] == pytest.approx(math.exp(-1))
     assert metrics.bleu4(["Red fox!"], ["red fox"])[0] == pytest.approx(1)
+
+
+def test_coco_tokens_are_those_of_the_penn_treebank() -> None:
+    """NLTK's Treebank tokens without the signs that COCO leaves out."""
+    left_out = {"''", "'", "``", "`", "(", ")", "{", "}", "[", "]", ".", "?", "!", ",", ":", "-", "--", "...", ";"}
+    for text in (
+        "A man can't surf; it's 1.5 m high!",
+        "Black-and-white photo of the dog's bowl, 1,000 people",
+        "a (very) big $5 pizza...",
+        "I cannot go & the girls' hats: 5:30",
+        "he'll see, we've seen, they're at 7 o'clock",
+        'a sign that says "stop".',
+    ):
+        theirs = [word for word in TreebankWordTokenizer().tokenize(text.lower()) if word not in left_out]
+        assert ngrams.ptb_words(text) == theirs
+
+
+def test_coco_bleu_is_cocos() -> None:
+    """Values of pycocoevalcap's own Bleu, of single texts and of all as one."""
+    said = ["w1 w2 w3 w4 w5", "w9 w2 w9 w4 w1 w1", "w7 w8 w1 w2 w3"]
+    refs = [("w1 w2 w3 w5 w4", "w2 w3 w4 w8"), ("w9 w4 w1 w2",), ("w7 w8 w1 w2 w9 w9", "w1", "w8 w1 w2 w3")]
+    np.testing.assert_allclose(metrics.bleu4_coco(said, refs), COCO_BLEU, rtol=1e-6)
+    assert ngrams.coco_corpus_bleu(said, refs) == pytest.approx(0.5676721705845282, rel=1e-9)
+    # Words of the two smoothings apart: one four-word sequence is missing, and COCO's falls to 0.
+    one = (["the cat sat on the mat"], ["the cat is on the mat"])
+    assert metrics.bleu4_coco(*one)[0] < 0.001 < 0.4 < metrics.bleu4(*one)[0]
+
+
+def test_cosines_beside_the_first_are_in_order() -> None:
+    names = ["length", "cosine:org/all-MiniLM-L12-v2", "quick_ratio", "cosine", "unknown", "subject_cosine"]
+    ordered = metrics.in_order(names)
+    assert [metric.name for metric in ordered][:3] == ["cosine", "cosine:org/all-MiniLM-L12-v2", "subject_cosine"]
+    assert ordered[1].label == "MiniLM-L12 cosine"
+    assert len(ordered) == 5
 
 
 WORDS = ["fox", "owl", "red", "blue", "in", "the", "snow", "at", "sea", "painting"]

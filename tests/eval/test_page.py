@@ -176,7 +176,7 @@ def test_many_models(tmp_path: Path) -> None:
     assert r"| embedder \[0\] |" in markdown
     assert "### Of the texts" in markdown
     tables = [line.count("|") for line in markdown.splitlines() if line.startswith("| --- |")]
-    assert tables[:2] == [4, 13]
+    assert tables[:2] == [4, 14]
 
 
 def test_warnings_stand_in_one_box(tmp_path: Path) -> None:
