@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from captioner.errors import BadInput
-from captioner.terms import clean_term, read_terms
+from captioner.text.terms import clean_term, read_terms
 
 LEAST = 10
 """How often a term must be seen in the corpus to count as a modifier."""

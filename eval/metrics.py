@@ -173,7 +173,7 @@ def _subject_cosines(a: Sequence[str], b: Sequence[str]) -> np.ndarray:
 def subject_cosines(a: Sequence[str], b: Sequence[str], embed: Callable | None) -> np.ndarray:
     """Cosine of the subjects alone; embed: None takes MiniLM-L6."""
     if embed is None:
-        from captioner.embedding import text_embedder  # brings torch: only when it is needed
+        from captioner.text.embedding import text_embedder  # brings torch: only when it is needed
 
         embed = text_embedder()
     subjects = [[anatomy.split(text).subject for text in side] for side in (a, b)]
