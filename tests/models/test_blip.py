@@ -13,8 +13,9 @@ import torch
 from peft import LoraConfig, get_peft_model
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from transformers import BlipForConditionalGeneration
+from transformers import BertTokenizer, BlipForConditionalGeneration
 from transformers import BlipProcessor as TheirProcessor
+from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 
 from captioner.contracts import LoadOptions, Request
 from captioner.decoding import Decoding
@@ -298,8 +299,13 @@ def test_a_folder_that_transformers_5_saved_is_read(folder: Path) -> None:
     """Its image processor is a part of processor_config.json; vocab.txt alone is BERT's tokenizer too."""
     picture = Image.effect_noise((40, 30), 90).convert("RGB")
     expected = blip.load(folder, LoadOptions()).read_images([picture], Decoding(max_new_tokens=8))
-    images = json.loads((folder / "preprocessor_config.json").read_text())
-    (folder / "processor_config.json").write_text(json.dumps({"image_processor": images}))
-    for name in ("preprocessor_config.json", "tokenizer.json"):
+    words = BertTokenizer.from_pretrained(folder)
+    images = BlipImageProcessorPil.from_pretrained(folder)
+    for name in ("preprocessor_config.json", "tokenizer.json", "tokenizer_config.json"):
         (folder / name).unlink()
+    TheirProcessor(images, words).save_pretrained(folder)
+    assert not (folder / "preprocessor_config.json").exists()
+    assert blip.load(folder, LoadOptions()).read_images([picture], Decoding(max_new_tokens=8)) == expected
+    (folder / "tokenizer.json").unlink()
+    assert (folder / "vocab.txt").exists()
     assert blip.load(folder, LoadOptions()).read_images([picture], Decoding(max_new_tokens=8)) == expected

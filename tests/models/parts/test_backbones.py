@@ -17,6 +17,7 @@ from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPi
 from captioner.errors import BadCheckpoint, BadInput
 from captioner.models.parts.backbones import backbones
 from captioner.models.parts.backbones.backbones import IMAGENET, Preprocess
+from tests.tiny import clip
 
 TINY_VIT = {
     "hidden_size": 16,
@@ -66,6 +67,49 @@ def test_pixels_equal_those_of_transformers(processor, folder_says, picture, tmp
     upright = picture.transpose(Image.Transpose.ROTATE_90)
     theirs = processor([picture, upright], return_tensors="pt")["pixel_values"]
     torch.testing.assert_close(ours([picture, upright]), theirs, atol=1e-6, rtol=0)
+
+
+def whole_processor(images, folder) -> None:
+    """A picture's and a text's processor together, as transformers 5 saves them: processor_config.json alone."""
+    transformers.CLIPProcessor(images, clip.tokenizer(folder)).save_pretrained(folder)
+    assert not (folder / "preprocessor_config.json").exists()
+
+
+@pytest.mark.parametrize("save", [lambda images, folder: images.save_pretrained(folder), whole_processor])
+@pytest.mark.parametrize(
+    ("name", "images"),
+    [
+        ("vit", ViTImageProcessorPil(size={"height": 32, "width": 32}, image_mean=[0.1, 0.2, 0.3], resample=3)),
+        (
+            "clip",
+            CLIPImageProcessorPil(
+                size={"shortest_edge": 40},
+                crop_size={"height": 32, "width": 32},
+                image_mean=[0.1, 0.2, 0.3],
+                image_std=[0.4, 0.5, 0.6],
+                resample=2,
+            ),
+        ),
+        ("resnet50", ConvNextImageProcessorPil(size={"shortest_edge": 40}, crop_pct=0.8, image_std=[0.4, 0.5, 0.6])),
+        ("clip", CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32},
+                                       do_normalize=False)),
+    ],
+    ids=["vit", "clip", "resnet", "clip-without-mean"],
+)  # fmt: skip
+def test_a_checkpoint_that_transformers_saved_keeps_its_pixels(name, images, save, picture, tmp_path):
+    tiny(name).tower.save_pretrained(tmp_path)
+    save(images, tmp_path)
+    ours = backbones.build(name, tmp_path).preprocess([picture])
+    torch.testing.assert_close(ours, images(picture, return_tensors="pt").pixel_values, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "said", [{"do_resize": False}, {"rescale_factor": 1}, {"size": {"height": 32, "width": 40}}, {"size": 2**20}]
+)
+def test_pixels_that_we_do_not_make_are_refused(said, tmp_path):
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({"size": 32, **said}))
+    with pytest.raises(BadCheckpoint):
+        Preprocess.from_folder(tmp_path, Preprocess(1))
 
 
 def test_a_strip_is_not_enlarged_as_a_whole():

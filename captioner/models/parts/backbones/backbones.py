@@ -99,13 +99,16 @@ class Preprocess:
         shortest = (edge or size) if said.get("do_center_crop") else None
         if "crop_pct" in said and size < 384:  # how transformers treats ResNet and ConvNeXt
             shortest = int(size / said["crop_pct"])
+        if said.get("do_resize") is False or abs(said.get("rescale_factor", 1 / 255) - 1 / 255) > 1e-9:
+            raise BadCheckpoint(f"The image processor of {folder} does not resize, or scales otherwise. Name another.")
         by_number = {number: name for name, number in RESAMPLING.items()}
+        is_plain = said.get("do_normalize") is False
         return cls(
             size,
             shortest,
             by_number.get(said.get("resample"), default.resample),
-            tuple(said.get("image_mean", default.mean)),
-            tuple(said.get("image_std", default.std)),
+            (0.0, 0.0, 0.0) if is_plain else tuple(said.get("image_mean", default.mean)),
+            (1.0, 1.0, 1.0) if is_plain else tuple(said.get("image_std", default.std)),
         )
 
 
@@ -124,6 +127,8 @@ def _three_numbers(*rows: tuple[float, ...]) -> bool:
 
 
 def _edge(size: int | dict) -> int:
+    if isinstance(size, dict) and size.get("height") != size.get("width"):
+        raise BadCheckpoint(f"Pictures of {size} are not square: no backbone here reads them.")
     return size if isinstance(size, int) else size.get("shortest_edge") or size["height"]
 
 
