@@ -499,11 +499,17 @@ def convert_clipcap(
     clip: Annotated[str | None, typer.Option(help="The CLIP it was trained on: folder or Hub id.")] = None,
     gpt2: Annotated[str, typer.Option(help="Where GPT-2's vocabulary is: folder or Hub id.")] = "gpt2",
     mapper_heads: Annotated[int, typer.Option(help="Attention heads of the transformer mapper.")] = 8,
+    normalize: Annotated[
+        bool | None,
+        typer.Option(help="Its image embeddings had length 1 (ClipCap's --normalize_prefix). Known of published ones."),
+    ] = None,
 ) -> None:
     """A ClipCap checkpoint → a folder that `generate --model` takes."""
     from captioner.models.prefix import clipcap
 
-    clipcap.convert(Path(file), Path(out), clip, gpt2, mapper_heads)
+    normalized = clipcap.convert(Path(file), Path(out), clip, gpt2, mapper_heads, normalize)
+    scaled = "scaled to length 1" if normalized else "as CLIP gives them"
+    typer.echo(f"{out} reads image embeddings {scaled}. Use it: captioner generate --model {out} picture.png")
 
 
 @app.command()

@@ -22,6 +22,7 @@ from captioner.models.parts.backbones import backbones
 from captioner.models.parts.checkpoint import check_ids, folder_with, load_pretrained, reading
 from captioner.models.prefix.layers import (
     JointHead,
+    LinearMapper,
     MlpMapper,
     PrefixDecoder,
     PrefixProcessor,
@@ -59,7 +60,7 @@ class ClipPrefixConfig(PreTrainedConfig):
             normalize: the mapper reads image embeddings of length 1.
             head: settings of a `JointHead` after the backbone; None: the backbone's pooled vector is the embedding.
             gist: a table tells what each token adds to a text's embedding.
-            mapper: "transformer" or "mlp".
+            mapper: "transformer", "mlp" or "linear".
             clip_length: positions that the transformer mapper spreads the embedding over.
             gpt2: settings of transformers' GPT2Config.
             eos_ids: ids that end a text; ClipCap stops at ".".
@@ -94,8 +95,9 @@ class ClipPrefix(PrefixDecoder, PreTrainedModel):
         self.backbone = backbones.from_config(config.backbone)
         self.head = config.head and JointHead(self.backbone.width, config.joint_dim, **config.head)
         gpt2 = GPT2Config(**config.gpt2)
-        if config.mapper == "mlp":
-            self.mapper = MlpMapper(config.joint_dim, config.prefix_length, gpt2.n_embd)
+        if config.mapper in ("mlp", "linear"):
+            make = MlpMapper if config.mapper == "mlp" else LinearMapper
+            self.mapper = make(config.joint_dim, config.prefix_length, gpt2.n_embd)
         elif config.mapper != "transformer":
             raise ValueError(f"there is no mapper {config.mapper!r}")
         else:

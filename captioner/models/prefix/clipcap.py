@@ -22,18 +22,33 @@ from captioner.models.prefix.clip_prefix import ClipPrefix, ClipPrefixConfig
 
 CLIP_OF = {512: "openai/clip-vit-base-patch32"}
 """The CLIP of the published checkpoints, by the length of its embeddings."""
+NORMALIZED = {("mlp", 512, 10): False, ("transformer", 640, 40): True}
+"""Whether the published ones read image embeddings of length 1, by mapper, length of an embedding and of the prefix.
+The files do not say: it is an option of ClipCap's training, and a line of its notebooks."""
 DECODING = {"num_beams": 5, "max_new_tokens": 67, "length_penalty": 1.0}
 FULL_STOP = 13
 TORCH_FILES = (b"PK", b"\x80\x02")
 """How torch's files begin: an archive, or a pickle in its older form."""
 
 
-def convert(file: Path, out: Path, clip: str | None = None, gpt2: str = "gpt2", mapper_heads: int = 8) -> None:
-    """Write the folder `out`. clip and gpt2 are folders or Hub ids."""
+def convert(
+    file: Path,
+    out: Path,
+    clip: str | None = None,
+    gpt2: str = "gpt2",
+    mapper_heads: int = 8,
+    normalize: bool | None = None,
+) -> bool:
+    """Write the folder `out`; says whether its mapper reads image embeddings of length 1.
+
+    clip and gpt2 are folders or Hub ids. normalize: None where it is one of the published ones.
+    """
     if out.exists():
         raise BadOutput(f"{out} exists already. Name a folder that does not.")
     state = _published(file)
     mapper = _mapper_settings(state)
+    if normalize is None:
+        normalize = _normalized(mapper)
     backbone = _backbone(clip, mapper["joint_dim"])
     gpt2_folder = _folder(gpt2)
     with reading(gpt2_folder):
@@ -45,6 +60,7 @@ def convert(file: Path, out: Path, clip: str | None = None, gpt2: str = "gpt2", 
         eos_ids=[FULL_STOP],
         pad_id=gpt2_config.eos_token_id,
         mapper_heads=mapper_heads,
+        normalize=normalize,
         **mapper,
     )
     model = ClipPrefix(config)
@@ -56,6 +72,7 @@ def convert(file: Path, out: Path, clip: str | None = None, gpt2: str = "gpt2", 
     with reading(file):
         model.load_state_dict(ours, strict=False)
     _save(model, tokenizer, out)
+    return normalize
 
 
 def _published(file: Path) -> dict[str, Tensor]:
@@ -81,6 +98,9 @@ def _mapper_settings(state: dict[str, Tensor]) -> dict:
                 "joint_dim": state["clip_project.model.0.weight"].shape[1],
                 "prefix_length": prefix,
             }
+        if "clip_project.weight" in state:
+            linear = state["clip_project.weight"]
+            return {"mapper": "linear", "joint_dim": linear.shape[1], "prefix_length": linear.shape[0] // width}
         linear = state["clip_project.linear.weight"]
         layers = {key.split(".")[3] for key in state if key.startswith("clip_project.transformer.layers.")}
         return {
@@ -94,8 +114,23 @@ def _mapper_settings(state: dict[str, Tensor]) -> dict:
         raise BadCheckpoint(f"This is no ClipCap checkpoint: it has no {error}.") from error
 
 
+def _normalized(mapper: dict) -> bool:
+    form = (mapper["mapper"], mapper["joint_dim"], mapper["prefix_length"])
+    if form not in NORMALIZED:
+        raise BadInput(
+            "This is none of the published forms, and a file does not say whether its mapper reads image embeddings of "
+            "length 1 (ClipCap's --normalize_prefix): say --normalize or --no-normalize."
+        )
+    return NORMALIZED[form]
+
+
 def _backbone(clip: str | None, joint_dim: int) -> backbones.Backbone:
     clip = clip or CLIP_OF.get(joint_dim)
+    if clip is None and joint_dim == 640:
+        raise BadInput(
+            "The mapper reads embeddings of length 640, as the CLIP of ResNet form RN50x4 makes them: captioner has no "
+            "such image tower. Take a ClipCap for ViT-B/32, or name a CLIP of ViT form that makes 640 numbers (--clip)."
+        )
     if clip is None:
         raise BadInput(f"The mapper reads embeddings of length {joint_dim}: name the CLIP that makes them (--clip).")
     backbone = backbones.build("clip", _folder(clip))

@@ -52,6 +52,17 @@ class JointHead(nn.Module):
         return F.normalize(torch.lerp(*guesses, self.share), dim=-1)
 
 
+class LinearMapper(nn.Linear):
+    """Embedding → prefix in one layer."""
+
+    def __init__(self, joint_dim: int, prefix_length: int, width: int) -> None:
+        super().__init__(joint_dim, prefix_length * width)
+        self.width = width
+
+    def forward(self, embedding: Tensor) -> Tensor:
+        return super().forward(embedding).unflatten(1, (-1, self.width))  # [n, prefix, width]
+
+
 class MlpMapper(nn.Module):
     """Embedding → hidden layer with tanh → prefix."""
 

@@ -22,6 +22,7 @@ from tests.tiny import clip_prefix as tiny
 MAPPERS = [
     {"mapper": "transformer", "mapper_layers": 2, "mapper_heads": 3, "clip_length": 3, "prefix_length": 4},
     {"mapper": "mlp", "prefix_length": 2},
+    {"mapper": "linear", "prefix_length": 5, "normalize": True},
 ]
 
 
@@ -57,7 +58,8 @@ def test_published_files_say_the_same_after_conversion(mapper, clip, gpt2, tmp_p
     model = tiny.model(1, **mapper)
     file, out = tmp_path / "coco_weights.pt", tmp_path / "converted"
     torch.save(published(model), file)
-    clipcap.convert(file, out, clip, gpt2, mapper_heads=3)
+    asked = mapper.get("normalize", False)
+    assert clipcap.convert(file, out, clip, gpt2, mapper_heads=3, normalize=asked) is asked
     speaker = clip_prefix.load(out, LoadOptions(device="cpu", precision="float64"))
     speaker.processor.eos_ids = tuple(model.config.eos_ids)  # "." is 13 in GPT-2's vocabulary, not in the tiny one
     model.double()
@@ -69,6 +71,7 @@ def test_published_files_say_the_same_after_conversion(mapper, clip, gpt2, tmp_p
             model, model.remember(features), words, decoding
         )
     assert speaker.model.config.eos_ids == [13]
+    assert speaker.model.config.normalize is asked
     assert decoders.texts(speaker, decoders.pictures(1))[0][0]
     assert sorted(os.listdir(tmp_path)) == ["coco_weights.pt", "converted"]
 
@@ -88,6 +91,28 @@ def test_the_sizes_of_the_published_ones_are_read_off_the_tensors():
 
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+def test_whether_embeddings_were_scaled_is_known_of_published_files_and_asked_of_others(clip, gpt2, tmp_path):
+    published_mlp = {"mapper": "mlp", "joint_dim": 512, "prefix_length": 10}
+    published_rn50x4 = {"mapper": "transformer", "joint_dim": 640, "prefix_length": 40, "clip_length": 40}
+    assert clipcap._normalized(published_mlp) is False
+    assert clipcap._normalized(published_rn50x4) is True
+    file = tmp_path / "own.pt"
+    torch.save(published(tiny.model(1, **MAPPERS[1])), file)
+    with pytest.raises(BadInput, match="say --normalize or --no-normalize"):
+        clipcap.convert(file, tmp_path / "out", clip, gpt2)
+    assert os.listdir(tmp_path) == ["own.pt"]
+
+
+def test_what_the_published_rn50x4_lacks_is_said(gpt2, tmp_path):
+    file = tmp_path / "rn50x4.pt"
+    state = published(
+        tiny.model(1, mapper="transformer", mapper_layers=1, clip_length=2, prefix_length=40, joint_dim=640)
+    )
+    torch.save(state, file)
+    with pytest.raises(BadInput, match="RN50x4 makes them: captioner has no such image tower"):
+        clipcap.convert(file, tmp_path / "out", None, gpt2)
+
+
 def test_a_pickle_that_would_run_code_is_refused(clip, gpt2, tmp_path):
     class Evil:
         def __reduce__(self):
@@ -109,21 +134,21 @@ def test_what_does_not_fit_is_refused_and_leaves_nothing(clip, gpt2, tmp_path):
     file, out = tmp_path / "some.pt", tmp_path / "out"
     file.write_bytes(b"j174812789junk")
     with pytest.raises(BadCheckpoint, match="is no checkpoint of torch"):
-        clipcap.convert(file, out, clip, gpt2)
+        clipcap.convert(file, out, clip, gpt2, normalize=False)
     torch.save({"weight": torch.zeros(2)}, file)
     with pytest.raises(BadCheckpoint, match="no clip_project"):
-        clipcap.convert(file, out, clip, gpt2)
+        clipcap.convert(file, out, clip, gpt2, normalize=False)
     torch.save({key: tensor for key, tensor in state.items() if "ln_f" not in key}, file)
     with pytest.raises(BadCheckpoint, match="ln_f"):
-        clipcap.convert(file, out, clip, gpt2)
+        clipcap.convert(file, out, clip, gpt2, normalize=False)
     torch.save(state | {"clip_project.model.0.weight": torch.zeros(24, 640)}, file)
     with pytest.raises(BadInput, match="640"):
-        clipcap.convert(file, out, clip, gpt2)
+        clipcap.convert(file, out, clip, gpt2, normalize=False)
     with pytest.raises(BadInput, match="--clip"):
-        clipcap.convert(file, out, None, gpt2)
+        clipcap.convert(file, out, None, gpt2, normalize=False)
     assert os.listdir(tmp_path) == ["some.pt"]
 
 
 def test_an_existing_folder_is_left_alone(clip, gpt2, tmp_path):
     with pytest.raises(BadOutput):
-        clipcap.convert(tmp_path / "any.pt", tmp_path, clip, gpt2)
+        clipcap.convert(tmp_path / "any.pt", tmp_path, clip, gpt2, normalize=False)
