@@ -13,12 +13,14 @@ import torch
 from safetensors.torch import load_file
 
 from captioner.contracts import PLAIN_REQUEST, LoadOptions, Request
+from captioner.decoding import Decoding
 from captioner.errors import BadCheckpoint
 from captioner.models import ofa
 from captioner.models.ofa import OFA, OFAConfig
 from captioner.models.ofa.processor import OFAProcessor, read_tokenizer
 from captioner.models.parts import checkpoint
 from captioner.models.parts.attention import TextCache
+from captioner.search.search import search
 from tests import decoders
 from tests.tiny.ofa import SIZES, scrambled, vocabulary
 
@@ -170,6 +172,60 @@ def test_a_question_given_for_training_is_kept(folder, tmp_path):
     processor.save_pretrained(tmp_path)
     again = ofa.load(tmp_path, CPU)
     assert again.processor.decode(again.model.question) == "which prompt made this?"
+
+
+class Ending:
+    """A decoder that would end its texts sooner."""
+
+    def __init__(self, model: OFA, eos: int, bias: float) -> None:
+        self.model, self.eos, self.bias = model, eos, bias
+        self.device, self.dtype = model.device, model.dtype
+
+    def step(self, tokens, memory, past):
+        logits, past = self.model.step(tokens, memory, past)
+        logits[:, self.eos] += self.bias
+        return logits, past
+
+
+def generator_of_fairseq(decoder: Ending, memory, start: list[int], eos: int, pad: int) -> tuple[list[int], float]:
+    """OFA's own search, of one picture, in its plainest form: 5 beams, 16 words and the end, no trigram twice."""
+    live, finished = [([], 0.0)], []
+    for step in range(17):
+        proposals = []
+        for ids, score in live:
+            logits, _ = decoder.step(torch.tensor([start + ids]), memory, None)
+            log_probs = logits[0].log_softmax(-1)
+            log_probs[pad] = -torch.inf
+            if step == 0:
+                log_probs[eos] = -torch.inf
+            text = start + ids
+            for at in range(len(text) - 2):
+                if text[at : at + 2] == text[-2:]:
+                    log_probs[text[at + 2]] = -torch.inf
+            likeliest = log_probs.topk(10)
+            proposals += [(ids, score + s, t) for s, t in zip(*map(torch.Tensor.tolist, likeliest), strict=True)]
+        best = sorted(proposals, key=lambda proposal: -proposal[1])[:10]
+        finished += [(ids, score / (step + 1)) for ids, score, token in best[:5] if token == eos]
+        if len(finished) >= 5:
+            break
+        live = [([*ids, token], score) for ids, score, token in best if token != eos][:5]
+    return max(finished[:5], key=lambda text: text[1])
+
+
+def test_the_usual_search_is_that_of_its_own_generator(speaker):
+    processor, decoding = speaker.processor, Decoding(**ofa.DEFAULT_DECODING)
+    [eos] = processor.eos_ids
+    pixels = processor.pixels(decoders.pictures(6)).double()
+    decoder = Ending(speaker.model, eos, 6.0)
+    with torch.inference_mode():
+        memory = speaker.model.read(pixels)
+        ours = search(decoder, memory, processor, decoding)
+        for image, [best, *_] in enumerate(ours):
+            row = memory.select(torch.tensor([image]))
+            ids, score = generator_of_fairseq(decoder, row, processor.start_ids, eos, processor.pad_id)
+            assert (best.ids, best.finished) == (ids, True)
+            assert best.score == pytest.approx(score, abs=1e-5)
+    assert len({tuple(best.ids) for best, *_ in ours}) > 2
 
 
 def test_attention_maps(speaker):

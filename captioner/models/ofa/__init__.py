@@ -24,7 +24,14 @@ __all__ = ["DEFAULT_DECODING", "OFA", "Answerer", "OFAConfig", "OFAProcessor", "
 
 MOST_POSITIONS = 1024
 """Between words: the relative tables know no larger distance."""
-DEFAULT_DECODING = {"num_beams": 5, "max_new_tokens": 16, "no_repeat_ngram_size": 3}
+DEFAULT_DECODING = {
+    "num_beams": 5,
+    "min_new_tokens": 1,
+    "max_new_tokens": 17,
+    "no_repeat_ngram_size": 3,
+    "early_stopping": True,
+}
+"""Those of OFA's own generator: 16 words and the end, and no search beyond as many ended texts as there are beams."""
 
 
 class Answerer(SearchedDecoder):
