@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from captioner.decoding import Decoding, DecodingChanges
 from captioner.errors import BadInput
+from captioner.styles import STYLES
 
 if TYPE_CHECKING:
     import numpy as np
@@ -185,8 +186,14 @@ class Request:
     """Interrogator: one of `MODES`."""
     terms: tuple[Path, ...] | None = None
     """Interrogator: the user's own term lists."""
+    style: str | None = None
+    """Models that can be asked: one of `captioner.styles.STYLES`, which words the instruction and the length."""
 
     def __post_init__(self) -> None:
+        if self.style not in (None, *STYLES):
+            raise BadInput(f"There is no style {self.style!r}: use one of {', '.join(STYLES)}.")
+        if self.style is not None and self.instruction is not None:
+            raise BadInput("A style is a ready-made instruction: give one of the two.")
         if self.mode not in (None, *MODES):
             raise BadInput(f"There is no mode {self.mode!r}: use one of {', '.join(MODES)}.")
 

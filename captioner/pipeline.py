@@ -24,6 +24,7 @@ from captioner.errors import BadCheckpoint, BadInput
 from captioner.files.json import read_object
 from captioner.images import open_image
 from captioner.prompt import Candidate, Prompt, Reading
+from captioner.styles import STYLES
 from captioner.text import consensus
 from captioner.text.finish import Finish
 
@@ -96,7 +97,10 @@ class Captioner:
     def settings(self, request: Request) -> Decoding:
         """How a request is searched for; what this model has no use for is refused by name."""
         _refuse(self.name, request.given() - self.speaker.uses)
-        return request.decoding.over(self.decoding)
+        own = self.decoding
+        if request.style is not None:
+            own = replace(own, max_new_tokens=STYLES[request.style].max_new_tokens)
+        return request.decoding.over(own)
 
     def prompt(self, reading: Reading, finish: Finish) -> Prompt:
         """Clean the candidates, drop doubles, choose the best."""
@@ -231,7 +235,8 @@ def _ready(found: zoo.Resolved, module: ModuleType, model: Any, options: LoadOpt
         return DirectEmbedder(found.name, model)
     from captioner.text.embedding import DEFAULT, suits
 
-    decoding, by_consensus = _defaults(found.folder, getattr(module, "DEFAULT_DECODING", {}))
+    of_architecture = getattr(module, "DEFAULT_DECODING", {}) | getattr(model, "own_decoding", {})
+    decoding, by_consensus = _defaults(found.folder, of_architecture)
     if model.longest is not None:
         longest = max(1, min(decoding.max_new_tokens, model.longest))
         decoding = replace(decoding, max_new_tokens=longest, min_new_tokens=min(decoding.min_new_tokens, longest))

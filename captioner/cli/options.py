@@ -107,6 +107,10 @@ class ModelFlags:
     ] = None
     question: Annotated[str | None, _model("What OFA is asked about the picture.")] = None
     instruction: Annotated[str | None, _model("What a chat model from the Hub is asked.")] = None
+    style: Annotated[
+        Literal["prompt", "tags", "sentence", "paragraph"] | None,
+        _model("Chat models: what is written, e.g. tags for SD 1.5, a sentence for SDXL, a paragraph for Flux."),
+    ] = None
     mode: Annotated[str | None, _model("Interrogator: best (default), fast, classic or negative.")] = None
     terms: Annotated[list[Path] | None, _model("Interrogator: your own terms, one a line. Repeatable.")] = None
     caption_model: Annotated[str | None, _model("Interrogator: who writes the caption.")] = None
@@ -125,7 +129,7 @@ class ModelFlags:
     def request(self, search: DecodingChanges) -> Request:
         """What the model is asked, and how it searches for the answer."""
         terms = tuple(self.terms) if self.terms else None
-        return Request(search, self.prompt, self.question, self.instruction, self.mode, terms)
+        return Request(search, self.prompt, self.question, self.instruction, self.mode, terms, self.style)
 
 
 def words_of(flag: str, lists: Sequence[str]) -> tuple[str, ...]:

@@ -1,7 +1,7 @@
 """Any image-to-text model that transformers knows, through its own processor, chat template and `generate`.
 
-GIT, ViT-GPT2, BLIP-2, Florence-2, PaliGemma, Qwen2.5-VL, SmolVLM … What is asked is `options.instruction`. A model's
-own code is run only where the user has said so.
+GIT, ViT-GPT2, BLIP-2, Florence-2, PaliGemma, Qwen2.5-VL, SmolVLM … What is asked is the request's instruction or style,
+in the words of parts/instructions.py where it names none. A model's own code is run only where the user has said so.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from transformers import (
     AutoConfig,
     AutoImageProcessor,
     AutoModelForImageTextToText,
-    AutoProcessor,
     AutoTokenizer,
     BatchFeature,
     BitsAndBytesConfig,
@@ -38,21 +37,15 @@ from captioner.decoding import Decoding
 from captioner.errors import BadCheckpoint, BadInput, MissingExtra
 from captioner.models.parts import checkpoint
 from captioner.models.parts.backbones.backbones import LARGEST, image_settings
+from captioner.models.parts.chat import Chat, has_template
+from captioner.models.parts.instructions import NONE, PLAIN, Instructions, instructions_for
+from captioner.models.parts.processors import load_processor
 from captioner.models.parts.speaker import check_length
 from captioner.prompt import Candidate, Reading
 from captioner.search.words import forbidden_sequences
 
-DEFAULT_DECODING = {"num_beams": 1, "max_new_tokens": 77}
+DEFAULT_DECODING = {"num_beams": 1}
 """Chat models write well without a search, and are too large for one."""
-ASK = "Write the text-to-image prompt that could have made this picture. Answer with the prompt alone, on one line."
-"""What a chat model is asked where the user says nothing."""
-PLAIN = {
-    "florence2": "<DETAILED_CAPTION>",
-    "paligemma": "<image>caption en",
-    "instructblip": "Describe this picture as a text-to-image prompt.",
-    "kosmos-2": "An image of",
-}
-"""What models without a chat template were trained to be told; others caption without a word."""
 
 
 class HubModel:
@@ -63,15 +56,20 @@ class HubModel:
         model: PreTrainedModel,
         pixels: ProcessorMixin,
         tokenizer: PreTrainedTokenizerBase,
+        instructions: Instructions,
+        chat: Chat | None,
     ) -> None:
         self.model = model
         self.pixels = pixels
         """The processor; of a vision-encoder-decoder model the image processor alone."""
         self.tokenizer = tokenizer
-        self.chats = isinstance(pixels, ProcessorMixin) and pixels.chat_template is not None
-        self.instruction = ASK if self.chats else PLAIN.get(model.config.model_type)
-        """What it is told where a request does not say."""
-        self.uses = frozenset() if _paired(model.config) else frozenset({"instruction"})
+        self.instructions = instructions
+        self.own_decoding = {"max_new_tokens": instructions.max_new_tokens}
+        """How long its default instruction makes it talk."""
+        self.chat = chat
+        """How it is asked, where it is a chat model."""
+        asked = {"instruction", "style"} if instructions.styles else {"instruction"}
+        self.uses = frozenset() if _paired(model.config) else frozenset(asked)
         tokenizer.padding_side = "left"  # what is generated follows the prompt at once
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
@@ -93,7 +91,7 @@ class HubModel:
     def read_images(
         self, images: Sequence[Image], decoding: Decoding, request: Request = PLAIN_REQUEST
     ) -> list[Reading]:
-        instruction = request.instruction or self.instruction
+        instruction = request.instruction or self.instructions.of_style(request.style)
         if not decoding.do_sample:
             return self._generate(images, decoding, instruction)
         readings = []
@@ -128,19 +126,15 @@ class HubModel:
 
     def _inputs(self, images: list[Image], instruction: str | None) -> BatchFeature:
         """What the model reads: pixels, and the ids of what it is told."""
-        if self.chats:
-            turns = [_turn({"type": "image", "image": image}, instruction) for image in images]
-            return self.pixels.apply_chat_template(
-                turns,
-                add_generation_prompt=True,
-                tokenize=True,
-                return_dict=True,
-                return_tensors="pt",
-                processor_kwargs={"padding": True},
-            )
         if instruction is None:
             return self.pixels(images=images, return_tensors="pt")
-        told = self.pixels(images=images, text=[instruction] * len(images), return_tensors="pt", padding=True)
+        if self.chat is None:
+            text, pictures, own_start = instruction, images, False
+        else:  # every text has a picture of its own; many templates write the token that begins a text
+            text, pictures = self.chat.text(instruction), [[image] for image in images]
+            own_start = self.tokenizer.bos_token is not None and text.startswith(self.tokenizer.bos_token)
+        start = {"add_special_tokens": False} if own_start else {}
+        told = self.pixels(images=pictures, text=[text] * len(images), return_tensors="pt", padding=True, **start)
         if self.model.config.model_type == "git":  # it goes on with the text, which must not end with [SEP]
             begun = {"input_ids": told["input_ids"][:, :-1], "attention_mask": told["attention_mask"][:, :-1]}
             return BatchFeature({"pixel_values": told["pixel_values"], **begun})
@@ -177,11 +171,6 @@ class HubModel:
     def _eos(self) -> list[int]:
         ids = self.model.generation_config.eos_token_id
         return [] if ids is None else ids if isinstance(ids, list) else [ids]
-
-
-def _turn(image: dict, instruction: str) -> list[dict]:
-    """A conversation of one question about one picture."""
-    return [{"role": "user", "content": [image, {"type": "text", "text": instruction}]}]
 
 
 class _Words:
@@ -232,15 +221,20 @@ def load(folder: Path, options: LoadOptions) -> HubModel:
     try:
         with checkpoint.reading(folder):
             pixels, tokenizer = _processor(folder, config, trust)
-            if isinstance(pixels, ProcessorMixin) and pixels.chat_template is not None:
-                pixels.apply_chat_template([_turn({"type": "image"}, ASK)], add_generation_prompt=True)  # is it whole?
+            chats = has_template(pixels) and config.model_type not in PLAIN
+            instructions = instructions_for(config, chats)
+            chat = Chat(pixels, folder, instructions.system) if chats else None
     except ImportError as error:
-        reason = str(error).strip().splitlines()[0]
-        raise MissingExtra(f"The processor of {folder} needs a package: {reason} Install it with pip.") from error
+        raise MissingExtra(f"The processor of {folder} needs a package: {checkpoint.reason(error)}.") from error
+    if chat is None and instructions is NONE and getattr(pixels, "image_token", None) is not None:
+        raise BadCheckpoint(
+            f"{folder} has no chat template, and its model needs one. Copy chat_template.jinja (or chat_template.json) "
+            "from the model this one was made from."
+        )
     model = _model(folder, config, _dtype(options, where), trust | quantized)
     model = model.eval().requires_grad_(False)
     _check_starts(model, folder)
-    return HubModel(model if quantized else model.to(where), pixels, tokenizer)
+    return HubModel(model if quantized else model.to(where), pixels, tokenizer, instructions, chat)
 
 
 def _check_starts(model: PreTrainedModel, folder: Path) -> None:
@@ -314,7 +308,7 @@ def _paired(config: PreTrainedConfig) -> bool:
 def _processor(folder: Path, config: PreTrainedConfig, trust: dict) -> tuple:
     """Pictures (and text) → what the model reads, and the tokenizer. By Pillow: the other way needs torchvision."""
     if not _paired(config):
-        processor = AutoProcessor.from_pretrained(folder, backend="pil", **trust)
+        processor = load_processor(folder, config, trust)
         return processor, processor.tokenizer
     pixels = AutoImageProcessor.from_pretrained(folder, backend="pil", **trust)
     return pixels, AutoTokenizer.from_pretrained(folder, **trust)

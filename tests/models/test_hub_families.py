@@ -1,0 +1,212 @@
+"""Families of the Hub that people caption with: through the real command, what the model's own `generate` says."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForImageTextToText, BatchFeature
+from typer.testing import CliRunner
+
+from captioner import pipeline
+from captioner.cli.main import app
+from captioner.contracts import PLAIN_REQUEST, LoadOptions, Request
+from captioner.decoding import Decoding
+from captioner.errors import BadCheckpoint, BadInput, MissingExtra
+from captioner.models import hub
+from captioner.models.parts.instructions import JOYCAPTION
+from captioner.models.parts.processors import load_processor
+from captioner.styles import STYLES
+from tests.decoders import pictures
+
+PROMPT = STYLES["prompt"].instruction
+QWEN = f"<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>{PROMPT}<|im_end|>\n<|im_start|>assistant\n"
+LLAMA_TURN = "<|start_header_id|>{}<|end_header_id|>\n\n"
+TOLD = {
+    "gemma3": f"<bos><start_of_turn>user\n<start_of_image>{PROMPT}<end_of_turn>\n<start_of_turn>model\n",
+    "idefics3": f"<|im_start|>User:<image>{PROMPT}<end_of_utterance>\nAssistant:",
+    "internvl": f"<|im_start|>user\n<IMG_CONTEXT>\n{PROMPT}<|im_end|>\n<|im_start|>assistant\n",
+    "joycaption": "<|begin_of_text|>" + LLAMA_TURN.format("system") + "You are a helpful image captioner.<|eot_id|>"
+    f"{LLAMA_TURN.format('user')}<|reserved_special_token_70|><|reserved_special_token_69|><|reserved_special_token_71|>"
+    f"{JOYCAPTION.styles['prompt']}<|eot_id|>{LLAMA_TURN.format('assistant')}",
+    "llava": f"USER: <image> {PROMPT} ASSISTANT:",
+    "llava_onevision": f"<|im_start|>user <image>\n{PROMPT}<|im_end|><|im_start|>assistant\n",
+    "qwen2_vl": QWEN,
+    "qwen2_5_vl": QWEN,
+    "qwen3_vl": QWEN,
+    "smolvlm": f"<|im_start|>User:<image>{PROMPT}<end_of_utterance>\nAssistant:",
+}
+"""What each family is told by default, in the form it was trained on."""
+FAMILIES = tuple(TOLD)
+EXACT = LoadOptions(precision="float64")
+
+
+def sizes() -> list:
+    """Pictures that some families read in different numbers of pieces."""
+    return [*pictures(2), pictures(1, 5)[0].resize((150, 50)), pictures(1, 7)[0].resize((40, 130))]
+
+
+def theirs(folder: Path, inputs: BatchFeature, **settings: int) -> list[str]:
+    """What transformers' own `generate` writes after these inputs, in float64."""
+    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float64).eval()
+    ids = model.generate(**inputs.to(torch.float64), do_sample=False, **settings)[:, inputs.input_ids.shape[1] :]
+    tokenizer = load_processor(folder, model.config, {"local_files_only": True}).tokenizer
+    return [text.strip() for text in tokenizer.batch_decode(ids, skip_special_tokens=True)]
+
+
+def command(*words: object) -> list[dict]:
+    """The rows that the real command prints."""
+    result = CliRunner().invoke(app, [str(word) for word in words])
+    assert result.exit_code == 0, result.output
+    return [json.loads(line) for line in result.stdout.splitlines()]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_command_says_what_generate_says(
+    family: str, tiny_checkpoint: Callable[[str], Path], tmp_path: Path
+) -> None:
+    folder = tiny_checkpoint(family)
+    processor = load_processor(folder, AutoConfig.from_pretrained(folder), {"local_files_only": True})
+    expected = []
+    for number, picture in enumerate(sizes()):
+        picture.save(tmp_path / f"{number}.png")
+        text = [TOLD[family]]
+        inputs = processor(text=text, images=[[picture]], return_tensors="pt", add_special_tokens=False)
+        expected += theirs(folder, inputs, num_beams=2, max_new_tokens=6)
+    words = ("--model", folder, "--precision", "float64", "--num-beams", 2, "--max-new-tokens", 6, "--json", "--quiet")
+    assert [row["raw"] for row in command("generate", tmp_path, *words)] == expected  # in one batch, of several sizes
+    assert len(set(expected)) > 1
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_batches_of_mixed_sizes_equal_singles(family: str, tiny_checkpoint: Callable[[str], Path]) -> None:
+    speaker = hub.load(tiny_checkpoint(family), EXACT)
+    for beams in (1, 3):
+        decoding = Decoding(num_beams=beams, max_new_tokens=6)
+        at_once = [reading.candidates[0] for reading in speaker.read_images(sizes(), decoding)]
+        alone = [speaker.read_images([picture], decoding)[0].candidates[0] for picture in sizes()]
+        assert [candidate.text for candidate in at_once] == [candidate.text for candidate in alone]
+        assert [c.score for c in at_once] == pytest.approx([c.score for c in alone], abs=1e-6)
+
+
+# --- how processors are saved ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def broken(tiny_checkpoint: Callable[[str], Path], tmp_path: Path) -> Callable[[str], Path]:
+    """A copy of a checkpoint that a test may break."""
+    return lambda family: Path(shutil.copytree(tiny_checkpoint(family), tmp_path / family))
+
+
+def said(speaker: hub.HubModel, request: Request = PLAIN_REQUEST) -> list[str]:
+    readings = speaker.read_images(sizes(), Decoding(num_beams=1, max_new_tokens=6), request)
+    return [reading.candidates[0].text for reading in readings]
+
+
+@pytest.mark.parametrize("family", ["internvl", "llava_onevision", "qwen2_5_vl", "smolvlm"])
+def test_a_processor_in_one_file(family: str, broken: Callable[[str], Path]) -> None:
+    """As `save_pretrained` of transformers 5 writes it, its video part included."""
+    folder = broken(family)
+    expected = said(hub.load(folder, EXACT))
+    told = json.loads((folder / "processor_config.json").read_text())
+    for part, file in (("image_processor", "preprocessor"), ("video_processor", "video_preprocessor")):
+        told[part] = json.loads((folder / f"{file}_config.json").read_text())
+        (folder / f"{file}_config.json").unlink()
+    (folder / "processor_config.json").write_text(json.dumps(told))
+    assert said(hub.load(folder, EXACT)) == expected
+
+
+def test_an_old_folder_names_its_processor_elsewhere(broken: Callable[[str], Path]) -> None:
+    folder = broken("qwen2_vl")
+    expected = said(hub.load(folder, EXACT))
+    (folder / "processor_config.json").unlink()
+    (folder / "video_preprocessor_config.json").unlink()
+    template = (folder / "chat_template.jinja").read_text()
+    (folder / "chat_template.jinja").unlink()
+    (folder / "chat_template.json").write_text(json.dumps({"chat_template": template}))
+    assert said(hub.load(folder, EXACT)) == expected
+
+
+def test_a_template_that_lies_with_the_tokenizer(broken: Callable[[str], Path]) -> None:
+    folder = broken("smolvlm")
+    expected = said(hub.load(folder, EXACT))
+    template = (folder / "chat_template.jinja").read_text()
+    (folder / "chat_template.jinja").unlink()
+    told = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(told | {"chat_template": template}))
+    assert said(hub.load(folder, EXACT)) == expected
+
+
+def test_a_template_that_expects_the_pictures_token(broken: Callable[[str], Path]) -> None:
+    folder = broken("joycaption")
+    template = "{% for m in messages %}{{ m['role'] }}: {{ m['content'].strip() }}\n{% endfor %}"
+    (folder / "chat_template.jinja").write_text(template)
+    told = hub.load(folder, EXACT).chat.text("what?")
+    assert told == "system: You are a helpful image captioner.\nuser: <|reserved_special_token_69|>\nwhat?\n"
+
+
+def test_a_template_without_a_picture(broken: Callable[[str], Path]) -> None:
+    folder = broken("internvl")
+    (folder / "chat_template.jinja").write_text("{{ messages[0]['role'] }}: a question")
+    with pytest.raises(BadCheckpoint, match="has no place for a picture"):
+        hub.load(folder, EXACT)
+
+
+def test_a_chat_model_without_a_template(broken: Callable[[str], Path]) -> None:
+    folder = broken("qwen3_vl")
+    (folder / "chat_template.jinja").unlink()
+    with pytest.raises(BadCheckpoint, match=r"no chat template.*chat_template.jinja"):
+        hub.load(folder, EXACT)
+
+
+def test_the_package_that_smolvlm_needs(
+    tiny_checkpoint: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("transformers.models.smolvlm.processing_smolvlm.num2words", None)
+    with pytest.raises(MissingExtra, match="pip install num2words"):
+        hub.load(tiny_checkpoint("smolvlm"), EXACT)
+
+
+# --- styles ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_style_words_the_instruction_and_the_length(tiny_checkpoint: Callable[[str], Path]) -> None:
+    captioner = pipeline.load(str(tiny_checkpoint("smolvlm")), precision="float64")
+    assert captioner.settings(PLAIN_REQUEST).max_new_tokens == STYLES["prompt"].max_new_tokens
+    for name, style in STYLES.items():
+        assert captioner.settings(Request(style=name)).max_new_tokens == style.max_new_tokens
+        asked = Request(instruction=style.instruction)
+        assert said(captioner.speaker, Request(style=name)) == said(captioner.speaker, asked)
+    shorter = Request(style="paragraph").changed(max_new_tokens=9)
+    assert captioner.settings(shorter).max_new_tokens == 9
+
+
+def test_a_style_in_the_words_of_joycaption(tiny_checkpoint: Callable[[str], Path]) -> None:
+    speaker = hub.load(tiny_checkpoint("joycaption"), EXACT)
+    asked = Request(instruction="Write a list of Booru-like tags for this image.")
+    assert said(speaker, Request(style="tags")) == said(speaker, asked) != said(speaker)
+
+
+def test_styles_of_models_that_cannot_be_asked(tiny_checkpoint: Callable[[str], Path]) -> None:
+    for family in ("git", "vit_gpt2", "blip"):
+        model = pipeline.load(str(tiny_checkpoint(family)))
+        with pytest.raises(BadInput, match="has no use for style"):
+            model.generate(pictures(1), style="tags")
+
+
+def test_a_style_is_one_of_four_and_no_instruction_beside_it() -> None:
+    with pytest.raises(BadInput, match="use one of prompt, tags, sentence, paragraph"):
+        Request(style="haiku")
+    with pytest.raises(BadInput, match="give one of the two"):
+        Request(style="tags", instruction="what is it?")
+
+
+def test_the_style_of_the_command(tiny_checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
+    pictures(1)[0].save(tmp_path / "one.png")
+    words = ("generate", tmp_path / "one.png", "--model", tiny_checkpoint("llava"), "--max-new-tokens", 6, "--json")
+    texts = {command(*words, "--style", style)[0]["raw"] for style in STYLES}
+    assert len(texts) > 1
