@@ -99,7 +99,7 @@ class Captioner:
         _refuse(self.name, request.given() - self.speaker.uses)
         own = self.decoding
         if request.style is not None:
-            own = replace(own, max_new_tokens=STYLES[request.style].max_new_tokens)
+            own = replace(own, max_new_tokens=max(own.max_new_tokens, STYLES[request.style].max_new_tokens))
         return request.decoding.over(own)
 
     def prompt(self, reading: Reading, finish: Finish) -> Prompt:

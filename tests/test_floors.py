@@ -17,7 +17,7 @@ FLOORS = (
     ("search", "compute"),
     ("pairs", "sinks", "contracts"),
     ("zoo", "images", "files", "decoding"),
-    ("errors", "prompt", "statistics"),
+    ("errors", "prompt", "styles", "statistics"),
 )
 """Top down. `training` and `eval` are packages of their own; the other rooms are inside `captioner`."""
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

@@ -38,14 +38,13 @@ from captioner.errors import BadAnswer, BadInput, CaptionerError, MissingModel
 from captioner.images import printable
 from captioner.images.open import one_line
 from captioner.prompt import Candidate, Reading
+from captioner.styles import STYLES
 from captioner.text.words import without_words
 
 T = TypeVar("T")
 
 DEFAULT_DECODING = {"num_beams": 1, "do_sample": True, "temperature": 0.6, "max_new_tokens": 300, "consensus": True}
 """Servers draw at random; `consensus` because they do not tell which of several texts is the likeliest."""
-ASK = "Write the text-to-image prompt that could have made this picture. Answer with the prompt alone, on one line."
-"""What is asked where the user says nothing."""
 KEYS = ("CAPTIONER_API_KEY", "OPENAI_API_KEY")
 """Environment variables that may hold the server's key; the first that is set is sent."""
 TIMEOUT = "CAPTIONER_SERVER_TIMEOUT"
@@ -139,7 +138,7 @@ class _Dialect:
 class Server:
     """One model on one server, as a speaker."""
 
-    uses = frozenset({"instruction"})
+    uses = frozenset({"instruction", "style"})
     longest = None
 
     def __init__(self, address: str, model: str | None, key: str | None, limits: Limits) -> None:
@@ -218,7 +217,7 @@ class Server:
 
     def _body(self, url: str, decoding: Decoding, count: int, request: Request, dialect: _Dialect) -> dict[str, Any]:
         picture = {"type": "image_url", "image_url": {"url": url}}
-        text = {"type": "text", "text": request.instruction or ASK}
+        text = {"type": "text", "text": request.instruction or STYLES[request.style or "prompt"].instruction}
         body: dict[str, Any] = {
             "model": self.model,
             "messages": [{"role": "user", "content": [picture, text]}],

@@ -16,6 +16,7 @@ from captioner.contracts import LoadOptions, Request
 from captioner.decoding import Decoding, DecodingChanges
 from captioner.errors import BadAnswer, BadInput, MissingModel
 from captioner.models import openai
+from captioner.styles import STYLES
 from tests.chat_server import COLOURS, ChatServer, serving
 
 QUICK = openai.Limits(timeout=10, tries=3, first_wait=0.01)
@@ -66,7 +67,7 @@ def test_what_is_asked_goes_by_the_names_of_the_interface(server):
     assert body == {"model": "painter", "max_tokens": 50, "n": 3, "temperature": 0.6, "top_p": 0.9, "seed": 7}
     speaker(server, "painter").read_images([square("red")], Decoding(num_beams=1))
     body = server.bodies[-1]
-    assert body.pop("messages")[0]["content"][1]["text"] == openai.ASK
+    assert body.pop("messages")[0]["content"][1]["text"] == STYLES["prompt"].instruction
     assert body == {"model": "painter", "max_tokens": 48, "temperature": 0}
 
 
