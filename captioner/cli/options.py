@@ -106,7 +106,13 @@ class ModelFlags:
         str | None, _model('What the text goes on from, e.g. "a picture of"; not written itself (--prefix writes).')
     ] = None
     question: Annotated[str | None, _model("What OFA is asked about the picture.")] = None
-    instruction: Annotated[str | None, _model("What a chat model from the Hub is asked.")] = None
+    instruction: Annotated[
+        str | None,
+        _model(
+            "What a chat model is asked. Here, in --prompt and --question {name}, {folder}, {tags} (the sidecar) and "
+            "{metadata} (the prompt it carries) stand for the picture's own."
+        ),
+    ] = None
     style: Annotated[
         Literal["prompt", "tags", "sentence", "paragraph"] | None,
         _model("Chat models: what is written, e.g. tags for SD 1.5, a sentence for SDXL, a paragraph for Flux."),

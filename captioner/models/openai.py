@@ -159,7 +159,7 @@ class Server:
         self, images: Sequence[Image.Image], decoding: Decoding, request: Request = PLAIN_REQUEST
     ) -> list[Reading]:
         refuse_what_has_no_meaning(decoding, request)
-        waiting = [_in_thread(lambda image=image: self._answer(image, decoding, request)) for image in images]
+        waiting = [in_thread(lambda image=image: self._answer(image, decoding, request)) for image in images]
         answers: dict[str, Reading | BadAnswer] = {}
         readings: list[Reading] = []
         errors: list[CaptionerError] = []
@@ -283,7 +283,7 @@ class Server:
 
     def _once(self, path: str, body: dict[str, Any] | None) -> dict[str, Any]:
         try:
-            status, headers, content = _in_thread(lambda: self._send(path, body)).result(self.limits.timeout)
+            status, headers, content = in_thread(lambda: self._send(path, body)).result(self.limits.timeout)
         except (TimeoutError, WaitTimeout) as error:  # one class since Python 3.11
             raise BadAnswer(
                 f"{self.address} did not answer within {self.limits.timeout:g} s. Ask for less at once (a smaller "
@@ -461,7 +461,7 @@ def _timeout() -> float:
 # --- parts of HTTP ----------------------------------------------------------------------------------------------------
 
 
-def _in_thread(work: Callable[[], T]) -> Future[T]:
+def in_thread(work: Callable[[], T]) -> Future[T]:
     """Work whose end one may stop to wait for; what is left of it then is one thread that gives up by itself."""
     future: Future[T] = Future()
 

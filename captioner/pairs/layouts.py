@@ -138,7 +138,7 @@ def read_folder(folder: Path, options: ReadOptions) -> Iterator[Record | LeftOut
         yield from _read_table(table, folder, options)
     if not tables:
         for picture in pictures_in(folder):
-            yield _with_sidecar(picture, os.path.relpath(picture, folder))
+            yield with_sidecar(picture, os.path.relpath(picture, folder))
 
 
 def _read_table(table: Path, folder: Path, options: ReadOptions) -> Iterator[Record | LeftOut]:
@@ -169,7 +169,8 @@ def _folder_with(file: str, *folders: Path) -> Path:
     return next((folder for folder in folders if (folder / file).is_file()), folders[0])
 
 
-def _with_sidecar(picture: Path, name: str) -> Record | LeftOut:
+def with_sidecar(picture: Path, name: str) -> Record | LeftOut:
+    """A picture with the .txt or .caption beside it."""
     sidecar = _sidecar(picture)
     if sidecar is None:
         return LeftOut(name, NO_CAPTION)

@@ -28,6 +28,8 @@ from captioner.sinks import Result, Row, Sink, Stdout, file_of, groups, is_finit
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from captioner.contracts import Request
+
 HELD_PIXELS = 100_000_000
 """Of a batch; a larger picture is asked about alone."""
 FIRST = 3
@@ -63,17 +65,25 @@ class Interrupts:
             raise KeyboardInterrupt
 
 
+@dataclass(frozen=True)
+class Asked:
+    """A picture, and what is asked about it."""
+
+    image: Image
+    request: Request
+
+
 class Answers(Protocol):
     """What is asked about each picture: one verb's own part of a run."""
 
-    def look(self, source: Source) -> Image | Row:
+    def look(self, source: Source) -> Image | Asked | Row:
         """Open a picture, or answer at once without the model. Called in threads."""
 
     def batch_size(self) -> int:
         """Pictures at a time that fit into memory."""
 
-    def answer(self, looks: list[Image | Row]) -> list[Row]:
-        """One row for each of what `look` gave, in order."""
+    def answer(self, looks: list[Image | Asked | Row]) -> list[Row | BadAnswer]:
+        """One row for each of what `look` gave, in order; or what a model said of that picture alone."""
 
 
 def run_inputs(
@@ -134,26 +144,32 @@ class _Opened:
 
     source: Source
     file: str
-    content: Image | Row | BadImage | BadOutput
+    content: Image | Asked | Row | BadImage | BadOutput
+
+    @property
+    def image(self) -> Image | None:
+        """The picture, if it has been opened."""
+        content = self.content.image if isinstance(self.content, Asked) else self.content
+        return None if isinstance(content, (dict, Exception)) else content
 
     @property
     def pixels(self) -> int:
-        if isinstance(self.content, (dict, Exception)):
-            return 0
-        return self.content.width * self.content.height
+        return 0 if self.image is None else self.image.width * self.image.height
 
     @property
     def bytes(self) -> int:
         """What it holds in memory."""
-        picture = 0 if isinstance(self.content, (dict, Exception)) else bytes_of(self.content)
+        picture = 0 if self.image is None else bytes_of(self.image)
         return picture + len(self.source.data or b"")
 
 
-def _opened(sources: Iterable[Source | _Opened], look: Callable[[Source], Image | Row]) -> Iterator[_Opened]:
+def _opened(sources: Iterable[Source | _Opened], look: Callable[[Source], Image | Asked | Row]) -> Iterator[_Opened]:
     return read_ahead(sources, partial(_open, look), lambda opened: opened.bytes)
 
 
-def _open(look: Callable[[Source], Image | Row], source: Source | _Opened, admit: Callable[[int], None]) -> _Opened:
+def _open(
+    look: Callable[[Source], Image | Asked | Row], source: Source | _Opened, admit: Callable[[int], None]
+) -> _Opened:
     if isinstance(source, _Opened):
         return source
     file = file_of(source)
@@ -256,7 +272,7 @@ class _Work:
             del rows  # an error holds on to the tensors of its pass
         return answers
 
-    def _try(self, part: list[_Opened]) -> list[Row] | Exception:
+    def _try(self, part: list[_Opened]) -> list[Row | BadAnswer] | Exception:
         """The rows, or what the model raised. What is wrong with the settings or the model ends the run."""
         try:
             return self.answers.answer([opened.content for opened in part])
@@ -271,7 +287,9 @@ class _Work:
         _free_memory()
         return MemoryError()
 
-    def _checked(self, opened: _Opened, row: Row) -> Row | BadImage:
+    def _checked(self, opened: _Opened, row: Row | BadAnswer) -> Row | BadImage:
+        if isinstance(row, BadAnswer):
+            return self._blame(opened, row)
         if not is_finite(row):
             return self._blame(opened, BadCheckpoint(DAMAGED))
         self.has_answered = True

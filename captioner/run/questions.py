@@ -8,19 +8,22 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from captioner import __version__
 from captioner.contracts import LoadOptions, MetadataUse, Request
-from captioner.errors import BadCheckpoint, BadImage, BadInput
+from captioner.errors import BadAnswer, BadCheckpoint, BadImage, BadInput
 from captioner.images import Source, is_there, printable
 from captioner.images.metadata import Parameters, read_parameters
+from captioner.models.openai import in_thread
 from captioner.prompt import Candidate
+from captioner.run import templates
+from captioner.run.batch import Asked
 from captioner.run.progress import Tally
 from captioner.sinks import Result, Row, Settings, Sink, as_text, given, groups, is_finite, to_json
 
@@ -82,6 +85,13 @@ class Model:
         most = BATCH if where.type == "cpu" else BATCH_ON_GPU
         return compute.fits(sum(file.stat().st_size for file in files), where, most)
 
+    @property
+    def is_remote(self) -> bool:
+        """A server runs it, which answers many requests at once."""
+        from captioner import zoo
+
+        return self.name is not None and self.name.startswith(zoo.SERVER)
+
     def spent(self) -> str | None:
         """What a server has counted in this run, where one was asked."""
         from captioner.models import openai
@@ -105,6 +115,7 @@ class Prompts:
 
     def __post_init__(self) -> None:
         self.request.decoding.check()
+        self.request, self.varies = templates.parse(self.request)
         if self.attention is not None and self.metadata != "ignore":
             raise BadInput("--attention is about what the model says: leave out --metadata.")
         if self.model.options.embedder is not None and not (self.embed or self.finish.consensus):
@@ -115,40 +126,44 @@ class Prompts:
         asked = {} if self.metadata == "only" else self.model.settings(self.request)
         return {"metadata": self.metadata, **asked, **given(self.finish)}
 
-    def look(self, source: Source) -> Image | Row:
+    def look(self, source: Source) -> Image | Asked | Row:
         if self.metadata != "ignore":
             carried = read_parameters(source.content(), source.title)
             if carried is not None and carried.prompt:
                 return self._row(replace(self.finish, clean=False).text(carried.prompt), "metadata", carried.prompt)
             if self.metadata == "only":
                 raise BadImage(f"{source.title} carries no prompt. Without --metadata only the model is asked.")
-        return source.open(self.max_pixels)
+        return opened(source, self.max_pixels, self.request, self.varies)
 
     def batch_size(self) -> int:
         return BATCH if self.metadata == "only" else self.model.batch_size()
 
-    def answer(self, looks: list[Image | Row]) -> list[Row]:
-        said = iter(self._ask([look for look in looks if not isinstance(look, dict)]))
-        rows = [look if isinstance(look, dict) else next(said) for look in looks]
+    def answer(self, looks: list[Image | Asked | Row]) -> list[Row | BadAnswer]:
+        answers = iter(self._ask([look for look in looks if not isinstance(look, dict)]))
+        rows = [look if isinstance(look, dict) else next(answers) for look in looks]
         if self.embed:
             from captioner.text.embedding import text_embedder
 
-            vectors = text_embedder(self.model.options.embedder)([row["text"] for row in rows])
-            rows = [row | {"embedding": as_numbers(vector)} for row, vector in zip(rows, vectors, strict=True)]
+            texts = [row["text"] for row in rows if isinstance(row, dict)]
+            vectors = iter(text_embedder(self.model.options.embedder)(texts))
+            rows = [row | {"embedding": as_numbers(next(vectors))} if isinstance(row, dict) else row for row in rows]
         return rows
 
-    def _ask(self, images: list[Image]) -> list[Row]:
-        if not images:
+    def _ask(self, looks: list[Image | Asked]) -> list[Row | BadAnswer]:
+        if not looks:
             return []
-        prompts = self.model.loaded.generate(images, self.request, self.finish, len(images))
+        return grouped(looks, self.request, self._generate, at_once=self.model.is_remote)
+
+    def _generate(self, images: list[Image], request: Request) -> list[Row]:
+        prompts = self.model.loaded.generate(images, request, self.finish, len(images))
         if self.attention is not None:
-            self._draw(images[0], prompts[0].raw, self.attention)
+            self._draw(images[0], prompts[0].raw, request, self.attention)
         return [self._row(p.text, p.source, p.raw, p.score, p.model, p.candidates) for p in prompts]
 
-    def _draw(self, image: Image, raw: str, out: Path) -> None:
+    def _draw(self, image: Image, raw: str, request: Request, out: Path) -> None:
         from captioner.run import attention_map
 
-        words, maps = attention_map.looked_at(self.model.loaded.speaker, image, raw, self.request)
+        words, maps = attention_map.looked_at(self.model.loaded.speaker, image, raw, request)
         attention_map.draw(image, words, maps, out)
 
     def _row(
@@ -175,20 +190,67 @@ class Embeddings:
 
     def __post_init__(self) -> None:
         self.request.decoding.check()
+        self.request, self.varies = templates.parse(self.request)
 
     @property
     def settings(self) -> Settings:
         return {**self.model.settings(self.request), "expected": self.expected}
 
-    def look(self, source: Source) -> Image:
-        return source.open(self.max_pixels)
+    def look(self, source: Source) -> Image | Asked:
+        return opened(source, self.max_pixels, self.request, self.varies)
 
     def batch_size(self) -> int:
         return self.model.batch_size()
 
-    def answer(self, looks: list[Image]) -> list[Row]:
-        vectors = self.model.loaded.embed(looks, self.request, len(looks), self.expected)
+    def answer(self, looks: list[Image | Asked]) -> list[Row | BadAnswer]:
+        return grouped(looks, self.request, self._embed, at_once=self.model.is_remote)
+
+    def _embed(self, images: list[Image], request: Request) -> list[Row]:
+        vectors = self.model.loaded.embed(images, request, len(images), self.expected)
         return [{"embedding": as_numbers(vector)} for vector in vectors]
+
+
+def opened(source: Source, max_pixels: int, request: Request, varies: bool) -> Image | Asked:
+    """The picture; where what is asked depends on it, with that."""
+    if not varies:
+        return source.open(max_pixels)
+    own = templates.filled(request, source)  # before the picture, which takes room
+    return Asked(source.open(max_pixels), own)
+
+
+def grouped(
+    looks: Sequence[Image | Asked],
+    request: Request,
+    ask: Callable[[list[Image], Request], list[Row]],
+    at_once: bool,
+) -> list[Row | BadAnswer]:
+    """A row for each picture; those of which the same is asked are asked about together.
+
+    at_once: a thread for each group. What a model says of a picture that is asked about alone stands in its place.
+    """
+    groups_of: dict[Request, list[int]] = {}
+    for index, look in enumerate(looks):
+        groups_of.setdefault(look.request if isinstance(look, Asked) else request, []).append(index)
+
+    def answers(own: Request, indices: list[int]) -> list[Row | BadAnswer]:
+        images = [look.image if isinstance(look, Asked) else look for look in (looks[i] for i in indices)]
+        try:
+            return [*ask(images, own)]
+        except BadAnswer as error:
+            if len(indices) > 1:
+                raise
+            return [error]
+
+    rows: list[Row | BadAnswer] = [{}] * len(looks)
+    if at_once and len(groups_of) > 1:
+        waiting = [in_thread(partial(answers, own, indices)) for own, indices in groups_of.items()]
+        answered: Iterable[list[Row | BadAnswer]] = [future.result() for future in waiting]
+    else:
+        answered = (answers(own, indices) for own, indices in groups_of.items())
+    for indices, of_group in zip(groups_of.values(), answered, strict=True):
+        for index, row in zip(indices, of_group, strict=True):
+            rows[index] = row
+    return rows
 
 
 class Carried:

@@ -1,0 +1,95 @@
+"""What is asked may speak of the picture: "Describe {name} from {folder}, tagged {tags}." is filled in for each one.
+
+{name} is the file's name without its ending, {folder} the folder it lies in, {tags} the caption beside it (.txt or
+.caption), {metadata} the prompt that it carries. Where there is none, nothing takes its place. A brace that is meant is
+written twice.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import PurePosixPath
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from captioner.contracts import Request
+from captioner.errors import BadImage, BadInput
+from captioner.images import Source, is_url, printable
+from captioner.images.metadata import read_parameters
+from captioner.pairs.layouts import NO_CAPTION, Record, with_sidecar
+
+FIELDS = ("prompt", "question", "instruction")
+"""Of a request; each may hold variables."""
+PARTS = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
+
+
+def parse(request: Request) -> tuple[Request, bool]:
+    """The request, and whether it has to be filled in for each picture. Where not, braces are single in it."""
+    texts = _texts(request)
+    if any(_variables(text) for text in texts.values()):
+        return request, True
+    return replace(request, **{name: _with(text, {}) for name, text in texts.items()}), False
+
+
+def filled(request: Request, source: Source) -> Request:
+    """The request for one picture."""
+    texts = _texts(request)
+    names = {name for text in texts.values() for name in _variables(text)}
+    values = {name: VALUES[name](source) for name in names}
+    return replace(request, **{name: _with(text, values) for name, text in texts.items()})
+
+
+def _texts(request: Request) -> dict[str, Any]:
+    return {name: text for name in FIELDS if (text := getattr(request, name)) is not None}
+
+
+def _variables(text: str) -> set[str]:
+    """Those that a text names, all of them known."""
+    if any(part[0] in ("{", "}") for part in PARTS.finditer(text)):
+        raise BadInput(
+            f"{text!r} has a brace without its other half. One that is meant is written twice: {{{{ or }}}}."
+        )
+    used = {part[1] for part in PARTS.finditer(text) if part[1] is not None}
+    if unknown := sorted(used - VALUES.keys()):
+        there = ", ".join(f"{{{name}}}" for name in VALUES)
+        raise BadInput(f"There is no variable {{{unknown[0]}}}, only {there}. A brace that is meant is written twice.")
+    return used
+
+
+def _with(text: str, values: dict[str, str]) -> str:
+    """In one pass: what is filled in is not looked at again."""
+    return PARTS.sub(lambda part: part[0][0] if part[1] is None else values[part[1]], text)
+
+
+# --- what a variable stands for ---------------------------------------------------------------------------------------
+
+
+def _name(source: Source) -> str:
+    if source.path is not None:
+        return printable(source.path.stem)
+    return printable(unquote(PurePosixPath(urlsplit(source.name).path).stem)) if is_url(source.name) else ""
+
+
+def _folder(source: Source) -> str:
+    return "" if source.path is None else printable(source.path.absolute().parent.name)
+
+
+def _tags(source: Source) -> str:
+    if source.path is None:
+        return ""
+    beside = with_sidecar(source.path, source.title)
+    if isinstance(beside, Record):
+        return beside.text
+    if beside.reason != NO_CAPTION:
+        raise BadImage(str(beside))
+    return ""
+
+
+def _metadata(source: Source) -> str:
+    parameters = read_parameters(source.content(), source.title)
+    return "" if parameters is None else parameters.prompt
+
+
+VALUES: dict[str, Callable[[Source], str]] = {"name": _name, "folder": _folder, "tags": _tags, "metadata": _metadata}
