@@ -17,7 +17,7 @@ from captioner.run import lastresort
 
 def run(script: str, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-c", f"from captioner import lastresort\n{script}", *words],
+        [sys.executable, "-c", f"from captioner.run import lastresort\n{script}", *words],
         capture_output=True,
         text=True,
         env={**os.environ, **environment},
@@ -56,7 +56,7 @@ def test_what_the_user_can_put_right_is_status_2(capsys: pytest.CaptureFixture[s
 
 def test_ctrl_c_during_imports(tmp_path: Path) -> None:
     (tmp_path / "slow.py").write_text("import time\nprint('begun', flush=True)\ntime.sleep(60)\n")
-    script = "from captioner import lastresort\nlastresort.run('tool', lambda: __import__('slow'))"
+    script = "from captioner.run import lastresort\nlastresort.run('tool', lambda: __import__('slow'))"
     process = subprocess.Popen(
         [sys.executable, "-c", script],
         stdout=subprocess.PIPE,

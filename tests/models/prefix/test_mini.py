@@ -167,7 +167,7 @@ def test_gists_tell_embeddings_that_add_up(monkeypatch):
     np.testing.assert_allclose(gist.fit(gist.bags(texts, 30), embeddings), tokens, atol=1e-3)
 
 
-BUNDLED = Path(clip_prefix.__file__).parents[1] / "bundled" / "mini"
+BUNDLED = Path(clip_prefix.__file__).parents[2] / "bundled" / "mini"
 PICTURES = Path(__file__).parents[3] / "examples" / "pictures"
 
 
