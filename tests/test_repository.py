@@ -20,6 +20,13 @@ def test_ruff(command: list[str]) -> None:
     assert done.returncode == 0, done.stdout
 
 
+@pytest.mark.xfail(reason="the types are being written, room by room", strict=False)
+def test_mypy() -> None:
+    """The configuration and the packages that it reads stand in pyproject.toml."""
+    done = run(sys.executable, "-m", "mypy", "--no-error-summary")
+    assert done.returncode == 0, done.stdout
+
+
 @pytest.mark.parametrize("module", ["captioner.cli.main", "eval.__main__", "training.data.__main__", "training.recipe"])
 def test_a_command_line_imports_no_torch_for_its_help(module: str) -> None:
     done = run(sys.executable, "-c", f"import sys, {module}; sys.exit('torch' in sys.modules)")
