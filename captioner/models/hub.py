@@ -38,7 +38,7 @@ from captioner.errors import BadCheckpoint, BadInput, MissingExtra
 from captioner.models.parts import checkpoint
 from captioner.models.parts.backbones.backbones import LARGEST, image_settings
 from captioner.models.parts.chat import Chat, has_template
-from captioner.models.parts.instructions import NONE, PLAIN, Instructions, instructions_for
+from captioner.models.parts.instructions import PLAIN, Instructions, instructions_for
 from captioner.models.parts.processors import load_processor
 from captioner.models.parts.speaker import check_length
 from captioner.prompt import Candidate, Reading
@@ -46,6 +46,10 @@ from captioner.search.words import forbidden_sequences
 
 DEFAULT_DECODING = {"num_beams": 1}
 """Chat models write well without a search, and are too large for one."""
+OWN_SEARCH = ("num_beams", "no_repeat_ngram_size", "repetition_penalty", "length_penalty", "early_stopping")
+"""Settings that a checkpoint's generation_config.json may name; that it draws at random is not taken over."""
+NO_FLOAT64 = ("kosmos-2",)
+"""Kinds that transformers itself cannot run in it."""
 
 
 class HubModel:
@@ -64,8 +68,10 @@ class HubModel:
         """The processor; of a vision-encoder-decoder model the image processor alone."""
         self.tokenizer = tokenizer
         self.instructions = instructions
+        own = {name: getattr(model.generation_config, name) for name in OWN_SEARCH}
         self.own_decoding = {"max_new_tokens": instructions.max_new_tokens}
-        """How long its default instruction makes it talk."""
+        """How its authors search, and how long its default instruction makes it talk."""
+        self.own_decoding |= {name: value for name, value in own.items() if value is not None}
         self.chat = chat
         """How it is asked, where it is a chat model."""
         asked = {"instruction", "style"} if instructions.styles else {"instruction"}
@@ -74,6 +80,8 @@ class HubModel:
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
         words = model.config.get_text_config(decoder=True)
+        self.goes_on = not (model.config.is_encoder_decoder or words.is_encoder_decoder)
+        """Its decoder goes on from what it is told; others have an encoder read that."""
         self.positions: int | None = getattr(words, "max_position_embeddings", None)
         """Tokens that its decoder can read; some kinds know no limit."""
         settings = model.generation_config
@@ -120,14 +128,16 @@ class HubModel:
         scores = self._scores(found)
         readings = []
         for first in range(0, len(written), count):
-            each = [self._candidate(written[n].tolist(), scores[n]) for n in range(first, first + count)]
+            rows = range(first, first + count)
+            each = [self._candidate(written[n].tolist(), scores[n], decoding.max_new_tokens) for n in rows]
             readings.append(Reading(tuple(sorted(each, key=lambda candidate: -candidate.score))))
         return readings
 
     def _inputs(self, images: list[Image], instruction: str | None) -> BatchFeature:
         """What the model reads: pixels, and the ids of what it is told."""
         if instruction is None:
-            return self.pixels(images=images, return_tensors="pt")
+            pixels = self.pixels(images=images, return_tensors="pt")
+            return pixels if self.model.config.model_type != "blip-2" else self._after_queries(pixels)
         if self.chat is None:
             text, pictures, own_start = instruction, images, False
         else:  # every text has a picture of its own; many templates write the token that begins a text
@@ -135,14 +145,27 @@ class HubModel:
             own_start = self.tokenizer.bos_token is not None and text.startswith(self.tokenizer.bos_token)
         start = {"add_special_tokens": False} if own_start else {}
         told = self.pixels(images=pictures, text=[text] * len(images), return_tensors="pt", padding=True, **start)
+        told.pop("labels", None)  # PaliGemma's processor prepares for training, too
         if self.model.config.model_type == "git":  # it goes on with the text, which must not end with [SEP]
             begun = {"input_ids": told["input_ids"][:, :-1], "attention_mask": told["attention_mask"][:, :-1]}
             return BatchFeature({"pixel_values": told["pixel_values"], **begun})
         return told
 
+    def _after_queries(self, pixels: BatchFeature) -> BatchFeature:
+        """How a BLIP-2 begins when it is told nothing; by itself it would not, where its text model has no start."""
+        config = self.model.config
+        start = (
+            config.text_config.eos_token_id
+            if config.text_config.bos_token_id is None
+            else config.text_config.bos_token_id
+        )
+        row = torch.tensor([config.image_token_id] * config.num_query_tokens + [start])
+        ids = row.repeat(len(pixels["pixel_values"]), 1)
+        return BatchFeature({**pixels, "input_ids": ids, "attention_mask": torch.ones_like(ids)})
+
     def _told(self, inputs: BatchFeature, rows: int) -> Tensor:
         """The ids that come before what is generated `[rows, t]`."""
-        if "input_ids" in inputs and not self.model.config.is_encoder_decoder:
+        if "input_ids" in inputs and self.goes_on:
             return inputs["input_ids"]
         own = self.model.generation_config
         start = own.bos_token_id if own.decoder_start_token_id is None else own.decoder_start_token_id
@@ -164,8 +187,10 @@ class HubModel:
         counts = ends.cumsum(1) - ends == 0  # [rows, steps]: up to the first end
         return (steps.masked_fill(~counts, 0).sum(1) / counts.sum(1)).tolist()
 
-    def _candidate(self, ids: list[int], score: float) -> Candidate:
+    def _candidate(self, ids: list[int], score: float, limit: int) -> Candidate:
         text = self.tokenizer.decode(ids, skip_special_tokens=True).strip()
+        if self.model.generation_config.forced_eos_token_id is not None:
+            ids = ids[: limit - 1]  # the last token ends every text, whether it was at its end or not
         return Candidate(text, score, not set(self._eos()).isdisjoint(ids))
 
     def _eos(self) -> list[int]:
@@ -226,12 +251,15 @@ def load(folder: Path, options: LoadOptions) -> HubModel:
             chat = Chat(pixels, folder, instructions.system) if chats else None
     except ImportError as error:
         raise MissingExtra(f"The processor of {folder} needs a package: {checkpoint.reason(error)}.") from error
-    if chat is None and instructions is NONE and getattr(pixels, "image_token", None) is not None:
+    if chat is None and config.model_type not in PLAIN and getattr(pixels, "image_token", None) is not None:
         raise BadCheckpoint(
             f"{folder} has no chat template, and its model needs one. Copy chat_template.jinja (or chat_template.json) "
             "from the model this one was made from."
         )
-    model = _model(folder, config, _dtype(options, where), trust | quantized)
+    dtype = _dtype(options, where)
+    if dtype == torch.float64 and config.model_type in NO_FLOAT64:
+        raise BadInput(f"Models of the kind {config.model_type!r} cannot be run in float64. Use --precision fp32.")
+    model = _model(folder, config, dtype, trust | quantized)
     model = model.eval().requires_grad_(False)
     _check_starts(model, folder)
     return HubModel(model if quantized else model.to(where), pixels, tokenizer, instructions, chat)
@@ -309,6 +337,8 @@ def _processor(folder: Path, config: PreTrainedConfig, trust: dict) -> tuple:
     """Pictures (and text) → what the model reads, and the tokenizer. By Pillow: the other way needs torchvision."""
     if not _paired(config):
         processor = load_processor(folder, config, trust)
+        if getattr(processor, "num_query_tokens", 0) is None:  # an old BLIP-2: its processor did not know
+            processor.num_query_tokens = config.num_query_tokens
         return processor, processor.tokenizer
     pixels = AutoImageProcessor.from_pretrained(folder, backend="pil", **trust)
     return pixels, AutoTokenizer.from_pretrained(folder, **trust)

@@ -34,14 +34,24 @@ TOLD = {
     f"{LLAMA_TURN.format('user')}<|reserved_special_token_70|><|reserved_special_token_69|><|reserved_special_token_71|>"
     f"{JOYCAPTION.styles['prompt']}<|eot_id|>{LLAMA_TURN.format('assistant')}",
     "llava": f"USER: <image> {PROMPT} ASSISTANT:",
+    "llava_next": f"[INST] <image>\n{PROMPT} [/INST]",
     "llava_onevision": f"<|im_start|>user <image>\n{PROMPT}<|im_end|><|im_start|>assistant\n",
     "qwen2_vl": QWEN,
     "qwen2_5_vl": QWEN,
     "qwen3_vl": QWEN,
     "smolvlm": f"<|im_start|>User:<image>{PROMPT}<end_of_utterance>\nAssistant:",
 }
-"""What each family is told by default, in the form it was trained on."""
-FAMILIES = tuple(TOLD)
+"""What each family that chats is told by default, in the form it was trained on."""
+PLAIN = {
+    "blip2": None,
+    "blip2_t5": None,
+    "florence2": "<MORE_DETAILED_CAPTION>",
+    "git": None,
+    "instructblip": "Write a short description for the image.",
+    "kosmos2": "An image of",
+    "paligemma": "<image>caption en",
+}
+"""What the others are told; None: the picture alone."""
 EXACT = LoadOptions(precision="float64")
 
 
@@ -50,10 +60,13 @@ def sizes() -> list:
     return [*pictures(2), pictures(1, 5)[0].resize((150, 50)), pictures(1, 7)[0].resize((40, 130))]
 
 
-def theirs(folder: Path, inputs: BatchFeature, **settings: int) -> list[str]:
-    """What transformers' own `generate` writes after these inputs, in float64."""
-    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float64).eval()
-    ids = model.generate(**inputs.to(torch.float64), do_sample=False, **settings)[:, inputs.input_ids.shape[1] :]
+def theirs(folder: Path, inputs: BatchFeature, dtype: torch.dtype = torch.float64, **settings: int) -> list[str]:
+    """What transformers' own `generate` writes after these inputs."""
+    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype).eval()
+    inputs.pop("labels", None)
+    goes_on = not model.config.get_text_config(decoder=True).is_encoder_decoder
+    told = inputs.input_ids.shape[1] if goes_on and "input_ids" in inputs else 0
+    ids = model.generate(**inputs.to(dtype), do_sample=False, **settings)[:, told:]
     tokenizer = load_processor(folder, model.config, {"local_files_only": True}).tokenizer
     return [text.strip() for text in tokenizer.batch_decode(ids, skip_special_tokens=True)]
 
@@ -65,26 +78,30 @@ def command(*words: object) -> list[dict]:
     return [json.loads(line) for line in result.stdout.splitlines()]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*TOLD, *PLAIN])
 def test_the_command_says_what_generate_says(
     family: str, tiny_checkpoint: Callable[[str], Path], tmp_path: Path
 ) -> None:
     folder = tiny_checkpoint(family)
     processor = load_processor(folder, AutoConfig.from_pretrained(folder), {"local_files_only": True})
+    dtype, precision = (torch.float32, "fp32") if family == "kosmos2" else (torch.float64, "float64")
     expected = []
     for number, picture in enumerate(sizes()):
         picture.save(tmp_path / f"{number}.png")
-        text = [TOLD[family]]
-        inputs = processor(text=text, images=[[picture]], return_tensors="pt", add_special_tokens=False)
-        expected += theirs(folder, inputs, num_beams=2, max_new_tokens=6)
-    words = ("--model", folder, "--precision", "float64", "--num-beams", 2, "--max-new-tokens", 6, "--json", "--quiet")
+        if family in TOLD:
+            inputs = processor(images=[[picture]], text=[TOLD[family]], return_tensors="pt", add_special_tokens=False)
+        else:
+            text = {} if PLAIN[family] is None else {"text": PLAIN[family]}
+            inputs = processor(images=picture, **text, return_tensors="pt")
+        expected += theirs(folder, inputs, dtype, num_beams=2, max_new_tokens=6)
+    words = ("--model", folder, "--precision", precision, "--num-beams", 2, "--max-new-tokens", 6, "--json", "--quiet")
     assert [row["raw"] for row in command("generate", tmp_path, *words)] == expected  # in one batch, of several sizes
     assert len(set(expected)) > 1
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*TOLD, *PLAIN])
 def test_batches_of_mixed_sizes_equal_singles(family: str, tiny_checkpoint: Callable[[str], Path]) -> None:
-    speaker = hub.load(tiny_checkpoint(family), EXACT)
+    speaker = hub.load(tiny_checkpoint(family), LoadOptions(precision="fp32") if family == "kosmos2" else EXACT)
     for beams in (1, 3):
         decoding = Decoding(num_beams=beams, max_new_tokens=6)
         at_once = [reading.candidates[0] for reading in speaker.read_images(sizes(), decoding)]
@@ -210,3 +227,32 @@ def test_the_style_of_the_command(tiny_checkpoint: Callable[[str], Path], tmp_pa
     words = ("generate", tmp_path / "one.png", "--model", tiny_checkpoint("llava"), "--max-new-tokens", 6, "--json")
     texts = {command(*words, "--style", style)[0]["raw"] for style in STYLES}
     assert len(texts) > 1
+
+
+# --- how the authors search ------------------------------------------------------------------------------------------
+
+
+def test_settings_of_its_generation_config(tiny_checkpoint: Callable[[str], Path]) -> None:
+    own = pipeline.load(str(tiny_checkpoint("florence2"))).decoding
+    assert (own.num_beams, own.no_repeat_ngram_size, own.max_new_tokens) == (3, 3, 300)
+    assert pipeline.load(str(tiny_checkpoint("llava"))).decoding.num_beams == 1
+
+
+def test_an_end_that_is_forced_at_the_limit_is_none(tiny_checkpoint: Callable[[str], Path]) -> None:
+    """Florence-2 writes its end as the last token that it may write; the text is cut short all the same."""
+    speaker = hub.load(tiny_checkpoint("florence2"), EXACT)
+    (cut,) = speaker.read_images(pictures(1), Decoding(num_beams=1, max_new_tokens=4))
+    assert not cut.candidates[0].finished
+
+
+def test_tasks_of_florence(tiny_checkpoint: Callable[[str], Path]) -> None:
+    captioner = pipeline.load(str(tiny_checkpoint("florence2")), precision="float64")
+    assert said(captioner.speaker) == said(captioner.speaker, Request(instruction="<MORE_DETAILED_CAPTION>"))
+    assert said(captioner.speaker) != said(captioner.speaker, Request(style="sentence"))
+    with pytest.raises(BadInput, match="writes sentence or paragraph, not tags"):
+        captioner.generate(pictures(1), style="tags")
+
+
+def test_kosmos_has_no_float64(tiny_checkpoint: Callable[[str], Path]) -> None:
+    with pytest.raises(BadInput, match="Use --precision fp32"):
+        hub.load(tiny_checkpoint("kosmos2"), EXACT)

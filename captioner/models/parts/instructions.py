@@ -49,7 +49,7 @@ PLAIN = {
         {"sentence": "Write a short description for the image.", "paragraph": "Describe the image in detail."},
     ),
     "kosmos-2": Instructions("An image of", {"sentence": "An image of", "paragraph": "Describe this image in detail:"}),
-    "blip-2": Instructions(""),
+    "blip-2": NONE,
 }
 """Models without a chat template, and the words they were trained on."""
 JOYCAPTION = Instructions(
