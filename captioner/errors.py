@@ -3,6 +3,14 @@
 The command line turns any `CaptionerError` into that message and exit status 2, without a traceback.
 """
 
+import re
+
+
+def printable(name: str) -> str:
+    """What a stranger wrote, on one line that a terminal may show: control characters and odd bytes are escaped."""
+    name = re.sub(r"[\udc80-\udcff]", lambda byte: f"\\x{ord(byte[0]) - 0xDC00:02x}", name)
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in name)
+
 
 class CaptionerError(Exception):
     """Something the user can put right."""

@@ -244,7 +244,7 @@ def _print_figures(written: dict) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from captioner.images import printable
+    from captioner.errors import printable
     from eval.page import is_best, number
 
     wide = len(written["models"]) <= 3  # beside more models the intervals would be cut to pieces
@@ -272,7 +272,7 @@ def _print_changes(changes: list[Change]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from captioner.images import printable
+    from captioner.errors import printable
     from eval.page import p_value, signed
 
     table = Table("model", "metric", "change", "95 % interval", "p (Holm)", "n", "B is")

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from tqdm import tqdm
 
-from captioner.images import printable
+from captioner.errors import printable
 
 
 def track(steps: Iterable[int], total: int | None, what: str) -> Iterable[int]:

@@ -28,8 +28,7 @@ from captioner.cli.options import (
     names,
 )
 from captioner.decoding import DecodingChanges
-from captioner.errors import BadInput, CaptionerError
-from captioner.images import EXTENSIONS, is_url, printable
+from captioner.errors import BadInput, CaptionerError, printable
 
 if TYPE_CHECKING:
     from captioner.run.batch import Answers
@@ -76,6 +75,8 @@ class Verbs(TyperGroup):
 
 def looks_like_pictures(text: str) -> bool:
     """Does this name pictures, there or not, rather than say something?"""
+    from captioner.images import EXTENSIONS, is_url
+
     named = text.lower().endswith(EXTENSIONS) or (re.search(r"[/\\]", text) and " " not in text)
     return bool(named) or is_url(text) or os.path.lexists(text)
 
@@ -247,6 +248,8 @@ def embed(
 
 def _is_missing(text: str) -> bool:
     """Does it look like a picture's name, and nothing is there?"""
+    from captioner.images import is_url
+
     return looks_like_pictures(text) and not is_url(text) and not os.path.lexists(text)
 
 

@@ -18,8 +18,7 @@ from typer.models import ArgumentInfo
 
 from captioner.contracts import LoadOptions, MetadataUse, Request
 from captioner.decoding import DecodingChanges
-from captioner.errors import BadInput
-from captioner.images import printable
+from captioner.errors import BadInput, printable
 
 if TYPE_CHECKING:
     from captioner.sinks import Row, Settings, Sink

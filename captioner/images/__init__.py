@@ -1,8 +1,9 @@
 """Names → pictures: find them, fetch them, open them safely, read what they carry."""
 
+from captioner.errors import printable
 from captioner.images.fetch import MAX_BYTES, fetch_image, is_url
 from captioner.images.find import EXTENSIONS, Source, find_images, is_there, reads_once
-from captioner.images.open import MAX_PIXELS, identified, open_image, printable
+from captioner.images.open import MAX_PIXELS, identified, open_image
 
 __all__ = [
     "EXTENSIONS",

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import os
-import re
 import stat
 import struct
 import sys
@@ -20,7 +19,7 @@ from typing import BinaryIO
 import numpy as np
 from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
-from captioner.errors import BadImage
+from captioner.errors import BadImage, printable
 from captioner.images import png
 from captioner.images.colour import WIDE, to_rgb
 
@@ -251,9 +250,3 @@ def _from_array(array: np.ndarray) -> Image.Image:
 def one_line(error: Exception | str) -> str:
     """Another library's own words."""
     return printable(" ".join(str(error).split())[:200]) or type(error).__name__
-
-
-def printable(name: str) -> str:
-    """A name on one line: control characters and bytes that are no text are escaped."""
-    name = re.sub(r"[\udc80-\udcff]", lambda byte: f"\\x{ord(byte[0]) - 0xDC00:02x}", name)
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in name)

@@ -76,7 +76,7 @@ def describe(error: BaseException) -> str:
 
 def leave(name: str, message: str, status: int) -> None:
     """End the process with one line on standard error."""
-    from captioner.images import printable
+    from captioner.errors import printable
 
     if status == 130:
         print(file=sys.stderr)  # the terminal shows ^C
