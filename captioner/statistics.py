@@ -81,14 +81,16 @@ def intervals(values: np.ndarray, means: np.ndarray) -> list[Interval]:
     ]
 
 
-def bootstrap_interval(values: Sequence[float], groups: Sequence | None = None, **settings: int) -> Interval:
+def bootstrap_interval(
+    values: Sequence[float] | np.ndarray, groups: Sequence | None = None, **settings: int
+) -> Interval:
     """Mean of one series with its interval."""
     column = np.asarray(values, dtype=float)[:, None]
     return intervals(column, resampled_means(column, groups, **settings))[0]
 
 
 def paired_difference(
-    a: Sequence[float], b: Sequence[float], groups: Sequence | None = None, **settings: int
+    a: Sequence[float] | np.ndarray, b: Sequence[float] | np.ndarray, groups: Sequence | None = None, **settings: int
 ) -> Difference:
     """b − a of the same items, item by item; items that miss either are left out."""
     delta = np.asarray(b, dtype=float) - np.asarray(a, dtype=float)

@@ -14,6 +14,7 @@ from captioner.run import lastresort
 
 if TYPE_CHECKING:
     from eval.compare import Change
+    from eval.schema import ProtocolTable, Report
 
 NAME = "python -m eval"
 
@@ -66,7 +67,37 @@ def report(
     data: Data,
     models: Models,
     out: Annotated[Path, typer.Option(help="Folder to write: report.html, .md, .json, per_image.parquet, answers/.")],
-    clip: Annotated[str | None, typer.Option(help="CLIP or SigLIP (folder or Hub id) for CLIPScore.")] = None,
+    split: Annotated[
+        str, typer.Option(help="Which part of a Hub data set, or of a folder of parquet files.")
+    ] = "train",
+    text_column: Annotated[str | None, typer.Option(help="The column of the prompts, if it has no usual name.")] = None,
+    image_column: Annotated[str | None, typer.Option(help="The column of the pictures.")] = None,
+    protocol: Annotated[
+        str | None,
+        typer.Option(
+            help="A paper's own table, with its published rows: promptstealer, kaggle (and submissions), coco."
+        ),
+    ] = None,
+    clip: Annotated[
+        str | None, typer.Option(help="CLIP or SigLIP (folder or Hub id): text–text, picture–text and CLIPScore.")
+    ] = None,
+    modifiers: Annotated[
+        Path | None,
+        typer.Option(help="A list of the terms that count as modifiers; else those that 10 of the prompts have."),
+    ] = None,
+    bert_score: Annotated[
+        str | None, typer.Option("--bertscore", help="An encoder (folder or Hub id) for BERTScore, e.g. roberta-large.")
+    ] = None,
+    perplexity: Annotated[
+        str | None, typer.Option(help="A language model (folder or Hub id) that says how fluent the texts are.")
+    ] = None,
+    seeds: Annotated[
+        int, typer.Option(help="Ask a model that samples so often; one row, with the spread of its runs.", min=1)
+    ] = 1,
+    trained_on: Annotated[
+        list[str] | None,
+        typer.Option(help="LABEL=DATA: what a model was trained on, to count near-duplicates. May be repeated."),
+    ] = None,
     limit: Annotated[int | None, typer.Option(help="Only so many rows, drawn by chance.", min=1)] = None,
     gallery: Annotated[int, typer.Option(help="Pictures shown of each kind: best, worst, random.", min=1)] = 12,
     figures_only: Annotated[
@@ -77,6 +108,13 @@ def report(
     device: Device = "auto",
     precision: Precision = "auto",
     embedder: Annotated[str | None, typer.Option(help="Another sentence embedder than MiniLM-L6.")] = None,
+    beside: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--also-embedder",
+            help="A column for the texts' cosine in its space, e.g. all-MiniLM-L12-v2. May be repeated.",
+        ),
+    ] = None,
     seed: Seed = 0,
     resamples: Resamples = 10_000,
 ) -> None:
@@ -90,15 +128,29 @@ def report(
     `constant:INDEX`, the one prompt that fits them all best.
     """
     with _stoppable("What the models said so far is kept: the same command goes on from there."):
+        from captioner.pairs.layouts import ReadOptions
         from eval.answers import Settings
+        from eval.measure import Measures
         from eval.progress import track
         from eval.report import report as make
 
-        settings = Settings(batch_size, device, precision, embedder)
         names = [name.strip() for name in models.split(",") if name.strip()]
-        chosen = {"settings": settings, "clip": clip, "limit": limit, "gallery": gallery, "title": title}
-        chosen["figures_only"] = figures_only
-        written = make(data, names, out, track, seed=seed, resamples=resamples, **chosen)
+        written = make(
+            data,
+            names,
+            out,
+            track,
+            settings=Settings(batch_size, device, precision, embedder),
+            measures=Measures(clip, tuple(beside or ()), modifiers, bert_score, perplexity, protocol, seeds),
+            reading=ReadOptions(text_column, image_column, split),
+            trained_on=trained_on or (),
+            limit=limit,
+            seed=seed,
+            resamples=resamples,
+            gallery=gallery,
+            title=title,
+            figures_only=figures_only,
+        )
     _print_figures(written)
     for model in written["models"]:
         for problem in filter(None, (model["failure"], model["warning"])):
@@ -239,12 +291,13 @@ def _check(check: Path, prompts: Path | None) -> int:
     return int(bool(result.problems))
 
 
-def _print_figures(written: dict) -> None:
+def _print_figures(written: Report) -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     from captioner.errors import printable
+    from eval import explained
     from eval.page import is_best, number
 
     wide = len(written["models"]) <= 3  # beside more models the intervals would be cut to pieces
@@ -256,15 +309,40 @@ def _print_figures(written: dict) -> None:
     for metric in written["metrics"]:
         cells = []
         for model in written["models"]:
-            figures = model["figures"].get(metric["name"], {"mean": None, "low": None, "high": None})
-            cell = Text(number(figures["mean"]), "bold" if is_best(written, metric["name"], model) else "")
+            figures = model["figures"].get(metric["name"])
+            if figures is None:
+                cells.append(Text(number(None)))
+                continue
+            cell = Text(number(figures["mean"]), "bold" if is_best(dict(written), metric["name"], dict(model)) else "")
             if wide and figures["low"] is not None:
                 cell.append(f" ({number(figures['low'])} – {number(figures['high'])})", "not bold")
             cells.append(cell)
         table.add_row(Text(printable(metric["label"])), *cells)
     Console().print(table)
+    for sentence in explained.sentences(written):
+        print(printable(sentence))
+    if (protocol := written["protocol"]) is not None:
+        _print_protocol(protocol)
     for note in written["data"]["notes"]:
         _say(f"note: {note}")
+
+
+def _print_protocol(protocol: ProtocolTable) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from captioner.errors import printable
+    from eval.explained import decimals
+
+    table = Table(title=protocol["title"], caption=" ".join(protocol["notes"]))
+    for heading in ("", *(column["label"] for column in protocol["columns"]), "where"):
+        table.add_column(heading)
+    for row in protocol["rows"]:
+        table.add_row(Text(printable(row["label"])), *map(decimals, row["values"]), "measured here")
+    for published in protocol["published"]:
+        table.add_row(published["label"], *map(decimals, published["values"]), f"as published: {published['where']}")
+    Console().print(table)
 
 
 def _print_changes(changes: list[Change]) -> None:

@@ -12,16 +12,18 @@ import hashlib
 import json
 import re
 import time
+import traceback
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import numpy as np
 
-from captioner import zoo
-from captioner.contracts import LoadOptions, Model
+from captioner import contracts, zoo
+from captioner.contracts import PLAIN_REQUEST, LoadOptions, Model
+from captioner.decoding import DecodingChanges
 from captioner.errors import BadInput
 from captioner.files import atomic
 from eval import baselines, tables
@@ -53,11 +55,18 @@ class Answer:
     def parse(cls, line: str) -> Answer:
         """ValueError if the line is not a whole answer."""
         row = json.loads(line)
-        kinds = {"id": str, "text": (str, type(None)), "seconds": (int, float, type(None)), "vector": str}
-        if not isinstance(row, dict) or not all(isinstance(row.get(key), kind) for key, kind in kinds.items()):
+        if not isinstance(row, dict) or not all(isinstance(row.get(key), kinds) for key, kinds in _KINDS.items()):
             raise ValueError("no answer")
         vector = np.frombuffer(base64.b64decode(row["vector"], validate=True), dtype="<f4")
         return cls(row["id"], row["text"], vector, row["seconds"])
+
+
+_KINDS: dict[str, tuple[type, ...]] = {
+    "id": (str,),
+    "text": (str, type(None)),
+    "seconds": (int, float, type(None)),
+    "vector": (str,),
+}
 
 
 @dataclass(frozen=True)
@@ -72,6 +81,12 @@ class Request:
         label, separator, name = entry.partition("=")
         is_whole = not separator or Path(entry).exists() or entry.startswith(zoo.SERVER)  # an address may hold a "="
         return cls(short_name(entry), entry) if is_whole else cls(label, name)
+
+    @property
+    def tables(self) -> list[Path]:
+        """The tables of texts that this names: one, or several runs of one model with | between; none for a model."""
+        names = self.name.split("|")
+        return [Path(name).expanduser() for name in names] if all(map(tables.is_table, names)) else []
 
     @property
     def file_name(self) -> str:
@@ -128,7 +143,13 @@ class Answered:
     request: Request
     answers: list[Answer] = field(default_factory=list)
     """One an item of the data, in order; empty if the model failed."""
+    repeats: list[list[Answer]] = field(default_factory=list)
+    """The answers of further runs: of a sampled model with other seeds, or of further tables."""
+    run_names: list[str] = field(default_factory=list)
+    """What the runs are called, if there are several."""
     failure: str | None = None
+    traceback: str | None = None
+    """Where it failed."""
     warning: str | None = None
     notes: list[str] = field(default_factory=list)
     """What was odd about its table of texts, or about the answers that were there."""
@@ -137,52 +158,108 @@ class Answered:
     load_seconds: float | None = None
 
     @property
+    def runs(self) -> list[list[Answer]]:
+        """The answers of every run."""
+        return [self.answers, *self.repeats]
+
+    @property
     def images_per_second(self) -> float | None:
-        seconds = [answer.seconds for answer in self.answers]
-        return len(seconds) / sum(seconds) if seconds and None not in seconds else None
+        seconds = [answer.seconds for answer in self.answers if answer.seconds is not None]
+        return len(seconds) / sum(seconds) if seconds and len(seconds) == len(self.answers) else None
 
 
-Track = Callable[[Iterable[int], int, str], Iterable[int]]
-"""Wraps a loop to show progress: told how many steps there are and whose they are."""
+Step = TypeVar("Step")
+
+
+class Track(Protocol):
+    """Wraps a loop to show progress: told how many steps there are (None: nobody knows) and whose they are."""
+
+    def __call__(self, steps: Iterable[Step], total: int | None, what: str, /) -> Iterable[Step]: ...
 
 
 def ask(
-    request: Request, pairs: Pairs, folder: Path, settings: Settings, embed_texts: TextEmbedder, track: Track
+    request: Request,
+    pairs: Pairs,
+    folder: Path,
+    settings: Settings,
+    embed_texts: TextEmbedder,
+    track: Track,
+    seeds: Sequence[int] = (),
 ) -> Answered:
-    """All answers of one model; those already in `folder` are taken from there. A model that fails is a result, too."""
+    """All answers of one model; those already in `folder` are taken from there. A model that fails is a result, too.
+
+    seeds: a model that samples is asked once with each of them.
+    """
     answered = Answered(request)
-
-    def load() -> Model:
-        start = time.perf_counter()
-        options = LoadOptions(device=settings.device, precision=settings.precision, embedder=settings.embedder)
-        model = baselines.load(request.name, options)
-        answered.load_seconds = time.perf_counter() - start
-        return model
-
     try:
-        if tables.is_table(request.name):
-            answered.answers = _answers_from_table(request, pairs, embed_texts, answered.notes)
-            return answered
-        answered.weights = weights_hash(request.name)
-        header = {"model": request.name, "weights": answered.weights, "data": pairs.fingerprint, **asdict(settings)}
-        file = folder / request.file_name
-        batch = settings.batch_size
-        answered.answers = answer_all(
-            file, header, load, pairs, batch, embed_texts, track, request.label, answered.notes
-        )
+        if request.tables:
+            runs = [_answers_from_table(t, request.label, pairs, embed_texts, answered.notes) for t in request.tables]
+            names = [table.stem for table in request.tables]
+        else:
+            answered.weights = weights_hash(request.name)
+            runs, names = _ask_model(answered, pairs, folder, settings, embed_texts, track, seeds)
+        answered.answers, *answered.repeats = runs
+        answered.run_names = names if len(runs) > 1 else []
     except Exception as error:  # whatever is wrong with one model, the others still count; the report shows the reason
         answered.failure = " ".join(f"{error or type(error).__name__}".split())[:500]
-    if broken := sum(not np.isfinite(answer.vector).all() for answer in answered.answers):
+        answered.traceback = traceback.format_exc()
+    asked = [] if request.tables else [answer for run in answered.runs for answer in run]
+    if broken := sum(not np.isfinite(answer.vector).all() for answer in asked):
         answered.warning = (
-            f"gives {broken:,} of {len(answered.answers):,} pictures an embedding that is no number (NaN or infinite): "
+            f"gives {broken:,} of {len(asked):,} pictures an embedding that is no number (NaN or infinite): "
             "nothing is measured there. Its weights may be damaged."
         )
     return answered
 
 
+def _ask_model(
+    answered: Answered,
+    pairs: Pairs,
+    folder: Path,
+    settings: Settings,
+    embed_texts: TextEmbedder,
+    track: Track,
+    seeds: Sequence[int],
+) -> tuple[list[list[Answer]], list[str]]:
+    """The answers of each run, and what the runs are called. The model is loaded only if it is needed, and once."""
+    request = answered.request
+    loaded: list[Model] = []
+
+    def load() -> Model:
+        if not loaded:
+            start = time.perf_counter()
+            options = LoadOptions(device=settings.device, precision=settings.precision, embedder=settings.embedder)
+            loaded.append(baselines.load(request.name, options))
+            answered.load_seconds = time.perf_counter() - start
+        return loaded[0]
+
+    header = {"model": request.name, "weights": answered.weights, "data": pairs.fingerprint, **asdict(settings)}
+
+    def answers(seed: int | None) -> list[Answer]:
+        file, begins = (folder / request.file_name, header) if seed is None else _seeded(folder, request, header, seed)
+        asked = PLAIN_REQUEST if seed is None else contracts.Request(DecodingChanges(seed=seed))
+        label = request.label if seed is None else f"{request.label}, seed {seed}"
+        return answer_all(
+            file, begins, load, pairs, settings.batch_size, embed_texts, track, label, answered.notes, asked
+        )
+
+    if len(seeds) > 1 and (_was_begun(*_seeded(folder, request, header, seeds[0])) or _samples(load())):
+        return [answers(seed) for seed in seeds], [f"seed {seed}" for seed in seeds]
+    return [answers(None)], []
+
+
+def _seeded(folder: Path, request: Request, header: Mapping[str, object], seed: int) -> tuple[Path, dict[str, object]]:
+    """Where the answers with one seed are, and how they begin."""
+    return folder / Request(f"{request.label} seed {seed}", request.name).file_name, {**header, "seed": seed}
+
+
+def _samples(model: Model) -> bool:
+    return model.speaks and model.decoding is not None and model.decoding.do_sample
+
+
 def answer_all(
     file: Path,
-    header: dict,
+    header: Mapping[str, object],
     load: Callable[[], Model],
     pairs: Pairs,
     batch_size: int,
@@ -190,6 +267,7 @@ def answer_all(
     track: Track,
     label: str,
     notes: list[str],
+    asked: contracts.Request = PLAIN_REQUEST,
 ) -> list[Answer]:
     """One answer an item, those in `file` first; the model is loaded only if some are missing."""
     ids = [item.id for item in pairs.items]
@@ -208,33 +286,45 @@ def answer_all(
         starts = range(0, len(missing), batch_size)
         for start in track(starts, len(starts), label):
             batch = missing[start : start + batch_size]
-            answers = _ask_batch(model, [pairs.image(i) for i in batch], [ids[i] for i in batch], embed_texts)
+            images, of_batch = [pairs.image(i) for i in batch], [ids[i] for i in batch]
+            answers = _ask_batch(model, images, of_batch, embed_texts, asked)
             out.write("".join(answer.line() for answer in answers))
             out.flush()
             done |= {answer.id: answer for answer in answers}
     return [done[identifier] for identifier in ids]
 
 
-def _ask_batch(model: Model, images: list[Image], ids: list[str], embed_texts: TextEmbedder) -> list[Answer]:
+def _ask_batch(
+    model: Model, images: list[Image], ids: list[str], embed_texts: TextEmbedder, asked: contracts.Request
+) -> list[Answer]:
     start = time.perf_counter()
+    texts: list[str | None]
     if model.speaks:
-        texts = [prompt.text for prompt in model.generate(images, batch_size=len(images))]
+        written = [prompt.text for prompt in model.generate(images, asked, batch_size=len(images))]
+        texts = [*written]
         seconds = time.perf_counter() - start  # the evaluation's own embedding of texts is no part of it
-        vectors = embed_texts(texts)
+        vectors = embed_texts(written)
     else:
         texts, vectors = [None] * len(images), model.embed(images, batch_size=len(images))
         seconds = time.perf_counter() - start
     return [Answer(i, text, vector, seconds / len(images)) for i, text, vector in zip(ids, texts, vectors, strict=True)]
 
 
-def _answers_in(file: Path, header: dict, ids: list[str]) -> tuple[dict[str, Answer], int]:
-    """By id, the answers of an earlier run that asked the same; and how many lines are none of them."""
+def _was_begun(file: Path, header: Mapping[str, object]) -> bool:
+    """Do answers of an earlier run that asked the same lie here?"""
     if not file.exists():
+        return False
+    with file.open(encoding="utf-8", errors="replace") as lines:
+        return lines.readline() == json.dumps(header) + "\n"
+
+
+def _answers_in(file: Path, header: Mapping[str, object], ids: list[str]) -> tuple[dict[str, Answer], int]:
+    """By id, the answers of an earlier run that asked the same; and how many lines are none of them."""
+    if not _was_begun(file, header):
         return {}, 0
-    first, *lines = file.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True) or [""]
-    if first != json.dumps(header) + "\n":
-        return {}, 0
-    known, found, damaged = set(ids), {}, 0
+    _, *lines = file.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+    known, damaged = set(ids), 0
+    found: dict[str, Answer] = {}
     for line in lines:
         if not line.endswith("\n"):
             continue  # what a kill leaves
@@ -252,15 +342,16 @@ def _answers_in(file: Path, header: dict, ids: list[str]) -> tuple[dict[str, Ans
     return whole, damaged + len(found) - len(whole)
 
 
-def _answers_from_table(request: Request, pairs: Pairs, embed_texts: TextEmbedder, notes: list[str]) -> list[Answer]:
-    path = Path(request.name).expanduser()
+def _answers_from_table(
+    path: Path, label: str, pairs: Pairs, embed_texts: TextEmbedder, notes: list[str]
+) -> list[Answer]:
     texts: dict[str, str | None] = {}
     rows = tables.read_rows(path, ("id", "prediction"))
     for row in rows:
         texts.setdefault(row["id"] or "", row["prediction"])
     doubles = len(rows) - len(texts)
     if doubles:
-        notes.append(f"{request.label}: {doubles:,} rows repeat an id; the first counts.")
+        notes.append(f"{label}: {doubles:,} rows repeat an id; the first counts.")
     lookup = tables.Lookup(texts)
     names = [lookup.find(item.id) for item in pairs.items]
     if not any(name is not None for name in names):

@@ -1,7 +1,7 @@
-"""CLIPScore-style image–text similarity with any CLIP or SigLIP checkpoint of transformers.
+"""Pictures and texts in the space of any CLIP or SigLIP checkpoint of transformers, and CLIPScore.
 
-2.5 × max(cosine, 0), as Hessel et al. (2021), but without their "A photo depicts" before the text: prompts are rarely
-about photos. Texts are cut at the text tower's limit.
+CLIPScore is 2.5 × max(cosine, 0), as Hessel et al. (2021), but without their "A photo depicts" before the text: prompts
+are rarely about photos. Texts are cut at the text tower's limit.
 """
 
 from __future__ import annotations
@@ -15,12 +15,10 @@ import numpy as np
 from captioner import zoo
 from captioner.contracts import LoadOptions
 from captioner.models.parts.ranker import Ranker
-from eval.metrics import cosines
+from eval.metrics import CLIP_WEIGHT, cosines
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-
-WEIGHT = 2.5
 
 
 class Clip:
@@ -42,7 +40,11 @@ class Clip:
         """Unit vectors `[n, d]`."""
         return self.ranker.texts(texts).float().cpu().numpy()
 
+    def fits(self, text: str) -> bool:
+        """Does the text tower read all of it?"""
+        return len(self.ranker.tokenizer(text, verbose=False).input_ids) <= self.ranker.limit
+
 
 def clip_scores(image_vectors: np.ndarray, text_vectors: np.ndarray) -> np.ndarray:
     """Row by row, 0 to 2.5."""
-    return WEIGHT * np.maximum(cosines(image_vectors, text_vectors), 0)
+    return CLIP_WEIGHT * np.maximum(cosines(image_vectors, text_vectors), 0)

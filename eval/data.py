@@ -17,7 +17,7 @@ from captioner.errors import BadImage, BadInput
 from captioner.images import printable
 from captioner.pairs import layouts
 from captioner.pairs.fingerprint import picture_fingerprint
-from captioner.pairs.layouts import LeftOut
+from captioner.pairs.layouts import LeftOut, ReadOptions
 from captioner.pairs.provenance import name_of
 from captioner.pairs.sources import parse_all
 
@@ -66,14 +66,28 @@ class Pairs:
         return digest.hexdigest()
 
 
-def read_pairs(specs: Sequence[str], limit: int | None = None, seed: int = 0, named: bool = True) -> Pairs:
+def read_pairs(
+    specs: Sequence[str],
+    limit: int | None = None,
+    seed: int = 0,
+    named: bool = True,
+    reading: ReadOptions | None = None,
+) -> Pairs:
     """Read every source; limit: that many pictures drawn by chance. named: notes name the odd pictures."""
     from datasets import Image
 
     from training.data.sources import load_pairs
 
     left_out: list[LeftOut] = []
-    rows = load_pairs(list(specs), left_out=left_out)
+    reading = reading or ReadOptions()
+    rows = load_pairs(
+        list(specs),
+        text_column=reading.text_column,
+        image_column=reading.image_column,
+        split=reading.split,
+        max_nsfw=reading.max_nsfw,
+        left_out=left_out,
+    )
     notes = layouts.summaries(left_out, named)
     rows = rows.cast_column("image", Image(decode=False))
     names = sorted(set(map(name_of, parse_all(specs))) | set(rows.unique("source")) - {None, ""})

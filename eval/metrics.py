@@ -21,6 +21,8 @@ from eval.anatomy import EVERY_TERM, Overlap, Vocabulary
 
 Text = str | None
 References = str | Sequence[str] | None
+CLIP_WEIGHT = 2.5
+"""CLIPScore is so many times the cosine."""
 MOST_COUNTS = 2**22
 """Cells of the table in `quick_ratios`: 32 MB."""
 

@@ -19,7 +19,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from captioner.errors import BadImage
-from eval import charts, published
+from eval import charts, explained, published
 from eval.ngrams import words
 from eval.results import Results
 
@@ -74,6 +74,8 @@ def render(report: dict, results: Results, picture: Picture | None, gallery: int
         "published": published.FIGURES,
         "notice": published.NOTICE,
         "figures_only": bare,
+        "explained": explained.sentences(report),
+        "decimals": explained.decimals,
         "cards": _cards(report, results, columns, lead, picture, gallery) if lead and not bare else [],
         "length_plot": _length_plot(results, columns, lead),
         "number": number,

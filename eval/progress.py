@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
+from typing import TypeVar
 
 from tqdm import tqdm
 
 from captioner.errors import printable
 
+Step = TypeVar("Step")
 
-def track(steps: Iterable[int], total: int | None, what: str) -> Iterable[int]:
+
+def track(steps: Iterable[Step], total: int | None, what: str) -> Iterable[Step]:
     """The same steps; what has to be said meanwhile goes through `say`."""
     every = 0.1 if sys.stderr.isatty() else 10.0
     return tqdm(steps, printable(what), total, unit="batch", mininterval=every, file=sys.stderr, dynamic_ncols=True)

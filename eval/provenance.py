@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from captioner.pairs import provenance
+import numpy as np
+
+from captioner.errors import BadInput
+from captioner.pairs import provenance, sources
+from captioner.pairs.fingerprint import fingerprint
 from captioner.pairs.provenance import Seen, TrainingData
 from eval.baselines import EXPECTED, check_index, index_of
+from eval.schema import NearDuplicates
 
 if TYPE_CHECKING:
+    from captioner.text.embedding import TextEmbedder
     from eval.data import Pairs
+
+NEAR = 0.9
+"""Prompts with a higher cosine say nearly the same."""
 
 _BLOCK = 2**20
 
@@ -28,14 +38,14 @@ def places(name: str) -> list[Path]:
 def weights_hash(name: str) -> str | None:
     """sha256 of a model's files and its members'; None for one that has no files of its own."""
     digest = hashlib.sha256()
-    found = places(name)
-    for place in found:
+    model_files = places(name)
+    for place in model_files:
         for file in [place] if place.is_file() else sorted(f for f in place.iterdir() if f.is_file()):
             digest.update(file.name.encode("utf-8", "surrogateescape"))
             with file.open("rb") as content:
                 while block := content.read(_BLOCK):
                     digest.update(block)
-    return digest.hexdigest() if found else None
+    return digest.hexdigest() if model_files else None
 
 
 def trained_on(name: str) -> TrainingData:
@@ -50,3 +60,57 @@ def overlap_warning(data: TrainingData, pairs: Pairs) -> str | None:
     if not reasons:
         return None
     return f"was measured on what it was trained on ({'; '.join(reasons)}). Do not publish its figures."
+
+
+# --- near-duplicates -------------------------------------------------------------------------------------------------
+
+
+def parse_trained_on(entries: Sequence[str], labels: Sequence[str]) -> dict[str, list[str]]:
+    """`LABEL=DATA` → the data that each model is said to be trained on."""
+    said: dict[str, list[str]] = {}
+    for entry in entries:
+        label, separator, spec = entry.partition("=")
+        if not separator or label not in labels:
+            raise BadInput(
+                f"{entry!r} names no model of this report: write LABEL=DATA with one of {', '.join(labels)}."
+            )
+        sources.parse(spec)  # a mistake is said now
+        said.setdefault(label, []).append(spec)
+    return said
+
+
+def training_prompts(name: str | None, specs: Sequence[str]) -> list[str]:
+    """The prompts that a model (None: none of ours) holds itself, as an index does, and those of its training data."""
+    held = [] if name is None else provenance.prompts_in(places(name))
+    read = [record.text for record in sources.read(specs)] if specs else []
+    return list(dict.fromkeys([*held, *read]))
+
+
+def near_duplicates(
+    training: Sequence[str], truths: Sequence[tuple[str, ...]], embed_texts: TextEmbedder, block: int = 4096
+) -> NearDuplicates:
+    """How many items have a prompt that is nearly one of the training prompts."""
+    prompts = list(dict.fromkeys(truth for of_item in truths for truth in of_item))
+    vectors = embed_texts(prompts)  # [prompts, d]
+    nearest = np.full(len(prompts), -1.0)
+    for start in range(0, len(training), block):
+        nearest = np.maximum(nearest, (vectors @ embed_texts(training[start : start + block]).T).max(axis=1))
+    seen = {fingerprint(prompt) for prompt in training}
+    near = {prompt for prompt, cosine in zip(prompts, nearest, strict=True) if cosine > NEAR}
+    exact = {prompt for prompt in prompts if fingerprint(prompt) in seen}
+    return {
+        "near": sum(any(truth in near or truth in exact for truth in of_item) for of_item in truths),
+        "exact": sum(any(truth in exact for truth in of_item) for of_item in truths),
+        "prompts": len(truths),
+        "training_prompts": len(training),
+        "threshold": NEAR,
+    }
+
+
+def near_duplicates_note(label: str, counted: NearDuplicates) -> str:
+    """In a sentence."""
+    return (
+        f"{label}: {counted['near']:,} of the {counted['prompts']:,} prompts have a near-duplicate (cosine above "
+        f"{counted['threshold']}) among the {counted['training_prompts']:,} training prompts, {counted['exact']:,} of "
+        "them word for word."
+    )

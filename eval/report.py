@@ -9,23 +9,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-import numpy as np
-
-from captioner.contracts import LoadOptions
+from captioner import compute
 from captioner.errors import CaptionerError
 from captioner.files.cache import cache_folder
+from captioner.pairs.layouts import ReadOptions
 from captioner.statistics import RESAMPLES, SEED
-from eval import provenance, results, store
-from eval.answers import Answer, Answered, Request, Settings, Track, answer_all, ask, requests
+from eval import anatomy, measure, protocols, provenance, store
+from eval.answers import Answered, Settings, Track, ask, requests
 from eval.data import Pairs, read_pairs
-from eval.metrics import cosines
+from eval.measure import Instruments, Measures
 from eval.results import Results
-
-if TYPE_CHECKING:
-    from captioner.text.embedding import TextEmbedder
-    from eval.clip import Clip
+from eval.schema import Begun, ModelRow, ModifierRows, NearDuplicates, Report
 
 
 def report(
@@ -35,43 +30,57 @@ def report(
     track: Track,
     *,
     settings: Settings | None = None,
-    clip: str | None = None,
+    measures: Measures | None = None,
+    reading: ReadOptions | None = None,
+    trained_on: Sequence[str] = (),
     limit: int | None = None,
     seed: int = SEED,
     resamples: int = RESAMPLES,
     gallery: int = 12,
     title: str = "Prompt recovery, side by side",
     figures_only: bool = False,
-) -> dict:
+) -> Report:
     """Measure and write; returns what report.json holds. Whatever could stop it is looked at before a model is asked.
 
+    trained_on: `LABEL=DATA`, what a model was trained on where it does not say so itself.
     figures_only: no picture, prompt or answer is in the folder, so that a report on private data can be published.
     """
-    from captioner import compute
-    from captioner.text.embedding import text_embedder
-
-    settings = settings or Settings()
+    settings, measures, reading = settings or Settings(), measures or Measures(), reading or ReadOptions()
     wanted = requests(models)
-    options = LoadOptions(device=settings.device, precision=settings.precision)
+    labels = [request.label for request in wanted]
+    training_data = provenance.parse_trained_on(trained_on, labels)
+    protocol = measure.prepare(measures, settings)
     compute.precision(settings.precision, compute.device(settings.device))
     store.prepare(out, figures_only)
-    pairs = read_pairs(data, limit, seed, named=not figures_only)
-    store.refuse_other_report(out, pairs.fingerprint, [request.label for request in wanted])
-    embed_texts = text_embedder(settings.embedder)
-    clip_model = _load_clip(clip, options) if clip is not None else None
+    pairs = read_pairs(data, limit, seed, named=not figures_only, reading=reading)
+    store.refuse_other_report(out, pairs.fingerprint, labels)
+    instruments = measure.open_instruments(measures, protocol, settings, pairs, data, reading.split)
+    embed_texts = instruments.embed_texts
     folder = cache_folder("answers", pairs.fingerprint[:16]) if figures_only else out / "answers"
-    answered = [ask(request, pairs, folder, settings, embed_texts, track) for request in wanted]
+    seeds = range(seed, seed + measures.seeds) if measures.seeds > 1 else ()
+    answered = [ask(request, pairs, folder, settings, embed_texts, track, seeds) for request in wanted]
     notes = [*pairs.notes, *(note for one in answered for note in one.notes)]
-    clip_values = {}
-    if clip_model is not None:
-        clip_values = _clip_values(clip, clip_model, pairs, answered, folder, settings.batch_size, track, notes)
-    measured = _measure(pairs, answered, embed_texts, clip_values)
-    written = {
+    pictures = None
+    if instruments.clip is not None and instruments.clip_name is not None:
+        clip = (instruments.clip_name, instruments.clip)
+        pictures = measure.picture_vectors(*clip, pairs, folder, settings.batch_size, track, notes)
+    measured, runs = measure.measure(pairs, answered, instruments, pictures)
+    rows = [_row_of(one, pairs) for one in answered]
+    for row in rows:
+        row["runs"] = runs.get(row["label"])
+        row["near_duplicates"] = _near_duplicates(row, pairs, training_data, instruments)
+        if figures_only:
+            row["traceback"] = None
+        else:
+            row["modifiers"] = _modifiers(measured, row["label"], instruments.vocabulary)
+        if (duplicates := row["near_duplicates"]) is not None:
+            notes.append(provenance.near_duplicates_note(row["label"], duplicates))
+    begun: Begun = {
         "title": title,
         "kind": "report",
         "figures_only": figures_only,
         **store.circumstances(seed, resamples),
-        "settings": {**asdict(settings), "clip": clip},
+        "settings": {**asdict(settings), **_plain_settings(measures), "clip": instruments.clip_name},
         "data": {
             "specs": list(data),
             "names": list(pairs.names),
@@ -81,102 +90,64 @@ def report(
             "fingerprint": pairs.fingerprint,
             "notes": notes,
         },
+        "vocabulary": store.vocabulary_row(instruments.vocabulary),
+        "protocol": protocols.table(protocol, measured) if protocol is not None else None,
     }
-    store.finish(written, measured, [_row_of(one, pairs) for one in answered], out, pairs.image, gallery)
+    written = store.finish(begun, measured, rows, out, pairs.image, gallery)
+    if protocol is not None and protocol.name == "kaggle" and not figures_only:
+        protocols.write_submissions(out, {one.request.label: one.answers for one in answered if not one.failure})
     return written
 
 
-# --- figures ---------------------------------------------------------------------------------------------------------
-
-
-def _measure(pairs: Pairs, answered: list[Answered], embed_texts: TextEmbedder, clip_values: dict) -> Results:
-    answering = [one for one in answered if one.failure is None]
-    truths = [item.truths for item in pairs.items]
-    texts = {one.request.label: [answer.text for answer in one.answers] for one in answering}
-    values = {}
-    if answering:
-        cosine = [_vector_cosines(one.answers, truths, embed_texts) for one in answering]
-        values = {"cosine": np.stack(cosine, axis=1), **results.text_values(texts, truths), **clip_values}
-    return Results(
-        ids=[item.id for item in pairs.items],
-        truths=truths,
-        image_hashes=[item.image_hash for item in pairs.items],
-        models=list(texts),
-        texts=texts,
-        values=values,
-        sources=[item.source for item in pairs.items],
-    )
-
-
-def _vector_cosines(answers: list[Answer], truths: list[tuple[str, ...]], embed_texts: TextEmbedder) -> np.ndarray:
-    """Of several true texts the nearest counts."""
-    counts = [len(of_item) for of_item in truths]
-    predicted = np.repeat(np.stack([answer.vector for answer in answers]), counts, axis=0)  # [truths, d]
-    values = cosines(predicted, embed_texts([truth for of_item in truths for truth in of_item]))
-    return np.maximum.reduceat(values, np.cumsum([0, *counts[:-1]]))
-
-
-def _load_clip(name: str, options: LoadOptions) -> Clip:
-    from eval.clip import Clip
-
-    return Clip(name, options)
-
-
-def _clip_values(
-    name: str,
-    model: Clip,
-    pairs: Pairs,
-    answered: list[Answered],
-    folder: Path,
-    batch_size: int,
-    track: Track,
-    notes: list[str],
-) -> dict[str, np.ndarray]:
-    from captioner.pipeline import DirectEmbedder
-    from eval.clip import clip_scores
-
-    answering = [one for one in answered if one.failure is None]
-    if not answering:
-        return {}
-    request = Request(f"clip {name}", name)
-    header = {"clip": name, "data": pairs.fingerprint}
-    file = folder / request.file_name
-    embedder = DirectEmbedder(name, model)
-    answers = answer_all(
-        file, header, lambda: embedder, pairs, batch_size, model.embed_texts, track, request.label, notes
-    )
-    pictures = np.stack([answer.vector for answer in answers])
-    columns = []
-    for one in answering:
-        column = np.full(len(pictures), np.nan)
-        if rows := [i for i, answer in enumerate(one.answers) if answer.text is not None]:
-            column[rows] = clip_scores(pictures[rows], model.embed_texts([one.answers[i].text for i in rows]))
-        columns.append(column)
-    return {"clip_score": np.stack(columns, axis=1)}
+def _plain_settings(measures: Measures) -> dict[str, object]:
+    return {
+        name: str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
+        for name, value in asdict(measures).items()
+    }
 
 
 # --- what stands around the figures ----------------------------------------------------------------------------------
 
 
-def _row_of(one: Answered, pairs: Pairs) -> dict:
-    row = store.model_row(
-        one.request.label,
-        store.distinct([answer.text for answer in one.answers]),
-        name=one.request.name,
-        failure=one.failure,
-        weights=one.weights,
-        load_seconds=one.load_seconds,
-        images_per_second=one.images_per_second,
-        warning=one.warning,
-    )
+def _row_of(one: Answered, pairs: Pairs) -> ModelRow:
+    row = store.model_row(one.request.label, store.distinct([answer.text for answer in one.answers]))
+    row["name"] = one.request.name
+    row["failure"] = one.failure
+    row["traceback"] = one.traceback
+    row["weights"] = one.weights
+    row["load_seconds"] = one.load_seconds
+    row["images_per_second"] = one.images_per_second
+    row["warning"] = one.warning
     if one.failure is not None or one.weights is None:
         return row
     try:
         learnt = provenance.trained_on(one.request.name)
     except CaptionerError as error:
-        return row | {"warning": _sentences(one.warning, f"could not be compared with its training data: {error}")}
-    warning = _sentences(one.warning, provenance.overlap_warning(learnt, pairs))
-    return row | {"trained_on": list(learnt.sources), "warning": warning}
+        row["warning"] = _sentences(one.warning, f"could not be compared with its training data: {error}")
+        return row
+    row["trained_on"] = list(learnt.sources)
+    row["warning"] = _sentences(one.warning, provenance.overlap_warning(learnt, pairs))
+    return row
+
+
+def _near_duplicates(
+    row: ModelRow, pairs: Pairs, training_data: dict[str, list[str]], instruments: Instruments
+) -> NearDuplicates | None:
+    """Counted where the model's training prompts are known: those of its index, or of the data it is said to be
+    trained on."""
+    if row["failure"] is not None:
+        return None
+    prompts = provenance.training_prompts(row["name"] if row["weights"] else None, training_data.get(row["label"], []))
+    if not prompts:
+        return None
+    return provenance.near_duplicates(prompts, [item.truths for item in pairs.items], instruments.embed_texts)
+
+
+def _modifiers(measured: Results, label: str, vocabulary: anatomy.Vocabulary) -> ModifierRows:
+    if label not in measured.texts:
+        return {"missed": [], "invented": []}
+    missed, invented = anatomy.tally(measured.texts[label], measured.truths, vocabulary)
+    return store.modifier_rows(missed, invented)
 
 
 def _sentences(*parts: str | None) -> str | None:

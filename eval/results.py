@@ -9,18 +9,33 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations, groupby
 from pathlib import Path
+from statistics import NormalDist
+from typing import TypedDict
 
 import numpy as np
 
 from captioner.errors import BadInput
 from captioner.files import atomic
 from captioner.pairs.fingerprint import fingerprint
-from captioner.statistics import RESAMPLES, SEED, Difference, differences, holm, intervals, resampled_means
+from captioner.statistics import (
+    LEVEL,
+    RESAMPLES,
+    SEED,
+    Difference,
+    Interval,
+    differences,
+    holm,
+    intervals,
+    resampled_means,
+)
 from eval import metrics
 from eval.anatomy import EVERY_TERM, Vocabulary
 from eval.metrics import TextMetric, in_order, metric_of
+from eval.schema import DifferenceRow, Figures, MetricRow, Power
 
 SIGNIFICANT = 0.05
+POWER = 0.8
+"""A difference counts as detectable if so large a share of repetitions would find it."""
 KEYS = ("id", "image_sha256", "truths", "model", "text")
 """Columns of per_image.parquet beside one a metric."""
 SOURCE = "source"
@@ -147,22 +162,35 @@ class Paired:
         return self.p_holm < SIGNIFICANT
 
 
-def summary(results: Results, resamples: int = RESAMPLES, seed: int = SEED) -> dict:
-    """What report.json says about the figures: {"metrics", "figures", "differences", "best"}."""
+class Summary(TypedDict):
+    """What report.json says about the figures."""
+
+    metrics: list[MetricRow]
+    figures: dict[str, dict[str, Figures]]
+    """By model and metric."""
+    differences: list[DifferenceRow]
+    best: dict[str, str | None]
+    power: Power | None
+
+
+def summary(results: Results, resamples: int = RESAMPLES, seed: int = SEED) -> Summary:
+    """Means, intervals, differences, and who is best."""
     known = in_order(results.values)
     names = [metric.name for metric in known]
-    figures: dict[str, dict] = {model: {} for model in results.models}
+    figures: dict[str, dict[str, Figures]] = {model: {} for model in results.models}
     if not figures:
-        return {"metrics": [], "figures": {}, "differences": [], "best": {}}
+        return {"metrics": [], "figures": {}, "differences": [], "best": {}, "power": None}
     columns = np.concatenate([results.values[name] for name in names], axis=1)
     drawn = resampled_means(columns, results.groups, resamples, seed)
     spread = iter(intervals(columns, drawn))
     for name in names:
         for number, model in enumerate(results.models):
-            figures[model][name] = _figures(results.values[name][:, number], next(spread))
+            of_model = _figures(results.values[name][:, number], next(spread))
             if len(set(results.groups)) < 2:  # one prompt tells nothing of how prompts differ
-                figures[model][name] |= {"low": None, "high": None}
+                of_model["low"] = of_model["high"] = None
+            figures[model][name] = of_model
     paired = pairs(results, names, resamples, seed)
+    rows = [_difference_row(p, len(results.models) * (len(results.models) - 1) // 2) for p in paired]
     return {
         "metrics": [
             {
@@ -175,15 +203,16 @@ def summary(results: Results, resamples: int = RESAMPLES, seed: int = SEED) -> d
             for m in known
         ],
         "figures": figures,
-        "differences": [_difference_row(p) for p in paired],
+        "differences": rows,
+        "power": _power(rows, len(set(results.groups))),
         "best": {name: best(name, figures, paired) for name in names},
     }
 
 
-def _figures(column: np.ndarray, interval) -> dict[str, float | int | None]:
+def _figures(column: np.ndarray, interval: Interval) -> Figures:
     present = column[~np.isnan(column)]
     if not len(present):
-        return dict.fromkeys(("mean", "low", "high", "median", "variance", "max")) | {"n": 0}
+        return {"mean": None, "low": None, "high": None, "median": None, "variance": None, "max": None, "n": 0}
     return {
         "mean": interval.mean,
         "low": interval.low,
@@ -217,9 +246,9 @@ def pairs(results: Results, names: Sequence[str], resamples: int = RESAMPLES, se
     return paired_rows
 
 
-def best(metric: str, figures: dict[str, dict], paired: list[Paired]) -> str | None:
+def best(metric: str, figures: Mapping[str, Mapping[str, Figures]], paired: list[Paired]) -> str | None:
     """The model that is significantly better than every other; None if there is no such model."""
-    means = {model: row[metric]["mean"] for model, row in figures.items() if row[metric]["n"]}
+    means = {model: mean for model, row in figures.items() if (mean := row[metric]["mean"]) is not None}
     higher_is_better = metric_of(metric).higher_is_better
     if higher_is_better is None or len(means) < 2:
         return None
@@ -229,7 +258,7 @@ def best(metric: str, figures: dict[str, dict], paired: list[Paired]) -> str | N
     return top if len(ahead) == len(means) - 1 and all(ahead) else None
 
 
-def _difference_row(pair: Paired) -> dict[str, str | float | int | bool]:
+def _difference_row(pair: Paired, compared: int) -> DifferenceRow:
     interval = pair.difference.interval
     return {
         "metric": pair.metric,
@@ -242,4 +271,27 @@ def _difference_row(pair: Paired) -> dict[str, str | float | int | bool]:
         "p_holm": pair.p_holm,
         "n": pair.difference.items,
         "significant": pair.significant,
+        "detectable": detectable(interval, compared),
     }
+
+
+def detectable(interval: Interval, compared: int = 1) -> float | None:
+    """The smallest true difference that a comparison as sure as this one finds in 80 % of repetitions.
+
+    (z of the level + z of the power) × the standard error, which the interval tells. The level is that of the first of
+    Holm's steps among so many comparisons, so that the answer holds for any pair. None: nothing differs at all, which
+    says nothing of how sure a difference would be.
+    """
+    normal = NormalDist()
+    error = (interval.high - interval.low) / (2 * normal.inv_cdf(0.5 + LEVEL / 2))
+    if not error > 0:
+        return None
+    return (normal.inv_cdf(1 - SIGNIFICANT / (2 * max(compared, 1))) + normal.inv_cdf(POWER)) * error
+
+
+def _power(rows: Sequence[DifferenceRow], prompts: int) -> Power | None:
+    smallest: dict[str, float] = {}
+    for row in rows:
+        if row["detectable"] is not None:
+            smallest[row["metric"]] = max(row["detectable"], smallest.get(row["metric"], 0.0))
+    return {"level": SIGNIFICANT, "power": POWER, "prompts": prompts, "smallest": smallest} if smallest else None

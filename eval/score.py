@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from captioner.errors import BadInput
 from captioner.statistics import RESAMPLES, SEED
-from eval import metrics, results, store, tables
+from eval import anatomy, metrics, results, store, tables
 from eval.results import Results
+from eval.schema import Begun, Report
 
 NEEDED = ("truth", "prediction")
 
@@ -23,7 +25,7 @@ def score(
     seed: int = SEED,
     resamples: int = RESAMPLES,
     gallery: int = 12,
-) -> dict:
+) -> Report:
     """Measure a table with columns truth, prediction, optional model and id; `out`: a report without pictures."""
     if out is not None:
         store.prepare(out)
@@ -32,11 +34,16 @@ def score(
     if out is not None:
         store.refuse_other_report(out, fingerprint, measured.models)
     if cosine:
-        columns = [metrics.cosine(measured.texts[model], measured.truths) for model in measured.models]
-        measured = Results(**vars(measured) | {"values": {"cosine": np.stack(columns, axis=1), **measured.values}})
-    written = {
+        embedded = {
+            metric.name: np.stack([metric(measured.texts[model], measured.truths) for model in measured.models], axis=1)
+            for metric in (metrics.cosine, metrics.subject_cosine)
+        }
+        measured = replace(measured, values={**embedded, **measured.values})
+    vocabulary = _vocabulary(measured.truths)
+    begun: Begun = {
         "title": f"Texts of {table.name}, scored",
         "kind": "score",
+        "figures_only": False,
         **store.circumstances(seed, resamples),
         "settings": {},
         "data": {
@@ -48,15 +55,24 @@ def score(
             "fingerprint": fingerprint,
             "notes": notes,
         },
+        "vocabulary": store.vocabulary_row(vocabulary),
+        "protocol": None,
     }
     models = [store.model_row(model, store.distinct(measured.texts[model])) for model in measured.models]
-    store.finish(written, measured, models, out, None, gallery)
-    return written
+    for model in models:
+        tallies = anatomy.tally(measured.texts[model["label"]], measured.truths, vocabulary)
+        model["modifiers"] = store.modifier_rows(*tallies)
+    return store.finish(begun, measured, models, out, None, gallery)
+
+
+def _vocabulary(truths: list[tuple[str, ...]]) -> anatomy.Vocabulary:
+    return anatomy.from_corpus(truth for of_item in truths for truth in of_item)
 
 
 def read_table(table: Path) -> tuple[Results, list[str]]:
     """The texts of a table, values of the text metrics, and what is odd about it."""
-    ids, truths = {}, []
+    ids: dict[str, int] = {}
+    truths: list[str] = []
     predictions: dict[str, dict[int, str | None]] = {}
     doubles = 0
     count: dict[str, int] = {}
@@ -77,8 +93,8 @@ def read_table(table: Path) -> tuple[Results, list[str]]:
     if empty := sum(not truth for truth in truths):
         notes.append(f"{empty:,} rows without a true text: only their length is measured.")
     texts = {model: [answers.get(item) for item in range(len(truths))] for model, answers in predictions.items()}
-    references = [(truth,) if truth else () for truth in truths]
-    values = results.text_values(texts, references)
+    references: list[tuple[str, ...]] = [(truth,) if truth else () for truth in truths]
+    values = results.text_values(texts, references, _vocabulary(references))
     return Results(list(ids), references, [None] * len(truths), list(texts), texts, values), notes
 
 

@@ -20,10 +20,14 @@ from typing import Any
 from captioner.errors import BadInput, BadOutput
 from captioner.files import atomic
 from captioner.files.json import read_object
-from eval import page, results
+from eval import anatomy, page, results, schema
+from eval.anatomy import EVERY_TERM, Tally
 from eval.results import Results
+from eval.schema import Begun, Circumstances, MetricRow, ModelRow, Report
 
 FILES = ("report.json", "per_image.parquet", "report.html", "report.md")
+SUBMISSIONS = "submissions"
+"""The folder of what the protocol `kaggle` writes."""
 PACKAGES = ("captioner", "torch", "transformers", "sentence-transformers", "rapidfuzz", "numpy")
 
 
@@ -39,9 +43,9 @@ def prepare(out: Path, figures_only: bool = False) -> None:
             pass  # a file can be made here, and is dropped again
     except OSError as error:
         raise BadOutput(f"{out} cannot be written to ({error.strerror}). Choose another --out.") from error
-    ours = {"answers", *FILES} if present & {"answers", "report.json"} else set()
+    ours = {"answers", SUBMISSIONS, *FILES} if present & {"answers", "report.json"} else set()
     if figures_only:
-        ours.discard("answers")  # they hold texts
+        ours -= {"answers", SUBMISSIONS}  # they hold texts
     if strange := sorted(present - ours):
         raise BadOutput(f"{out} holds other files ({', '.join(strange[:3])}). Choose an empty folder for --out.")
 
@@ -65,44 +69,78 @@ def refuse_other_report(out: Path, fingerprint: str, labels: Sequence[str]) -> N
 
 
 def finish(
-    written: dict, measured: Results, models: list[dict], out: Path | None, picture: page.Picture | None, gallery: int
-) -> None:
-    """Summarise `measured` into `written`, and write the four files if there is a place for them."""
-    figures = results.summary(measured, written["resamples"], written["seed"])
-    by_model = figures.pop("figures")
-    written |= plain(figures)
-    for metric in written["metrics"]:
-        if metric["name"] == "cosine" and (embedder := written["settings"].get("embedder")):
-            metric["label"] = f"{Path(embedder).name} cosine"
-            metric["meaning"] = f"cosine of the {embedder} sentence embeddings of both texts"
+    begun: Begun,
+    measured: Results,
+    models: list[ModelRow],
+    out: Path | None,
+    picture: page.Picture | None,
+    gallery: int,
+) -> Report:
+    """The whole report: `begun` with the figures of `measured`; the four files are written if there is a place."""
+    summary = results.summary(measured, begun["resamples"], begun["seed"])
     for model in models:
-        model["figures"] = plain(by_model.get(model["label"], {}))
-    written["models"] = models
+        model["figures"] = summary["figures"].get(model["label"], {})
+    written: Report = plain(
+        {
+            **begun,
+            "metrics": [_described(metric, begun) for metric in summary["metrics"]],
+            **{key: summary[key] for key in ("differences", "best", "power")},
+            "models": models,
+        }
+    )
     if out is None:
-        return
+        return written
     # report.json comes last: who finds it finds a whole report beside it.
-    bare = written.get("figures_only", False)
-    (measured.without_texts() if bare else measured).save(out / "per_image.parquet")
-    for name, content in page.render(written, measured, picture, gallery).items():
+    (measured.without_texts() if begun["figures_only"] else measured).save(out / "per_image.parquet")
+    for name, content in page.render(dict(written), measured, picture, gallery).items():
         atomic.write_bytes(out / name, content.encode("utf-8", "replace"))
     text = json.dumps(written, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     atomic.write_bytes(out / "report.json", text.encode("utf-8", "replace"))
+    return written
 
 
-def model_row(label: str, distinct: float | None = None, **known: Any) -> dict:
-    """What report.json says of one model besides its figures."""
-    row = {
+def _described(metric: MetricRow, begun: Begun) -> MetricRow:
+    """With the embedder and the vocabulary of this report."""
+    embedder = begun["settings"].get("embedder")
+    if metric["name"] == "cosine" and embedder:
+        metric["label"] = f"{Path(embedder).name} cosine"
+        metric["meaning"] = f"cosine of the {embedder} sentence embeddings of both texts"
+    metric["meaning"] = metric["meaning"].replace(EVERY_TERM.rule, begun["vocabulary"]["rule"])
+    return metric
+
+
+def vocabulary_row(vocabulary: anatomy.Vocabulary) -> schema.Vocabulary:
+    """What report.json says of the modifiers."""
+    return {"rule": vocabulary.rule, "terms": None if vocabulary.terms is None else len(vocabulary.terms)}
+
+
+def modifier_rows(missed: Sequence[Tally], invented: Sequence[Tally]) -> schema.ModifierRows:
+    """The modifiers that a model misses and invents."""
+    rows: list[list[schema.TallyRow]] = [
+        [{"modifier": tally.modifier, "count": tally.count, "of": tally.of} for tally in tallies]
+        for tallies in (missed, invented)
+    ]
+    return {"missed": rows[0], "invented": rows[1]}
+
+
+def model_row(label: str, distinct: float | None = None) -> ModelRow:
+    """What report.json says of one model, before anything is known of it."""
+    return {
         "label": label,
         "name": label,
         "failure": None,
+        "traceback": None,
         "weights": None,
         "load_seconds": None,
         "images_per_second": None,
         "distinct": distinct,
         "trained_on": [],
         "warning": None,
+        "near_duplicates": None,
+        "modifiers": {"missed": [], "invented": []},
+        "runs": None,
+        "figures": {},
     }
-    return row | known
 
 
 def distinct(texts: Sequence[str | None]) -> float | None:
@@ -111,7 +149,7 @@ def distinct(texts: Sequence[str | None]) -> float | None:
     return len(set(present)) / len(present) if present else None
 
 
-def circumstances(seed: int, resamples: int) -> dict:
+def circumstances(seed: int, resamples: int) -> Circumstances:
     """When, how and with what."""
     return {
         "command": shlex.join(["python", "-m", "eval", *sys.argv[1:]]),
@@ -140,9 +178,8 @@ def load_report(file: Path) -> dict:
     file = report_file(file)
     content = read_object(file, BadInput, "Name a report.json of `python -m eval`, or the folder it is in.")
     parts = {"data": dict, "models": list, "metrics": list}
-    rows = content.get("models")
     whole = all(isinstance(content.get(key), kind) for key, kind in parts.items())
-    if not whole or not all(isinstance(row, dict) and isinstance(row.get("label"), str) for row in rows):
+    if not whole or not all(isinstance(row, dict) and isinstance(row.get("label"), str) for row in content["models"]):
         raise BadInput(f"{file} is no report.json of `python -m eval`.")
     return content
 

@@ -11,6 +11,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -97,7 +98,7 @@ def pictures(spec: str) -> tuple[Pictures, int | None]:
         name, count = Counter(file.stem for file in files).most_common(1)[0]
         if count > 1:
             raise BadInput(f"Two images are called {name!r}: a submission needs one id an image.")
-        return ((file.stem, lambda file=file: open_image(file)) for file in files), len(files)
+        return ((file.stem, partial(open_image, file)) for file in files), len(files)
     return _of_source(spec), None
 
 
@@ -112,7 +113,7 @@ def _of_source(spec: str) -> Iterator[tuple[str, Opener]]:
         if row["id"] in seen:
             raise BadInput(f"Two images are called {row['id']!r}: a submission needs one id an image.")
         seen.add(row["id"])
-        yield row["id"], lambda row=row: picture_of(row["image"])
+        yield row["id"], partial(picture_of, row["image"])
 
 
 def _go_on(stream: FileIO, journal: Path, begins: dict) -> set[str]:
@@ -174,6 +175,19 @@ def _batches(items: Iterable, size: int) -> Iterator[list]:
 def _write_rows(journal: Path, out: Path) -> list[str]:
     """The journal as the competition wants it; returns the ids of unreadable pictures."""
     unreadable = []
+
+    def vectors() -> Iterator[tuple[str, np.ndarray]]:
+        for answer in _answers(journal):
+            if answer.text is not None:
+                unreadable.append(answer.id)
+            yield answer.id, answer.vector
+
+    write_vectors(out, vectors())
+    return unreadable
+
+
+def write_vectors(out: Path, vectors: Iterable[tuple[str, np.ndarray]]) -> None:
+    """A submission of these (id, vector)."""
     with (
         explained(out, MAKE_ROOM),
         atomic.replacing(out) as new,
@@ -181,11 +195,8 @@ def _write_rows(journal: Path, out: Path) -> list[str]:
     ):
         rows = csv.writer(stream, lineterminator="\n")
         rows.writerow(HEADER)
-        for answer in _answers(journal):
-            rows.writerows((f"{answer.id}_{i}", f"{value:.7g}") for i, value in enumerate(answer.vector))
-            if answer.text is not None:
-                unreadable.append(answer.id)
-    return unreadable
+        for identifier, vector in vectors:
+            rows.writerows((f"{identifier}_{i}", f"{value:.7g}") for i, value in enumerate(vector))
 
 
 def _lines(journal: Path) -> Iterator[str]:
@@ -305,7 +316,7 @@ def _vector(identifier: str, rows: list[list[str]], result: Check) -> np.ndarray
 
 def _prompts(table: Path) -> dict[str, str]:
     rows = tables.read_rows(table, ("imgId", "prompt"))
-    found = {row["imgId"]: row["prompt"] for row in rows}
+    found = {row["imgId"] or "": row["prompt"] or "" for row in rows}
     if len(found) < len(rows):
         raise BadInput(f"{table}: {len(rows) - len(found):,} ids occur more than once.")
     if empty := [identifier for identifier, prompt in found.items() if not (identifier and prompt)]:

@@ -11,6 +11,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 
 from captioner.errors import BadCheckpoint
 from eval.clip import Clip, clip_scores
+from eval.measure import Measures
 from eval.report import report
 
 
@@ -55,7 +56,7 @@ def test_in_a_report_texts_alone_have_a_score(folder: Path, tmp_path: Path, tiny
         loops.append(what)
         return steps
 
-    chosen = {"clip": str(folder), "resamples": 200, "gallery": 1}
+    chosen = {"measures": Measures(clip=str(folder)), "resamples": 200, "gallery": 1}
     written = report([str(data)], models, tmp_path / "out", track, **chosen)
     said, vit = (model["figures"]["clip_score"] for model in written["models"])
     assert (said["n"], vit["n"]) == (2, 0)

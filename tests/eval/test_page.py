@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from eval import charts, page, store
+from eval.anatomy import EVERY_TERM
 from eval.results import Results, text_values
 
 TRUTHS = [
@@ -51,6 +52,7 @@ def folder(tmp_path: Path) -> Path:
     )
     written = {
         "title": "A <test>",
+        **{"kind": "score", "figures_only": False, "vocabulary": store.vocabulary_row(EVERY_TERM), "protocol": None},
         **store.circumstances(0, 300),
         "settings": {},
         "data": {
@@ -147,6 +149,7 @@ def many(tmp_path: Path, warning: str | None = None) -> tuple[str, str]:
     measured = Results([f"{n:02}" for n in range(12)], truths, [None] * 12, list(texts), texts, values)
     written = {
         "title": "A *test*",
+        **{"kind": "score", "figures_only": False, "vocabulary": store.vocabulary_row(EVERY_TERM), "protocol": None},
         **store.circumstances(0, 2000),
         "settings": {},
         "data": {
@@ -154,7 +157,7 @@ def many(tmp_path: Path, warning: str | None = None) -> tuple[str, str]:
             **{"fingerprint": "0" * 64, "notes": []},
         },
     }
-    rows = [store.model_row(model, warning=warning if model != "wrong" else None) for model in texts]
+    rows = [store.model_row(model) | {"warning": warning if model != "wrong" else None} for model in texts]
     store.finish(written, measured, rows, tmp_path, None, gallery=2)
     return (tmp_path / "report.html").read_text(), (tmp_path / "report.md").read_text()
 

@@ -24,6 +24,7 @@ from eval import store
 from eval.answers import Answer, Request, Settings, ask
 from eval.compare import compare
 from eval.data import read_pairs
+from eval.measure import Measures
 from eval.provenance import weights_hash
 from eval.report import report
 from eval.results import Results
@@ -298,9 +299,9 @@ def test_everything_is_looked_at_before_a_model_is_asked(pictures: Path, tmp_pat
         report([str(pictures)], models, tmp_path / "out", never, settings=settings, resamples=300, **chosen)
 
     with pytest.raises(MissingModel, match="not in the local cache"):
-        report_with(clip="openai/clip-vit-base-patch32")
+        report_with(measures=Measures(clip="openai/clip-vit-base-patch32"))
     with pytest.raises(BadCheckpoint, match="CLIP or SigLIP"):
-        report_with(clip=str(tiny_checkpoint("blip")))
+        report_with(measures=Measures(clip=str(tiny_checkpoint("blip"))))
     with pytest.raises(BadInput, match="no device"):
         report_with(device="gpu")
     with pytest.raises(BadInput, match="no precision"):
