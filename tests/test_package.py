@@ -1,0 +1,75 @@
+"""What `pip install` brings: a wheel from a clean copy of the tree, run outside of it."""
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import captioner
+
+ROOT = Path(__file__).parents[1]
+SHIPPED = ("captioner", "training", "eval", "setup.cfg", "pyproject.toml", "README.md", "LICENSE")
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Built of tracked files alone, without network: the build tool is one of the tests' own needs."""
+    folder = tmp_path_factory.mktemp("package")
+    for name in SHIPPED:
+        source, target = ROOT / name, folder / "tree" / name
+        if source.is_dir():
+            shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(source, target)
+    build = "from setuptools.build_meta import build_wheel; import sys; print(build_wheel(sys.argv[1]))"
+    done = subprocess.run(
+        [sys.executable, "-c", build, str(folder)], cwd=folder / "tree", capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return folder / done.stdout.splitlines()[-1]
+
+
+def test_the_wheel_holds_the_model_and_no_tests(wheel: Path) -> None:
+    names = zipfile.ZipFile(wheel).namelist()
+    assert {name.split("/")[0].split("-")[0] for name in names} == {"captioner", "training", "eval"}
+    for needed in (
+        "captioner/py.typed",
+        "captioner/bundled/mini/model.safetensors",
+        "captioner/bundled/clip/merges.txt.gz",
+        "eval/templates/report.html.j2",
+        "eval/hf/bleu4/bleu4.py",
+    ):
+        assert needed in names
+    modules = {str(file.relative_to(ROOT)) for room in SHIPPED[:3] for file in (ROOT / room).rglob("*.py")}
+    assert modules <= set(names)
+    assert wheel.stat().st_size < 50_000_000
+
+
+def test_what_was_installed_writes_a_caption(wheel: Path, tmp_path: Path) -> None:
+    """In a folder of its own, before everything else on the path: the tree of the tests plays no part."""
+    site = tmp_path / "site"
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(site)
+    picture = ROOT / "examples" / "pictures" / "cat.jpg"
+    start = "from captioner.__main__ import main; import sys, captioner; print(captioner.__file__, flush=True); main()"
+    paths = os.pathsep.join([str(site), sysconfig.get_paths()["purelib"]])
+    done = subprocess.run(
+        [sys.executable, "-c", start, "generate", str(picture)],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": paths, "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    where, caption = done.stdout.splitlines()
+    assert Path(where).is_relative_to(site)
+    assert caption == captioner.load("mini").generate(picture).text
+
+
+def test_one_version_from_one_place(wheel: Path) -> None:
+    assert wheel.name.startswith(f"captioner-{captioner.__version__}-")
