@@ -7,6 +7,8 @@ beginning is read once and its keys and values are shared: a term of five tokens
 from __future__ import annotations
 
 import hashlib
+import html
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from transformers import (
     AutoImageProcessor,
     AutoTokenizer,
     BaseImageProcessor,
+    BatchFeature,
     CLIPModel,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -30,6 +33,7 @@ from captioner import compute
 from captioner.contracts import LoadOptions
 from captioner.errors import BadCheckpoint, MissingExtra
 from captioner.models.parts import checkpoint
+from captioner.models.parts.backbones.backbones import BACKBONES, Preprocess
 
 MODELS = {cls.config_class.model_type: cls for cls in (CLIPModel, SiglipModel, Siglip2Model)}
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "merges.txt", "spiece.model", "tokenizer_config.json")
@@ -43,7 +47,7 @@ class Ranker:
     def __init__(
         self,
         model: PreTrainedModel,
-        processor: BaseImageProcessor,
+        processor: BaseImageProcessor | Preprocess,
         tokenizer: PreTrainedTokenizerBase,
         fingerprint: str = "",
     ) -> None:
@@ -63,7 +67,10 @@ class Ranker:
             raise BadCheckpoint(f"{folder} holds a {kind!r} model: terms are ranked by a CLIP or SigLIP. Name one.")
         try:
             with checkpoint.reading(folder):
-                processor = AutoImageProcessor.from_pretrained(folder, backend="pil", local_files_only=True)
+                if kind == "clip":
+                    processor = Preprocess.from_folder(folder, BACKBONES["clip"].preprocess)
+                else:
+                    processor = AutoImageProcessor.from_pretrained(folder, backend="pil", local_files_only=True)
                 tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         except ImportError as error:
             raise MissingExtra(
@@ -77,7 +84,11 @@ class Ranker:
     @torch.inference_mode()
     def pictures(self, images: Sequence[Image]) -> Tensor:
         """Unit vectors `[n, d]`."""
-        inputs = self.processor(list(images), return_tensors="pt").to(self.model.device, self.model.dtype)
+        if isinstance(self.processor, Preprocess):
+            inputs = BatchFeature({"pixel_values": self.processor(images, rounded=True)})
+        else:
+            inputs = self.processor(list(images), return_tensors="pt")
+        inputs = inputs.to(self.model.device, self.model.dtype)
         return _unit(self.model.get_image_features(**inputs).pooler_output)
 
     @torch.inference_mode()
@@ -109,6 +120,8 @@ class Ranker:
     def _ids(self, texts: Sequence[str], truncate: bool = False) -> list[list[int]]:
         if not texts:
             return []
+        if self.causal:
+            texts = list(map(straightened, texts))
         cut = {"truncation": True, "max_length": self.limit} if truncate else {}
         return self.tokenizer(list(texts), verbose=False, **cut).input_ids  # it would warn of long ones
 
@@ -127,6 +140,8 @@ class Ranker:
         padded = pad_sequence(rows, batch_first=True, padding_value=end)
         if not self.causal:
             padded = F.pad(padded, (0, self.limit - padded.shape[1]), value=end)
+            if self.tokenizer.padding_side == "left":
+                padded = torch.stack([row.roll(self.limit - len(text)) for row, text in zip(padded, ids, strict=True)])
         return _unit(self.model.get_text_features(padded.to(self.model.device)).pooler_output)
 
     # --- CLIP's own way: what texts share is read once ----------------------------------------------------------------
@@ -240,9 +255,28 @@ def _unit(vectors: Tensor) -> Tensor:
     return F.normalize(vectors.to(torch.promote_types(vectors.dtype, torch.float32)), dim=-1)
 
 
+def straightened(text: str) -> str:
+    """A text as CLIP's own tokenizer and open_clip's read it (by ftfy's rules), where transformers' reads it as it is:
+    curly quotes straight, wide letters and ligatures plain, entities of HTML as what they stand for, no control
+    characters. It makes a difference for 369 of the 106,570 lines of clip-interrogator's lists, and is theirs for all.
+    """
+    return unicodedata.normalize("NFC", html.unescape(html.unescape(text)).translate(_STRAIGHT))
+
+
+_STRAIGHT: dict[int, str | None] = {
+    **dict.fromkeys((0x2BC, *range(0x2018, 0x201C)), "'"),
+    **dict.fromkeys(range(0x201C, 0x2020), '"'),
+    **{
+        code: unicodedata.normalize("NFKC", chr(code))
+        for code in (0x3000, *range(0xFB00, 0xFB07), *range(0xFF01, 0xFFF0))
+    },
+    **dict.fromkeys((*range(9), 0xB, *range(0xE, 0x20), 0x7F, 0xFEFF)),
+}
+
+
 def _fingerprint(model: PreTrainedModel, folder: Path, precision: str) -> str:
-    """A hash of all that a text's vector depends on: tokenizer, configuration, weights and precision."""
-    digest = hashlib.sha256(precision.encode())
+    """A hash of all that a text's vector depends on: how it is read, tokenizer, configuration, weights, precision."""
+    digest = hashlib.sha256(f"{precision} {straightened.__name__}".encode())
     for file in (folder / name for name in ("config.json", *TOKENIZER_FILES)):
         if file.is_file():
             digest.update(file.read_bytes())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -101,6 +102,17 @@ def test_a_checkpoint_that_transformers_saved_keeps_its_pixels(name, images, sav
     save(images, tmp_path)
     ours = backbones.build(name, tmp_path).preprocess([picture])
     torch.testing.assert_close(ours, images(picture, return_tensors="pt").pixel_values, atol=1e-6, rtol=0)
+
+
+def test_a_clip_says_once_how_long_its_embeddings_are(tiny_checkpoint, tmp_path):
+    folder = shutil.copytree(tiny_checkpoint("clip"), tmp_path / "clip")
+    said = json.loads((folder / "config.json").read_text())
+    said["vision_config"].pop("projection_dim", None)
+    (folder / "config.json").write_text(json.dumps(said))
+    assert backbones.build("clip", folder).width == said["projection_dim"] == 24
+    (folder / "config.json").write_text(json.dumps(said | {"projection_dim": 20}))
+    with pytest.raises(BadCheckpoint, match=r"describes another size of 'visual_projection.weight'"):
+        backbones.build("clip", folder)
 
 
 @pytest.mark.parametrize(

@@ -63,14 +63,18 @@ class Preprocess:
         if self.resample not in RESAMPLING or not _three_numbers(self.mean, self.std) or 0 in self.std:
             raise BadCheckpoint("Pixels need a way to resize, three means, and three spreads above 0.")
 
-    def __call__(self, images: Sequence[Image.Image]) -> Tensor:
-        """RGB pictures of any size → float32 `[n, 3, size, size]`."""
-        bytes_ = np.stack([np.asarray(self._square(image)) for image in images])  # [n, size, size, 3]
+    def __call__(self, images: Sequence[Image.Image], rounded: bool = False) -> Tensor:
+        """RGB pictures of any size → float32 `[n, 3, size, size]`.
+
+        rounded: what is cut out begins at the nearest pixel, as in torchvision and so for CLIP's authors and open_clip;
+        transformers takes the one before, which is another where an odd number is cut off.
+        """
+        bytes_ = np.stack([np.asarray(self._square(image, rounded)) for image in images])  # [n, size, size, 3]
         pixels = torch.from_numpy(bytes_).permute(0, 3, 1, 2).float() / 255  # [n, 3, size, size]
         mean, std = (torch.tensor(each)[:, None, None] for each in (self.mean, self.std))
         return (pixels - mean) / std
 
-    def _square(self, image: Image.Image) -> Image.Image:
+    def _square(self, image: Image.Image, rounded: bool) -> Image.Image:
         resample = RESAMPLING[self.resample]
         if self.shortest is None:
             return image.resize((self.size, self.size), resample)
@@ -80,7 +84,7 @@ class Preprocess:
             left, top = (image.width - width) // 2, (image.height - height) // 2
             image = image.crop((left, top, left + width, top + height))
         width, height = (int(self.shortest * side / short) for side in image.size)
-        left, top = (width - self.size) // 2, (height - self.size) // 2
+        left, top = (round((side - self.size) / 2) if rounded else (side - self.size) // 2 for side in (width, height))
         return image.resize((width, height), resample).crop((left, top, left + self.size, top + self.size))
 
     @classmethod
@@ -403,12 +407,22 @@ def _load_tower(model_class: type[PreTrainedModel], folder: Path, **options) -> 
     check(folder)
     with reading(folder):
         config = model_class.config_class.from_pretrained(folder)
+        if (width := read_config(folder).get("projection_dim")) is not None and "projection_dim" in config.to_dict():
+            config.projection_dim = width  # of the whole CLIP, which its towers' own parts need not repeat
         check_shape(lambda: model_class(config, **options), folder)
         tower, report = model_class.from_pretrained(
-            folder, dtype=torch.float32, local_files_only=True, output_loading_info=True, **options
+            folder,
+            config=config,
+            dtype=torch.float32,
+            local_files_only=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            **options,
         )
     if report["missing_keys"]:
         raise BadCheckpoint(f"{folder} lacks weights, e.g. {sorted(report['missing_keys'])[0]!r}.")
+    if misshapen := [key for key, *_shapes in report["mismatched_keys"]]:
+        raise BadCheckpoint(f"{folder}/config.json describes another size of {sorted(misshapen)[0]!r}. Fetch it again.")
     check_numbers(tower, folder)
     return tower
 
