@@ -283,7 +283,7 @@ def _clip_values(
 
 def _promptstealer(pairs: Pairs, runs: Sequence[Run], clip: Clip, targets: protocols.Targets) -> dict[str, np.ndarray]:
     truths = [item.truths for item in pairs.items]
-    embed = Remembering(lambda texts: clip.embed_texts([_cut(text, clip) for text in texts]))
+    embed = Remembering(lambda texts: clip.embed_texts([protocols.cut(text, clip.fits) for text in texts]))
     semantic = _measured_by(metrics.promptstealer_semantic, best_reference(lambda a, b: cosines(embed(a), embed(b))))
     modifier = [
         np.array(
@@ -298,15 +298,6 @@ def _promptstealer(pairs: Pairs, runs: Sequence[Run], clip: Clip, targets: proto
         metrics.promptstealer_semantic.name: _stacked(semantic(run.texts, truths) for run in runs),
         metrics.promptstealer_modifier.name: _stacked(modifier),
     }
-
-
-def _cut(text: str, clip: Clip) -> str:
-    """PromptStealer's way with long texts: so many words that CLIP reads all of them."""
-    for words in protocols.CUTS:
-        shorter = text if words is None else " ".join(text.split()[:words])
-        if clip.fits(shorter):
-            return shorter
-    return ",".join(text.split(",")[:20])
 
 
 def picture_vectors(

@@ -6,7 +6,7 @@ Published figures are printed as published; ours are measured by the definitions
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -192,6 +192,15 @@ def targets(specs: Sequence[str], split: str, prompts: Sequence[str], listed: Pa
         return Targets({}, anatomy.from_corpus(prompts, ITS_LEAST))
     every = frozenset().union(*by_id.values())
     return Targets(by_id, Vocabulary(every, f"the {len(every):,} terms in the data set's column modifier10"))
+
+
+def cut(text: str, fits: Callable[[str], bool]) -> str:
+    """PromptStealer's way with long texts: so few words, or at last comma terms, that CLIP reads all of them."""
+    for words in CUTS:
+        shorter = text if words is None else " ".join(text.split()[:words])
+        if fits(shorter):
+            return shorter
+    return ",".join(text.split(",")[:20])
 
 
 def _modifier10(spec: str, split: str) -> list[tuple[str, list[str]]]:
