@@ -38,14 +38,14 @@ class Decoding:
     """Words that are never written, whatever their case: their token sequences cannot be produced."""
 
     def __post_init__(self) -> None:
-        for name, least in WHOLE_NUMBERS.items():
+        for name, minimum in WHOLE_NUMBERS.items():
             value = getattr(self, name)
-            if not isinstance(value, Integral) or value < least:
-                raise BadInput(f"{name} must be a whole number, {least} or more, not {value!r}.")
-        for name, (least, most) in NUMBERS.items():
+            if not isinstance(value, Integral) or int(value) < minimum:
+                raise BadInput(f"{name} must be a whole number, {minimum} or more, not {value!r}.")
+        for name, (low, high) in NUMBERS.items():
             value = getattr(self, name)
-            if not isinstance(value, Real) or not least <= value <= most:  # a NaN is in no range
-                raise BadInput(f"{name} must be a number from {least} to {most}, not {value!r}.")
+            if not isinstance(value, Real) or not low <= float(value) <= high:  # a NaN is in no range
+                raise BadInput(f"{name} must be a number from {low} to {high}, not {value!r}.")
         if self.min_new_tokens > self.max_new_tokens:
             raise BadInput(
                 f"min_new_tokens ({self.min_new_tokens}) is above max_new_tokens ({self.max_new_tokens}): "
@@ -61,12 +61,15 @@ class Decoding:
         if self.early_stopping not in (False, True, "never"):
             raise BadInput('early_stopping is False, True or "never".')
 
+    def check(self) -> None:
+        """They were checked as they were made (see `DecodingChanges.check`)."""
+
     def over(self, own: Decoding) -> Decoding:
         """Whole settings leave nothing to the model (see `DecodingChanges.over`)."""
         return self
 
 
-WHOLE_NUMBERS = {
+WHOLE_NUMBERS: dict[str, int] = {
     "num_beams": 1,
     "num_return_sequences": 1,
     "max_new_tokens": 1,
@@ -75,7 +78,7 @@ WHOLE_NUMBERS = {
     "top_k": 0,
 }
 """Fields of `Decoding` that count something, with the least they may be."""
-NUMBERS = {
+NUMBERS: dict[str, tuple[float, float]] = {
     "length_penalty": (-100, 100),
     "repetition_penalty": (0.01, 100),
     "temperature": (0.01, 100),  # logits are divided by it: what is smaller leaves float32

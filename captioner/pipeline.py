@@ -169,6 +169,7 @@ class DirectEmbedder:
     """A model that does not speak: pictures in, unit vectors out."""
 
     speaks = False
+    speaker = None
     decoding = None
 
     def __init__(self, name: str, embedder: ImageEmbedder) -> None:
@@ -279,15 +280,19 @@ def _read_settings(file: Path) -> dict:
     settings, plain = read_object(file), {"consensus": False} | asdict(Decoding())
     if unknown := settings.keys() - plain.keys():
         raise BadCheckpoint(f"{file} has settings we do not know: {', '.join(sorted(unknown))}.")
-    several = {"early_stopping": (bool, str), "seed": (int, NoneType)}
     for name, value in settings.items():
         usual = type(plain[name])
-        wanted = list if usual is tuple else (int, float) if usual is float else several.get(name, usual)
-        fits = isinstance(value, wanted) and (not isinstance(value, bool) or usual is bool)
+        fits = isinstance(value, _json_types(name, usual)) and (not isinstance(value, bool) or usual is bool)
         if not fits or (name in COUNTED and value > MOST) or (usual is float and not math.isfinite(value)):
             raise BadCheckpoint(f"{file} says {name} = {value!r}, which cannot be.")
         settings[name] = tuple(map(str, value)) if usual is tuple else value
     return settings
+
+
+def _json_types(name: str, usual: type) -> tuple[type, ...]:
+    """The types that a field whose default is of the usual type may have in JSON."""
+    several: dict[str, tuple[type, ...]] = {"early_stopping": (bool, str), "seed": (int, NoneType)}
+    return {tuple: (list,), float: (int, float)}.get(usual) or several.get(name, (usual,))
 
 
 COUNTED = frozenset({"num_beams", "num_return_sequences", "max_new_tokens", "min_new_tokens"})
@@ -304,7 +309,11 @@ def is_one(images: OneImage | Sequence[AnyImage]) -> bool:
 
 def several(images: OneImage | Sequence[AnyImage]) -> Sequence[AnyImage]:
     """A list of images, whatever was given."""
-    return [images] if is_one(images) else list(images)
+    from PIL.Image import Image
+
+    if isinstance(images, np.ndarray):
+        return [images] if images.ndim < 4 else list(images)
+    return [images] if isinstance(images, (str, Path, bytes, Image)) else list(images)
 
 
 def _batches(images: Sequence[AnyImage], size: int) -> Iterator[list[Image]]:

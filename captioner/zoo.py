@@ -149,7 +149,7 @@ def _hub_id(name: str) -> str:
 def default() -> str:
     """What `captioner generate` uses when no model is named: the best that is already on this machine."""
     for name in ("blip-large", "blip"):
-        if cached_folder(ENTRIES[name].weights) is not None:
+        if _ready_folder(ENTRIES[name]) is not None:
             return name
     if (BUNDLED / "mini").is_dir():
         return "mini"
@@ -228,7 +228,7 @@ def hub_folder(identifier: str, modules: bool = False) -> Path:
     if constants.HF_HUB_OFFLINE:
         raise MissingModel(f"{not_here} and HF_HUB_OFFLINE is set. Unset it, or name a folder.")
     try:
-        files = {f.rfilename: f.size or 0 for f in HfApi().model_info(identifier, files_metadata=True).siblings}
+        files = {f.rfilename: f.size or 0 for f in HfApi().model_info(identifier, files_metadata=True).siblings or []}
         wanted = _files_to_fetch(list(files), modules)
         size = sum(files[name] for name in wanted) / 1e6
         print(f"Fetching {identifier} from the Hugging Face Hub ({size:,.0f} MB) …", file=sys.stderr)

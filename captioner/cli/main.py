@@ -274,7 +274,7 @@ def read(
     def sink(many: bool) -> sinks.Stdout:
         return sinks.Stdout(sinks.to_json if json else partial(questions.parameters_text, named=many))
 
-    _run(images, questions.Carried(), sink, recursive, quiet=True)
+    _run(images, questions.Metadata(), sink, recursive, quiet=True)
 
 
 def _run(

@@ -165,12 +165,18 @@ def _replace_linear(
 ) -> None:
     """Put `make(weight [out, in], bias)` in place of the linear layers whose weights are wanted."""
     for name, child in model.named_children():
-        # Only the very classes: others (the projection inside nn.MultiheadAttention) have their weight read directly.
-        if type(child) not in (nn.Linear, Conv1D):
+        if (parameters := _linear(child)) is None:
             _replace_linear(child, wanted, make)
-        elif wanted(child.weight):
-            weight = child.weight if type(child) is nn.Linear else child.weight.t()
-            setattr(model, name, make(weight, child.bias))
+        elif wanted(parameters[0]):
+            setattr(model, name, make(*parameters))
+
+
+def _linear(layer: nn.Module) -> tuple[Tensor, Tensor | None] | None:
+    """The weight `[out, in]` and the bias of a linear layer; None of anything else."""
+    # Only the very classes: others (the projection inside nn.MultiheadAttention) have their weight read directly.
+    if type(layer) is nn.Linear:
+        return layer.weight, layer.bias
+    return (layer.weight.t(), layer.bias) if type(layer) is Conv1D else None
 
 
 def _quantize(model: nn.Module) -> nn.Module:

@@ -17,7 +17,7 @@ def peft_without_bitsandbytes() -> None:
     """
     if PACKAGE in sys.modules or "peft" in sys.modules:
         return
-    sys.modules[PACKAGE] = None  # to Python's import: there is no such package
+    sys.modules[PACKAGE] = None  # type: ignore[assignment]  # to Python's import: there is no such package
     try:
         from peft import import_utils
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 from captioner.images.budget import Budget, Ticket
 
 Item = TypeVar("Item")
-Reading = TypeVar("Reading")
+Read = TypeVar("Read")
 
 READERS = 4
 READ_AHEAD = 16
@@ -21,9 +21,9 @@ HELD_BYTES = 600_000_000
 
 def read_ahead(
     items: Iterable[Item],
-    read: Callable[[Item, Callable[[int], None]], Reading],
-    bytes_of: Callable[[Reading], int],
-) -> Iterator[Reading]:
+    read: Callable[[Item, Callable[[int], None]], Read],
+    bytes_of: Callable[[Read], int],
+) -> Generator[Read, None, None]:
     """What `read(item, admit)` gives for each item, in their order.
 
     `read` runs in threads and calls `admit` with the bytes that an item is about to take, which may make it wait.
@@ -31,22 +31,22 @@ def read_ahead(
     """
     pool = ThreadPoolExecutor(READERS, "reader")
     budget = Budget(HELD_BYTES)
-    waiting: deque[tuple[Future[Reading], Ticket]] = deque()
+    waiting: deque[tuple[Future[Read], Ticket]] = deque()
 
-    def work(item: Item, ticket: Ticket) -> Reading:
+    def work(item: Item, ticket: Ticket) -> Read:
         size = 0
         try:
-            reading = read(item, ticket.admit)
-            size = bytes_of(reading)
-            return reading
+            result = read(item, ticket.admit)
+            size = bytes_of(result)
+            return result
         finally:
             ticket.settle(size)
 
-    def first() -> Reading:
+    def first() -> Read:
         future, ticket = waiting.popleft()
-        reading = future.result()
+        result = future.result()
         ticket.settle(0)  # from here on it is the user's
-        return reading
+        return result
 
     try:
         for item in items:

@@ -37,7 +37,9 @@ def read(graph: Mapping[str, Any]) -> Drawing | None:
 class _Graph:
     def __init__(self, graph: Mapping[str, Any]) -> None:
         nodes = {str(name): node for name, node in graph.items() if isinstance(node, dict)}
-        self.inputs = {name: node["inputs"] for name, node in nodes.items() if isinstance(node.get("inputs"), dict)}
+        self.inputs: dict[str, dict[str, Any]] = {
+            name: node["inputs"] for name, node in nodes.items() if isinstance(node.get("inputs"), dict)
+        }
         self.kinds = {name: node.get("class_type") for name, node in nodes.items()}
 
     def drawing(self) -> Drawing | None:
@@ -64,11 +66,13 @@ class _Graph:
     def _condition(self, sampler: str, side: str) -> str | None:
         inputs = self.inputs[sampler]
         embeds = _link(inputs.get("text_embeds"))  # a video sampler has both sides behind one input
-        return _link(self.inputs.get(embeds, inputs).get(side))
+        if embeds is not None:
+            inputs = self.inputs.get(embeds, inputs)
+        return _link(inputs.get(side))
 
     def _prompts(self, start: str | None, side: str, seen: set[str]) -> Iterator[str]:
         """The texts behind a node, each branch up to its first."""
-        waiting = [start]
+        waiting: list[str | None] = [start]
         while waiting:
             name = waiting.pop()
             if name in seen or name not in self.inputs:
@@ -82,7 +86,8 @@ class _Graph:
 
     def _behind(self, start: str | None) -> Iterator[dict[str, Any]]:
         """The inputs of a node and of all behind it, depth first."""
-        waiting, seen = [start], set()
+        waiting: list[str | None] = [start]
+        seen: set[str] = set()
         while waiting:
             name = waiting.pop()
             if name in seen or name not in self.inputs:

@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
@@ -55,9 +55,16 @@ class Source:
         """The file, or the bytes read or fetched; `open_image` and `read_parameters` take either."""
         if self.problem is not None:
             raise BadImage(self.problem)
+        if self.data is not None:
+            return self.data
         if self.url is not None:
             return fetch_image(self.url)
-        return self.path if self.data is None else self.data
+        assert self.path is not None, "a picture is a file, an address or bytes"
+        return self.path
+
+    def fetched(self) -> Source:
+        """The same with the bytes behind its address, where it has one: fetched once for all who want them."""
+        return self if self.url is None else replace(self, url=None, data=fetch_image(self.url))
 
     def open(self, max_pixels: int = MAX_PIXELS) -> Image.Image:
         """The picture, upright RGB. Whatever is wrong is a `BadImage` that begins with the name."""

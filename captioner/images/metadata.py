@@ -92,7 +92,7 @@ def read_parameters(source: str | Path | bytes | Image.Image, name: str | None =
 
 def _texts(image: Image.Image) -> dict[str, Any]:
     """The texts under the names that the programs use in a PNG, wherever this format keeps them."""
-    texts = dict(image.info)
+    texts = {name: text for name, text in image.info.items() if isinstance(name, str)}
     if image.format == "PNG":
         return texts
     comment, tags = _exif(image)
@@ -162,7 +162,8 @@ def _by_sd_parsers(texts: Mapping[str, Any]) -> Parameters | None:
     from sd_parsers import parsers
 
     texts = _without_traps(texts)
-    for parser in parsers.MANAGED_PARSERS:
+    managed: Sequence[type[parsers.Parser]] = parsers.MANAGED_PARSERS
+    for parser in managed:
         if parser is parsers.ComfyUIParser:
             continue
         try:

@@ -183,7 +183,7 @@ def bytes_to_open(image: Image.Image) -> int:
         copies = 12
     else:
         copies = 8
-    decoder = 6 if image.info.get("progressive") else _DECODER_BYTES.get(image.format, 0)
+    decoder = 6 if image.info.get("progressive") else _DECODER_BYTES.get(image.format or "", 0)
     return image.width * image.height * (copies + decoder)
 
 
@@ -211,7 +211,7 @@ def _finish(image: Image.Image, name: str, max_pixels: int) -> Image.Image:
     return upright
 
 
-_TURNS = {
+_TURNS: dict[object, Image.Transpose] = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -247,6 +247,6 @@ def _from_array(array: np.ndarray) -> Image.Image:
     return Image.fromarray(np.rint(array * (255 / top)).astype(np.uint8))
 
 
-def one_line(error: Exception | str) -> str:
+def one_line(error: BaseException | str) -> str:
     """Another library's own words."""
     return printable(" ".join(str(error).split())[:200]) or type(error).__name__

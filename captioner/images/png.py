@@ -10,9 +10,12 @@ import io
 import os
 import struct
 import zlib
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from captioner.errors import BadImage
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 MAX_CHUNKS = 100_000
@@ -97,14 +100,15 @@ class _Parts(io.RawIOBase):
             self.part = self.begin = 0
         return self.position
 
-    def readinto(self, buffer: memoryview) -> int:
+    def readinto(self, buffer: Buffer) -> int:
+        view = memoryview(buffer)
         while self.part < len(self.parts):
             start, end = self.parts[self.part]
             offset = self.position - self.begin
             if offset < end - start:
                 self.stream.seek(start + offset)
-                data = self.stream.read(min(len(buffer), end - start - offset))
-                buffer[: len(data)] = data
+                data = self.stream.read(min(len(view), end - start - offset))
+                view[: len(data)] = data
                 self.position += len(data)
                 return len(data)
             self.begin += end - start

@@ -285,11 +285,11 @@ def _karpathy(content: dict[str, Any], file: Path, part: str) -> list[tuple[Any,
     if part not in counts:
         parts = ", ".join(f"{name} ({count:,})" for name, count in counts.items())
         raise BadInput(f"{file} has the parts {parts}. Name one of them: coco:{file}:{next(iter(counts), 'train')}")
-    parts = {part, "restval"} if part == "train" else {part}
+    wanted = {part, "restval"} if part == "train" else {part}
     return [
         (picture.get("cocoid", picture.get("imgid")), _karpathy_name(picture), sentence["raw"])
         for picture in content["images"]
-        if picture["split"] in parts
+        if picture["split"] in wanted
         for sentence in picture["sentences"]
     ]
 

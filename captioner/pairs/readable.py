@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -73,7 +74,7 @@ def _from_zip(member: str, archive: str) -> bytes:
         if opened.getinfo(member).file_size > MAX_BYTES:
             raise BadImage(f"{member} in {archive} is larger than {MAX_BYTES:,} bytes.")
         return opened.read(member)
-    except (OSError, KeyError, zipfile.BadZipFile, zipfile.zlib.error) as error:
+    except (OSError, KeyError, zipfile.BadZipFile, zlib.error) as error:
         raise BadImage(f"{member} in {archive} cannot be read ({error}).") from error
 
 

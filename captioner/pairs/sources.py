@@ -96,9 +96,10 @@ class Records:
         What is wrong with a table is said here, before any work is done.
         """
         counts = [_count(source, self.options) for source in self.sources]
-        if None in counts:
+        known = [count for count in counts if count is not None]
+        if len(known) < len(counts):
             return None
-        return sum(round(count * source.weight) for count, source in zip(counts, self.sources, strict=True))
+        return sum(round(count * source.weight) for count, source in zip(known, self.sources, strict=True))
 
 
 def read(specs: Sequence[str | Path], options: ReadOptions | None = None, seed: int = 0) -> Records:

@@ -11,12 +11,14 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, islice
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
+
+from PIL.Image import Image
 
 from captioner.errors import BadAnswer, BadCheckpoint, BadImage, BadInput, BadOutput, CaptionerError, Stopped
 from captioner.images import Source, find_images, printable
@@ -26,8 +28,6 @@ from captioner.run.progress import Progress, Silent, Tally, watch
 from captioner.sinks import Result, Row, Sink, Stdout, file_of, groups, is_finite
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-
     from captioner.contracts import Request
 
 HELD_PIXELS = 100_000_000
@@ -73,22 +73,26 @@ class Asked:
     request: Request
 
 
-class Answers(Protocol):
+Look = TypeVar("Look")
+"""What a verb needs to know of a picture: an `Image`, one that is `Asked` about, or the row itself."""
+
+
+class Answers(Protocol[Look]):
     """What is asked about each picture: one verb's own part of a run."""
 
-    def look(self, source: Source) -> Image | Asked | Row:
+    def look(self, source: Source) -> Look:
         """Open a picture, or answer at once without the model. Called in threads."""
 
     def batch_size(self) -> int:
         """Pictures at a time that fit into memory."""
 
-    def answer(self, looks: list[Image | Asked | Row]) -> list[Row | BadAnswer]:
+    def answer(self, looks: list[Look]) -> Sequence[Row | BadAnswer]:
         """One row for each of what `look` gave, in order; or what a model said of that picture alone."""
 
 
 def run_inputs(
     inputs: Sequence[str],
-    answers: Answers,
+    answers: Answers[Look],
     open_sink: Callable[[bool], Sink],
     *,
     recursive: bool = False,
@@ -116,7 +120,7 @@ def run_inputs(
 def run(
     sources: Iterable[Source],
     sink: Sink,
-    answers: Answers,
+    answers: Answers[Look],
     progress: Progress,
     batch_size: int | None = None,
 ) -> Tally:
@@ -124,9 +128,9 @@ def run(
     work = _Work(sink, answers, progress, batch_size)
     try:
         with Interrupts() as user, sink, progress, closing(_opened(work.wanted(sources), answers.look)) as opened:
-            for found in opened:
+            for picture in opened:
                 user.check()
-                work.take(found)
+                work.take(picture)
             user.check()
             work.flush()
     except KeyboardInterrupt:
@@ -139,18 +143,18 @@ def run(
 
 
 @dataclass(frozen=True)
-class _Opened:
-    """One picture as it came out of a reader: the picture, a row, or what is wrong."""
+class _Opened(Generic[Look]):
+    """One picture as it came out of a reader."""
 
     source: Source
     file: str
-    content: Image | Asked | Row | BadImage | BadOutput
+    look: Look
 
     @property
     def image(self) -> Image | None:
-        """The picture, if it has been opened."""
-        content = self.content.image if isinstance(self.content, Asked) else self.content
-        return None if isinstance(content, (dict, Exception)) else content
+        """The picture itself; None of a row."""
+        look = self.look.image if isinstance(self.look, Asked) else self.look
+        return look if isinstance(look, Image) else None
 
     @property
     def pixels(self) -> int:
@@ -163,42 +167,56 @@ class _Opened:
         return picture + len(self.source.data or b"")
 
 
-def _opened(sources: Iterable[Source | _Opened], look: Callable[[Source], Image | Asked | Row]) -> Iterator[_Opened]:
-    return read_ahead(sources, partial(_open, look), lambda opened: opened.bytes)
+@dataclass(frozen=True)
+class _Failed:
+    """One that cannot be read, or whose result has no place."""
+
+    source: Source
+    file: str
+    error: BadImage | BadOutput
+
+    @property
+    def bytes(self) -> int:
+        return len(self.source.data or b"")
+
+
+def _opened(
+    sources: Iterable[Source | _Failed], look: Callable[[Source], Look]
+) -> Generator[_Opened[Look] | _Failed, None, None]:
+    return read_ahead(sources, partial(_open, look), lambda picture: picture.bytes)
 
 
 def _open(
-    look: Callable[[Source], Image | Asked | Row], source: Source | _Opened, admit: Callable[[int], None]
-) -> _Opened:
-    if isinstance(source, _Opened):
+    look: Callable[[Source], Look], source: Source | _Failed, admit: Callable[[int], None]
+) -> _Opened[Look] | _Failed:
+    if isinstance(source, _Failed):
         return source
     file = file_of(source)
     try:
-        if source.url is not None:  # fetched once: the sink may want the very bytes
-            source = replace(source, url=None, data=source.content())
+        source = source.fetched()  # once: the sink may want the very bytes
         encoded = len(source.data or b"")
         return _Opened(source, file, look(replace(source, admit=lambda size: admit(size + encoded))))
     except BadImage as error:
-        return _Opened(replace(source, data=None), file, error)
+        return _Failed(replace(source, data=None), file, error)
 
 
 # --- asking the model, and keeping what it says ----------------------------------------------------------------------
 
 
-class _Work:
+class _Work(Generic[Look]):
     """A batch being filled, and what became of the ones before."""
 
-    def __init__(self, sink: Sink, answers: Answers, progress: Progress, batch_size: int | None) -> None:
+    def __init__(self, sink: Sink, answers: Answers[Look], progress: Progress, batch_size: int | None) -> None:
         self.sink = sink
         self.answers = answers
         self.progress = progress
         self.batch_size = batch_size
-        self.batch: list[_Opened] = []
+        self.batch: list[_Opened[Look]] = []
         self.tally = Tally()
         self.has_answered = False
         self.first_errors: list[type[Exception]] = []
 
-    def wanted(self, sources: Iterable[Source]) -> Iterator[Source | _Opened]:
+    def wanted(self, sources: Iterable[Source]) -> Iterator[Source | _Failed]:
         """Those that are not done yet; one whose result has no place comes out with what is wrong."""
         for source in sources:
             try:
@@ -208,21 +226,21 @@ class _Work:
                     self.tally.skipped += 1
                     self.progress.show(self.tally)
             except BadOutput as error:
-                yield _Opened(source, file_of(source), error)
+                yield _Failed(source, file_of(source), error)
 
-    def take(self, opened: _Opened) -> None:
-        if isinstance(opened.content, (BadImage, BadOutput)):
-            self._fail(opened, opened.content)
+    def take(self, picture: _Opened[Look] | _Failed) -> None:
+        if isinstance(picture, _Failed):
+            self._fail(picture.file, picture.error)
             return
-        if sum(one.pixels for one in self.batch) + opened.pixels > HELD_PIXELS:
+        if sum(waiting.pixels for waiting in self.batch) + picture.pixels > HELD_PIXELS:
             self.flush()
-        self.batch.append(opened)
+        self.batch.append(picture)
         if len(self.batch) >= self._size():
             self.flush()
 
-    def _fail(self, opened: _Opened, error: BadImage | BadOutput) -> None:
+    def _fail(self, file: str, error: BadImage | BadOutput) -> None:
         self.progress.say(f"captioner: {error}")
-        self.sink.fail(opened.file, str(error))
+        self.sink.fail(file, str(error))
         self.tally.failed += 1
         self.progress.show(self.tally)
 
@@ -249,9 +267,9 @@ class _Work:
         self.progress.show(self.tally)
         for opened, answer in answers:
             if isinstance(answer, BadImage):
-                self._fail(opened, answer)
+                self._fail(opened.file, answer)
 
-    def _ask(self, batch: list[_Opened]) -> list[Row | BadImage]:
+    def _ask(self, batch: list[_Opened[Look]]) -> list[Row | BadImage]:
         """A row for each picture; one that the model fails on is found by halving, and told with the reason."""
         answers: list[Row | BadImage] = []
         waiting = [batch]
@@ -272,10 +290,10 @@ class _Work:
             del rows  # an error holds on to the tensors of its pass
         return answers
 
-    def _try(self, part: list[_Opened]) -> list[Row | BadAnswer] | Exception:
+    def _try(self, part: list[_Opened[Look]]) -> Sequence[Row | BadAnswer] | Exception:
         """The rows, or what the model raised. What is wrong with the settings or the model ends the run."""
         try:
-            return self.answers.answer([opened.content for opened in part])
+            return self.answers.answer([opened.look for opened in part])
         except BadImage as error:
             return error
         except CaptionerError:
@@ -287,7 +305,7 @@ class _Work:
         _free_memory()
         return MemoryError()
 
-    def _checked(self, opened: _Opened, row: Row | BadAnswer) -> Row | BadImage:
+    def _checked(self, opened: _Opened[Look], row: Row | BadAnswer) -> Row | BadImage:
         if isinstance(row, BadAnswer):
             return self._blame(opened, row)
         if not is_finite(row):
@@ -295,7 +313,7 @@ class _Work:
         self.has_answered = True
         return row
 
-    def _blame(self, opened: _Opened, error: Exception) -> BadImage:
+    def _blame(self, opened: _Opened[Look], error: Exception) -> BadImage:
         """What is said of a picture that the model fails on alone."""
         if isinstance(error, BadImage) and not isinstance(error, BadAnswer):
             return error

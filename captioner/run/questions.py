@@ -96,7 +96,7 @@ class Model:
         """What a server has counted in this run, where one was asked."""
         from captioner.models import openai
 
-        speaker = self.loaded.speaker if "loaded" in self.__dict__ and self.loaded.speaks else None
+        speaker = self.loaded.speaker if "loaded" in self.__dict__ else None
         return str(speaker.usage) if isinstance(speaker, openai.Server) else None
 
 
@@ -253,7 +253,7 @@ def grouped(
     return rows
 
 
-class Carried:
+class Metadata:
     """`captioner read`: the generation parameters a picture carries."""
 
     def look(self, source: Source) -> Row:
@@ -338,7 +338,7 @@ def embed_texts(texts: Iterable[str], embedder: str | None, sink: Sink) -> Tally
             tally.skipped += 1
         for part in groups(texts, TEXTS):
             vectors = text_embedder(embedder)(part)
-            rows = [{"text": t, "embedding": as_numbers(v)} for t, v in zip(part, vectors, strict=True)]
+            rows: list[Row] = [{"text": t, "embedding": as_numbers(v)} for t, v in zip(part, vectors, strict=True)]
             if not all(map(is_finite, rows)):
                 raise BadCheckpoint("The embedder's numbers are not finite (NaN): its weights are damaged.")
             sink.write([Result(Source(row["text"]), row) for row in rows])

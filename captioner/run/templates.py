@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import PurePosixPath
-from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from captioner.contracts import Request
@@ -30,7 +28,7 @@ def parse(request: Request) -> tuple[Request, bool]:
     texts = _texts(request)
     if any(_variables(text) for text in texts.values()):
         return request, True
-    return replace(request, **{name: _with(text, {}) for name, text in texts.items()}), False
+    return request.changed(**{name: _with(text, {}) for name, text in texts.items()}), False
 
 
 def filled(request: Request, source: Source) -> Request:
@@ -38,10 +36,10 @@ def filled(request: Request, source: Source) -> Request:
     texts = _texts(request)
     names = {name for text in texts.values() for name in _variables(text)}
     values = {name: VALUES[name](source) for name in names}
-    return replace(request, **{name: _with(text, values) for name, text in texts.items()})
+    return request.changed(**{name: _with(text, values) for name, text in texts.items()})
 
 
-def _texts(request: Request) -> dict[str, Any]:
+def _texts(request: Request) -> dict[str, str]:
     return {name: text for name in FIELDS if (text := getattr(request, name)) is not None}
 
 

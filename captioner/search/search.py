@@ -27,8 +27,8 @@ NEVER = -1e9
 
 
 @dataclass(frozen=True)
-class Found:
-    """One text that the search found."""
+class Hypothesis:
+    """One text that the search ended with."""
 
     ids: list[int]
     """Generated ids, without the start, the end token and padding."""
@@ -44,7 +44,7 @@ def search(
     processor: Processor,
     decoding: Decoding,
     image_seeds: Sequence[int] | None = None,
-) -> list[list[Found]]:
+) -> list[list[Hypothesis]]:
     """For every image of the memory, `num_return_sequences` texts, best first.
 
     Sampling draws from one generator per image, seeded by `decoding.seed` and `image_seeds` (anything that depends on
@@ -106,33 +106,33 @@ def _extend(
     decoding: Decoding,
     choose: Callable[[Tensor, list[int]], Tensor],
     copies: int,
-) -> list[list[Found]]:
+) -> list[list[Hypothesis]]:
     """Greedy search and sampling: `copies` texts per image, extended token by token until all of an image's ended."""
     process = logits_processors(processor, decoding, decoder.device)
     eos = torch.tensor(processor.eos_ids, device=decoder.device)
     images = list(range(len(memory)))  # those still in the batch
-    found: list[list[Found]] = [[] for _ in images]
+    hypotheses: list[list[Hypothesis]] = [[] for _ in images]
     ids, logits, past = _read_start(decoder, memory, processor, copies)
     ended = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
     log_probs = torch.zeros(len(ids), 0, device=ids.device)  # of the generated tokens
     for length in range(1, decoding.max_new_tokens + 1):
         logits = logits.to(torch.float32, copy=True)  # some processors write into it
-        own = logits.log_softmax(-1)
+        plain = logits.log_softmax(-1)
         tokens = choose(process(ids, logits), images).masked_fill(ended, processor.pad_id)  # [rows]
         ids = torch.cat((ids, tokens[:, None]), dim=1)
-        log_probs = torch.cat((log_probs, own.gather(1, tokens[:, None])), dim=1)
+        log_probs = torch.cat((log_probs, plain.gather(1, tokens[:, None])), dim=1)
         ended |= torch.isin(tokens, eos)
         over = (ended.view(-1, copies).all(1) | (length == decoding.max_new_tokens)).tolist()
-        for place in compress(range(len(images)), over):
-            of_image = slice(place * copies, (place + 1) * copies)
+        for index in compress(range(len(images)), over):
+            of_image = slice(index * copies, (index + 1) * copies)
             generated = ids[of_image, len(processor.start_ids) :].tolist()
-            texts = [_found(t, p, processor) for t, p in zip(generated, log_probs[of_image], strict=True)]
-            found[images[place]] = sorted(texts, key=lambda text: -text.score)
+            texts = [_hypothesis(t, p, processor) for t, p in zip(generated, log_probs[of_image], strict=True)]
+            hypotheses[images[index]] = sorted(texts, key=lambda text: -text.score)
         if all(over):
-            return found
+            return hypotheses
         if any(over):
-            left = [place for place, done in enumerate(over) if not done]
-            images = [images[place] for place in left]
+            left = [index for index, done in enumerate(over) if not done]
+            images = [images[index] for index in left]
             stay = torch.tensor(left, device=ids.device)
             rows = _rows_of(stay, copies)
             memory, past = memory.select(stay), past.select(rows)
@@ -141,11 +141,11 @@ def _extend(
     raise AssertionError("the last step ends every text")
 
 
-def _found(ids: list[int], log_probs: Tensor, processor: Processor) -> Found:
+def _hypothesis(ids: list[int], log_probs: Tensor, processor: Processor) -> Hypothesis:
     """Cut at the end token; its log-probability counts, as it does in a beam's score."""
-    end = next((place for place, token in enumerate(ids) if token in processor.eos_ids), len(ids))
+    end = next((index for index, token in enumerate(ids) if token in processor.eos_ids), len(ids))
     length = min(end + 1, len(ids))
-    return Found(ids[:end], log_probs[:length].mean().item(), end < len(ids))
+    return Hypothesis(ids[:end], log_probs[:length].mean().item(), end < len(ids))
 
 
 def _sampler(decoding: Decoding, image_seeds: Sequence[int]) -> Callable[[Tensor, list[int]], Tensor]:
@@ -209,13 +209,13 @@ class _Beams:
         return _Beams(*(vars(self)[name][images] for name in self.__dataclass_fields__))
 
 
-def _beam_search(decoder: Decoder, memory: Memory, processor: Processor, decoding: Decoding) -> list[list[Found]]:
+def _beam_search(decoder: Decoder, memory: Memory, processor: Processor, decoding: Decoding) -> list[list[Hypothesis]]:
     """Beam search as transformers defines it (early stopping, length penalty and ties included)."""
     beams, start = decoding.num_beams, len(processor.start_ids)
     process = logits_processors(processor, decoding, decoder.device)
     eos = torch.tensor(processor.eos_ids, device=decoder.device)
     images = list(range(len(memory)))  # those still in the batch
-    found: list[list[Found]] = [[] for _ in images]
+    hypotheses: list[list[Hypothesis]] = [[] for _ in images]
     ids, logits, past = _read_start(decoder, memory, processor, beams)
     state = _Beams.start(ids[::beams], beams, decoding.max_new_tokens, processor.pad_id)
     for length in range(1, decoding.max_new_tokens + 1):
@@ -223,22 +223,22 @@ def _beam_search(decoder: Decoder, memory: Memory, processor: Processor, decodin
         log_probs = process(state.ids[:, :, : start + length - 1].flatten(0, 1), log_probs)
         parents = _advance(state, log_probs, start + length - 1, length, eos, decoding)  # [images, beams]
         over = _cannot_improve(state, length, decoding)
-        for place in over.nonzero().flatten().tolist():
-            found[images[place]] = _best(state, place, processor, decoding)
+        for index in over.nonzero().flatten().tolist():
+            hypotheses[images[index]] = _best(state, index, processor, decoding)
         if over.all():
-            return found
+            return hypotheses
         stay = (~over).nonzero().flatten()
         rows = (stay[:, None] * beams + parents[stay]).flatten()
         past = past.select(rows)
         if over.any():
-            images = [images[place] for place in stay.tolist()]
+            images = [images[index] for index in stay.tolist()]
             memory, state = memory.select(stay), state.select(stay)
         logits, past = decoder.step(state.ids[:, :, start + length - 1].reshape(-1, 1), memory, past)
     raise AssertionError("the last step ends every hypothesis")
 
 
-def _advance(state: _Beams, log_probs: Tensor, place: int, length: int, eos: Tensor, decoding: Decoding) -> Tensor:
-    """Extend every hypothesis by the token at `place`, the `length`-th new one; returns each new one's parent beam."""
+def _advance(state: _Beams, log_probs: Tensor, position: int, length: int, eos: Tensor, decoding: Decoding) -> Tensor:
+    """Extend every hypothesis by the `length`-th new token, at `position`; returns each new one's parent beam."""
     images, beams = state.scores.shape
     vocabulary = log_probs.shape[-1]
     totals = (log_probs.view(images, beams, vocabulary) + state.scores[:, :, None]).view(images, -1)
@@ -246,7 +246,7 @@ def _advance(state: _Beams, log_probs: Tensor, place: int, length: int, eos: Ten
     scores, choice = totals.topk(max(2, 1 + len(eos)) * beams)  # [images, candidates]
     parents, tokens = choice // vocabulary, choice % vocabulary
     ids = _gather(state.ids, parents)
-    ids[:, :, place] = tokens
+    ids[:, :, position] = tokens
     ends = torch.isin(tokens, eos) | (length == decoding.max_new_tokens)
 
     going = (scores + ends * NEVER).topk(beams)
@@ -276,10 +276,10 @@ def _cannot_improve(state: _Beams, length: int, decoding: Decoding) -> Tensor:
     return over | state.ended.all(1) if decoding.early_stopping is True else over
 
 
-def _best(state: _Beams, image: int, processor: Processor, decoding: Decoding) -> list[Found]:
+def _best(state: _Beams, image: int, processor: Processor, decoding: Decoding) -> list[Hypothesis]:
     """The best ended hypotheses of one image. The ranking is by the penalised score, the score is per token."""
     start = state.ids.shape[2] - decoding.max_new_tokens
-    best = []
+    best: list[Hypothesis] = []
     for beam in range(decoding.num_return_sequences):
         length = int(state.ended_lengths[image, beam])
         total = state.ended_scores[image, beam].item() * length**decoding.length_penalty
@@ -287,7 +287,7 @@ def _best(state: _Beams, image: int, processor: Processor, decoding: Decoding) -
             break  # so much was forbidden that fewer texts than beams remained
         ids = state.ended_ids[image, beam, start : start + length].tolist()
         finished = ids[-1] in processor.eos_ids
-        best.append(Found(ids[:-1] if finished else ids, total / length, finished))
+        best.append(Hypothesis(ids[:-1] if finished else ids, total / length, finished))
     return best
 
 

@@ -83,10 +83,11 @@ class ImageFolder(FileSink):
     def _copy(self, source: Source, target: Path) -> bool:
         """False if something else is there. The same picture may be: copied just before a kill, its row not written."""
         with replacing(target, keep=target.exists()) as new:
-            if source.data is None:
-                shutil.copyfile(source.path, new)
+            content = source.content()
+            if isinstance(content, bytes):
+                new.write_bytes(content)
             else:
-                new.write_bytes(source.data)
+                shutil.copyfile(content, new)
             return not target.exists() or filecmp.cmp(new, target, shallow=False)
 
 

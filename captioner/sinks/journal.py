@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, fields
 from io import FileIO
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from captioner.errors import BadOutput
 from captioner.files import atomic
@@ -19,6 +19,9 @@ from captioner.files.lock import lock
 from captioner.images import Source, is_url
 from captioner.sinks.checks import RESUME, explained
 from captioner.sinks.row import Row, as_text, file_of, picture_key, to_json
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 Settings = dict[str, Any]
 """All that a run's rows depend on but the pictures: model, search, what is done to the text. Ready for JSON."""
@@ -72,7 +75,7 @@ class Run:
             raise BadOutput(f"{what} was begun with other settings: {'; '.join(changes)}. {remedy}")
 
 
-def given(options: object) -> Settings:
+def given(options: DataclassInstance) -> Settings:
     """The fields of a dataclass that are not as they are by default."""
     values = {field.name: (getattr(options, field.name), field.default) for field in fields(options)}
     return {name: value for name, (value, default) in values.items() if value != default}
@@ -107,7 +110,7 @@ class Journal:
         self.run = run
         self.done: set[str] = set()
         self.count = 0
-        self.columns: list[str] | None = None
+        self.columns: list[str] = []
         self.has_relative = False
         self.start = 0
         """Where rows begin."""
@@ -132,7 +135,7 @@ class Journal:
                 "or remove it to start anew."
             )
         if has_rows and not overwrite:
-            if begun is not None:
+            if begun is not None and self.run is not None:
                 begun.check(self.run, self.title, remedy)
                 self.run = begun
             self._keep_whole_rows()
@@ -190,7 +193,7 @@ class Journal:
         if picture_key(file_of(source), here) in self.done:
             return True
         is_relative = source.path is not None and not source.path.is_absolute()
-        if is_relative and self.has_relative and self.run.folder != here:
+        if self.run is not None and is_relative and self.has_relative and self.run.folder != here:
             raise BadOutput(
                 f"{source.name} is named from {here}, the pictures of {self.path} from {self.run.folder}: "
                 "go on from there, or give absolute paths."

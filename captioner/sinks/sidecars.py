@@ -18,7 +18,7 @@ from captioner.files.cache import cache_folder
 from captioner.images import Source
 from captioner.sinks.checks import RESUME, check_place, explained
 from captioner.sinks.journal import Errors, Journal, Run, Settings, is_ended, read_header, summary_line
-from captioner.sinks.row import OnExisting, Result, Row
+from captioner.sinks.row import OnExisting, Result, Row, file_of
 
 MOST_BYTES = 10_000_000
 """No caption is longer: what is, was not meant to be one."""
@@ -75,18 +75,14 @@ class Sidecars:
             self.journal.close(remove=not self.journal.count)
 
     def wants(self, source: Source) -> bool:
-        if source.path is None:
-            raise BadOutput(f"{source.name} lies in no folder, so there is no place for a sidecar: use --out.")
-        sidecar = source.path.with_suffix(".txt")
-        if sidecar == source.path:
-            raise BadOutput(f"{source.name} is itself named like a sidecar.")
+        sidecar = _sidecar(source)
         self._claim(sidecar, source)
         if self.on_existing == "skip" and os.path.exists(sidecar):
             return False
         target = _target(sidecar)
         self._claim(target, source)
         if self.journal.has(source):
-            if row := self.in_flight.pop(os.path.abspath(source.path), None):
+            if row := self.in_flight.pop(os.path.abspath(file_of(source)), None):
                 self._apply(target, row)
             return False
         if not os.access(sidecar.parent, os.W_OK):
@@ -101,7 +97,7 @@ class Sidecars:
             raise BadOutput(f"{source.name} would share its sidecar with {owner.name}.")
 
     def write(self, results: Sequence[Result]) -> None:
-        targets = [_target(source.path.with_suffix(".txt")) for source, _ in results]
+        targets = [_target(_sidecar(source)) for source, _ in results]
         rows = [self._row(target, *result) for target, result in zip(targets, results, strict=True)]
         self.journal.append(rows)
         for target, row in zip(targets, rows, strict=True):
@@ -112,7 +108,7 @@ class Sidecars:
         old, text = (before or "").strip(), row["text"]
         parts = {"append": (old, text), "prepend": (text, old)}.get(self.on_existing, (text,))
         after = ", ".join(part for part in parts if part) + "\n"
-        return {"file": os.path.abspath(source.path), "before": before, "after": after}
+        return {"file": os.path.abspath(file_of(source)), "before": before, "after": after}
 
     def _apply(self, target: Path, row: Row) -> None:
         """Write a sidecar, unless that is done or the user changed it meanwhile."""
@@ -143,6 +139,16 @@ def journal_path(folder: Path) -> Path:
             f"There is no place for the journal of sidecars ({error.filename}: {error.strerror}). "
             "Set CAPTIONER_CACHE to a folder of yours."
         ) from error
+
+
+def _sidecar(source: Source) -> Path:
+    """The text file beside a picture."""
+    if source.path is None:
+        raise BadOutput(f"{source.name} lies in no folder, so there is no place for a sidecar: use --out.")
+    sidecar = source.path.with_suffix(".txt")
+    if sidecar == source.path:
+        raise BadOutput(f"{source.name} is itself named like a sidecar.")
+    return sidecar
 
 
 def _target(sidecar: Path) -> Path:

@@ -89,8 +89,9 @@ class FileSink:
         if not self.journal.count:
             return False  # not one result: an output without rows would only look like one
         with explained(self.out, RESUME):
-            if self.journal.run.settings and self.out.suffix in READERS:
-                self.journal.run.save(self.record)
+            run = self.journal.run
+            if run is not None and run.settings and self.out.suffix in READERS:
+                run.save(self.record)
             else:
                 self.record.unlink(missing_ok=True)
             with replacing(self.out) as new:

@@ -73,7 +73,8 @@ class Bert(nn.Module):
 
 def linear(weight: Tensor, bias: Tensor) -> nn.Linear:
     """A linear layer around these tensors, not copied."""
-    layer = nn.Linear(*weight.T.shape, device="meta")
+    outputs, inputs = weight.shape
+    layer = nn.Linear(inputs, outputs, device="meta")
     layer.weight, layer.bias = nn.Parameter(weight), nn.Parameter(bias)
     return layer
 

@@ -27,6 +27,6 @@ def expected_embedding(embeddings: np.ndarray, scores: Sequence[float], target: 
 
 def probabilities(scores: Sequence[float]) -> np.ndarray:
     """Softmax: log-probabilities → weights that sum to 1."""
-    scores = np.asarray(scores, dtype=np.float32)
-    weights = np.exp(scores - scores.max())
+    logits = np.asarray(scores, dtype=np.float32)
+    weights = np.exp(logits - logits.max())
     return weights / weights.sum()

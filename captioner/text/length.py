@@ -47,7 +47,7 @@ def clip_tokenizer() -> Tokenizer:
     from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers
 
     lines = gzip.decompress(CLIP_MERGES.read_bytes()).decode("utf-8").splitlines()[1:]  # the first is a heading
-    merges = [tuple(line.split()) for line in lines]
+    merges = [(first, second) for first, second in map(str.split, lines)]
     letters = _byte_letters()
     tokens = [*letters, *(f"{letter}</w>" for letter in letters), *map("".join, merges), CLIP_START, CLIP_END]
     tokenizer = Tokenizer(

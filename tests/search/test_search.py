@@ -15,7 +15,7 @@ from transformers.generation import logits_process as lp
 
 from captioner.decoding import Decoding
 from captioner.errors import BadInput
-from captioner.search.search import Found, nucleus, search
+from captioner.search.search import Hypothesis, nucleus, search
 from tests.tiny import blip as tiny_blip
 
 # --- parity with transformers -----------------------------------------------------------------------------------------
@@ -51,7 +51,7 @@ def cut(sequence: list[int], eos: tuple[int, ...]) -> list[int]:
     return sequence[:end]
 
 
-def assert_same(found: list[list[Found]], generated, start: int, processor, decoding: Decoding) -> None:
+def assert_same(found: list[list[Hypothesis]], generated, start: int, processor, decoding: Decoding) -> None:
     ours = [text.ids for of_image in found for text in of_image]
     theirs = [cut(ids, processor.eos_ids) for ids in generated.sequences[:, start:].tolist()]
     assert ours == theirs

@@ -16,7 +16,7 @@ from captioner.files.json import write_object
 from captioner.models.prefix.clip_prefix import ClipPrefix
 from captioner.models.prefix.layers import PrefixProcessor
 from captioner.pairs.fingerprint import fingerprint
-from captioner.search.search import Found, search
+from captioner.search.search import Hypothesis, search
 from captioner.text import clean, consensus
 from captioner.text.embedding import text_embedder
 from training.mini import sources
@@ -133,7 +133,7 @@ class Tried:
         }, said
 
 
-def finished(found: Found, processor: PrefixProcessor) -> str:
+def finished(found: Hypothesis, processor: PrefixProcessor) -> str:
     """The text as a user gets it."""
     return clean.clean(processor.decode(found.ids), finished=found.finished)
 

@@ -15,7 +15,7 @@ from captioner.contracts import PLAIN_REQUEST, Decoder, Memory, Processor, Reque
 from captioner.decoding import Decoding
 from captioner.errors import BadCheckpoint, BadInput
 from captioner.prompt import Candidate, Reading
-from captioner.search.search import Found, search
+from captioner.search.search import Hypothesis, search
 
 
 class SearchedDecoder:
@@ -72,7 +72,7 @@ class SearchedDecoder:
         processor.start_ids = [*self.processor.start_ids, *self.processor.encode(prompt)]
         return processor
 
-    def reading(self, found: Sequence[Found]) -> Reading:
+    def reading(self, found: Sequence[Hypothesis]) -> Reading:
         """What was found for one image."""
         if not all(math.isfinite(text.score) for text in found):
             raise BadCheckpoint("The model answers with numbers that are none (NaN): its weights are damaged.")

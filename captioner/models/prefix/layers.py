@@ -21,7 +21,7 @@ from captioner.decoding import Decoding
 from captioner.models.parts.attention import ImageMemory, TextCache, attend_text
 from captioner.models.parts.speaker import SearchedDecoder
 from captioner.prompt import Reading
-from captioner.search.search import Found
+from captioner.search.search import Hypothesis
 
 
 class JointHead(nn.Module):
@@ -262,6 +262,6 @@ class PrefixSpeaker(SearchedDecoder):
         embeddings = memory.features.float().cpu().numpy()
         return [replace(reading, embedding=own) for reading, own in zip(readings, embeddings, strict=True)]
 
-    def reading(self, found: Sequence[Found]) -> Reading:
+    def reading(self, found: Sequence[Hypothesis]) -> Reading:
         gists = self.model.gists([each.ids for each in found])
         return replace(super().reading(found), gists=gists)

@@ -14,7 +14,7 @@ from captioner.errors import BadCheckpoint
 from captioner.models.parts.checkpoint import read_model
 from captioner.models.prefix import clip_prefix
 from captioner.models.prefix.layers import JointHead, MlpMapper, PrefixProcessor, TransformerMapper
-from captioner.search.search import Found, search
+from captioner.search.search import Hypothesis, search
 from tests import decoders
 from tests.tiny import clip_prefix as tiny
 
@@ -83,7 +83,7 @@ def test_gists_add_up_tokens(tmp_path):
     tiny.save(made, tmp_path)
     speaker = clip_prefix.load(tmp_path, CPU)
     texts = [[5, 6, 7, 6], [9], []]
-    reading = speaker.reading([Found(ids, -1.0, True) for ids in texts])
+    reading = speaker.reading([Hypothesis(ids, -1.0, True) for ids in texts])
     for ids, gist in zip(texts, reading.gists, strict=True):
         expected = torch.nn.functional.normalize(made.gist.weight[ids].sum(0), dim=0)
         np.testing.assert_allclose(gist, expected, atol=1e-6)
