@@ -18,7 +18,7 @@ from typing import Any
 
 from PIL import ExifTags, Image
 
-from captioner.images import comfyui
+from captioner.images import comfyui, stealth
 from captioner.images.open import identified, printable
 
 MAX_TEXT = 4_000_000
@@ -76,15 +76,21 @@ class Parameters:
 
 
 def read_parameters(source: str | Path | bytes | Image.Image, name: str | None = None) -> Parameters | None:
-    """The parameters a picture carries, or None. The pixels are not decoded; no picture at all is a `BadImage`.
+    """The parameters a picture carries, or None; no picture at all is a `BadImage`.
+
+    The pixels are decoded only where no text tells of parameters and they may (see `stealth.py`).
 
     name: what messages call the picture; a path has one of its own.
     """
     if isinstance(source, Image.Image):
-        return _parse(_texts(source))
+        return _parse(_texts(source)) or _parse(_hidden(source))
     name = name or ("the data" if isinstance(source, bytes) else printable(os.fspath(source)))
     with identified(source, name, MAX_TEXT) as image:
-        return _parse(_texts(image))
+        parameters = _parse(_texts(image))
+        if parameters is not None or not stealth.may_hide(image):
+            return parameters
+    with identified(source, name) as image:  # with its pixels
+        return _parse(_hidden(image))
 
 
 # --- the texts in a picture ------------------------------------------------------------------------------------------
@@ -103,6 +109,20 @@ def _texts(image: Image.Image) -> dict[str, Any]:
         if isinstance(value, str) and value.startswith("prompt:"):
             texts["prompt"] = value[len("prompt:") : MAX_TEXT]
     return texts
+
+
+def _hidden(image: Image.Image) -> dict[str, Any]:
+    """The same, from the lowest bits of the pixels: A1111's text, or all of NovelAI's texts as JSON."""
+    if not stealth.may_hide(image):
+        return {}
+    try:
+        text = stealth.read(image, MAX_TEXT)
+    except Exception:  # a decoder that meets hostile bytes may raise anything, and what is broken carries nothing
+        return {}
+    if text is None:
+        return {}
+    texts = _json(text)
+    return dict(texts) if "Comment" in texts else {"parameters": text}
 
 
 def _exif(image: Image.Image) -> tuple[Any, list[Any]]:
