@@ -100,9 +100,39 @@ def _article(found: re.Match[str]) -> str:
     return "an " if found[2] in "aeiouAEIOU" else "a "
 
 
+# --- how chat models begin -------------------------------------------------------------------------------------------
+
+_THOUGHT = re.compile(r"^(?:<think>)?[^<]*</think>(?=.*\w)", re.DOTALL)
+_HERE_IT_IS = re.compile(
+    r"^(?:(?:sure|certainly|of course|absolutely)(?: thing)?[!,.:]? )?here(?:'s|’s| is| are) "
+    r"[^:]{0,60}\b(?:prompt|caption|description|tags|list|text|sentence|paragraph|answer)\b[^:]{0,60}: (?=.*\w)"
+    r"|^(?:sure|certainly|of course|absolutely)(?: thing)?[!.:] (?=.*\w)"
+    r"|^(?:(?:text-to-image |image |stable diffusion )?prompt|caption|description|tags|answer): (?=.*\w)",
+    re.IGNORECASE,
+)
+_SHOWS = r"shows|depicts|features|displays|portrays|presents|captures|contains|illustrates|showcases|is of"
+_KINDS = "photo|photograph|painting|illustration|drawing|image|picture|render|rendering|artwork|portrait|sketch|scene"
+_THIS_IMAGE = re.compile(
+    rf"^(?:this|the) (?:image|picture)(?: (?:{_SHOWS})(?:: | )| is (?=an? ))(?=.*\w)"
+    r"|^in (?:this|the) (?:image|picture)(?:,? (?:(?:we|you|i) (?:can )?see|there (?:is|are))|,) (?=.*\w)"
+    rf"|^this is (?=an? (?:[\w-]+ ){{0,4}}(?:{_KINDS})\b)",
+    re.IGNORECASE,
+)
+_QUOTED = re.compile(r"^(?:\"([^\"]*\w[^\"]*)\"|“([^“”]*\w[^“”]*)”)$")
+
+
+def drop_openings(text: str) -> str:
+    """ "Sure! Here is a prompt: …", "This image shows …", what was thought before, bold type, quotes around it all."""
+    text = _THOUGHT.sub("", text).replace("**", "").strip()
+    text = _THIS_IMAGE.sub("", _HERE_IT_IS.sub("", text))
+    return _QUOTED.sub(lambda match: match[1] or match[2], text)
+
+
 # --- repetition ------------------------------------------------------------------------------------------------------
 
-_LONGEST_PHRASE = 12
+_LONGEST_PHRASE = 24
+_LOOP = re.compile(r"([^\W\d_]{1,8}?)\1{11,}")
+_SENTENCE_END = re.compile(r"(?<=[.!?]) (?=\S)")
 
 
 def drop_repeated_phrases(text: str) -> str:
@@ -121,6 +151,24 @@ def drop_repeated_phrases(text: str) -> str:
                 del words[at + length : end], keys[at + length : end]
         at += 1
     return " ".join(words)
+
+
+def drop_loops(text: str) -> str:
+    """What goes on for ever inside one word: "hahaha…" a dozen times."""
+    return _LOOP.sub(r"\1", text)
+
+
+def drop_repeated_sentences(text: str) -> str:
+    """A sentence of three words or more that was there before."""
+    seen: set[str] = set()
+    kept = []
+    for sentence in _SENTENCE_END.split(text):
+        key = sentence.lower()
+        if key.count(" ") >= 2 and key in seen:
+            continue
+        seen.add(key)
+        kept.append(sentence)
+    return " ".join(kept)
 
 
 def drop_repeated_terms(text: str) -> str:
@@ -181,8 +229,11 @@ _PIECES = (
     drop_special_tokens,
     undo_mojibake,
     tidy,
+    drop_openings,
     drop_artefacts,
+    drop_loops,
     drop_repeated_phrases,
+    drop_repeated_sentences,
     drop_repeated_terms,
     mend_numbers,
 )

@@ -32,7 +32,27 @@ from captioner.text.clean import clean
         ("a picture of a cat", "a cat"),
         ("There is an image of the moon", "the moon"),
         ("a picture of a picture of a cat", "a cat"),
+        # how chat models begin
+        ("This image shows a cat on a mat.", "a cat on a mat."),
+        ("The picture depicts: a cat", "a cat"),
+        ("This image is a digital painting of a castle", "a digital painting of a castle"),
+        (
+            "This is a highly detailed digital illustration of a castle",
+            "a highly detailed digital illustration of a castle",
+        ),
+        ("In this image, we can see a cat", "a cat"),
+        ("In the image there are two cats", "two cats"),
+        ("Sure! Here is a prompt for this picture:\n\n**a cat, oil painting**", "a cat, oil painting"),
+        ("Prompt: a cat, oil painting", "a cat, oil painting"),
+        ("**Prompt:** a cat", "a cat"),
+        ('"a cat, oil painting"', "a cat, oil painting"),
+        ("“a cat”", "a cat"),
+        ("<think>It is a cat. So be it.</think>\n\na cat", "a cat"),
+        ('Here’s the caption: "This image features a cat."', "a cat."),
         # repetition
+        ("a cat " + "ha" * 40, "a cat ha"),
+        ("A cat sits. It is red. A cat sits there. It is red. Done.", "A cat sits. It is red. A cat sits there. Done."),
+        ("a b c d e f g h i j k l m n o p " * 3, "a b c d e f g h i j k l m n o p"),
         ("wearing a red hat, wearing a red hat", "wearing a red hat"),
         ("wearing a red hat, outdoors, Wearing a red hat.", "wearing a red hat, outdoors"),
         ("a cat on a mat on a mat on a mat", "a cat on a mat"),
@@ -75,6 +95,13 @@ def test_what_goes(said: str, cleaned: str) -> None:
         "her lips. her lips are red",
         "araf is a place",
         "rock'n'roll, it's the boys' room",
+        "this is a robbery, film still",
+        "the image of a god, by goya",
+        "here comes the sun: a painting",
+        "here is a dragon: oil painting",
+        '"hello" says the cat, "bye" says the dog',
+        "This image shows",
+        "The painting depicts a castle",
     ],
 )
 def test_what_stays(prompt: str) -> None:
@@ -99,6 +126,7 @@ def test_an_end_that_dangles(cut: str, cleaned: str) -> None:
 
 PIECES = """
     a an the of cat dog hat picture image arafed araffe is there very 8 k 3 d 1 9 s th . , ; : ! ? ' ( ) [ ] < > <unk>
+    This image shows Here is Prompt: Sure! <think> </think> ** "  “ ” hahahahahahahahahahahahahahaha
     </s> [SEP] <code_1> <|x|> Ġ ▁ ## … ’ Ã © â € ™ é - ... :: A An Of
 """
 WORDS = st.sampled_from([*PIECES.split(), "\n", "\xa0", ""])
