@@ -12,11 +12,11 @@ from __future__ import annotations
 import difflib
 import os
 import re
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from captioner.errors import BadCheckpoint, MissingModel
+from captioner.files.hub import HUB_ID, cached_folder, hub_folder
 from captioner.files.json import read_object
 
 BUNDLED = Path(__file__).parent / "bundled"
@@ -113,7 +113,6 @@ class Resolved:
         return self.module not in EMBEDDERS
 
 
-HUB_ID = re.compile(r"(?!.*(--|\.\.))[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9_][\w.-]{0,95})?", re.ASCII)
 HUB_ADDRESS = re.compile(r"https?://(?:www\.)?(?:huggingface\.co|hf\.co)/([^/?#]+/[^/?#]+).*")
 
 
@@ -176,17 +175,6 @@ def listing() -> list[dict[str, str | int | None]]:
     return rows
 
 
-def cached_folder(identifier: str) -> Path | None:
-    """The newest complete snapshot of a Hub model in the local cache, without asking the network."""
-    from huggingface_hub import constants, try_to_load_from_cache
-
-    for weights in ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"):
-        found = try_to_load_from_cache(identifier, weights, cache_dir=constants.HF_HUB_CACHE)
-        if isinstance(found, str):
-            return Path(found).parent
-    return None
-
-
 def base_of(adapter: Path) -> Resolved:
     """The whole model that a LoRA adapter stands on, as its adapter_config.json names it."""
     name = read_object(adapter / "adapter_config.json").get("base_model_name_or_path")
@@ -210,44 +198,6 @@ def base_of(adapter: Path) -> Resolved:
 def weights_folder(name: str | Path) -> Path:
     """A folder as it is, or the folder of a Hub id."""
     return Path(name) if os.path.isdir(name) else hub_folder(_hub_id(str(name)))
-
-
-def hub_folder(identifier: str, modules: bool = False) -> Path:
-    """A Hub model's folder; fetched, after one line that says what and how large, if it is not in the cache.
-
-    modules: with the folders of its parts, as sentence-transformers writes them (1_Pooling …).
-    """
-    if not HUB_ID.fullmatch(identifier):
-        raise MissingModel(f"There is no folder {identifier!r}, and a Hub id is of the form ORG/NAME.")
-    if (folder := cached_folder(identifier)) is not None:
-        return folder
-    from huggingface_hub import HfApi, constants, snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
-
-    not_here = f"{identifier} is no folder, it is not in the local cache"
-    if constants.HF_HUB_OFFLINE:
-        raise MissingModel(f"{not_here} and HF_HUB_OFFLINE is set. Unset it, or name a folder.")
-    try:
-        files = {f.rfilename: f.size or 0 for f in HfApi().model_info(identifier, files_metadata=True).siblings or []}
-        wanted = _files_to_fetch(list(files), modules)
-        size = sum(files[name] for name in wanted) / 1e6
-        print(f"Fetching {identifier} from the Hugging Face Hub ({size:,.0f} MB) …", file=sys.stderr)
-        return Path(snapshot_download(identifier, allow_patterns=wanted, cache_dir=constants.HF_HUB_CACHE))
-    except RepositoryNotFoundError as error:
-        raise MissingModel(f"There is no model {identifier!r} on the Hugging Face Hub, or it is private.") from error
-    except (HTTPError, HfHubHTTPError, OfflineModeIsEnabled, OSError) as error:
-        raise MissingModel(
-            f"{not_here} and the Hub cannot be reached. Check the network, or fetch it elsewhere "
-            f"(hf download {identifier}) and name the folder."
-        ) from error
-
-
-def _files_to_fetch(files: list[str], modules: bool = False) -> list[str]:
-    """Configuration, tokenizer and one form of the weights of each folder: safetensors where there are any."""
-    top = [f for f in files if "/" not in f or (modules and re.match(r"\d+_[^/]+/[^/]+$", f))]
-    safe = {os.path.dirname(f) for f in top if f.endswith(".safetensors")}
-    weights = [f for f in top if f.endswith(".safetensors") or (f.endswith(".bin") and os.path.dirname(f) not in safe)]
-    return weights + [f for f in top if f.endswith((".json", ".txt", ".model", ".jinja", "README.md"))]
 
 
 def _from_entry(entry: Entry) -> Resolved:

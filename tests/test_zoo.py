@@ -146,17 +146,3 @@ def test_a_part_of_a_model_is_answered_with_its_folder(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text("{}\n{}\n")
     with pytest.raises(BadCheckpoint, match=r"name its folder|name a checkpoint folder"):
         zoo.resolve(str(tmp_path / "rows.jsonl"))
-
-
-def test_only_one_form_of_the_weights_is_fetched() -> None:
-    files = ["config.json", "model.safetensors", "pytorch_model.bin", "tf_model.h5", "onnx/model.onnx", "vocab.txt"]
-    assert sorted(zoo._files_to_fetch(files)) == ["config.json", "model.safetensors", "vocab.txt"]
-    assert "pytorch_model.bin" in zoo._files_to_fetch([f for f in files if f != "model.safetensors"])
-
-
-def test_the_parts_of_a_sentence_transformers_model_are_fetched_too() -> None:
-    parts = ["1_Pooling/config.json", "2_Dense/config.json", "2_Dense/pytorch_model.bin", "onnx/model.onnx"]
-    files = ["model.safetensors", "pytorch_model.bin", "modules.json", *parts]
-    wanted = zoo._files_to_fetch(files, modules=True)
-    assert sorted(wanted) == sorted(["model.safetensors", "modules.json", *parts[:3]])
-    assert sorted(zoo._files_to_fetch(files)) == ["model.safetensors", "modules.json"]
