@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from captioner.contracts import LoadOptions, Model
+    from captioner.decoding import Decoding
     from captioner.models.knn.knn import Index
     from captioner.pipeline import DirectEmbedder
 
@@ -46,7 +47,7 @@ class Baseline:
     """A model whose texts are prompts as somebody wrote them."""
 
     speaks = True
-    decoding = None
+    decoding: Decoding | None = None
 
     def __init__(self, name: str, embedder: str | None, say: Callable[[Sequence[Image]], list[str]]) -> None:
         self.name = name

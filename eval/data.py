@@ -13,8 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from captioner.errors import BadImage, BadInput
-from captioner.images import printable
+from captioner.errors import BadImage, BadInput, printable
 from captioner.pairs import layouts
 from captioner.pairs.fingerprint import picture_fingerprint
 from captioner.pairs.layouts import LeftOut, ReadOptions

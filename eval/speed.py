@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -30,15 +31,14 @@ from transformers import BertTokenizer, BlipConfig
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 
 from captioner import compute, pipeline, zoo
-from captioner.contracts import LoadOptions
+from captioner.contracts import LoadOptions, Speaker
 from captioner.decoding import Decoding
-from captioner.errors import BadInput, BadOutput
+from captioner.errors import BadInput, BadOutput, printable
 from captioner.files.json import write_object
-from captioner.images import printable
 from captioner.models.blip import Blip
 from captioner.models.parts import checkpoint
 from captioner.models.parts.speaker import SearchedDecoder
-from captioner.search.search import search
+from captioner.search.search import Hypothesis, search
 from captioner.sinks.checks import check_place, explained
 
 COLUMNS = (
@@ -83,23 +83,25 @@ def speed(
     for precision in precisions:
         compute.precision(precision, compute.device(device))
     with tempfile.TemporaryDirectory() as scratch:
+        module: str
+        folder: Path | None
         if model in RANDOM:
             module, folder = "blip", random_blip(Path(scratch), model)
         else:
-            found = zoo.resolve(model)
-            if not found.speaks:
+            resolved = zoo.resolve(model)
+            if not resolved.speaks:
                 raise BadInput(f"{model} writes no text: speed measures captioners.")
-            module, folder = found.module, found.folder
+            module, folder = resolved.module, resolved.folder
         theirs = _theirs(module, folder, device)
         rows = []
         for precision in precisions:
             options = LoadOptions(device=device, precision=precision)
             start = time.perf_counter()
-            ours = pipeline.load(str(folder or model), options).speaker
+            captioner = _load(str(folder or model), options)
             loading = time.perf_counter() - start
             for size in batch_sizes:
                 row = {"precision": precision, "batch": size, "load_seconds": loading}
-                rows.append(row | _measure(ours, theirs, options, size, repeats))
+                rows.append(row | _measure(captioner.speaker, theirs, options, size, repeats))
         caption = _caption(str(folder or model), LoadOptions(device=device, precision=precisions[0]), repeats)
     result = {"model": model, "machine": _machine(), "repeats": repeats, "beams": DECODING.num_beams,
               "new_tokens": NEW_TOKENS, "rows": rows, "caption": caption}  # fmt: skip
@@ -116,9 +118,16 @@ def _check_out(out: Path) -> None:
         raise BadOutput(f"{out} is a folder: name a file for the figures.")
 
 
+def _load(model: str, options: LoadOptions) -> pipeline.Captioner:
+    captioner = pipeline.load(model, options)
+    if not isinstance(captioner, pipeline.Captioner):
+        raise BadInput(f"{model} writes no text: speed measures captioners.")
+    return captioner
+
+
 def _caption(model: str, options: LoadOptions, repeats: int) -> dict:
     """Seconds from one opened picture to its prompt, searched and chosen as the model's own settings say."""
-    captioner = pipeline.load(model, options)
+    captioner = _load(model, options)
     first, *others = ([_noise(seed)] for seed in range(repeats + 1))
     captioner.generate(first)
     return _spread([_timed(partial(captioner.generate, picture))[0] for picture in others])
@@ -132,8 +141,9 @@ def random_blip(folder: Path, name: str) -> Path:
     """A checkpoint of the real size in the real files, its weights drawn at random."""
     vision = RANDOM[name] | {"initializer_range": 0.02}
     tiny = name == "blip-tiny-random"
+    side = 64 if tiny else 384
     config = BlipConfig(
-        vision_config=vision | {"image_size": 64 if tiny else 384},
+        vision_config=vision | {"image_size": side},
         text_config=vision if tiny else {"num_attention_heads": 12},
     )
     torch.manual_seed(0)
@@ -142,14 +152,13 @@ def random_blip(folder: Path, name: str) -> Path:
     words[0], words[100:104] = "[PAD]", ["[UNK]", "[CLS]", "[SEP]", "[MASK]"]  # where BERT has them
     (folder / "vocab.txt").write_text("\n".join(words), encoding="utf-8")
     BertTokenizer(str(folder / "vocab.txt")).save_pretrained(folder)
-    side = config.vision_config.image_size
     BlipImageProcessorPil(size={"height": side, "width": side}).save_pretrained(folder)
     return folder
 
 
 def _theirs(module: str, folder: Path | None, device: str) -> Blip | None:
     """The same weights for transformers' own `generate`, in fp32 on a CPU; None where transformers has none."""
-    if module != "blip":
+    if module != "blip" or folder is None:
         return None
     where = compute.device(device)
     dtype = compute.DTYPES[compute.precision("auto", where)]
@@ -157,7 +166,7 @@ def _theirs(module: str, folder: Path | None, device: str) -> Blip | None:
 
 
 @torch.inference_mode()
-def _measure(ours, theirs: Blip | None, options: LoadOptions, batch: int, repeats: int) -> dict:
+def _measure(ours: Speaker, theirs: Blip | None, options: LoadOptions, batch: int, repeats: int) -> dict[str, Any]:
     """One row: seconds per picture, ratios, peak memory, and the share of the machine's ceiling."""
     pictures = [_noise(seed) for seed in range(batch)]
     if not isinstance(ours, SearchedDecoder):  # no phases to tell apart
@@ -165,40 +174,49 @@ def _measure(ours, theirs: Blip | None, options: LoadOptions, batch: int, repeat
         return {"total": _spread(total, batch), "peak_bytes": _peak(lambda: ours.read_images(pictures, DECODING))}
 
     pixels = ours.processor.pixels(pictures).to(ours.model.device)
-    own_pixels, found = pixels.to(ours.model.dtype), []
+    own_pixels = pixels.to(ours.model.dtype)
+    memory = ours.model.read(own_pixels)  # also the warm-up
 
     def encode() -> None:
-        found[:] = [ours.model.read(own_pixels)]
+        nonlocal memory
+        memory = ours.model.read(own_pixels)
         _wait(pixels.device)
 
-    def decode() -> None:
-        found[1:] = search(ours.model, found[0], ours.processor, DECODING)
+    def decode() -> list[list[Hypothesis]]:
+        candidates = search(ours.model, memory, ours.processor, DECODING)
         _wait(pixels.device)
+        return candidates
 
-    def generate() -> torch.Tensor:
-        return theirs.generate(pixels.to(theirs.dtype), num_beams=DECODING.num_beams, max_new_tokens=NEW_TOKENS,
-                               min_new_tokens=NEW_TOKENS)  # fmt: skip
-
-    def both() -> None:
+    def both() -> list[list[Hypothesis]]:
         encode()
-        decode()
+        return decode()
 
-    row = {"peak_bytes": _peak(both)}  # also the warm-up
+    row: dict[str, Any] = {"peak_bytes": _peak(both)}
+    their_seconds: list[float] = []
+    generate: Callable[[], torch.Tensor] | None = None
     if theirs is not None:
+        generate = partial(
+            theirs.generate,
+            pixels.to(theirs.dtype),
+            num_beams=DECODING.num_beams,
+            max_new_tokens=NEW_TOKENS,
+            min_new_tokens=NEW_TOKENS,
+        )
         row["their_peak_bytes"] = _peak(generate)
         start = len(ours.processor.start_ids)
-        same = [a[0].ids == b[start:].tolist() for a, b in zip(found[1:], generate(), strict=True)]
+        same = [a[0].ids == b[start:].tolist() for a, b in zip(both(), generate(), strict=True)]
         row["same_ids"] = sum(same) / batch
-    seconds: dict[str, list[float]] = {"encode": [], "decode": [], "total": [], "theirs": []}
-    for _ in range(repeats):
-        if theirs is not None:
-            seconds["theirs"] += _timed(generate)
+    seconds: dict[str, list[float]] = {"encode": [], "decode": [], "total": []}
+    for _ in range(repeats):  # in turns: what else the machine does meets both alike
+        if generate is not None:
+            their_seconds += _timed(generate)
         seconds["encode"] += _timed(encode)
         seconds["decode"] += _timed(decode)
         seconds["total"].append(seconds["encode"][-1] + seconds["decode"][-1])
-    row |= {phase: _spread(taken, batch) for phase, taken in seconds.items() if taken}
-    if theirs is not None:
-        row["ratio"] = _spread([a / b for a, b in zip(seconds["theirs"], seconds["total"], strict=True)])
+    row |= {phase: _spread(taken, batch) for phase, taken in seconds.items()}
+    if their_seconds:
+        row["theirs"] = _spread(their_seconds, batch)
+        row["ratio"] = _spread([a / b for a, b in zip(their_seconds, seconds["total"], strict=True)])
     return row | _ceiling(options, _flops(encode), min(seconds["encode"]))
 
 
@@ -212,8 +230,8 @@ def _timed(action: Callable[[], object], repeats: int = 1) -> list[float]:
 
 
 def _spread(values: list[float], pictures: int = 1) -> dict[str, float]:
-    each = [value / pictures for value in values]
-    return {"min": min(each), "median": statistics.median(each), "max": max(each)}
+    per_picture = [value / pictures for value in values]
+    return {"min": min(per_picture), "median": statistics.median(per_picture), "max": max(per_picture)}
 
 
 def _wait(device: torch.device) -> None:
