@@ -154,8 +154,8 @@ def tally(
     for text, of_item in zip(predictions, truths, strict=True):
         if text is None or not of_item:
             continue
-        said = vocabulary.modifiers(text)
-        best = max((Overlap(said, vocabulary.modifiers(truth)) for truth in of_item), key=lambda o: o.jaccard)
+        modifiers = vocabulary.modifiers(text)
+        best = max((Overlap(modifiers, vocabulary.modifiers(truth)) for truth in of_item), key=lambda o: o.jaccard)
         true.update(best.true)
         predicted.update(best.predicted)
         missed.update(best.true - best.predicted)

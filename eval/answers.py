@@ -324,7 +324,7 @@ def _answers_in(file: Path, header: Mapping[str, object], ids: list[str]) -> tup
         return {}, 0
     _, *lines = file.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
     known, damaged = set(ids), 0
-    found: dict[str, Answer] = {}
+    answers: dict[str, Answer] = {}
     for line in lines:
         if not line.endswith("\n"):
             continue  # what a kill leaves
@@ -333,13 +333,13 @@ def _answers_in(file: Path, header: Mapping[str, object], ids: list[str]) -> tup
         except ValueError:
             damaged += 1
             continue
-        if answer.id in known and answer.id not in found:
-            found[answer.id] = answer
+        if answer.id in known and answer.id not in answers:
+            answers[answer.id] = answer
         else:
             damaged += 1
-    lengths = Counter(len(answer.vector) for answer in found.values())
-    whole = {i: answer for i, answer in found.items() if len(answer.vector) == lengths.most_common(1)[0][0]}
-    return whole, damaged + len(found) - len(whole)
+    lengths = Counter(len(answer.vector) for answer in answers.values())
+    whole = {i: answer for i, answer in answers.items() if len(answer.vector) == lengths.most_common(1)[0][0]}
+    return whole, damaged + len(answers) - len(whole)
 
 
 def _answers_from_table(

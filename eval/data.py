@@ -103,16 +103,16 @@ def read_pairs(
 def _items(rows: Dataset) -> tuple[list[Item], list[str]]:
     """Rows of one picture (several captions) become one item. Also the ids of pictures that cannot be read."""
     texts, ids, sources = rows["text"], rows["id"], rows["source"]
-    found: dict[tuple[str, str], tuple[int, list[str]]] = {}
+    captions_of: dict[tuple[str, str], tuple[int, list[str]]] = {}
     unreadable = []
     for row, image_hash in enumerate(_image_hashes(rows)):
         if image_hash is None:
             unreadable.append(ids[row])
         else:
-            found.setdefault((ids[row], image_hash), (row, []))[1].append(texts[row])
+            captions_of.setdefault((ids[row], image_hash), (row, []))[1].append(texts[row])
     items = [
         Item(row, identifier, tuple(dict.fromkeys(captions)), image_hash, sources[row] or "")
-        for (identifier, image_hash), (row, captions) in found.items()
+        for (identifier, image_hash), (row, captions) in captions_of.items()
     ]
     return items, unreadable
 

@@ -17,16 +17,16 @@ def sentences(report: Report) -> list[str]:
 
 def power(report: Report) -> list[str]:
     """The smallest difference that so many prompts could show."""
-    found = report["power"]
-    if found is None:
+    measured = report["power"]
+    if measured is None:
         return []
     labels = {metric["name"]: metric["label"] for metric in report["metrics"]}
-    sizes = [f"{found['smallest'][name]:.3f} in {labels[name]}" for name in POWER_OF if name in found["smallest"]]
+    sizes = [f"{measured['smallest'][name]:.3f} in {labels[name]}" for name in POWER_OF if name in measured["smallest"]]
     if not sizes:
         return []
     return [
-        f"With {found['prompts']:,} prompts a true difference between any two models would be found in "
-        f"{found['power']:.0%} of repetitions if it were at least {', '.join(sizes)}; smaller ones may be there unseen."
+        f"With {measured['prompts']:,} prompts a true difference between any two models would be found in "
+        f"{measured['power']:.0%} of repetitions if it were at least {', '.join(sizes)}; smaller ones may be there unseen."
     ]
 
 

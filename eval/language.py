@@ -61,7 +61,7 @@ class BertScore:
     @torch.inference_mode()
     def _tokens(self, texts: list[str]) -> dict[str, Tensor]:
         """Unit vectors `[tokens, d]` of each text."""
-        found: dict[str, Tensor] = {}
+        vectors: dict[str, Tensor] = {}
         for batch in _batches(sorted(texts, key=len)):
             # Not padded by the tokenizer: some have no padding token.
             encoded = self.tokenizer(batch, truncation=True, max_length=self.limit, return_special_tokens_mask=True)
@@ -69,8 +69,8 @@ class BertScore:
             hidden = self.model(input_ids=ids, attention_mask=mask, output_hidden_states=True)
             states = F.normalize(hidden.hidden_states[self.layer].float(), dim=-1).cpu()  # [B, T, d]
             for text, state, special in zip(batch, states, encoded["special_tokens_mask"], strict=True):
-                found[text] = state[: len(special)][torch.tensor(special) == 0]
-        return found
+                vectors[text] = state[: len(special)][torch.tensor(special) == 0]
+        return vectors
 
 
 class Perplexity:
@@ -93,21 +93,21 @@ class Perplexity:
             encoded = self.tokenizer([texts[row] for row in rows], add_special_tokens=False, verbose=False)["input_ids"]
             begin = [] if self.start is None else [self.start]
             sequences = [(begin + ids)[: self.limit] for ids in encoded]
-            kept = [(row, ids) for row, ids in zip(rows, sequences, strict=True) if len(ids) > 1]
-            if not kept:
+            present = [(row, ids) for row, ids in zip(rows, sequences, strict=True) if len(ids) > 1]
+            if not present:
                 continue
-            ids, mask = _padded([ids for _, ids in kept], self.model.device)
+            ids, mask = _padded([ids for _, ids in present], self.model.device)
             logits = self.model(input_ids=ids, attention_mask=mask).logits[:, :-1].float()  # [B, T - 1, vocabulary]
             loss = F.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none") * mask[:, 1:]  # [B, T - 1]
             means = loss.sum(1) / mask[:, 1:].sum(1)
-            values[[row for row, _ in kept]] = means.exp().cpu().numpy()
+            values[[row for row, _ in present]] = means.exp().cpu().numpy()
         return values
 
 
 def folder_of(name: str) -> Path:
     """A model's folder; one of the Hub is fetched."""
-    place = Path(name).expanduser()
-    return place if place.is_dir() else zoo.hub_folder(name)
+    folder = Path(name).expanduser()
+    return folder if folder.is_dir() else zoo.hub_folder(name)
 
 
 def _match(predicted: Tensor, true: Tensor) -> tuple[float, float, float]:

@@ -26,7 +26,7 @@ NEAR = 0.9
 _BLOCK = 2**20
 
 
-def places(name: str) -> list[Path]:
+def model_paths(name: str) -> list[Path]:
     """A model's folder or file, or the index that a baseline is made from; those of all members of an ensemble."""
     index = index_of(name)
     if index is None:
@@ -38,9 +38,9 @@ def places(name: str) -> list[Path]:
 def weights_hash(name: str) -> str | None:
     """sha256 of a model's files and its members'; None for one that has no files of its own."""
     digest = hashlib.sha256()
-    model_files = places(name)
-    for place in model_files:
-        for file in [place] if place.is_file() else sorted(f for f in place.iterdir() if f.is_file()):
+    model_files = model_paths(name)
+    for path in model_files:
+        for file in [path] if path.is_file() else sorted(f for f in path.iterdir() if f.is_file()):
             digest.update(file.name.encode("utf-8", "surrogateescape"))
             with file.open("rb") as content:
                 while block := content.read(_BLOCK):
@@ -50,7 +50,7 @@ def weights_hash(name: str) -> str | None:
 
 def trained_on(name: str) -> TrainingData:
     """What a model and its members say about their training data."""
-    return provenance.trained_on(places(name))
+    return provenance.trained_on(model_paths(name))
 
 
 def overlap_warning(data: TrainingData, pairs: Pairs) -> str | None:
@@ -67,7 +67,7 @@ def overlap_warning(data: TrainingData, pairs: Pairs) -> str | None:
 
 def parse_trained_on(entries: Sequence[str], labels: Sequence[str]) -> dict[str, list[str]]:
     """`LABEL=DATA` → the data that each model is said to be trained on."""
-    said: dict[str, list[str]] = {}
+    training_data: dict[str, list[str]] = {}
     for entry in entries:
         label, separator, spec = entry.partition("=")
         if not separator or label not in labels:
@@ -75,13 +75,13 @@ def parse_trained_on(entries: Sequence[str], labels: Sequence[str]) -> dict[str,
                 f"{entry!r} names no model of this report: write LABEL=DATA with one of {', '.join(labels)}."
             )
         sources.parse(spec)  # a mistake is said now
-        said.setdefault(label, []).append(spec)
-    return said
+        training_data.setdefault(label, []).append(spec)
+    return training_data
 
 
 def training_prompts(name: str | None, specs: Sequence[str]) -> list[str]:
     """The prompts that a model (None: none of ours) holds itself, as an index does, and those of its training data."""
-    held = [] if name is None else provenance.prompts_in(places(name))
+    held = [] if name is None else provenance.prompts_in(model_paths(name))
     read = [record.text for record in sources.read(specs)] if specs else []
     return list(dict.fromkeys([*held, *read]))
 

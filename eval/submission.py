@@ -316,9 +316,9 @@ def _vector(identifier: str, rows: list[list[str]], result: Check) -> np.ndarray
 
 def _prompts(table: Path) -> dict[str, str]:
     rows = tables.read_rows(table, ("imgId", "prompt"))
-    found = {row["imgId"] or "": row["prompt"] or "" for row in rows}
-    if len(found) < len(rows):
-        raise BadInput(f"{table}: {len(rows) - len(found):,} ids occur more than once.")
-    if empty := [identifier for identifier, prompt in found.items() if not (identifier and prompt)]:
+    prompts = {row["imgId"] or "": row["prompt"] or "" for row in rows}
+    if len(prompts) < len(rows):
+        raise BadInput(f"{table}: {len(rows) - len(prompts):,} ids occur more than once.")
+    if empty := [identifier for identifier, prompt in prompts.items() if not (identifier and prompt)]:
         raise BadInput(f"{table}: {len(empty):,} rows lack the id or the prompt, e.g. {empty[0]!r}.")
-    return found
+    return prompts
