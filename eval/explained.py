@@ -26,7 +26,8 @@ def power(report: Report) -> list[str]:
         return []
     return [
         f"With {measured['prompts']:,} prompts a true difference between any two models would be found in "
-        f"{measured['power']:.0%} of repetitions if it were at least {', '.join(sizes)}; smaller ones may be there unseen."
+        f"{measured['power']:.0%} of repetitions if it were at least {', '.join(sizes)}; smaller ones may be there, "
+        "unseen."
     ]
 
 
