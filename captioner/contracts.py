@@ -116,8 +116,15 @@ class ImageEmbedder(Protocol):
 class Finishing(Protocol):
     """What becomes of a candidate's text: `captioner.text.finish.Finish`."""
 
-    def text(self, raw: str, finished: bool = True) -> str:
-        """finished=False: the length limit cut it short."""
+    @property
+    def consensus(self) -> bool | None:
+        """Choose among candidates by expected cosine; None: as the model's own defaults say."""
+
+    def body(self, raw: str, finished: bool = True) -> str:
+        """The text that candidates are compared by. finished=False: the length limit cut it short."""
+
+    def dress(self, body: str) -> str:
+        """The same as it is given out, with trigger words."""
 
 
 class Model(Protocol):
@@ -126,8 +133,10 @@ class Model(Protocol):
     name: str
     speaks: bool
     """False: it gives embeddings and no text."""
-    decoding: Decoding | None
-    """Its own search settings, where it searches."""
+
+    @property
+    def decoding(self) -> Decoding | None:
+        """Its own search settings, where it searches."""
 
     def generate(
         self,

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, overload
 import numpy as np
 
 from captioner import zoo
-from captioner.contracts import PLAIN_REQUEST, ImageEmbedder, LoadOptions, Request, Speaker
+from captioner.contracts import PLAIN_REQUEST, Finishing, ImageEmbedder, LoadOptions, Request, Speaker
 from captioner.decoding import Decoding
 from captioner.errors import BadCheckpoint, BadInput
 from captioner.files.json import read_object
@@ -62,7 +62,7 @@ class Captioner:
 
     @overload
     def generate(
-        self, images: OneImage, request: Request | None = None, finish: Finish | None = None, **settings: Any
+        self, images: OneImage, request: Request | None = None, finish: Finishing | None = None, **settings: Any
     ) -> Prompt: ...
 
     @overload
@@ -70,12 +70,19 @@ class Captioner:
         self,
         images: Sequence[AnyImage],
         request: Request | None = None,
-        finish: Finish | None = None,
+        finish: Finishing | None = None,
         batch_size: int = 8,
         **settings: Any,
     ) -> list[Prompt]: ...
 
-    def generate(self, images, request=None, finish=None, batch_size=8, **settings):
+    def generate(
+        self,
+        images: OneImage | Sequence[AnyImage],
+        request: Request | None = None,
+        finish: Finishing | None = None,
+        batch_size: int = 8,
+        **settings: Any,
+    ) -> Prompt | list[Prompt]:
         """One prompt per image, in order; for one image alone, its prompt.
 
         Images are paths, PIL images, arrays or bytes. Settings are fields of `Request` and of its `decoding`:
@@ -102,7 +109,7 @@ class Captioner:
             own = replace(own, max_new_tokens=max(own.max_new_tokens, STYLES[request.style].max_new_tokens))
         return request.decoding.over(own)
 
-    def prompt(self, reading: Reading, finish: Finish) -> Prompt:
+    def prompt(self, reading: Reading, finish: Finishing) -> Prompt:
         """Clean the candidates, drop doubles, choose the best."""
         places: dict[str, int] = {}  # cleaned text → its first candidate
         for place, said in enumerate(reading.candidates):
@@ -119,7 +126,7 @@ class Captioner:
             embed=self.embed_texts,
         )
 
-    def _best(self, candidates: list[Candidate], places: list[int], reading: Reading, finish: Finish) -> int:
+    def _best(self, candidates: list[Candidate], places: list[int], reading: Reading, finish: Finishing) -> int:
         """The index of the best of these cleaned candidates, whose places in the reading are told."""
         by_consensus = self.consensus if finish.consensus is None else finish.consensus
         if not by_consensus or len(candidates) == 1:
@@ -180,7 +187,7 @@ class DirectEmbedder:
         self,
         images: OneImage | Sequence[AnyImage],
         request: Request | None = None,
-        finish: Finish | None = None,
+        finish: Finishing | None = None,
         batch_size: int = 8,
         **settings: Any,
     ) -> NoReturn:

@@ -157,21 +157,27 @@ def default() -> str:
     )
 
 
-def listing() -> list[dict[str, str | int | None]]:
-    """One row a model for `captioner models`: name, kind, weights, where, bytes, purpose."""
+@dataclass(frozen=True)
+class Listed:
+    """A row of `captioner models`."""
+
+    name: str
+    kind: str
+    weights: str
+    where: str | None
+    """The folder of the weights, where they are on this machine."""
+    bytes: int | None
+    purpose: str
+
+
+def listing() -> list[Listed]:
+    """Every model, for `captioner models`."""
     rows = []
     for entry in ENTRIES.values():
         folder = _ready_folder(entry)
-        rows.append(
-            {
-                "name": entry.name,
-                "kind": entry.kind,
-                "weights": entry.weights or "a folder of yours",
-                "where": str(folder) if folder else None,
-                "bytes": sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()) if folder else None,
-                "purpose": entry.purpose,
-            }
-        )
+        size = sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()) if folder else None
+        where = str(folder) if folder else None
+        rows.append(Listed(entry.name, entry.kind, entry.weights or "a folder of yours", where, size, entry.purpose))
     return rows
 
 

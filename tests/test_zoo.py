@@ -74,9 +74,9 @@ def test_hub_ids_come_from_the_cache(hub_cache: Path) -> None:
     assert zoo.resolve("Salesforce/blip-image-captioning-base").folder == snapshot
     assert zoo.resolve("hub:Salesforce/blip-image-captioning-base").module == "hub"
     assert zoo.default() == "blip"
-    row = next(row for row in zoo.listing() if row["name"] == "blip")
-    assert row["where"] == str(snapshot)
-    assert row["bytes"] > 0
+    row = next(row for row in zoo.listing() if row.name == "blip")
+    assert row.where == str(snapshot)
+    assert row.bytes
 
 
 def test_what_is_missing_says_what_to_do(hub_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

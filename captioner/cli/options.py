@@ -1,19 +1,21 @@
 """The options of the command line in groups: a verb takes a group as one parameter, `--help` shows it as one panel.
 
-An option that is left out is None wherever the model or the checkpoint has a say in the default.
+What a model is loaded with and asked are dataclasses of the library, whose fields become options here; the other groups
+are declared where their options are. An option that is left out is None wherever the model or the checkpoint has a say
+in the default.
 """
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import Field, dataclass, fields, is_dataclass
 from functools import partial, wraps
 from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_type_hints
 
-from typer import Option
+from typer import Argument, Option
 from typer.models import ArgumentInfo
 
 from captioner.contracts import LoadOptions, MetadataUse, Request
@@ -25,40 +27,68 @@ if TYPE_CHECKING:
     from captioner.text.finish import Finish
 
 
-def grouped(verb: Callable) -> Callable:
+def grouped(verb: Callable[..., None]) -> Callable[..., None]:
     """Let a verb take groups of options: each field of a dataclass parameter becomes an option of that name."""
-    parameters, groups = [], {}
+    parameters: list[inspect.Parameter] = []
+    groups: dict[str, type] = {}
     for name, hint in get_type_hints(verb, include_extras=True).items():
-        if is_dataclass(hint):
+        if isinstance(hint, type) and is_dataclass(hint):
             groups[name] = hint
-            of_group = _search_hints() if hint is DecodingChanges else get_type_hints(hint, include_extras=True)
-            parameters += [_parameter(field.name, of_group[field.name], field.default) for field in fields(hint)]
+            parameters += _of_group(hint)
         elif name != "return":
             parameters.append(_parameter(name, hint, inspect.signature(verb).parameters[name].default))
 
     @wraps(verb)
     def called(**given: Any) -> None:
         for name, group in groups.items():
-            make = _changes if group is DecodingChanges else group
-            given[name] = make(**{field.name: given.pop(field.name) for field in fields(group)})
+            given[name] = _made(group, given)
         verb(**given)
 
-    called.__signature__ = inspect.Signature(parameters)
+    called.__dict__["__signature__"] = inspect.Signature(parameters)
     called.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return called
 
 
 def names(group: type) -> list[str]:
     """The names of a group's options, as Python spells them."""
-    return [field.name for field in fields(group)]
+    return [parameter.name for parameter in _of_group(group)]
 
 
-METAVARS = {
-    **dict.fromkeys((bool, bool | None), ""),
-    **dict.fromkeys((int, int | None), "N"),
-    **dict.fromkeys((float, float | None), "X"),
-    **dict.fromkeys((str, str | None, list[str] | None), "TEXT"),
-    **dict.fromkeys((Path, Path | None, list[Path] | None), "PATH"),
+def _of_group(group: type) -> list[inspect.Parameter]:
+    """The options of a group; a field that is a group itself brings its own."""
+    hints = get_type_hints(group, include_extras=True)
+    parameters = []
+    for field in fields(group):
+        if field.name in INNER:
+            parameters += _of_group(INNER[field.name])
+        else:
+            hint = hints[field.name]
+            if field.name in LIBRARY and group in (LoadOptions, Request, DecodingChanges):
+                hint = Annotated[SPELLED.get(field.name, hint), LIBRARY[field.name]]
+            parameters.append(_parameter(field.name, hint, field.default))
+    return parameters
+
+
+def _made(group: type, given: dict[str, Any]) -> Any:
+    """The group, of the options that were given; they are taken from there."""
+    return group(**{field.name: _value(field, given) for field in fields(group)})
+
+
+def _value(field: Field, given: dict[str, Any]) -> Any:
+    if field.name in INNER:
+        return _made(INNER[field.name], given)
+    value = given.pop(field.name)
+    return READ[field.name](value) if field.name in READ and value is not None else value
+
+
+METAVARS: dict[Any, str] = {
+    bool: "",
+    int: "N",
+    float: "X",
+    str: "TEXT",
+    list[str]: "TEXT",
+    Path: "PATH",
+    list[Path]: "PATH",
 }
 """Short names for values: typer's own leave little room for the help beside them."""
 
@@ -67,7 +97,8 @@ def _parameter(name: str, hint: Any, default: Any) -> inspect.Parameter:
     kind, option = get_args(hint)
     if isinstance(option, ArgumentInfo) and option.metavar is None:
         option.metavar = name.upper()
-    option.metavar = METAVARS.get(kind) if option.metavar is None else option.metavar
+    if option.metavar is None:
+        option.metavar = next((METAVARS[one] for one in (kind, *get_args(kind)) if one in METAVARS), None)
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=hint)
 
 
@@ -84,73 +115,50 @@ _first = _option("First of all")
 """What most people need, in the panel on top."""
 
 
-# --- which model -----------------------------------------------------------------------------------------------------
+# --- options that several verbs take ---------------------------------------------------------------------------------
+
+Images = Annotated[
+    list[str],
+    Argument(
+        help="Files, folders, globs, http(s) addresses, @FILE (a list), or - (standard input).", metavar="PICTURE"
+    ),
+]
+Embedder = Annotated[str | None, Option(help="Another sentence-transformers model than MiniLM-L6.")]
+Device = Annotated[str, Option(help="auto, cpu, cuda, cuda:1 or mps.")]
+Precision = Annotated[str, Option(help="auto, fp32, bf16, fp16, int8 or float64.")]
+BatchSize = Annotated[int, Option(help="Pictures at a time.", min=1)]
+Recursive = Annotated[bool, Option("--recursive", "-r", help="Look into subfolders too.")]
+Json = Annotated[bool, Option("--json", help="As JSON, one line a picture.")]
+Quiet = Annotated[bool, Option("--quiet", "-q", help="No progress on standard error.")]
+
+
+# --- which model, what it is asked, how it searches for the answer ---------------------------------------------------
 
 _model = _option("Model")
-
-
-@dataclass(frozen=True)
-class ModelFlags:
-    """Which model, and how it is loaded."""
-
-    model: Annotated[str | None, _first("Zoo name (see `captioner models`), folder or Hub id.", "--model", "-m")] = None
-    device: Annotated[str, _model("auto, cpu, cuda, cuda:1 or mps.")] = "auto"
-    precision: Annotated[str, _model("auto, fp32, bf16, fp16, int8 or float64.")] = "auto"
-    load_in: Annotated[
-        Literal["8bit", "4bit"] | None, _model("Hub models on a GPU: load the weights in 8 or 4 bits.")
-    ] = None
-    trust_remote_code: Annotated[bool, _model("Let a Hub model run its own code.", "--trust-remote-code")] = False
-    embedder: Annotated[str | None, _model("Another sentence-transformers model than the packaged MiniLM-L6.")] = None
-    prompt: Annotated[
-        str | None, _model('What the text goes on from, e.g. "a picture of"; not written itself (--prefix writes).')
-    ] = None
-    question: Annotated[str | None, _model("What OFA is asked about the picture.")] = None
-    instruction: Annotated[
-        str | None,
-        _model(
-            "What a chat model is asked. Here, in --prompt and --question {name}, {folder}, {tags} (the sidecar) and "
-            "{metadata} (the prompt it carries) stand for the picture's own."
-        ),
-    ] = None
-    style: Annotated[
-        Literal["prompt", "tags", "sentence", "paragraph"] | None,
-        _model("Chat models: what is written, e.g. tags for SD 1.5, a sentence for SDXL, a paragraph for Flux."),
-    ] = None
-    mode: Annotated[str | None, _model("Interrogator: best (default), fast, classic or negative.")] = None
-    terms: Annotated[list[Path] | None, _model("Interrogator: your own terms, one a line. Repeatable.")] = None
-    caption_model: Annotated[str | None, _model("Interrogator: who writes the caption.")] = None
-    clip_model: Annotated[str | None, _model("Interrogator: the CLIP or SigLIP that ranks the terms.")] = None
-
-    def label(self) -> str:
-        """What the model is called while it is loaded."""
-        from captioner import zoo
-
-        return self.model or zoo.default()
-
-    @property
-    def load_options(self) -> LoadOptions:
-        return LoadOptions(**{field.name: getattr(self, field.name) for field in fields(LoadOptions)})
-
-    def request(self, search: DecodingChanges) -> Request:
-        """What the model is asked, and how it searches for the answer."""
-        terms = tuple(self.terms) if self.terms else None
-        return Request(search, self.prompt, self.question, self.instruction, self.mode, terms, self.style)
-
-
-def words_of(flag: str, lists: Sequence[str]) -> tuple[str, ...]:
-    """The words of comma-separated lists."""
-    words = tuple(word.strip() for given in lists for word in given.split(",") if word.strip())
-    if not words:
-        raise BadInput(f"{flag} names no word.")
-    return words
-
-
-# --- how text is searched for ----------------------------------------------------------------------------------------
-
 _search = _option("Search")
 
+Model = Annotated[str | None, _first("Zoo name (see `captioner models`), folder or Hub id.", "--model", "-m")]
 
-SEARCH = {
+LIBRARY: dict[str, Any] = {
+    # LoadOptions
+    "device": _model("auto, cpu, cuda, cuda:1 or mps."),
+    "precision": _model("auto, fp32, bf16, fp16, int8 or float64."),
+    "caption_model": _model("Interrogator: who writes the caption."),
+    "clip_model": _model("Interrogator: the CLIP or SigLIP that ranks the terms."),
+    "load_in": _model("Hub models on a GPU: load the weights in 8 or 4 bits."),
+    "trust_remote_code": _model("Let a Hub model run its own code.", "--trust-remote-code"),
+    "embedder": _model("Another sentence-transformers model than the packaged MiniLM-L6."),
+    # Request
+    "prompt": _model('What the text goes on from, e.g. "a picture of"; not written itself (--prefix writes).'),
+    "question": _model("What OFA is asked about the picture."),
+    "instruction": _model(
+        "What a chat model is asked. Here, in --prompt and --question {name}, {folder}, {tags} (the sidecar) and "
+        "{metadata} (the prompt it carries) stand for the picture's own."
+    ),
+    "mode": _model("Interrogator: best (default), fast, classic or negative."),
+    "terms": _model("Interrogator: your own terms, one a line. Repeatable."),
+    "style": _model("Chat models: what is written, e.g. tags for SD 1.5, a sentence for SDXL, a paragraph for Flux."),
+    # DecodingChanges
     "num_beams": _search("Hypotheses kept per picture; 1 is greedy. Searches where the model would draw."),
     "num_candidates": _first("Texts made per picture, of which the best is chosen; --all-candidates shows them."),
     "max_new_tokens": _search("The longest text, in tokens."),
@@ -166,21 +174,35 @@ SEARCH = {
     "seed": _search("Sampling: the same seed gives the same texts, whatever the batch size."),
     "forbid": _search("Words that are never written, comma-separated."),
 }
-"""The fields of `DecodingChanges` as options."""
+"""The fields of the library's dataclasses as options."""
+
+SPELLED: dict[str, Any] = {
+    "load_in": Literal["8bit", "4bit"] | None,
+    "style": Literal["prompt", "tags", "sentence", "paragraph"] | None,
+    "terms": list[Path] | None,
+    "early_stopping": Literal["true", "false", "never"] | None,
+    "forbid": list[str] | None,
+}
+"""Their types, where a command line spells them otherwise than the field …"""
 
 
-def _search_hints() -> dict[str, Any]:
-    """Their types: the fields' own, but for two that a command line spells otherwise."""
-    spelled = {"early_stopping": Literal["true", "false", "never"] | None, "forbid": list[str] | None}
-    kinds = get_type_hints(DecodingChanges) | spelled
-    return {name: Annotated[kinds[name], option] for name, option in SEARCH.items()}
+def words_of(flag: str, lists: Sequence[str]) -> tuple[str, ...]:
+    """The words of comma-separated lists."""
+    words = tuple(word.strip() for given in lists for word in given.split(",") if word.strip())
+    if not words:
+        raise BadInput(f"{flag} names no word.")
+    return words
 
 
-def _changes(**given: Any) -> DecodingChanges:
-    if given["forbid"] is not None:
-        given["forbid"] = words_of("--forbid", given["forbid"])
-    given["early_stopping"] = {"true": True, "false": False}.get(given["early_stopping"], given["early_stopping"])
-    return DecodingChanges(**given)
+READ: dict[str, Callable[[Any], Any]] = {
+    "terms": lambda files: tuple(files) or None,
+    "early_stopping": lambda when: {"true": True, "false": False}.get(when, when),
+    "forbid": partial(words_of, "--forbid"),
+}
+"""… and how such a value is read. What is None is left out."""
+
+INNER = {"decoding": DecodingChanges}
+"""Fields that are groups of options themselves."""
 
 
 # --- what becomes of the text ----------------------------------------------------------------------------------------

@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -174,3 +174,31 @@ def _duration(seconds: float) -> str:
     minutes, seconds = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+@contextmanager
+def counting(quiet: bool) -> Iterator[Callable[[str, int, int | None], None]]:
+    """A bar on standard error for each step that is reported, with the time left where the total is known."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        TaskID,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+    from rich.progress import Progress as RichProgress
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+    with RichProgress(*columns, *times, console=Console(stderr=True), disable=quiet) as progress:
+        tasks: dict[str, TaskID] = {}
+
+        def count(step: str, done: int, total: int | None = None) -> None:
+            if step not in tasks:
+                tasks[step] = progress.add_task(escape(step), total=total)
+            progress.advance(tasks[step], done)
+
+        yield count

@@ -52,11 +52,17 @@ class Model:
     def __getstate__(self) -> dict:
         return {"name": self.name, "options": self.options}
 
+    def label(self) -> str:
+        """What it is called, loaded or not."""
+        from captioner import zoo
+
+        return self.name or zoo.default()
+
     def settings(self, request: Request) -> Settings:
         """What its answers depend on, for a run that is resumed; where it computes is not among it."""
         from captioner import zoo
 
-        name = self.name or zoo.default()
+        name = self.label()
         is_path = name not in zoo.ENTRIES and os.path.exists(name)
         asked = {**given(request.decoding), **{name: getattr(request, name) for name in request.given()}}
         options = given(replace(self.options, device="auto"))
@@ -75,7 +81,7 @@ class Model:
         """Pictures at a time: as many as pay, or as fit into memory."""
         from captioner import compute, zoo
 
-        found = zoo.resolve(self.name or zoo.default())
+        found = zoo.resolve(self.label())
         if found.address is not None:
             return BATCH  # requests at once; whose memory it is, the server knows
         where, folder = compute.device(self.options.device), found.folder

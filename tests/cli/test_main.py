@@ -21,7 +21,9 @@ from typer.testing import CliRunner
 
 import captioner
 from captioner import zoo
-from captioner.cli.main import Verbs, app, with_flags
+from captioner.cli.flags import with_flags
+from captioner.cli.main import app
+from captioner.cli.verbs import Verbs
 from captioner.decoding import Decoding
 from captioner.errors import CaptionerError, Stopped
 from captioner.text.embedding import text_embedder
@@ -587,6 +589,13 @@ def test_values_have_short_names() -> None:
 def test_help_is_a_word_too() -> None:
     assert call("help", "terms", "mine").stdout == call("terms", "mine", "--help").stdout
     assert "Commands" in call("help").output
+
+
+def test_alone_it_shows_three_commands() -> None:
+    result = call()
+    assert result.exit_code == 0
+    assert re.findall(r"^captioner (\w+) cat.png", result.stdout, re.MULTILINE) == ["generate", "embed", "read"]
+    assert "captioner --help" in result.stdout
 
 
 def test_version() -> None:

@@ -1,0 +1,119 @@
+"""Verbs about pictures with prompts, and prompts alone: index, terms."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from captioner.cli.options import BatchSize, Device, Embedder, Precision, Quiet, grouped
+from captioner.cli.verbs import group
+from captioner.errors import BadInput, printable
+
+index = group("Reference pictures for the knn model.")
+terms = group("Term lists for the interrogator.")
+
+LISTED = 20
+"""Of what was left out, so many are named one by one."""
+
+
+@index.command("build")
+@grouped
+def index_build(
+    data: Annotated[list[str], typer.Argument(help="Pictures with prompts: folders of any layout, parquet, hub:NAME.")],
+    backbone: Annotated[
+        str,
+        typer.Option(help="vit, vit-large, clip, resnet50, resnet152 or efficientnet-lite0, -lite1, -lite2."),
+    ] = "efficientnet-lite2",
+    out: Annotated[
+        str | None,
+        typer.Option("--out", "-o", help="The folder of the index, not there yet (default: DATA's name + -index)."),
+    ] = None,
+    weights: Annotated[str | None, typer.Option(help="The backbone's weights: folder or Hub id.")] = None,
+    pool: Annotated[str | None, typer.Option(help='efficientnet-lite*: "statistics" adds every stage.')] = None,
+    dims: Annotated[int | None, typer.Option(help="Keep so many principal components of the features.")] = None,
+    centred: Annotated[bool, typer.Option(help="Subtract the mean of all pictures' features.")] = True,
+    scaled: Annotated[bool, typer.Option(help="Divide every feature by its spread: good with statistics.")] = False,
+    graph: Annotated[
+        bool | None, typer.Option("--graph/--exact", help="Approximate search (default: above 200,000 pictures).")
+    ] = None,
+    k: Annotated[int, typer.Option(help="Neighbours that are averaged; `index tune` finds better.")] = 40,
+    temperature: Annotated[float, typer.Option(help="Below it a difference in cosine hardly counts.")] = 0.05,
+    embedder: Embedder = None,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    batch_size: BatchSize = 32,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with what a stopped run has read.")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Make a reference index: features of all pictures, embeddings of all prompts. Name it as a model: --model DIR."""
+    from captioner.contracts import LoadOptions
+    from captioner.pairs.sources import parse_all
+    from captioner.sinks import check_new_folder
+
+    named = Path(parse_all(data)[0].name)
+    folder = Path(out or f"{named.stem if named.suffix in ('.parquet', '.json', '.zip') else named.name}-index")
+    check_new_folder(folder.expanduser())  # before the imports below, which take seconds
+    from captioner.models.knn.build import Recipe, build
+    from captioner.run.progress import counting
+
+    settings = {"pool": pool} if pool else {}
+    recipe = Recipe(backbone, weights, settings, dims, centred, scaled, graph, k, temperature)
+    options = LoadOptions(device=device, precision=precision, embedder=embedder)
+    with counting(quiet) as count:
+        built = build(data, folder, recipe, options, batch_size, count, resume)
+    for item in built.left_out[:LISTED]:
+        typer.echo(f"left out: {printable(str(item))}", err=True)
+    if (more := len(built.left_out) - LISTED) > 0:
+        typer.echo(f"left out: {more:,} more", err=True)
+    typer.echo(f"{folder}: {built.pictures:,} pictures, {built.prompts:,} prompts, {len(built.left_out):,} left out")
+
+
+@index.command("tune")
+@grouped
+def index_tune(
+    folder: Annotated[str, typer.Argument(help="The folder of the index.")],
+    data: Annotated[str | None, typer.Option(help="Validation pictures with prompts (default: its own).")] = None,
+    sample: Annotated[int, typer.Option(help="The most prompts to ask for.", min=1)] = 1000,
+    same: Annotated[float, typer.Option(help="Prompts nearer than this cosine are kept from each other.")] = 0.9,
+    seed: Annotated[int, typer.Option(help="Which prompts are drawn.")] = 0,
+) -> None:
+    """Choose k and temperature on pictures whose own prompts are hidden from them, and write them into the index."""
+    from captioner.models.knn.build import tune
+
+    tuned = tune(folder, data, sample, same, seed)
+    for k, temperature in sorted(tuned.table, key=lambda setting: tuned.table[setting])[-5:]:
+        typer.echo(f"k {k:4d}  temperature {temperature:.2f}  cosine {tuned.table[k, temperature]:.4f}")
+    before = "" if tuned.before is None else f", before {tuned.before:.4f}"
+    typer.echo(
+        f"{folder}: k {tuned.k}, temperature {tuned.temperature}: "
+        f"cosine {tuned.cosine:.4f}{before} over {tuned.queries:,} prompts"
+    )
+
+
+@terms.command("mine")
+@grouped
+def terms_mine(
+    prompts: Annotated[list[str], typer.Argument(help="Files of prompts, one a line; - is standard input.")],
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Write the list to this file.")] = None,
+    least: Annotated[int, typer.Option("--min-count", help="Leave out rarer terms.", min=1)] = 2,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file.")] = False,
+) -> None:
+    """Collect the comma terms of prompts, most frequent first: TERM<TAB>COUNT, for `generate --terms`.
+
+    captioner terms mine prompts.txt --out terms.tsv
+    """
+    from captioner.run.questions import read_texts
+    from captioner.sinks import write_lines
+    from captioner.text.terms import mine
+
+    counts = mine(line for file in prompts for line in read_texts([], file))
+    lines = [f"{term}\t{count}" for term, count in counts if count >= least]
+    if not lines:
+        raise BadInput(f"No term occurs {least} times. --min-count 1 lists all.")
+    if out is not None:
+        write_lines(out, lines, overwrite=overwrite)
+    else:
+        for line in lines:
+            typer.echo(line)

@@ -1,0 +1,24 @@
+"""The library names its settings; the command line shows them as the flags that a user types."""
+
+from __future__ import annotations
+
+import re
+
+from captioner.cli.options import TextFlags, names
+from captioner.contracts import LoadOptions, Request
+
+SETTINGS = (*(name for group in (Request, TextFlags, LoadOptions) for name in names(group)), "expected", "max_pixels")
+FLAGS = {name: f"--{name.replace('_', '-')}" for name in SETTINGS}
+FLAGS |= {"num_return_sequences": "--num-candidates", "max_clip_tokens": "--max-tokens-clip"}
+_SPELLED = re.compile(rf"(?<![\w/.-])(?:{'|'.join(name for name in FLAGS if '_' in name)})(?![\w/-]|\.\w)")
+_NAMED = re.compile(rf"\b(?:{'|'.join(FLAGS)})\b(?!-)")
+_NAMING = re.compile(r"^\w+(?= must be )|^.+(?= would change nothing)|(?<= has no use for ).+?(?=:)")
+"""Where a message names settings alone, so that a common word is a setting too."""
+
+
+def with_flags(message: str) -> str:
+    """A message of the library in the words of the command line: max_new_tokens → --max-new-tokens."""
+    message = re.sub(r"([Ss])et do_sample to false", r"\1ay --no-do-sample", message)
+    message = re.sub(r"([Ss])et do_sample( to true)?", r"\1ay --do-sample", message)
+    message = _NAMING.sub(lambda names: _NAMED.sub(lambda name: FLAGS[name[0]], names[0]), message)
+    return _SPELLED.sub(lambda name: FLAGS[name[0]], message)

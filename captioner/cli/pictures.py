@@ -1,0 +1,194 @@
+"""Verbs about pictures: generate, embed, read, similar."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from captioner import __version__
+from captioner.cli.options import (
+    CaptionInputFlags,
+    CaptionOutputFlags,
+    Images,
+    InputFlags,
+    Json,
+    Model,
+    OutputFlags,
+    Quiet,
+    Recursive,
+    TextFlags,
+    grouped,
+)
+from captioner.cli.verbs import looks_like_pictures
+from captioner.contracts import LoadOptions, Request
+from captioner.errors import BadInput
+
+if TYPE_CHECKING:
+    from captioner.run.batch import Answers
+    from captioner.sinks import Sink
+
+
+@grouped
+def generate(
+    images: Images,
+    read: CaptionInputFlags,
+    write: CaptionOutputFlags,
+    text: TextFlags,
+    request: Request,
+    options: LoadOptions,
+    model: Model = None,
+) -> None:
+    """Write the prompt that could have made a picture.
+
+    One picture: its prompt alone on standard output. Many: a line each, or a file, a folder or sidecars. What cannot
+    be read is reported, the run goes on, and the exit status is 1.
+
+    captioner generate cat.png
+
+    captioner generate photos --recursive --out captions.jsonl --resume
+
+    captioner generate photos --sidecar --prefix "sks style" --max-tokens-clip 77
+
+    captioner generate cat.png --model blip-large --num-candidates 5 --consensus --json
+    """
+    from captioner.run import questions
+
+    prompts = questions.Prompts(
+        questions.Model(model, options),
+        request,
+        text.finish(request.decoding.forbid or ()),
+        read.metadata,
+        read.max_pixels,
+        write.embed,
+        write.attention,
+    )
+    loading = str if read.metadata == "only" else prompts.model.label
+
+    def sink(many: bool) -> Sink:
+        return write.caption_sink(images, many, prompts.settings)
+
+    _run(images, prompts, sink, read.recursive, read.batch_size, write.quiet, loading, prompts.model.spent)
+    if write.attention and not write.quiet:
+        typer.echo(f"captioner: {write.attention} shows where the model looked", err=True)
+
+
+@grouped
+def embed(
+    read: InputFlags,
+    write: OutputFlags,
+    request: Request,
+    options: LoadOptions,
+    model: Model = None,
+    inputs: Annotated[
+        list[str] | None, typer.Argument(help="Texts; or pictures, wherever all are files, folders or addresses.")
+    ] = None,
+    file: Annotated[str | None, typer.Option("--file", "-f", help="Texts, one a line; - is standard input.")] = None,
+    expected: Annotated[
+        bool, typer.Option("--expected", help="Pictures: the mean of all candidates, weighted by probability.")
+    ] = False,
+) -> None:
+    """Embed texts, or pictures by what a model says of them, as unit vectors.
+
+    They are printed, or written to a .npy, .jsonl, .csv or .parquet file. A .npy holds the vectors alone, in order:
+    pictures that cannot be read have no row in it.
+
+    captioner embed "a castle in the clouds, oil painting"
+
+    captioner embed --file prompts.txt --out vectors.npy
+
+    captioner embed photos --model runs/direct --out vectors.parquet
+    """
+    from captioner.run import questions
+
+    inputs = inputs or []
+    if model is None and (missing := [text for text in inputs if _is_missing(text)]):
+        raise BadInput(f"There is no picture {missing[0]!r}. If it is a text, give it by --file.")
+    if questions.are_pictures(inputs, model):
+        asked = questions.Model(model, options)
+        embeddings = questions.Embeddings(asked, request, read.max_pixels, expected)
+
+        def of_pictures(many: bool) -> Sink:
+            return write.sink(questions.numbers, many, embeddings.settings)
+
+        _run(inputs, embeddings, of_pictures, read.recursive, read.batch_size, write.quiet, asked.label, asked.spent)
+    else:
+        if unused := [*["expected"][:expected], *sorted(request.named())]:
+            raise BadInput(f"{' and '.join(unused)} would change nothing: these are texts, not pictures.")
+        sink = write.sink(questions.numbers, False, {"captioner": __version__, "embedder": options.embedder})
+        tally = questions.embed_texts(questions.read_texts(inputs, file), options.embedder, sink)
+        if sink.resumable and not write.quiet:
+            typer.echo(f"captioner: {sink.summary(tally.done, tally.skipped, tally.failed)}", err=True)
+
+
+def _is_missing(text: str) -> bool:
+    """Does it look like a picture's name, and nothing is there?"""
+    from captioner.images import is_url
+
+    return looks_like_pictures(text) and not is_url(text) and not os.path.lexists(text)
+
+
+@grouped
+def read(
+    images: Images,
+    recursive: Recursive = False,
+    json: Json = False,
+) -> None:
+    """Read the generation parameters a picture carries: A1111, ComfyUI, InvokeAI, NovelAI, Fooocus …
+
+    They are what somebody wrote into the file, and prove nothing.
+
+    captioner read drawn.png
+
+    captioner read folder --recursive --json
+    """
+    from captioner import sinks
+    from captioner.run import questions
+
+    def sink(many: bool) -> sinks.Stdout:
+        return sinks.Stdout(sinks.to_json if json else partial(questions.parameters_text, named=many))
+
+    _run(images, questions.Metadata(), sink, recursive, quiet=True)
+
+
+def _run(
+    images: list[str],
+    answers: Answers[Any],
+    open_sink: Callable[[bool], Sink],
+    recursive: bool,
+    batch_size: int | None = None,
+    quiet: bool = False,
+    loading: Callable[[], str] = str,
+    spent: Callable[[], str | None] = str,
+) -> None:
+    from captioner.run.batch import run_inputs
+
+    tally = run_inputs(
+        images, answers, open_sink, recursive=recursive, batch_size=batch_size, quiet=quiet, loading=loading
+    )
+    if not quiet and (used := spent()):
+        typer.echo(f"captioner: {used}", err=True)
+    if tally.failed:
+        raise typer.Exit(1)
+
+
+@grouped
+def similar(
+    images: Images,
+    index: Annotated[str, typer.Option("--index", "-i", help="The folder of an index.")],
+    count: Annotated[int, typer.Option("--count", "-n", help="Pictures shown.", min=1)] = 5,
+    recursive: Recursive = False,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Show the reference pictures that look most like a picture, with their prompts."""
+    from captioner import sinks
+    from captioner.run import questions
+
+    show = questions.neighbours_json if json else questions.neighbours_table
+    neighbours = questions.Neighbours(Path(index), count)
+    _run(images, neighbours, lambda many: sinks.Stdout(show), recursive, None, quiet, lambda: index)

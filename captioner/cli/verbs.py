@@ -1,0 +1,65 @@
+"""A group of verbs: what a user can put right becomes one line on standard error and exit status 2."""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import Any
+
+import typer
+from typer.core import TyperArgument, TyperGroup
+
+from captioner.cli.flags import with_flags
+from captioner.errors import BadInput, CaptionerError, printable
+
+
+class Verbs(TyperGroup):
+    """Turns errors into one line and an exit status."""
+
+    def invoke(self, ctx: Any):
+        try:
+            return super().invoke(ctx)
+        except CaptionerError as error:
+            line = " ".join(str(error).split())  # a library's own words may have many
+            typer.echo(f"captioner: {printable(with_flags(line))}", err=True)
+            raise typer.Exit(2) from None
+        except KeyboardInterrupt as stopped:
+            typer.echo(f"\ncaptioner: {str(stopped) or 'Stopped.'}", err=True)
+            raise typer.Exit(130) from None
+        except EOFError as error:  # click would call it "Aborted!"
+            raise RuntimeError("A file ended too early.") from error
+
+    def get_command(self, ctx: Any, cmd_name: str):
+        """Its help without the Python type of an argument, and of what takes no value."""
+        command = super().get_command(ctx, cmd_name)
+        if command is not None:
+            if (help_option := command.get_help_option(ctx)) is not None:
+                help_option.metavar = ""
+            for parameter in command.params:
+                if isinstance(parameter, TyperArgument):
+                    parameter.display_type_rich = lambda ctx: None  # type: ignore[method-assign]  # typer has no other way
+        return command
+
+    def resolve_command(self, ctx: Any, args: list[str]):
+        """`captioner help` and `captioner help VERB` are help; `captioner cat.png` is nearly right."""
+        if args == ["help"]:
+            typer.echo(ctx.get_help())
+            raise typer.Exit
+        if args[:1] == ["help"]:
+            args = [*args[1:], "--help"]
+        if args and args[0] not in self.commands and looks_like_pictures(args[0]):
+            raise BadInput(f"There is no command {args[0]!r}. Did you mean: captioner generate {args[0]}")
+        return super().resolve_command(ctx, args)
+
+
+def looks_like_pictures(text: str) -> bool:
+    """Does this name pictures, there or not, rather than say something?"""
+    from captioner.images import EXTENSIONS, is_url
+
+    named = text.lower().endswith(EXTENSIONS) or (re.search(r"[/\\]", text) and " " not in text)
+    return bool(named) or is_url(text) or os.path.lexists(text)
+
+
+def group(help: str) -> typer.Typer:
+    """Verbs under a name of their own: `captioner index build`."""
+    return typer.Typer(cls=Verbs, no_args_is_help=True, help=help)
