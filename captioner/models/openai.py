@@ -84,10 +84,8 @@ class Usage:
     completion_tokens: int = 0
 
     def __str__(self) -> str:
-        return (
-            f"{self.requests:,} requests used {self.prompt_tokens:,} tokens of input "
-            f"and {self.completion_tokens:,} of output"
-        )
+        requests = "1 request" if self.requests == 1 else f"{self.requests:,} requests"
+        return f"{requests} used {self.prompt_tokens:,} tokens of input and {self.completion_tokens:,} of output"
 
 
 class _Again(Exception):

@@ -16,6 +16,7 @@ from captioner.contracts import LoadOptions, Request
 from captioner.decoding import Decoding, DecodingChanges
 from captioner.errors import BadAnswer, BadInput, MissingModel
 from captioner.models import openai
+from captioner.models.ensemble import ensemble
 from captioner.styles import STYLES
 from tests.chat_server import COLOURS, ChatServer, serving
 
@@ -239,8 +240,6 @@ def test_several_candidates_and_an_expected_embedding(server, tmp_path):
     prompt = model.generate(square("red"), num_candidates=4)
     assert len(prompt.candidates) == 4
     file = tmp_path / "ensemble.json"
-    from captioner.models import ensemble
-
     member = ensemble.Member(f"openai:{server.address}#painter", expected=True)
     ensemble.save(file, [member])
     server.bodies.clear()
