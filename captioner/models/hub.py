@@ -10,6 +10,7 @@ import importlib.util
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL.Image import Image
@@ -27,6 +28,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
     ProcessorMixin,
+    VisionEncoderDecoderConfig,
     VisionEncoderDecoderModel,
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
@@ -48,6 +50,12 @@ DEFAULT_DECODING = {"num_beams": 1}
 """Chat models write well without a search, and are too large for one."""
 OWN_SEARCH = ("num_beams", "no_repeat_ngram_size", "repetition_penalty", "length_penalty", "early_stopping")
 """Settings that a checkpoint's generation_config.json may name; that it draws at random is not taken over."""
+CONVERTED = {
+    "florence2": "florence-community (Florence-2-base, Florence-2-large …)",
+    "internvl_chat": "OpenGVLab (names that end in -hf, e.g. InternVL3-1B-hf)",
+    **dict.fromkeys(("llava_llama", "llava_mistral", "llava_qwen"), "llava-hf"),
+}
+"""Kinds that were published in a layout of their authors', and who has them in that of transformers."""
 NO_FLOAT64 = ("kosmos-2",)
 """Kinds that transformers itself cannot run in it."""
 
@@ -63,7 +71,7 @@ class HubModel:
         instructions: Instructions,
         chat: Chat | None,
     ) -> None:
-        self.model = model
+        self.model: Any = model  # `generate` is not told of in its class
         self.pixels = pixels
         """The processor; of a vision-encoder-decoder model the image processor alone."""
         self.tokenizer = tokenizer
@@ -118,7 +126,7 @@ class HubModel:
         found = self.model.generate(
             **inputs,
             **settings(decoding),
-            logits_processor=self._word_rules(decoding, told.shape[1]),
+            logits_processor=self._word_rules(decoding),
             return_dict_in_generate=True,
             output_scores=True,
         )
@@ -138,27 +146,26 @@ class HubModel:
         if instruction is None:
             pixels = self.pixels(images=images, return_tensors="pt")
             return pixels if self.model.config.model_type != "blip-2" else self._after_queries(pixels)
-        if self.chat is None:
-            text, pictures, own_start = instruction, images, False
-        else:  # every text has a picture of its own; many templates write the token that begins a text
-            text, pictures = self.chat.text(instruction), [[image] for image in images]
-            own_start = self.tokenizer.bos_token is not None and text.startswith(self.tokenizer.bos_token)
-        start = {"add_special_tokens": False} if own_start else {}
-        told = self.pixels(images=pictures, text=[text] * len(images), return_tensors="pt", padding=True, **start)
+        if self.chat is not None:
+            return self._asked(images, self.chat.text(instruction))
+        told = self.pixels(images=images, text=[instruction] * len(images), return_tensors="pt", padding=True)
         told.pop("labels", None)  # PaliGemma's processor prepares for training, too
         if self.model.config.model_type == "git":  # it goes on with the text, which must not end with [SEP]
             begun = {"input_ids": told["input_ids"][:, :-1], "attention_mask": told["attention_mask"][:, :-1]}
             return BatchFeature({"pixel_values": told["pixel_values"], **begun})
         return told
 
+    def _asked(self, images: list[Image], text: str) -> BatchFeature:
+        """Conversations, each about a picture of its own; many templates write the token that begins a text."""
+        begins = self.tokenizer.bos_token is not None and text.startswith(str(self.tokenizer.bos_token))
+        start = {"add_special_tokens": False} if begins else {}
+        pictures = [[image] for image in images]
+        return self.pixels(images=pictures, text=[text] * len(images), return_tensors="pt", padding=True, **start)
+
     def _after_queries(self, pixels: BatchFeature) -> BatchFeature:
         """How a BLIP-2 begins when it is told nothing; by itself it would not, where its text model has no start."""
-        config = self.model.config
-        start = (
-            config.text_config.eos_token_id
-            if config.text_config.bos_token_id is None
-            else config.text_config.bos_token_id
-        )
+        config, words = self.model.config, self.model.config.text_config
+        start = words.eos_token_id if words.bos_token_id is None else words.bos_token_id
         row = torch.tensor([config.image_token_id] * config.num_query_tokens + [start])
         ids = row.repeat(len(pixels["pixel_values"]), 1)
         return BatchFeature({**pixels, "input_ids": ids, "attention_mask": torch.ones_like(ids)})
@@ -171,14 +178,13 @@ class HubModel:
         start = own.bos_token_id if own.decoder_start_token_id is None else own.decoder_start_token_id
         return torch.full((rows, 0 if start is None else 1), start or 0, device=self.model.device)
 
-    def _word_rules(self, decoding: Decoding, start: int) -> LogitsProcessorList:
-        words = _Words(self.tokenizer, self._eos(), [0] * start)
+    def _word_rules(self, decoding: Decoding) -> LogitsProcessorList:
         rules = LogitsProcessorList()
-        if forbidden := forbidden_sequences(decoding.forbid, words):
+        if forbidden := forbidden_sequences(decoding.forbid, _Words(self.tokenizer)):
             rules.append(NoBadWordsLogitsProcessor(forbidden, self._eos()))
         return rules
 
-    def _scores(self, found) -> list[float]:
+    def _scores(self, found: Any) -> list[float]:
         """Mean log-probability of what was written, its end included; a beam search has its own score."""
         if "sequences_scores" in found:
             return found.sequences_scores.tolist()
@@ -188,7 +194,7 @@ class HubModel:
         return (steps.masked_fill(~counts, 0).sum(1) / counts.sum(1)).tolist()
 
     def _candidate(self, ids: list[int], score: float, limit: int) -> Candidate:
-        text = self.tokenizer.decode(ids, skip_special_tokens=True).strip()
+        text = str(self.tokenizer.decode(ids, skip_special_tokens=True)).strip()
         if self.model.generation_config.forced_eos_token_id is not None:
             ids = ids[: limit - 1]  # the last token ends every text, whether it was at its end or not
         return Candidate(text, score, not set(self._eos()).isdisjoint(ids))
@@ -199,23 +205,21 @@ class HubModel:
 
 
 class _Words:
-    """What the rules for words need of a processor."""
+    """What the rules for words need of a tokenizer."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, eos: list[int], start_ids: list[int]) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.tokenizer = tokenizer
-        self.eos_ids = tuple(eos)
-        self.start_ids = start_ids
 
     def encode(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False).input_ids
 
     def decode(self, ids: Sequence[int]) -> str:
-        return self.tokenizer.decode(ids, skip_special_tokens=True)
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
 
 
-def settings(decoding: Decoding) -> dict:
+def settings(decoding: Decoding) -> dict[str, Any]:
     """`Decoding` as the arguments of transformers' `generate`."""
-    given = {
+    given: dict[str, Any] = {
         "do_sample": decoding.do_sample,
         "num_beams": 1 if decoding.do_sample else decoding.num_beams,
         "num_return_sequences": decoding.num_return_sequences,
@@ -300,6 +304,11 @@ def _config(folder: Path, trust: dict) -> PreTrainedConfig:
     try:
         config = AutoConfig.from_pretrained(folder, **trust)
     except (OSError, ValueError, KeyError) as error:
+        if kind in CONVERTED:
+            raise BadCheckpoint(
+                f"{folder} holds a {kind!r} model in a layout of its authors' that transformers does not read. On the "
+                f"Hub, {CONVERTED[kind]} has it in one that it reads: name that."
+            ) from error
         if "auto_map" in said and not trust["trust_remote_code"]:
             raise BadCheckpoint(
                 f"{folder} holds a {kind!r} model with its own code, which we do not run unasked. "
@@ -330,13 +339,13 @@ def _check_pictures(folder: Path) -> None:
 
 def _paired(config: PreTrainedConfig) -> bool:
     """An image encoder and a text decoder put together, as ViT-GPT2 is: it has no processor of its own."""
-    return isinstance(config, VisionEncoderDecoderModel.config_class)
+    return isinstance(config, VisionEncoderDecoderConfig)
 
 
-def _processor(folder: Path, config: PreTrainedConfig, trust: dict) -> tuple:
+def _processor(folder: Path, config: PreTrainedConfig, trust: dict) -> tuple[Any, PreTrainedTokenizerBase]:
     """Pictures (and text) → what the model reads, and the tokenizer. By Pillow: the other way needs torchvision."""
     if not _paired(config):
-        processor = load_processor(folder, config, trust)
+        processor: Any = load_processor(folder, config, trust)
         if getattr(processor, "num_query_tokens", 0) is None:  # an old BLIP-2: its processor did not know
             processor.num_query_tokens = config.num_query_tokens
         return processor, processor.tokenizer
@@ -346,7 +355,7 @@ def _processor(folder: Path, config: PreTrainedConfig, trust: dict) -> tuple:
 
 def _model(folder: Path, config: PreTrainedConfig, dtype: torch.dtype, how: dict) -> PreTrainedModel:
     """Every weight must be there but those that no caption needs; what is too many belongs to older versions."""
-    cls = VisionEncoderDecoderModel if _paired(config) else AutoModelForImageTextToText
+    cls: Any = VisionEncoderDecoderModel if _paired(config) else AutoModelForImageTextToText
     checkpoint.weights_files(folder)
     with checkpoint.reading(folder):
         if not how["trust_remote_code"]:  # a model's own code may be built in its own way

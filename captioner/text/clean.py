@@ -102,7 +102,7 @@ def _article(found: re.Match[str]) -> str:
 
 # --- how chat models begin -------------------------------------------------------------------------------------------
 
-_THOUGHT = re.compile(r"^(?:<think>)?[^<]*</think>(?=.*\w)", re.DOTALL)
+_THOUGHT = re.compile(r"^.*</think>(?=.*\w)", re.DOTALL)
 _HERE_IT_IS = re.compile(
     r"^(?:(?:sure|certainly|of course|absolutely)(?: thing)?[!,.:]? )?here(?:'s|’s| is| are) "
     r"[^:]{0,60}\b(?:prompt|caption|description|tags|list|text|sentence|paragraph|answer)\b[^:]{0,60}: (?=.*\w)"

@@ -188,6 +188,32 @@ def test_the_package_that_smolvlm_needs(
         hub.load(tiny_checkpoint("smolvlm"), EXACT)
 
 
+def test_layouts_of_the_authors(tmp_path: Path) -> None:
+    """As microsoft/Florence-2-base and OpenGVLab/InternVL3-1B are published."""
+    davit = {"vision_config": {"model_type": "davit"}, "text_config": {"model_type": "florence2_language"}}
+    for kind, told, remedy in (
+        ("florence2", davit, "florence-community"),
+        ("internvl_chat", {}, "end in -hf"),
+        ("llava_llama", {}, "llava-hf has it"),
+    ):
+        (tmp_path / "config.json").write_text(
+            json.dumps({"model_type": kind, "auto_map": {"AutoConfig": "a.B"}} | told)
+        )
+        with pytest.raises(BadCheckpoint, match=remedy):
+            hub.load(tmp_path, LoadOptions())
+
+
+@pytest.mark.parametrize("family", ["florence2", "llava_onevision", "paligemma", "qwen3_vl", "smolvlm"])
+def test_speaking_is_silent(
+    family: str, tiny_checkpoint: Callable[[str], Path], capfd: pytest.CaptureFixture, recwarn: pytest.WarningsRecorder
+) -> None:
+    folder = tiny_checkpoint(family)
+    capfd.readouterr()
+    said(hub.load(folder, EXACT))
+    assert capfd.readouterr() == ("", "")
+    assert [str(warning.message) for warning in recwarn if warning.category is not DeprecationWarning] == []
+
+
 # --- styles ----------------------------------------------------------------------------------------------------------
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +26,14 @@ class Chat:
         self.template = _template(processor)
         self.picture = str(getattr(processor, "image_token", None) or "")
         """The token that stands for a picture; some processors do not tell theirs."""
-        self.form = next((form for form in (_parts, _plain, self._marked) if self._fits(form(PROBE))), None)
-        if self.form is None:
+        forms: tuple[Callable[[str], Any], ...] = (_parts, _plain, self._marked)
+        fitting = [form for form in forms if self._fits(form(PROBE))]
+        if not fitting:
             raise BadCheckpoint(
                 f"The chat template of {folder} has no place for a picture. Fetch it again, or copy that of the model "
                 "this one was made from."
             )
+        self.form = fitting[0]
 
     def text(self, instruction: str) -> str:
         """Everything the model is told, up to its answer."""

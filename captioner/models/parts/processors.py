@@ -47,7 +47,8 @@ def _processor_class(folder: Path, config: PreTrainedConfig) -> type[ProcessorMi
     named = getattr(transformers, name, None)
     if isinstance(named, type) and issubclass(named, ProcessorMixin):
         return named
-    return PROCESSOR_MAPPING.get(type(config), None)
+    usual: Any = PROCESSOR_MAPPING.get(type(config), None)
+    return usual
 
 
 def _without_video(cls: type[ProcessorMixin]) -> type[ProcessorMixin]:
