@@ -52,6 +52,8 @@ def about() -> None:
 
     - **report**: every model side by side on the same pictures, with error bars, as a page to read and data to use
     - **score**: metrics for texts that come from anywhere
+    - **redraw**: draw the texts of a report, to see how near the pictures come
+    - **page**: the page of a report, drawn anew
     - **compare**: two reports; exit status 1 if the second is significantly worse (for CI)
     - **submission**: write or check a file in the competition's format
     - **speed**: how fast a model is on this machine
@@ -103,6 +105,10 @@ def report(
     figures_only: Annotated[
         bool, typer.Option("--figures-only", help="No picture, prompt or text in OUT: for data that is not public.")
     ] = False,
+    redrawn: Annotated[
+        Path | None,
+        typer.Option(help="Pictures drawn from the models' texts (`redraw`): how like are they to the true ones?"),
+    ] = None,
     title: Annotated[str, typer.Option(help="Heading of the page.")] = "Prompt recovery, side by side",
     batch_size: BatchSize = 8,
     device: Device = "auto",
@@ -150,6 +156,7 @@ def report(
             gallery=gallery,
             title=title,
             figures_only=figures_only,
+            redrawn=redrawn,
         )
     _print_figures(written)
     for model in written["models"]:
@@ -157,6 +164,69 @@ def report(
             _say(f"{model['label']}: {problem}")
     _say(f"written: {out / 'report.html'}")
     raise typer.Exit(any(model["failure"] for model in written["models"]))
+
+
+@app.command()
+def redraw(
+    report: Annotated[Path, typer.Option(help="Folder of the report whose texts are drawn, or its report.json.")],
+    pipeline: Annotated[str, typer.Option(help="A text-to-image pipeline of diffusers: folder or Hub id.")],
+    out: Annotated[Path, typer.Option(help="Folder to write, or to go on with.")],
+    models: Annotated[str | None, typer.Option(help="Comma-separated labels of the report. Default: all.")] = None,
+    per_prompt: Annotated[int, typer.Option(help="Pictures drawn of each text.", min=1)] = 1,
+    limit: Annotated[int | None, typer.Option(help="Only so many pictures, drawn by chance.", min=1)] = None,
+    true_prompts: Annotated[
+        bool, typer.Option("--true-prompts", help="Draw the true prompts too: nearer nobody can be expected to come.")
+    ] = False,
+    steps: Annotated[int, typer.Option(help="Denoising steps.", min=1)] = 50,
+    size: Annotated[int, typer.Option(help="Pixels a side, a multiple of 8.", min=8)] = 512,
+    guidance: Annotated[float, typer.Option(help="How closely the text is followed; 0 for turbo models.")] = 7.5,
+    batch_size: Annotated[int, typer.Option(help="Pictures drawn at once.", min=1)] = 1,
+    device: Device = "auto",
+    precision: Annotated[str, typer.Option(help="auto (fp16 on a GPU, else fp32), fp32, bf16 or fp16.")] = "auto",
+    seed: Annotated[int, typer.Option(help="For the noise that pictures begin with.")] = 0,
+) -> None:
+    """Draw again: what would the models' texts make? Needs `pip install captioner[synth]`.
+
+    Writes OUT/LABEL/ID.png and OUT/metadata.jsonl. The same command goes on where it was stopped. Then
+    `python -m eval report … --redrawn OUT` measures how like the pictures are; pictures drawn elsewhere under the same
+    names work as well.
+    """
+    with _stoppable("What was drawn is kept: the same command goes on from there."):
+        from eval.redraw import redraw as draw
+        from training.data.drawing import Drawing
+
+        drawing = Drawing(pipeline, steps, size, size, guidance, batch_size, precision, device)
+        names = [name.strip() for name in (models or "").split(",") if name.strip()]
+        drawn = draw(
+            report,
+            out,
+            drawing,
+            models=names,
+            per_prompt=per_prompt,
+            limit=limit,
+            true_prompts=true_prompts,
+            seed=seed,
+        )
+    if drawn.blacked_out:
+        _say(f"{drawn.blacked_out:,} pictures were blacked out by the pipeline's safety checker: left out.")
+    _say(f"written: {drawn.pictures:,} pictures in {out}; now report --redrawn {out}")
+
+
+@app.command()
+def page(
+    report: Annotated[Path, typer.Argument(help="Folder of the report, or its report.json.")],
+    data: Annotated[
+        list[str] | None, typer.Option(help="Where the pictures are, if not where the report has them from.")
+    ] = None,
+    redrawn: Annotated[Path | None, typer.Option(help="Pictures drawn again, to be shown beside the others.")] = None,
+    gallery: Annotated[int, typer.Option(help="Pictures shown of each kind: best, worst, random.", min=1)] = 12,
+) -> None:
+    """Draw report.html and report.md anew from report.json and per_image.parquet; no figure changes."""
+    with _stoppable():
+        from eval.anew import draw_page
+
+        written = draw_page(report, data or (), redrawn, gallery)
+    _say(f"written: {written}")
 
 
 @app.command()
@@ -298,7 +368,7 @@ def _print_figures(written: Report) -> None:
 
     from captioner.errors import printable
     from eval import explained
-    from eval.page import is_best, number
+    from eval.wording import is_best, number
 
     wide = len(written["models"]) <= 3  # beside more models the intervals would be cut to pieces
     what = "mean (95 % interval)" if wide else "mean"
@@ -351,7 +421,7 @@ def _print_changes(changes: list[Change]) -> None:
     from rich.text import Text
 
     from captioner.errors import printable
-    from eval.page import p_value, signed
+    from eval.wording import p_value, signed
 
     table = Table("model", "metric", "change", "95 % interval", "p (Holm)", "n", "B is")
     for change in changes:

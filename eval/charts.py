@@ -6,25 +6,41 @@ matplotlib cannot do that, and would make each of the hundred small histograms t
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
+from dataclasses import dataclass
 
 import numpy as np
 from markupsafe import Markup
 
 from captioner.statistics import bootstrap_interval
+from eval.parts import length_bins
 
 BINS = 24
 
 
-def whisker(mean: float, low: float, high: float, axis: tuple[float, float], colour: int) -> Markup:
-    """A mean as a dot on its 95 % interval, on an axis that all rows of a table share."""
-    x, left, right = (_position(value, axis, 4, 156) for value in (mean, low, high))
-    return Markup(
-        f'<svg class="whisker c{colour}" viewBox="0 0 160 14" preserveAspectRatio="none" aria-hidden="true">'
-        f'<line class="axis" x1="4" x2="156" y1="7" y2="7"/>'
-        f'<line class="mark" x1="{left:.1f}" x2="{right:.1f}" y1="7" y2="7"/>'
-        f'<rect class="fill" x="{x - 1.75:.1f}" y="2" width="3.5" height="10" rx="1"/></svg>'
-    )
+@dataclass(frozen=True)
+class Axis:
+    """What a row of means and intervals is drawn along."""
+
+    low: float
+    high: float
+    ticks: list[float]
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Axis:
+        """Round ends around these; from 0 where that is near."""
+        low, high = (min(values), max(values)) if values else (0.0, 1.0)
+        if 0 < low < 0.5 * high:
+            low = 0.0
+        if high <= low:
+            high = low + (abs(low) or 1.0) / 10
+        ticks = _ticks(low, high)
+        step = ticks[1] - ticks[0]
+        low, high = np.floor(low / step) * step, np.ceil(high / step) * step
+        return cls(float(low), float(high), (np.arange(round((high - low) / step) + 1) * step + low).tolist())
+
+    def percent(self, value: float) -> float:
+        """Where a value is, from the left."""
+        return 100 * (value - self.low) / (self.high - self.low)
 
 
 def histogram(values: np.ndarray, edges: np.ndarray, tallest: int, colour: int) -> Markup:
@@ -55,7 +71,7 @@ def bin_edges(values: np.ndarray) -> tuple[np.ndarray, int]:
 
 def by_length(lengths: np.ndarray, values: np.ndarray, models: Sequence[str], colours: Sequence[int]) -> Markup:
     """Mean of a metric against the true prompt's length in words, one line a model, with 95 % intervals."""
-    bins = _length_bins(lengths)
+    bins = length_bins(lengths, most=7)
     if len(bins) < 2:
         return Markup("")
     series = [
@@ -69,8 +85,8 @@ def by_length(lengths: np.ndarray, values: np.ndarray, models: Sequence[str], co
         for t in _ticks(low, high)
     ]
     step = 588 / len(bins)
-    for number, (label, rows) in enumerate(bins):
-        x = 44 + (number + 0.5) * step
+    for index, (label, rows) in enumerate(bins):
+        x = 44 + (index + 0.5) * step
         parts.append(f'<text x="{x:.1f}" y="272" text-anchor="middle">{label}</text>')
         parts.append(f'<text class="small" x="{x:.1f}" y="286" text-anchor="middle">n={len(rows)}</text>')
     for column, line in enumerate(points):
@@ -85,7 +101,7 @@ def by_length(lengths: np.ndarray, values: np.ndarray, models: Sequence[str], co
 
 
 def _ticks(low: float, high: float) -> np.ndarray:
-    """Round values, four to eight of them."""
+    """Round values, four to nine of them."""
     power = 10.0 ** np.floor(np.log10((high - low) / 4))
     step = max(power * digit for digit in (1, 2, 5) if power * digit <= (high - low) / 4)
     return np.arange(np.ceil(low / step), np.floor(high / step) + 1) * step + 0.0  # no -0
@@ -100,27 +116,6 @@ def _line(xs: list[float], line: np.ndarray, low: float, high: float, colour: in
         for x, mean, a, b in present
     )
     return f'<g class="c{colour}"><polyline class="mark line" points="{path}"/>{marks}</g>'
-
-
-def _length_bins(lengths: np.ndarray, most: int = 7) -> list[tuple[str, np.ndarray]]:
-    """Bins of about equally many prompts: (label, rows)."""
-    count = int(np.clip(len(lengths) // 8, 1, most))
-    edges = np.unique(np.quantile(lengths, np.linspace(0, 1, count + 1), method="nearest").astype(int))
-    if len(edges) < 3:
-        return []
-    which = np.clip(np.searchsorted(edges, lengths, side="right") - 1, 0, len(edges) - 2)
-    last = len(edges) - 2
-    bins = []
-    for number, (low, high) in enumerate(pairwise(edges)):
-        rows = np.flatnonzero(which == number)
-        top = high if number == last else high - 1
-        if len(rows):
-            bins.append((f"{low}–{top}" if top > low else f"{low}", rows))
-    return bins
-
-
-def _position(value: float, axis: tuple[float, float], left: float, right: float) -> float:
-    return left + (value - axis[0]) / (axis[1] - axis[0]) * (right - left)
 
 
 def _y(value: float, low: float, high: float) -> float:

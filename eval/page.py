@@ -1,83 +1,119 @@
 """A report for readers: `report.html` and `report.md` from what `report.json` and the per-image values say.
 
-The page is one file: style, script, charts and thumbnails are inside, nothing is fetched.
+The page is one file: style, script, charts and thumbnails are inside, nothing is fetched. Figures are computed here,
+the page's script only shows others of them.
 """
 
 from __future__ import annotations
 
-import base64
-import io
 import math
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any, cast
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
-from captioner.errors import BadImage
-from eval import charts, explained, published
-from eval.ngrams import words
+from eval import charts, explained, parts, published
+from eval.gallery import Gallery, Picture, Redrawn
+from eval.parts import EVERYTHING, Parts
 from eval.results import Results
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
+from eval.schema import Report
+from eval.wording import breakable, is_best, markdown, number, p_value, signed, small_number, verdict
 
 TEMPLATES = Path(__file__).parent / "templates"
 COLOURS = 10
 """The style sheet has so many; more are drawn around the colour wheel."""
-THUMBNAIL = 384
-SHOWN_SCORES = ("cosine", "levenshtein_ratio", "quick_ratio", "rouge_l", "keyword_f1", "clip_score")
-
-Picture = Callable[[int], "Image"]
-"""Opens the picture of one item."""
+WORDS = {
+    "model": "One way of turning a picture into its prompt, or into the prompt's embedding.",
+    "mean": "Mean over the pictures.",
+    "interval": "95 % bootstrap interval of the mean: prompts are drawn anew, pictures of one prompt together.",
+    "median": "Half of the pictures are above, half below.",
+    "variance": "Mean squared distance from the mean, over the pictures.",
+    "max": "The best or highest value of one picture.",
+    "n": "Pictures that have a value.",
+    "best": "Its paired difference from every other model is significant (p < 0.05 after Holm’s correction), and there "
+    "is no warning about it.",
+    "difference": "Mean over the pictures that both answered of the second model’s value minus the first’s.",
+    "p": "How likely so large a difference would be if there were none: two-sided, from paired bootstrap resamples, "
+    "corrected by Holm’s method for all pairs of models of the measure.",
+    "detectable": "The smallest true difference that so many prompts would show in 4 of 5 repetitions.",
+    "speed": "Pictures a second: time of the model alone, pictures already decoded.",
+    "distinct": "Share of texts that differ from all others.",
+    "part": "Pictures of one source, or with true prompts of such a length.",
+}
+"""Words of the page beside the metrics, and what they mean."""
+SINCE = {"redrawn": None, "power": None, "protocol": None, "vocabulary": None}
+MODEL_SINCE: dict[str, Any] = {"runs": None, "near_duplicates": None, "modifiers": {"missed": [], "invented": []}}
+"""What reports made earlier lack."""
 
 
 @dataclass(frozen=True)
-class Card:
-    """One picture of the gallery."""
+class Verdict:
+    """The answer that the page begins with: which model, by how much, how sure."""
 
-    id: str
-    kinds: list[str]
-    truths: tuple[str, ...]
-    answers: list[dict]
-    """Of every model that says a text."""
-    others: list[dict]
-    """What only embeds, and who did not answer."""
-    scores: dict
-    image: str | None
-    width: int
-    height: int
+    best: dict
+    metric: dict
+    next: dict | None
+    """The one that comes nearest to it; None: there is no other."""
+    lead: dict | None
+    """By how much: mean, low, high and p_holm of best minus next, the way round that more is better."""
+    is_sure: bool
+    ahead_of: int
+    """How many it is significantly better than …"""
+    others: int
+    """… of so many."""
+    equals: list[dict]
+    """Which may be as good."""
+    left_out: list[dict]
+    """Higher ones with a warning."""
 
 
-def render(report: dict, results: Results, picture: Picture | None, gallery: int) -> dict[str, str]:
+def render(
+    report: dict, results: Results, picture: Picture | None, gallery: int, redrawn: Redrawn | None = None
+) -> dict[str, str]:
     """File name → content. picture: None where there are only texts; gallery: pictures of each kind."""
-    models = [dict(model, colour=number) for number, model in enumerate(report["models"])]
+    report = {**SINCE, **report, "models": [{**MODEL_SINCE, **model} for model in report["models"]]}
+    whole = cast(Report, report)
+    models = [dict(model, colour=index) for index, model in enumerate(report["models"])]
     columns = [model for model in models if model["failure"] is None]
-    measured = [m for m in report["metrics"] if any(model["figures"][m["name"]]["n"] for model in columns)]
+    measured = [
+        {"group": "", **metric}
+        for metric in report["metrics"]
+        if any(model["figures"][metric["name"]]["n"] for model in columns)
+    ]
     lead = measured[0] if measured else None
     ranked = _ranked(columns, lead)
     bare = report.get("figures_only", False)
+    of_data = Parts.of(results)
+    shown = Gallery(results, columns, measured, of_data, picture, redrawn, "true prompt")
     view = {
         "report": report | {"metrics": measured},
         "models": models,
         "columns": columns,
         "failed": [model for model in models if model["failure"] is not None],
         "lead": lead,
-        "ranked": [model for model in ranked if model["figures"][lead["name"]]["n"]],
+        "ranked": [model for model in ranked if lead and model["figures"][lead["name"]]["n"]],
+        "answer": answer(report, ranked, lead) if lead else None,
+        "groups": _groups(measured),
         "tables": _tables(ranked, measured),
-        "extra_colours": {number: _hue(number) for number in range(COLOURS, len(models))},
+        "extra_colours": {index: _hue(index) for index in range(COLOURS, len(models))},
         "differences": _by_metric(report, measured),
         "published": published.FIGURES,
         "notice": published.NOTICE,
         "figures_only": bare,
-        "explained": explained.sentences(report),
+        "explained": explained.sentences(whole),
+        "beneath": [*explained.power(whole), *explained.runs(whole)],
         "decimals": explained.decimals,
-        "cards": _cards(report, results, columns, lead, picture, gallery) if lead and not bare else [],
+        "parts": of_data,
+        "cards": shown.cards(gallery, report["seed"]) if lead and not bare else [],
         "length_plot": _length_plot(results, columns, lead),
+        "definitions": WORDS | {metric["name"]: _sentence(metric["meaning"]) for metric in measured},
+        "words": WORDS,
+        "axis": lambda metric: axis_of(_figures_of(columns, metric)),
+        "histogram": _histograms(results, measured),
         "number": number,
         "small_number": small_number,
         "signed": signed,
@@ -86,12 +122,17 @@ def render(report: dict, results: Results, picture: Picture | None, gallery: int
         "is_best": lambda metric, model: is_best(report, metric, model),
         "breakable": breakable,
         "markdown": markdown,
-        **_drawings(results, columns, measured),
+        "sentence": _sentence,
     }
+    if lead:
+        best = view["answer"]
+        view["data"] = page_data(report, results, columns, measured, of_data) | {
+            "first": [columns.index(model) for model in (best.best, best.next or best.best)] if best else [0, 0]
+        }
     return {name: _template(name).render(view) for name in ("report.html", "report.md")}
 
 
-def _template(name: str):
+def _template(name: str) -> Template:
     page = name.endswith(".html")
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
@@ -103,189 +144,190 @@ def _template(name: str):
     return environment.get_template(f"{name}.j2")
 
 
-def number(value: float | None) -> str:
-    """Three decimals, fewer for large numbers; a dash for what was not measured."""
-    if value is None:
-        return "–"
-    return f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}" if abs(value) < 1000 else f"{value:,.0f}"
+def _sentence(text: str) -> str:
+    """With a capital and a full stop."""
+    return f"{text[:1].upper()}{text[1:]}{'' if text.endswith(('.', '?', '!')) else '.'}"
 
 
-def small_number(value: float | None) -> str:
-    """As `number`, but variances keep two digits that matter."""
-    return number(value) if value is None or value == 0 or abs(value) >= 0.01 else f"{value:.2g}"
-
-
-def signed(value: float | None) -> str:
-    """As `number`, with its sign."""
-    return number(value) if value is None or value < 0 else f"+{number(value)}"
-
-
-def p_value(p: float) -> str:
-    return "< 0.001" if p < 0.001 else f"{p:.3f}"
-
-
-def verdict(metric: dict, row: dict) -> str:
-    """In words, who is better."""
-    if not row["significant"]:
-        return "no clear difference"
-    higher = row["b"] if row["mean"] > 0 else row["a"]
-    return f"{higher} is {'better' if metric['higher_is_better'] else 'higher'}"
-
-
-def is_best(report: dict, metric: str, model: dict) -> bool:
-    """Is it to be shown as the best? A model with a warning, such as one that was trained on this data, never is."""
-    return report["best"][metric] == model["label"] and not model["warning"]
-
-
-def breakable(label: str) -> Markup:
-    """A label that breaks after its punctuation, and only there."""
-    return Markup("<wbr>").join(re.split(r"(?<=[-/_.:+=])(?=.)", label))
-
-
-def markdown(text: object) -> str:
-    """A text on one line, in which Markdown and HTML have nothing to say."""
-    line = " ".join(str(text).split())
-    return re.sub(r"([\\`*_{}\[\]#|~])", r"\\\1", line).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-
-
-def _hue(number: int) -> int:
+def _hue(index: int) -> int:
     """The golden angle: every next colour is far from those before."""
-    return round(number * 137.508) % 360
+    return round(index * 137.508) % 360
+
+
+# --- the answer ------------------------------------------------------------------------------------------------------
+
+
+def answer(report: dict, ranked: list[dict], metric: dict) -> Verdict | None:
+    """By the leading metric, among the models without a warning; with nothing but warnings, among all."""
+    name = metric["name"]
+    measured = [model for model in ranked if model["figures"][name]["n"]]
+    clean = [model for model in measured if not model["warning"]] or measured
+    if not clean:
+        return None
+    best, *others = clean
+    rows = {model["label"]: _ahead(report, metric, best, model) for model in others}
+    ahead = [model for model in others if (row := rows[model["label"]]) and row["significant"] and row["mean"] > 0]
+    runner_up = others[0] if others else None
+    return Verdict(
+        best=best,
+        metric=metric,
+        next=runner_up,
+        lead=rows[runner_up["label"]] if runner_up else None,
+        is_sure=bool(others) and len(ahead) == len(others),
+        ahead_of=len(ahead),
+        others=len(others),
+        equals=[model for model in others if model not in ahead],
+        left_out=measured[: measured.index(best)],
+    )
+
+
+def _ahead(report: dict, metric: dict, best: dict, other: dict) -> dict | None:
+    """The paired difference of two models, turned so that above 0 the first is better."""
+    for row in report["differences"]:
+        if row["metric"] == metric["name"] and {row["a"], row["b"]} == {best["label"], other["label"]}:
+            sign = (1 if row["b"] == best["label"] else -1) * (-1 if metric["higher_is_better"] is False else 1)
+            ends = [end if end is None else sign * end for end in (row["low"], row["high"])]
+            low, high = ends if sign > 0 else ends[::-1]
+            return {**row, "mean": sign * row["mean"], "low": low, "high": high}
+    return None
 
 
 def _ranked(columns: list[dict], lead: dict | None) -> list[dict]:
     """The best mean first, last those that the leading metric says nothing of."""
     if lead is None:
         return []
+    sign = -1 if lead["higher_is_better"] is False else 1
     means = {model["label"]: model["figures"][lead["name"]]["mean"] for model in columns}
     return sorted(
-        columns, key=lambda model: -math.inf if (mean := means[model["label"]]) is None else mean, reverse=True
+        columns, key=lambda model: -math.inf if (mean := means[model["label"]]) is None else sign * mean, reverse=True
     )
 
 
+# --- tables ----------------------------------------------------------------------------------------------------------
+
+
+def _groups(metrics: list[dict]) -> list[tuple[str, list[dict]]]:
+    """Heading → metrics, in the order of their first one."""
+    names = dict.fromkeys(metric["group"] for metric in metrics)
+    return [(name, [metric for metric in metrics if metric["group"] == name]) for name in names]
+
+
 def _tables(models: list[dict], metrics: list[dict]) -> list[tuple[str, list[dict], list[dict]]]:
-    """(heading, metrics, models): what tells of every model first, then what tells of texts alone."""
+    """(heading, metrics, models): what tells of every model, what tells of texts alone, then group by group."""
 
     def measured(model: dict, among: list[dict]) -> list[dict]:
-        return [m for m in among if model["figures"][m["name"]]["n"]]
+        return [metric for metric in among if model["figures"][metric["name"]]["n"]]
 
     answering = [model for model in models if measured(model, metrics)]
-    common = [m for m in metrics if all(measured(model, [m]) for model in answering)]
-    of_texts = [m for m in metrics if m not in common]
-    speaking = [model for model in models if measured(model, of_texts)]
-    if not common or not of_texts:
-        return [("", metrics, models)]
-    return [("", common, models), ("Of the texts", of_texts, speaking)]
+    tables = []
+    for group, among in _groups(metrics):
+        common = [metric for metric in among if not group and all(measured(model, [metric]) for model in answering)]
+        rest = [metric for metric in among if metric not in common]
+        if common and rest:
+            tables.append((group, common, models))
+            tables.append((group or "Of the texts", rest, [model for model in models if measured(model, rest)]))
+        else:
+            speaking = [model for model in models if measured(model, among)]
+            tables.append((group, among, speaking if group else models))
+    return tables
 
 
 def _by_metric(report: dict, metrics: list[dict]) -> list[tuple[dict, list[dict]]]:
-    found = [(m, [d for d in report["differences"] if d["metric"] == m["name"]]) for m in metrics]
-    return [(metric, rows) for metric, rows in found if rows]
+    rows = [(metric, [d for d in report["differences"] if d["metric"] == metric["name"]]) for metric in metrics]
+    return [(metric, of_metric) for metric, of_metric in rows if of_metric]
 
 
-def _drawings(results: Results, columns: list[dict], metrics: list[dict]) -> dict[str, Callable]:
-    """The chart functions of the template; axes are shared by all models of a metric."""
-    column = {model["label"]: results.models.index(model["label"]) for model in columns}
-    axes, bins = {}, {}
-    for metric in (m["name"] for m in metrics):
-        ends = [model["figures"][metric][end] for model in columns for end in ("mean", "low", "high")]
-        there = [end for end in ends if end is not None]
-        low, high = min(0.0, *there), max(there)
-        axes[metric] = (low, high if high > low else low + 1)
-        bins[metric] = charts.bin_edges(results.values[metric])
+# --- what the page's script shows ------------------------------------------------------------------------------------
 
-    def whisker(metric: str, model: dict):
-        f = model["figures"][metric]
-        low, high = (f["mean"] if f[end] is None else f[end] for end in ("low", "high"))
-        return charts.whisker(f["mean"], low, high, axes[metric], model["colour"])
 
-    def histogram(metric: str, model: dict):
-        edges, tallest = bins[metric]
-        return charts.histogram(results.values[metric][:, column[model["label"]]], edges, tallest, model["colour"])
-
+def page_data(report: dict, results: Results, columns: list[dict], metrics: list[dict], of_data: Parts) -> dict:
+    """The figures of every part of the data and of every two models, for the page's script."""
+    labels, names = [model["label"] for model in columns], [metric["name"] for metric in metrics]
+    index = {label: position for position, label in enumerate(labels)}
+    everything = [[_figure(model["figures"][name]) for name in names] for model in columns]
+    by_part = {(EVERYTHING, EVERYTHING): (len(results.ids), everything)}
+    for source, length in of_data.combinations:
+        rows = of_data.rows(source, length)
+        by_part[source, length] = (len(rows), parts.figures(results, rows, labels, names, report["seed"]))
     return {
-        "whisker": whisker,
-        "histogram": histogram,
-        "axis_label": lambda metric: f"{number(axes[metric][0])} to {number(axes[metric][1])}",
-        "edges_label": lambda metric: f"{number(bins[metric][0][0])} to {number(bins[metric][0][-1])}",
-    }
+        "metrics": [
+            {"name": metric["name"], "label": metric["label"], "better": _sign(metric)} for metric in metrics
+        ],
+        "models": [{"label": model["label"], "colour": model["colour"]} for model in columns],
+        "sources": of_data.sources,
+        "lengths": of_data.lengths,
+        "parts": {
+            f"{source} {length}": {
+                "pictures": pictures,
+                "figures": figures,
+                "axes": [_axis_row([of_model[m] for of_model in figures]) for m in range(len(names))],
+            }
+            for (source, length), (pictures, figures) in by_part.items()
+        },
+        "differences": [
+            [
+                names.index(row["metric"]), index[row["a"]], index[row["b"]],
+                *(_short(row[key]) for key in ("mean", "low", "high", "p_holm")), row["n"],
+            ]
+            for row in report["differences"]
+            if row["metric"] in names
+        ],
+        "differences_of_parts": parts.pair_differences(results, of_data, labels, names[0], report["seed"]),
+    }  # fmt: skip
 
 
-def _length_plot(results: Results, columns: list[dict], lead: dict | None):
+def _sign(metric: dict) -> int:
+    """1: higher is better; -1: lower is; 0: neither."""
+    return 0 if metric["higher_is_better"] is None else 1 if metric["higher_is_better"] else -1
+
+
+def _figure(figures: dict) -> parts.Figure:
+    mean, low, high = (_short(figures[key]) for key in ("mean", "low", "high"))
+    return mean, low, high, figures["n"]
+
+
+def _short(value: float | None) -> float | None:
+    return None if value is None else float(f"{value:.6g}")
+
+
+def _figures_of(columns: list[dict], metric: str) -> list[parts.Figure]:
+    return [_figure(model["figures"][metric]) for model in columns]
+
+
+def axis_of(figures: list[parts.Figure]) -> charts.Axis:
+    """One axis for all models of a metric."""
+    return charts.Axis.of([end for figure in figures for end in figure[:3] if end is not None])
+
+
+def _axis_row(figures: list[parts.Figure]) -> list[float]:
+    """Low end, high end, and the ticks between them."""
+    axis = axis_of(figures)
+    return [_short(value) or 0.0 for value in (axis.low, axis.high, *axis.ticks)]
+
+
+# --- drawings --------------------------------------------------------------------------------------------------------
+
+
+def _histograms(results: Results, metrics: list[dict]) -> Callable[[str, dict], dict[str, Any]]:
+    """The drawing of one model in one metric, and the ends of its axis, which all models share."""
+    bins = {metric["name"]: charts.bin_edges(results.values[metric["name"]]) for metric in metrics}
+
+    def histogram(metric: str, model: dict) -> dict[str, Any]:
+        edges, tallest = bins[metric]
+        values = results.values[metric][:, results.models.index(model["label"])]
+        return {
+            "ends": f"{number(edges[0])} to {number(edges[-1])}",
+            "drawing": charts.histogram(values, edges, tallest, model["colour"]),
+        }
+
+    return histogram
+
+
+def _length_plot(results: Results, columns: list[dict], lead: dict | None) -> Markup:
     if lead is None:
-        return ""
-    lengths = np.array([len(words(truths[0])) if truths else 0 for truths in results.truths])
+        return Markup("")
+    lengths = parts.prompt_lengths(results)
     rows = np.flatnonzero(lengths)
     labels = [model["label"] for model in columns]
     values = results.values[lead["name"]][:, [results.models.index(label) for label in labels]]
     return charts.by_length(lengths[rows], values[rows], labels, [model["colour"] for model in columns])
-
-
-# --- gallery ---------------------------------------------------------------------------------------------------------
-
-
-def choose(values: np.ndarray, each: int, seed: int) -> dict[int, list[str]]:
-    """Item → why it is shown. values: one an item, the mean over the models; NaN is never best or worst."""
-    there = np.flatnonzero(~np.isnan(values))
-    order = there[np.argsort(values[there], kind="stable")]
-    drawn = np.random.default_rng(seed).permutation(len(values))[:each]
-    shown: dict[int, list[str]] = {}
-    for kind, items in (("best", order[::-1][:each]), ("worst", order[:each]), ("random", drawn)):
-        for item in items:
-            shown.setdefault(int(item), []).append(kind)
-    return shown
-
-
-def _cards(report: dict, results: Results, columns: list[dict], lead: dict, picture: Picture | None, each: int):
-    values = results.values[lead["name"]]
-    counts = (~np.isnan(values)).sum(axis=1)
-    means = np.where(counts > 0, np.nansum(values, axis=1) / np.maximum(counts, 1), np.nan)
-    shown = choose(means, each, report["seed"])
-    return [_card(item, kinds, report, results, columns, picture) for item, kinds in shown.items()]
-
-
-def _card(item: int, kinds: list[str], report: dict, results: Results, columns: list[dict], picture) -> Card:
-    image, width, height = _thumbnail(picture, item)
-    order = [results.models.index(model["label"]) for model in columns]
-    scores = {
-        m["name"]: [_rounded(results.values[m["name"]][item, column]) for column in order] for m in report["metrics"]
-    }
-    lead = report["metrics"][0]["name"]
-    answers = [
-        {
-            "model": model,
-            "text": results.texts[model["label"]][item],
-            "lead": scores[lead][column],
-            "scores": " · ".join(
-                f"{m['label']} {number(scores[m['name']][column])}"
-                for m in report["metrics"]
-                if m["name"] in SHOWN_SCORES and scores[m["name"]][column] is not None
-            ),
-        }
-        for column, model in enumerate(columns)
-    ]
-    texts = [answer for answer in answers if answer["text"] is not None]
-    others = [answer for answer in answers if answer["text"] is None]
-    highest = max((answer["lead"] for answer in texts if answer["lead"] is not None), default=None)
-    for answer in texts:
-        answer["top"] = len(texts) > 1 and answer["lead"] == highest
-    truths = results.truths[item]
-    scores["truth"] = len(words(truths[0])) if truths else 0
-    return Card(results.ids[item], kinds, truths, texts, others, scores, image, width, height)
-
-
-def _rounded(value: float) -> float | None:
-    return None if np.isnan(value) else round(float(value), 4)
-
-
-def _thumbnail(picture: Picture | None, item: int) -> tuple[str | None, int, int]:
-    if picture is None:
-        return None, 0, 0
-    try:
-        image = picture(item)
-    except BadImage:
-        return None, 0, 0  # it was there when the run began; the card stays, without it
-    image.thumbnail((THUMBNAIL, THUMBNAIL))
-    content = io.BytesIO()
-    image.save(content, "WEBP", quality=78)
-    return f"data:image/webp;base64,{base64.b64encode(content.getvalue()).decode()}", *image.size

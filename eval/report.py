@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from captioner import compute
-from captioner.errors import CaptionerError
+from captioner.errors import BadInput, CaptionerError
 from captioner.files.cache import cache_folder
 from captioner.pairs.layouts import ReadOptions
 from captioner.statistics import RESAMPLES, SEED
@@ -19,6 +19,7 @@ from eval import anatomy, measure, protocols, provenance, store
 from eval.answers import Answered, Settings, Track, ask, requests
 from eval.data import Pairs, read_pairs
 from eval.measure import Instruments, Measures
+from eval.redraw import Redrawn, add_likeness
 from eval.results import Results
 from eval.schema import Begun, ModelRow, ModifierRows, NearDuplicates, Report
 
@@ -39,10 +40,12 @@ def report(
     gallery: int = 12,
     title: str = "Prompt recovery, side by side",
     figures_only: bool = False,
+    redrawn: Path | None = None,
 ) -> Report:
     """Measure and write; returns what report.json holds. Whatever could stop it is looked at before a model is asked.
 
     trained_on: `LABEL=DATA`, what a model was trained on where it does not say so itself.
+    redrawn: a folder of `python -m eval redraw`, or pictures drawn elsewhere.
     figures_only: no picture, prompt or answer is in the folder, so that a report on private data can be published.
     """
     settings, measures, reading = settings or Settings(), measures or Measures(), reading or ReadOptions()
@@ -52,6 +55,8 @@ def report(
     protocol = measure.prepare(measures, settings)
     compute.precision(settings.precision, compute.device(settings.device))
     store.prepare(out, figures_only)
+    if redrawn is not None and not redrawn.is_dir():
+        raise BadInput(f"There is no folder {redrawn} of pictures that were drawn again.")
     pairs = read_pairs(data, limit, seed, named=not figures_only, reading=reading)
     store.refuse_other_report(out, pairs.fingerprint, labels)
     instruments = measure.open_instruments(measures, protocol, settings, pairs, data, reading.split)
@@ -65,6 +70,9 @@ def report(
         clip = (instruments.clip_name, instruments.clip)
         pictures = measure.picture_vectors(*clip, pairs, folder, settings.batch_size, track, notes)
     measured, runs = measure.measure(pairs, answered, instruments, pictures)
+    again = Redrawn.find(redrawn, measured) if redrawn is not None else None
+    row_of_redrawn = add_likeness(measured, again, pairs.image, instruments.clip, track) if again is not None else None
+    notes += again.notes if again is not None else []
     rows = [_row_of(one, pairs) for one in answered]
     for row in rows:
         row["runs"] = runs.get(row["label"])
@@ -92,8 +100,11 @@ def report(
         },
         "vocabulary": store.vocabulary_row(instruments.vocabulary),
         "protocol": protocols.table(protocol, measured) if protocol is not None else None,
+        "redrawn": row_of_redrawn,
     }
-    written = store.finish(begun, measured, rows, out, pairs.image, gallery)
+    written = store.finish(
+        begun, measured, rows, out, pairs.image, gallery, again.picture if again is not None else None
+    )
     if protocol is not None and protocol.name == "kaggle" and not figures_only:
         protocols.write_submissions(out, {one.request.label: one.answers for one in answered if not one.failure})
     return written

@@ -159,6 +159,18 @@ class ProtocolTable(TypedDict):
     notes: list[str]
 
 
+class Redrawn(TypedDict):
+    """Pictures drawn from the models' texts."""
+
+    folder: str
+    settings: dict[str, Any]
+    """How they were drawn; empty if nobody says."""
+    pictures: dict[str, int]
+    """How many, by model; "true prompt" are those of the true prompts."""
+    true_prompts: dict[str, float]
+    """By metric, what the true prompts come to when they are drawn again."""
+
+
 class Vocabulary(TypedDict):
     """Which comma terms count as modifiers."""
 
@@ -201,6 +213,8 @@ class Begun(Circumstances):
     data: DataRow
     vocabulary: Vocabulary
     protocol: ProtocolTable | None
+    redrawn: Redrawn | None
+    """None: no picture was drawn again."""
 
 
 class Report(Begun):

@@ -57,6 +57,7 @@ def score(
         },
         "vocabulary": store.vocabulary_row(vocabulary),
         "protocol": None,
+        "redrawn": None,
     }
     models = [store.model_row(model, store.distinct(measured.texts[model])) for model in measured.models]
     for model in models:

@@ -75,6 +75,7 @@ def finish(
     out: Path | None,
     picture: page.Picture | None,
     gallery: int,
+    redrawn: page.Redrawn | None = None,
 ) -> Report:
     """The whole report: `begun` with the figures of `measured`; the four files are written if there is a place."""
     summary = results.summary(measured, begun["resamples"], begun["seed"])
@@ -92,7 +93,7 @@ def finish(
         return written
     # report.json comes last: who finds it finds a whole report beside it.
     (measured.without_texts() if begun["figures_only"] else measured).save(out / "per_image.parquet")
-    for name, content in page.render(dict(written), measured, picture, gallery).items():
+    for name, content in page.render(dict(written), measured, picture, gallery, redrawn).items():
         atomic.write_bytes(out / name, content.encode("utf-8", "replace"))
     text = json.dumps(written, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     atomic.write_bytes(out / "report.json", text.encode("utf-8", "replace"))
