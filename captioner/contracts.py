@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, runtime_checkable
 
 from captioner.decoding import Decoding, DecodingChanges
 from captioner.errors import BadInput
@@ -26,48 +26,63 @@ if TYPE_CHECKING:
     from captioner.prompt import Prompt, Reading
 
 
+MemoryType = TypeVar("MemoryType", bound="Memory")
+PastType = TypeVar("PastType", bound="Past")
+
+
 class Memory(Protocol):
     """All that depends on the image alone: one row per image, never copied per beam."""
 
     def __len__(self) -> int:
         """The number of images."""
 
-    def select(self, images: Tensor) -> Memory:
+    def select(self: MemoryType, images: Tensor) -> MemoryType:
         """Keep these rows (finished images leave the batch)."""
 
 
 class Past(Protocol):
     """What a decoder keeps of the text so far: one row per hypothesis. A step may change it in place."""
 
-    def select(self, rows: Tensor) -> Past:
+    def select(self: PastType, rows: Tensor) -> PastType:
         """Reorder to these rows (beams fork and die). The old object must not be used any more."""
 
 
-class Decoder(Protocol):
+class Decoder(Protocol[MemoryType, PastType]):
     """A model that `search.py` can drive, and that `training/` can train."""
 
-    device: torch.device
-    dtype: torch.dtype
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What pixels are given in."""
 
     def encode(self, pixels: Tensor) -> Tensor:
         """The image encoder alone: pixels `[n, 3, h, w]` → features, first dimension n (cached when frozen)."""
 
-    def remember(self, features: Tensor) -> Memory:
+    def remember(self, features: Tensor) -> MemoryType:
         """Everything else that depends on the image alone, e.g. cross-attention keys and values."""
 
-    def read(self, pixels: Tensor) -> Memory:
+    def read(self, pixels: Tensor) -> MemoryType:
         """`remember(encode(pixels))`."""
 
-    def step(self, tokens: Tensor, memory: Memory, past: Past | None) -> tuple[Tensor, Past]:
+    def step(self, tokens: Tensor, memory: MemoryType, past: PastType | None) -> tuple[Tensor, PastType]:
         """Read more text. tokens `[rows, t]`, rows = images × beams, image-major (so beams = rows // len(memory));
         the first call has `past=None` and the whole start of the text, later ones t = 1.
         Returns the logits after the last token `[rows, vocabulary]` and the new past."""
 
     # Training: forward(pixel_values=None, features=None, input_ids, attention_mask, labels) -> ModelOutput with
     # `loss` (mean cross-entropy over labels != -100, labels aligned with input_ids and shifted inside) and `logits`.
-    # A decoder that attends to regions may also offer, for `attention_map.py`,
-    # look(pixels [1, 3, h, w], ids: Sequence[int]) -> [len(ids), grid_h, grid_w]: ids begin with the text's start; map
-    # i shows where the model looked when it had read ids[: i + 1], that is, as it wrote what follows ids[i].
+
+
+@runtime_checkable
+class Attentive(Protocol):
+    """A decoder that attends to regions, as `attention_map.py` draws it."""
+
+    def look(self, pixels: Tensor, ids: Sequence[int]) -> Tensor:
+        """One picture `[1, 3, h, w]`, and ids that begin with the text's start → `[len(ids), grid_h, grid_w]`. Map i
+        shows where the model looked when it had read ids[: i + 1], that is, as it wrote what follows ids[i]."""
 
 
 class Processor(Protocol):

@@ -9,7 +9,7 @@ from pathlib import Path
 from captioner import zoo
 from captioner.errors import MissingModel
 from captioner.models.parts.backbones import backbones
-from captioner.models.parts.backbones.backbones import Backbone
+from captioner.models.parts.backbones.towers import Backbone
 
 
 def resolved(base: str, option: str = "--base") -> Path:

@@ -14,7 +14,7 @@ from torch import Tensor
 from captioner.files import atomic
 from captioner.files.cache import cache_folder
 from captioner.models.direct import DirectModel
-from captioner.models.parts.backbones.backbones import Backbone
+from captioner.models.parts.backbones.towers import Backbone
 from captioner.text.embedding import text_embedder
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -18,11 +19,12 @@ from transformers.pytorch_utils import Conv1D
 from captioner.compute.devices import DTYPES, device, precision
 from captioner.contracts import LoadOptions
 
+Module = TypeVar("Module", bound=nn.Module)
 LARGE = 750_000
 """Weights of a linear layer that no longer stay in a core's cache."""
 
 
-def prepare(model: nn.Module, options: LoadOptions, small: nn.Module | None = None) -> nn.Module:
+def prepare(model: Module, options: LoadOptions, small: nn.Module | None = None) -> Module:
     """Make a model ready for inference: on its device, in its precision, its linear layers packed where that pays.
 
     Args:
@@ -87,7 +89,7 @@ def _packed(weight: Tensor) -> Tensor | None:
 
 
 def convolved_relu6(
-    x: Tensor, weight: Tensor, bias: Tensor, stride: Sequence[int], padding: Sequence[int], groups: int
+    x: Tensor, weight: Tensor, bias: Tensor | None, stride: Sequence[int], padding: Sequence[int], groups: int
 ) -> Tensor:
     """A convolution and ReLU6; without gradients on a CPU the same numbers in one pass over the picture."""
     fused = getattr(torch.ops.mkldnn, "_convolution_pointwise", None)
@@ -179,7 +181,7 @@ def _linear(layer: nn.Module) -> tuple[Tensor, Tensor | None] | None:
     return (layer.weight.t(), layer.bias) if type(layer) is Conv1D else None
 
 
-def _quantize(model: nn.Module) -> nn.Module:
+def _quantize(model: Module) -> Module:
     """Weights to 8 bits per output channel; activations are quantised as they come."""
     from torch.ao.quantization import per_channel_dynamic_qconfig, quantize_dynamic
 

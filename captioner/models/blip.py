@@ -15,10 +15,10 @@ from PIL.Image import Image
 from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.functional import scaled_dot_product_attention as fused_attention
-from transformers import BertTokenizer, BlipConfig, BlipForConditionalGeneration
+from transformers import BertTokenizer, BlipConfig, BlipForConditionalGeneration, BlipTextConfig, BlipVisionConfig
 from transformers.modeling_outputs import CausalLMOutput
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
-from transformers.models.blip.modeling_blip import BlipMLP
+from transformers.models.blip.modeling_blip import BlipEncoderLayer, BlipMLP
 from transformers.models.blip.modeling_blip_text import BlipTextLayer
 
 from captioner.compute import PackedLinear
@@ -26,6 +26,7 @@ from captioner.contracts import LoadOptions
 from captioner.errors import BadCheckpoint
 from captioner.models.parts import checkpoint
 from captioner.models.parts.attention import ImageMemory, TextCache, attend_image, attend_text
+from captioner.models.parts.narrow import all_of, narrowed
 from captioner.models.parts.speaker import SearchedDecoder
 
 
@@ -41,11 +42,11 @@ class Blip(BlipForConditionalGeneration):
 
     def _encode(self, pixels: Tensor) -> Tensor:
         """The vision transformer on its own weights; training goes through transformers' `vision_model`."""
-        vision, heads = self.vision_model, self.config.vision_config.num_attention_heads
+        vision, heads = self.vision_model, vision_config(self.config).num_attention_heads
         # On CPUs the fused attention is slightly faster in fp32, and half as fast as plain products in bf16.
         attend = attend_image if pixels.dtype == torch.bfloat16 and pixels.device.type == "cpu" else fused_attention
         x = vision.embeddings(pixels)  # [n, 1 + patches, width]
-        for layer in vision.encoder.layers:
+        for layer in all_of(vision.encoder.layers, BlipEncoderLayer):
             projected = layer.self_attn.qkv(layer.layer_norm1(x)).unflatten(-1, (3, heads, -1))
             query, keys, values = projected.permute(2, 0, 3, 1, 4)  # each [n, heads, 1 + patches, head_dim]
             x = x + layer.self_attn.projection(_merged(attend(query, keys, values)))
@@ -53,7 +54,7 @@ class Blip(BlipForConditionalGeneration):
         return vision.post_layernorm(x)
 
     def remember(self, features: Tensor) -> ImageMemory:
-        heads = self.config.text_config.num_attention_heads
+        heads = text_config(self.config).num_attention_heads
         attentions = [layer.crossattention.self for layer in self._text_layers()]
         return ImageMemory([(_heads(a.key(features), heads), _heads(a.value(features), heads)) for a in attentions])
 
@@ -61,7 +62,7 @@ class Blip(BlipForConditionalGeneration):
         return self.remember(self.encode(pixels))
 
     def step(self, tokens: Tensor, memory: ImageMemory, past: TextCache | None) -> tuple[Tensor, TextCache]:
-        past = past or TextCache(self.config.text_config.num_hidden_layers)
+        past = past or TextCache(text_config(self.config).num_hidden_layers)
         bert = self.text_decoder.bert
         x = bert.embeddings(input_ids=tokens, past_key_values_length=past.length)  # [rows, t, width]
         for index, layer in enumerate(self._text_layers()):
@@ -69,17 +70,17 @@ class Blip(BlipForConditionalGeneration):
         return self.text_decoder.cls(x[:, -1]), past
 
     def _layer_step(self, x: Tensor, index: int, layer: BlipTextLayer, memory: ImageMemory, past: TextCache) -> Tensor:
-        heads = self.config.text_config.num_attention_heads
-        own, cross = layer.attention.self, layer.crossattention.self
-        keys, values = past.append(index, _heads(own.key(x), heads), _heads(own.value(x), heads))
-        mixed = attend_text(_heads(own.query(x), heads), keys, values)
+        heads = text_config(self.config).num_attention_heads
+        text, cross = layer.attention.self, layer.crossattention.self
+        keys, values = past.append(index, _heads(text.key(x), heads), _heads(text.value(x), heads))
+        mixed = attend_text(_heads(text.query(x), heads), keys, values)
         x = layer.attention.output(_merged(mixed), x)
-        mixed = attend_image(_heads(cross.query(x), heads), *memory.layers[index], memory.mask)
+        mixed = attend_image(_heads(cross.query(x), heads), *memory.layers[index])
         x = layer.crossattention.output(_merged(mixed), x)
         return layer.feed_forward_chunk(x)
 
-    def _text_layers(self) -> Sequence[BlipTextLayer]:
-        return self.text_decoder.bert.encoder.layer
+    def _text_layers(self) -> list[BlipTextLayer]:
+        return all_of(self.text_decoder.bert.encoder.layer, BlipTextLayer)
 
     def forward(
         self,
@@ -94,7 +95,7 @@ class Blip(BlipForConditionalGeneration):
         logits = self.text_decoder(input_ids, attention_mask, encoder_hidden_states=features, use_cache=False).logits
         loss = None
         if labels is not None:
-            smoothing = self.config.text_config.label_smoothing
+            smoothing = text_config(self.config).label_smoothing
             loss = F.cross_entropy(
                 logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten(), label_smoothing=smoothing
             )
@@ -107,10 +108,20 @@ class Blip(BlipForConditionalGeneration):
         Cross-attention to one picture, pixels `[1, 3, h, w]`, averaged over layers and heads, the class token left out.
         """
         text = torch.tensor([list(ids)], device=self.device)
-        said = self.text_decoder(text, encoder_hidden_states=self.encode(pixels), output_attentions=True)
-        mean = torch.stack(said.cross_attentions).mean((0, 2))[0]  # [ids, 1 + patches]
-        patch = self.config.vision_config.patch_size
+        output = self.text_decoder(text, encoder_hidden_states=self.encode(pixels), output_attentions=True)
+        mean = torch.stack(output.cross_attentions).mean((0, 2))[0]  # [ids, 1 + patches]
+        patch = narrowed(vision_config(self.config).patch_size, int)
         return mean[:, 1:].unflatten(1, (pixels.shape[2] // patch, pixels.shape[3] // patch))
+
+
+def text_config(config: BlipConfig) -> BlipTextConfig:
+    """transformers declares a part of a configuration as a dict or None, too."""
+    return narrowed(config.text_config, BlipTextConfig)
+
+
+def vision_config(config: BlipConfig) -> BlipVisionConfig:
+    """As `text_config`."""
+    return narrowed(config.vision_config, BlipVisionConfig)
 
 
 def _heads(x: Tensor, heads: int) -> Tensor:
@@ -128,7 +139,7 @@ class BlipProcessor:
         self.images = images
         self.tokenizer = tokenizer
         self.start_ids = start_ids
-        self.eos_ids = (eos,)
+        self.eos_ids: tuple[int, ...] = (eos,)
         self.pad_id = tokenizer.pad_token_id
 
     @classmethod
@@ -141,9 +152,9 @@ class BlipProcessor:
             # The PIL form on purpose: the other needs torchvision, and resizes a little differently.
             images = BlipImageProcessorPil.from_pretrained(where)
             tokenizer = BertTokenizer.from_pretrained(where)
-            text = BlipConfig.from_pretrained(checkpoint.base_folder(folder)).text_config
+            text = text_config(BlipConfig.from_pretrained(checkpoint.base_folder(folder)))
         # BLIP begins with a decoder token that its tokenizer does not know, and ends with BERT's separator.
-        return cls(images, tokenizer, [text.bos_token_id], text.sep_token_id)
+        return cls(images, tokenizer, [narrowed(text.bos_token_id, int)], narrowed(text.sep_token_id, int))
 
     def pixels(self, images: Sequence[Image]) -> Tensor:
         return self.images(list(images), return_tensors="pt").pixel_values
@@ -152,7 +163,7 @@ class BlipProcessor:
         return self.tokenizer(text, add_special_tokens=False).input_ids
 
     def decode(self, ids: Sequence[int]) -> str:
-        return self.tokenizer.decode(ids, skip_special_tokens=True)
+        return narrowed(self.tokenizer.decode(list(ids), skip_special_tokens=True), str)
 
     def save_pretrained(self, folder: str | Path) -> None:
         self.images.save_pretrained(folder)
@@ -162,10 +173,10 @@ class BlipProcessor:
 def load(folder: Path, options: LoadOptions) -> SearchedDecoder:
     model = checkpoint.load_pretrained(Blip, folder, options)
     fuse_gelu(model)
-    processor, text = BlipProcessor.from_folder(folder), model.config.text_config
+    processor, text = BlipProcessor.from_folder(folder), text_config(model.config)
     ids = (*processor.start_ids, *processor.eos_ids, processor.pad_id, max(processor.tokenizer.get_vocab().values()))
     checkpoint.check_ids(folder, text.vocab_size, ids)
-    side, size = model.config.vision_config.image_size, dict(processor.images.size)
+    side, size = vision_config(model.config).image_size, dict(processor.images.size)
     if not processor.images.do_resize or size != {"height": side, "width": side}:
         raise BadCheckpoint(f"The processor of {folder} makes pictures of {size}, the model reads {side}×{side}.")
     return SearchedDecoder(model, processor, text.max_position_embeddings)

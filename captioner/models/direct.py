@@ -21,8 +21,9 @@ from transformers.utils import ModelOutput
 from captioner.contracts import LoadOptions
 from captioner.errors import BadInput
 from captioner.models.parts.backbones import backbones
-from captioner.models.parts.backbones.backbones import Backbone
+from captioner.models.parts.backbones.towers import Backbone
 from captioner.models.parts.checkpoint import load_pretrained
+from captioner.models.parts.narrow import narrowed
 from captioner.text.embedding import DEFAULT as DEFAULT_EMBEDDER
 from captioner.text.embedding import suits, unit
 
@@ -78,7 +79,7 @@ class DirectConfig(PreTrainedConfig):
         self.backbone = backbone or {}
         """`Backbone.config`."""
         self.head = head
-        self.dropout = DROPOUT.get(head) if dropout is None else dropout
+        self.dropout = DROPOUT.get(head, 0.0) if dropout is None else dropout
         self.embedding_size = embedding_size
         self.embedder = embedder
         """Whose embeddings it learnt to predict."""
@@ -116,8 +117,8 @@ class DirectModel(PreTrainedModel):
         """Torch's own initialisation stays; towers of transformers bring theirs."""
 
     def vectors(self, pixel_values: Tensor | None = None, features: Tensor | None = None) -> Tensor:
-        """What the head says, of any length `[n, embedding_size]`."""
-        return self.head(self.backbone.pooled(pixel_values) if features is None else features)
+        """What the head gives, of any length `[n, embedding_size]`."""
+        return self.head(self.backbone.pooled(narrowed(pixel_values, Tensor)) if features is None else features)
 
     def forward(
         self,

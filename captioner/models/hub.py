@@ -38,7 +38,7 @@ from captioner.contracts import PLAIN_REQUEST, LoadOptions, Request
 from captioner.decoding import Decoding
 from captioner.errors import BadCheckpoint, BadInput, MissingExtra
 from captioner.models.parts import checkpoint
-from captioner.models.parts.backbones.backbones import LARGEST, image_settings
+from captioner.models.parts.backbones.preprocess import LARGEST, image_settings
 from captioner.models.parts.chat import Chat, has_template
 from captioner.models.parts.instructions import PLAIN, Instructions, instructions_for
 from captioner.models.parts.processors import load_processor

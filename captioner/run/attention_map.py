@@ -10,7 +10,6 @@ import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -19,7 +18,7 @@ from matplotlib.figure import Figure
 from PIL.Image import Image
 from torch import Tensor
 
-from captioner.contracts import PLAIN_REQUEST, Processor, Request
+from captioner.contracts import PLAIN_REQUEST, Attentive, Processor, Request
 from captioner.errors import BadInput, BadOutput
 from captioner.files.atomic import replacing
 from captioner.models.parts.speaker import SearchedDecoder
@@ -28,19 +27,12 @@ COLUMNS = 5
 SIDE = 320  # pixels of a panel; larger pictures are drawn smaller
 
 
-@runtime_checkable
-class Looker(Protocol):
-    """A decoder that can say where it looks."""
-
-    def look(self, pixels: Tensor, ids: Sequence[int]) -> Tensor: ...
-
-
 @torch.inference_mode()
 def looked_at(
     speaker: object, image: Image, text: str, request: Request = PLAIN_REQUEST
 ) -> tuple[list[str], np.ndarray]:
     """The words of a text that this model wrote of this picture, and a map for each: `[words, rows, columns]`."""
-    if not isinstance(speaker, SearchedDecoder) or not isinstance(speaker.model, Looker):
+    if not isinstance(speaker, SearchedDecoder) or not isinstance(speaker.model, Attentive):
         raise BadInput("This model has no attention over the picture to draw: use blip, ofa or resnet-lstm.")
     model, processor = speaker.model, speaker.beginning(request.prompt)
     ids, start = processor.encode(text), len(processor.start_ids)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from transformers.generation import logits_process as lp
 
-from captioner.contracts import Decoder, Memory, Past, Processor
+from captioner.contracts import Decoder, MemoryType, PastType, Processor
 from captioner.decoding import Decoding
 from captioner.search.words import forbidden_sequences
 
@@ -39,8 +39,8 @@ class Hypothesis:
 
 
 def search(
-    decoder: Decoder,
-    memory: Memory,
+    decoder: Decoder[MemoryType, PastType],
+    memory: MemoryType,
     processor: Processor,
     decoding: Decoding,
     image_seeds: Sequence[int] | None = None,
@@ -48,7 +48,7 @@ def search(
     """For every image of the memory, `num_return_sequences` texts, best first.
 
     Sampling draws from one generator per image, seeded by `decoding.seed` and `image_seeds` (anything that depends on
-    the image alone), so that neither the batch size nor the place in the batch changes an image's text.
+    the image alone), so that neither the batch size nor the position in the batch changes an image's text.
     """
     if decoding.do_sample:
         choose = _sampler(decoding, image_seeds or [0] * len(memory))
@@ -84,7 +84,9 @@ def logits_processors(
     return lambda ids, scores: reduce(lambda scores, process: process(ids, scores), chain, scores)
 
 
-def _read_start(decoder: Decoder, memory: Memory, processor: Processor, copies: int) -> tuple[Tensor, Tensor, Past]:
+def _read_start(
+    decoder: Decoder[MemoryType, PastType], memory: MemoryType, processor: Processor, copies: int
+) -> tuple[Tensor, Tensor, PastType]:
     """Read the start of the text once per image, then fork: ids [rows, start], logits [rows, vocabulary], past."""
     ids = torch.tensor([processor.start_ids], dtype=torch.long, device=decoder.device).repeat(len(memory), 1)
     logits, past = decoder.step(ids, memory, None)
@@ -100,8 +102,8 @@ def _rows_of(images: Tensor, copies: int) -> Tensor:
 
 
 def _extend(
-    decoder: Decoder,
-    memory: Memory,
+    decoder: Decoder[MemoryType, PastType],
+    memory: MemoryType,
     processor: Processor,
     decoding: Decoding,
     choose: Callable[[Tensor, list[int]], Tensor],
@@ -164,10 +166,10 @@ def _sampler(decoding: Decoding, image_seeds: Sequence[int]) -> Callable[[Tensor
 
 
 def _draw(probabilities: np.ndarray, quantile: float, top_p: float) -> int:
-    """The token at this quantile of the distribution (inverse-CDF sampling), after top-p."""
+    """Inverse-CDF sampling, after top-p: the token at this quantile of the distribution."""
     tokens = nucleus(probabilities, top_p) if top_p < 1 else np.flatnonzero(probabilities)
     cumulative = probabilities[tokens].cumsum(dtype=np.float64)
-    return tokens[np.searchsorted(cumulative, quantile * cumulative[-1], side="right")]
+    return int(tokens[np.searchsorted(cumulative, quantile * cumulative[-1], side="right")])
 
 
 def nucleus(probabilities: np.ndarray, top_p: float) -> np.ndarray:
@@ -209,7 +211,9 @@ class _Beams:
         return _Beams(*(vars(self)[name][images] for name in self.__dataclass_fields__))
 
 
-def _beam_search(decoder: Decoder, memory: Memory, processor: Processor, decoding: Decoding) -> list[list[Hypothesis]]:
+def _beam_search(
+    decoder: Decoder[MemoryType, PastType], memory: MemoryType, processor: Processor, decoding: Decoding
+) -> list[list[Hypothesis]]:
     """Beam search as transformers defines it (early stopping, length penalty and ties included)."""
     beams, start = decoding.num_beams, len(processor.start_ids)
     process = logits_processors(processor, decoding, decoder.device)

@@ -230,7 +230,7 @@ def test_a_size_that_shows_only_when_decoded_is_checked_too() -> None:
 @pytest.mark.parametrize("size", [(65_535, 66), (66, 65_535), (1, 1000)])
 @pytest.mark.parametrize("shortest", [None, 224])
 def test_the_longest_strip_that_opens_is_preprocessed(size: tuple[int, int], shortest: int | None) -> None:
-    from captioner.models.parts.backbones.backbones import Preprocess
+    from captioner.models.parts.backbones.preprocess import Preprocess
 
     pixels = Preprocess(224, shortest)([open_image(encoded(Image.new("RGB", size, WHITE)))])
     assert pixels.shape == (1, 3, 224, 224)

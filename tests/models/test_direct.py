@@ -14,7 +14,7 @@ from captioner.errors import BadCheckpoint, BadInput
 from captioner.models import direct
 from captioner.models.direct import Direct, DirectConfig, DirectModel
 from captioner.models.parts.backbones import backbones
-from captioner.models.parts.backbones.backbones import Preprocess
+from captioner.models.parts.backbones.preprocess import Preprocess
 from tests.tiny.direct import TOWER
 
 TINY_TOWERS = {

@@ -8,7 +8,7 @@ import torch
 
 from captioner.models.direct import DirectModel
 from captioner.models.parts.backbones import backbones
-from captioner.models.parts.backbones.backbones import Preprocess
+from captioner.models.parts.backbones.preprocess import Preprocess
 
 TOWER = {
     "hidden_size": 16,

@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 
 from captioner.files import atomic
-from captioner.models.parts.backbones.backbones import Backbone, build
+from captioner.models.parts.backbones.backbones import build
+from captioner.models.parts.backbones.towers import Backbone
 from captioner.text.embedding import text_embedder
 from training.mini import sources
 from training.mini.saving import save_array

@@ -27,7 +27,7 @@ from captioner.files.atomic import replacing_folder
 from captioner.files.json import read_object, write_object
 from captioner.models.knn import knn
 from captioner.models.parts.backbones import backbones
-from captioner.models.parts.backbones.backbones import Backbone
+from captioner.models.parts.backbones.towers import Backbone
 from captioner.pairs import sources
 from captioner.pairs.layouts import LeftOut, Record
 from captioner.pairs.provenance import name_of

@@ -23,7 +23,7 @@ from captioner.contracts import LoadOptions
 from captioner.errors import BadCheckpoint, BadInput
 from captioner.files.json import read_object
 from captioner.models.parts.backbones import backbones
-from captioner.models.parts.backbones.backbones import Backbone
+from captioner.models.parts.backbones.towers import Backbone
 from captioner.models.parts.checkpoint import check_files
 from captioner.text.embedding import suits, unit
 

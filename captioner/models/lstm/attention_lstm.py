@@ -23,7 +23,9 @@ from captioner.contracts import LoadOptions
 from captioner.errors import BadCheckpoint, BadInput
 from captioner.models.parts import checkpoint
 from captioner.models.parts.backbones import backbones
-from captioner.models.parts.backbones.backbones import Backbone, Preprocess
+from captioner.models.parts.backbones.preprocess import Preprocess
+from captioner.models.parts.backbones.towers import Backbone
+from captioner.models.parts.narrow import narrowed
 from captioner.models.parts.speaker import SearchedDecoder
 
 PAD, START, END, UNKNOWN = "<pad>", "<start>", "<end>", "<unk>"
@@ -81,7 +83,7 @@ class ResNetLSTM(PreTrainedModel):
     def __init__(self, config: ResNetLSTMConfig) -> None:
         super().__init__(config)
         word, hidden, attention = config.embedding_size, config.hidden_size, config.attention_size
-        self.backbone = backbones.from_config(config.backbone)
+        self.backbone = backbones.from_config(narrowed(config.backbone, dict))
         self.norm = nn.LayerNorm(self.backbone.grid_width)  # backbones differ in scale by orders of magnitude
         self.project = nn.Linear(self.backbone.grid_width, hidden)
         self.key = nn.Linear(hidden, attention)
@@ -130,10 +132,10 @@ class ResNetLSTM(PreTrainedModel):
         labels: Tensor | None = None,
     ) -> CausalLMOutput:
         """Teacher forcing. Padding stands at the end, so that the labels alone mask it."""
-        memory = self.read(pixel_values) if features is None else self.remember(features)
+        memory = self.read(narrowed(pixel_values, Tensor)) if features is None else self.remember(features)
         state = self._start(memory, 1)
         outputs = []
-        for token in input_ids.unbind(1):
+        for token in narrowed(input_ids, Tensor).unbind(1):
             output, state, _ = self._advance(token, memory, state)
             outputs.append(output)
         logits = self._logits(torch.stack(outputs, 1))  # [B, T, vocabulary]
@@ -187,9 +189,12 @@ class VocabularyProcessor:
         self.preprocess = preprocess
         self.tokenizer = tokenizer
         tokenizer.encode_special_tokens = True  # "<end>" within a prompt is text
-        self.pad_id = tokenizer.token_to_id(PAD)
-        self.start_ids = [tokenizer.token_to_id(START)]
-        self.eos_ids = (tokenizer.token_to_id(END),)
+        ids = [tokenizer.token_to_id(token) for token in (PAD, START, END)]
+        if None in ids:
+            raise BadCheckpoint(f"The vocabulary lacks {PAD}, {START} or {END}. Copy the one saved with the model.")
+        self.pad_id, start, end = (narrowed(number, int) for number in ids)
+        self.start_ids = [start]
+        self.eos_ids: tuple[int, ...] = (end,)
 
     def pixels(self, images: Sequence[Image]) -> Tensor:
         """RGB pictures of any size → float32 `[n, 3, h, w]`."""
@@ -219,7 +224,9 @@ def build_vocabulary(texts: Iterable[str], kind: str = "bpe", size: int = 8000) 
         tokenizer.normalizer = normalizers.Sequence([*tidy, normalizers.Lowercase(), normalizers.Prepend(" ")])
         tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r" ?\w+| ?[^\w ]"), "isolated")
         tokenizer.decoder = decoders.Fuse()
-        trainer = trainers.WordLevelTrainer(vocab_size=size, special_tokens=[*special, UNKNOWN], show_progress=False)
+        trainer: trainers.Trainer = trainers.WordLevelTrainer(
+            vocab_size=size, special_tokens=[*special, UNKNOWN], show_progress=False
+        )
     elif kind == "bpe":
         tokenizer = Tokenizer(models.BPE())
         tokenizer.normalizer = normalizers.Sequence(tidy)
@@ -237,18 +244,19 @@ def build_vocabulary(texts: Iterable[str], kind: str = "bpe", size: int = 8000) 
 
 def new(backbone: Backbone, tokenizer: Tokenizer, **sizes) -> tuple[ResNetLSTM, VocabularyProcessor]:
     """An untrained model around a (pretrained) backbone. sizes: fields of `ResNetLSTMConfig`."""
+    processor = VocabularyProcessor(backbone.preprocess, tokenizer)
     config = ResNetLSTMConfig(
         backbone=backbone.config,
         vocab_size=tokenizer.get_vocab_size(),
-        pad_token_id=tokenizer.token_to_id(PAD),
-        bos_token_id=tokenizer.token_to_id(START),
-        eos_token_id=tokenizer.token_to_id(END),
+        pad_token_id=processor.pad_id,
+        bos_token_id=processor.start_ids[0],
+        eos_token_id=processor.eos_ids[0],
         unknown_token_id=tokenizer.token_to_id(UNKNOWN),
         **sizes,
     )
     model = ResNetLSTM(config)
     model.backbone = backbone
-    return model, VocabularyProcessor(backbone.preprocess, tokenizer)
+    return model, processor
 
 
 def load(folder: Path, options: LoadOptions) -> SearchedDecoder:
@@ -263,9 +271,6 @@ def load(folder: Path, options: LoadOptions) -> SearchedDecoder:
             "Copy the tokenizer.json that was saved with the model."
         )
     processor = VocabularyProcessor(model.backbone.preprocess, tokenizer)
-    ids = (*processor.start_ids, *processor.eos_ids, processor.pad_id)
-    if None in ids:
-        raise BadCheckpoint(f"{vocabulary} lacks {PAD}, {START} or {END}. Copy the one saved with the model.")
-    unknown = model.config.unknown_token_id
-    checkpoint.check_ids(folder, model.config.vocab_size, (*ids, unknown, max(tokenizer.get_vocab().values())))
+    special = (*processor.start_ids, *processor.eos_ids, processor.pad_id, model.config.unknown_token_id)
+    checkpoint.check_ids(folder, model.config.vocab_size, (*special, max(tokenizer.get_vocab().values())))
     return SearchedDecoder(model, processor)

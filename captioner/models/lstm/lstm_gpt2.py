@@ -30,7 +30,9 @@ from captioner.contracts import LoadOptions
 from captioner.errors import BadCheckpoint
 from captioner.models.parts import checkpoint
 from captioner.models.parts.backbones import backbones
-from captioner.models.parts.backbones.backbones import Backbone, Preprocess
+from captioner.models.parts.backbones.preprocess import Preprocess
+from captioner.models.parts.backbones.towers import Backbone
+from captioner.models.parts.narrow import narrowed
 from captioner.models.parts.speaker import SearchedDecoder
 
 
@@ -87,15 +89,16 @@ class ResNetLSTMGPT2(PreTrainedModel):
 
     def __init__(self, config: ResNetLSTMGPT2Config) -> None:
         super().__init__(config)
-        width = config.gpt2.n_embd
-        self.backbone = backbones.from_config(config.backbone)
+        gpt2 = narrowed(config.gpt2, GPT2Config)
+        width = gpt2.n_embd
+        self.backbone = backbones.from_config(narrowed(config.backbone, dict))
         self.norm = nn.LayerNorm(self.backbone.width)
         self.project = nn.Linear(self.backbone.width, width)
         self.first_state = nn.Linear(width, 2 * config.lstm_layers * width)
         self.lstm = nn.LSTM(width, width, config.lstm_layers, batch_first=True)
         self.to_gpt2 = nn.Linear(width, width)
         self.dropout = nn.Dropout(config.dropout)
-        self.gpt2 = GPT2LMHeadModel(config.gpt2)
+        self.gpt2 = GPT2LMHeadModel(gpt2)
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -117,8 +120,8 @@ class ResNetLSTMGPT2(PreTrainedModel):
         """Read more text: logits after the last token `[rows, vocabulary]`, and what both networks keep."""
         past = past or LSTMAndText(self._start(memory, len(tokens) // len(memory)), DynamicCache())
         embeddings, past.state = self._embed(tokens, past.state)
-        found = self.gpt2(inputs_embeds=embeddings, past_key_values=past.text, use_cache=True, logits_to_keep=1)
-        return found.logits[:, -1], past
+        output = self.gpt2(inputs_embeds=embeddings, past_key_values=past.text, use_cache=True, logits_to_keep=1)
+        return output.logits[:, -1], past
 
     def forward(
         self,
@@ -129,8 +132,8 @@ class ResNetLSTMGPT2(PreTrainedModel):
         labels: Tensor | None = None,
     ) -> CausalLMOutput:
         """Teacher forcing. Padding stands at the end, so that the labels alone mask it."""
-        memory = self.read(pixel_values) if features is None else self.remember(features)
-        embeddings, _ = self._embed(input_ids, self._start(memory, 1))
+        memory = self.read(narrowed(pixel_values, Tensor)) if features is None else self.remember(features)
+        embeddings, _ = self._embed(narrowed(input_ids, Tensor), self._start(memory, 1))
         logits = self.gpt2(inputs_embeds=embeddings, use_cache=False).logits  # [B, T, vocabulary]
         loss = None
         if labels is not None:
@@ -162,7 +165,7 @@ class GPT2Processor:
         self.tokenizer = tokenizer
         self.pad_id = tokenizer.eos_token_id
         self.start_ids = [tokenizer.eos_token_id]
-        self.eos_ids = (tokenizer.eos_token_id,)
+        self.eos_ids: tuple[int, ...] = (tokenizer.eos_token_id,)
 
     def pixels(self, images: Sequence[Image]) -> Tensor:
         """RGB pictures of any size → float32 `[n, 3, h, w]`."""
@@ -174,7 +177,8 @@ class GPT2Processor:
 
     def decode(self, ids: Sequence[int]) -> str:
         """Ids → text, special tokens left out."""
-        return self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False).strip()
+        text = self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return narrowed(text, str).strip()
 
     def save_pretrained(self, folder: str | Path) -> None:
         """The tokenizer's files; the preprocessing is part of the model's config."""

@@ -12,9 +12,10 @@ from pathlib import Path
 
 from torch import Tensor
 
-from captioner.contracts import PLAIN_REQUEST, LoadOptions, Memory, Request
+from captioner.contracts import PLAIN_REQUEST, LoadOptions, Request
 from captioner.errors import BadCheckpoint, BadInput
 from captioner.models.ofa.config import PUBLISHED, RESNET_DEPTHS, OFAConfig
+from captioner.models.ofa.decoder import Memory
 from captioner.models.ofa.model import OFA
 from captioner.models.ofa.processor import QUESTION, OFAProcessor
 from captioner.models.parts import checkpoint
@@ -34,10 +35,12 @@ DEFAULT_DECODING = {
 """Those of OFA's own generator: 16 words and the end, and no search beyond as many ended texts as there are beams."""
 
 
-class Answerer(SearchedDecoder):
+class Answerer(SearchedDecoder[Memory]):
     """OFA, ready to answer what a request asks, or its own question."""
 
     uses = frozenset({"prompt", "question"})
+    model: OFA
+    processor: OFAProcessor
 
     def remember(self, pixels: Tensor, request: Request = PLAIN_REQUEST) -> Memory:
         return self.model.read(pixels, self._question(request))
@@ -89,10 +92,10 @@ def trained_size(config: OFAConfig) -> int:
 
 def check_form(folder: Path) -> None:
     """Say so if the folder holds a relative of OFA that computes otherwise."""
-    said = checkpoint.read_config(folder)
-    other = [key for key, value in PUBLISHED.items() if said.get(key, value) != value]
-    if str(said.get("resnet_type", "resnet101")) not in RESNET_DEPTHS:
+    config = checkpoint.read_config(folder)
+    other = [key for key, value in PUBLISHED.items() if config.get(key, value) != value]
+    if str(config.get("resnet_type", "resnet101")) not in RESNET_DEPTHS:
         other.append("resnet_type")
     if other:
-        values = ", ".join(f"{key} = {said[key]!r}" for key in other)
+        values = ", ".join(f"{key} = {config[key]!r}" for key in other)
         raise BadCheckpoint(f"{folder} is a form of OFA that captioner does not run ({values}). Use an OFA-Sys model.")

@@ -14,18 +14,18 @@ from captioner.models.ofa.layers import (
     token_buckets,
 )
 from captioner.models.parts.attention import ImageMemory, TextCache
+from captioner.models.parts.narrow import all_of
 
 
 class Memory(ImageMemory):
     """Keys and values of the encoder's states, and the keys of their positions, which are the same for all images."""
 
-    def __init__(self, layers: list[tuple[Tensor, Tensor]], positions: Tensor, mask: Tensor | None = None) -> None:
-        super().__init__(layers, mask)
+    def __init__(self, layers: list[tuple[Tensor, Tensor]], positions: Tensor) -> None:
+        super().__init__(layers)
         self.positions = positions  # [heads, source, head_dim]
 
     def select(self, images: Tensor) -> Memory:
-        fewer = super().select(images)
-        return Memory(fewer.layers, self.positions, fewer.mask)
+        return Memory(super().select(images).layers, self.positions)
 
 
 class Decoder(nn.Module):
@@ -55,11 +55,11 @@ class Decoder(nn.Module):
         self.image_pos_ln = nn.LayerNorm(width)
         self.image_rel_pos_table_list = relative_tables(config.decoder_layers, image_table_rows(config), heads)
 
-    def remember(self, states: Tensor, positions: Tensor, mask: Tensor | None = None) -> Memory:
+    def remember(self, states: Tensor, positions: Tensor) -> Memory:
         """The encoder's states [n, s, width] and position vectors [s, width] → memory."""
-        layers = [layer.cross_attn.keys_and_values(states) for layer in self.layers]
+        layers = [layer.cross_attn.keys_and_values(states) for layer in all_of(self.layers, DecoderLayer)]
         keys = heads_apart(self.cross_pos_k_linear(positions), self.config.decoder_attention_heads)
-        return Memory(layers, keys, mask)
+        return Memory(layers, keys)
 
     def forward(self, tokens: Tensor, memory: Memory, past: TextCache, watched: list[Tensor] | None = None) -> Tensor:
         """tokens [rows, t] → states [rows, t, width]; the past grows by t positions."""

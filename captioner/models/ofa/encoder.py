@@ -48,24 +48,18 @@ class Encoder(nn.Module):
         self.image_rel_pos_table_list = relative_tables(config.encoder_layers, image_table_rows(config), heads)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, pixels: Tensor, question: Tensor) -> tuple[Tensor, Tensor]:
-        """pixels [n, 3, h, w], question ids [n, q], padded at the end → states [n, regions + q, width] and what of
-        them is not padding, bool [n, regions + q]."""
+    def forward(self, pixels: Tensor, question: Tensor) -> Tensor:
+        """pixels [n, 3, h, w], question ids [n, q], none of them padding → states [n, regions + q, width]."""
         feature_map = self.embed_images(pixels)  # [n, 1024, rows, columns]
         grid = feature_map.shape[2:]
         regions = self.image_proj(feature_map.flatten(2).transpose(1, 2)) + self.type_embedding.weight[1]
         words = self.embed_tokens(question) + self.type_embedding.weight[0]
         parts = self.patch_layernorm_embedding(regions), self.layernorm_embedding(words)
         x = self.dropout(torch.cat(parts, dim=1))  # [n, regions + q, width]
-        real = F.pad(question != self.config.pad_token_id, (regions.shape[1], 0), value=True)
-        x = x * real.unsqueeze(-1)
-
         absolute = self._absolute_bias(self.positions(grid, question.shape[1]))
-        if not real.all():
-            absolute = absolute.masked_fill(~real[:, None, None, :], torch.finfo(x.dtype).min)
         for layer, relative in zip(self.layers, self._relative_biases(grid, question.shape[1]), strict=True):
             x = layer(x, absolute + relative)
-        return self.layer_norm(x), real
+        return self.layer_norm(x)
 
     def positions(self, grid: tuple[int, int], words: int) -> Tensor:
         """Position vectors of regions and words [regions + words, width]; the decoder reads them too."""

@@ -118,7 +118,7 @@ class DecoderLayer(FeedForward):
         mixed = attend_text(self.self_attn.query(normed), keys, values, bias, self.scale)
         x = x + self.dropout(self.self_attn_mid_layer_norm(self.self_attn.merged(mixed)))
         query = self.cross_attn.query(self.cross_attn_layer_norm(x))
-        mixed = attend_image(query, *memory.layers[number], memory.mask, cross_bias, self.scale)
+        mixed = attend_image(query, *memory.layers[number], cross_bias, self.scale)
         if watched is not None:
             scores = query @ memory.layers[number][0].transpose(-1, -2) * self.scale
             watched.append((scores + cross_bias).softmax(-1))

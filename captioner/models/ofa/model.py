@@ -18,11 +18,13 @@ from captioner.models.ofa.config import OFAConfig
 from captioner.models.ofa.decoder import Decoder, Memory
 from captioner.models.ofa.encoder import Encoder
 from captioner.models.parts.attention import TextCache
+from captioner.models.parts.narrow import narrowed
 
 
 class OFA(PreTrainedModel):
     """The published weights under their published names."""
 
+    config: OFAConfig
     config_class = OFAConfig
     base_model_prefix = ""
     main_input_name = "pixel_values"
@@ -37,8 +39,8 @@ class OFA(PreTrainedModel):
         super().__init__(config)
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)
-        self.question = [config.bos_token_id, config.eos_token_id]
-        """What is asked where nothing else is: token ids, start and end among them. `processor_for` sets it."""
+        self.question = [narrowed(config.bos_token_id, int), narrowed(config.eos_token_id, int)]
+        """What is asked where nothing else is: token ids, start and end among them. `processor_for` sets them."""
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -53,7 +55,7 @@ class OFA(PreTrainedModel):
     def encode(self, pixels: Tensor, question: Sequence[int] | None = None) -> Tensor:
         """Pixels → the encoder's states of picture and question `[n, regions + words, width]`."""
         ids = torch.tensor([list(question or self.question)], device=pixels.device).expand(len(pixels), -1)
-        return self.encoder(pixels, ids)[0]
+        return self.encoder(pixels, ids)
 
     def remember(self, features: Tensor, question: Sequence[int] | None = None) -> Memory:
         """Keys and values for the decoder."""
@@ -81,7 +83,7 @@ class OFA(PreTrainedModel):
         labels: Tensor | None = None,
     ) -> Seq2SeqLMOutput:
         """Teacher forcing. Padding stands at the end, so that the labels alone mask it."""
-        memory = self.read(pixel_values) if features is None else self.remember(features)
+        memory = self.read(narrowed(pixel_values, Tensor)) if features is None else self.remember(features)
         states = self.decoder(input_ids, memory, TextCache(self.config.decoder_layers))
         logits = self.decoder.output_projection(states)  # [B, T, vocabulary]
         loss = None

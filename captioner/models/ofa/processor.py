@@ -12,7 +12,8 @@ from torch import Tensor
 
 from captioner.errors import BadCheckpoint
 from captioner.models.parts import checkpoint
-from captioner.models.parts.backbones.backbones import RESAMPLING, Preprocess
+from captioner.models.parts.backbones.preprocess import RESAMPLING, Preprocess
+from captioner.models.parts.narrow import narrowed
 
 SPECIAL = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
 CODES = [f"<code_{n}>" for n in range(8192)]
@@ -27,9 +28,10 @@ class OFAProcessor:
         self.preprocess = preprocess
         self.tokenizer = tokenizer
         tokenizer.encode_special_tokens = True  # "</s>" within a prompt is text; <bin_7> is a coordinate
-        start, self.pad_id, end = (tokenizer.token_to_id(token) for token in SPECIAL[:3])
+        start, self.pad_id, end = (narrowed(tokenizer.token_to_id(token), int) for token in SPECIAL[:3])
+        self.first_code = narrowed(tokenizer.token_to_id(CODES[0]), int)
         self.start_ids = [start]
-        self.eos_ids = (end,)
+        self.eos_ids: tuple[int, ...] = (end,)
 
     @classmethod
     def from_folder(cls, folder: Path, size: int) -> OFAProcessor:
@@ -54,20 +56,19 @@ class OFAProcessor:
 
     def decode(self, ids: Sequence[int]) -> str:
         """Ids → text; special tokens, image codes and coordinates left out."""
-        first_code = self.tokenizer.token_to_id(CODES[0])
-        return self.tokenizer.decode([i for i in ids if i < first_code], skip_special_tokens=True).strip()
+        return self.tokenizer.decode([i for i in ids if i < self.first_code], skip_special_tokens=True).strip()
 
     def save_pretrained(self, folder: str | Path) -> None:
         """vocab.json, merges.txt and preprocessor_config.json."""
         Path(folder).mkdir(parents=True, exist_ok=True)
         self.tokenizer.model.save(str(folder))
-        said = {
+        settings = {
             "size": {"height": self.preprocess.size, "width": self.preprocess.size},
             "resample": RESAMPLING[self.preprocess.resample],
             "image_mean": self.preprocess.mean,
             "image_std": self.preprocess.std,
         }
-        (Path(folder) / "preprocessor_config.json").write_text(json.dumps(said, indent=2), encoding="utf-8")
+        (Path(folder) / "preprocessor_config.json").write_text(json.dumps(settings, indent=2), encoding="utf-8")
 
 
 def read_tokenizer(vocabulary: Path, merges: Path) -> Tokenizer:

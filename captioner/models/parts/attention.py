@@ -15,17 +15,15 @@ from torch.nn import functional as F
 class ImageMemory:
     """Tensors that depend on the image alone, per layer: keys and values `[images, heads, regions, head_dim]`."""
 
-    def __init__(self, layers: list[tuple[Tensor, Tensor]], mask: Tensor | None = None) -> None:
+    def __init__(self, layers: list[tuple[Tensor, Tensor]]) -> None:
         # Laid out once: a product with the strided views that projections give would copy them at every step.
         self.layers = [(keys.contiguous(), values.contiguous()) for keys, values in layers]
-        self.mask = mask  # [images, regions], True where there is something to see; None: everywhere
 
     def __len__(self) -> int:
         return self.layers[0][0].shape[0]
 
     def select(self, images: Tensor) -> ImageMemory:
-        layers = [(keys[images], values[images]) for keys, values in self.layers]
-        return ImageMemory(layers, None if self.mask is None else self.mask[images])
+        return ImageMemory([(keys[images], values[images]) for keys, values in self.layers])
 
 
 class TextCache:
@@ -34,17 +32,17 @@ class TextCache:
     ROOM = 32
 
     def __init__(self, num_layers: int) -> None:
-        self.layers: list[tuple[Tensor, Tensor] | None] = [None] * num_layers
-        self._rooms: list[tuple[Tensor, Tensor] | None] = [None] * num_layers  # what the layers are the beginning of
+        self.layers: list[tuple[Tensor, Tensor]] = []  # the first token of a text appends them, in order
+        self._buffers: list[tuple[Tensor, Tensor] | None] = [None] * num_layers  # what the layers are the beginning of
 
     @property
     def length(self) -> int:
-        return 0 if self.layers[0] is None else self.layers[0][0].shape[2]
+        return self.layers[0][0].shape[2] if self.layers else 0
 
     def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Add the new positions of one layer; returns all its keys and values."""
-        if self.layers[layer] is None:
-            self.layers[layer] = keys, values
+        if layer == len(self.layers):
+            self.layers.append((keys, values))
             return keys, values
         added = keys.shape[2]
         whole = self.extend(layer, added)
@@ -54,19 +52,19 @@ class TextCache:
 
     def extend(self, layer: int, added: int) -> tuple[Tensor, Tensor]:
         """All keys and values of one layer, and after them so many new positions for the caller to write."""
-        old, rooms = self.layers[layer], self._rooms[layer]
-        length = old[0].shape[2] + added
-        if rooms is None or rooms[0].shape[2] < length:
-            rooms = self._rooms[layer] = tuple(self._wider(part, length) for part in old)
-        self.layers[layer] = tuple(room.narrow(2, 0, length) for room in rooms)
+        (keys, values), buffers = self.layers[layer], self._buffers[layer]
+        length = keys.shape[2] + added
+        if buffers is None or buffers[0].shape[2] < length:
+            buffers = self._buffers[layer] = self._wider(keys, length), self._wider(values, length)
+        self.layers[layer] = buffers[0].narrow(2, 0, length), buffers[1].narrow(2, 0, length)
         return self.layers[layer]
 
     def _wider(self, part: Tensor, needed: int) -> Tensor:
         """The same beginning, and room behind it."""
         rows, heads, length, head_dim = part.shape
-        room = part.new_empty(rows, heads, 2 * needed + self.ROOM, head_dim)
-        room.narrow(2, 0, length).copy_(part)
-        return room
+        buffer = part.new_empty(rows, heads, 2 * needed + self.ROOM, head_dim)
+        buffer.narrow(2, 0, length).copy_(part)
+        return buffer
 
     def select(self, rows: Tensor) -> TextCache:
         """These rows alone, in this order; a row may come several times."""
@@ -74,11 +72,11 @@ class TextCache:
         if torch.equal(rows, torch.arange(before, device=rows.device)):
             return self  # every beam went on in its place
         for layer, (keys, values) in enumerate(self.layers):
-            if len(rows) == before and self._rooms[layer] is not None:
+            if len(rows) == before and self._buffers[layer] is not None:
                 keys.copy_(keys[rows])
                 values.copy_(values[rows])
             else:
-                self.layers[layer], self._rooms[layer] = (keys[rows], values[rows]), None
+                self.layers[layer], self._buffers[layer] = (keys[rows], values[rows]), None
         return self
 
 
@@ -86,14 +84,13 @@ def attend_image(
     query: Tensor,
     keys: Tensor,
     values: Tensor,
-    mask: Tensor | None = None,
     bias: Tensor | None = None,
     scale: float | None = None,
 ) -> Tensor:
     """Cross-attention of every beam over its image's one memory. Scale is 1/sqrt(head_dim) unless given.
 
-    query [rows, heads, t, head_dim], rows = images × beams; keys, values [images, heads, regions, head_dim];
-    mask [images, regions] bool; bias of positions [heads, t, regions]. Returns [rows, heads, t, head_dim].
+    query [rows, heads, t, head_dim], rows = images × beams; keys, values [images, heads, regions, head_dim]; bias of
+    positions [heads, t, regions]. Returns [rows, heads, t, head_dim].
     """
     rows, heads, t, dim = query.shape
     images = keys.shape[0]
@@ -102,8 +99,6 @@ def attend_image(
     scores = folded @ keys.transpose(-1, -2) * (scale or dim**-0.5)  # [images, heads, beams·t, regions]
     if bias is not None:
         scores = scores + bias.repeat(1, beams, 1)
-    if mask is not None:
-        scores = scores.masked_fill(~mask[:, None, None, :], torch.finfo(scores.dtype).min)
     mixed = scores.softmax(-1) @ values  # [images, heads, beams·t, head_dim]
     return mixed.view(images, heads, beams, t, dim).transpose(1, 2).reshape(rows, heads, t, dim)
 

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 import torch
 from safetensors import SafetensorError
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
 from captioner import compute
@@ -27,6 +27,7 @@ from captioner.compute.quantized import peft_without_bitsandbytes
 from captioner.contracts import LoadOptions
 from captioner.errors import BadCheckpoint, CaptionerError
 from captioner.files.json import read_object
+from captioner.models.parts.narrow import narrowed
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 
@@ -57,7 +58,7 @@ def read_model(cls: type[Model], folder: Path, dtype: torch.dtype = torch.float3
     check_files(folder)
     if base != folder and (folder / "config.json").is_file():  # what an adapter changes beside weights: OFA's question
         with reading(folder):
-            settings["config"] = cls.config_class.from_pretrained(folder)
+            settings["config"] = config_class(cls).from_pretrained(folder)
     model = _read_whole(cls, base, dtype=dtype, **settings)
     return model if base == folder else _merge_adapter(model, folder)
 
@@ -68,18 +69,18 @@ def base_folder(folder: Path) -> Path:
         return folder
     from captioner import zoo
 
-    return zoo.base_of(folder).folder
+    return narrowed(zoo.base_of(folder).folder, Path)
 
 
 def folder_with(folder: Path, *wanted: str | tuple[str, ...]) -> Path:
     """Where these processor files lie: in the folder itself, or in the base of its adapter. Of a tuple, one will do."""
     names = [(name,) if isinstance(name, str) else name for name in wanted]
-    for place in (folder, base_folder(folder)):
-        missing = [of_one[0] for of_one in names if not any((place / name).is_file() for name in of_one)]
+    for candidate in (folder, base_folder(folder)):
+        missing = [any_of[0] for any_of in names if not any((candidate / name).is_file() for name in any_of)]
         if not missing:
-            check_files(place)
-            return place
-    raise BadCheckpoint(f"{place} lacks {', '.join(missing)}. Copy it from the model this one was made from.")
+            check_files(candidate)
+            return candidate
+    raise BadCheckpoint(f"{candidate} lacks {', '.join(missing)}. Copy it from the model this one was made from.")
 
 
 @contextmanager
@@ -140,11 +141,11 @@ def check_files(folder: Path) -> None:
 def check(folder: Path) -> dict[str, Any]:
     """The config.json of a folder that can be read without harm: real files, and sane counts."""
     check_files(folder)
-    said = read_config(folder)
-    for name, value in _numbers(said):
+    config = read_config(folder)
+    for name, value in _numbers(config):
         if COUNTS.fullmatch(name) and value > MOST_LAYERS:
             raise BadCheckpoint(f"{folder}/config.json says {name} = {value:,}; no model has so many. Fetch it again.")
-    return said
+    return config
 
 
 def weights_files(folder: Path) -> list[Path]:
@@ -163,26 +164,26 @@ def _is_beside(folder: Path, file: object) -> bool:
     return isinstance(file, str) and Path(file).name == file and (folder / file).is_file()
 
 
-def _numbers(said: Any, name: str = "") -> Iterator[tuple[str, int]]:
+def _numbers(setting: Any, name: str = "") -> Iterator[tuple[str, int]]:
     """Every whole number in a configuration, with the name it goes by."""
-    if isinstance(said, Mapping):
-        for key, value in said.items():
+    if isinstance(setting, Mapping):
+        for key, value in setting.items():
             yield from _numbers(value, str(key))
-    elif isinstance(said, list):
-        for value in said:
+    elif isinstance(setting, list):
+        for value in setting:
             yield from _numbers(value, name)
-    elif isinstance(said, int):
-        yield name, said
+    elif isinstance(setting, int):
+        yield name, setting
 
 
 def check_shape(build: Callable[[], nn.Module], folder: Path) -> None:
     """Refuse a model much larger than its weights: what they lack would be made up, in memory that may not be there."""
-    there = sum(file.stat().st_size for file in weights_files(folder))
+    size = sum(file.stat().st_size for file in weights_files(folder))
     with torch.device("meta"):  # shapes alone
         needed = sum(weight.numel() for weight in build().parameters())
-    if needed > SMALL + there:
+    if needed > SMALL + size:
         raise BadCheckpoint(
-            f"{folder}/config.json describes {needed:,} weights, its files hold at most {there:,}. Fetch it again."
+            f"{folder}/config.json describes {needed:,} weights, its files hold at most {size:,}. Fetch it again."
         )
 
 
@@ -211,20 +212,31 @@ def check_ids(folder: Path, vocabulary: int, ids: Iterable[int | None]) -> None:
 
 def _read_whole(cls: type[Model], folder: Path, **settings) -> Model:
     """Every key must be there, and none too many."""
-    wanted, is_type = cls.config_class.model_type, read_config(folder).get("model_type")
+    wanted, is_type = config_class(cls).model_type, read_config(folder).get("model_type")
     if is_type != wanted:
         raise BadCheckpoint(f"{folder} holds a {is_type!r} model, not {wanted!r}. Name the model it belongs to.")
     check(folder)
     with reading(folder):
-        config = settings.get("config") or cls.config_class.from_pretrained(folder)
+        config = settings.get("config") or config_class(cls).from_pretrained(folder)
         check_shape(lambda: cls(config), folder)
-        model, report = cls.from_pretrained(
-            folder, local_files_only=True, output_loading_info=True, ignore_mismatched_sizes=True, **settings
-        )
+        model, report = with_report(cls, folder, ignore_mismatched_sizes=True, **settings)
     extra = [key for key in report["unexpected_keys"] if not key.endswith(BUFFERS)]
     _all_there(folder, report["missing_keys"], extra, [key for key, *_shapes in report["mismatched_keys"]])
     check_numbers(model, folder)
     return model
+
+
+def config_class(cls: type[PreTrainedModel]) -> type[PreTrainedConfig]:
+    """The class of a model's configuration; transformers declares that there may be none."""
+    if cls.config_class is None:
+        raise TypeError(f"{cls.__name__} names no class of configuration")
+    return cls.config_class
+
+
+def with_report(cls: type[Model], folder: Path, **settings) -> tuple[Model, dict[str, Any]]:
+    """transformers' model, and what of its weights was missing, unknown or of another size."""
+    loaded: Any = cls.from_pretrained(folder, local_files_only=True, output_loading_info=True, **settings)
+    return loaded  # a pair, with output_loading_info
 
 
 def _all_there(folder: Path, missing: Collection[str], extra: Collection[str], misshapen: Collection[str] = ()) -> None:
@@ -252,6 +264,6 @@ def _merge_adapter(model: Model, folder: Path) -> Model:
         config = PeftConfig.from_pretrained(str(folder))
         config.inference_mode = True
         adapted = PeftModel(model, config)
-        report = set_peft_model_state_dict(adapted, tensors)
+        report: Any = set_peft_model_state_dict(adapted, tensors)  # a named tuple, whose fields it does not declare
         _all_there(folder, [key for key in report.missing_keys if "lora_" in key], report.unexpected_keys)
-        return adapted.merge_and_unload()
+        return narrowed(adapted.merge_and_unload(), type(model))

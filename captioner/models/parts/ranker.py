@@ -23,19 +23,25 @@ from transformers import (
     BaseImageProcessor,
     BatchFeature,
     CLIPModel,
-    PreTrainedModel,
+    PreTrainedConfig,
     PreTrainedTokenizerBase,
     Siglip2Model,
     SiglipModel,
 )
+from transformers.models.clip.modeling_clip import CLIPEncoderLayer
 
 from captioner import compute
 from captioner.contracts import LoadOptions
 from captioner.errors import BadCheckpoint, MissingExtra
 from captioner.models.parts import checkpoint
-from captioner.models.parts.backbones.backbones import BACKBONES, Preprocess
+from captioner.models.parts.backbones.backbones import BACKBONES
+from captioner.models.parts.backbones.preprocess import Preprocess
+from captioner.models.parts.narrow import all_of, narrowed
 
-MODELS = {cls.config_class.model_type: cls for cls in (CLIPModel, SiglipModel, Siglip2Model)}
+JointModel = CLIPModel | SiglipModel | Siglip2Model
+MODELS: dict[str, type[JointModel]] = {
+    checkpoint.config_class(cls).model_type: cls for cls in (CLIPModel, SiglipModel, Siglip2Model)
+}
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "merges.txt", "spiece.model", "tokenizer_config.json")
 AT_ONCE = 512
 """Texts read in one pass: enough to fill a processor, little enough for its memory."""
@@ -46,7 +52,7 @@ class Ranker:
 
     def __init__(
         self,
-        model: PreTrainedModel,
+        model: JointModel,
         processor: BaseImageProcessor | Preprocess,
         tokenizer: PreTrainedTokenizerBase,
         fingerprint: str = "",
@@ -56,7 +62,8 @@ class Ranker:
         self.tokenizer = tokenizer
         self.fingerprint = fingerprint
         """The same for whatever gives the same text vectors."""
-        self.limit = model.config.text_config.max_position_embeddings
+        self.text_config = narrowed(model.config.text_config, PreTrainedConfig)
+        self.limit: int = self.text_config.max_position_embeddings
         """Tokens the text tower can read: 77 for CLIP, 64 for SigLIP."""
         self.causal = isinstance(model, CLIPModel)
 
@@ -95,7 +102,7 @@ class Ranker:
     def texts(self, texts: Sequence[str]) -> Tensor:
         """Unit vectors `[n, d]`; what is too long is cut."""
         ids = self._ids(texts, truncate=True)
-        order = sorted(range(len(ids)), key=lambda i: len(ids[i]))  # like with like: little padding is read
+        order = _by_length(ids)  # like with like: little padding is read
         parts = [self._whole([ids[i] for i in order[at : at + AT_ONCE]]) for at in range(0, len(ids), AT_ONCE)]
         vectors = torch.cat(parts)
         return vectors[torch.tensor(order).argsort()]
@@ -107,14 +114,14 @@ class Ranker:
     @torch.inference_mode()
     def similarities(self, pictures: Tensor, texts: Sequence[Sequence[str]]) -> list[Tensor]:
         """Each picture `[d]` with each of its own texts: cosines; −inf where a text is past the limit."""
-        ids = [self._ids(own) for own in texts]
-        fits = [[n for n, text in enumerate(own) if len(text) <= self.limit] for own in ids]
-        short = [[own[n] for n in places] for own, places in zip(ids, fits, strict=True)]
+        ids = [self._ids(of_picture) for of_picture in texts]
+        fitting = [[n for n, text in enumerate(rivals) if len(text) <= self.limit] for rivals in ids]
+        short = [[rivals[n] for n in indices] for rivals, indices in zip(ids, fitting, strict=True)]
         vectors = self._extended(short) if self.causal else self._one_by_one(short)
         scores = []
-        for picture, own, places, found in zip(pictures, ids, fits, vectors, strict=True):
-            scores.append(torch.full((len(own),), -torch.inf, dtype=picture.dtype))
-            scores[-1][places] = (found @ picture).cpu()
+        for picture, rivals, indices, of_texts in zip(pictures, ids, fitting, vectors, strict=True):
+            scores.append(torch.full((len(rivals),), -torch.inf, dtype=picture.dtype))
+            scores[-1][indices] = (of_texts @ picture).cpu()
         return scores
 
     def _ids(self, texts: Sequence[str], truncate: bool = False) -> list[list[int]]:
@@ -126,11 +133,11 @@ class Ranker:
         return self.tokenizer(list(texts), verbose=False, **cut).input_ids  # it would warn of long ones
 
     def _one_by_one(self, ids: list[list[list[int]]]) -> list[Tensor]:
-        flat = [text for own in ids for text in own]
+        flat = [text for rivals in ids for text in rivals]
         parts = [self._whole(flat[at : at + AT_ONCE]) for at in range(0, len(flat), AT_ONCE)]
-        width = self.model.config.text_config.projection_size
+        width = self.text_config.projection_size
         vectors = torch.cat(parts) if parts else torch.empty(0, width, dtype=self._dtype, device=self.model.device)
-        return list(vectors.split([len(own) for own in ids]))
+        return list(vectors.split([len(rivals) for rivals in ids]))
 
     def _whole(self, ids: list[list[int]]) -> Tensor:
         """Texts as transformers reads them."""
@@ -148,70 +155,72 @@ class Ranker:
 
     def _extended(self, ids: list[list[list[int]]]) -> list[Tensor]:
         """Unit vectors of each picture's texts, a block of every picture's in one pass."""
-        width = self.model.config.projection_dim
-        vectors = [torch.empty(len(own), width, dtype=self._dtype, device=self.model.device) for own in ids]
-        there = [i for i, own in enumerate(ids) if own]
-        if not there:
+        width = narrowed(self._clip.config.projection_dim, int)
+        vectors = [torch.empty(len(rivals), width, dtype=self._dtype, device=self.model.device) for rivals in ids]
+        asked = [i for i, rivals in enumerate(ids) if rivals]
+        if not asked:
             return vectors
         # At least one token of each text is left to read behind what they share.
-        shared = [min(_common(ids[i]), min(map(len, ids[i])) - 1) for i in there]
-        starts = pad_sequence([torch.tensor(ids[i][0][:length]) for i, length in zip(there, shared, strict=True)], True)
+        shared = [min(_common(ids[i]), min(map(len, ids[i])) - 1) for i in asked]
+        starts = pad_sequence([torch.tensor(ids[i][0][:length]) for i, length in zip(asked, shared, strict=True)], True)
         begun = _Begun(torch.tensor(shared), [])
         self._read(starts[:, None], None, begun.layers)
-        orders = [sorted(range(len(ids[i])), key=lambda n, own=ids[i]: len(own[n])) for i in there]
-        step = max(1, AT_ONCE // len(there))
+        orders = [_by_length(ids[i]) for i in asked]
+        step = max(1, AT_ONCE // len(asked))
         for at in range(0, max(map(len, orders)), step):
             blocks = [order[at : at + step] or order[-1:] for order in orders]
-            tails = [[ids[i][n][length:] for n in b] for i, length, b in zip(there, shared, blocks, strict=True)]
-            found = self._tails(begun, tails)
-            for row, (i, block) in enumerate(zip(there, blocks, strict=True)):
-                vectors[i][block] = found[row, : len(block)]
+            tails = [[ids[i][n][length:] for n in b] for i, length, b in zip(asked, shared, blocks, strict=True)]
+            of_texts = self._tails(begun, tails)
+            for row, (i, block) in enumerate(zip(asked, blocks, strict=True)):
+                vectors[i][block] = of_texts[row, : len(block)]
         return vectors
 
     def _tails(self, begun: _Begun, tails: list[list[list[int]]]) -> Tensor:
         """What follows the beginnings → unit vectors `[pictures, most tails, d]`; where there are fewer, filling."""
-        most, longest = max(map(len, tails)), max(len(tail) for own in tails for tail in own)
+        most, longest = max(map(len, tails)), max(len(tail) for rivals in tails for tail in rivals)
         ids = torch.full((len(tails), most, longest), tails[0][0][-1])
         last = torch.zeros(len(tails), most, dtype=torch.long)
-        for row, own in enumerate(tails):
-            for column, tail in enumerate(own):
+        for row, rivals in enumerate(tails):
+            for column, tail in enumerate(rivals):
                 ids[row, column, : len(tail)] = torch.tensor(tail)
                 last[row, column] = len(tail) - 1
         x = self._read(ids, begun)  # [pictures, most, longest, width]
         at_end = x.gather(2, last.to(x.device)[..., None, None].expand(-1, -1, 1, x.shape[-1])).squeeze(2)
-        return _unit(self.model.text_projection(self.model.text_model.final_layer_norm(at_end)))
+        return _unit(self._clip.text_projection(self._clip.text_model.final_layer_norm(at_end)))
 
     def _read(self, ids: Tensor, begun: _Begun | None, keep: list[tuple[Tensor, Tensor]] | None = None) -> Tensor:
         """CLIP's text tower over ids `[pictures, m, t]`: m texts that go on where their picture's beginning ends.
 
         Into `keep` go the keys and values of every layer, `[pictures, heads, t, head_dim]`, where m is 1.
         """
-        text, heads, device = (
-            self.model.text_model,
-            self.model.config.text_config.num_attention_heads,
-            self.model.device,
-        )
+        text, heads, device = self._clip.text_model, self.text_config.num_attention_heads, self.model.device
         pictures, _, t = ids.shape
         before = torch.zeros(pictures, dtype=torch.long) if begun is None else begun.lengths
-        places = (before[:, None] + torch.arange(t)).clamp(max=self.limit - 1).to(device)  # only padding is clamped
-        x = text.embeddings.token_embedding(ids.to(device)) + text.embeddings.position_embedding(places)[:, None]
+        positions = (before[:, None] + torch.arange(t)).clamp(max=self.limit - 1).to(device)  # only padding is clamped
+        x = text.embeddings.token_embedding(ids.to(device)) + text.embeddings.position_embedding(positions)[:, None]
         hidden = torch.ones(t, t, dtype=torch.bool, device=device).triu(1)  # [t, t]: the future
-        for index, layer in enumerate(text.encoder.layers):
-            own, y = layer.self_attn, layer.layer_norm1(x)
+        for index, layer in enumerate(all_of(text.encoder.layers, CLIPEncoderLayer)):
+            attention, y = layer.self_attn, layer.layer_norm1(x)
             query, keys, values = (
                 part(y).unflatten(-1, (heads, -1)).permute(0, 3, 1, 2, 4)  # [pictures, heads, m, t, head_dim]
-                for part in (own.q_proj, own.k_proj, own.v_proj)
+                for part in (attention.q_proj, attention.k_proj, attention.v_proj)
             )
             if keep is not None:
                 keep.append((keys.squeeze(2), values.squeeze(2)))
-            scores = (query @ keys.transpose(-1, -2) * own.scale).masked_fill(hidden, -torch.inf)
+            scores = (query @ keys.transpose(-1, -2) * attention.scale).masked_fill(hidden, -torch.inf)
             if begun is None:
                 mixed = scores.softmax(-1) @ values
             else:
-                mixed = _with_beginning(query * own.scale, scores, values, *begun.layers[index], before.to(device))
-            x = x + own.out_proj(mixed.permute(0, 2, 3, 1, 4).flatten(3))
+                mixed = _with_beginning(
+                    query * attention.scale, scores, values, *begun.layers[index], before.to(device)
+                )
+            x = x + attention.out_proj(mixed.permute(0, 2, 3, 1, 4).flatten(3))
             x = x + layer.mlp(layer.layer_norm2(x))
         return x
+
+    @property
+    def _clip(self) -> CLIPModel:
+        return narrowed(self.model, CLIPModel)
 
     @property
     def _dtype(self) -> torch.dtype:
@@ -224,6 +233,11 @@ class _Begun:
     def __init__(self, lengths: Tensor, layers: list[tuple[Tensor, Tensor]]) -> None:
         self.lengths = lengths
         self.layers = layers
+
+
+def _by_length(texts: list[list[int]]) -> list[int]:
+    """The indices of texts, shortest first."""
+    return sorted(range(len(texts)), key=lambda index: len(texts[index]))
 
 
 def _common(texts: list[list[int]]) -> int:
@@ -274,7 +288,7 @@ _STRAIGHT: dict[int, str | None] = {
 }
 
 
-def _fingerprint(model: PreTrainedModel, folder: Path, precision: str) -> str:
+def _fingerprint(model: JointModel, folder: Path, precision: str) -> str:
     """A hash of all that a text's vector depends on: how it is read, tokenizer, configuration, weights, precision."""
     digest = hashlib.sha256(f"{precision} {straightened.__name__}".encode())
     for file in (folder / name for name in ("config.json", *TOKENIZER_FILES)):

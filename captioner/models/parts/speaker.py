@@ -6,24 +6,25 @@ import math
 import zlib
 from collections.abc import Sequence
 from copy import copy
+from typing import Any, Generic
 
 import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from captioner.contracts import PLAIN_REQUEST, Decoder, Memory, Processor, Request
+from captioner.contracts import PLAIN_REQUEST, Attentive, Decoder, MemoryType, Processor, Request
 from captioner.decoding import Decoding
 from captioner.errors import BadCheckpoint, BadInput
 from captioner.prompt import Candidate, Reading
 from captioner.search.search import Hypothesis, search
 
 
-class SearchedDecoder:
+class SearchedDecoder(Generic[MemoryType]):
     """Any decoder that has its processor, ready to speak."""
 
     uses = frozenset({"prompt"})
 
-    def __init__(self, model: Decoder, processor: Processor, positions: int | None = None) -> None:
+    def __init__(self, model: Decoder[MemoryType, Any], processor: Processor, positions: int | None = None) -> None:
         self.model = model
         self.processor = processor
         self.positions = positions
@@ -47,22 +48,23 @@ class SearchedDecoder:
         memory = self.remember(pixels.to(self.model.device, self.model.dtype), request)
         return self.readings(memory, seeds, decoding, request)
 
-    def remember(self, pixels: Tensor, request: Request = PLAIN_REQUEST) -> Memory:
+    def remember(self, pixels: Tensor, request: Request = PLAIN_REQUEST) -> MemoryType:
         """Read the pictures: all that can be known before the first word is written."""
         return self.model.read(pixels)
 
     def look(self, pixels: Tensor, ids: Sequence[int], request: Request = PLAIN_REQUEST) -> Tensor:
         """Where the model looked as it wrote this text (see contracts.py), if it attends to regions."""
+        if not isinstance(self.model, Attentive):
+            raise BadInput("This model has no attention over the picture: use blip, ofa or resnet-lstm.")
         return self.model.look(pixels, ids)
 
     def readings(
-        self, memory: Memory, seeds: Sequence[int] | None, decoding: Decoding, request: Request = PLAIN_REQUEST
+        self, memory: MemoryType, seeds: Sequence[int] | None, decoding: Decoding, request: Request = PLAIN_REQUEST
     ) -> list[Reading]:
         """One reading per image of the memory. Seeds: one per image, needed to sample."""
         processor = self.beginning(request.prompt)
         check_length(self._longest_after(len(processor.start_ids)), len(processor.start_ids), decoding)
-        found = search(self.model, memory, processor, decoding, seeds)
-        return [self.reading(of_image) for of_image in found]
+        return [self.reading(hypotheses) for hypotheses in search(self.model, memory, processor, decoding, seeds)]
 
     def beginning(self, prompt: str | None) -> Processor:
         """The processor, whose texts begin with this prompt."""
@@ -72,11 +74,13 @@ class SearchedDecoder:
         processor.start_ids = [*self.processor.start_ids, *self.processor.encode(prompt)]
         return processor
 
-    def reading(self, found: Sequence[Hypothesis]) -> Reading:
-        """What was found for one image."""
-        if not all(math.isfinite(text.score) for text in found):
+    def reading(self, hypotheses: Sequence[Hypothesis]) -> Reading:
+        """The texts of one image."""
+        if not all(math.isfinite(text.score) for text in hypotheses):
             raise BadCheckpoint("The model answers with numbers that are none (NaN): its weights are damaged.")
-        return Reading(tuple(Candidate(self.processor.decode(each.ids), each.score, each.finished) for each in found))
+        return Reading(
+            tuple(Candidate(self.processor.decode(text.ids), text.score, text.finished) for text in hypotheses)
+        )
 
 
 def check_length(longest: int | None, start: int, decoding: Decoding) -> None:

@@ -19,7 +19,9 @@ from transformers.modeling_outputs import CausalLMOutput
 
 from captioner.contracts import LoadOptions
 from captioner.models.parts.backbones import backbones
+from captioner.models.parts.backbones.towers import Backbone
 from captioner.models.parts.checkpoint import check_ids, folder_with, load_pretrained, reading
+from captioner.models.parts.narrow import narrowed
 from captioner.models.prefix.layers import (
     JointHead,
     LinearMapper,
@@ -84,6 +86,7 @@ class ClipPrefixConfig(PreTrainedConfig):
 class ClipPrefix(PrefixDecoder, PreTrainedModel):
     """Backbone (and head), mapper, GPT-2 (and gist): modules of their own, so that each can be frozen by itself."""
 
+    backbone: Backbone
     config_class = ClipPrefixConfig
     base_model_prefix = ""
     main_input_name = "pixel_values"
@@ -93,7 +96,8 @@ class ClipPrefix(PrefixDecoder, PreTrainedModel):
     def __init__(self, config: ClipPrefixConfig) -> None:
         super().__init__(config)
         self.backbone = backbones.from_config(config.backbone)
-        self.head = config.head and JointHead(self.backbone.width, config.joint_dim, **config.head)
+        self.head = JointHead(self.backbone.width, config.joint_dim, **config.head) if config.head else None
+        self.normalize = config.normalize
         gpt2 = GPT2Config(**config.gpt2)
         if config.mapper in ("mlp", "linear"):
             make = MlpMapper if config.mapper == "mlp" else LinearMapper
@@ -128,7 +132,7 @@ class ClipPrefix(PrefixDecoder, PreTrainedModel):
         labels: Tensor | None = None,
     ) -> CausalLMOutput:
         """Training: cross-entropy of every labelled token, the first one too (the prefix predicts it)."""
-        prefix = self.prefix(self.encode(pixel_values) if features is None else features)
+        prefix = self.prefix(self.encode(narrowed(pixel_values, Tensor)) if features is None else features)
         embedded = torch.cat((prefix, self.gpt.transformer.wte(input_ids)), dim=1)
         if attention_mask is not None:
             seen = attention_mask.new_ones(prefix.shape[:2])

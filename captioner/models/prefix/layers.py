@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -117,6 +118,19 @@ class MapperLayer(nn.Module):
         return x + self.mlp(self.norm2(x))
 
 
+class MapperLayers(nn.Module):
+    """The layers one after the other: the published key names have this level."""
+
+    def __init__(self, width: int, heads: int, layers: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(MapperLayer(width, heads) for _ in range(layers))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
 class TransformerMapper(nn.Module):
     """The embedding spread over clip_length positions, then learnt constants; where those end up is the prefix."""
 
@@ -127,14 +141,12 @@ class TransformerMapper(nn.Module):
         self.clip_length = clip_length
         self.linear = nn.Linear(joint_dim, clip_length * width)
         self.prefix_const = nn.Parameter(torch.randn(prefix_length, width))
-        self.transformer = nn.Module()  # the published key names have this level
-        self.transformer.layers = nn.ModuleList(MapperLayer(width, heads) for _ in range(layers))
+        self.transformer = MapperLayers(width, heads, layers)
 
     def forward(self, embedding: Tensor) -> Tensor:
         spread = self.linear(embedding).unflatten(1, (self.clip_length, -1))  # [n, clip_length, width]
         x = torch.cat((spread, self.prefix_const.expand(len(spread), -1, -1)), dim=1)
-        for layer in self.transformer.layers:
-            x = layer(x)
+        x = self.transformer(x)
         return x[:, self.clip_length :]  # [n, prefix, width]
 
 
@@ -163,11 +175,37 @@ class PrefixMemory:
         return PrefixMemory(self.prefix.select(images), self.first_logits[images], self.features[images])
 
 
+class Pooling(Protocol):
+    """A backbone as it is needed here."""
+
+    def pooled(self, pixels: Tensor) -> Tensor:
+        """Pixels → one vector a picture `[n, width]`."""
+        raise NotImplementedError
+
+
 class PrefixDecoder:
     """The decoder contract over `backbone`, `head`, `mapper` and `gpt` (GPT-2's modules under their usual names).
 
     `head` and `gist` may be None.
     """
+
+    backbone: Pooling
+    head: JointHead | None
+    mapper: nn.Module
+    normalize: bool
+    """The mapper reads image embeddings of length 1."""
+    gpt: Any
+    """transformers' GPT-2 or mini's: two classes that share no base, but the names of their modules."""
+    gist: nn.Embedding | None
+    """What each token adds to a text's embedding."""
+
+    @property
+    def device(self) -> torch.device:
+        return self.gpt.transformer.wte.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.gpt.transformer.wte.weight.dtype
 
     def encode(self, pixels: Tensor) -> Tensor:
         """Pixels → image embedding `[n, joint_dim]`."""
@@ -176,13 +214,13 @@ class PrefixDecoder:
 
     def prefix(self, features: Tensor) -> Tensor:
         """Image embedding → prefix `[n, prefix, width]`."""
-        return self.mapper(F.normalize(features, dim=-1) if self.config.normalize else features)
+        return self.mapper(F.normalize(features, dim=-1) if self.normalize else features)
 
     def remember(self, features: Tensor) -> PrefixMemory:
         hidden = self.prefix(features)
         nothing = hidden.unflatten(2, (self.gpt.config.n_head, -1)).transpose(1, 2)[:, :, :0]
         past = TextCache(len(self.gpt.transformer.h))
-        for layer in range(len(past.layers)):
+        for layer in range(len(self.gpt.transformer.h)):
             past.append(layer, nothing, nothing)
         logits = self._read_on(hidden, past)
         return PrefixMemory(ImageMemory(past.layers), logits, features)
@@ -250,8 +288,10 @@ class PrefixProcessor:
         self.tokenizer.save(str(Path(folder) / "tokenizer.json"))
 
 
-class PrefixSpeaker(SearchedDecoder):
+class PrefixSpeaker(SearchedDecoder[PrefixMemory]):
     """Says with every reading what the checkpoint predicts: the prompt's embedding, and those of the candidates."""
+
+    model: PrefixDecoder
 
     def readings(
         self, memory: PrefixMemory, seeds: Sequence[int] | None, decoding: Decoding, request: Request = PLAIN_REQUEST
@@ -260,7 +300,7 @@ class PrefixSpeaker(SearchedDecoder):
         if self.model.head is None:
             return readings
         embeddings = memory.features.float().cpu().numpy()
-        return [replace(reading, embedding=own) for reading, own in zip(readings, embeddings, strict=True)]
+        return [replace(reading, embedding=vector) for reading, vector in zip(readings, embeddings, strict=True)]
 
     def reading(self, found: Sequence[Hypothesis]) -> Reading:
         gists = self.model.gists([each.ids for each in found])

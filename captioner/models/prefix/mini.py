@@ -34,6 +34,7 @@ class Mini(PrefixDecoder, nn.Module):
     def __init__(self, config: dict) -> None:
         super().__init__()
         self.config = SimpleNamespace(**config)
+        self.normalize = self.config.normalize
         gpt2 = SimpleNamespace(**config["gpt2"])
         self.backbone = Statistics()
         self.head = JointHead(self.backbone.width, self.config.joint_dim, **self.config.head)
@@ -52,14 +53,6 @@ class Mini(PrefixDecoder, nn.Module):
         past = [word.new_zeros(1, heads, 2, width // heads) for _ in range(2 * layers)]
         return compute.traced(super().gpt2, self.gpt, word, past[:layers], past[layers:])
 
-    @property
-    def device(self) -> torch.device:
-        return self.head.centre.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.head.centre.dtype
-
 
 class Statistics(nn.Module):
     """The backbone; `tower` is its name in the checkpoint."""
@@ -67,8 +60,7 @@ class Statistics(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.tower = EfficientNetLite("lite2")
-        stages = sum(self.tower.blocks[end].project.out_channels for end in self.tower.stage_ends)
-        self.width = self.tower.head.out_channels + 2 * stages
+        self.width = self.tower.statistics_width
 
     def pooled(self, pixels: Tensor) -> Tensor:
         return self.tower.statistics(pixels.contiguous(memory_format=torch.channels_last))
@@ -80,22 +72,32 @@ class Gpt2(nn.Module):
     def __init__(self, config: SimpleNamespace) -> None:
         super().__init__()
         self.config = config
-        self.transformer = nn.Module()
-        self.transformer.wte = nn.Embedding(config.vocab_size, config.n_embd)
-        self.transformer.wpe = nn.Embedding(config.n_positions, config.n_embd)
-        self.transformer.h = nn.ModuleList(Block(config.n_embd) for _ in range(config.n_layer))
-        self.transformer.ln_f = nn.LayerNorm(config.n_embd)
+        self.transformer = Transformer(config)
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
         self.lm_head.weight = self.transformer.wte.weight
+
+
+class Transformer(nn.Module):
+    def __init__(self, config: SimpleNamespace) -> None:
+        super().__init__()
+        self.wte = nn.Embedding(config.vocab_size, config.n_embd)
+        self.wpe = nn.Embedding(config.n_positions, config.n_embd)
+        self.h = nn.ModuleList(Block(config.n_embd) for _ in range(config.n_layer))
+        self.ln_f = nn.LayerNorm(config.n_embd)
+
+
+class Attention(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.c_attn = Conv1D(3 * width, width)
+        self.c_proj = Conv1D(width, width)
 
 
 class Block(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.ln_1 = nn.LayerNorm(width)
-        self.attn = nn.Module()
-        self.attn.c_attn = Conv1D(3 * width, width)
-        self.attn.c_proj = Conv1D(width, width)
+        self.attn = Attention(width)
         self.ln_2 = nn.LayerNorm(width)
         self.mlp = Mlp(width)
 
@@ -111,11 +113,11 @@ class Mlp(nn.Module):
 
 
 class Squash:
-    """The whole picture as a square: what `backbones.Preprocess` does without a crop."""
+    """The whole picture as a square: what `backbones/preprocess.py` does without a crop."""
 
     def __init__(self, size: int, mean: Sequence[float], std: Sequence[float]) -> None:
         self.size = size
-        self.mean, self.std = (torch.tensor(each)[:, None, None] for each in (mean, std))
+        self.mean, self.std = (torch.tensor(channels)[:, None, None] for channels in (mean, std))
 
     def __call__(self, images: Sequence[Image.Image]) -> Tensor:
         square = (self.size, self.size)
@@ -130,10 +132,10 @@ def load(folder: Path, options: LoadOptions) -> PrefixSpeaker:
         weights = load_file(folder / "model.safetensors")
         tokenizer = Tokenizer.from_str((folder / "tokenizer.json").read_text(encoding="utf-8"))
         model = Mini(config)
-        told = model.load_state_dict(weights, strict=False)
+        unmatched = model.load_state_dict(weights, strict=False)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise BadCheckpoint(f"The model in {folder} is damaged ({error}). Reinstall captioner.") from error
-    if told.unexpected_keys or set(told.missing_keys) - {"gpt.lm_head.weight"}:
+    if unmatched.unexpected_keys or set(unmatched.missing_keys) - {"gpt.lm_head.weight"}:
         raise BadCheckpoint(f"The model in {folder} lacks weights. Reinstall captioner.")
     sizes = config["backbone"]["preprocess"]
     squash = Squash(sizes["size"], sizes["mean"], sizes["std"])

@@ -22,7 +22,7 @@ from captioner.models.direct import DirectModel
 from captioner.models.ensemble import ensemble
 from captioner.models.ensemble.ensemble import Fit, Member
 from captioner.models.parts.backbones import backbones
-from captioner.models.parts.backbones.backbones import Preprocess
+from captioner.models.parts.backbones.preprocess import Preprocess
 from captioner.pairs import sources
 from captioner.pairs.fingerprint import fingerprint
 from captioner.text.embedding import text_embedder

@@ -19,15 +19,12 @@ def per_beam(of_images: torch.Tensor) -> torch.Tensor:
     return of_images.repeat_interleave(BEAMS, dim=0)
 
 
-@pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("t", [1, 3])
-def test_image_attention_equals_attention_over_copies(t: int, masked: bool) -> None:
+def test_image_attention_equals_attention_over_copies(t: int) -> None:
     query = random(IMAGES * BEAMS, HEADS, t, DIM)
     keys, values = random(IMAGES, HEADS, REGIONS, DIM), random(IMAGES, HEADS, REGIONS, DIM)
-    mask = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1], [1, 0, 1, 0, 1]]).bool() if masked else None
-    plain_mask = None if mask is None else per_beam(mask)[:, None, None, :]
-    expected = scaled_dot_product_attention(query, per_beam(keys), per_beam(values), attn_mask=plain_mask)
-    torch.testing.assert_close(attend_image(query, keys, values, mask), expected)
+    expected = scaled_dot_product_attention(query, per_beam(keys), per_beam(values))
+    torch.testing.assert_close(attend_image(query, keys, values), expected)
 
 
 @pytest.mark.parametrize("t", [1, 3, 5])
@@ -65,9 +62,8 @@ def test_text_cache_grows_and_follows_its_beams() -> None:
 
 
 def test_image_memory_keeps_the_selected_images() -> None:
-    keys, values, mask = random(3, HEADS, REGIONS, DIM), random(3, HEADS, REGIONS, DIM), torch.rand(3, REGIONS) > 0.5
-    memory = ImageMemory([(keys, values)], mask).select(torch.tensor([2, 0]))
+    keys, values = random(3, HEADS, REGIONS, DIM), random(3, HEADS, REGIONS, DIM)
+    memory = ImageMemory([(keys, values)]).select(torch.tensor([2, 0]))
     assert len(memory) == 2
     assert torch.equal(memory.layers[0][0], keys[[2, 0]])
     assert torch.equal(memory.layers[0][1], values[[2, 0]])
-    assert torch.equal(memory.mask, mask[[2, 0]])

@@ -17,7 +17,7 @@ from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPi
 
 from captioner.errors import BadCheckpoint, BadInput
 from captioner.models.parts.backbones import backbones
-from captioner.models.parts.backbones.backbones import IMAGENET, Preprocess
+from captioner.models.parts.backbones.preprocess import IMAGENET, Preprocess
 from tests.tiny import clip
 
 TINY_VIT = {

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from captioner import compute
+from captioner.models.parts.narrow import narrowed
 
 
 @dataclass(frozen=True)
@@ -130,7 +131,13 @@ class EfficientNetLite(nn.Module):
             spread = (x - mean).square_().mean((2, 3)).sqrt()
             moments += [mean.flatten(1), spread]
         *style, last, _ = moments
-        return torch.cat((last, *style), dim=1)  # [n, 1280 + 2 · stage channels]
+        return torch.cat((last, *style), dim=1)  # [n, statistics_width]
+
+    @property
+    def statistics_width(self) -> int:
+        """Length of a picture's statistics."""
+        stages = sum(narrowed(self.blocks[end], Block).project.out_channels for end in self.stage_ends)
+        return self.head.out_channels + 2 * stages
 
     def maps(self, pixels: Tensor) -> Iterator[Tensor]:
         """Every stage's map, then the head's."""

@@ -1,0 +1,127 @@
+"""Pictures → pixels as a checkpoint's image processor makes them, by Pillow alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypedDict
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from captioner.errors import BadCheckpoint
+from captioner.files.json import read_object
+
+
+class Scale(TypedDict):
+    """What is taken from the pixels' three channels, and what they are then divided by."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+HALF = (0.5, 0.5, 0.5)
+IMAGENET: Scale = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+CLIP: Scale = {"mean": (0.48145466, 0.4578275, 0.40821073), "std": (0.26862954, 0.26130258, 0.27577711)}
+RESAMPLING = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3, "box": 4, "hamming": 5}  # Pillow's numbers
+
+LARGEST = 4096
+"""Pixels a side that a model may want; its configuration could name any number."""
+LONGEST = 16
+"""Of a picture longer than this, measured in its shorter sides, the middle is taken."""
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """Pictures → pixels, by Pillow alone, with the numbers that transformers' image processors give."""
+
+    size: int
+    """Height and width of the pixels."""
+    shortest: int | None = None
+    """The shorter side becomes this long, then the middle is cut out. None: the whole picture is squashed."""
+    resample: str = "bicubic"
+    mean: tuple[float, ...] = HALF
+    std: tuple[float, ...] = HALF
+
+    def __post_init__(self) -> None:
+        sides = (self.size, self.size if self.shortest is None else self.shortest)
+        if not all(isinstance(side, int) and 0 < side <= LARGEST for side in sides):
+            raise BadCheckpoint(f"Pictures cannot be read at {sides[0]!r} pixels a side, cut from {sides[1]!r}.")
+        if self.resample not in RESAMPLING or not _three_numbers(self.mean, self.std) or 0 in self.std:
+            raise BadCheckpoint("Pixels need a way to resize, three means, and three spreads above 0.")
+
+    def __call__(self, images: Sequence[Image.Image], rounded: bool = False) -> Tensor:
+        """RGB pictures of any size → float32 `[n, 3, size, size]`.
+
+        rounded: what is cut out begins at the nearest pixel, as in torchvision and so for CLIP's authors and open_clip;
+        transformers takes the one before, which is another where an odd number is cut off.
+        """
+        squares = np.stack([np.asarray(self._square(image, rounded)) for image in images])  # [n, size, size, 3]
+        pixels = torch.from_numpy(squares).permute(0, 3, 1, 2).float() / 255  # [n, 3, size, size]
+        mean, std = (torch.tensor(channels)[:, None, None] for channels in (self.mean, self.std))
+        return (pixels - mean) / std
+
+    def _square(self, image: Image.Image, rounded: bool) -> Image.Image:
+        resample = RESAMPLING[self.resample]
+        if self.shortest is None:
+            return image.resize((self.size, self.size), resample)
+        short = min(image.size)
+        if max(image.size) > LONGEST * short:  # a strip would need gigabytes when enlarged, and only its middle stays
+            width, height = (min(side, LONGEST * short) for side in image.size)
+            left, top = (image.width - width) // 2, (image.height - height) // 2
+            image = image.crop((left, top, left + width, top + height))
+        width, height = (int(self.shortest * side / short) for side in image.size)
+        left, top = (round((side - self.size) / 2) if rounded else (side - self.size) // 2 for side in (width, height))
+        return image.resize((width, height), resample).crop((left, top, left + self.size, top + self.size))
+
+    @classmethod
+    def from_dict(cls, saved: dict) -> Preprocess:
+        """What `dataclasses.asdict` gave, perhaps through JSON."""
+        return cls(**{**saved, "mean": tuple(saved["mean"]), "std": tuple(saved["std"])})
+
+    @classmethod
+    def from_folder(cls, folder: Path, default: Preprocess) -> Preprocess:
+        """As a checkpoint says; the default where it does not."""
+        settings = image_settings(folder)
+        if settings is None:
+            return default
+        edge, crop = (_edge(settings[key]) if key in settings else None for key in ("size", "crop_size"))
+        size = crop or edge or default.size
+        shortest = (edge or size) if settings.get("do_center_crop") else None
+        if "crop_pct" in settings and size < 384:  # how transformers treats ResNet and ConvNeXt
+            shortest = int(size / settings["crop_pct"])
+        if settings.get("do_resize") is False or abs(settings.get("rescale_factor", 1 / 255) - 1 / 255) > 1e-9:
+            raise BadCheckpoint(f"The image processor of {folder} does not resize, or scales otherwise. Name another.")
+        by_number: dict[object, str] = {number: name for name, number in RESAMPLING.items()}
+        is_plain = settings.get("do_normalize") is False
+        return cls(
+            size,
+            shortest,
+            by_number.get(settings.get("resample"), default.resample),
+            (0.0, 0.0, 0.0) if is_plain else tuple(settings.get("image_mean", default.mean)),
+            (1.0, 1.0, 1.0) if is_plain else tuple(settings.get("image_std", default.std)),
+        )
+
+
+def image_settings(folder: Path) -> dict | None:
+    """A checkpoint's image processor: a file of its own, or since transformers 5 a part of processor_config.json."""
+    if (file := folder / "preprocessor_config.json").exists():
+        return read_object(file)
+    if (file := folder / "processor_config.json").exists():
+        settings = read_object(file).get("image_processor")
+        return settings if isinstance(settings, dict) else None
+    return None
+
+
+def _three_numbers(*rows: tuple[float, ...]) -> bool:
+    return all(len(row) == 3 and all(isinstance(n, (int, float)) and math.isfinite(n) for n in row) for row in rows)
+
+
+def _edge(size: int | dict) -> int:
+    if isinstance(size, dict) and size.get("height") != size.get("width"):
+        raise BadCheckpoint(f"Pictures of {size} are not square: no backbone here reads them.")
+    return size if isinstance(size, int) else size.get("shortest_edge") or size["height"]

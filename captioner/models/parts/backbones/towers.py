@@ -1,0 +1,266 @@
+"""Image towers: transformers' ViT, CLIP and ResNet, and EfficientNet-Lite, each with its preprocessing.
+
+What they have in common is a `Backbone`: pixels to one vector, or to a grid of them, and layers that can be frozen.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    CLIPVisionConfig,
+    CLIPVisionModelWithProjection,
+    PreTrainedModel,
+    ResNetConfig,
+    ResNetModel,
+    ViTConfig,
+    ViTModel,
+)
+from transformers.models.resnet.modeling_resnet import ResNetStage
+
+from captioner.errors import BadCheckpoint
+from captioner.models.parts.backbones.efficientnet_lite import EfficientNetLite
+from captioner.models.parts.backbones.preprocess import Preprocess
+from captioner.models.parts.checkpoint import (
+    check,
+    check_numbers,
+    check_shape,
+    config_class,
+    read_config,
+    reading,
+    with_report,
+)
+from captioner.models.parts.narrow import all_of
+
+Tower = TypeVar("Tower", bound=PreTrainedModel)
+
+
+class Backbone(nn.Module):
+    """An image tower. Subclasses say how it is called; `tower` holds its weights."""
+
+    model_types: tuple[str, ...] = ()
+    """What a checkpoint's config.json may call itself."""
+    width: int
+    """Length of a pooled vector."""
+    grid_width: int
+    """Length of a region's vector."""
+
+    def __init__(self, name: str, preprocess: Preprocess, settings: dict, tower: nn.Module | None = None) -> None:
+        """tower: with its weights; None: one with random weights."""
+        super().__init__()
+        self.name = name
+        self.preprocess = preprocess
+        self.settings = settings
+        self.tower = self.blank_tower(name, settings) if tower is None else tower
+
+    @staticmethod
+    def blank_tower(name: str, settings: dict) -> nn.Module:
+        """A tower with random weights."""
+        raise NotImplementedError
+
+    @staticmethod
+    def load_tower(folder: Path) -> PreTrainedModel:
+        """The image tower of a checkpoint."""
+        raise NotImplementedError
+
+    @property
+    def config(self) -> dict:
+        """All that `from_config` needs, ready for JSON."""
+        return {"name": self.name, "settings": self.settings, "preprocess": asdict(self.preprocess)}
+
+    @property
+    def stem(self) -> nn.Module:
+        """What comes before the blocks."""
+        raise NotImplementedError
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """The layers from the picture upwards, for freezing and for layer-wise learning rates."""
+        raise NotImplementedError
+
+    def pooled(self, pixels: Tensor) -> Tensor:
+        """Pixels `[n, 3, size, size]` → one vector a picture `[n, width]`."""
+        raise NotImplementedError
+
+    def grid(self, pixels: Tensor) -> Tensor:
+        """Pixels `[n, 3, size, size]` → regions, row by row `[n, regions, grid_width]`."""
+        raise NotImplementedError
+
+    def thaw(self, last: int | None) -> None:
+        """Train only the last N blocks and what follows them; 0 freezes the backbone, None trains all of it."""
+        self.requires_grad_(last is None or last > 0)
+        if last is not None:
+            for part in (self.stem, *self.blocks[: max(0, len(self.blocks) - last)]):
+                part.requires_grad_(False)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Backbone:
+        """Frozen layers stay as in inference: no dropout, and batch norms keep the statistics they learnt."""
+        super().train(mode)
+        for part in (self.stem, *self.blocks):
+            if not any(parameter.requires_grad for parameter in part.parameters()):
+                part.eval()
+        return self
+
+    def fingerprint(self) -> str:
+        """A hash of weights and preprocessing: equal exactly when the same picture gives the same features."""
+        digest = hashlib.sha256(json.dumps(self.config, sort_keys=True).encode())
+        for name, tensor in sorted(self.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().float().contiguous().numpy().data)
+        return digest.hexdigest()
+
+
+class ViT(Backbone):
+    """Vision transformer: pooled is its class token, the grid its patches, both after the last norm."""
+
+    model_types = ("vit",)
+    tower: ViTModel
+
+    def __init__(self, name: str, preprocess: Preprocess, settings: dict, tower: nn.Module | None = None) -> None:
+        super().__init__(name, preprocess, settings, tower)
+        self.width = self.grid_width = self.tower.config.hidden_size
+
+    @staticmethod
+    def blank_tower(name: str, settings: dict) -> ViTModel:
+        return ViTModel(ViTConfig(**settings), add_pooling_layer=False)
+
+    @staticmethod
+    def load_tower(folder: Path) -> PreTrainedModel:
+        return _load_tower(ViTModel, folder, add_pooling_layer=False)
+
+    @property
+    def stem(self) -> nn.Module:
+        return self.tower.embeddings
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        return list(self.tower.layers)
+
+    def pooled(self, pixels: Tensor) -> Tensor:
+        return self.tower(pixels).last_hidden_state[:, 0]
+
+    def grid(self, pixels: Tensor) -> Tensor:
+        return self.tower(pixels).last_hidden_state[:, 1:]
+
+
+class CLIPVision(Backbone):
+    """CLIP's image tower: pooled is the embedding in CLIP's joint space, the grid the patches before the last norm."""
+
+    model_types = ("clip", "clip_vision_model")
+    tower: CLIPVisionModelWithProjection
+
+    def __init__(self, name: str, preprocess: Preprocess, settings: dict, tower: nn.Module | None = None) -> None:
+        super().__init__(name, preprocess, settings, tower)
+        self.width, self.grid_width = self.tower.config.projection_dim, self.tower.config.hidden_size
+
+    @staticmethod
+    def blank_tower(name: str, settings: dict) -> CLIPVisionModelWithProjection:
+        return CLIPVisionModelWithProjection(CLIPVisionConfig(**settings))
+
+    @staticmethod
+    def load_tower(folder: Path) -> PreTrainedModel:
+        return _load_tower(CLIPVisionModelWithProjection, folder)
+
+    @property
+    def stem(self) -> nn.Module:
+        return nn.ModuleList([self.tower.vision_model.embeddings, self.tower.vision_model.pre_layrnorm])
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        return list(self.tower.vision_model.encoder.layers)
+
+    def pooled(self, pixels: Tensor) -> Tensor:
+        return self.tower(pixels).image_embeds
+
+    def grid(self, pixels: Tensor) -> Tensor:
+        return self.tower(pixels).last_hidden_state[:, 1:]
+
+
+class ResNet(Backbone):
+    """Residual network without its classifier: pooled is the mean of the 7×7 map, the grid the map itself."""
+
+    model_types = ("resnet",)
+    tower: ResNetModel
+
+    def __init__(self, name: str, preprocess: Preprocess, settings: dict, tower: nn.Module | None = None) -> None:
+        super().__init__(name, preprocess, settings, tower)
+        self.width = self.grid_width = list(self.tower.config.hidden_sizes or ())[-1]
+
+    @staticmethod
+    def blank_tower(name: str, settings: dict) -> ResNetModel:
+        return ResNetModel(ResNetConfig(**settings))
+
+    @staticmethod
+    def load_tower(folder: Path) -> PreTrainedModel:
+        return _load_tower(ResNetModel, folder)
+
+    @property
+    def stem(self) -> nn.Module:
+        return self.tower.embedder
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        return [layer for stage in all_of(self.tower.encoder.stages, ResNetStage) for layer in stage.layers]
+
+    def pooled(self, pixels: Tensor) -> Tensor:
+        return self.grid(pixels).mean(1)
+
+    def grid(self, pixels: Tensor) -> Tensor:
+        return self.tower(pixels).last_hidden_state.flatten(2).transpose(1, 2)  # [n, regions, channels]
+
+
+class Lite(Backbone):
+    """EfficientNet-Lite: pooled is the mean of the last map; `pool="statistics"` adds every stage's statistics."""
+
+    tower: EfficientNetLite
+
+    def __init__(self, name: str, preprocess: Preprocess, settings: dict, tower: nn.Module | None = None) -> None:
+        super().__init__(name, preprocess, settings, tower)
+        self.grid_width = self.tower.head.out_channels
+        self.width = self.tower.statistics_width if settings.get("pool") == "statistics" else self.grid_width
+
+    @staticmethod
+    def blank_tower(name: str, settings: dict) -> EfficientNetLite:
+        return EfficientNetLite(name.removeprefix("efficientnet-"))
+
+    @property
+    def stem(self) -> nn.Module:
+        return self.tower.stem
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        return list(self.tower.blocks)
+
+    def pooled(self, pixels: Tensor) -> Tensor:
+        if self.settings.get("pool") == "statistics":
+            return self.tower.statistics(pixels)
+        return self.grid(pixels).mean(1)
+
+    def grid(self, pixels: Tensor) -> Tensor:
+        return self.tower(pixels).flatten(2).transpose(1, 2)  # [n, regions, channels]
+
+
+def _load_tower(model_class: type[Tower], folder: Path, **options) -> Tower:
+    """Weights of the image tower alone; the checkpoint's other parts (text tower, classifier) are passed over."""
+    check(folder)
+    with reading(folder):
+        config = config_class(model_class).from_pretrained(folder)
+        if (width := read_config(folder).get("projection_dim")) is not None and "projection_dim" in config.to_dict():
+            config.projection_dim = width  # of the whole CLIP, which its towers' own parts need not repeat
+        check_shape(lambda: model_class(config, **options), folder)
+        tower, report = with_report(
+            model_class, folder, config=config, dtype=torch.float32, ignore_mismatched_sizes=True, **options
+        )
+    if report["missing_keys"]:
+        raise BadCheckpoint(f"{folder} lacks weights, e.g. {sorted(report['missing_keys'])[0]!r}.")
+    if misshapen := [key for key, *_shapes in report["mismatched_keys"]]:
+        raise BadCheckpoint(f"{folder}/config.json describes another size of {sorted(misshapen)[0]!r}. Fetch it again.")
+    check_numbers(tower, folder)
+    return tower
