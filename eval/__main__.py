@@ -67,8 +67,10 @@ def about() -> None:
 @app.command()
 def report(
     data: Data,
-    models: Models,
-    out: Annotated[Path, typer.Option(help="Folder to write: report.html, .md, .json, per_image.parquet, answers/.")],
+    models: Models = "mini",
+    out: Annotated[
+        Path, typer.Option(help="Folder to write: report.html, .md, .json, per_image.parquet, answers/.")
+    ] = Path("report"),
     split: Annotated[
         str, typer.Option(help="Which part of a Hub data set, or of a folder of parquet files.")
     ] = "train",

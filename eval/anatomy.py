@@ -12,6 +12,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from captioner.errors import BadInput
@@ -32,6 +33,7 @@ class Anatomy:
     """Every later term, each once: lower-case, without weights and brackets, without a leading "by"."""
 
 
+@lru_cache(maxsize=2**16)
 def split(prompt: str) -> Anatomy:
     """Subject and later terms; a text without a comma is all subject."""
     parts = [" ".join(part.split()) for part in COMMA.split(prompt)]

@@ -72,6 +72,10 @@ def compare(
     names = _metrics(a, b, wanted)
     if "cosine" in names and _embedder(about_a) != _embedder(about_b):
         raise BadInput(f"The cosines of {file_a} and {file_b} are of different embedders: they do not compare.")
+    if any(name.startswith("modifier_") for name in names) and about_a.get("vocabulary") != about_b.get("vocabulary"):
+        raise BadInput(
+            f"{file_a} and {file_b} count other terms as modifiers: make both with one list, --modifiers FILE."
+        )
     measured = []
     for one, other in _models(a, b, model_a, model_b):
         for name in names:

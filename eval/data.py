@@ -49,6 +49,8 @@ class Pairs:
     """What the sources are called: compared with what models were trained on."""
     notes: list[str] = field(default_factory=list)
     """What had to be left out or renamed, in sentences."""
+    corpus: list[str] = field(default_factory=list)
+    """The prompts of all rows, also of those that a limit leaves out: what is frequent is told by them."""
 
     def image(self, index: int) -> Image:
         """The picture of one item, upright RGB."""
@@ -90,6 +92,7 @@ def read_pairs(
     notes = layouts.summaries(left_out, named)
     rows = rows.cast_column("image", Image(decode=False))
     names = sorted(set(map(name_of, parse_all(specs))) | set(rows.unique("source")) - {None, ""})
+    corpus = list(rows["text"])
     if limit is not None and limit < len(rows):
         notes.append(f"{limit:,} of {len(rows):,} rows, drawn by chance (seed {seed}).")
         rows = rows.shuffle(seed=seed).select(range(limit))
@@ -97,7 +100,7 @@ def read_pairs(
     notes += _oddities(items, unreadable, named)
     if not items:
         raise BadInput(f"None of the {len(rows):,} pictures can be read. " + " ".join(notes))
-    return Pairs(rows, _unique_ids(items, notes, named), tuple(names), notes)
+    return Pairs(rows, _unique_ids(items, notes, named), tuple(names), notes, corpus)
 
 
 def _items(rows: Dataset) -> tuple[list[Item], list[str]]:

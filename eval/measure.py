@@ -68,7 +68,9 @@ class Remembering:
 class Instruments:
     """Everything that is needed to measure, opened."""
 
-    embed_texts: TextEmbedder
+    embedder: str | None
+    embed_texts: Remembering
+    """Of the embedder: None is MiniLM-L6."""
     beside: dict[str, TextEmbedder]
     """By name, the embedders beside the first."""
     vocabulary: anatomy.Vocabulary
@@ -99,19 +101,19 @@ def open_instruments(
     from captioner.text.embedding import text_embedder
 
     options = LoadOptions(device=settings.device, precision=settings.precision)
-    prompts = [truth for item in pairs.items for truth in item.truths]
     clip_name = wanted.clip or (protocol.clip if protocol is not None else None)
     of_list = None if wanted.modifiers is None else anatomy.from_file(wanted.modifiers)
     return Instruments(
+        embedder=settings.embedder,
         embed_texts=Remembering(text_embedder(settings.embedder)),
         beside={name: text_embedder(name) for name in wanted.embedders},
-        vocabulary=of_list or anatomy.from_corpus(prompts),
+        vocabulary=of_list or anatomy.from_corpus(pairs.corpus),
         clip_name=clip_name,
         clip=_open_clip(clip_name, options) if clip_name is not None else None,
         bert_score=_open_bert_score(wanted.bert_score, options) if wanted.bert_score else None,
         perplexity=_open_perplexity(wanted.perplexity, options) if wanted.perplexity else None,
         protocol=protocol,
-        targets=protocols.targets(data, split, prompts, wanted.modifiers)
+        targets=protocols.targets(data, split, pairs.corpus, wanted.modifiers)
         if protocol is not None and protocol.name == "promptstealer"
         else None,
     )

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ from captioner.errors import BadInput
 from captioner.pairs import provenance, sources
 from captioner.pairs.fingerprint import fingerprint
 from captioner.pairs.provenance import Seen, TrainingData
+from captioner.text.embedding import DEFAULT, suits
 from eval.baselines import EXPECTED, check_index, index_of
 from eval.schema import NearDuplicates
 
@@ -79,30 +81,57 @@ def parse_trained_on(entries: Sequence[str], labels: Sequence[str]) -> dict[str,
     return training_data
 
 
-def training_prompts(name: str | None, specs: Sequence[str]) -> list[str]:
-    """The prompts that a model (None: none of ours) holds itself, as an index does, and those of its training data."""
-    held = [] if name is None else provenance.prompts_in(model_paths(name))
-    read = [record.text for record in sources.read(specs)] if specs else []
-    return list(dict.fromkeys([*held, *read]))
+Block = tuple[Sequence[str], np.ndarray]
+"""Training prompts and their embeddings `[n, d]`."""
+
+
+def training_blocks(
+    name: str | None, specs: Sequence[str], embedder: str | None, embed_texts: TextEmbedder, size: int = 4096
+) -> Iterator[Block]:
+    """The prompts that a model (None: none of ours) holds itself, as an index does, and those of its training data.
+
+    An index holds the embeddings as well: those of a million prompts would take an hour. embedder: its name.
+    """
+
+    from captioner.models.knn.knn import Index
+
+    for folder in [] if name is None else model_paths(name):
+        if not (folder / "prompts.parquet").is_file():
+            continue
+        index = Index(folder)
+        _, prompts = index.texts
+        embedded = suits(embedder or DEFAULT, index.about["embedder"])
+        for start in range(0, len(prompts), size):
+            block = prompts[start : start + size]
+            vectors = index.embeddings[start : start + size].astype(np.float32) if embedded else embed_texts(block)
+            yield block, vectors
+    records = iter(sources.read(specs)) if specs else iter(())
+    while block := [record.text for record in itertools.islice(records, size)]:
+        yield block, embed_texts(block)
 
 
 def near_duplicates(
-    training: Sequence[str], truths: Sequence[tuple[str, ...]], embed_texts: TextEmbedder, block: int = 4096
-) -> NearDuplicates:
-    """How many items have a prompt that is nearly one of the training prompts."""
+    training: Iterable[Block], truths: Sequence[tuple[str, ...]], embed_texts: TextEmbedder
+) -> NearDuplicates | None:
+    """How many items have a prompt that is nearly one of the training prompts; None if there are none of these."""
     prompts = list(dict.fromkeys(truth for of_item in truths for truth in of_item))
+    fingerprints = set(map(fingerprint, prompts))
     vectors = embed_texts(prompts)  # [prompts, d]
-    nearest = np.full(len(prompts), -1.0)
-    for start in range(0, len(training), block):
-        nearest = np.maximum(nearest, (vectors @ embed_texts(training[start : start + block]).T).max(axis=1))
-    seen = {fingerprint(prompt) for prompt in training}
-    near = {prompt for prompt, cosine in zip(prompts, nearest, strict=True) if cosine > NEAR}
-    exact = {prompt for prompt in prompts if fingerprint(prompt) in seen}
+    exact: set[str] = set()
+    near, total = np.zeros(len(prompts), dtype=bool), 0
+    for block, embedded in training:
+        near |= (vectors @ embedded.T > NEAR).any(axis=1)
+        exact |= fingerprints & set(map(fingerprint, block))
+        total += len(block)
+    if not total:
+        return None
+    is_exact = {prompt for prompt in prompts if fingerprint(prompt) in exact}
+    is_near = is_exact | {prompts[row] for row in np.flatnonzero(near)}
     return {
-        "near": sum(any(truth in near or truth in exact for truth in of_item) for of_item in truths),
-        "exact": sum(any(truth in exact for truth in of_item) for of_item in truths),
+        "near": sum(not is_near.isdisjoint(of_item) for of_item in truths),
+        "exact": sum(not is_exact.isdisjoint(of_item) for of_item in truths),
         "prompts": len(truths),
-        "training_prompts": len(training),
+        "training_prompts": total,
         "threshold": NEAR,
     }
 

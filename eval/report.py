@@ -148,10 +148,9 @@ def _near_duplicates(
     trained on."""
     if row["failure"] is not None:
         return None
-    prompts = provenance.training_prompts(row["name"] if row["weights"] else None, training_data.get(row["label"], []))
-    if not prompts:
-        return None
-    return provenance.near_duplicates(prompts, [item.truths for item in pairs.items], instruments.embed_texts)
+    name, specs = row["name"] if row["weights"] else None, training_data.get(row["label"], [])
+    training = provenance.training_blocks(name, specs, instruments.embedder, instruments.embed_texts.embed)
+    return provenance.near_duplicates(training, [item.truths for item in pairs.items], instruments.embed_texts)
 
 
 def _modifiers(measured: Results, label: str, vocabulary: anatomy.Vocabulary) -> ModifierRows:

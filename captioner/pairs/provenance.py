@@ -98,13 +98,6 @@ def _plain(names: Iterable[str]) -> set[str]:
     return plain - {""}
 
 
-def prompts_in(files: Iterable[Path]) -> list[str]:
-    """The training prompts that these model folders hold: those of an index."""
-    return [
-        prompt for folder in files if (held := folder / "prompts.parquet").is_file() for prompt in _prompts_in(held)
-    ]
-
-
 def _prompts_in(file: Path) -> list[str]:
     import pyarrow
     from pyarrow import parquet

@@ -19,7 +19,7 @@ from eval.clip import Clip
 from eval.compare import compare
 from eval.measure import Measures, Remembering
 from eval.metrics import cosines
-from eval.provenance import near_duplicates
+from eval.provenance import near_duplicates, training_blocks
 from eval.report import report
 from eval.results import Results, detectable
 
@@ -157,6 +157,9 @@ def test_modifiers_are_counted_by_the_list_that_is_given(pictures: Path, tmp_pat
     meanings = {metric["name"]: metric["meaning"] for metric in written["metrics"]}
     assert "the 2 terms of list.txt" in meanings["modifier_f1"]
     assert written["vocabulary"] == {"rule": "the 2 terms of list.txt", "terms": 2}
+    make(pictures, [f"said={said}"], tmp_path / "every")
+    with pytest.raises(BadInput, match="other terms as modifiers"):
+        compare(tmp_path / "out", tmp_path / "every", ["modifier_f1"])
     bare = make(
         pictures,
         [f"said={said}"],
@@ -185,12 +188,18 @@ def test_near_duplicates_of_training_prompts_are_counted(pictures: Path, tmp_pat
         make(pictures, models, tmp_path / "b", trained_on=[f"nobody={seen}"])
 
 
-def test_near_duplicates_do_not_depend_on_the_block() -> None:
+def test_near_duplicates_do_not_depend_on_the_block(tmp_path: Path) -> None:
     training = [f"{animal} number {n}" for animal in ("fox", "owl") for n in range(5)] + ["two cats"]
+    for number, prompt in enumerate(training):
+        Image.new("RGB", (8, 8)).save(tmp_path / f"{number}.png")
+        (tmp_path / f"{number}.txt").write_text(prompt)
     truths = [(prompt,) for prompt in PROMPTS]
     embed = Remembering(text_embedder())
-    assert near_duplicates(training, truths, embed, block=3) == near_duplicates(training, truths, embed)
-    assert near_duplicates(training, truths, embed)["near"] == 1
+    counted = [
+        near_duplicates(training_blocks(None, [str(tmp_path)], None, embed, size), truths, embed) for size in (3, 4096)
+    ]
+    assert counted[0] == counted[1] == {**counted[0], "near": 1, "exact": 1, "training_prompts": 11}
+    assert near_duplicates([], truths, embed) is None
 
 
 def test_the_smallest_difference_that_so_many_prompts_show() -> None:
