@@ -14,7 +14,6 @@ from captioner.errors import BadInput
 from captioner.pairs import provenance, sources
 from captioner.pairs.fingerprint import fingerprint
 from captioner.pairs.provenance import Seen, TrainingData
-from captioner.text.embedding import DEFAULT, suits
 from eval.baselines import EXPECTED, check_index, index_of
 from eval.schema import NearDuplicates
 
@@ -92,8 +91,8 @@ def training_blocks(
 
     An index holds the embeddings as well: those of a million prompts would take an hour. embedder: its name.
     """
-
     from captioner.models.knn.knn import Index
+    from captioner.text.embedding import DEFAULT, suits
 
     for folder in [] if name is None else model_paths(name):
         if not (folder / "prompts.parquet").is_file():
