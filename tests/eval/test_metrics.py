@@ -4,6 +4,7 @@ import difflib
 import math
 import random
 import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -219,3 +220,9 @@ def test_cosine_of_a_zero_vector_is_missing() -> None:
     values = metrics.cosines(np.array([[0.0, 0], [3, 4]]), np.array([[1.0, 0], [6, 8]]))
     assert np.isnan(values[0])
     assert values[1] == pytest.approx(1)
+
+
+def test_every_metric_is_in_the_docs() -> None:
+    docs = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    drawn = {metric.name for metric in metrics.REDRAWN_METRICS}
+    assert [name for name in metrics.EVERY_METRIC if f"`{name}`" not in docs and name not in drawn] == []
