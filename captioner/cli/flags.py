@@ -10,6 +10,14 @@ from captioner.contracts import LoadOptions, Request
 SETTINGS = (*(name for group in (Request, TextFlags, LoadOptions) for name in names(group)), "expected", "max_pixels")
 FLAGS = {name: f"--{name.replace('_', '-')}" for name in SETTINGS}
 FLAGS |= {"num_return_sequences": "--num-candidates", "max_clip_tokens": "--max-tokens-clip"}
+_PHRASES = {
+    r"\b([Ss])et do_sample to false": r"\1ay --no-do-sample",
+    r"\b([Ss])et do_sample( to true)?": r"\1ay --do-sample",
+    r"\bSet (recursive|resume)\b": r"Add --\1",
+    r"\bwith resume\b": "with --resume",
+    r"\bprecision bf16\b": "--precision bf16",
+}
+"""What the library says of a setting that is switched on or chosen → what is typed."""
 _SPELLED = re.compile(rf"(?<![\w/.-])(?:{'|'.join(name for name in FLAGS if '_' in name)})(?![\w/-]|\.\w)")
 _NAMED = re.compile(rf"\b(?:{'|'.join(FLAGS)})\b(?!-)")
 _NAMING = re.compile(r"^\w+(?= must be )|^.+(?= would change nothing)|(?<= has no use for ).+?(?=:)")
@@ -18,7 +26,7 @@ _NAMING = re.compile(r"^\w+(?= must be )|^.+(?= would change nothing)|(?<= has n
 
 def with_flags(message: str) -> str:
     """A message of the library in the words of the command line: max_new_tokens → --max-new-tokens."""
-    message = re.sub(r"([Ss])et do_sample to false", r"\1ay --no-do-sample", message)
-    message = re.sub(r"([Ss])et do_sample( to true)?", r"\1ay --do-sample", message)
+    for pattern, words in _PHRASES.items():
+        message = re.sub(pattern, words, message)
     message = _NAMING.sub(lambda names: _NAMED.sub(lambda name: FLAGS[name[0]], names[0]), message)
     return _SPELLED.sub(lambda name: FLAGS[name[0]], message)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from captioner import __version__
+from captioner.cli.flags import with_flags
 from captioner.cli.options import (
     CaptionInputFlags,
     CaptionOutputFlags,
@@ -168,7 +169,14 @@ def _run(
     from captioner.run.batch import run_inputs
 
     tally = run_inputs(
-        images, answers, open_sink, recursive=recursive, batch_size=batch_size, quiet=quiet, loading=loading
+        images,
+        answers,
+        open_sink,
+        recursive=recursive,
+        batch_size=batch_size,
+        quiet=quiet,
+        loading=loading,
+        explain=with_flags,
     )
     if not quiet and (used := spent()):
         typer.echo(f"captioner: {used}", err=True)

@@ -24,7 +24,7 @@ class Verbs(TyperGroup):
             typer.echo(f"captioner: {printable(with_flags(line))}", err=True)
             raise typer.Exit(2) from None
         except KeyboardInterrupt as stopped:
-            typer.echo(f"\ncaptioner: {str(stopped) or 'Stopped.'}", err=True)
+            typer.echo(f"\ncaptioner: {with_flags(str(stopped)) or 'Stopped.'}", err=True)
             raise typer.Exit(130) from None
         except EOFError as error:  # click would call it "Aborted!"
             raise RuntimeError("A file ended too early.") from error

@@ -201,7 +201,7 @@ def _in_folder(top: str, recursive: bool, folders: set[tuple[int, int]]) -> Iter
                 anything = True
                 yield _file(path)
     if not anything:
-        hint = " Use --recursive to look into its subfolders." if not recursive and _any_below(subfolders) else ""
+        hint = " Set recursive to look into its subfolders." if not recursive and _any_below(subfolders) else ""
         yield _problem(top, f"holds no pictures.{hint}")
 
 

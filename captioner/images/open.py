@@ -106,7 +106,7 @@ def open_file(path: Path, name: str) -> BinaryIO:
         if stat.S_ISDIR(kind):
             raise BadImage(f"{name} is a folder, not a picture.")
         if not stat.S_ISREG(kind):  # opening a named pipe would wait for ever
-            raise BadImage(f"{name} is not a regular file. To read a pipe, name `-` for standard input.")
+            raise BadImage(f"{name} is not a regular file. A pipe can be read as standard input.")
         stream = path.open("rb")
     except FileNotFoundError as error:
         reason = "is a broken link" if path.is_symlink() else "does not exist"
@@ -159,8 +159,7 @@ def _check_size(image: Image.Image, name: str, max_pixels: int) -> None:
     width, height = image.size
     if width * height > max_pixels:
         raise BadImage(
-            f"{name} has {width}×{height} pixels, above the limit of {max_pixels:,}. "
-            f"If you trust it, allow more with --max-pixels."
+            f"{name} has {width}×{height} pixels, above the limit of {max_pixels:,}. If you trust it, raise max_pixels."
         )
     if width * height == 0:
         raise BadImage(f"{name} has no pixels ({width}×{height}).")

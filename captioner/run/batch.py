@@ -34,8 +34,8 @@ HELD_PIXELS = 100_000_000
 """Of a batch; a larger picture is asked about alone."""
 FIRST = 3
 """A model that fails on so many pictures alike before it answers one is at fault itself: the run ends."""
-DAMAGED = "The model's numbers are not finite (NaN): its weights are damaged, or --precision is too low for it."
-NO_MEMORY = "There is not enough memory for {}: use fewer beams, --precision bf16 or a smaller model."
+DAMAGED = "The model's numbers are not finite (NaN): its weights are damaged, or the precision is too low for it."
+NO_MEMORY = "There is not enough memory for {}: use fewer beams, precision bf16 or a smaller model."
 
 logger = logging.getLogger(__name__)
 
@@ -99,10 +99,12 @@ def run_inputs(
     batch_size: int | None = None,
     quiet: bool = False,
     loading: Callable[[], str] = str,
+    explain: Callable[[str], str] = str,
 ) -> Tally:
     """`run` for what a user names; `open_sink(many)` is told whether there is more than one picture.
 
-    loading: the name of the model that the first picture has to wait for.
+    loading: the name of the model that the first picture has to wait for. explain: puts what is wrong with a picture
+    into the words of whoever asks.
     """
     sources = find_images(inputs, recursive=recursive)
     first = list(islice(sources, 2))
@@ -111,7 +113,7 @@ def run_inputs(
     name = "" if quiet else loading()
     has_progress = many and not quiet and not (isinstance(sink, Stdout) and sys.stdout.isatty())
     progress = watch(inputs, recursive, name) if has_progress else Silent(name)
-    tally = run(chain(first, sources), sink, answers, progress, batch_size)
+    tally = run(chain(first, sources), sink, answers, progress, batch_size, explain)
     if sink.resumable and not quiet:
         progress.say(f"captioner: {sink.summary(tally.done, tally.skipped, tally.failed)}")
     return tally
@@ -123,9 +125,10 @@ def run(
     answers: Answers[Look],
     progress: Progress,
     batch_size: int | None = None,
+    explain: Callable[[str], str] = str,
 ) -> Tally:
     """Every picture's row goes to the sink, in order; what cannot be read is reported and the run goes on."""
-    work = _Work(sink, answers, progress, batch_size)
+    work = _Work(sink, answers, progress, batch_size, explain)
     try:
         with Interrupts() as user, sink, progress, closing(_opened(work.wanted(sources), answers.look)) as opened:
             for picture in opened:
@@ -134,7 +137,7 @@ def run(
             user.check()
             work.flush()
     except KeyboardInterrupt:
-        again = "The same command with --resume goes on from there." if sink.resumable else ""
+        again = "The same again with resume goes on from there." if sink.resumable else ""
         raise Stopped(f"Stopped with {work.tally.done:,} done. {again}".strip()) from None
     return work.tally
 
@@ -206,11 +209,19 @@ def _open(
 class _Work(Generic[Look]):
     """A batch being filled, and what became of the ones before."""
 
-    def __init__(self, sink: Sink, answers: Answers[Look], progress: Progress, batch_size: int | None) -> None:
+    def __init__(
+        self,
+        sink: Sink,
+        answers: Answers[Look],
+        progress: Progress,
+        batch_size: int | None,
+        explain: Callable[[str], str],
+    ) -> None:
         self.sink = sink
         self.answers = answers
         self.progress = progress
         self.batch_size = batch_size
+        self.explain = explain
         self.batch: list[_Opened[Look]] = []
         self.tally = Tally()
         self.has_answered = False
@@ -239,8 +250,9 @@ class _Work(Generic[Look]):
             self.flush()
 
     def _fail(self, file: str, error: BadImage | BadOutput) -> None:
-        self.progress.say(f"captioner: {error}")
-        self.sink.fail(file, str(error))
+        reason = self.explain(str(error))
+        self.progress.say(f"captioner: {reason}")
+        self.sink.fail(file, reason)
         self.tally.failed += 1
         self.progress.show(self.tally)
 

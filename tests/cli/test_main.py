@@ -657,6 +657,13 @@ def test_names_of_an_index_reach_the_terminal_escaped() -> None:
         ),
         ("Set do_sample to false.", "Say --no-do-sample."),
         ("raise num_beams, or set do_sample.", "raise --num-beams, or say --do-sample."),
+        (
+            "a.png has 9 pixels. If you trust it, raise max_pixels.",
+            "a.png has 9 pixels. If you trust it, raise --max-pixels.",
+        ),
+        ("a holds no pictures. Set recursive to look below.", "a holds no pictures. Add --recursive to look below."),
+        ("Stopped. The same again with resume goes on.", "Stopped. The same again with --resume goes on."),
+        ("use fewer beams, precision bf16 or less", "use fewer beams, --precision bf16 or less"),
         ("mini has no use for question: leave it out.", "mini has no use for --question: leave it out."),
         ("The prompt of my_model/num_beams.json", "The prompt of my_model/num_beams.json"),
     ],

@@ -95,7 +95,7 @@ def test_out_of_memory_halves_the_batch_and_goes_on(tmp_path: Path, error: type[
 
 
 def test_no_memory_for_a_single_picture_says_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match="--precision bf16"):
+    with pytest.raises(BadInput, match=", precision bf16"):
         run(pictures(tmp_path / "in", 4), FileSink(tmp_path / "a.jsonl"), Colours(most=0), Silent())
 
 
@@ -245,7 +245,7 @@ def test_ctrl_c_says_how_to_go_on_and_loses_only_the_batch_in_flight(tmp_path: P
                 raise KeyboardInterrupt
             return super().answer(looks)
 
-    with pytest.raises(Stopped, match=r"6 done.*--resume"):
+    with pytest.raises(Stopped, match=r"6 done.*with resume"):
         run(sources, FileSink(tmp_path / "a.jsonl"), Impatient(), Silent(), 3)
     tally = run(sources, FileSink(tmp_path / "a.jsonl", resume=True), Colours(), Silent(), 3)
     assert (tally.done, tally.skipped) == (4, 6)

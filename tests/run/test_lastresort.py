@@ -45,6 +45,24 @@ def test_debug_shows_the_traceback_wherever_it_stands() -> None:
     assert kept.stdout == "['--', '--debug']\n"
 
 
+def test_debug_shows_what_a_model_failed_with() -> None:
+    """`captioner.run.batch` notes the traceback of a picture that a model failed on, and the run goes on."""
+    script = """
+import logging
+def command():
+    try:
+        raise RuntimeError("size \\x1b[31m mismatch")
+    except RuntimeError as error:
+        logging.getLogger("captioner.run.batch").debug("the model failed on %s", "a.png", exc_info=error)
+lastresort.run("tool", command)
+"""
+    assert run(script).stderr == ""
+    shown = run(script, "--debug").stderr
+    assert shown.startswith("captioner.run.batch: the model failed on a.png\nTraceback")
+    assert "in command" in shown
+    assert "\x1b" not in shown
+
+
 def test_what_the_user_can_put_right_is_status_2(capsys: pytest.CaptureFixture[str]) -> None:
     def command() -> None:
         raise BadInput("Something\n  is wrong.")
