@@ -20,7 +20,9 @@ from captioner.decoding import Decoding
 from captioner.errors import BadCheckpoint, BadInput, BadOutput
 from captioner.models.direct import DirectModel
 from captioner.models.ensemble import ensemble
-from captioner.models.ensemble.ensemble import Fit, Member
+from captioner.models.ensemble import fit as fitting
+from captioner.models.ensemble.ensemble import Member
+from captioner.models.ensemble.fit import Fit
 from captioner.models.parts.backbones import backbones
 from captioner.models.parts.backbones.preprocess import Preprocess
 from captioner.pairs import sources
@@ -186,6 +188,21 @@ def test_fitted_weights_are_the_best_on_the_simplex():
     assert reached == pytest.approx((direct * truth).sum(1).mean())
 
 
+@pytest.mark.parametrize("seed", range(10))
+def test_no_better_weights_lie_near_those_that_are_fitted(seed):
+    """Members of any quality, one that is against the truth among them, and prompts with several pictures."""
+    generator = np.random.default_rng(seed)
+    members, count = int(generator.integers(2, 7)), 60
+    vectors, truth = noisy_members(generator.uniform(0.05, 2, members), count)
+    vectors[0] = unit(-truth + 0.3 * vectors[1]) if seed % 2 else vectors[0]
+    fit = Fit(vectors, truth, np.arange(count) // 2)
+    weights = fit.weights()
+    assert weights.min() >= 0
+    assert weights.sum() == pytest.approx(1)
+    steps = weights * generator.uniform(0.8, 1.2, (200, members)) + generator.uniform(0, 0.02, (200, members))
+    assert fit.cosines(weights).mean() >= max(fit.cosines(other / other.sum()).mean() for other in steps) - 1e-6
+
+
 def test_a_useless_member_gets_nothing():
     vectors, truth = noisy_members([0.2, 0.2])
     against = -truth[None] + 0.1 * vectors[:1]
@@ -227,7 +244,7 @@ def test_a_fit_from_pictures_to_file(models, data, tmp_path):
     members = [Member(str(models / "one")), Member(str(models / "two"))]
     (data / "broken.png").write_bytes(b"")
     (data / "broken.txt").write_text("broken")
-    found = ensemble.fit(members, data, tmp_path / "mine.json", pipeline.load, options=CPU)
+    found = fitting.fit(members, data, tmp_path / "mine.json", pipeline.load, options=CPU)
     assert (found.pictures, found.prompts, found.unreadable) == (12, 12, 1)
     assert sum(found.weights.values()) == pytest.approx(1)
     assert found.interval[0] <= found.gain <= found.interval[1]
@@ -243,7 +260,7 @@ def test_a_fit_from_pictures_to_file(models, data, tmp_path):
 
 
 def test_norms_are_learnt_with_the_weights(models, data, tmp_path, pictures):
-    ensemble.fit([Member(str(models / "one"))], data, tmp_path / "mine.json", pipeline.load, by_norm=True, options=CPU)
+    fitting.fit([Member(str(models / "one"))], data, tmp_path / "mine.json", pipeline.load, by_norm=True, options=CPU)
     [member] = pipeline.load(str(tmp_path / "mine.json"), CPU).embedder.members
     sure = pipeline.load(str(models / "one"), CPU).embedder.vectors([Image.open(data / f"{n}.png") for n in range(12)])
     assert member.norm == pytest.approx(np.linalg.norm(sure, axis=1).mean(), rel=1e-5)
@@ -255,7 +272,7 @@ def test_members_that_have_learnt_from_the_data_are_named(models, data, tmp_path
     learnt = {"sources": ["elsewhere"], "fingerprints": [fingerprint(f"Picture of {n} things") for n in range(3)]}
     (tmp_path / "two" / "training_data.json").write_text(json.dumps(learnt))
     members = [Member(str(tmp_path / "one")), Member(str(tmp_path / "two"))]
-    [warning] = ensemble.fit(members, data, tmp_path / "e.json", pipeline.load, options=CPU).warnings
+    [warning] = fitting.fit(members, data, tmp_path / "e.json", pipeline.load, options=CPU).warnings
     assert warning.startswith(f"{tmp_path / 'two'} has learnt from these data (3 of the 12 prompts")
     (tmp_path / "one" / "README.md").write_text(f"---\ndatasets: [{data.name}]\n---\n")
     command = ["ensemble", "fit", "--members", str(tmp_path / "one"), "--data", str(data)]
@@ -267,7 +284,7 @@ def test_members_that_have_learnt_from_the_data_are_named(models, data, tmp_path
 def test_progress_names_the_member_and_what_is_to_come(models, data, tmp_path):
     seen = []
     members = [Member(str(models / "one")), Member(str(models / "two"))]
-    ensemble.fit(
+    fitting.fit(
         members, data, tmp_path / "e.json", pipeline.load, options=CPU, progress=lambda *done: seen.append(done)
     )
     total = sources.read([data]).total()
@@ -301,7 +318,7 @@ def test_members_whose_dimensions_differ(models, pictures, tmp_path):
 def test_another_length_than_the_embedder(data, tmp_path):
     save_direct(tmp_path / "short", 0, embedding_size=100)
     with pytest.raises(BadInput, match="give 100 numbers, the embedder 384"):
-        ensemble.fit([Member(str(tmp_path / "short"))], data, tmp_path / "e.json", pipeline.load, options=CPU)
+        fitting.fit([Member(str(tmp_path / "short"))], data, tmp_path / "e.json", pipeline.load, options=CPU)
 
 
 def test_too_few_prompts_to_fit_on(models, data, tmp_path):
@@ -310,14 +327,14 @@ def test_too_few_prompts_to_fit_on(models, data, tmp_path):
     for name in ("0.png", "0.txt"):
         shutil.copy(data / name, few / name)
     with pytest.raises(BadInput, match="1 readable prompts; weights need at least 10"):
-        ensemble.fit([Member(str(models / "one"))], few, tmp_path / "e.json", pipeline.load, options=CPU)
+        fitting.fit([Member(str(models / "one"))], few, tmp_path / "e.json", pipeline.load, options=CPU)
     assert not (tmp_path / "e.json").exists()
 
 
 def test_a_file_that_is_there_stays(models, data, tmp_path):
     file = write(tmp_path / "e.json", [])
     with pytest.raises(BadOutput, match="already there"):
-        ensemble.fit([Member(str(models / "one"))], data, file, pipeline.load, options=CPU)
+        fitting.fit([Member(str(models / "one"))], data, file, pipeline.load, options=CPU)
     with pytest.raises(BadOutput, match="already there"):
         ensemble.save(file, [Member("mini")])
 
