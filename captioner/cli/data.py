@@ -80,7 +80,7 @@ def index_tune(
     seed: Annotated[int, typer.Option(help="Which prompts are drawn.")] = 0,
 ) -> None:
     """Choose k and temperature on pictures whose own prompts are hidden from them, and write them into the index."""
-    from captioner.models.knn.build import tune
+    from captioner.models.knn.tune import tune
 
     tuned = tune(folder, data, sample, same, seed)
     for k, temperature in sorted(tuned.table, key=lambda setting: tuned.table[setting])[-5:]:

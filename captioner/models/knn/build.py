@@ -1,4 +1,4 @@
-"""Make and tune the index of `captioner/models/knn/knn.py`: `captioner index build`, `captioner index tune`.
+"""Make the index of `knn.py`: `captioner index build`.
 
 Pictures are read once, in batches; nothing but names and prompts is held in memory, so a million pictures need
 little more of it than a thousand. The folder appears when it is whole, and not before; what a stopped run has read is
@@ -7,7 +7,6 @@ kept beside it, in `NAME.part`.
 
 from __future__ import annotations
 
-import itertools
 import shutil
 import zlib
 from collections import Counter
@@ -41,10 +40,8 @@ FLAT_UP_TO = 200_000
 LINKS = 16
 """Links a picture of the HNSW graph has, twice as many on its lowest level."""
 CHUNK = 20_000
-KS = (5, 10, 20, 40, 80, 160)
 Progress = Callable[[str, int, int | None], None]
 """Is told of a step, how much of it was done just now, and how much there is in all, if that is known."""
-TEMPERATURES = (0.01, 0.02, 0.03, 0.05, 0.08, 0.12, 0.2, 0.5)
 
 
 @dataclass(frozen=True)
@@ -126,11 +123,13 @@ def _write(work: Path, partial: _Partial, recipe: Recipe, about: dict, progress:
     _write_texts(work, partial)
     features = np.load(work / "features.npy", mmap_mode="r")
     with_graph = len(features) > FLAT_UP_TO if recipe.graph is None else recipe.graph
-    is_local = recipe.weights is not None and Path(recipe.weights).exists()
+    weights = recipe.weights
+    if weights is not None and Path(weights).exists():
+        weights = str(Path(weights).resolve())
     about = {
         "kind": "knn",
         **about,
-        "weights": str(Path(recipe.weights).resolve()) if is_local else recipe.weights,
+        "weights": weights,
         "embedding_size": embeddings.shape[1],
         "dims": features.shape[1],
         "projected": recipe.dims is not None or recipe.scaled,
@@ -242,14 +241,14 @@ def _unread(records: Iterable[Record], read: Counter[str]) -> Iterator[Record]:
 def _write_features(work: Path, raw: np.ndarray, recipe: Recipe) -> None:
     """Centre, project, and scale to length 1."""
     width = raw.shape[1]
-    mean = sum((chunk.sum(0) for chunk in _chunks(raw)), np.zeros(width)) / len(raw)
-    variance = sum((np.square(chunk - mean).sum(0) for chunk in _chunks(raw)), np.zeros(width)) / len(raw)
+    mean = sum((chunk.sum(0) for chunk in chunks(raw)), np.zeros(width)) / len(raw)
+    variance = sum((np.square(chunk - mean).sum(0) for chunk in chunks(raw)), np.zeros(width)) / len(raw)
     centre = (mean if recipe.centred else np.zeros(width)).astype(np.float32)
     scale = 1 / (np.sqrt(variance) + 1e-4) if recipe.scaled else np.ones(width)
     projection = _projection(raw, centre, scale.astype(np.float32), recipe)
     shape = (len(raw), recipe.dims or width)
     features = np.lib.format.open_memmap(work / "features.npy", "w+", np.float16, shape)
-    for number, chunk in enumerate(_chunks(raw)):
+    for number, chunk in enumerate(chunks(raw)):
         features[number * CHUNK :][: len(chunk)] = knn.reduce(chunk, centre, projection)
     features.flush()
     np.save(work / "centre.npy", centre)
@@ -261,7 +260,7 @@ def _projection(raw: np.ndarray, centre: np.ndarray, scale: np.ndarray, recipe: 
     """Scaling, then the directions in which the features vary most `[width, dims]`; None where neither is wanted."""
     if recipe.dims is None:
         return np.diag(scale) if recipe.scaled else None
-    covariance = sum((chunk - centre).T @ (chunk - centre) for chunk in _chunks(raw)) / len(raw)
+    covariance = sum((chunk - centre).T @ (chunk - centre) for chunk in chunks(raw)) / len(raw)
     _, directions = np.linalg.eigh((covariance * np.outer(scale, scale)).astype(np.float64))  # smallest first
     return np.ascontiguousarray(scale[:, None] * directions[:, ::-1][:, : recipe.dims], dtype=np.float32)
 
@@ -276,7 +275,7 @@ def _write_graph(work: Path, features: np.ndarray, progress: Progress) -> dict:
     """Link the pictures, and write the links down as arrays."""
     index = knn.new_graph(features.shape[1], LINKS)
     index.train(np.zeros((1, features.shape[1]), np.float32))  # float16 has nothing to learn, but FAISS asks for it
-    for chunk in _chunks(features):
+    for chunk in chunks(features):
         index.add(chunk)
         progress("links", len(chunk), len(features))
     np.save(work / "levels.npy", faiss.vector_to_array(index.hnsw.levels))
@@ -284,105 +283,7 @@ def _write_graph(work: Path, features: np.ndarray, progress: Progress) -> dict:
     return {"links": LINKS, "entry": int(index.hnsw.entry_point)}
 
 
-def _chunks(array: np.ndarray) -> Iterator[np.ndarray]:
+def chunks(array: np.ndarray) -> Iterator[np.ndarray]:
     """A mapped float16 array piece by piece, as float32."""
     for start in range(0, len(array), CHUNK):
         yield array[start : start + CHUNK].astype(np.float32)
-
-
-@dataclass(frozen=True)
-class Tuned:
-    """The settings that did best, and how all did."""
-
-    k: int
-    temperature: float
-    cosine: float
-    before: float | None
-    """The mean cosine with the settings the index had; None if too few prompts were left to try them."""
-    queries: int
-    table: dict[tuple[int, float], float]
-    """(k, temperature) → mean cosine."""
-
-
-def tune(
-    folder: str | Path,
-    data: str | Path | None = None,
-    sample: int = 1000,
-    same: float = 0.9,
-    seed: int = 0,
-    options: LoadOptions | None = None,
-) -> Tuned:
-    """Choose k and temperature by the mean cosine on validation pictures, and write them into the index.
-
-    Without DATA, pictures of the index itself ask, one of each of up to `sample` prompts. Nothing is predicted from
-    its own prompt: prompts nearer to it than the cosine `same` are kept from it.
-    """
-    folder = Path(folder).expanduser()
-    index = knn.Index(folder)
-    queries, truth = _from_data(folder, data, sample, options) if data else _from_index(index, sample, seed)
-    banned = _prompts_like(index.embeddings, truth, same)
-    left = index.about["prompts"] - max(map(len, banned))
-    ks = [k for k in sorted({*KS, index.about["k"]}) if k <= left]
-    if not ks:
-        raise BadInput(f"{folder} has too few prompts that differ from each other to tune on ({left}). Add pictures.")
-    temperatures = sorted({*TEMPERATURES, index.about["temperature"]})
-    near = index.prompts_near(queries, ks[-1], banned)
-    cosines = sum(
-        _cosines(index.embeddings[rows], similarities, wanted, ks, temperatures)
-        for (rows, similarities), wanted in zip(near, truth, strict=True)
-    ) / len(near)  # [ks, temperatures]
-    settings = list(itertools.product(ks, temperatures))
-    table = dict(zip(settings, cosines.flatten().tolist(), strict=True))
-    best = max(table, key=table.get)
-    write_object(folder / "index.json", {**index.about, "k": best[0], "temperature": best[1]})
-    before = table.get((index.about["k"], index.about["temperature"]))
-    return Tuned(*best, table[best], before, len(near), table)
-
-
-def _from_index(index: knn.Index, sample: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """One picture of each of some prompts: features, and their prompts' embeddings."""
-    random = np.random.default_rng(seed)
-    order = random.permutation(len(index.prompt_rows))
-    prompts, first = np.unique(index.prompt_rows[order], return_index=True)
-    chosen = random.permutation(len(prompts))[:sample]
-    return (
-        index.features[order[first[chosen]]].astype(np.float32),
-        index.embeddings[prompts[chosen]].astype(np.float32),
-    )
-
-
-def _from_data(folder: Path, data: str | Path, sample: int, options: LoadOptions | None):
-    """The first pictures of each prompt of DATA, as `_from_index`."""
-    model = knn.load(folder, options or LoadOptions())
-    by_prompt: dict[str, Record] = {}
-    for record in sources.read([data]):
-        by_prompt.setdefault(record.text, record)
-        if len(by_prompt) == sample:
-            break
-    features, prompts = [], []
-    for batch, images in opened(by_prompt.values(), 32, []):
-        features.append(model.features(images))
-        prompts += [record.text for record in batch]
-    if not prompts:
-        raise BadInput(f"No picture of {data} can be read.")
-    return np.concatenate(features), text_embedder(model.index.about["embedder"])(prompts)
-
-
-def _prompts_like(embeddings: np.ndarray, truth: np.ndarray, same: float) -> list[np.ndarray]:
-    """For each true embedding the prompts that are as good as it."""
-    like = [[] for _ in truth]
-    for number, chunk in enumerate(_chunks(embeddings)):
-        rows, queries = np.nonzero(chunk @ truth.T > same)
-        for row, query in zip(rows, queries, strict=True):
-            like[query].append(number * CHUNK + row)
-    return [np.array(rows, dtype=np.int64) for rows in like]
-
-
-def _cosines(embeddings, similarities, wanted, ks: list[int], temperatures: list[float]) -> np.ndarray:
-    """The cosine that every k and temperature would reach for one picture `[ks, temperatures]`."""
-    embeddings = embeddings.astype(np.float32)
-    means = [
-        [knn.weighted_mean(embeddings[:k], similarities[:k], temperature) for temperature in temperatures] for k in ks
-    ]
-    means = np.array(means)  # [ks, temperatures, d]
-    return means @ wanted / np.linalg.norm(means, axis=-1)

@@ -19,7 +19,7 @@ from captioner import pipeline
 from captioner.cli.main import app
 from captioner.contracts import LoadOptions
 from captioner.errors import BadCheckpoint, BadInput, BadOutput, MissingModel
-from captioner.models.knn import build, knn
+from captioner.models.knn import build, knn, tune
 from captioner.models.knn.build import Recipe
 from captioner.models.parts.backbones import backbones
 from captioner.text.embedding import packaged_minilm, text_embedder
@@ -380,7 +380,7 @@ def clusters(tmp_path: Path, noise: float) -> Path:
 
 def test_tuning_prefers_many_neighbours_where_prompts_are_noisy(tmp_path):
     folder = clusters(tmp_path, noise=0.3)
-    tuned = build.tune(folder, same=0.999)
+    tuned = tune.tune(folder, same=0.999)
     assert tuned.k >= 20
     assert tuned.cosine == max(tuned.table.values()) > tuned.before
     saved = json.loads((folder / "index.json").read_text())
@@ -391,7 +391,7 @@ def test_no_prompt_is_predicted_from_itself(tmp_path):
     """Embeddings without any relation to the pictures: only a leak could reach a cosine above chance."""
     features, embeddings = random_units(400, 8), random_units(200, 64, seed=1)
     folder = write_index(tmp_path / "index", features, [*range(200), *range(200)], embeddings, k=5)
-    tuned = build.tune(folder)
+    tuned = tune.tune(folder)
     assert tuned.queries == 200
     assert abs(tuned.table[5, 0.1]) < 0.1
 
@@ -400,15 +400,15 @@ def test_prompts_alike_are_kept_from_each_other(tmp_path):
     embeddings = np.repeat(random_units(100, 64), 2, axis=0)  # each prompt has a twin
     features = np.repeat(random_units(100, 8, seed=1), 2, axis=0)
     folder = write_index(tmp_path / "index", features, range(200), embeddings, k=5)
-    assert abs(build.tune(folder).table[5, 0.01]) < 0.1
-    assert build.tune(folder, same=1.1).table[5, 0.01] > 0.9
+    assert abs(tune.tune(folder).table[5, 0.01]) < 0.1
+    assert tune.tune(folder, same=1.1).table[5, 0.01] > 0.9
 
 
 def test_tuning_on_other_pictures(built, data, tmp_path):
     import shutil
 
     folder = shutil.copytree(built, tmp_path / "index")
-    tuned = build.tune(folder, data, same=0.99, options=CPU)
+    tuned = tune.tune(folder, data, same=0.99, options=CPU)
     assert tuned.queries == len(THINGS)
     assert tuned.k in (3, 5)
 
@@ -416,7 +416,7 @@ def test_tuning_on_other_pictures(built, data, tmp_path):
 def test_too_few_prompts_to_tune_on(tmp_path):
     folder = write_index(tmp_path / "index", random_units(4, 8), range(4), random_units(4, 4), k=4)
     with pytest.raises(BadInput, match="too few prompts"):
-        build.tune(folder)
+        tune.tune(folder)
 
 
 # --- the command line -------------------------------------------------------------------------------------------------
