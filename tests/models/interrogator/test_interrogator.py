@@ -22,8 +22,9 @@ from captioner.contracts import MODES, LoadOptions, Request
 from captioner.decoding import Decoding, DecodingChanges
 from captioner.errors import BadCheckpoint, BadInput, MissingExtra
 from captioner.files.cache import cache_folder
-from captioner.models.interrogator import interrogator
-from captioner.models.interrogator.interrogator import Chooser, Interrogator, Table, Tables
+from captioner.models.interrogator import interrogator, tables
+from captioner.models.interrogator.interrogator import Chooser, Interrogator
+from captioner.models.interrogator.tables import TermTable, TermTables
 from captioner.models.parts import ranker
 from captioner.models.parts.ranker import Ranker
 from tests.decoders import pictures
@@ -68,7 +69,7 @@ def load(options: LoadOptions, **changes) -> Interrogator:
     return interrogator.load(None, options, lambda name: pipeline.load(name, options))
 
 
-def own_tables(speaker: Interrogator, mode: str = "best", terms: tuple[Path, ...] | None = None) -> Tables:
+def own_tables(speaker: Interrogator, mode: str = "best", terms: tuple[Path, ...] | None = None) -> TermTables:
     return speaker.tables(terms, mode)
 
 
@@ -149,7 +150,7 @@ def test_terms_that_were_read_before_a_stop_are_not_read_again(
     tiny_checkpoint: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("CAPTIONER_CACHE", str(tmp_path))
-    monkeypatch.setattr(interrogator, "PART", 3)
+    monkeypatch.setattr(tables, "PART", 3)
     ours, terms = judge(tiny_checkpoint, "clip"), [f"term {number}" for number in range(8)]
     read, whole = [], ours.texts
 
@@ -161,9 +162,9 @@ def test_terms_that_were_read_before_a_stop_are_not_read_again(
 
     monkeypatch.setattr(ours, "texts", stopped)
     with pytest.raises(KeyboardInterrupt):
-        interrogator._vectors(ours, "flavors", terms)
+        tables._vectors(ours, "flavors", terms)
     read.pop()
-    vectors = interrogator._vectors(ours, "flavors", terms)
+    vectors = tables._vectors(ours, "flavors", terms)
     assert read == [terms[:3], terms[6:]]
     torch.testing.assert_close(vectors, whole(terms).half(), atol=1e-3, rtol=0)
 
@@ -201,7 +202,7 @@ def test_foreign_checkpoints_are_refused(tiny_checkpoint: Callable[[str], Path],
 
 
 def test_package_is_read_and_not_imported(package: Path) -> None:
-    lists = interrogator.package_lists()
+    lists = tables.package_lists()
     assert {kind: tuple(lists[kind]) for kind in LISTS} == LISTS
     assert len(set(lists["trending"])) == 18 * 4
     assert "trending on artstation" in lists["trending"]
@@ -227,10 +228,10 @@ def test_tables_know_each_term_once(package: Path, options: LoadOptions) -> None
 def test_chunks_do_not_change_the_ranking(monkeypatch: pytest.MonkeyPatch, sign: int) -> None:
     torch.manual_seed(0)
     vectors, seen = torch.randn(50, 8).half(), sign * torch.randn(3, 8)
-    table = Table([str(n) for n in range(50)], vectors)
+    table = TermTable([str(n) for n in range(50)], vectors)
     expected = [[str(n) for n in (v @ vectors.float().T).argsort(descending=True).tolist()] for v in seen]
     for at_once in (7, 50, 1000):
-        monkeypatch.setattr(interrogator, "AT_ONCE", at_once)
+        monkeypatch.setattr(tables, "AT_ONCE", at_once)
         assert [list(ranked) for ranked in table.rank(seen)] == expected
 
 

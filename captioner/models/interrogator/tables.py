@@ -1,0 +1,148 @@
+"""Terms for the interrogator, in tables of their kind, with the vectors that they are ranked by.
+
+They are those of the package clip-interrogator, or the user's own lists. Their vectors are computed once and kept in
+the user's cache.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import track
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from captioner.errors import BadInput, MissingExtra
+from captioner.files.atomic import replacing
+from captioner.files.cache import cache_folder
+from captioner.models.parts.ranker import Ranker
+from captioner.text.terms import read_terms
+
+PACKAGE = "clip_interrogator"
+KINDS = ("mediums", "movements", "trending", "artists", "flavors", "negative")
+"""The tables. What stands in an earlier one is left out of later ones."""
+CLASSIC = ("mediums", "artists", "trending", "movements", "flavors")
+TEMPLATES = {"artists": ("by {}", "inspired by {}")}
+SITES = (
+    "artstation", "deviantart", "behance", "pixiv", "cgsociety", "polycount", "zbrush central", "dribbble", "pinterest",
+    "tumblr", "instagram", "reddit", "flickr", "500px", "unsplash", "pexels", "pixabay", "shutterstock",
+)  # fmt: skip
+PHRASINGS = ("{}", "trending on {}", "featured on {}", "{} contest winner")
+PART = 2048
+"""Terms whose vectors are kept together."""
+AT_ONCE = 16384
+"""Terms multiplied at once: the table stays in half precision but for these."""
+
+
+@dataclass(frozen=True)
+class TermTable:
+    """Terms and their unit vectors `[n, d]` in half precision."""
+
+    terms: list[str]
+    vectors: Tensor
+
+    def rank(self, pictures: Tensor) -> list[Iterable[str]]:
+        """For each picture `[d]` all terms, nearest first."""
+        scores = torch.cat([pictures @ part.to(pictures.dtype).T for part in self.vectors.split(AT_ONCE)], 1)
+        orders = scores.argsort(dim=1, descending=True, stable=True).tolist()
+        return [(self.terms[index] for index in order) for order in orders]
+
+
+@dataclass(frozen=True)
+class TermTables:
+    """The terms of every kind, and all but the negative ones together."""
+
+    of_kind: dict[str, TermTable]
+    everything: TermTable
+
+
+def own_lists(files: Sequence[Path]) -> dict[str, list[str]]:
+    """The user's terms. A file named like a table (artists.txt, mediums.txt …) is that table; others are flavours."""
+    lists: dict[str, list[str]] = {}
+    for file in map(Path, files):
+        lists.setdefault(file.stem if file.stem in KINDS else "flavors", []).extend(read_terms(file))
+    return lists
+
+
+def package_lists() -> dict[str, list[str]]:
+    """The tables that the package clip-interrogator ships. It is not imported: that would need all it depends on."""
+    spec = importlib.util.find_spec(PACKAGE)
+    if spec is None or spec.origin is None:
+        raise MissingExtra(
+            "The interrogator's terms come with an optional package: `pip install --no-deps clip-interrogator==0.6.0`. "
+            "Or give lists of your own with --terms FILE."
+        )
+    data = Path(spec.origin).parent / "data"
+    lists = {kind: read_terms(data / f"{kind}.txt") for kind in KINDS if kind != "trending"}
+    return lists | {"trending": [phrasing.format(site) for phrasing in PHRASINGS for site in SITES]}
+
+
+def check_lists(lists: dict[str, list[str]], mode: str) -> None:
+    """Whether the mode has what it needs."""
+    if mode == "negative" and not lists.keys() & {"flavors", "negative"}:
+        raise BadInput("The negative mode needs flavours or a negative.txt: name one more list with --terms.")
+    if mode != "negative" and lists.keys() == {"negative"}:
+        raise BadInput("A negative.txt alone serves the negative mode only: name one more list with --terms.")
+    missing = [kind for kind in CLASSIC if kind not in lists]
+    if mode == "classic" and missing:
+        print(f"Classic prompts without {', '.join(missing)}: --terms has no such lists.", file=sys.stderr)
+
+
+def make_tables(ranker: Ranker, lists: dict[str, list[str]]) -> TermTables:
+    """A table of each kind, and all but the negative one together; they share one block of vectors."""
+    seen: set[str] = set()
+    terms: dict[str, list[str]] = {}
+    for kind in sorted(lists, key=KINDS.index):
+        written = [form.format(term) for term in lists[kind] for form in TEMPLATES.get(kind, ("{}",))]
+        terms[kind] = [term for term in dict.fromkeys(written) if kind == "negative" or term not in seen]
+        seen.update(terms[kind])
+    terms = {kind: of_kind for kind, of_kind in terms.items() if of_kind}
+    vectors = torch.cat([_vectors(ranker, kind, of_kind) for kind, of_kind in terms.items()]).to(ranker.model.device)
+    parts = vectors.split([len(of_kind) for of_kind in terms.values()])
+    tables = {kind: TermTable(of_kind, part) for (kind, of_kind), part in zip(terms.items(), parts, strict=True)}
+    positive = [term for kind, of_kind in terms.items() if kind != "negative" for term in of_kind]
+    return TermTables(tables, TermTable(positive, vectors[: len(positive)]))
+
+
+def _vectors(ranker: Ranker, kind: str, terms: list[str]) -> Tensor:
+    """The terms' unit vectors in half precision, computed once and then read from the user's cache.
+
+    They lie there in parts: a run that is stopped goes on with the part that it had begun.
+    """
+    parts = [terms[start : start + PART] for start in range(0, len(terms), PART)]
+    files = [_cache_file(ranker, kind, part) for part in parts]
+    cached = [_read_vectors(file, len(part)) for file, part in zip(files, parts, strict=True)]
+    missing = [number for number, vectors in enumerate(cached) if vectors is None]
+    if missing:
+        count = sum(len(parts[number]) for number in missing)
+        print(f"Reading {count:,} {kind} for the ranking; this is done once …", file=sys.stderr)
+    computed = {}
+    for number in track(missing, kind, console=Console(stderr=True), transient=True, disable=len(missing) < 2):
+        computed[number] = ranker.texts(parts[number]).half().cpu().contiguous()
+        with replacing(files[number]) as new:
+            save_file({"vectors": computed[number]}, new)
+    return torch.cat([computed[n] if vectors is None else vectors for n, vectors in enumerate(cached)])
+
+
+def _cache_file(ranker: Ranker, kind: str, terms: list[str]) -> Path:
+    key = hashlib.sha256("\n".join([ranker.fingerprint, *terms]).encode()).hexdigest()
+    return cache_folder("terms") / f"{kind}-{key[:32]}.safetensors"
+
+
+def _read_vectors(file: Path, count: int) -> Tensor | None:
+    """Vectors of an earlier run; None where there are none, or a file is cut short or foreign."""
+    if not file.is_file():
+        return None
+    try:
+        vectors = load_file(file)["vectors"]
+    except (SafetensorError, KeyError):
+        return None
+    return vectors if len(vectors) == count else None
