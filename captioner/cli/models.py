@@ -56,9 +56,9 @@ def merge(
 ) -> None:
     """Merge a LoRA adapter into its base model: one folder that stands alone."""
     from captioner import zoo
-    from captioner.models.parts import merging
+    from captioner.models.parts import adapters
 
-    merging.merge(Path(adapter), Path(out))
+    adapters.merge(Path(adapter), Path(out))
     verb = "generate" if zoo.resolve(out).speaks else "embed"
     typer.echo(f"{out} is whole. Use it: captioner {verb} --model {out} picture.png")
 
@@ -79,7 +79,8 @@ def ensemble_fit(
     """Find the weights that reach the highest cosine. Name the file as a model: --model my.json."""
     from captioner import pipeline
     from captioner.contracts import LoadOptions
-    from captioner.models.ensemble.ensemble import fit, parse
+    from captioner.models.ensemble.ensemble import parse
+    from captioner.models.ensemble.fit import fit
     from captioner.run.progress import counting
 
     options = LoadOptions(device=device, precision=precision, embedder=embedder)

@@ -10,7 +10,7 @@ import pytest
 from safetensors import SafetensorError
 
 from captioner.errors import BadOutput
-from captioner.models.parts.merging import merge
+from captioner.models.parts.adapters import merge
 from training import blip
 
 NOISE = ("kernels", "Warning", "bitsandbytes", "MatMul8bitLt", "warn(")

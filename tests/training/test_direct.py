@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 
 import captioner
 from captioner.errors import BadInput
+from captioner.models.parts.adapters import merge
 from captioner.models.parts.backbones import backbones
-from captioner.models.parts.merging import merge
 from captioner.pairs.fingerprint import fingerprint
 from captioner.text.embedding import text_embedder
 from training import direct

@@ -14,7 +14,7 @@ from captioner.contracts import LoadOptions, Request
 from captioner.decoding import Decoding
 from captioner.errors import BadCheckpoint, BadInput, BadOutput
 from captioner.models.ofa import load as load_ofa
-from captioner.models.parts.merging import merge
+from captioner.models.parts.adapters import merge
 from captioner.text.embedding import text_embedder
 from tests.training.test_loop import losses
 from training import blip, clip_prefix, direct, ofa, resnet_lstm
