@@ -254,6 +254,11 @@ def load(folder: Path, options: LoadOptions) -> HubModel:
             instructions = instructions_for(config, chats)
             chat = Chat(pixels, folder, instructions.system) if chats else None
     except ImportError as error:
+        if "torchvision" in str(error).lower():
+            raise MissingExtra(
+                f"The processor of {folder} needs torchvision: `pip install torchvision`, in the release that goes "
+                "with your torch."
+            ) from error
         raise MissingExtra(f"The processor of {folder} needs a package: {checkpoint.reason(error)}.") from error
     if chat is None and config.model_type not in PLAIN and getattr(pixels, "image_token", None) is not None:
         raise BadCheckpoint(

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForImageTextToText, BatchFeature
+from transformers.utils import is_torchvision_available
 from typer.testing import CliRunner
 
 from captioner import pipeline
@@ -52,6 +53,7 @@ PLAIN = {
     "paligemma": "<image>caption en",
 }
 """What the others are told; None: the picture alone."""
+IMAGES, IMAGE_FILES = "image_processor_type", ("preprocessor_config.json", "processor_config.json")
 EXACT = LoadOptions(precision="float64")
 
 
@@ -134,6 +136,65 @@ def test_a_processor_in_one_file(family: str, broken: Callable[[str], Path]) -> 
         told[part] = json.loads((folder / f"{file}_config.json").read_text())
         (folder / f"{file}_config.json").unlink()
     (folder / "processor_config.json").write_text(json.dumps(told))
+    assert said(hub.load(folder, EXACT)) == expected
+
+
+PUBLISHED = {
+    "blip2": {"image_processor_type": "BlipImageProcessor"},
+    "florence2": {"image_processor_type": "CLIPImageProcessor"},
+    "gemma3": {"image_processor_type": "Gemma3ImageProcessor"},
+    "git": {"feature_extractor_type": "CLIPFeatureExtractor"},
+    "internvl": {"image_processor_type": "GotOcr2ImageProcessorFast"},
+    "joycaption": {"image_processor_type": "SiglipImageProcessor"},
+    "llava_next": {"image_processor_type": "LlavaNextImageProcessor"},
+    "llava_onevision": {"image_processor_type": "LlavaOnevisionImageProcessor"},
+    "paligemma": {"image_processor_type": "SiglipImageProcessor"},
+    "qwen2_vl": {"image_processor_type": "Qwen2VLImageProcessor"},
+    "qwen3_vl": {"image_processor_type": "Qwen2VLImageProcessorFast"},
+    "smolvlm": {"image_processor_type": "SmolVLMImageProcessor"},
+}
+"""How files on the Hub call what prepares the pictures."""
+
+
+@pytest.mark.parametrize("family", PUBLISHED)
+def test_image_processors_under_published_names(
+    family: str, broken: Callable[[str], Path], capfd: pytest.CaptureFixture
+) -> None:
+    """None of them is the name of a class that needs no torchvision, and yet none is needed."""
+    folder = broken(family)
+    expected = said(hub.load(folder, EXACT))
+    file = next(file for file in map(folder.joinpath, IMAGE_FILES) if file.is_file() and IMAGES in file.read_text())
+    told = json.loads(file.read_text())
+    part = told.get("image_processor", told)
+    del part[IMAGES]
+    part.update(PUBLISHED[family])
+    file.write_text(json.dumps(told))
+    assert said(hub.load(folder, EXACT)) == expected
+    assert "deprecated" not in capfd.readouterr().err
+
+
+def test_an_image_processor_that_needs_torchvision(broken: Callable[[str], Path]) -> None:
+    if is_torchvision_available():
+        pytest.skip("it is there")
+    folder = broken("llava")
+    (folder / "config.json").write_text('{"model_type": "lfm2_vl"}')
+    (folder / "processor_config.json").unlink()
+    (folder / "preprocessor_config.json").write_text(json.dumps({IMAGES: "Lfm2VlImageProcessorFast"}))
+    with pytest.raises(MissingExtra, match="needs torchvision: `pip install torchvision`"):
+        hub.load(folder, EXACT)
+
+
+def test_weights_in_parts_and_in_the_old_form(broken: Callable[[str], Path]) -> None:
+    folder = broken("llava")
+    expected = said(hub.load(folder, EXACT))
+    model = AutoModelForImageTextToText.from_pretrained(folder)
+    (folder / "model.safetensors").unlink()
+    model.save_pretrained(folder, max_shard_size="100KB")
+    assert len(list(folder.glob("model-*.safetensors"))) > 1
+    assert said(hub.load(folder, EXACT)) == expected
+    for file in folder.glob("model*safetensors*"):
+        file.unlink()
+    torch.save(model.state_dict(), folder / "pytorch_model.bin")
     assert said(hub.load(folder, EXACT)) == expected
 
 
