@@ -363,7 +363,8 @@ def _model(folder: Path, config: PreTrainedConfig, dtype: torch.dtype, how: dict
     cls: Any = VisionEncoderDecoderModel if _paired(config) else AutoModelForImageTextToText
     checkpoint.weights_files(folder)
     with checkpoint.reading(folder):
-        if not how["trust_remote_code"]:  # a model's own code may be built in its own way
+        packed = getattr(config, "quantization_config", None) is not None  # a weight is less than a byte
+        if not how["trust_remote_code"] and not packed:  # a model's own code may be built in its own way
             build = cls if _paired(config) else cls.from_config
             checkpoint.check_shape(lambda: build(config=config), folder)
         model, report = cls.from_pretrained(folder, config=config, dtype=dtype, output_loading_info=True, **how)
