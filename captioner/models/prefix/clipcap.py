@@ -16,11 +16,11 @@ from transformers import AutoConfig, AutoTokenizer
 from captioner import zoo
 from captioner.errors import BadCheckpoint, BadInput, BadOutput
 from captioner.files.atomic import replacing_folder
-from captioner.models.parts.backbones import backbones
-from captioner.models.parts.checkpoint import BUFFERS, reading
+from captioner.models.parts.backbones import backbones, clip_resnet
+from captioner.models.parts.checkpoint import BUFFERS, read_config, reading
 from captioner.models.prefix.clip_prefix import ClipPrefix, ClipPrefixConfig
 
-CLIP_OF = {512: "openai/clip-vit-base-patch32"}
+CLIP_OF = {512: "openai/clip-vit-base-patch32", 640: "timm/resnet50x4_clip.openai"}
 """The CLIP of the published checkpoints, by the length of its embeddings."""
 NORMALIZED = {("mlp", 512, 10): False, ("transformer", 640, 40): True}
 """Whether the published ones read image embeddings of length 1, by mapper, length of an embedding and of the prefix.
@@ -126,14 +126,12 @@ def _normalized(mapper: dict) -> bool:
 
 def _backbone(clip: str | None, joint_dim: int) -> backbones.Backbone:
     clip = clip or CLIP_OF.get(joint_dim)
-    if clip is None and joint_dim == 640:
-        raise BadInput(
-            "The mapper reads embeddings of length 640, as the CLIP of ResNet form RN50x4 makes them: captioner has no "
-            "such image tower. Take a ClipCap for ViT-B/32, or name a CLIP of ViT form that makes 640 numbers (--clip)."
-        )
     if clip is None:
         raise BadInput(f"The mapper reads embeddings of length {joint_dim}: name the CLIP that makes them (--clip).")
-    backbone = backbones.build("clip", _folder(clip))
+    folder = _folder(clip)
+    is_plain = (folder / "config.json").is_file() and "model_type" in read_config(folder)
+    kind = "clip" if is_plain or not (folder / clip_resnet.CONFIG).is_file() else "clip-resnet"
+    backbone = backbones.build(kind, folder)
     if backbone.width != joint_dim:
         raise BadInput(f"The mapper reads embeddings of length {joint_dim}, {clip} makes {backbone.width}.")
     return backbone

