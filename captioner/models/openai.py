@@ -27,6 +27,7 @@ from concurrent.futures import Future
 from concurrent.futures import TimeoutError as WaitTimeout
 from dataclasses import dataclass, replace
 from email.utils import parsedate_to_datetime
+from functools import partial
 from typing import Any, TypeVar
 
 from PIL import Image
@@ -157,7 +158,7 @@ class Server:
         self, images: Sequence[Image.Image], decoding: Decoding, request: Request = PLAIN_REQUEST
     ) -> list[Reading]:
         refuse_what_has_no_meaning(decoding, request)
-        waiting = [in_thread(lambda image=image: self._answer(image, decoding, request)) for image in images]
+        waiting = [in_thread(partial(self._answer, image, decoding, request)) for image in images]
         answers: dict[str, Reading | BadAnswer] = {}
         readings: list[Reading] = []
         errors: list[CaptionerError] = []
@@ -515,8 +516,12 @@ def _retry_after(header: str | None) -> float | None:
         return None
 
 
-def _cause(reason: BaseException) -> str:
-    return one_line(reason.strerror) if isinstance(reason, OSError) and reason.strerror else one_line(Exception(reason))
+def _cause(reason: BaseException | str) -> str:
+    return (
+        one_line(reason.strerror)
+        if isinstance(reason, OSError) and reason.strerror
+        else one_line(str(reason) or type(reason).__name__)
+    )
 
 
 def _text_of(message: dict[str, Any]) -> str:

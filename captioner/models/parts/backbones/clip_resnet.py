@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -156,7 +157,8 @@ def read(folder: Path) -> tuple[Preprocess, dict, CLIPResNetTower]:
         if not all(tensor.isfinite().all() for tensor in state.values()):
             raise BadCheckpoint(f"The weights in {file} hold NaN or infinite numbers. Fetch it again.")
         tower.load_state_dict({key: tensor.to(wanted[key].dtype) for key, tensor in state.items()})
-    pixels, size = CLIP | _object(said, "preprocess_cfg"), settings["image_size"]
+    pixels: dict[str, Any] = {**CLIP, **_object(said, "preprocess_cfg")}
+    size = settings["image_size"]
     preprocess = Preprocess(size, size, mean=tuple(pixels["mean"]), std=tuple(pixels["std"]))
     return preprocess, settings, tower.eval()
 
@@ -168,13 +170,14 @@ def _settings(said: dict, folder: Path) -> dict:
     layers = vision.get("layers")
     if not isinstance(layers, list) or len(layers) != STAGES:
         raise BadCheckpoint(f"{folder} holds no CLIP of ResNet form: its {CONFIG} does not name four stages.")
-    settings = {name: vision.get(name) for name in ("width", "image_size")} | {"output_dim": model.get("embed_dim")}
-    for name, number in (*settings.items(), *(("layers", count) for count in layers)):
+    numbers = {name: vision.get(name) for name in ("width", "image_size")} | {"output_dim": model.get("embed_dim")}
+    for name, number in (*numbers.items(), *(("layers", count) for count in layers)):
         if type(number) is not int or not 0 < number <= LARGEST[name]:
             raise BadCheckpoint(f"{folder}/{CONFIG} says {name} = {number!r}. Fetch it again.")
+    settings = {name: int(number or 0) for name, number in numbers.items()}
     if settings["width"] % 2 or settings["image_size"] < SHRINKS:
         raise BadCheckpoint(f"{folder}/{CONFIG}: width is even, and image_size at least {SHRINKS}. Fetch it again.")
-    return settings | {"layers": layers}
+    return {**settings, "layers": layers}
 
 
 def _object(said: dict, name: str) -> dict:
