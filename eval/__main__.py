@@ -405,7 +405,7 @@ def _print_protocol(protocol: ProtocolTable) -> None:
     from rich.text import Text
 
     from captioner.errors import printable
-    from eval.explained import decimals
+    from eval.explained import as_published, decimals
 
     table = Table(title=protocol["title"], caption=" ".join(protocol["notes"]))
     for heading in ("", *(column["label"] for column in protocol["columns"]), "where"):
@@ -413,7 +413,9 @@ def _print_protocol(protocol: ProtocolTable) -> None:
     for row in protocol["rows"]:
         table.add_row(Text(printable(row["label"])), *map(decimals, row["values"]), "measured here")
     for published in protocol["published"]:
-        table.add_row(published["label"], *map(decimals, published["values"]), f"as published: {published['where']}")
+        table.add_row(
+            published["label"], *map(as_published, published["values"]), f"as published: {published['where']}"
+        )
     Console().print(table)
 
 

@@ -61,5 +61,10 @@ def decimals(value: float | None) -> str:
     return "–" if value is None else f"{value:.4f}" if abs(value) < 10 else f"{value:.1f}"
 
 
+def as_published(value: float | None) -> str:
+    """With the digits that its source prints."""
+    return "–" if value is None else str(value)
+
+
 def _tally(row: TallyRow) -> str:
     return f"{row['modifier']} ({row['count']:,} of {row['of']:,})"

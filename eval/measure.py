@@ -18,6 +18,7 @@ from captioner.contracts import LoadOptions
 from captioner.errors import BadInput
 from captioner.text.embedding import MINILM
 from eval import anatomy, metrics, protocols, results
+from eval.anatomy import EVERY_TERM
 from eval.answers import Answer, Answered, Request, Settings, Track, answer_all
 from eval.data import Pairs
 from eval.metrics import best_reference, cosines, subject_cosines
@@ -68,19 +69,27 @@ class Remembering:
 class Instruments:
     """Everything that is needed to measure, opened."""
 
+    wanted: Measures
+    protocol: Protocol | None
+    vocabulary: anatomy.Vocabulary
     embedder: str | None
     embed_texts: Remembering
     """Of the embedder: None is MiniLM-L6."""
     beside: dict[str, TextEmbedder]
     """By name, the embedders beside the first."""
-    vocabulary: anatomy.Vocabulary
     clip_name: str | None
     clip: Clip | None
     bert_score: BertScore | None
     perplexity: Perplexity | None
-    protocol: Protocol | None
-    targets: protocols.Targets | None
+    targets: protocols.Targets | None = None
     """Of the protocol `promptstealer`."""
+
+    def learn(self, corpus: Sequence[str], data: Sequence[str], split: str) -> None:
+        """The prompts of the data tell which terms are modifiers, unless a list does."""
+        if self.wanted.modifiers is None:
+            self.vocabulary = anatomy.from_corpus(corpus)
+        if self.protocol is not None and self.protocol.name == "promptstealer":
+            self.targets = protocols.targets(data, split, corpus, self.wanted.modifiers)
 
 
 def prepare(wanted: Measures, settings: Settings) -> Protocol | None:
@@ -94,28 +103,23 @@ def prepare(wanted: Measures, settings: Settings) -> Protocol | None:
     return protocol
 
 
-def open_instruments(
-    wanted: Measures, protocol: Protocol | None, settings: Settings, pairs: Pairs, data: Sequence[str], split: str
-) -> Instruments:
-    """Load all that `wanted` names. Of the data the prompts count: they tell which terms are modifiers."""
+def open_instruments(wanted: Measures, protocol: Protocol | None, settings: Settings) -> Instruments:
+    """Load all that `wanted` names; done before the data is read, which may take long."""
     from captioner.text.embedding import text_embedder
 
     options = LoadOptions(device=settings.device, precision=settings.precision)
     clip_name = wanted.clip or (protocol.clip if protocol is not None else None)
-    of_list = None if wanted.modifiers is None else anatomy.from_file(wanted.modifiers)
     return Instruments(
+        wanted,
+        protocol,
+        vocabulary=EVERY_TERM if wanted.modifiers is None else anatomy.from_file(wanted.modifiers),
         embedder=settings.embedder,
         embed_texts=Remembering(text_embedder(settings.embedder)),
         beside={name: text_embedder(name) for name in wanted.embedders},
-        vocabulary=of_list or anatomy.from_corpus(pairs.corpus),
         clip_name=clip_name,
         clip=_open_clip(clip_name, options) if clip_name is not None else None,
         bert_score=_open_bert_score(wanted.bert_score, options) if wanted.bert_score else None,
         perplexity=_open_perplexity(wanted.perplexity, options) if wanted.perplexity else None,
-        protocol=protocol,
-        targets=protocols.targets(data, split, pairs.corpus, wanted.modifiers)
-        if protocol is not None and protocol.name == "promptstealer"
-        else None,
     )
 
 

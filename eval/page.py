@@ -107,6 +107,7 @@ def render(
         "explained": explained.sentences(whole),
         "beneath": [*explained.power(whole), *explained.runs(whole)],
         "decimals": explained.decimals,
+        "as_published": explained.as_published,
         "parts": of_data,
         "cards": shown.cards(gallery, report["seed"]) if lead and not bare else [],
         "length_plot": _length_plot(results, columns, lead),

@@ -75,7 +75,7 @@ def parse_trained_on(entries: Sequence[str], labels: Sequence[str]) -> dict[str,
             raise BadInput(
                 f"{entry!r} names no model of this report: write LABEL=DATA with one of {', '.join(labels)}."
             )
-        sources.parse(spec)  # a mistake is said now
+        sources.read([spec]).check()  # a mistake is said now, not after the models were asked
         training_data.setdefault(label, []).append(spec)
     return training_data
 

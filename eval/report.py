@@ -57,9 +57,10 @@ def report(
     store.prepare(out, figures_only)
     if redrawn is not None and not redrawn.is_dir():
         raise BadInput(f"There is no folder {redrawn} of pictures that were drawn again.")
+    instruments = measure.open_instruments(measures, protocol, settings)
     pairs = read_pairs(data, limit, seed, named=not figures_only, reading=reading)
     store.refuse_other_report(out, pairs.fingerprint, labels)
-    instruments = measure.open_instruments(measures, protocol, settings, pairs, data, reading.split)
+    instruments.learn(pairs.corpus, data, reading.split)
     embed_texts = instruments.embed_texts
     folder = cache_folder("answers", pairs.fingerprint[:16]) if figures_only else out / "answers"
     seeds = range(seed, seed + measures.seeds) if measures.seeds > 1 else ()
@@ -77,12 +78,10 @@ def report(
     for row in rows:
         row["runs"] = runs.get(row["label"])
         row["near_duplicates"] = _near_duplicates(row, pairs, training_data, instruments)
+        row["modifiers"] = _modifiers(measured, row["label"], instruments.vocabulary)
         if figures_only:
-            row["traceback"] = None
-        else:
-            row["modifiers"] = _modifiers(measured, row["label"], instruments.vocabulary)
-        if (duplicates := row["near_duplicates"]) is not None:
-            notes.append(provenance.near_duplicates_note(row["label"], duplicates))
+            row["traceback"], row["modifiers"] = None, {"missed": [], "invented": []}
+    notes += [provenance.near_duplicates_note(r["label"], r["near_duplicates"]) for r in rows if r["near_duplicates"]]
     begun: Begun = {
         "title": title,
         "kind": "report",
