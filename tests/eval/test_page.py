@@ -18,6 +18,7 @@ from eval.results import Results, text_values
 TRUTHS = [
     f"{animal} {place}" for animal in ("fox", "owl", "cat", "hen") for place in ("at sea", "on the ice", "in fog")
 ]
+EXAMPLE = Path(__file__).parents[2] / "examples" / "report"
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 DRIVER = """<!doctype html><iframe id=page src="report.html" style="width:390px;height:900px;border:0"></iframe>
@@ -105,7 +106,8 @@ def test_title_and_texts_are_escaped(folder: Path) -> None:
 def test_the_page_works_in_a_browser_at_phone_width(folder: Path) -> None:
     (folder / "driver.html").write_text(DRIVER)
     command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--allow-file-access-from-files"]
-    command += [f"--user-data-dir={folder / 'profile'}", "--virtual-time-budget=10000", "--dump-dom"]
+    command += [f"--user-data-dir={folder / 'profile'}", "--disable-background-networking"]
+    command += ["--virtual-time-budget=10000", "--dump-dom"]
     dom = subprocess.run(
         [*command, (folder / "driver.html").as_uri()], capture_output=True, text=True, timeout=300, check=True
     ).stdout
@@ -259,6 +261,14 @@ def test_the_page_is_drawn_anew_from_its_figures(folder: Path) -> None:
         return re.search(r'<section id="all">.*?</section>', html, re.DOTALL)[0]
 
     assert table(before) == table(after)
+
+
+def test_the_example_is_as_the_page_is_drawn_now(tmp_path: Path) -> None:
+    shutil.copytree(EXAMPLE, tmp_path / "report")
+    draw_page(tmp_path / "report")
+    for name in ("report.html", "report.md"):
+        drawn, kept = ((folder / name).read_text() for folder in (tmp_path / "report", EXAMPLE))
+        assert drawn == kept, "draw it anew: python -m eval page examples/report"
 
 
 def test_gallery_shows_best_worst_and_a_random_sample() -> None:
