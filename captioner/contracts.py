@@ -223,7 +223,7 @@ class Request:
 
     def given(self) -> set[str]:
         """What is asked beside the decoding, by name."""
-        return {each.name for each in fields(self)[1:] if getattr(self, each.name) is not None}
+        return {item.name for item in fields(self)[1:] if getattr(self, item.name) is not None}
 
     def named(self) -> set[str]:
         """Everything that is asked, by name."""

@@ -64,7 +64,7 @@ class Decoding:
     def check(self) -> None:
         """They were checked as they were made (see `DecodingChanges.check`)."""
 
-    def over(self, own: Decoding) -> Decoding:
+    def over(self, defaults: Decoding) -> Decoding:
         """Whole settings leave nothing to the model (see `DecodingChanges.over`)."""
         return self
 
@@ -111,9 +111,9 @@ class DecodingChanges:
         """Say what contradicts itself whatever the model; what depends on the model's own settings is said later."""
         self._over(Decoding(max_new_tokens=sys.maxsize))
 
-    def over(self, own: Decoding) -> Decoding:
+    def over(self, defaults: Decoding) -> Decoding:
         """The settings of a search; a change that plays no part in it is refused by name."""
-        decoding = self._over(own)
+        decoding = self._over(defaults)
         searching, idle = ("a random draw", BEAM_ONLY) if decoding.do_sample else ("a search", SAMPLING_ONLY)
         if unused := [name for name in self.given() if name in idle]:
             remedy = "Set do_sample to false." if decoding.do_sample else "Set do_sample to true."
@@ -124,17 +124,17 @@ class DecodingChanges:
         """What is said, by name."""
         return {field.name: value for field in fields(self) if (value := getattr(self, field.name)) is not None}
 
-    def _over(self, own: Decoding) -> Decoding:
+    def _over(self, defaults: Decoding) -> Decoding:
         given = self.given()
         if self.num_beams is not None:
             given.setdefault("do_sample", False)  # who asks for a search gets one
         candidates = given.pop("num_candidates", None)
         if candidates is not None:
             given["num_return_sequences"] = candidates
-            given.setdefault("num_beams", max(own.num_beams, candidates))
+            given.setdefault("num_beams", max(defaults.num_beams, candidates))
         elif "num_beams" in given:
-            given["num_return_sequences"] = min(own.num_return_sequences, given["num_beams"])
-        return replace(own, **given)
+            given["num_return_sequences"] = min(defaults.num_return_sequences, given["num_beams"])
+        return replace(defaults, **given)
 
 
 BEAM_ONLY = frozenset({"num_beams", "length_penalty", "early_stopping"})

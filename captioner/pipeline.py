@@ -104,36 +104,37 @@ class Captioner:
     def settings(self, request: Request) -> Decoding:
         """How a request is searched for; what this model has no use for is refused by name."""
         _refuse(self.name, request.given() - self.speaker.uses)
-        own = self.decoding
+        decoding = self.decoding
         if request.style is not None:
-            own = replace(own, max_new_tokens=max(own.max_new_tokens, STYLES[request.style].max_new_tokens))
-        return request.decoding.over(own)
+            longest = max(decoding.max_new_tokens, STYLES[request.style].max_new_tokens)
+            decoding = replace(decoding, max_new_tokens=longest)
+        return request.decoding.over(decoding)
 
     def prompt(self, reading: Reading, finish: Finishing) -> Prompt:
         """Clean the candidates, drop doubles, choose the best."""
-        places: dict[str, int] = {}  # cleaned text → its first candidate
-        for place, said in enumerate(reading.candidates):
-            places.setdefault(finish.body(said.text, said.finished), place)
-        cleaned = [replace(reading.candidates[place], text=text) for text, place in places.items()]
-        best = self._best(cleaned, list(places.values()), reading, finish)
+        indices: dict[str, int] = {}  # cleaned text → its first candidate
+        for index, candidate in enumerate(reading.candidates):
+            indices.setdefault(finish.body(candidate.text, candidate.finished), index)
+        cleaned = [replace(reading.candidates[index], text=text) for text, index in indices.items()]
+        best = self._best(cleaned, list(indices.values()), reading, finish)
         cleaned = [replace(candidate, text=finish.dress(candidate.text)) for candidate in cleaned]
         return Prompt(
             text=cleaned[best].text,
             score=cleaned[best].score,
             candidates=(cleaned[best], *cleaned[:best], *cleaned[best + 1 :]),
             model=self.name,
-            raw=reading.candidates[list(places.values())[best]].text,
+            raw=reading.candidates[list(indices.values())[best]].text,
             embed=self.embed_texts,
         )
 
-    def _best(self, candidates: list[Candidate], places: list[int], reading: Reading, finish: Finishing) -> int:
-        """The index of the best of these cleaned candidates, whose places in the reading are told."""
+    def _best(self, candidates: list[Candidate], indices: list[int], reading: Reading, finish: Finishing) -> int:
+        """The index of the best of these cleaned candidates, whose indices in the reading are told."""
         by_consensus = self.consensus if finish.consensus is None else finish.consensus
         if not by_consensus or len(candidates) == 1:
             return 0
         scores = [candidate.score for candidate in candidates]
         if reading.gists is not None:  # embedding the texts takes as long as reading the picture
-            return consensus.choose(reading.gists[places], scores, reading.embedding)
+            return consensus.choose(reading.gists[indices], scores, reading.embedding)
         vectors = self.embed_texts([candidate.text for candidate in candidates])
         return consensus.choose(vectors, scores, self._predicted(reading))
 
@@ -155,9 +156,7 @@ class Captioner:
         if expected:
             finish = Finish(consensus=False)
             readings = self.readings(several(images), request, batch_size)
-            vectors = np.stack(
-                [self._expected(self.prompt(each, finish).candidates, self._predicted(each)) for each in readings]
-            )
+            vectors = np.stack([self._expected(reading, finish) for reading in readings])
         else:
             prompts = self.generate(several(images), request, batch_size=batch_size)
             vectors = self.embed_texts([prompt.text for prompt in prompts])
@@ -167,9 +166,11 @@ class Captioner:
         """As `embed`: a text's vector does not tell how sure the model is."""
         return self.embed(images, batch_size=len(images))
 
-    def _expected(self, candidates: Sequence[Candidate], predicted: np.ndarray | None) -> np.ndarray:
+    def _expected(self, reading: Reading, finish: Finish) -> np.ndarray:
+        candidates = self.prompt(reading, finish).candidates
         vectors = self.embed_texts([candidate.text for candidate in candidates])
-        return consensus.expected_embedding(vectors, [candidate.score for candidate in candidates], predicted)
+        scores = [candidate.score for candidate in candidates]
+        return consensus.expected_embedding(vectors, scores, self._predicted(reading))
 
 
 class DirectEmbedder:
@@ -228,28 +229,29 @@ class _Loader:
 
     def load(self, name: str, inside: tuple[zoo.Resolved, ...]) -> Captioner | DirectEmbedder:
         """inside: the models that this one is a part of, outermost first."""
-        found = zoo.resolve(name)
-        if found in inside:
-            raise BadInput(f"{found.name} is a part of itself. Take it out of {inside[-1].name}.")
-        if found not in self.loaded:
-            module = importlib.import_module(f"captioner.models.{found.module}")
-            parts = (lambda other: self.load(other, (*inside, found)),) if found.module in zoo.COMPOSED else ()
-            self.loaded[found] = _ready(found, module, module.load(found.source, self.options, *parts), self.options)
-        return self.loaded[found]
+        resolved = zoo.resolve(name)
+        if resolved in inside:
+            raise BadInput(f"{resolved.name} is a part of itself. Take it out of {inside[-1].name}.")
+        if resolved not in self.loaded:
+            module = importlib.import_module(f"captioner.models.{resolved.module}")
+            parts = (lambda other: self.load(other, (*inside, resolved)),) if resolved.module in zoo.COMPOSED else ()
+            model = module.load(resolved.source, self.options, *parts)
+            self.loaded[resolved] = _ready(resolved, module, model, self.options)
+        return self.loaded[resolved]
 
 
-def _ready(found: zoo.Resolved, module: ModuleType, model: Any, options: LoadOptions) -> Captioner | DirectEmbedder:
-    if not found.speaks:
-        return DirectEmbedder(found.name, model)
+def _ready(resolved: zoo.Resolved, module: ModuleType, model: Any, options: LoadOptions) -> Captioner | DirectEmbedder:
+    if not resolved.speaks:
+        return DirectEmbedder(resolved.name, model)
     from captioner.text.embedding import DEFAULT, suits
 
     of_architecture = getattr(module, "DEFAULT_DECODING", {}) | getattr(model, "own_decoding", {})
-    decoding, by_consensus = _defaults(found.folder, of_architecture)
+    decoding, by_consensus = _defaults(resolved.folder, of_architecture)
     if model.longest is not None:
         longest = max(1, min(decoding.max_new_tokens, model.longest))
         decoding = replace(decoding, max_new_tokens=longest, min_new_tokens=min(decoding.min_new_tokens, longest))
     predicts = suits(options.embedder, DEFAULT)
-    return Captioner(found.name, model, LazyEmbedder(options.embedder), decoding, by_consensus, predicts)
+    return Captioner(resolved.name, model, LazyEmbedder(options.embedder), decoding, by_consensus, predicts)
 
 
 @dataclass(frozen=True)

@@ -187,18 +187,18 @@ def base_of(adapter: Path) -> Resolved:
     if not isinstance(name, str) or not name:
         raise BadCheckpoint(f"{adapter}/adapter_config.json does not name its base model (base_model_name_or_path).")
     # A path as it stands in the file, or seen from the adapter's folder, or from that of the run it is a checkpoint of.
-    places = (folder / name for folder in (adapter, adapter.parent))
-    found = str(next((place for place in places if os.path.isdir(place)), name))
-    if name not in ENTRIES and not os.path.exists(found) and not HUB_ID.fullmatch(name):
+    candidates = (folder / name for folder in (adapter, adapter.parent))
+    base_name = str(next((path for path in candidates if os.path.isdir(path)), name))
+    if name not in ENTRIES and not os.path.exists(base_name) and not HUB_ID.fullmatch(name):
         raise MissingModel(f"The adapter {adapter} needs its base {name}, which is not there. Bring it back.")
     try:
-        base = _from_entry(ENTRIES[found]) if found in ENTRIES else None
-        folder = base.folder if base else weights_folder(Path(found).expanduser())
+        base = _from_entry(ENTRIES[base_name]) if base_name in ENTRIES else None
+        folder = base.folder if base else weights_folder(Path(base_name).expanduser())
     except MissingModel as error:
         raise MissingModel(f"The adapter {adapter} needs its base: {error}") from error
     if folder is None or (folder / "adapter_config.json").is_file():
         raise BadCheckpoint(f"{adapter} names {name!r} as its base, which is no whole model. Name one that is.")
-    return base or Resolved(found, _module_of(folder), folder)
+    return base or Resolved(base_name, _module_of(folder), folder)
 
 
 def weights_folder(name: str | Path) -> Path:

@@ -216,7 +216,7 @@ def _modifier10(spec: str, split: str) -> list[tuple[str, list[str]]]:
             columns = loaded.select_columns(wanted)
             rows = list(zip(map(str, columns["id"]), columns["modifier10"], strict=True))
     elif source.kind == "parquet":
-        for file in sources.parquet_files(source.place, split):
+        for file in sources.parquet_files(source.location, split):
             if set(wanted) <= set(parquet.read_schema(file).names):
                 read = parquet.read_table(file, columns=wanted)
                 rows += zip(map(str, read["id"].to_pylist()), read["modifier10"].to_pylist(), strict=True)

@@ -76,14 +76,13 @@ def hub_folder(identifier: str, modules: bool = False) -> Path:
 
 def files_to_fetch(files: list[str], modules: bool = False) -> list[str]:
     """Configuration, tokenizer and one form of the weights of each folder: safetensors where there are any."""
-    own = [f for f in files if "/" not in f or f.startswith(PARTS) or (modules and re.match(r"\d+_[^/]+/[^/]+$", f))]
-    safe = {os.path.dirname(f) for f in own if f.endswith(".safetensors")}
-    weights = [f for f in own if f.endswith(".safetensors") or (f.endswith(".bin") and os.path.dirname(f) not in safe)]
-    if any(
-        f.startswith("model") and f.endswith(".safetensors") for f in weights
-    ):  # the same twice, in a form of its authors
+    top = [f for f in files if "/" not in f or f.startswith(PARTS) or (modules and re.match(r"\d+_[^/]+/[^/]+$", f))]
+    safe = {os.path.dirname(f) for f in top if f.endswith(".safetensors")}
+    weights = [f for f in top if f.endswith(".safetensors") or (f.endswith(".bin") and os.path.dirname(f) not in safe)]
+    # The same twice, in a form of its authors.
+    if any(f.startswith("model") and f.endswith(".safetensors") for f in weights):
         weights = [f for f in weights if not f.startswith("consolidated")]
-    return weights + [f for f in own if f.endswith(READ)]
+    return weights + [f for f in top if f.endswith(READ)]
 
 
 def _check_weights(identifier: str, wanted: list[str], files: list[str]) -> None:

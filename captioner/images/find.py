@@ -162,12 +162,12 @@ def _from_file_address(text: str) -> Source:
 
 
 def _matching(pattern: str, recursive: bool, folders: set[tuple[int, int]]) -> Iterator[Source]:
-    """A glob. `**` means no more than `*`: through subfolders, links between which may loop, leads `--recursive`."""
-    found = sorted(glob.glob(pattern), key=os.fsencode)
-    if not found:
+    """A glob. `**` means no more than `*`: through subfolders, links between which may loop, leads `recursive`."""
+    matches = sorted(glob.glob(pattern), key=os.fsencode)
+    if not matches:
         yield _problem(pattern, "matches nothing")
     # "photos/*" should pass over notes.txt, but "*.data" means just those.
-    for match in [m for m in found if os.path.isdir(m) or _looks_like_image(m)] or found:
+    for match in [m for m in matches if os.path.isdir(m) or _looks_like_image(m)] or matches:
         if os.path.isdir(match):
             yield from _in_folder(match, recursive, folders)
         else:

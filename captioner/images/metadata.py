@@ -187,17 +187,17 @@ def _by_sd_parsers(texts: Mapping[str, Any]) -> Parameters | None:
         if parser is parsers.ComfyUIParser:
             continue
         try:
-            found = parser().parse(dict(texts))
-            sampler = found.samplers[0]
+            parsed = parser().parse(dict(texts))
+            sampler = parsed.samplers[0]
             parameters = _parameters(
-                {**_flat(found.metadata), **_flat(sampler.parameters)},
-                _text(found.full_prompt),
-                _text(found.full_negative_prompt),
-                tool=found.generator.value,
+                {**_flat(parsed.metadata), **_flat(sampler.parameters)},
+                _text(parsed.full_prompt),
+                _text(parsed.full_negative_prompt),
+                tool=parsed.generator.value,
                 model=_value(sampler.model and sampler.model.name),
                 model_hash=_value(sampler.model and sampler.model.hash),
                 sampler=_value(sampler.name),
-                loras=_loras(found.metadata),
+                loras=_loras(parsed.metadata),
             )
         except Exception:  # not this program's format, or texts made to break a parser: either way it says nothing
             continue

@@ -348,8 +348,8 @@ def _parts(path: Path) -> list[Path]:
     """The parts of DiffusionDB: `path` itself, in it, or up to two folders down (images/, …-large-part-1/)."""
     if path.is_file() or (path / f"{path.name}.json").exists():
         return [path] if path.name.startswith("part-") else []
-    found = [part for depth in ("", "*/", "*/*/") for part in path.glob(f"{depth}part-*")]
-    numbered = [part for part in found if re.fullmatch(r"part-\d+(\.zip)?", part.name)]
+    parts = [part for depth in ("", "*/", "*/*/") for part in path.glob(f"{depth}part-*")]
+    numbered = [part for part in parts if re.fullmatch(r"part-\d+(\.zip)?", part.name)]
     return sorted(part for part in numbered if part.suffix == ".zip" or (part / f"{part.name}.json").exists())
 
 

@@ -39,17 +39,17 @@ class Seen:
 
 def files_of(name: str) -> list[Path]:
     """A model's folder or file; those of all members, too, if it is an ensemble."""
-    found = zoo.resolve(name).folder
-    return [] if found is None else with_members(found)
+    file = zoo.resolve(name).folder
+    return [] if file is None else with_members(file)
 
 
-def with_members(found: Path) -> list[Path]:
+def with_members(file: Path) -> list[Path]:
     """A folder alone; an ensemble's file and what its members lie in."""
-    if found.is_dir():
-        return [found]
-    members = [member["model"] for member in read_object(found).get("members", [])]
-    inside = [str(found.parent / m) if m not in zoo.ENTRIES and (found.parent / m).exists() else m for m in members]
-    return [found, *(file for member in inside for file in files_of(member))]
+    if file.is_dir():
+        return [file]
+    members = [member["model"] for member in read_object(file).get("members", [])]
+    inside = [str(file.parent / m) if m not in zoo.ENTRIES and (file.parent / m).exists() else m for m in members]
+    return [file, *(part for member in inside for part in files_of(member))]
 
 
 def trained_on(files: Iterable[Path]) -> TrainingData:
@@ -82,8 +82,8 @@ def overlaps(data: TrainingData, names: Iterable[str], seen: Sequence[Seen]) -> 
 
 def name_of(source: PairSource) -> str:
     """A file is called by its folder, too: "pairs.parquet" alone says nothing."""
-    place = Path(source.place)
-    return "/".join(place.parts[-2:]) if place.is_file() else source.name
+    path = Path(source.location)
+    return "/".join(path.parts[-2:]) if path.is_file() else source.name
 
 
 def _plain(names: Iterable[str]) -> set[str]:
@@ -113,7 +113,7 @@ def _front_matter_datasets(card: Path) -> list[str]:
     from huggingface_hub.repocard import metadata_load
 
     try:
-        found = (metadata_load(card) or {}).get("datasets") or []
+        datasets = (metadata_load(card) or {}).get("datasets") or []
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise BadCheckpoint(f"The front matter of {card} cannot be read ({error}).") from error
-    return [found] if isinstance(found, str) else [str(name) for name in found]
+    return [datasets] if isinstance(datasets, str) else [str(name) for name in datasets]

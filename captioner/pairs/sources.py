@@ -30,10 +30,11 @@ PATIENCE = 5.0
 
 @dataclass(frozen=True)
 class PairSource:
-    """One --data: which layout, where, and how often its rows come."""
+    """One source of pairs: which layout, where, and how often its rows come."""
 
     kind: str
-    place: str
+    location: str
+    """A file, a folder, a pattern, or the name of a Hub data set."""
     weight: float = 1.0
     part: str = ""
     """`coco:FILE:PART`: of Karpathy's parts of COCO, this one."""
@@ -41,28 +42,28 @@ class PairSource:
     @property
     def name(self) -> str:
         """What its records are said to come from."""
-        return self.place if self.kind == "hub" else os.path.basename(os.path.abspath(self.place))
+        return self.location if self.kind == "hub" else os.path.basename(os.path.abspath(self.location))
 
 
 def parse(spec: str | Path) -> PairSource:
-    """What one `--data` means."""
-    place, weight = str(spec), 1.0
-    if (match := re.fullmatch(r"(.+)@(\d+\.?\d*)", place)) and not Path(place).exists():
-        place, weight = match[1], float(match[2])
+    """The source that DIR, KIND:DIR, hub:NAME or one of these with @WEIGHT means."""
+    location, weight = str(spec), 1.0
+    if (match := re.fullmatch(r"(.+)@(\d+\.?\d*)", location)) and not Path(location).exists():
+        location, weight = match[1], float(match[2])
         if weight == 0:
             raise BadInput(f"{spec}: a weight is above 0. Leave the source out instead.")
-    kind, separator, rest = place.partition(":")
+    kind, separator, rest = location.partition(":")
     if separator and kind in (*layouts.READERS, *TABLES):
         if kind == "hub":
             return PairSource(kind, rest, weight)
         file, _, part = rest.rpartition(":")
         rest, part = (file, part) if kind == "coco" and file.endswith(".json") else (rest, "")
         return PairSource(kind, str(Path(rest).expanduser()), weight, part)
-    if glob.has_magic(place) and not Path(place).exists():
-        return PairSource("parquet", str(Path(place).expanduser()), weight)
-    path = Path(place).expanduser()
+    if glob.has_magic(location) and not Path(location).exists():
+        return PairSource("parquet", str(Path(location).expanduser()), weight)
+    path = Path(location).expanduser()
     if not path.exists():
-        raise BadInput(f"There is no {path}. A data set of the Hugging Face Hub is named hub:{place}.")
+        raise BadInput(f"There is no {path}. A data set of the Hugging Face Hub is named hub:{location}.")
     return PairSource(layouts.kind_of(path), str(path), weight)
 
 
@@ -108,7 +109,7 @@ def read(specs: Sequence[str | Path], options: ReadOptions | None = None, seed: 
 
 
 def parse_all(specs: Sequence[str | Path]) -> list[PairSource]:
-    """What some `--data` mean; one may stand alone."""
+    """What some names of sources mean; one may stand alone."""
     sources = [parse(spec) for spec in ([specs] if isinstance(specs, (str, Path)) else specs)]
     if not sources:
         raise BadInput("No data: name at least one folder, parquet file or Hub data set.")
@@ -150,7 +151,7 @@ def refuse_empty(source: PairSource, options: ReadOptions) -> None:
         return
     of_pictures = source.kind in ("folder", "parameters")
     noun = ("picture" if of_pictures else "row") + ("" if len(left_out) == 1 else "s")
-    sentence = f"{source.place} holds no picture with a caption ({len(left_out):,} {noun} seen)."
+    sentence = f"{source.location} holds no picture with a caption ({len(left_out):,} {noun} seen)."
     if of_pictures:
         sentence += " Add a .txt beside each picture, metadata.jsonl (file_name, text) or prompts.csv (imgId, prompt)."
     raise BadInput(sentence)
@@ -163,39 +164,40 @@ def _items(source: PairSource, options: ReadOptions) -> Iterator[Record | LeftOu
     if source.kind == "parquet":
         yield from _read_parquet(source, options)
         return
-    if not Path(source.place).exists():
-        raise BadInput(f"There is no {source.place}.")
-    yield from layouts.READERS[source.kind](Path(source.place), replace(options, part=source.part))
+    if not Path(source.location).exists():
+        raise BadInput(f"There is no {source.location}.")
+    yield from layouts.READERS[source.kind](Path(source.location), replace(options, part=source.part))
 
 
 def _count(source: PairSource, options: ReadOptions) -> int | None:
     if source.kind == "hub":
         return None
     if source.kind == "parquet":
-        return sum(_open_parquet(file).metadata.num_rows for file in parquet_files(source.place, options.split))
+        return sum(_open_parquet(file).metadata.num_rows for file in parquet_files(source.location, options.split))
     if source.kind == "parameters":
-        return sum(1 for _ in layouts.pictures_in(Path(source.place)))
+        return sum(1 for _ in layouts.pictures_in(Path(source.location)))
     return sum(1 for _ in records_of(source, options))
 
 
 # --- parquet ---------------------------------------------------------------------------------------------------------
 
 
-def parquet_files(place: str, split: str) -> list[str]:
+def parquet_files(location: str, split: str) -> list[str]:
     """A file, a pattern, or the files under a folder; those of the split where names tell splits apart."""
-    folder = Path(place)
-    found = sorted(map(str, folder.rglob("*.parquet"))) if folder.is_dir() else sorted(glob.glob(place, recursive=True))
-    if not found:
-        raise BadInput(f"There is no parquet file at {place}.")
+    folder = Path(location)
+    below = map(str, folder.rglob("*.parquet")) if folder.is_dir() else glob.glob(location, recursive=True)
+    files = sorted(below)
+    if not files:
+        raise BadInput(f"There is no parquet file at {location}.")
     if folder.is_dir():
-        of_split = [f for f in found if re.match(rf"{re.escape(split)}\b", str(Path(f).relative_to(folder)))]
-        return of_split or found
-    return found
+        of_split = [f for f in files if re.match(rf"{re.escape(split)}\b", str(Path(f).relative_to(folder)))]
+        return of_split or files
+    return files
 
 
 def _read_parquet(source: PairSource, options: ReadOptions) -> Iterator[Record | LeftOut]:
     number = 0
-    for file in parquet_files(source.place, options.split):
+    for file in parquet_files(source.location, options.split):
         for row, item in enumerate(_parquet_rows(file, options)):
             yield _from_row(item, number, f"{Path(file).name}:{row}", f"{file}, row {row}")
             number += 1
@@ -249,24 +251,26 @@ def _read_hub(source: PairSource, options: ReadOptions) -> Iterator[Record | Lef
 
     rows = load_hub(source, options.split, streaming=True)
     names = rows.column_names or list(next(iter(rows), {}))
-    text, image = options.text_in(names, source.place), options.image_in(names, source.place)
+    text, image = options.text_in(names, source.location), options.image_in(names, source.location)
     if rows.features:  # as it lies in the file, not decoded and encoded again
         rows = rows.cast_column(image, Image(decode=False))
     for number, row in enumerate(rows):
-        name = f"{source.place}:{number}"
-        yield _from_row(row | {"text": row[text], "image": row[image]}, number, name, f"{source.place}, row {number}")
+        name = f"{source.location}:{number}"
+        yield _from_row(
+            row | {"text": row[text], "image": row[image]}, number, name, f"{source.location}, row {number}"
+        )
 
 
 def load_hub(source: PairSource, split: str, streaming: bool = False) -> Any:
     """A data set of the Hugging Face Hub as `datasets` gives it."""
     from datasets import load_dataset
 
-    name, _, configuration = source.place.partition(":")
+    name, _, configuration = source.location.partition(":")
     _refuse_unreachable(name)
     try:
         return load_dataset(name, configuration or None, split=split, streaming=streaming)
     except (OSError, ValueError, RuntimeError) as error:  # what `datasets` raises has no common ancestor
-        raise BadInput(f"{source.place} cannot be loaded: {reason_of(error)}") from error
+        raise BadInput(f"{source.location} cannot be loaded: {reason_of(error)}") from error
 
 
 def _refuse_unreachable(name: str) -> None:

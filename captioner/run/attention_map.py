@@ -48,8 +48,8 @@ def by_word(processor: Processor, ids: Sequence[int], maps: np.ndarray) -> tuple
     words = processor.decode(ids).split()
     ends = [len(processor.decode(ids[: n + 1]).split()) for n in range(len(ids))]  # words begun after each token
     tokens_of = [[n for n, end in enumerate(ends) if max(end, 1) == word + 1] for word in range(len(words))]
-    kept = [(word, maps[tokens].mean(0)) for word, tokens in zip(words, tokens_of, strict=True) if tokens]
-    return [word for word, _ in kept], np.stack([each for _, each in kept])
+    drawn = [(word, maps[tokens].mean(0)) for word, tokens in zip(words, tokens_of, strict=True) if tokens]
+    return [word for word, _ in drawn], np.stack([light for _, light in drawn])
 
 
 def draw(image: Image, words: Sequence[str], maps: np.ndarray | Tensor, out: str | Path) -> None:

@@ -46,13 +46,13 @@ class Interrupts:
     seen = False
 
     def __enter__(self) -> Interrupts:
-        self.own = threading.current_thread() is threading.main_thread()  # elsewhere no handler may be set
-        if self.own:
+        self.is_main = threading.current_thread() is threading.main_thread()  # elsewhere no handler may be set
+        if self.is_main:
             self.before = signal.signal(signal.SIGINT, self._note)
         return self
 
     def __exit__(self, *raised: object) -> None:
-        if self.own:
+        if self.is_main:
             signal.signal(signal.SIGINT, self.before)
 
     def _note(self, *received: object) -> None:

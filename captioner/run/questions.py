@@ -81,10 +81,10 @@ class Model:
         """Pictures at a time: as many as pay, or as fit into memory."""
         from captioner import compute, zoo
 
-        found = zoo.resolve(self.label())
-        if found.address is not None:
+        resolved = zoo.resolve(self.label())
+        if resolved.address is not None:
             return BATCH  # requests at once; whose memory it is, the server knows
-        where, folder = compute.device(self.options.device), found.folder
+        where, folder = compute.device(self.options.device), resolved.folder
         files = (
             [f for f in folder.iterdir() if f.suffix in (".safetensors", ".bin")] if folder and folder.is_dir() else []
         )
@@ -220,8 +220,8 @@ def opened(source: Source, max_pixels: int, request: Request, varies: bool) -> I
     """The picture; where what is asked depends on it, with that."""
     if not varies:
         return source.open(max_pixels)
-    own = templates.filled(request, source)  # before the picture, which takes room
-    return Asked(source.open(max_pixels), own)
+    filled = templates.filled(request, source)  # before the picture, which takes room
+    return Asked(source.open(max_pixels), filled)
 
 
 def grouped(
@@ -238,10 +238,10 @@ def grouped(
     for index, look in enumerate(looks):
         groups_of.setdefault(look.request if isinstance(look, Asked) else request, []).append(index)
 
-    def answers(own: Request, indices: list[int]) -> list[Row | BadAnswer]:
+    def answers(asked: Request, indices: list[int]) -> list[Row | BadAnswer]:
         images = [look.image if isinstance(look, Asked) else look for look in (looks[i] for i in indices)]
         try:
-            return [*ask(images, own)]
+            return [*ask(images, asked)]
         except BadAnswer as error:
             if len(indices) > 1:
                 raise
@@ -249,10 +249,10 @@ def grouped(
 
     rows: list[Row | BadAnswer] = [{}] * len(looks)
     if at_once and len(groups_of) > 1:
-        waiting = [in_thread(partial(answers, own, indices)) for own, indices in groups_of.items()]
+        waiting = [in_thread(partial(answers, asked, indices)) for asked, indices in groups_of.items()]
         answered: Iterable[list[Row | BadAnswer]] = [future.result() for future in waiting]
     else:
-        answered = (answers(own, indices) for own, indices in groups_of.items())
+        answered = (answers(asked, indices) for asked, indices in groups_of.items())
     for indices, of_group in zip(groups_of.values(), answered, strict=True):
         for index, row in zip(indices, of_group, strict=True):
             rows[index] = row
@@ -303,12 +303,12 @@ class Neighbours:
 
 def are_pictures(inputs: Sequence[str], model: str | None) -> bool:
     """What the arguments of `captioner embed` are: pictures where a model is named or all of them exist, else texts."""
-    there = [is_there(text) for text in inputs]
-    if model is not None or (there and all(there)):
+    exists = [is_there(text) for text in inputs]
+    if model is not None or (exists and all(exists)):
         return True
-    if any(there):
+    if any(exists):
         raise BadInput(
-            f"{inputs[there.index(True)]!r} is there but {inputs[there.index(False)]!r} is not: "
+            f"{inputs[exists.index(True)]!r} is there but {inputs[exists.index(False)]!r} is not: "
             f"give either pictures or texts, or name a --model to say that all are pictures."
         )
     return False
@@ -338,7 +338,7 @@ def embed_texts(texts: Iterable[str], embedder: str | None, sink: Sink) -> Tally
     tally = Tally()
     with sink:
         texts = iter(texts)
-        for row in sink.kept():
+        for row in sink.existing():
             if as_text(next(texts, "")) != row.get("text"):
                 raise BadInput("The output was begun with other texts: give the same again, or another --out.")
             tally.skipped += 1

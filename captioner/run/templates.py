@@ -51,8 +51,8 @@ def _variables(text: str) -> set[str]:
         )
     used = {part[1] for part in PARTS.finditer(text) if part[1] is not None}
     if unknown := sorted(used - VALUES.keys()):
-        there = ", ".join(f"{{{name}}}" for name in VALUES)
-        raise BadInput(f"There is no variable {{{unknown[0]}}}, only {there}. A brace that is meant is written twice.")
+        known = ", ".join(f"{{{name}}}" for name in VALUES)
+        raise BadInput(f"There is no variable {{{unknown[0]}}}, only {known}. A brace that is meant is written twice.")
     return used
 
 

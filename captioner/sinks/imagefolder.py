@@ -62,8 +62,8 @@ class ImageFolder(FileSink):
         rows = []
         for source, row in results:
             name = self._keep(source, _plain_name(row["file"]))
-            kept = {column: value for column, value in row.items() if column not in ("raw", "candidates")}
-            rows.append({"file_name": name} | kept | {"file": as_text(row["file"])})
+            columns = {column: value for column, value in row.items() if column not in ("raw", "candidates")}
+            rows.append({"file_name": name} | columns | {"file": as_text(row["file"])})
         self.journal.append(rows)
 
     def _keep(self, source: Source, wish: str) -> str:

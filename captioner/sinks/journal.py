@@ -320,8 +320,8 @@ def is_error_list(path: Path) -> bool:
         return False
 
 
-def summary_line(place: Path | str, done: int, skipped: int, failed: int, errors: Errors) -> str:
+def summary_line(output: Path | str, done: int, skipped: int, failed: int, errors: Errors) -> str:
     """What has become of a run, in one line."""
     parts = [f"{done:,} done", f"{skipped:,} were already" if skipped else ""]
     parts.append(f"{failed:,} failed, see {errors.path}" if failed else "")
-    return f"{place}: {', '.join(part for part in parts if part)}"
+    return f"{output}: {', '.join(part for part in parts if part)}"

@@ -41,7 +41,7 @@ class Sink(Protocol):
     def fail(self, file: str, reason: str) -> None:
         """Keep the reason why there is no result."""
 
-    def kept(self) -> Iterator[Row]:
+    def existing(self) -> Iterator[Row]:
         """The rows that are already there, where a run goes on."""
 
     def summary(self, done: int, skipped: int, failed: int) -> str:

@@ -120,7 +120,7 @@ class Sidecars:
     def fail(self, file: str, reason: str) -> None:
         self.errors.append(file, reason)
 
-    def kept(self) -> Iterator[Row]:
+    def existing(self) -> Iterator[Row]:
         return iter(self.journal)
 
     def summary(self, done: int, skipped: int, failed: int) -> str:

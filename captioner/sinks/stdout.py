@@ -51,7 +51,7 @@ class Stdout:
     def fail(self, file: str, reason: str) -> None:
         """Standard error has said it."""
 
-    def kept(self) -> Iterator[Row]:
+    def existing(self) -> Iterator[Row]:
         return iter(())
 
     def summary(self, done: int, skipped: int, failed: int) -> str:

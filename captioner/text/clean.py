@@ -70,9 +70,9 @@ def undo_mojibake(text: str) -> str:
     return _TWICE.sub(_decode_again, text)
 
 
-def _decode_again(found: re.Match[str]) -> str:
-    twice = found[0]
-    followed_by_letter = found.string[found.end() : found.end() + 1].isalpha()
+def _decode_again(match: re.Match[str]) -> str:
+    twice = match[0]
+    followed_by_letter = match.string[match.end() : match.end() + 1].isalpha()
     if set(twice[1:]) <= _AFTER_WORDS and not followed_by_letter:
         return twice
     try:
@@ -94,10 +94,10 @@ def drop_artefacts(text: str) -> str:
     return _PICTURE_OF.sub("", _ARAFED.sub(_article, text))
 
 
-def _article(found: re.Match[str]) -> str:
-    if found[1] is None:
+def _article(match: re.Match[str]) -> str:
+    if match[1] is None:
         return ""
-    return "an " if found[2] in "aeiouAEIOU" else "a "
+    return "an " if match[2] in "aeiouAEIOU" else "a "
 
 
 # --- how chat models begin -------------------------------------------------------------------------------------------
@@ -161,20 +161,20 @@ def drop_loops(text: str) -> str:
 def drop_repeated_sentences(text: str) -> str:
     """A sentence of three words or more that was there before."""
     seen: set[str] = set()
-    kept = []
+    sentences = []
     for sentence in _SENTENCE_END.split(text):
         key = sentence.lower()
         if key.count(" ") >= 2 and key in seen:
             continue
         seen.add(key)
-        kept.append(sentence)
-    return " ".join(kept)
+        sentences.append(sentence)
+    return " ".join(sentences)
 
 
 def drop_repeated_terms(text: str) -> str:
     """ "wearing a red hat, outdoors, wearing a red hat" → "wearing a red hat, outdoors"."""
     seen: set[str] = set()
-    kept = []
+    terms = []
     for term in text.split(","):
         key = term.strip().rstrip(".").lower()
         # A term with a bracket or a weight belongs to its neighbours, and numbers may be a list.
@@ -182,8 +182,8 @@ def drop_repeated_terms(text: str) -> str:
         if plain and key in seen:
             continue
         seen.add(key)
-        kept.append(term)
-    return ",".join(kept)
+        terms.append(term)
+    return ",".join(terms)
 
 
 # --- spelling --------------------------------------------------------------------------------------------------------
@@ -255,7 +255,7 @@ def drop_dangling(text: str) -> str:
     """
     if text.endswith((".", "!", "?")):
         return text
-    ends = [found.start() for found in re.finditer(r",|(?<=[.!?]) ", text)]
+    ends = [match.start() for match in re.finditer(r",|(?<=[.!?]) ", text)]
     if ends and 2 * ends[-1] >= len(text) and any(c.isalnum() for c in text[: ends[-1]]):
         return text[: ends[-1]]
     return _CONNECTING.sub("", text)

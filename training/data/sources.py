@@ -82,9 +82,9 @@ def _row_of(record: Record) -> dict[str, Any]:
 
 def _table(source: PairSource, options: ReadOptions, left_out: list[LeftOut]) -> Dataset:
     rows = sources.load_hub(source, options.split) if source.kind == "hub" else _mapped(source, options.split)
-    text = options.text_in(rows.column_names, source.place)
-    image = options.image_in(rows.column_names, source.place)
-    captions = [caption_of(cell, f"{source.place}, row {number}") for number, cell in enumerate(rows[text])]
+    text = options.text_in(rows.column_names, source.location)
+    image = options.image_in(rows.column_names, source.location)
+    captions = [caption_of(cell, f"{source.location}, row {number}") for number, cell in enumerate(rows[text])]
     ids = rows["id"] if "id" in rows.column_names else range(len(rows))
     names = rows["source"] if "source" in rows.column_names else [source.name] * len(rows)
     # The pictures stay where they are; only the three columns of text are made anew.
@@ -97,11 +97,11 @@ def _table(source: PairSource, options: ReadOptions, left_out: list[LeftOut]) ->
 
 
 def _mapped(source: PairSource, split: str) -> Dataset:
-    files = sources.parquet_files(source.place, split)
+    files = sources.parquet_files(source.location, split)
     try:
         return load_dataset("parquet", data_files=files, split="train")
     except (OSError, ValueError, RuntimeError) as error:  # what `datasets` raises has no common ancestor
-        raise BadInput(f"{source.place} cannot be loaded: {sources.reason_of(error)}") from error
+        raise BadInput(f"{source.location} cannot be loaded: {sources.reason_of(error)}") from error
 
 
 def _weighted(rows: Dataset, weight: float, seed: int) -> Dataset:
