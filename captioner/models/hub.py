@@ -148,7 +148,8 @@ class HubModel:
             return pixels if self.model.config.model_type != "blip-2" else self._after_queries(pixels)
         if self.chat is not None:
             return self._asked(images, self.chat.text(instruction))
-        told = self.pixels(images=images, text=[instruction] * len(images), return_tensors="pt", padding=True)
+        text = self.instructions.before + instruction
+        told = self.pixels(images=images, text=[text] * len(images), return_tensors="pt", padding=True)
         told.pop("labels", None)  # PaliGemma's processor prepares for training, too
         if self.model.config.model_type == "git":  # it goes on with the text, which must not end with [SEP]
             begun = {"input_ids": told["input_ids"][:, :-1], "attention_mask": told["attention_mask"][:, :-1]}

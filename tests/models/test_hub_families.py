@@ -8,7 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForImageTextToText, BatchFeature
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+    BatchFeature,
+    VisionEncoderDecoderModel,
+)
 from typer.testing import CliRunner
 
 from captioner import pipeline
@@ -143,6 +150,33 @@ def test_the_style_of_the_command(tiny_checkpoint: Callable[[str], Path], tmp_pa
     words = ("generate", tmp_path / "one.png", "--model", tiny_checkpoint("llava"), "--max-new-tokens", 6, "--json")
     texts = {command(*words, "--style", style)[0]["raw"] for style in STYLES}
     assert len(texts) > 1
+
+
+def test_an_instruction_of_paligemma_has_its_picture(tiny_checkpoint: Callable[[str], Path]) -> None:
+    speaker = hub.load(tiny_checkpoint("paligemma"), EXACT)
+    told = speaker._inputs(pictures(1), "answer en what is it?").input_ids[0]
+    assert speaker.tokenizer.decode(told).replace("<image>", "") == "<bos>answer en what is it?\n"
+    assert said(speaker, Request(instruction="describe en")) == said(speaker, Request(style="paragraph"))
+
+
+def test_an_instruction_that_holds_a_pictures_token(tiny_checkpoint: Callable[[str], Path]) -> None:
+    model = pipeline.load(str(tiny_checkpoint("smolvlm")))
+    with pytest.raises(BadInput, match="holds <image>, which stands for the picture"):
+        model.generate(pictures(1), instruction="what is <image>?")
+
+
+def test_vit_gpt2(tiny_checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
+    folder = tiny_checkpoint("vit_gpt2")
+    model = VisionEncoderDecoderModel.from_pretrained(folder, dtype=torch.float64).eval()
+    pixels, tokenizer = AutoImageProcessor.from_pretrained(folder, backend="pil"), AutoTokenizer.from_pretrained(folder)
+    expected = []
+    for number, picture in enumerate(sizes()):
+        picture.save(tmp_path / f"{number}.png")
+        inputs = pixels(images=[picture], return_tensors="pt").to(torch.float64)
+        ids = model.generate(**inputs, num_beams=2, max_new_tokens=6)
+        expected += [text.strip() for text in tokenizer.batch_decode(ids, skip_special_tokens=True)]
+    words = ("--model", folder, "--precision", "float64", "--num-beams", 2, "--max-new-tokens", 6, "--json", "--quiet")
+    assert [row["raw"] for row in command("generate", tmp_path, *words)] == expected
 
 
 # --- how the authors search ------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import ProcessorMixin
 
-from captioner.errors import BadCheckpoint
+from captioner.errors import BadCheckpoint, BadInput
 
 PROBE = "What is it?"
 
@@ -37,6 +37,8 @@ class Chat:
 
     def text(self, instruction: str) -> str:
         """Everything the model is told, up to its answer."""
+        if self.picture and self.picture in instruction:
+            raise BadInput(f"The instruction holds {self.picture}, which stands for the picture. Leave it out.")
         return self._render(self.form(instruction))
 
     def _marked(self, instruction: str) -> str:

@@ -20,6 +20,8 @@ class Instructions:
     styles: Mapping[str, str] = field(default_factory=dict)
     """The styles that it was taught, in the words it was taught."""
     system: str | None = None
+    before: str = ""
+    """What stands for the picture before every instruction."""
     max_new_tokens: int = 77
     """As long as the default instruction makes it talk."""
 
@@ -41,9 +43,7 @@ PLAIN = {
         {"sentence": "<CAPTION>", "paragraph": "<MORE_DETAILED_CAPTION>"},
         max_new_tokens=300,
     ),
-    "paligemma": Instructions(
-        "<image>caption en", {"sentence": "<image>caption en", "paragraph": "<image>describe en"}
-    ),
+    "paligemma": Instructions("caption en", {"sentence": "caption en", "paragraph": "describe en"}, before="<image>"),
     "instructblip": Instructions(
         "Write a short description for the image.",
         {"sentence": "Write a short description for the image.", "paragraph": "Describe the image in detail."},
