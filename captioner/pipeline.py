@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import ModuleType, NoneType
@@ -225,6 +225,8 @@ class _Loader:
 
     def __init__(self, options: LoadOptions) -> None:
         self.options = options
+        self.given = {name for names in zoo.LOADS_WITH.values() for name in names if getattr(options, name)}
+        """The options that not every model has a use for."""
         self.loaded: dict[zoo.Resolved, Captioner | DirectEmbedder] = {}
 
     def load(self, name: str, inside: tuple[zoo.Resolved, ...]) -> Captioner | DirectEmbedder:
@@ -233,11 +235,24 @@ class _Loader:
         if resolved in inside:
             raise BadInput(f"{resolved.name} is a part of itself. Take it out of {inside[-1].name}.")
         if resolved not in self.loaded:
+            whole = (*inside, resolved)
+            if "ensemble" not in _modules(whole) and resolved.module != "interrogator":  # its captioner is loaded later
+                self._check_options(resolved.name, whole)
             module = importlib.import_module(f"captioner.models.{resolved.module}")
-            parts = (lambda other: self.load(other, (*inside, resolved)),) if resolved.module in zoo.COMPOSED else ()
+            parts = (lambda other: self.load(other, whole),) if resolved.module in zoo.COMPOSED else ()
             model = module.load(resolved.source, self.options, *parts)
             self.loaded[resolved] = _ready(resolved, module, model, self.options)
+            if resolved.module == "ensemble" and not inside and "interrogator" not in _modules(self.loaded):
+                self._check_options(resolved.name, self.loaded)  # what one member has no use for may be another's
         return self.loaded[resolved]
+
+    def _check_options(self, name: str, models: Iterable[zoo.Resolved]) -> None:
+        """Refuse what none of these has a use for."""
+        _refuse(name, self.given.difference(*(zoo.LOADS_WITH.get(module, ()) for module in _modules(models))))
+
+
+def _modules(models: Iterable[zoo.Resolved]) -> set[str]:
+    return {model.module for model in models}
 
 
 def _ready(resolved: zoo.Resolved, module: ModuleType, model: Any, options: LoadOptions) -> Captioner | DirectEmbedder:

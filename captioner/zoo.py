@@ -77,6 +77,11 @@ EMBEDDERS = frozenset({"direct", "knn", "ensemble"})
 """Architectures that give unit vectors and no text."""
 COMPOSED = frozenset({"ensemble", "interrogator"})
 """Architectures made of other models."""
+LOADS_WITH: dict[str, frozenset[str]] = {
+    "hub": frozenset({"load_in", "trust_remote_code"}),
+    "interrogator": frozenset({"caption_model", "clip_model"}),
+}
+"""The fields of `LoadOptions` that these architectures alone have a use for; all have one for the others."""
 SERVER = "openai:"
 """Before the address of a server that speaks OpenAI's chat completions."""
 

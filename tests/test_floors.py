@@ -16,7 +16,7 @@ FLOORS = (
     ("text",),
     ("search", "compute"),
     ("pairs", "sinks", "contracts"),
-    ("zoo", "images", "files", "decoding"),
+    ("zoo", "images", "files", "decoding", "quiet"),
     ("errors", "prompt", "styles", "statistics"),
 )
 """Top down. `training` and `eval` are packages of their own; the other rooms are inside `captioner`."""

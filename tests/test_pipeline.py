@@ -195,3 +195,32 @@ def test_what_is_no_picture(model, tmp_path: Path) -> None:
     (tmp_path / "broken.png").write_bytes(b"not a picture")
     with pytest.raises(BadImage, match=r"broken\.png"):
         model.generate([tmp_path / "broken.png"])
+
+
+# --- options that a model has no use for ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "option", [{"load_in": "4bit"}, {"trust_remote_code": True}, {"caption_model": "blip"}, {"clip_model": "some/clip"}]
+)
+def test_an_option_that_the_model_has_no_use_for_is_refused_by_name(tiny_checkpoint, option) -> None:
+    for name in ("mini", str(tiny_checkpoint("blip")), str(tiny_checkpoint("direct")), "openai:http://localhost:9"):
+        with pytest.raises(BadInput, match=f"no use for {next(iter(option))}"):
+            captioner.load(name, **option)
+
+
+def test_an_option_of_the_interrogator_is_refused_by_its_captioner_alone(tiny_checkpoint) -> None:
+    """Its captioner is loaded when the first picture comes, and may be one of the Hub."""
+    settings = {"caption_model": str(tiny_checkpoint("blip")), "clip_model": "some/clip"}
+    assert captioner.load("interrogator", **settings).speaker.captioner.speaks
+    with pytest.raises(BadInput, match=r"blip.* has no use for trust_remote_code"):
+        _ = captioner.load("interrogator", trust_remote_code=True, **settings).speaker.captioner
+
+
+def test_an_option_of_an_ensemble_may_be_for_one_member(tiny_checkpoint, tmp_path: Path) -> None:
+    members = [{"model": str(tiny_checkpoint(name))} for name in ("direct", "git")]
+    for file, models in (("both.json", members), ("one.json", members[:1])):
+        (tmp_path / file).write_text(json.dumps({"kind": "ensemble", "members": models}))
+    assert captioner.load(str(tmp_path / "both.json"), trust_remote_code=True).embedder.models
+    with pytest.raises(BadInput, match=r"one\.json has no use for trust_remote_code"):
+        captioner.load(str(tmp_path / "one.json"), trust_remote_code=True)

@@ -40,9 +40,9 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from captioner.errors import BadInput, BadOutput, CaptionerError
 from captioner.files import atomic
 from captioner.files.json import write_object
-from captioner.models.parts.checkpoint import without_bars
 from captioner.pairs.provenance import name_of
 from captioner.pairs.sources import parse
+from captioner.quiet import without_bars
 from training.batches import IGNORED, Collate, Pairs
 from training.finish import best_evaluation, write_card, write_curves
 from training.job import Job

@@ -414,8 +414,6 @@ def data_url(image: Image.Image) -> str:
 
 def load(name: str, options: LoadOptions) -> Server:
     """name: "ADDRESS#MODEL"; the model may be left out where the server has one alone."""
-    if options.load_in is not None:
-        raise BadInput("A server loads its model itself: leave out load_in.")
     address, _, model = name.partition("#")
     address = address or os.environ.get("OPENAI_BASE_URL", "")
     return Server(_checked(address), urllib.parse.unquote(model) or None, _key(), Limits(timeout=_timeout()))

@@ -70,12 +70,11 @@ class Model:
 
     @cached_property
     def loaded(self) -> Captioner | DirectEmbedder:
-        from transformers.utils import logging
-
         from captioner.pipeline import load
+        from captioner.quiet import without_bars
 
-        logging.disable_progress_bar()  # one for each file of weights, on the standard error of a one-line command
-        return load(self.name, self.options)
+        with without_bars():
+            return load(self.name, self.options)
 
     def batch_size(self) -> int:
         """Pictures at a time: as many as pay, or as fit into memory."""

@@ -106,12 +106,14 @@ def foreign(name: str, precision: str = "fp32") -> TextEmbedder:
     identifier = name if "/" in name else f"sentence-transformers/{name}"
     folder = Path(name) if Path(name).is_dir() else zoo.hub_folder(identifier, modules=True)
     from captioner.compute.quantized import peft_without_bitsandbytes
+    from captioner.quiet import without_bars
 
     peft_without_bitsandbytes()
     from sentence_transformers import SentenceTransformer
 
     try:
-        model = SentenceTransformer(str(folder), trust_remote_code=False, local_files_only=True)
+        with without_bars():
+            model = SentenceTransformer(str(folder), trust_remote_code=False, local_files_only=True)
     except (OSError, ValueError) as error:
         raise MissingModel(f"{name} is no sentence-transformers model ({error}): name a folder or a Hub id.") from error
     if precision == "bf16":

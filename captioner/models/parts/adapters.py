@@ -12,6 +12,7 @@ from captioner import zoo
 from captioner.errors import BadCheckpoint, BadOutput
 from captioner.files.atomic import replacing_folder
 from captioner.models.parts import checkpoint
+from captioner.quiet import without_bars
 
 MODELS = {"blip": "Blip", "clip_prefix": "ClipPrefix", "direct": "DirectModel", "ofa": "OFA"}
 """File under captioner/models/ → its class, for the families that adapters are trained for."""
@@ -33,7 +34,7 @@ def merge(adapter: Path, out: Path) -> None:
     model = checkpoint.read_model(kind, adapter)
     try:
         with replacing_folder(out) as new:
-            with checkpoint.without_bars():
+            with without_bars():
                 model.save_pretrained(new)
             for file in checkpoint.base_folder(adapter).iterdir():
                 if file.is_file() and not file.name.endswith(WEIGHTS) and not (new / file.name).exists():

@@ -20,7 +20,6 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
-from transformers.utils import logging
 
 from captioner import compute
 from captioner.compute.quantized import peft_without_bitsandbytes
@@ -28,6 +27,7 @@ from captioner.contracts import LoadOptions
 from captioner.errors import BadCheckpoint, CaptionerError
 from captioner.files.json import read_object
 from captioner.models.parts.narrow import narrowed
+from captioner.quiet import without_bars
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 
@@ -81,20 +81,6 @@ def folder_with(folder: Path, *wanted: str | tuple[str, ...]) -> Path:
             check_files(candidate)
             return candidate
     raise BadCheckpoint(f"{candidate} lacks {', '.join(missing)}. Copy it from the model this one was made from.")
-
-
-@contextmanager
-def without_bars() -> Iterator[None]:
-    """A bar for each file, and transformers' reports, would hide what matters."""
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
 
 
 @contextmanager
