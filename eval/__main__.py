@@ -197,7 +197,16 @@ def redraw(
         from eval.redraw import redraw as draw
         from training.data.drawing import Drawing
 
-        drawing = Drawing(pipeline, steps, size, size, guidance, batch_size, precision, device)
+        drawing = Drawing(
+            model=pipeline,
+            steps=steps,
+            size=size,
+            save_size=size,
+            guidance=guidance,
+            batch_size=batch_size,
+            precision=precision,
+            device=device,
+        )
         names = [name.strip() for name in (models or "").split(",") if name.strip()]
         drawn = draw(
             report,

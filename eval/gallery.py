@@ -17,6 +17,8 @@ from eval.results import Results
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+TRUE_PROMPT = "true prompt"
+"""What the drawings of the true prompts are called, where those of a model are called by its label."""
 THUMBNAIL = 384
 SMALL_THUMBNAIL = 256
 """Of a picture drawn again: there may be one a model."""
@@ -97,8 +99,6 @@ class Gallery:
     parts: Parts
     picture: Picture | None
     redrawn: Redrawn | None
-    truth_label: str = ""
-    """What `redrawn` calls the true prompts."""
 
     def cards(self, count: int, seed: int) -> list[Card]:
         """So many of each kind: best, worst, random, and, where any are, drawn again."""
@@ -132,7 +132,7 @@ class Gallery:
             truths=self.results.truths[item],
             texts=self._with_top(texts),
             others=[answer for answer in answers if answer.text is None],
-            redrawn_truth=self._drawn(item, self.truth_label),
+            redrawn_truth=self._drawn(item, TRUE_PROMPT),
             scores=scores,
             words=words,
             part=(int(self.parts.source_of[item]), int(self.parts.length_of[item])),

@@ -88,7 +88,7 @@ def render(
     ranked = _ranked(columns, lead)
     bare = report.get("figures_only", False)
     of_data = Parts.of(results)
-    shown = Gallery(results, columns, measured, of_data, picture, redrawn, "true prompt")
+    shown = Gallery(results, columns, measured, of_data, picture, redrawn)
     view = {
         "report": report | {"metrics": measured},
         "models": models,

@@ -100,8 +100,7 @@ def figures(
     """Of these items: one list a model, one figure a metric."""
     columns = [results.models.index(model) for model in models]
     values = np.concatenate([results.values[metric][rows][:, columns] for metric in metrics], axis=1)
-    groups = [results.groups[row] for row in rows]
-    flat = _figures(values, groups, seed)  # metric by metric
+    flat = _figures(values, _groups(results, rows), seed)  # metric by metric
     return [flat[number :: len(models)] for number in range(len(models))]
 
 
@@ -117,9 +116,14 @@ def pair_differences(
         rows = parts.rows(source, length)
         values = results.values[metric][rows][:, columns]
         deltas = np.stack([values[:, b] - values[:, a] for a, b in pairs], axis=1)
-        of_part = _figures(deltas, [results.groups[row] for row in rows], seed)
+        of_part = _figures(deltas, _groups(results, rows), seed)
         found += [(a, b, source, length, figure) for (a, b), figure in zip(pairs, of_part, strict=True) if figure[3]]
     return found
+
+
+def _groups(results: Results, rows: np.ndarray) -> list[str]:
+    groups = results.groups
+    return [groups[row] for row in rows]
 
 
 def _figures(values: np.ndarray, groups: Sequence[str], seed: int) -> list[Figure]:

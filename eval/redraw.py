@@ -25,6 +25,7 @@ from captioner.files.json import read_object
 from captioner.images import EXTENSIONS, open_image
 from eval import schema, store, tables
 from eval.answers import Track
+from eval.gallery import TRUE_PROMPT
 from eval.metrics import cosines
 from eval.results import Results
 
@@ -36,8 +37,6 @@ if TYPE_CHECKING:
     from training.data.drawing import Drawing
 
 PLAN = "redrawn.json"
-TRUE_PROMPT = "true prompt"
-"""The folder of what the true prompts draw: nothing recovered from a picture can be expected to come nearer."""
 CELLS = 8
 """Of a colour histogram, along each of red, green and blue."""
 AT_ONCE = 16
