@@ -250,6 +250,11 @@ def score(
     cosine: Annotated[
         bool, typer.Option(help="With --no-cosine no text is embedded: seconds for 16,000 pairs.")
     ] = True,
+    embedder: Annotated[str | None, typer.Option(help="Another sentence embedder than MiniLM-L6.")] = None,
+    modifiers: Annotated[
+        Path | None,
+        typer.Option(help="A list of the terms that count as modifiers; else those that 10 of the prompts have."),
+    ] = None,
     seed: Seed = 0,
     resamples: Resamples = 10_000,
 ) -> None:
@@ -257,7 +262,9 @@ def score(
     with _stoppable():
         from eval.score import score as make
 
-        written = make(table, out, cosine=cosine, seed=seed, resamples=resamples)
+        written = make(
+            table, out, cosine=cosine, embedder=embedder, modifiers=modifiers, seed=seed, resamples=resamples
+        )
     _print_figures(written)
     if out is not None:
         _say(f"written: {out / 'report.html'}")

@@ -70,12 +70,9 @@ def compare(
         raise BadInput(f"{file_a} and {file_b} have no picture with the same prompt in common: nothing to compare.")
     groups = [a.groups[row] for row in rows_a]
     names = _metrics(a, b, wanted)
-    if "cosine" in names and _embedder(about_a) != _embedder(about_b):
-        raise BadInput(f"The cosines of {file_a} and {file_b} are of different embedders: they do not compare.")
-    if any(name.startswith("modifier_") for name in names) and about_a.get("vocabulary") != about_b.get("vocabulary"):
-        raise BadInput(
-            f"{file_a} and {file_b} count other terms as modifiers: make both with one list, --modifiers FILE."
-        )
+    for name in names:
+        if (difference := _made_otherwise(name, about_a, about_b)) is not None:
+            raise BadInput(f"The figures {name} of {file_a} and {file_b} are of different {difference}")
     measured = []
     for one, other in _models(a, b, model_a, model_b):
         for name in names:
@@ -96,9 +93,35 @@ def _per_image(file: Path) -> tuple[Results, dict]:
     return Results.load(store.report_file(file).parent / "per_image.parquet"), about
 
 
-def _embedder(about: dict) -> str | None:
+MADE_WITH = {
+    "cosine": "embedder",
+    "subject_cosine": "embedder",
+    "clip_text": "clip",
+    "clip_picture": "clip",
+    "clip_score": "clip",
+    "promptstealer_semantic": "clip",
+    "bert_score": "bert_score",
+    "perplexity": "perplexity",
+}
+"""Metrics that compare only if this setting of both reports is the same."""
+KINDS = {"embedder": "embedders", "clip": "CLIPs", "bert_score": "encoders", "perplexity": "language models"}
+
+
+def _made_otherwise(metric: str, a: dict, b: dict) -> str | None:
+    """What keeps this metric of two reports from being compared, as the end of a sentence; None: nothing."""
+    if metric.startswith("modifier_") or metric == "promptstealer_modifier":
+        if a.get("vocabulary") == b.get("vocabulary"):
+            return None
+        return "vocabularies: make both with one list, --modifiers FILE."
+    setting = MADE_WITH.get(metric)
+    if setting is None or _setting(a, setting) == _setting(b, setting):
+        return None
+    return f"{KINDS[setting]}: they do not compare."
+
+
+def _setting(about: dict, name: str) -> object:
     settings = about.get("settings")
-    return settings.get("embedder") if isinstance(settings, dict) else None
+    return settings.get(name) if isinstance(settings, dict) else None
 
 
 def _same_pictures(a: Results, b: Results) -> tuple[list[int], list[int]]:

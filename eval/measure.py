@@ -7,8 +7,7 @@ once and before the models are asked, so that whatever is wrong with it is said 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,7 +20,7 @@ from eval import anatomy, metrics, protocols, results
 from eval.anatomy import EVERY_TERM
 from eval.answers import Answer, Answered, Request, Settings, Track, answer_all
 from eval.data import Pairs
-from eval.metrics import best_reference, cosines, subject_cosines
+from eval.metrics import Remembering, best_reference, cosines, embedder_metrics
 from eval.protocols import Protocol
 from eval.results import Results
 from eval.schema import Runs, SpreadRow
@@ -50,19 +49,6 @@ class Measures:
     protocol: str | None = None
     seeds: int = 1
     """How often a model that samples is asked."""
-
-
-class Remembering:
-    """A text embedder that embeds each text once: the true prompts come with every model."""
-
-    def __init__(self, embed: TextEmbedder) -> None:
-        self.embed = embed
-        self.vectors: dict[str, np.ndarray] = {}
-
-    def __call__(self, texts: Sequence[str]) -> np.ndarray:
-        if new := [text for text in dict.fromkeys(texts) if text not in self.vectors]:
-            self.vectors.update(zip(new, self.embed(new), strict=True))
-        return np.stack([self.vectors[text] for text in texts])
 
 
 @dataclass
@@ -200,7 +186,7 @@ def _values(
     embed = instruments.embed_texts
     values = {"cosine": _stacked(_vector_cosines(run.answers, truths, embed) for run in runs)}
     texts = {str(number): run.texts for number, run in enumerate(runs)}
-    subject = replace(metrics.subject_cosine, score=best_reference(partial(subject_cosines, embed=embed)))
+    _, subject = embedder_metrics(embed)
     extra = [subject, *(_beside(name, embedder) for name, embedder in instruments.beside.items())]
     if instruments.protocol is not None and instruments.protocol.name == "coco":
         extra += [metrics.rouge_l_coco, metrics.cider_d_coco]

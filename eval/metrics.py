@@ -8,9 +8,10 @@ nothing comparable has no score. An empty prediction is an answer, and a bad one
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import PurePath
+from typing import TYPE_CHECKING
 
 import numpy as np
 from rapidfuzz.distance import Indel, Levenshtein
@@ -18,6 +19,9 @@ from rapidfuzz.process import cpdist
 
 from eval import anatomy, ngrams
 from eval.anatomy import EVERY_TERM, Overlap, Vocabulary
+
+if TYPE_CHECKING:
+    from captioner.text.embedding import TextEmbedder
 
 Text = str | None
 References = str | Sequence[str] | None
@@ -168,11 +172,32 @@ def _words(predictions: list[str], references: list[tuple[str, ...]]) -> np.ndar
     return np.array([float(len(ngrams.words(text))) for text in predictions])
 
 
+class Remembering:
+    """A text embedder that embeds each text once: the true prompts come with every model."""
+
+    def __init__(self, embed: TextEmbedder) -> None:
+        self.embed = embed
+        self.vectors: dict[str, np.ndarray] = {}
+
+    def __call__(self, texts: Sequence[str]) -> np.ndarray:
+        if new := [text for text in dict.fromkeys(texts) if text not in self.vectors]:
+            self.vectors.update(zip(new, self.embed(new), strict=True))
+        return np.stack([self.vectors[text] for text in texts])
+
+
+def embedder_metrics(embed: TextEmbedder) -> tuple[TextMetric, TextMetric]:
+    """`cosine` and `subject_cosine` in the space of this embedder."""
+    return (
+        replace(cosine, score=best_reference(lambda a, b: cosines(embed(a), embed(b)))),
+        replace(subject_cosine, score=best_reference(partial(subject_cosines, embed=embed))),
+    )
+
+
 def _subject_cosines(a: Sequence[str], b: Sequence[str]) -> np.ndarray:
     return subject_cosines(a, b, None)
 
 
-def subject_cosines(a: Sequence[str], b: Sequence[str], embed: Callable | None) -> np.ndarray:
+def subject_cosines(a: Sequence[str], b: Sequence[str], embed: TextEmbedder | None) -> np.ndarray:
     """Cosine of the subjects alone; embed: None takes MiniLM-L6."""
     if embed is None:
         from captioner.text.embedding import text_embedder  # brings torch: only when it is needed

@@ -10,7 +10,8 @@ import numpy as np
 
 from captioner.errors import BadInput
 from captioner.statistics import RESAMPLES, SEED
-from eval import anatomy, metrics, results, store, tables
+from eval import anatomy, results, store, tables
+from eval.metrics import Remembering, embedder_metrics
 from eval.results import Results
 from eval.schema import Begun, Report
 
@@ -22,6 +23,8 @@ def score(
     out: Path | None = None,
     *,
     cosine: bool = True,
+    embedder: str | None = None,
+    modifiers: Path | None = None,
     seed: int = SEED,
     resamples: int = RESAMPLES,
     gallery: int = 12,
@@ -30,22 +33,19 @@ def score(
     if out is not None:
         store.prepare(out)
     measured, notes = read_table(table)
+    vocabulary = anatomy.from_file(modifiers) if modifiers is not None else _vocabulary(measured.truths)
     fingerprint = hashlib.sha256(table.read_bytes()).hexdigest()
     if out is not None:
         store.refuse_other_report(out, fingerprint, measured.models)
-    if cosine:
-        embedded = {
-            metric.name: np.stack([metric(measured.texts[model], measured.truths) for model in measured.models], axis=1)
-            for metric in (metrics.cosine, metrics.subject_cosine)
-        }
-        measured = replace(measured, values={**embedded, **measured.values})
-    vocabulary = _vocabulary(measured.truths)
+    embedded = _cosines(measured, embedder) if cosine else {}
+    values = results.text_values(measured.texts, measured.truths, vocabulary)
+    measured = replace(measured, values={**embedded, **values})
     begun: Begun = {
         "title": f"Texts of {table.name}, scored",
         "kind": "score",
         "figures_only": False,
         **store.circumstances(seed, resamples),
-        "settings": {},
+        "settings": {"embedder": embedder, "modifiers": None if modifiers is None else str(modifiers)},
         "data": {
             "specs": [str(table)],
             "names": [table.name],
@@ -66,12 +66,22 @@ def score(
     return store.finish(begun, measured, models, out, None, gallery)
 
 
+def _cosines(measured: Results, embedder: str | None) -> dict[str, np.ndarray]:
+    from captioner.text.embedding import text_embedder  # brings torch: only when it is needed
+
+    columns = embedder_metrics(Remembering(text_embedder(embedder)))
+    return {
+        metric.name: np.stack([metric(measured.texts[model], measured.truths) for model in measured.models], axis=1)
+        for metric in columns
+    }
+
+
 def _vocabulary(truths: list[tuple[str, ...]]) -> anatomy.Vocabulary:
     return anatomy.from_corpus(truth for of_item in truths for truth in of_item)
 
 
 def read_table(table: Path) -> tuple[Results, list[str]]:
-    """The texts of a table, values of the text metrics, and what is odd about it."""
+    """The texts of a table, not measured yet, and what is odd about it."""
     ids: dict[str, int] = {}
     truths: list[str] = []
     predictions: dict[str, dict[int, str | None]] = {}
@@ -95,8 +105,7 @@ def read_table(table: Path) -> tuple[Results, list[str]]:
         notes.append(f"{empty:,} rows without a true text: only their length is measured.")
     texts = {model: [answers.get(item) for item in range(len(truths))] for model, answers in predictions.items()}
     references: list[tuple[str, ...]] = [(truth,) if truth else () for truth in truths]
-    values = results.text_values(texts, references, _vocabulary(references))
-    return Results(list(ids), references, [None] * len(truths), list(texts), texts, values), notes
+    return Results(list(ids), references, [None] * len(truths), list(texts), texts, {}), notes
 
 
 def _rows(table: Path) -> list[tables.Row]:

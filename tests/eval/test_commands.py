@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -13,12 +14,13 @@ from PIL import Image
 
 import captioner
 from captioner.errors import BadInput, BadOutput
+from captioner.text.embedding import packaged_minilm
 from eval import __main__ as command_line
 from eval import submission
 from eval.compare import compare
 from eval.metrics import cosines
 from eval.progress import track
-from eval.results import Results
+from eval.results import Results, text_values
 from eval.score import read_table, score
 
 ANIMALS = [
@@ -69,6 +71,25 @@ def test_score_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
     assert capsys.readouterr().err.count("\n") == 1
 
 
+def test_score_by_another_embedder_and_a_list_of_modifiers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """The packaged MiniLM under another name: the same figures, another label."""
+    shutil.copytree(packaged_minilm(), tmp_path / "other")
+    (tmp_path / "terms.txt").write_text("oil\n")
+    rows = [{"truth": f"{t}, oil, rare", "prediction": f"{t}, oil, else"} for t in ANIMALS]
+    file = table(tmp_path / "pairs.csv", rows)
+    chosen = ("--embedder", tmp_path / "other", "--modifiers", tmp_path / "terms.txt")
+    assert run("score", file, "--out", tmp_path / "out", *chosen, monkeypatch=monkeypatch) == 0
+    assert "other cosine" in capsys.readouterr().out
+    written = json.loads((tmp_path / "out" / "report.json").read_text())
+    figures = written["models"][0]["figures"]
+    assert figures["modifier_jaccard"]["mean"] == 1
+    assert figures["subject_cosine"]["median"] == pytest.approx(1)
+    plain = score(file, resamples=200)["models"][0]["figures"]
+    assert figures["cosine"]["mean"] == pytest.approx(plain["cosine"]["mean"], abs=1e-4)
+
+
 def test_score_handles_odd_tables(tmp_path: Path) -> None:
     rows = [
         {"id": "a", "truth": "a fox", "prediction": "a fox", "model": "m"},
@@ -76,10 +97,11 @@ def test_score_handles_odd_tables(tmp_path: Path) -> None:
         {"id": "b", "truth": "", "prediction": "three words here", "model": "m"},
         {"id": "b", "truth": "", "prediction": "x", "model": "n"},
     ]
-    found, notes = read_table(table(tmp_path / "odd.csv", rows))
-    assert found.texts == {"m": ["a fox", "three words here"], "n": [None, "x"]}
-    np.testing.assert_array_equal(found.values["levenshtein_ratio"], [[1, np.nan], [np.nan, np.nan]])
-    np.testing.assert_array_equal(found.values["length"], [[2, np.nan], [3, 1]])
+    measured, notes = read_table(table(tmp_path / "odd.csv", rows))
+    assert measured.texts == {"m": ["a fox", "three words here"], "n": [None, "x"]}
+    values = text_values(measured.texts, measured.truths)
+    np.testing.assert_array_equal(values["levenshtein_ratio"], [[1, np.nan], [np.nan, np.nan]])
+    np.testing.assert_array_equal(values["length"], [[2, np.nan], [3, 1]])
     assert notes == [
         "1 rows repeat a model and id; the first counts.",
         "1 rows without a true text: only their length is measured.",

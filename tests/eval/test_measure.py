@@ -17,8 +17,8 @@ from eval import explained
 from eval.answers import Settings
 from eval.clip import Clip
 from eval.compare import compare
-from eval.measure import Measures, Remembering
-from eval.metrics import cosines
+from eval.measure import Measures
+from eval.metrics import Remembering, cosines
 from eval.provenance import near_duplicates, training_blocks
 from eval.report import report
 from eval.results import Results, detectable
@@ -123,6 +123,11 @@ def test_clip_compares_texts_with_texts_and_with_pictures(pictures: Path, tmp_pa
     seen = clip.embed_images([Image.open(pictures / f"{n}.png").convert("RGB") for n in range(4)])
     np.testing.assert_allclose(values["clip_picture"][:4, 0], seen @ fox, atol=1e-5)
     np.testing.assert_allclose(values["clip_score"][:4, 0], 2.5 * np.maximum(seen @ fox, 0), atol=1e-5)
+    (tmp_path / "copy").mkdir()
+    shutil.copytree(folder, tmp_path / "copy" / "clip")
+    make(pictures, [f"said={said}"], tmp_path / "other", measures=Measures(clip=str(tmp_path / "copy" / "clip")))
+    with pytest.raises(BadInput, match="different CLIPs"):
+        compare(tmp_path / "out", tmp_path / "other", ["clip_text"])
     meaning = {metric["name"]: metric["meaning"] for metric in written["metrics"]}
     assert "Williams et al., 2024" in meaning["clip_picture"]
 
@@ -158,7 +163,7 @@ def test_modifiers_are_counted_by_the_list_that_is_given(pictures: Path, tmp_pat
     assert "the 2 terms of list.txt" in meanings["modifier_f1"]
     assert written["vocabulary"] == {"rule": "the 2 terms of list.txt", "terms": 2}
     make(pictures, [f"said={said}"], tmp_path / "every")
-    with pytest.raises(BadInput, match="other terms as modifiers"):
+    with pytest.raises(BadInput, match="different vocabularies"):
         compare(tmp_path / "out", tmp_path / "every", ["modifier_f1"])
     bare = make(
         pictures,

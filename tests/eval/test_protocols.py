@@ -123,6 +123,7 @@ def test_kaggles_table_and_submissions(lexica: Path, said: str, tmp_path: Path) 
     assert checked.cosine.mean == pytest.approx(protocol["rows"][0]["values"][0], abs=1e-6)
     make(lexica, said, tmp_path / "out", measures=Measures(protocol="kaggle"))  # its own folder is no stranger
     assert "| CLIP Interrogator | 0.45836 | as published" in (tmp_path / "out" / "report.md").read_text()
+    assert "<td>0.45836</td>" in (tmp_path / "out" / "report.html").read_text()
     with pytest.raises(BadInput, match="leave out --embedder"):
         make(lexica, said, tmp_path / "b", measures=Measures(protocol="kaggle"), settings=Settings(embedder="other"))
 
