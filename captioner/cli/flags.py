@@ -13,8 +13,12 @@ FLAGS |= {"num_return_sequences": "--num-candidates", "max_clip_tokens": "--max-
 _PHRASES = {
     r"\b([Ss])et do_sample to false": r"\1ay --no-do-sample",
     r"\b([Ss])et do_sample( to true)?": r"\1ay --do-sample",
-    r"\bSet (recursive|resume)\b": r"Add --\1",
-    r"\bwith resume\b": "with --resume",
+    r"\bSet (recursive|resume|overwrite)\b": r"Add --\1",
+    r"\bset (recursive|resume|overwrite)\b": r"add --\1",
+    r"\b(with|instead of) resume\b": r"\1 --resume",
+    r"^overwrite (?=does not )": "--overwrite ",
+    r"\bname an(other)? output\b": r"name an\1 --out",
+    r"\bwhat sidecars are for\b": "what --sidecar is for",
     r"\bprecision bf16\b": "--precision bf16",
 }
 """What the library says of a setting that is switched on or chosen → what is typed."""

@@ -110,7 +110,7 @@ def read_as_half(model: nn.Module) -> None:
 class HalfLinear(nn.Module):
     """A linear layer that reads float16 weights and multiplies in fp32: the same numbers from half the bytes.
 
-    For few rows, where reading the weights takes longest, it needs two thirds of the time; for 128 rows the same time.
+    Two thirds of the time for few rows, where reading the weights takes longest; the same time for 128 rows.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:

@@ -162,7 +162,7 @@ def _from_file_address(text: str) -> Source:
 
 
 def _matching(pattern: str, recursive: bool, folders: set[tuple[int, int]]) -> Iterator[Source]:
-    """A glob. `**` means no more than `*`: through subfolders, links between which may loop, leads `recursive`."""
+    """What a pattern matches. `**` is read as `*`: subfolders, where links may loop, are for `recursive`."""
     matches = sorted(glob.glob(pattern), key=os.fsencode)
     if not matches:
         yield _problem(pattern, "matches nothing")

@@ -228,7 +228,7 @@ class _Work(Generic[Look]):
         self.first_errors: list[type[Exception]] = []
 
     def wanted(self, sources: Iterable[Source]) -> Iterator[Source | _Failed]:
-        """Those that are not done yet; one whose result has no place comes out with what is wrong."""
+        """Pictures without a result yet. One whose result could not be kept comes with the reason."""
         for source in sources:
             try:
                 if source.problem is not None or self.sink.wants(source):

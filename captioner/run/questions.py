@@ -339,7 +339,7 @@ def embed_texts(texts: Iterable[str], embedder: str | None, sink: Sink) -> Tally
         texts = iter(texts)
         for row in sink.existing():
             if as_text(next(texts, "")) != row.get("text"):
-                raise BadInput("The output was begun with other texts: give the same again, or another --out.")
+                raise BadInput("The output was begun with other texts: give the same again, or name another output.")
             tally.skipped += 1
         for part in groups(texts, TEXTS):
             vectors = text_embedder(embedder)(part)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from captioner.errors import BadInput, BadOutput
 
-RESUME = "What is done is kept: put it right, then add --resume."
+RESUME = "What is done is kept: put it right, then set resume."
 LEAST_FREE = 1_000_000
 """Bytes that must be free before work starts."""
 

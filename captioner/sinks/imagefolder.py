@@ -28,21 +28,21 @@ class ImageFolder(FileSink):
         self, folder: Path, *, resume: bool = False, overwrite: bool = False, settings: Settings | None = None
     ) -> None:
         if overwrite:
-            raise BadOutput("--overwrite does not empty a folder: choose another --out, or remove it yourself.")
+            raise BadOutput("overwrite does not empty a folder: name another output, or remove it yourself.")
         check_place(folder.parent)
         check_name(folder)
         with explained(folder):
             if folder.is_dir() and (names := _names(folder)):
                 begun = _is_begun(folder, names)
                 if not (resume and begun):
-                    remedy = "add --resume to go on" if begun else "choose a new one"
+                    remedy = "set resume to go on" if begun else "choose a new one"
                     raise BadOutput(f"{folder} is a folder that is not empty: {remedy}.")
             folder.mkdir(exist_ok=True)
         super().__init__(folder / METADATA, resume=resume, settings=settings, errors=ERRORS)
         self.folder = folder.resolve()
         self.taken = {row.get("file_name") for row in self.journal}
 
-    SAME_AGAIN = "Give the same again, or another --out."
+    SAME_AGAIN = "Give the same again, or name another output."
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         super().__exit__(kind, *rest)
@@ -54,7 +54,7 @@ class ImageFolder(FileSink):
         return _names(self.folder) == [self.journal.path.name]
 
     def wants(self, source: Source) -> bool:
-        # With --recursive the folder may lie among the pictures; its copies are no new ones.
+        # With `recursive` the folder may lie among the pictures; its copies are no new ones.
         inside = source.path is not None and self.folder in source.path.absolute().parents
         return not inside and super().wants(source)
 

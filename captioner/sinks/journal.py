@@ -131,7 +131,7 @@ class Journal:
         has_rows = file_size(self.path) > self.start and (begun is not None or self.run is None)
         if has_rows and not (resume or overwrite):
             raise BadOutput(
-                f"{self.title} is left from an unfinished run: add --resume to go on from there, "
+                f"{self.title} is left from an unfinished run: set resume to go on from there, "
                 "or remove it to start anew."
             )
         if has_rows and not overwrite:

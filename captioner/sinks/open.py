@@ -1,4 +1,4 @@
-"""The sink that a user's --out names."""
+"""The sink that an output's name asks for."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from captioner.sinks.table import WRITERS, FileSink
 
 
 def open_out(out: Path, *, resume: bool = False, overwrite: bool = False, settings: Settings | None = None) -> FileSink:
-    """The sink that a user's --out names: by its ending a file, without one a folder of pictures.
+    """The sink that an output's name asks for: by its ending a file, without one a folder of pictures.
 
     `settings`: what the rows depend on but the pictures. A run that is resumed must have the same.
     """
@@ -23,9 +23,9 @@ def open_out(out: Path, *, resume: bool = False, overwrite: bool = False, settin
     if out.suffix in WRITERS and not out.is_dir():
         return FileSink(out, resume=resume, overwrite=overwrite, settings=settings)
     if out.suffix == ".txt" and not out.is_dir():
-        raise BadInput(f"--out {out}: a .txt beside each picture is what --sidecar writes; for one list name a .jsonl.")
+        raise BadInput(f"{out}: a .txt beside each picture is what sidecars are for; for one list name a .jsonl.")
     if out.suffix and not out.is_dir():
-        raise BadInput(f"--out {out}: name a file that ends in {', '.join(WRITERS)}, or a folder, without an ending.")
+        raise BadInput(f"{out}: name a file that ends in {', '.join(WRITERS)}, or a folder, without an ending.")
     return ImageFolder(out, resume=resume, overwrite=overwrite, settings=settings)
 
 

@@ -25,9 +25,9 @@ MOST_BYTES = 10_000_000
 
 
 class Sidecars:
-    """What a sidecar held is in the journal before it changes. The journal stays when the run is over.
+    """The journal notes what a sidecar held before it is changed, and stays when the run is over.
 
-    So `append` happens once, however often a run is killed, and resuming a finished one changes nothing.
+    So `append` happens once, however often a run is killed, and resuming a finished run changes nothing.
     """
 
     resumable = True
@@ -144,7 +144,7 @@ def journal_path(folder: Path) -> Path:
 def _sidecar(source: Source) -> Path:
     """The text file beside a picture."""
     if source.path is None:
-        raise BadOutput(f"{source.name} lies in no folder, so there is no place for a sidecar: use --out.")
+        raise BadOutput(f"{source.name} lies in no folder, so there is no place for a sidecar: name an output.")
     sidecar = source.path.with_suffix(".txt")
     if sidecar == source.path:
         raise BadOutput(f"{source.name} is itself named like a sidecar.")

@@ -19,7 +19,7 @@ class Stdout:
 
     def __init__(self, show: Callable[[Row], str], *, named: bool = False) -> None:
         if sys.stdout is None:
-            raise BadOutput("Standard output is closed: name an --out.")
+            raise BadOutput("Standard output is closed: name an output.")
         self.show = show
         self.named = named
 

@@ -43,7 +43,7 @@ class FileSink:
         if out.is_dir():
             raise BadOutput(f"{out} is a folder: name a file.")
         if os.path.lexists(out) and not (resume or overwrite):
-            raise BadOutput(f"{out} is already there: add --resume to go on, or --overwrite to replace it.")
+            raise BadOutput(f"{out} is already there: set resume to go on, or set overwrite to replace it.")
         self.out = out
         self.record = out.with_name(f".{out.name}.run.json")
         self.errors = Errors(out.with_name(errors or f"{out.name}.errors.jsonl"))
@@ -53,7 +53,7 @@ class FileSink:
         self.journal = Journal(part, resume=resume, overwrite=overwrite, run=run, remedy=self.SAME_AGAIN)
         self.errors.begin()
 
-    SAME_AGAIN = "Give the same again, --overwrite instead of --resume to start anew, or another --out."
+    SAME_AGAIN = "Give the same again, set overwrite instead of resume to start anew, or name another output."
 
     def _reopen(self, part: Path, run: Run) -> None:
         """A finished output as the journal of a run that goes on."""
@@ -70,7 +70,7 @@ class FileSink:
                 if stream.tell() == rows_begin:
                     raise ValueError("no rows")
             except (ValueError, TypeError, KeyError, RecursionError, csv.Error) as error:
-                raise BadOutput(f"{self.out} was not written by this command: choose another --out.") from error
+                raise BadOutput(f"{self.out} was not written by this command: name another output.") from error
 
     def __enter__(self) -> FileSink:
         return self

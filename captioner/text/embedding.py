@@ -18,7 +18,7 @@ from captioner.errors import BadCheckpoint, MissingModel
 
 DEFAULT = "all-MiniLM-L6-v2"
 MINILM = (None, DEFAULT, f"sentence-transformers/{DEFAULT}")
-"""Names of the packaged MiniLM, whose space all embeddings are in that our models predict."""
+"""Names of the packaged MiniLM. The embeddings that our models predict are in its space."""
 MAX_TOKENS = 256
 BATCH = 16
 """Texts per forward pass: the activations of 16 fit into the processor's cache, a seventh faster than 64."""
@@ -40,16 +40,16 @@ def text_embedder(name: str | None = None, precision: str = "fp32") -> TextEmbed
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:
-    """What a model gave, each row scaled to length 1: float32."""
+    """A model's vectors as unit vectors, float32; what is no embedding is refused."""
     norms = np.linalg.norm(vectors, axis=-1, keepdims=True)
     if not (np.isfinite(norms) & (norms > 0)).all():
         raise BadCheckpoint("The model answers with numbers that are no embedding: its weights are zero or damaged.")
     return (vectors / norms).astype(np.float32)
 
 
-def suits(wanted: str | None, had: str) -> bool:
-    """Are these names of one embedder: that of a request (None: any) and that which a model was made with?"""
-    return wanted in (None, had) or {wanted, had} <= set(MINILM)
+def suits(requested: str | None, trained_with: str) -> bool:
+    """Whether the embedder that is requested (None: any) is the one that a model was made with."""
+    return requested in (None, trained_with) or {requested, trained_with} <= set(MINILM)
 
 
 class MiniLM:

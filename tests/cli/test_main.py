@@ -664,6 +664,15 @@ def test_names_of_an_index_reach_the_terminal_escaped() -> None:
         ("a holds no pictures. Set recursive to look below.", "a holds no pictures. Add --recursive to look below."),
         ("Stopped. The same again with resume goes on.", "Stopped. The same again with --resume goes on."),
         ("use fewer beams, precision bf16 or less", "use fewer beams, --precision bf16 or less"),
+        (
+            "a.csv is already there: set resume to go on, or set overwrite to replace it.",
+            "a.csv is already there: add --resume to go on, or add --overwrite to replace it.",
+        ),
+        (
+            "Give the same again, set overwrite instead of resume to start anew, or name another output.",
+            "Give the same again, add --overwrite instead of --resume to start anew, or name another --out.",
+        ),
+        ("overwrite does not empty a folder.", "--overwrite does not empty a folder."),
         ("mini has no use for question: leave it out.", "mini has no use for --question: leave it out."),
         ("The prompt of my_model/num_beams.json", "The prompt of my_model/num_beams.json"),
     ],

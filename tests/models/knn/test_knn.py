@@ -285,7 +285,7 @@ def test_a_stopped_build_goes_on_where_it_was(built, data, weights, tmp_path):
     for name, scrap in (("features.f16", b"\1" * 37), ("pictures.jsonl", b'{"file": "10.p')):
         with (part / name).open("ab") as file:
             file.write(scrap)
-    with pytest.raises(BadOutput, match="add --resume"):
+    with pytest.raises(BadOutput, match="set resume"):
         build.build([data], out, recipe, CPU)
     with pytest.raises(BadOutput, match=r"not begun with this backbone\. Remove it"):
         build.build([data], out, Recipe("vit", str(save_tower(tmp_path / "tower", 5)), k=3), CPU, resume=True)
