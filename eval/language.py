@@ -2,13 +2,15 @@
 
 BERTScore (Zhang et al., 2020): every token of one text is matched with the most alike one of the other by the cosine of
 their contextual embeddings; the matches of the predicted tokens give precision, those of the true ones recall. As the
-authors' default, neither weighted by rarity nor rescaled, and without the special tokens at both ends.
+authors' own package by default: neither weighted by rarity nor rescaled; the special tokens at both ends can be
+matched, but do not count themselves.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +40,16 @@ BEST_LAYERS = {
 BATCH = 16
 
 
+@dataclass(frozen=True)
+class Tokens:
+    """A text as the encoder sees it."""
+
+    vectors: Tensor
+    """Unit vectors `[T, d]`, those of special tokens with them."""
+    counted: Tensor
+    """`[T]`: False for special tokens."""
+
+
 class BertScore:
     """Precision, recall and F1 of pairs of texts."""
 
@@ -59,9 +71,8 @@ class BertScore:
         return np.array([_match(vectors[a], vectors[b]) for a, b in zip(predicted, true, strict=True)]).reshape(-1, 3)
 
     @torch.inference_mode()
-    def _tokens(self, texts: list[str]) -> dict[str, Tensor]:
-        """Unit vectors `[tokens, d]` of each text."""
-        vectors: dict[str, Tensor] = {}
+    def _tokens(self, texts: list[str]) -> dict[str, Tokens]:
+        vectors: dict[str, Tokens] = {}
         for batch in _batches(sorted(texts, key=len)):
             # Not padded by the tokenizer: some have no padding token.
             encoded = self.tokenizer(batch, truncation=True, max_length=self.limit, return_special_tokens_mask=True)
@@ -69,7 +80,7 @@ class BertScore:
             hidden = self.model(input_ids=ids, attention_mask=mask, output_hidden_states=True)
             states = F.normalize(hidden.hidden_states[self.layer].float(), dim=-1).cpu()  # [B, T, d]
             for text, state, special in zip(batch, states, encoded["special_tokens_mask"], strict=True):
-                vectors[text] = state[: len(special)][torch.tensor(special) == 0]
+                vectors[text] = Tokens(state[: len(special)], torch.tensor(special) == 0)
         return vectors
 
 
@@ -110,11 +121,12 @@ def folder_of(name: str) -> Path:
     return folder if folder.is_dir() else zoo.hub_folder(name)
 
 
-def _match(predicted: Tensor, true: Tensor) -> tuple[float, float, float]:
-    if not len(predicted) or not len(true):
+def _match(predicted: Tokens, true: Tokens) -> tuple[float, float, float]:
+    if not predicted.counted.any() or not true.counted.any():
         return 0.0, 0.0, 0.0
-    alike = predicted @ true.T  # [predicted tokens, true tokens]
-    precision, recall = float(alike.max(1).values.mean()), float(alike.max(0).values.mean())
+    alike = predicted.vectors @ true.vectors.T  # [predicted tokens, true tokens]
+    precision = float(alike.max(1).values[predicted.counted].mean())
+    recall = float(alike.max(0).values[true.counted].mean())
     total = precision + recall
     return precision, recall, 2 * precision * recall / total if total > 0 else 0.0
 

@@ -103,7 +103,7 @@ def _column(wanted: str | None, usual: tuple[str, ...], columns: list[str], wher
             return name
     names = printable(", ".join(map(repr, columns))) or "none"
     sought = f"{wanted!r}" if wanted else " or ".join(map(repr, usual))
-    remedy = f"Rename one, or (in training) say which with {option}."
+    remedy = f"Rename one, or say which with {option} (in training, and in python -m eval report)."
     raise BadInput(f"{where} has no {what} column {sought}. The columns are: {names}. {remedy}")
 
 

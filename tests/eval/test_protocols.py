@@ -2,6 +2,7 @@
 
 import io
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from PIL import Image
 
 from captioner.errors import BadInput
 from captioner.pairs.layouts import ReadOptions
+from eval import __main__ as command_line
 from eval import ngrams, protocols, submission
 from eval.answers import Settings
 from eval.clip import Clip
@@ -147,3 +149,19 @@ def test_cocos_table(lexica: Path, said: str, tmp_path: Path) -> None:
 def test_an_unknown_protocol_is_refused_before_anything_is_read(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="promptstealer, kaggle, coco"):
         make(tmp_path / "none", "x.csv", tmp_path / "out", measures=Measures(protocol="imagenet"))
+
+
+def test_the_table_by_one_command(
+    lexica: Path, said: str, tmp_path: Path, tiny_checkpoint, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    arguments = ["report", "--data", f"parquet:{lexica}", "--split", "test", "--protocol", "promptstealer"]
+    arguments += ["--clip", str(tiny_checkpoint("clip")), "--models", said, "--resamples", "200"]
+    monkeypatch.setattr(sys, "argv", ["eval", *arguments, "--out", str(tmp_path / "out")])
+    with pytest.raises(SystemExit) as ended:
+        command_line.main()
+    assert ended.value.code == 0
+    printed = capsys.readouterr().out
+    (published,) = (line for line in printed.splitlines() if "PromptStealer" in line and "0.6999" in line)
+    assert "0.4477" in published
+    (ours,) = (line for line in printed.splitlines() if line.startswith("│ said") and "measured here" in line)
+    assert "0.1667" in ours
