@@ -26,6 +26,8 @@ from eval.wording import breakable, is_best, markdown, number, p_value, signed, 
 TEMPLATES = Path(__file__).parent / "templates"
 COLOURS = 10
 """The style sheet has so many; more are drawn around the colour wheel."""
+WIDEST = 8
+"""Columns of the first table, if there are more of its kind."""
 WORDS = {
     "model": "One way of turning a picture into its prompt, or into the prompt's embedding.",
     "mean": "Mean over the pictures.",
@@ -223,6 +225,8 @@ def _tables(models: list[dict], metrics: list[dict]) -> list[tuple[str, list[dic
     tables = []
     for group, among in _groups(metrics):
         common = [metric for metric in among if not group and all(measured(model, [metric]) for model in answering)]
+        if len(common) > WIDEST:  # every model says texts: the leading metric alone comes first
+            common = common[:1]
         rest = [metric for metric in among if metric not in common]
         if common and rest:
             tables.append((group, common, models))
