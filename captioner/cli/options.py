@@ -137,7 +137,9 @@ Quiet = Annotated[bool, Option("--quiet", "-q", help="No progress on standard er
 _model = _option("Model")
 _search = _option("Search")
 
-Model = Annotated[str | None, _first("Zoo name (see `captioner models`), folder or Hub id.", "--model", "-m")]
+Model = Annotated[
+    str | None, _first("Zoo name (see `captioner models`), folder, Hub id or openai:ADDRESS#NAME.", "--model", "-m")
+]
 
 LIBRARY: dict[str, Any] = {
     # LoadOptions

@@ -52,6 +52,8 @@ TIMEOUT = "CAPTIONER_SERVER_TIMEOUT"
 """Environment variable: seconds until a request is given up."""
 LONGEST_SIDE = 1024
 """Pixels. Vision models look at no more of a picture, and larger ones cost more tokens."""
+CONNECT = 20.0
+"""Seconds until a connection must be there."""
 MAX_ANSWER = 10_000_000
 """Bytes of one answer."""
 LONGEST_WAIT = 120.0
@@ -322,10 +324,13 @@ class Server:
         if isinstance(reason, _TooLong):
             return BadInput(str(reason))
         if isinstance(reason, TimeoutError):
-            return _Again(MissingModel(f"{self.address} cannot be reached in time. Is the server running?"))
-        why = "its name is not known; no network?" if isinstance(reason, socket.gaierror) else _cause(reason)
+            why = "it takes no connection"
+        elif isinstance(reason, socket.gaierror):
+            why = "its name is not known; no network?"
+        else:
+            why = _cause(reason)
         message = MissingModel(f"No answer from {self.address} ({why}). Start the server, or mend the address.")
-        is_dead = isinstance(reason, (ConnectionRefusedError, socket.gaierror)) and not self.has_answered
+        is_dead = isinstance(reason, (ConnectionRefusedError, socket.gaierror, TimeoutError)) and not self.has_answered
         return message if is_dead else _Again(message)
 
     def _object(self, content: bytes, headers: Any) -> dict[str, Any]:
@@ -475,12 +480,40 @@ def in_thread(work: Callable[[], T]) -> Future[T]:
 def _opener(address: str) -> urllib.request.OpenerDirector:
     """Answers as they are, whatever their status, and no redirects: a key goes to the server that was named alone."""
     opener = urllib.request.OpenerDirector()
-    handlers: list[urllib.request.BaseHandler] = [urllib.request.HTTPHandler(), urllib.request.HTTPSHandler()]
+    handlers: list[urllib.request.BaseHandler] = [_Http(), _Https()]
     if urllib.parse.urlsplit(address).hostname not in LOOPBACK:
         handlers.append(urllib.request.ProxyHandler())
     for handler in handlers:
         opener.add_handler(handler)
     return opener
+
+
+class _Connection(http.client.HTTPConnection):
+    """A server that is there takes a connection soon, however long it then thinks."""
+
+    def connect(self) -> None:
+        patience, self.timeout = self.timeout, CONNECT
+        super().connect()
+        self.sock.settimeout(patience)
+
+
+class _SecureConnection(http.client.HTTPSConnection):
+    """The same, encrypted."""
+
+    def connect(self) -> None:
+        patience, self.timeout = self.timeout, CONNECT
+        super().connect()
+        self.sock.settimeout(patience)
+
+
+class _Http(urllib.request.HTTPHandler):
+    def http_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
+        return self.do_open(_Connection, req)
+
+
+class _Https(urllib.request.HTTPSHandler):
+    def https_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
+        return self.do_open(_SecureConnection, req)
 
 
 def _with_path(address: str, path: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -219,6 +220,21 @@ def test_no_server_and_no_time(monkeypatch):
     monkeypatch.setenv(openai.TIMEOUT, "soon")
     with pytest.raises(BadInput, match="CAPTIONER_SERVER_TIMEOUT is a number of seconds, not 'soon'"):
         openai.load("http://127.0.0.1:9/v1#m", LoadOptions())
+
+
+def test_a_server_that_takes_no_connection_is_not_waited_for(monkeypatch):
+    monkeypatch.setattr(openai, "CONNECT", 0.2)
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as busy:
+        address = busy.getsockname()
+        waiting = [socket.socket() for _ in range(3)]
+        for one in waiting:  # fill its queue
+            one.setblocking(False)
+            one.connect_ex(address)
+        asked = openai.Server(f"http://127.0.0.1:{address[1]}/v1", "m", None, QUICK)
+        with pytest.raises(MissingModel, match="it takes no connection"):
+            asked.read_images([square("red")], ONE)
+        for one in waiting:
+            one.close()
 
 
 def test_a_model_that_is_alone_need_not_be_named(server):
