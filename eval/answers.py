@@ -26,6 +26,7 @@ from captioner.contracts import PLAIN_REQUEST, LoadOptions, Model
 from captioner.decoding import DecodingChanges
 from captioner.errors import BadInput
 from captioner.files import atomic
+from captioner.models.openai import spent
 from eval import baselines, tables
 from eval.provenance import weights_hash
 
@@ -244,8 +245,11 @@ def _ask_model(
         )
 
     if len(seeds) > 1 and (_was_begun(*_seeded(folder, request, header, seeds[0])) or _samples(load())):
-        return [answers(seed) for seed in seeds], [f"seed {seed}" for seed in seeds]
-    return [answers(None)], []
+        runs, names = [answers(seed) for seed in seeds], [f"seed {seed}" for seed in seeds]
+    else:
+        runs, names = [answers(None)], []
+    answered.notes += [f"{request.label}: {used}." for model in loaded if (used := spent(model)) is not None]
+    return runs, names
 
 
 def _seeded(folder: Path, request: Request, header: Mapping[str, object], seed: int) -> tuple[Path, dict[str, object]]:

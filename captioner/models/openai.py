@@ -22,10 +22,10 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as WaitTimeout
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from email.utils import parsedate_to_datetime
 from functools import partial
 from typing import Any, TypeVar
@@ -402,6 +402,27 @@ def refuse_what_has_no_meaning(decoding: Decoding, request: Request) -> None:
 
 
 PLAIN = Decoding()
+
+
+def spent(model: object) -> str | None:
+    """What the servers have counted that a model has asked: its own, or those of an ensemble's members."""
+    usages = list({id(server): server.usage for server in _servers(model)}.values())
+    if not usages:
+        return None
+    return str(Usage(*(sum(getattr(usage, field.name) for usage in usages) for field in fields(Usage))))
+
+
+def _servers(model: object) -> Iterator[Server]:
+    from captioner.pipeline import Captioner, DirectEmbedder
+
+    if isinstance(model, Captioner) and isinstance(model.speaker, Server):
+        yield model.speaker
+    elif isinstance(model, DirectEmbedder):
+        from captioner.models.ensemble.ensemble import Ensemble
+
+        if isinstance(model.embedder, Ensemble):
+            for member in model.embedder.models:
+                yield from _servers(member)
 
 
 def data_url(image: Image.Image) -> str:

@@ -20,7 +20,7 @@ from captioner.contracts import LoadOptions, MetadataUse, Request
 from captioner.errors import BadAnswer, BadCheckpoint, BadImage, BadInput
 from captioner.images import Source, is_there, printable
 from captioner.images.metadata import Parameters, read_parameters
-from captioner.models.openai import in_thread
+from captioner.models.openai import in_thread, spent
 from captioner.prompt import Candidate
 from captioner.run import templates
 from captioner.run.batch import Asked
@@ -99,10 +99,7 @@ class Model:
 
     def spent(self) -> str | None:
         """What a server has counted in this run, where one was asked."""
-        from captioner.models import openai
-
-        speaker = self.loaded.speaker if "loaded" in self.__dict__ else None
-        return str(speaker.usage) if isinstance(speaker, openai.Server) else None
+        return spent(self.loaded) if "loaded" in self.__dict__ else None
 
 
 @dataclass

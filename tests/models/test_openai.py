@@ -259,7 +259,10 @@ def test_several_candidates_and_an_expected_embedding(server, tmp_path):
     member = ensemble.Member(f"openai:{server.address}#painter", expected=True)
     ensemble.save(file, [member])
     server.bodies.clear()
-    [vector] = captioner.load(str(file)).embed([square("red")])
+    both = captioner.load(str(file))
+    [vector] = both.embed([square("red")])
+    assert openai.spent(both) == "1 request used 100 tokens of input and 320 of output"
+    assert openai.spent(captioner.load("mini")) is None
     assert server.bodies[0]["n"] == ensemble.SAMPLES
     assert np.linalg.norm(vector) == pytest.approx(1, abs=1e-5)
     assert vector @ prompt.embedding > 0.8
@@ -305,5 +308,6 @@ def test_a_server_is_measured_like_any_model(address, pairs, tmp_path):
     names = f"openai:{address}#painter,openai:{address}#painter+expected"
     done = command("eval", "report", "--data", pairs, "--limit", "4", "--models", names, "--out", tmp_path / "report")
     assert done.returncode == 0, done.stderr
+    assert f"openai:{address}#painter: 4 requests used 400 tokens of input and 40 of output." in done.stderr
     report = json.loads((tmp_path / "report" / "report.json").read_text())
     assert f"openai:{address}#painter" in json.dumps(report)
