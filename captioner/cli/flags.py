@@ -19,6 +19,8 @@ _PHRASES = {
     r"^overwrite (?=does not )": "--overwrite ",
     r"\bname an(other)? output\b": r"name an\1 --out",
     r"\bwhat sidecars are for\b": "what --sidecar is for",
+    r"\bas terms\b": "with --terms FILE",
+    r"\b([Ll])eave embedder out\b": r"\1eave --embedder out",
     r"\bprecision bf16\b": "--precision bf16",
 }
 """What the library says of a setting that is switched on or chosen → what is typed."""

@@ -56,8 +56,8 @@ def free_memory(target: torch.device) -> int:
 
 
 def fits(weights: int, target: torch.device, most: int = 32) -> int:
-    """How many images a batch may hold so that half of the free memory is enough; at least 1.
+    """The largest batch, at least 1 and at most `most`, that needs no more than half of the free memory.
 
-    weights: bytes of the model's weights. An image needs a fifth of them while it is read and captioned by four beams.
+    weights: bytes of the model's weights. Reading an image and captioning it with four beams takes a fifth as many.
     """
     return max(1, min(most, free_memory(target) // 2 // max(1, weights // 5)))

@@ -99,7 +99,7 @@ def convolved_relu6(
 
 
 def read_as_half(model: nn.Module) -> None:
-    """Keep the weights of linear layers in float16 where that changes none of their values, in place."""
+    """Store the weights of linear layers in float16 wherever that is lossless, in place."""
     if "fbgemm" not in torch.backends.quantized.supported_engines:
         return
     if not hasattr(torch.ops.quantized, "linear_prepack_fp16"):
@@ -123,10 +123,10 @@ class HalfLinear(nn.Module):
 
 
 def traced(function: Callable, layers: nn.Module, *inputs) -> Callable:
-    """The function, recorded once for these inputs and from then on run without Python between its operators.
+    """The function as `torch.jit` traces it with these inputs, which runs without Python between its operators.
 
-    A small decoder's step on a CPU takes half the time so. Later inputs may have other sizes, but the recording follows
-    the branches that these inputs took. Elsewhere than on a CPU, and where torch cannot record the function (it calls a
+    A small decoder's step on a CPU takes half the time so. Later inputs may have other sizes, but the trace follows the
+    branches that these inputs took. Elsewhere than on a CPU, and where torch cannot trace the function (it calls a
     `PackedLinear`, say), it is returned as it is.
 
     Args:

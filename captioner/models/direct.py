@@ -164,6 +164,6 @@ def load(folder: Path, options: LoadOptions) -> Direct:
     if not suits(options.embedder, model.config.embedder):
         raise BadInput(
             f"{folder} learnt the embeddings of {model.config.embedder}, not of {options.embedder}. "
-            "Leave --embedder out, or train it anew on that embedder."
+            "Leave embedder out, or train it anew on that embedder."
         )
     return Direct(model)

@@ -663,6 +663,8 @@ def test_names_of_an_index_reach_the_terminal_escaped() -> None:
         ),
         ("a holds no pictures. Set recursive to look below.", "a holds no pictures. Add --recursive to look below."),
         ("Stopped. The same again with resume goes on.", "Stopped. The same again with --resume goes on."),
+        ("name one more list as terms.", "name one more list with --terms FILE."),
+        ("Leave embedder out, or train it anew.", "Leave --embedder out, or train it anew."),
         ("use fewer beams, precision bf16 or less", "use fewer beams, --precision bf16 or less"),
         (
             "a.csv is already there: set resume to go on, or set overwrite to replace it.",

@@ -44,7 +44,7 @@ AT_ONCE = 16384
 
 @dataclass(frozen=True)
 class TermTable:
-    """Terms and their unit vectors `[n, d]` in half precision."""
+    """Terms of one kind and their unit vectors `[n, d]` in half precision."""
 
     terms: list[str]
     vectors: Tensor
@@ -78,7 +78,7 @@ def package_lists() -> dict[str, list[str]]:
     if spec is None or spec.origin is None:
         raise MissingExtra(
             "The interrogator's terms come with an optional package: `pip install --no-deps clip-interrogator==0.6.0`. "
-            "Or give lists of your own with --terms FILE."
+            "Or give lists of your own as terms."
         )
     data = Path(spec.origin).parent / "data"
     lists = {kind: read_terms(data / f"{kind}.txt") for kind in KINDS if kind != "trending"}
@@ -88,12 +88,14 @@ def package_lists() -> dict[str, list[str]]:
 def check_lists(lists: dict[str, list[str]], mode: str) -> None:
     """Whether the mode has what it needs."""
     if mode == "negative" and not lists.keys() & {"flavors", "negative"}:
-        raise BadInput("The negative mode needs flavours or a negative.txt: name one more list with --terms.")
+        raise BadInput("The negative mode needs flavours or a negative.txt: name one more list as terms.")
     if mode != "negative" and lists.keys() == {"negative"}:
-        raise BadInput("A negative.txt alone serves the negative mode only: name one more list with --terms.")
+        raise BadInput("A negative.txt alone serves the negative mode only: name one more list as terms.")
     missing = [kind for kind in CLASSIC if kind not in lists]
     if mode == "classic" and missing:
-        print(f"Classic prompts without {', '.join(missing)}: --terms has no such lists.", file=sys.stderr)
+        print(
+            f"Classic prompts without {', '.join(missing)}: among the terms there are no such lists.", file=sys.stderr
+        )
 
 
 def make_tables(ranker: Ranker, lists: dict[str, list[str]]) -> TermTables:

@@ -180,7 +180,7 @@ class _Partial:
             shutil.rmtree(self.folder)
         elif kind is KeyboardInterrupt:
             read = f"Stopped with {len(self.pictures):,} pictures read."
-            raise Stopped(f"{read} The same command with --resume goes on from there.") from None
+            raise Stopped(f"{read} The same command with resume goes on from there.") from None
 
     def append(self, batch: Sequence[Record], features: np.ndarray) -> None:
         """Keep these. Features come first: what the journal names is there."""

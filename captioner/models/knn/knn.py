@@ -91,7 +91,7 @@ class Index:
         if prompts < self.about["k"]:
             raise BadInput(
                 f"{folder} has {prompts} prompts, fewer than the {self.about['k']} neighbours it is set to use. "
-                "Add pictures, or choose fewer: captioner index build --k."
+                "Add pictures, or build the index with a smaller k."
             )
         for array in (self.centre, self.projection):
             if array is not None and not np.isfinite(array).all():
@@ -254,7 +254,7 @@ def load(folder: Path, options: LoadOptions) -> Knn:
     if not suits(options.embedder, about["embedder"]):
         raise BadInput(
             f"{folder} holds embeddings of {about['embedder']}, not of {options.embedder}. "
-            "Build it anew with that embedder, or leave --embedder out."
+            "Build it anew with that embedder, or leave embedder out."
         )
     backbone = backbones.build(about["backbone"], about["weights"], **about["settings"])
     if backbone.fingerprint() != about["fingerprint"]:

@@ -163,19 +163,19 @@ class Ranker:
         # At least one token of each text is left to read behind what they share.
         shared = [min(_common(ids[i]), min(map(len, ids[i])) - 1) for i in asked]
         starts = pad_sequence([torch.tensor(ids[i][0][:length]) for i, length in zip(asked, shared, strict=True)], True)
-        begun = _Begun(torch.tensor(shared), [])
-        self._read(starts[:, None], None, begun.layers)
+        beginnings = _Beginnings(torch.tensor(shared), [])
+        self._read(starts[:, None], None, beginnings.layers)
         orders = [_by_length(ids[i]) for i in asked]
         step = max(1, AT_ONCE // len(asked))
         for at in range(0, max(map(len, orders)), step):
             blocks = [order[at : at + step] or order[-1:] for order in orders]
             tails = [[ids[i][n][length:] for n in b] for i, length, b in zip(asked, shared, blocks, strict=True)]
-            of_texts = self._tails(begun, tails)
+            of_texts = self._tails(beginnings, tails)
             for row, (i, block) in enumerate(zip(asked, blocks, strict=True)):
                 vectors[i][block] = of_texts[row, : len(block)]
         return vectors
 
-    def _tails(self, begun: _Begun, tails: list[list[list[int]]]) -> Tensor:
+    def _tails(self, beginnings: _Beginnings, tails: list[list[list[int]]]) -> Tensor:
         """What follows the beginnings → unit vectors `[pictures, most tails, d]`; where there are fewer, filling."""
         most, longest = max(map(len, tails)), max(len(tail) for rivals in tails for tail in rivals)
         ids = torch.full((len(tails), most, longest), tails[0][0][-1])
@@ -184,18 +184,20 @@ class Ranker:
             for column, tail in enumerate(rivals):
                 ids[row, column, : len(tail)] = torch.tensor(tail)
                 last[row, column] = len(tail) - 1
-        x = self._read(ids, begun)  # [pictures, most, longest, width]
+        x = self._read(ids, beginnings)  # [pictures, most, longest, width]
         at_end = x.gather(2, last.to(x.device)[..., None, None].expand(-1, -1, 1, x.shape[-1])).squeeze(2)
         return _unit(self._clip.text_projection(self._clip.text_model.final_layer_norm(at_end)))
 
-    def _read(self, ids: Tensor, begun: _Begun | None, keep: list[tuple[Tensor, Tensor]] | None = None) -> Tensor:
+    def _read(
+        self, ids: Tensor, beginnings: _Beginnings | None, keep: list[tuple[Tensor, Tensor]] | None = None
+    ) -> Tensor:
         """CLIP's text tower over ids `[pictures, m, t]`: m texts that go on where their picture's beginning ends.
 
         Into `keep` go the keys and values of every layer, `[pictures, heads, t, head_dim]`, where m is 1.
         """
         text, heads, device = self._clip.text_model, self.text_config.num_attention_heads, self.model.device
         pictures, _, t = ids.shape
-        before = torch.zeros(pictures, dtype=torch.long) if begun is None else begun.lengths
+        before = torch.zeros(pictures, dtype=torch.long) if beginnings is None else beginnings.lengths
         positions = (before[:, None] + torch.arange(t)).clamp(max=self.limit - 1).to(device)  # only padding is clamped
         x = text.embeddings.token_embedding(ids.to(device)) + text.embeddings.position_embedding(positions)[:, None]
         hidden = torch.ones(t, t, dtype=torch.bool, device=device).triu(1)  # [t, t]: the future
@@ -208,11 +210,11 @@ class Ranker:
             if keep is not None:
                 keep.append((keys.squeeze(2), values.squeeze(2)))
             scores = (query @ keys.transpose(-1, -2) * attention.scale).masked_fill(hidden, -torch.inf)
-            if begun is None:
+            if beginnings is None:
                 mixed = scores.softmax(-1) @ values
             else:
                 mixed = _with_beginning(
-                    query * attention.scale, scores, values, *begun.layers[index], before.to(device)
+                    query * attention.scale, scores, values, *beginnings.layers[index], before.to(device)
                 )
             x = x + attention.out_proj(mixed.permute(0, 2, 3, 1, 4).flatten(3))
             x = x + layer.mlp(layer.layer_norm2(x))
@@ -227,7 +229,7 @@ class Ranker:
         return torch.promote_types(self.model.dtype, torch.float32)
 
 
-class _Begun:
+class _Beginnings:
     """The beginnings that texts share, one a picture: their lengths, and each layer's keys and values."""
 
     def __init__(self, lengths: Tensor, layers: list[tuple[Tensor, Tensor]]) -> None:

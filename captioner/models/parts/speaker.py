@@ -43,7 +43,7 @@ class SearchedDecoder(Generic[MemoryType]):
         self, images: Sequence[Image], decoding: Decoding, request: Request = PLAIN_REQUEST
     ) -> list[Reading]:
         pixels = self.processor.pixels(images)
-        # What a sampled text may depend on: the picture, not its place in the run.
+        # What a sampled text may depend on: the picture, not its position in the run.
         seeds = [zlib.crc32(picture.contiguous().numpy()) for picture in pixels] if decoding.do_sample else None
         memory = self.remember(pixels.to(self.model.device, self.model.dtype), request)
         return self.readings(memory, seeds, decoding, request)

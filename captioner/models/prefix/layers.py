@@ -302,6 +302,6 @@ class PrefixSpeaker(SearchedDecoder[PrefixMemory]):
         embeddings = memory.features.float().cpu().numpy()
         return [replace(reading, embedding=vector) for reading, vector in zip(readings, embeddings, strict=True)]
 
-    def reading(self, found: Sequence[Hypothesis]) -> Reading:
-        gists = self.model.gists([each.ids for each in found])
-        return replace(super().reading(found), gists=gists)
+    def reading(self, hypotheses: Sequence[Hypothesis]) -> Reading:
+        gists = self.model.gists([text.ids for text in hypotheses])
+        return replace(super().reading(hypotheses), gists=gists)

@@ -66,7 +66,8 @@ def options(tiny_checkpoint: Callable[[str], Path]) -> LoadOptions:
 
 def load(options: LoadOptions, **changes) -> Interrogator:
     options = replace(options, **changes)
-    return interrogator.load(None, options, lambda name: pipeline.load(name, options))
+    of_captioner = replace(options, caption_model=None, clip_model=None)
+    return interrogator.load(None, options, lambda name: pipeline.load(name, of_captioner))
 
 
 def own_tables(speaker: Interrogator, mode: str = "best", terms: tuple[Path, ...] | None = None) -> TermTables:
@@ -209,7 +210,7 @@ def test_package_is_read_and_not_imported(package: Path) -> None:
 
 
 def test_without_the_package_the_remedy_is_named(options: LoadOptions) -> None:
-    with pytest.raises(MissingExtra, match=r"pip install --no-deps clip-interrogator.*--terms"):
+    with pytest.raises(MissingExtra, match=r"pip install --no-deps clip-interrogator.*as terms"):
         load(replace(options, clip_model="no/such-clip")).read_images(pictures(1), SHORT)  # before anything is loaded
 
 

@@ -279,7 +279,7 @@ def test_a_stopped_build_goes_on_where_it_was(built, data, weights, tmp_path):
         if sum(seen) == 10:
             raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt, match=r"Stopped with 10 pictures read\..* --resume"):
+    with pytest.raises(KeyboardInterrupt, match=r"Stopped with 10 pictures read\..* with resume"):
         build.build([data], out, recipe, CPU, batch_size=5, progress=stop)
     part = tmp_path / "index.part"
     for name, scrap in (("features.f16", b"\1" * 37), ("pictures.jsonl", b'{"file": "10.p')):
@@ -303,7 +303,7 @@ def stopped_at_prompts(data, recipe, out):
         if step == "prompts" and count:
             raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt, match=r"Stopped with 12 pictures read\..* --resume"):
+    with pytest.raises(KeyboardInterrupt, match=r"Stopped with 12 pictures read\..* with resume"):
         build.build([data], out, recipe, CPU, progress=stop)
 
 
