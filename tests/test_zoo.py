@@ -122,8 +122,8 @@ def test_a_file_that_is_no_model(tmp_path: Path) -> None:
         ("a\0b/c", "No model"),
         ("BLIP", "did you mean 'blip'"),
         ("Blip-Large", "did you mean 'blip-large'"),
-        ("runs/nope", "runs/nope is no folder, it is not in the local cache"),
-        ("https://huggingface.co/Somebody/model/tree/main", "^Somebody/model is no folder"),
+        ("runs/nope", "There is no folder runs/nope; as a model of the Hub it is not in the local cache"),
+        ("https://huggingface.co/Somebody/model/tree/main", "^There is no folder Somebody/model"),
     ],
 )
 def test_names_that_lead_nowhere(name: str, message: str, hub_cache: Path) -> None:

@@ -58,8 +58,8 @@ def hub_folder(identifier: str, modules: bool = False) -> Path:
 
     if constants.HF_HUB_OFFLINE:
         raise MissingModel(
-            f"{identifier} is no folder, it is not in the local cache and HF_HUB_OFFLINE is set. "
-            "Unset it, or name a folder."
+            f"There is no folder {identifier}; as a model of the Hub it is not in the local cache, and HF_HUB_OFFLINE "
+            "is set. Unset it, or name a folder that is there."
         )
     try:
         siblings = HfApi().model_info(identifier, files_metadata=True).siblings or []
@@ -129,7 +129,7 @@ def _explain(identifier: str, error: Exception) -> NoReturn:
         message = f"{identifier} cannot be kept in {constants.HF_HUB_CACHE} ({error.strerror}). Set HF_HOME elsewhere."
     else:
         message = (
-            f"{identifier} is no folder, it is not in the local cache and the Hub cannot be reached. Check the "
-            f"network, or fetch it elsewhere (hf download {identifier}) and name the folder."
+            f"There is no folder {identifier}; as a model of the Hub it is not in the local cache, and the Hub cannot be "
+            f"reached. Check the network, or fetch it elsewhere (hf download {identifier}) and name its folder."
         )
     raise MissingModel(message) from error

@@ -75,7 +75,8 @@ assert "sentence_transformers" not in sys.modules
     assert done.stderr == ""
     [line] = done.stdout.splitlines()
     name = "sentence-transformers/all-mpnet-base-v2"
-    assert line.startswith(f"['{name}'] {name} is no folder, it is not in the local cache")
+    missing = f"There is no folder {name}; as a model of the Hub it is not in the local cache"
+    assert line.startswith(f"['{name}'] {missing}")
 
 
 def test_one_embedder_has_several_names() -> None:
