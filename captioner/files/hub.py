@@ -129,7 +129,7 @@ def _explain(identifier: str, error: Exception) -> NoReturn:
         message = f"{identifier} cannot be kept in {constants.HF_HUB_CACHE} ({error.strerror}). Set HF_HOME elsewhere."
     else:
         message = (
-            f"There is no folder {identifier}; as a model of the Hub it is not in the local cache, and the Hub cannot be "
-            f"reached. Check the network, or fetch it elsewhere (hf download {identifier}) and name its folder."
+            f"There is no folder {identifier}; as a model of the Hub it is not in the local cache, and the Hub cannot "
+            f"be reached. Check the network, or fetch it elsewhere (hf download {identifier}) and name its folder."
         )
     raise MissingModel(message) from error
