@@ -230,13 +230,18 @@ def page(
         list[str] | None, typer.Option(help="Where the pictures are, if not where the report has them from.")
     ] = None,
     redrawn: Annotated[Path | None, typer.Option(help="Pictures drawn again, to be shown beside the others.")] = None,
+    split: Annotated[str, typer.Option(help="Which part of the data the report was made from.")] = "train",
+    text_column: Annotated[str | None, typer.Option(help="The column of the prompts, if it has no usual name.")] = None,
+    image_column: Annotated[str | None, typer.Option(help="The column of the pictures.")] = None,
     gallery: Annotated[int, typer.Option(help="Pictures shown of each kind: best, worst, random.", min=1)] = 12,
 ) -> None:
     """Draw report.html and report.md anew from report.json and per_image.parquet; no figure changes."""
     with _stoppable():
+        from captioner.pairs.layouts import ReadOptions
         from eval.anew import draw_page
 
-        written = draw_page(report, data or (), redrawn, gallery)
+        reading = ReadOptions(text_column, image_column, split)
+        written = draw_page(report, data or (), redrawn, gallery, reading)
     _say(f"written: {written}")
 
 

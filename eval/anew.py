@@ -7,11 +7,18 @@ from pathlib import Path
 
 from captioner.errors import BadInput
 from captioner.files import atomic
+from captioner.pairs.layouts import ReadOptions
 from eval import page, store
 from eval.results import Results
 
 
-def draw_page(report: Path, data: Sequence[str] = (), redrawn: Path | None = None, gallery: int = 12) -> Path:
+def draw_page(
+    report: Path,
+    data: Sequence[str] = (),
+    redrawn: Path | None = None,
+    gallery: int = 12,
+    reading: ReadOptions | None = None,
+) -> Path:
     """The page of this folder, by its report.json and per_image.parquet.
 
     data: where the pictures are, if not where the report says; a report of figures only, or of texts, needs none.
@@ -20,18 +27,18 @@ def draw_page(report: Path, data: Sequence[str] = (), redrawn: Path | None = Non
     about, folder = store.load_report(file), file.parent
     results = Results.load(folder / "per_image.parquet")
     with_pictures = about.get("kind") == "report" and not about.get("figures_only", False)
-    picture = _pictures(data or about["data"].get("specs", []), results) if with_pictures else None
+    picture = _pictures(data or about["data"].get("specs", []), results, reading) if with_pictures else None
     pages = page.render(about, results, picture, gallery, _drawn_again(redrawn, results))
     for name, content in pages.items():
         atomic.write_bytes(folder / name, content.encode("utf-8", "replace"))
     return folder / "report.html"
 
 
-def _pictures(data: Sequence[str], results: Results) -> page.Picture:
+def _pictures(data: Sequence[str], results: Results, reading: ReadOptions | None) -> page.Picture:
     """Opens the picture of an item, found by its content."""
     from eval.data import read_pairs
 
-    pairs = read_pairs(data)
+    pairs = read_pairs(data, reading=reading)
     row_of = {item.image_hash: row for row, item in enumerate(pairs.items)}
     rows = [row_of.get(image_hash or "") for image_hash in results.image_hashes]
     if missing := sum(row is None for row in rows):

@@ -111,14 +111,16 @@ def pair_differences(
     pairs = list(combinations(range(len(models)), 2))
     columns = [results.models.index(model) for model in models]
     alone = [(source, length) for source, length in parts.combinations if EVERYTHING in (source, length)]
-    found = []
+    rows_of_pairs = []
     for source, length in alone if pairs else ():
         rows = parts.rows(source, length)
         values = results.values[metric][rows][:, columns]
         deltas = np.stack([values[:, b] - values[:, a] for a, b in pairs], axis=1)
         of_part = _figures(deltas, _groups(results, rows), seed)
-        found += [(a, b, source, length, figure) for (a, b), figure in zip(pairs, of_part, strict=True) if figure[3]]
-    return found
+        rows_of_pairs += [
+            (a, b, source, length, figure) for (a, b), figure in zip(pairs, of_part, strict=True) if figure[3]
+        ]
+    return rows_of_pairs
 
 
 def _groups(results: Results, rows: np.ndarray) -> list[str]:

@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw
 
 from captioner.errors import BadInput, BadOutput, MissingModel
 from eval import redraw as module
+from eval.anew import draw_page
 from eval.redraw import PLAN, TRUE_PROMPT, Network, Redrawn, colours_in_common, folder_name, picture_names, redraw
 from eval.report import report
 from eval.results import Results
@@ -132,6 +133,21 @@ def test_report_measures_what_was_drawn(two: Path, data: Path, tmp_path: Path, d
     html = (two / "report.html").read_text()
     assert html.count('class="redrawn"') == 3 * 2
     assert "Drawn again" in html
+
+
+def test_the_page_is_drawn_anew_with_its_pictures(two: Path, data: Path, tmp_path: Path) -> None:
+    (tmp_path / "theirs" / "right").mkdir(parents=True)
+    picture_of(0).save(tmp_path / "theirs" / "right" / "0.png")
+    draw_page(two, redrawn=tmp_path / "theirs")
+    html = (two / "report.html").read_text()
+    assert html.count('class="original"') == 3
+    assert html.count('class="redrawn"') == 1
+    data.rename(tmp_path / "moved")
+    draw_page(two, [str(tmp_path / "moved")])
+    assert (two / "report.html").read_text().count('class="original"') == 3
+    (tmp_path / "moved" / "1.png").unlink()
+    with pytest.raises(BadInput, match="not in"):
+        draw_page(two, [str(tmp_path / "moved")])
 
 
 def test_pictures_of_other_texts_are_left_out(two: Path, data: Path, tmp_path: Path, drawing: Drawing) -> None:
