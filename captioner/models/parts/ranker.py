@@ -10,6 +10,7 @@ import hashlib
 import html
 import unicodedata
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -75,7 +76,7 @@ class Ranker:
         try:
             with checkpoint.reading(folder):
                 if kind == "clip":
-                    processor = Preprocess.from_folder(folder, BACKBONES["clip"].preprocess)
+                    processor = replace(Preprocess.from_folder(folder, BACKBONES["clip"].preprocess), rounded=True)
                 else:
                     processor = AutoImageProcessor.from_pretrained(folder, backend="pil", local_files_only=True)
                 tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
@@ -92,7 +93,7 @@ class Ranker:
     def pictures(self, images: Sequence[Image]) -> Tensor:
         """Unit vectors `[n, d]`."""
         if isinstance(self.processor, Preprocess):
-            inputs = BatchFeature({"pixel_values": self.processor(images, rounded=True)})
+            inputs = BatchFeature({"pixel_values": self.processor(images)})
         else:
             inputs = self.processor(list(images), return_tensors="pt")
         inputs = inputs.to(self.model.device, self.model.dtype)

@@ -7,6 +7,7 @@ from checkpoints of their own and saved along, so that the folder needs nothing 
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -132,6 +133,7 @@ def _backbone(clip: str | None, joint_dim: int) -> backbones.Backbone:
     is_plain = (folder / "config.json").is_file() and "model_type" in read_config(folder)
     kind = "clip" if is_plain or not (folder / clip_resnet.CONFIG).is_file() else "clip-resnet"
     backbone = backbones.build(kind, folder)
+    backbone.preprocess = replace(backbone.preprocess, rounded=True)  # ClipCap learnt from what torchvision cut out
     if backbone.width != joint_dim:
         raise BadInput(f"The mapper reads embeddings of length {joint_dim}, {clip} makes {backbone.width}.")
     return backbone

@@ -140,6 +140,22 @@ def test_old_processor_files_hold_plain_numbers(tmp_path):
     assert Preprocess.from_folder(tmp_path / "no-such", Preprocess(7)) == Preprocess(7)
 
 
+def test_the_middle_begins_where_transformers_or_torchvision_has_it():
+    row = np.arange(43, dtype=np.uint8)[None, :, None].repeat(32, 0).repeat(3, 2)
+    begins = [
+        round(
+            float(
+                Preprocess(32, 32, mean=(0, 0, 0), std=(1, 1, 1), rounded=rounded)([Image.fromarray(row)])[0, 0, 0, 0]
+                * 255
+            )
+        )
+        for rounded in (False, True)
+    ]
+    assert begins == [5, 6]  # of 5.5; transformers rounds down, Python and torchvision to the even one
+    assert "rounded" not in Preprocess(32).to_dict()
+    assert Preprocess.from_dict(Preprocess(32, rounded=True).to_dict()) == Preprocess(32, rounded=True)
+
+
 def test_the_defaults_are_those_of_the_published_checkpoints():
     assert backbones.BACKBONES["clip"].preprocess.shortest == 224
     for name in ("resnet50", "resnet152"):

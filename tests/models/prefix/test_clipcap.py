@@ -73,6 +73,7 @@ def test_published_files_say_the_same_after_conversion(mapper, clip, gpt2, tmp_p
         )
     assert speaker.model.config.eos_ids == [13]
     assert speaker.model.config.normalize is asked
+    assert speaker.processor.preprocess.rounded
     assert decoders.texts(speaker, decoders.pictures(1))[0][0]
     assert sorted(os.listdir(tmp_path)) == ["coco_weights.pt", "converted"]
 

@@ -159,7 +159,7 @@ def read(folder: Path) -> tuple[Preprocess, dict, CLIPResNetTower]:
         tower.load_state_dict({key: tensor.to(wanted[key].dtype) for key, tensor in state.items()})
     pixels: dict[str, Any] = {**CLIP, **_object(said, "preprocess_cfg")}
     size = settings["image_size"]
-    preprocess = Preprocess(size, size, mean=tuple(pixels["mean"]), std=tuple(pixels["std"]))
+    preprocess = Preprocess(size, size, mean=tuple(pixels["mean"]), std=tuple(pixels["std"]), rounded=True)
     return preprocess, settings, tower.eval()
 
 

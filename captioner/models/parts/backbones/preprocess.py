@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
@@ -46,6 +46,9 @@ class Preprocess:
     resample: str = "bicubic"
     mean: tuple[float, ...] = HALF
     std: tuple[float, ...] = HALF
+    rounded: bool = False
+    """What is cut out begins at the nearest pixel, as in torchvision and so for CLIP's authors and open_clip;
+    transformers takes the one before, which is another where an odd number is cut off."""
 
     def __post_init__(self) -> None:
         sides = (self.size, self.size if self.shortest is None else self.shortest)
@@ -54,18 +57,14 @@ class Preprocess:
         if self.resample not in RESAMPLING or not _three_numbers(self.mean, self.std) or 0 in self.std:
             raise BadCheckpoint("Pixels need a way to resize, three means, and three spreads above 0.")
 
-    def __call__(self, images: Sequence[Image.Image], rounded: bool = False) -> Tensor:
-        """RGB pictures of any size → float32 `[n, 3, size, size]`.
-
-        rounded: what is cut out begins at the nearest pixel, as in torchvision and so for CLIP's authors and open_clip;
-        transformers takes the one before, which is another where an odd number is cut off.
-        """
-        squares = np.stack([np.asarray(self._square(image, rounded)) for image in images])  # [n, size, size, 3]
+    def __call__(self, images: Sequence[Image.Image]) -> Tensor:
+        """RGB pictures of any size → float32 `[n, 3, size, size]`."""
+        squares = np.stack([np.asarray(self._square(image)) for image in images])  # [n, size, size, 3]
         pixels = torch.from_numpy(squares).permute(0, 3, 1, 2).float() / 255  # [n, 3, size, size]
         mean, std = (torch.tensor(channels)[:, None, None] for channels in (self.mean, self.std))
         return (pixels - mean) / std
 
-    def _square(self, image: Image.Image, rounded: bool) -> Image.Image:
+    def _square(self, image: Image.Image) -> Image.Image:
         resample = RESAMPLING[self.resample]
         if self.shortest is None:
             return image.resize((self.size, self.size), resample)
@@ -75,12 +74,18 @@ class Preprocess:
             left, top = (image.width - width) // 2, (image.height - height) // 2
             image = image.crop((left, top, left + width, top + height))
         width, height = (int(self.shortest * side / short) for side in image.size)
-        left, top = (round((side - self.size) / 2) if rounded else (side - self.size) // 2 for side in (width, height))
+        left, top = (
+            round((side - self.size) / 2) if self.rounded else (side - self.size) // 2 for side in (width, height)
+        )
         return image.resize((width, height), resample).crop((left, top, left + self.size, top + self.size))
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields; how it is cut only where that is not transformers' way: fingerprints of indexes hold these."""
+        return {name: value for name, value in asdict(self).items() if name != "rounded" or value}
 
     @classmethod
     def from_dict(cls, saved: dict) -> Preprocess:
-        """What `dataclasses.asdict` gave, perhaps through JSON."""
+        """What `to_dict` gave, perhaps through JSON."""
         return cls(**{**saved, "mean": tuple(saved["mean"]), "std": tuple(saved["std"])})
 
     @classmethod

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import TypeVar
 
@@ -72,7 +71,7 @@ class Backbone(nn.Module):
     @property
     def config(self) -> dict:
         """All that `from_config` needs, ready for JSON."""
-        return {"name": self.name, "settings": self.settings, "preprocess": asdict(self.preprocess)}
+        return {"name": self.name, "settings": self.settings, "preprocess": self.preprocess.to_dict()}
 
     @property
     def stem(self) -> nn.Module:
