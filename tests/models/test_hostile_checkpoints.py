@@ -338,6 +338,20 @@ def test_a_text_has_at_most_the_models_positions(family, tiny_checkpoint):
             model.generate(picture, Request(greedy, prompt="a cat " * 20_000))
 
 
+def test_the_models_own_limit_gives_way_to_a_long_start_and_a_named_one_does_not():
+    model, picture = captioner.load("mini", CPU), [Image.effect_noise((40, 30), 90).convert("RGB")]
+    request = Request(prompt=("a cat and a dog in a red hat by the sea " * 10)[:170].rstrip())
+    start = len(model.speaker.beginning(request.prompt).start_ids)
+    longest = model.speaker.longest - start
+    assert 1 < longest < model.decoding.max_new_tokens
+    assert model.generate(picture, request)
+    assert model.generate(picture, request, max_new_tokens=longest)
+    for name, number in (("max_new_tokens", longest + 1), ("min_new_tokens", longest + 1)):
+        refusal = f"at most {longest} tokens after a start of {start}, and {name} is {number}"
+        with pytest.raises(CaptionerError, match=refusal):
+            model.generate(picture, request, **{name: number})
+
+
 # --- adapters ---------------------------------------------------------------------------------------------------------
 
 

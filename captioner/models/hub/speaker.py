@@ -24,7 +24,7 @@ from captioner.contracts import PLAIN_REQUEST, Request
 from captioner.decoding import Decoding
 from captioner.models.hub.chat import Chat
 from captioner.models.hub.instructions import Instructions
-from captioner.models.parts.speaker import check_length
+from captioner.models.parts.speaker import within_positions
 from captioner.prompt import Candidate, Reading
 from captioner.search.words import forbidden_sequences
 
@@ -79,22 +79,23 @@ class HubModel:
     def read_images(
         self, images: Sequence[Image], decoding: Decoding, request: Request = PLAIN_REQUEST
     ) -> list[Reading]:
-        instruction = request.instruction or self.instructions.of_style(request.style)
         if not decoding.do_sample:
-            return self._generate(images, decoding, instruction)
+            return self._generate(images, decoding, request)
         readings = []
         for image in images:  # one by one: what is drawn depends on the picture, not on its place in the batch
             with torch.random.fork_rng([self.model.device] if self.model.device.type == "cuda" else []):
                 if decoding.seed is not None:
                     torch.manual_seed(zlib.crc32(image.tobytes(), decoding.seed & 0xFFFFFFFF))
-                readings += self._generate([image], decoding, instruction)
+                readings += self._generate([image], decoding, request)
         return readings
 
-    def _generate(self, images: Sequence[Image], decoding: Decoding, instruction: str | None) -> list[Reading]:
+    def _generate(self, images: Sequence[Image], decoding: Decoding, request: Request) -> list[Reading]:
+        instruction = request.instruction or self.instructions.of_style(request.style)
         inputs = self._inputs(list(images), instruction).to(self.model.device, self.model.dtype)
         told = self._told(inputs, len(images))
-        if self.positions is not None:  # the last token that is written is never read
-            check_length(max(0, self.positions - told.shape[1] + 1), told.shape[1], decoding)
+        start = told.shape[1]
+        longest = None if self.positions is None else max(0, self.positions - start + 1)  # the last is never read
+        decoding = within_positions(longest, start, decoding, request)
         found = self.model.generate(
             **inputs,
             **settings(decoding),

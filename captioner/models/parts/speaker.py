@@ -6,6 +6,7 @@ import math
 import zlib
 from collections.abc import Sequence
 from copy import copy
+from dataclasses import replace
 from typing import Any, Generic
 
 import torch
@@ -13,7 +14,7 @@ from PIL.Image import Image
 from torch import Tensor
 
 from captioner.contracts import PLAIN_REQUEST, Attentive, Decoder, MemoryType, Processor, Request
-from captioner.decoding import Decoding
+from captioner.decoding import Decoding, DecodingChanges
 from captioner.errors import BadCheckpoint, BadInput
 from captioner.prompt import Candidate, Reading
 from captioner.search.search import Hypothesis, search
@@ -63,7 +64,8 @@ class SearchedDecoder(Generic[MemoryType]):
     ) -> list[Reading]:
         """One reading per image of the memory. Seeds: one per image, needed to sample."""
         processor = self.beginning(request.prompt)
-        check_length(self._longest_after(len(processor.start_ids)), len(processor.start_ids), decoding)
+        start = len(processor.start_ids)
+        decoding = within_positions(self._longest_after(start), start, decoding, request)
         return [self.reading(hypotheses) for hypotheses in search(self.model, memory, processor, decoding, seeds)]
 
     def beginning(self, prompt: str | None) -> Processor:
@@ -83,12 +85,24 @@ class SearchedDecoder(Generic[MemoryType]):
         )
 
 
-def check_length(longest: int | None, start: int, decoding: Decoding) -> None:
-    """Refuse a text that would outgrow the positions that a model was trained with."""
+def within_positions(longest: int | None, start: int, decoding: Decoding, request: Request) -> Decoding:
+    """The settings of a search whose texts do not outgrow the positions that a model was trained with.
+
+    A limit that the request names is refused where it lies beyond them; the model's own gives way.
+
+    Args:
+        longest: new tokens for which there are positions after this start; None: any number.
+        start: tokens that a text begins with.
+    """
     if longest is None or decoding.max_new_tokens <= longest:
-        return
+        return decoding
+    name, number = "max_new_tokens", decoding.max_new_tokens
+    if isinstance(request.decoding, DecodingChanges) and request.decoding.max_new_tokens is None:
+        if longest >= max(1, decoding.min_new_tokens):
+            return replace(decoding, max_new_tokens=longest)
+        name, number = "min_new_tokens", max(1, decoding.min_new_tokens)
     after = f" after a start of {start:,}" if start > 1 else ""
     raise BadInput(
-        f"This model writes at most {longest:,} tokens{after}, and max_new_tokens is {decoding.max_new_tokens:,}. "
+        f"This model writes at most {longest:,} tokens{after}, and {name} is {number:,}. "
         + ("Lower it." if longest else "Shorten the start.")
     )
