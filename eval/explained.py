@@ -57,8 +57,8 @@ def modifiers(report: Report) -> list[str]:
 
 
 def decimals(value: float | None) -> str:
-    """Four digits, as papers print them; a dash for what was not measured or not published."""
-    return "–" if value is None else f"{value:.4f}" if abs(value) < 10 else f"{value:.1f}"
+    """As papers print them: shares with four decimals, hundredths with one; a dash for what was not measured."""
+    return "–" if value is None else f"{value:.4f}" if abs(value) < 2 else f"{value:.1f}"
 
 
 def as_published(value: float | None) -> str:
