@@ -82,6 +82,8 @@ def redraw(
         raise BadInput(f"The report has no model {unknown[0]!r}: it has {', '.join(results.models)}.")
     texts = {model: results.texts[model] for model in models or results.models}
     if true_prompts:
+        if TRUE_PROMPT in texts:
+            raise BadInput(f"A model is called {TRUE_PROMPT!r}, as the true prompts are: give it another label.")
         texts[TRUE_PROMPT] = [truths[0] if truths else None for truths in results.truths]
     items = list(range(len(results.ids)))
     random.Random(seed).shuffle(items)
