@@ -102,6 +102,19 @@ def _article(match: re.Match[str]) -> str:
 
 # --- how chat models begin -------------------------------------------------------------------------------------------
 
+_BULLET = re.compile(r"[-*•]\s+|\d{1,2}[.)]\s+")
+
+
+def join_lists(text: str) -> str:
+    """A list with a bullet or a number on each line → comma terms. What stands above it ends in a colon."""
+    lines = [line.strip() for line in text.strip().split("\n") if line.strip()]
+    above = lines[:1] if lines and lines[0].endswith(":") else []
+    items = [_BULLET.sub("", line, count=1) for line in lines[len(above) :] if _BULLET.match(line)]
+    if len(items) < 2 or len(items) + len(above) < len(lines):
+        return text
+    return " ".join([*above, ", ".join(item.rstrip(",;") for item in items)])
+
+
 _THOUGHT = re.compile(r"^.*</think>(?=.*\w)", re.DOTALL)
 _HERE_IT_IS = re.compile(
     r"^(?:(?:sure|certainly|of course|absolutely)(?: thing)?[!,.:]? )?here(?:'s|’s| is| are) "
@@ -228,6 +241,7 @@ def tidy(text: str) -> str:
 _PIECES = (
     drop_special_tokens,
     undo_mojibake,
+    join_lists,
     tidy,
     drop_openings,
     drop_artefacts,
@@ -258,4 +272,5 @@ def drop_dangling(text: str) -> str:
     ends = [match.start() for match in re.finditer(r",|(?<=[.!?]) ", text)]
     if ends and 2 * ends[-1] >= len(text) and any(c.isalnum() for c in text[: ends[-1]]):
         return text[: ends[-1]]
-    return _CONNECTING.sub("", text)
+    short = _CONNECTING.sub("", text)
+    return short if any(map(str.isalnum, short)) else text

@@ -45,6 +45,8 @@ from captioner.text.clean import clean
         ("Sure! Here is a prompt for this picture:\n\n**a cat, oil painting**", "a cat, oil painting"),
         ("Prompt: a cat, oil painting", "a cat, oil painting"),
         ("**Prompt:** a cat", "a cat"),
+        ("- a cat\n- a dog,\n\n- oil painting", "a cat, a dog, oil painting"),
+        ("Here are the tags:\n1. a cat\n2. oil painting", "a cat, oil painting"),
         ('"a cat, oil painting"', "a cat, oil painting"),
         ("“a cat”", "a cat"),
         ("<think>It is a cat. So be it.</think>\n\na cat", "a cat"),
@@ -95,6 +97,7 @@ def test_what_goes(said: str, cleaned: str) -> None:
         "her lips. her lips are red",
         "araf is a place",
         "rock'n'roll, it's the boys' room",
+        "1. fc köln",
         "this is a robbery, film still",
         "the image of a god, by goya",
         "here comes the sun: a painting",
@@ -118,6 +121,7 @@ def test_what_stays(prompt: str) -> None:
         ("art, a man standing in front of a very old house on the", "art, a man standing in front of a very old house"),
         ("a castle, on a hill.", "a castle, on a hill."),
         ("of", "of"),
+        ("' a", "' a"),
     ],
 )
 def test_an_end_that_dangles(cut: str, cleaned: str) -> None:
@@ -129,7 +133,7 @@ PIECES = """
     This image shows Here is Prompt: Sure! <think> </think> ** "  “ ” hahahahahahahahahahahahahahaha
     </s> [SEP] <code_1> <|x|> Ġ ▁ ## … ’ Ã © â € ™ é - ... :: A An Of
 """
-WORDS = st.sampled_from([*PIECES.split(), "\n", "\xa0", ""])
+WORDS = st.sampled_from([*PIECES.split(), "\n", "\n- ", "\n2. ", "\xa0", ""])
 MESSY = st.lists(st.tuples(WORDS, st.sampled_from(["", " ", " ", ", "])), max_size=40).map(
     lambda pairs: "".join(word + gap for word, gap in pairs)
 )
@@ -158,7 +162,29 @@ def test_a_meaningful_text_never_becomes_empty(before: str, after: str) -> None:
         assert re.search(r"\w", clean(f"{before} zebra {after}", finished=finished))
 
 
-@pytest.mark.parametrize("unit", ["<", " ", ": ", ",", "a ", "ab, ", "1 ", "< ", "!.", "Ã", "[", "araf ", "x. "])
+@pytest.mark.parametrize(
+    "unit",
+    [
+        "<",
+        "- a\n",
+        "here is a prompt ",
+        "in this image, ",
+        "</think>",
+        "ha",
+        " ",
+        ": ",
+        ",",
+        "a ",
+        "ab, ",
+        "1 ",
+        "< ",
+        "!.",
+        "Ã",
+        "[",
+        "araf ",
+        "x. ",
+    ],
+)
 def test_long_texts_take_no_forever(unit: str) -> None:
     clean(unit * 2000)  # a pattern that backtracks over and over would hang here
     clean("<" + unit * 2000 + "!", finished=False)
