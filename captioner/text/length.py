@@ -29,7 +29,7 @@ def cut_to_tokens(text: str, count: Callable[[str], int], limit: int) -> str:
         for match in reversed(list(re.finditer(boundary, text))):
             piece = text[: match.start()].rstrip(" ,")
             if boundary == r"\s":
-                piece = drop_dangling(piece)
+                piece = drop_dangling(piece).rstrip(" ,")
             if piece and count(piece) <= limit:
                 return piece
     return ""
