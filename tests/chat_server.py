@@ -154,6 +154,8 @@ class Handler(BaseHTTPRequestHandler):
             }
             for n in range(count)
         ]
+        if model == "sometimes-silent" and count > 1:
+            choices[1]["message"]["content"] = None
         usage = {"prompt_tokens": 100, "completion_tokens": 10 * count, "total_tokens": 100 + 10 * count}
         answer = {"id": f"chatcmpl-{trial}", "object": "chat.completion", "created": 0, "model": model}
         self.answer(answer | {"choices": choices[::-1], "usage": usage})

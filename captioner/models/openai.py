@@ -153,8 +153,9 @@ class Server:
         self._kept: dict[str, Reading | BadAnswer] = {}
         """Answers of a batch of which one picture failed: the run asks again for each half, and they are paid for."""
         self._lock = threading.Lock()
-        self.model = model or ""
-        self.model = self.model or self._only_model()
+        self.model = model or ""  # unknown while the server is asked which one it has
+        if not self.model:
+            self.model = self._only_model()
 
     def read_images(
         self, images: Sequence[Image.Image], decoding: Decoding, request: Request = PLAIN_REQUEST
@@ -250,7 +251,9 @@ class Server:
             refusal = any(reason == "content_filter" for _, reason in texts)
             raise BadAnswer(f"{self.model} {'refuses to speak of' if refusal else 'says nothing about'} this picture.")
         return [
-            Candidate(without_words(text, decoding.forbid), 0.0, finished=reason != "length") for text, reason in texts
+            Candidate(without_words(text, decoding.forbid), 0.0, finished=reason != "length")
+            for text, reason in texts
+            if text
         ]
 
     def _count(self, answer: dict[str, Any]) -> None:

@@ -159,6 +159,12 @@ def test_one_bad_picture_of_a_batch_costs_nothing_again(server):
     assert len(server.bodies) == 5
 
 
+def test_an_empty_candidate_is_asked_for_again(server):
+    several = Decoding(**OWN | {"num_return_sequences": 3})
+    [reading] = speaker(server, "sometimes-silent").read_images([square("red")], several)
+    assert [bool(candidate.text) for candidate in reading.candidates] == [True] * 3
+
+
 @pytest.mark.parametrize("model", ["thinker", "in-parts"])
 def test_thoughts_are_no_caption_and_parts_are_one(server, model):
     [reading] = speaker(server, model).read_images([square("red")], ONE)
