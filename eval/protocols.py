@@ -91,10 +91,7 @@ PROTOCOLS: dict[str, Protocol] = {
                 Column("BLEU-4", CORPUS_BLEU, 100),
                 Column("ROUGE-L", "rouge_l_coco", 100),
             ),
-            (
-                Published("ClipCap, transformer", (113.08, 33.53, None), "Mokady et al., 2021; Karpathy's test split"),
-                Published("BLIP, ViT-L", (136.7, 40.4, None), "Li et al., 2022; Karpathy's test split"),
-            ),
+            (Published("ClipCap, transformer", (113.08, 33.53, None), "Mokady et al., 2021; Karpathy's test split"),),
             (
                 "In hundredths, as papers print them. BLEU-4 is of all texts as one and not smoothed; the metric "
                 '"BLEU-4 (COCO)" above is the mean of the same for single pictures, "BLEU-4 (smoothed)" is another.',
