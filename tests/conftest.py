@@ -28,8 +28,11 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str],
 
     def get(family: str) -> Path:
         if family not in made:
+            from captioner.quiet import without_bars
+
             folder = tmp_path_factory.mktemp(family.replace("-", "_"))
-            importlib.import_module(f"tests.tiny.{family.replace('-', '_')}").make(folder)
+            with without_bars():  # transformers' "Writing model shards" says nothing about the test
+                importlib.import_module(f"tests.tiny.{family.replace('-', '_')}").make(folder)
             made[family] = folder
         return made[family]
 
@@ -40,10 +43,10 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str],
 def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An image folder of 16 pictures with a prompt each: coarse random colours, easy to tell apart."""
     folder = tmp_path_factory.mktemp("pairs")
-    random = np.random.default_rng(0)
+    generator = np.random.default_rng(0)
     with open(folder / "metadata.jsonl", "w", encoding="utf-8") as metadata:
         for number, (subject, look) in enumerate(itertools.product(SUBJECTS, LOOKS)):
-            colours = random.integers(0, 256, (4, 4, 3), dtype=np.uint8)
+            colours = generator.integers(0, 256, (4, 4, 3), dtype=np.uint8)
             Image.fromarray(colours).resize((48, 48), Image.Resampling.NEAREST).save(folder / f"{number}.png")
             row = {"file_name": f"{number}.png", "text": f"a {look} {subject} in the forest"}
             metadata.write(json.dumps(row) + "\n")
@@ -59,7 +62,7 @@ def pytest_report_header() -> str:
         "vnni": torch.cpu._is_vnni_supported(),
         "amx": torch.cpu._is_amx_tile_supported(),
     }
-    kinds = [torch.backends.cpu.get_cpu_capability(), *(name for name, there in supported.items() if there)]
+    kinds = [torch.backends.cpu.get_cpu_capability(), *(name for name, is_there in supported.items() if is_there)]
     limit = os.environ.get("ONEDNN_MAX_CPU_ISA", "none")
     return f"processor: {', '.join(kinds)}; oneDNN limit {limit}; {torch.get_num_threads()} of {os.cpu_count()} threads"
 

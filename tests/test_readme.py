@@ -50,8 +50,7 @@ def draw_pairs(folder: Path, count: int, prompt: str) -> None:
     """Pictures, each with its prompt in a .txt beside it."""
     folder.mkdir()
     for number in range(count):
-        noise = Image.effect_noise((6, 6), 2 * number + 20).convert("RGB")
-        noise.resize((264, 264), Image.Resampling.NEAREST).save(folder / f"{number}.png")
+        Image.effect_noise((64, 64), 2 * number + 20).convert("RGB").save(folder / f"{number}.png")
         (folder / f"{number}.txt").write_text(prompt.format(number + 2))
 
 
@@ -78,8 +77,8 @@ def newcomer(tmp_path: Path, tiny_checkpoint: Callable[[str], Path]) -> Path:
     (tmp_path / "list.txt").write_text("cat.png\nphotos\n")
     (tmp_path / "texts.csv").write_text("truth,prediction\na cat,a dog\na red fox,a red cat\n")
     (tmp_path / "examples").symlink_to(ROOT / "examples")
-    draw_pairs(tmp_path / "my-pictures", 44, "a red painting of {} cats in a forest")
-    draw_pairs(tmp_path / "validation", 12, "a drawing of {} towers by the sea")
+    draw_pairs(tmp_path / "my-pictures", 40, "a red painting of {} cats in a forest")
+    draw_pairs(tmp_path / "validation", 10, "a drawing of {} towers by the sea")
     snapshot = tmp_path / "hub/models--Salesforce--blip-image-captioning-base/snapshots/0"
     shutil.copytree(tiny_checkpoint("blip"), snapshot)
     (snapshot.parents[1] / "refs").mkdir()

@@ -11,7 +11,8 @@ def main() -> None:
     """List them."""
     print("Training: one command for each kind of model, each with --help.\n")
     for name in RECIPES:
-        print(f"  python -m training.{name:<12}  {import_module(f'training.{name}').__doc__.splitlines()[0]}")
+        purpose, _, _ = (import_module(f"training.{name}").__doc__ or "").partition("\n")
+        print(f"  python -m training.{name:<12}  {purpose}")
     print("\n  python -m training.data          Prepare a data set, or draw pictures for prompts.")
     print("  python -m training.mini          The stages that made the bundled model, one by one.")
 

@@ -11,11 +11,13 @@ from pathlib import Path
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
+from torch import nn
 from torch.nn import Linear
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from captioner import zoo
 from captioner.errors import BadInput
+from training.bases import hub_name
 from training.recipe import LoraRecipe
 
 BESIDE = "base"
@@ -31,7 +33,7 @@ def adapted(
         targets: a regular expression over module names. Word embeddings and the output layer tied to them are never
             adapted: merging would change both at once.
         base: where the model is from, a name, a folder or BESIDE; the adapter names it as its base.
-        whole: modules that learn as a whole and are kept with the adapter.
+        whole: modules that learn as a whole and are saved with the adapter.
     """
     if not (recipe.lora or recipe.qlora):
         return model
@@ -61,27 +63,26 @@ def adapted(
     return adapted_model
 
 
+def without_adapter(model: nn.Module) -> nn.Module:
+    """The model that an adapter wraps; without one, the model."""
+    return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
 def name_of_base(base: str) -> str:
-    """As others find it too: the Hub id where there is one, else the folder."""
-    if base == BESIDE:
-        return base
-    if base in zoo.ENTRIES:
-        return zoo.ENTRIES[base].weights
+    """What an adapter names as its base, valid elsewhere too: the Hub id where there is one, else the folder."""
+    if base == BESIDE or base in zoo.ENTRIES:
+        return hub_name(base)
     folder = Path(base).expanduser()
     return str(folder.resolve()) if folder.exists() else base
 
 
-def quantization(recipe: LoraRecipe) -> dict[str, BitsAndBytesConfig]:
-    """Keyword arguments for `from_pretrained` that load the frozen weights in 8 or 4 bits, when asked."""
+def quantization(recipe: LoraRecipe) -> BitsAndBytesConfig | None:
+    """How `from_pretrained` packs the frozen weights, where the recipe asks for 8 or 4 bits."""
     if recipe.qlora == "8bit":
-        return {"quantization_config": BitsAndBytesConfig(load_in_8bit=True)}
+        return BitsAndBytesConfig(load_in_8bit=True)
     if recipe.qlora == "4bit":
-        return {
-            "quantization_config": BitsAndBytesConfig(
-                load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16
-            )
-        }
-    return {}
+        return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16)
+    return None
 
 
 def keep_training_after_evaluation(model: torch.nn.Module, recipe: LoraRecipe) -> None:

@@ -7,15 +7,23 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from captioner import zoo
-from captioner.errors import MissingModel
+from captioner.errors import BadInput, MissingModel
 from captioner.models.parts.backbones import backbones
 from captioner.models.parts.backbones.towers import Backbone
 
 
 def resolved(base: str, option: str = "--base") -> Path:
     """The folder of a whole model: a zoo name, a folder or a Hub id."""
-    with ways_out(option, zoo.ENTRIES[base].weights if base in zoo.ENTRIES else base):
-        return zoo.resolve(base).folder
+    with ways_out(option, hub_name(base)):
+        folder = zoo.resolve(base).folder
+    if folder is None:
+        raise BadInput(f"{base} has no weights to begin with: name a folder or a Hub id.")
+    return folder
+
+
+def hub_name(base: str) -> str:
+    """The Hub id that a zoo name stands for; any other name stands for itself."""
+    return (zoo.ENTRIES[base].weights if base in zoo.ENTRIES else None) or base
 
 
 def weights(name: str, option: str) -> Path:
@@ -24,7 +32,7 @@ def weights(name: str, option: str) -> Path:
         return zoo.weights_folder(name)
 
 
-def tower(name: str, weights: str, **settings) -> Backbone:
+def tower(name: str, weights: str, **settings: str) -> Backbone:
     """A pretrained image tower."""
     with ways_out("--weights", weights or "ID"):
         return backbones.build(name, weights or None, **settings)
@@ -32,7 +40,7 @@ def tower(name: str, weights: str, **settings) -> Backbone:
 
 @contextmanager
 def ways_out(option: str, identifier: str) -> Iterator[None]:
-    """Without network nothing is lost but a way: the message names the others."""
+    """Where a model cannot be had, e.g. without network, the message names other ways to one."""
     try:
         yield
     except MissingModel as error:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import datasets
 import numpy as np
@@ -26,10 +26,16 @@ from training.words import counted
 IGNORED = -100  # the label that no loss counts
 
 
+class Features(Protocol):
+    """One tensor a row, as `cached_features` gives them."""
+
+    def __getitem__(self, index: int) -> Tensor: ...
+
+
 class Pairs(Dataset):
     """Rows {image, text} as {pixel_values or features, text, row}. Pictures that cannot be read are passed over.
 
-    by_prompt: an epoch shows one picture of each prompt, drawn by chance, so that a prompt counts once.
+    by_prompt: an epoch shows one picture of each prompt, drawn at random, so that a prompt counts once.
     """
 
     def __init__(
@@ -38,7 +44,7 @@ class Pairs(Dataset):
         pixels: Callable[[Sequence[Image.Image]], Tensor],
         augment: bool = False,
         seed: int = 0,
-        features: Sequence[Tensor] | None = None,
+        features: Features | None = None,
         by_prompt: bool = False,
     ) -> None:
         self.rows = ReadableRows(rows)
@@ -84,29 +90,31 @@ class Pairs(Dataset):
         self.epoch = epoch
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        random = np.random.default_rng((self.seed, self.epoch, index))
+        generator = np.random.default_rng((self.seed, self.epoch, index))
         pictures = self.pictures[index]
-        chosen = pictures[random.integers(len(pictures))] if len(pictures) > 1 else pictures[0]
+        chosen = pictures[generator.integers(len(pictures))] if len(pictures) > 1 else pictures[0]
         if self.features is not None:
             return {"features": self.features[chosen], "text": self.texts[index], "row": chosen}
         row = self.rows[chosen]
         image = row["image"]
         if self.augment:
-            image = augmented(image, random)
-        return {"pixel_values": self.pixels([image])[0], "text": row["text"], "row": row["place"]}
+            image = augmented(image, generator)
+        return {"pixel_values": self.pixels([image])[0], "text": row["text"], "row": row["index"]}
 
 
-def augmented(image: Image.Image, random: np.random.Generator) -> Image.Image:
+def augmented(image: Image.Image, generator: np.random.Generator) -> Image.Image:
     """Flip, crop (at least 80 % of each side), turn (up to 10°) and colour jitter (up to 20 %)."""
-    if random.random() < 0.5:
+    if generator.random() < 0.5:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    image = image.rotate(random.uniform(-10, 10), Image.Resampling.BILINEAR, fillcolor=(255, 255, 255))
+    image = image.rotate(generator.uniform(-10, 10), Image.Resampling.BILINEAR, fillcolor=(255, 255, 255))
     width, height = image.size
-    keep_w, keep_h = max(1, int(width * random.uniform(0.8, 1))), max(1, int(height * random.uniform(0.8, 1)))
-    left, top = random.integers(0, width - keep_w + 1), random.integers(0, height - keep_h + 1)
-    image = image.crop((int(left), int(top), int(left) + keep_w, int(top) + keep_h))
+    crop_width = max(1, int(width * generator.uniform(0.8, 1)))
+    crop_height = max(1, int(height * generator.uniform(0.8, 1)))
+    left = int(generator.integers(0, width - crop_width + 1))
+    top = int(generator.integers(0, height - crop_height + 1))
+    image = image.crop((left, top, left + crop_width, top + crop_height))
     for change in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
-        image = change(image).enhance(random.uniform(0.8, 1.2))
+        image = change(image).enhance(generator.uniform(0.8, 1.2))
     return image
 
 
@@ -138,8 +146,8 @@ class TextTargets:
 
     def _body(self, text: str) -> list[int]:
         ids = self.processor.encode(text)
-        cut = len(ids) > self.max_tokens  # a prompt cut short does not end here: no end token to learn
-        return ids[: self.max_tokens] if cut else [*ids, self.processor.eos_ids[0]]
+        is_cut = len(ids) > self.max_tokens  # a prompt cut short does not end here: no end token to learn
+        return ids[: self.max_tokens] if is_cut else [*ids, self.processor.eos_ids[0]]
 
 
 class Collate:
@@ -149,9 +157,9 @@ class Collate:
         self.targets = targets
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
-        seen = "features" if "features" in rows[0] else "pixel_values"
-        made = {seen: torch.stack([row[seen] for row in rows]), **self.targets([row["text"] for row in rows])}
-        return {**made, "rows": torch.tensor([row["row"] for row in rows])}
+        inputs = "features" if "features" in rows[0] else "pixel_values"
+        batch = {inputs: torch.stack([row[inputs] for row in rows]), **self.targets([row["text"] for row in rows])}
+        return {**batch, "rows": torch.tensor([row["row"] for row in rows])}
 
 
 def split_by_prompt(rows: datasets.Dataset, share: float, seed: int) -> tuple[datasets.Dataset, datasets.Dataset]:

@@ -40,15 +40,16 @@ def main(argv: list[str] | None = None) -> None:
 
     rows = load_rows(recipe)
     folder = resolved(recipe.base)
-    model = checkpoint.read_model(Blip, folder, **quantization(recipe))
+    model = checkpoint.read_model(Blip, folder, quantization_config=quantization(recipe))
     keep_training_after_evaluation(model, recipe)
     processor = SearchedDecoder(model, BlipProcessor.from_folder(folder)).beginning(recipe.prompt)
+    speaker = SearchedDecoder(model, processor)
     if recipe.freeze == "vision":
         freeze(model.vision_model, blocks=model.vision_model.encoder.layers, but_last=recipe.unfreeze)
     elif recipe.freeze == "text":
         freeze(model.text_decoder, blocks=model.text_decoder.bert.encoder.layer, but_last=recipe.unfreeze)
     learning = adapted(model, recipe, ADAPTABLE, base=recipe.base)
-    fit(recipe, rows, model, processor, learning, encoder=model.vision_model, base=recipe.base)
+    fit(recipe, rows, speaker, learning, encoder=model.vision_model, base=recipe.base)
 
 
 if __name__ == "__main__":

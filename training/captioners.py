@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TypeAlias
 
 import torch
 from datasets import Dataset, IterableDataset
@@ -12,8 +14,8 @@ from PIL.Image import Image
 from PIL.Image import new as new_image
 from torch import Tensor, nn
 
-from captioner.contracts import Processor
 from captioner.errors import BadInput
+from captioner.models.parts.speaker import SearchedDecoder
 from training.batches import Pairs, TextTargets, split_by_prompt
 from training.data.features import cached_features, fingerprint
 from training.data.sources import load_pairs
@@ -26,29 +28,34 @@ from training.streamed import StreamedPairs, split_stream
 
 HELD_BACK = 0.1
 """Share of the prompts to validate on, where the data has no validation part and none is named."""
+BLANK = new_image("RGB", (8, 8))
+"""Any picture: its pixels tell the size and the scale that the tower sees."""
 
-
-Rows = Dataset | IterableDataset
+Rows: TypeAlias = "Dataset | IterableDataset"
 
 
 def load_rows(recipe: Recipe) -> tuple[Rows, Dataset]:
     """Training and validation rows that share no prompt."""
-    columns = {"text_column": recipe.text_column or None, "image_column": recipe.image_column or None}
-    rows = load_pairs(recipe.data, seed=recipe.seed, streaming=recipe.stream, **columns)
+    load = partial(
+        load_pairs,
+        seed=recipe.seed,
+        text_column=recipe.text_column or None,
+        image_column=recipe.image_column or None,
+    )
+    rows = load(recipe.data, streaming=recipe.stream)
     if recipe.validation:
-        return rows, load_pairs(recipe.validation, seed=recipe.seed, **columns)
-    prepared = [place for place in recipe.data if Path(place).is_dir() and any(Path(place).glob("validation*.parquet"))]
+        return rows, load(recipe.validation)
+    prepared = [source for source in recipe.data if any(Path(source).glob("validation*.parquet"))]
     if prepared:
-        return rows, load_pairs(prepared, split="validation", seed=recipe.seed, **columns)
+        return rows, load(prepared, split="validation")
     return split_stream(rows) if recipe.stream else split_by_prompt(rows, HELD_BACK, recipe.seed)
 
 
 def fit(
     recipe: Recipe,
     rows: tuple[Rows, Dataset],
+    speaker: SearchedDecoder,
     model: nn.Module,
-    processor: Processor,
-    learning: nn.Module | None = None,
     encoder: nn.Module | None = None,
     unknown: int | None = None,
     save_base: Callable[[Path], None] | None = None,
@@ -58,67 +65,66 @@ def fit(
 
     Args:
         rows: what `load_rows` gave.
-        learning: the model as an adapter wraps it, where one does.
-        encoder: the part behind `model.encode`; while it is frozen, --cache-features may keep what it says.
+        speaker: the decoder and its processor.
+        model: what learns: the decoder, or the adapter around it.
+        encoder: the part behind `encode`; while it is frozen, --cache-features may keep its outputs.
         unknown: the token of words outside the vocabulary, which is read but never written.
         save_base, base: see `Job`.
     """
-    train_rows, validation_rows = rows
-
-    def pairs(part: Rows, learns: bool) -> Pairs | StreamedPairs | None:
-        return prepare(recipe, part, processor.pixels, encoder, partial(encode, model, processor), learns)
-
-    listen = recipe.samples and len(validation_rows)
+    processor, (train_rows, validation_rows) = speaker.processor, rows
+    inputs = Inputs(recipe, processor.pixels, encoder, partial(encode, speaker, model))
+    has_sample = recipe.samples > 0 and len(validation_rows) > 0
     train(
         Job(
             recipe=recipe,
-            model=learning or model,
-            train_rows=pairs(train_rows, learns=True),
-            validation_rows=pairs(validation_rows, learns=False),
+            model=model,
+            train_rows=inputs.to_train_on(train_rows),
+            validation_rows=inputs.to_validate_on(validation_rows),
             targets=TextTargets(processor, recipe.max_tokens, unknown),
             save_processor=processor.save_pretrained,
-            speak=sampler(processor, validation_rows, recipe.samples, recipe.max_tokens) if listen else None,
+            caption_sample=sampler(speaker, model, validation_rows, recipe.samples, recipe.max_tokens)
+            if has_sample
+            else None,
             save_base=save_base,
             base=base,
         )
     )
 
 
-def prepare(
-    recipe: Recipe,
-    rows: Rows,
-    pixels: Callable[[Sequence[Image]], Tensor],
-    encoder: nn.Module | None,
-    encode: Callable[[list[Image]], Tensor],
-    learns: bool,
-    form: str = "",
-) -> Pairs | StreamedPairs | None:
-    """Rows as the loop takes them; pictures, or with --cache-features what the frozen encoder says of them.
+@dataclass(frozen=True)
+class Inputs:
+    """Rows as the loop takes them: pictures, or with --cache-features what the frozen encoder gives for them."""
 
-    Args:
-        encode: pictures → what the encoder says; form: a word for it, where one encoder can say several things.
-        learns: rows to train on, which may be augmented and drawn from.
-    """
-    if isinstance(rows, IterableDataset):
-        return StreamedPairs(rows, pixels, augment=recipe.augment, seed=recipe.seed)
-    if not len(rows):
-        return None
-    drawn = {"seed": recipe.seed, "by_prompt": learns and recipe.by_prompt}
-    if not recipe.cache_features:
-        return Pairs(rows, pixels, augment=learns and recipe.augment, **drawn)
-    if encoder is None or not is_frozen(encoder):
-        raise BadInput("--cache-features needs an image tower of which nothing learns.")
-    key = fingerprint(encoder, pixels([BLANK]).tolist(), *filter(None, [form]))
-    cached = cached_features(rows, encode, key, recipe.cache_features)
-    return Pairs(cached.rows, pixels, features=cached, **drawn)
+    recipe: Recipe
+    pixels: Callable[[Sequence[Image]], Tensor]
+    encoder: nn.Module | None
+    encode: Callable[[list[Image]], Tensor]
+    form: str = ""
+    """Of the features, a word for the cache, where one encoder can give several."""
 
+    def to_train_on(self, rows: Rows) -> Pairs | StreamedPairs:
+        """Augmented and drawn from, as the recipe says."""
+        if isinstance(rows, IterableDataset):
+            return StreamedPairs(rows, self.pixels, augment=self.recipe.augment, seed=self.recipe.seed)
+        return self._pairs(rows, self.recipe.augment, self.recipe.by_prompt)
 
-BLANK = new_image("RGB", (8, 8))
-"""Any picture: its pixels tell the size and the scale that the tower sees."""
+    def to_validate_on(self, rows: Dataset) -> Pairs | None:
+        """All of them as they are; None where there are none."""
+        return self._pairs(rows) if len(rows) else None
+
+    def _pairs(self, rows: Dataset, augment: bool = False, by_prompt: bool = False) -> Pairs:
+        recipe = self.recipe
+        if not recipe.cache_features:
+            return Pairs(rows, self.pixels, augment, recipe.seed, by_prompt=by_prompt)
+        if self.encoder is None or not is_frozen(self.encoder):
+            raise BadInput("--cache-features needs an image tower of which nothing learns.")
+        key = fingerprint(self.encoder, self.pixels([BLANK]).tolist(), *filter(None, [self.form]))
+        cached = cached_features(rows, self.encode, key, recipe.cache_features)
+        return Pairs(cached.rows, self.pixels, seed=recipe.seed, features=cached, by_prompt=by_prompt)
 
 
 @torch.inference_mode()
-def encode(model: nn.Module, processor: Processor, images: list[Image]) -> Tensor:
-    """What the frozen tower says."""
+def encode(speaker: SearchedDecoder, model: nn.Module, images: list[Image]) -> Tensor:
+    """The features that the frozen tower gives."""
     model.eval()
-    return model.encode(processor.pixels(images))
+    return speaker.model.encode(speaker.processor.pixels(images))

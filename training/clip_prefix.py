@@ -43,6 +43,7 @@ def main(argv: list[str] | None = None) -> None:
     if recipe.qlora:
         raise BadInput("--qlora is for BLIP and OFA. The small GPT-2 here learns with --lora.")
     # Imported only now: a wrong option is told at once.
+    from captioner.models.parts.speaker import SearchedDecoder
     from training.adapters import BESIDE, adapted
     from training.captioners import fit, load_rows
     from training.freezing import freeze
@@ -61,7 +62,8 @@ def main(argv: list[str] | None = None) -> None:
         processor.save_pretrained(folder)
 
     learning = adapted(model, recipe, ADAPTABLE, base=BESIDE, whole=["mapper"])
-    fit(recipe, rows, model, processor, learning, encoder=model.backbone, save_base=save_base if recipe.lora else None)
+    speaker = SearchedDecoder(model, processor)
+    fit(recipe, rows, speaker, learning, encoder=model.backbone, save_base=save_base if recipe.lora else None)
 
 
 def new(recipe: ClipPrefixRecipe) -> tuple[ClipPrefix, PrefixProcessor]:
@@ -78,6 +80,9 @@ def new(recipe: ClipPrefixRecipe) -> tuple[ClipPrefix, PrefixProcessor]:
     with checkpoint.reading(folder):
         gpt2 = GPT2LMHeadModel.from_pretrained(folder)
         tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    end = gpt2.config.eos_token_id
+    if not isinstance(end, int):
+        raise BadInput(f"The language model in {folder} ends a text with {end!r}: it needs one eos_token_id.")
     config = ClipPrefixConfig(
         backbone=backbone.config,
         joint_dim=backbone.width,
@@ -86,8 +91,8 @@ def new(recipe: ClipPrefixRecipe) -> tuple[ClipPrefix, PrefixProcessor]:
         prefix_length=recipe.prefix_length,
         clip_length=recipe.prefix_length,
         gpt2=gpt2.config.to_diff_dict(),
-        eos_ids=[gpt2.config.eos_token_id],
-        pad_id=gpt2.config.eos_token_id,
+        eos_ids=[end],
+        pad_id=end,
     )
     model = ClipPrefix(config)
     model.backbone, model.gpt = backbone, gpt2

@@ -53,7 +53,7 @@ def main(argv: list[str] | None = None) -> None:
     from captioner.models.direct import DirectModel
     from training.adapters import BESIDE, adapted
     from training.bases import tower
-    from training.captioners import load_rows, prepare
+    from training.captioners import Inputs, load_rows
     from training.job import Job
     from training.loop import train
     from training.vectors import Vectors, layer_wise, pooled
@@ -65,12 +65,12 @@ def main(argv: list[str] | None = None) -> None:
     targets = Vectors([*train_rows["text"], *validation_rows["text"]], recipe.embedder)
     if recipe.head == "residual":
         mean = targets(sorted(set(train_rows["text"])))["labels"].mean(0)
-        model.head[-1].bias.data.copy_(mean)
+        *_, last_layer = model.head.children()
+        last_layer.get_parameter("bias").data.copy_(mean)
     # The adapter needs a base to stand on, and the head is fresh: tower and head are kept beside it.
     save_base = partial(model.save_pretrained, state_dict=model.state_dict())  # as it is before an adapter changes it
     learning = adapted(model, recipe, ADAPTABLE, base=BESIDE, whole=["head"])
-    as_batches = partial(
-        prepare,
+    inputs = Inputs(
         recipe,
         pixels=model.backbone.preprocess,
         encoder=model.backbone,
@@ -81,8 +81,8 @@ def main(argv: list[str] | None = None) -> None:
         Job(
             recipe=recipe,
             model=learning,
-            train_rows=as_batches(train_rows, learns=True),
-            validation_rows=as_batches(validation_rows, learns=False),
+            train_rows=inputs.to_train_on(train_rows),
+            validation_rows=inputs.to_validate_on(validation_rows),
             targets=targets,
             save_processor=lambda folder: None,  # the preprocessing is part of the model's config
             verb="embed",

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from captioner import zoo
 from captioner.files import atomic
+from training.bases import hub_name
 from training.words import counted, without_folders
 
 if TYPE_CHECKING:
@@ -66,7 +67,8 @@ def write_card(job: Job, state: TrainerState, out: Path) -> None:
     sources = ", ".join(f"`{without_folders(source)}`" for source in job.recipe.data)
     recipe = "\n".join(f"- `{name}`: {_written(value)}" for name, value in asdict(job.recipe).items() if value != "")
     command = [Path(sys.executable).name, *(without_folders(word) for word in sys.orig_argv[1:])]
-    measured = f"step {best['step']:,}, {counted(len(job.validation_rows), 'picture')}" if best else "none"
+    pictures = 0 if job.validation_rows is None else len(job.validation_rows)
+    measured = f"step {best['step']:,}, {counted(pictures, 'picture')}" if best else "none"
     atomic.write_text(
         out / "README.md",
         f"""---
@@ -112,7 +114,7 @@ def front_matter(job: Job) -> str:
     """What the Hub reads: library, task, base model, its licence, data sets. What is not known is left out."""
     from huggingface_hub import ModelCardData
 
-    base = zoo.ENTRIES[job.base].weights if job.base in zoo.ENTRIES else job.base
+    base = hub_name(job.base)
     on_the_hub = bool(base) and not Path(base).expanduser().exists()
     return ModelCardData(
         library_name="captioner",
@@ -136,8 +138,8 @@ def licence_of(identifier: str) -> str | None:
 
 
 def _hub_set(source: str) -> str | None:
-    kind, _, place = source.partition(":")
-    return place.partition("@")[0] if kind == "hub" else HUB_SETS.get(kind)
+    kind, _, location = source.partition(":")
+    return location.partition("@")[0] if kind == "hub" else HUB_SETS.get(kind)
 
 
 def _written(value: Any) -> str:

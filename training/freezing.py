@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 from torch import nn
 
 from captioner.errors import BadInput
 
 
-def freeze(tower: nn.Module, blocks: Sequence[nn.Module] = (), but_last: int = 0) -> None:
+def freeze(tower: nn.Module, blocks: Iterable[nn.Module] = (), but_last: int = 0) -> None:
     """Nothing in the tower learns but its last `but_last` blocks."""
+    blocks = list(blocks)
     if but_last > len(blocks):
         raise BadInput(f"--unfreeze {but_last}: this tower has {len(blocks)} blocks.")
     tower.requires_grad_(False)

@@ -12,13 +12,11 @@ from torch import Tensor, nn
 from training.recipe import Recipe
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
     from training.batches import Pairs
     from training.streamed import StreamedPairs
 
 Sample = tuple[str, str, float]
-"""truth, what the model says, their cosine"""
+"""The true prompt, the caption, the cosine of their embeddings."""
 
 
 @dataclass
@@ -26,13 +24,13 @@ class Job:
     """Everything a run needs, made by a trainer script."""
 
     recipe: Recipe
-    model: PreTrainedModel | nn.Module
+    model: nn.Module
     train_rows: Pairs | StreamedPairs
     validation_rows: Pairs | None
     targets: Callable[[Sequence[str]], dict[str, Tensor]]
     """Texts → the batch's text side: token ids and labels, or target vectors."""
     save_processor: Callable[[Path], None]
-    speak: Callable[[nn.Module], list[Sample]] | None = None
+    caption_sample: Callable[[], list[Sample]] | None = None
     """Caption the validation sample, for the cosine and to read along."""
     verb: str = "generate"
     """What the finished model is used with: captioner generate, or captioner embed."""

@@ -43,6 +43,7 @@ from captioner.files.json import write_object
 from captioner.pairs.provenance import name_of
 from captioner.pairs.sources import parse
 from captioner.quiet import without_bars
+from training.adapters import without_adapter
 from training.batches import IGNORED, Collate, Pairs
 from training.finish import best_evaluation, write_card, write_curves
 from training.job import Job
@@ -98,6 +99,8 @@ class LoopTrainer(Trainer):
 
     def __init__(self, job: Job, arguments: TrainingArguments) -> None:
         self.job = job
+        self.out = Path(job.recipe.out)
+        self.rows_of_step: list[int] = []
         super().__init__(
             model=job.model,
             args=arguments,
@@ -107,7 +110,7 @@ class LoopTrainer(Trainer):
         )
         self.remove_callback(PrinterCallback)
         if self.is_world_process_zero() and tensorboard_is_here():
-            self.add_callback(tensorboard(Path(arguments.output_dir) / "logs"))
+            self.add_callback(tensorboard(self.out / "logs"))
         self.add_callback(NewEpoch(job.train_rows))
         self.add_callback(Watch(job.recipe.batch_size * job.recipe.accumulate * self.accelerator.num_processes))
         # Makes the Trainer count the labels of a whole step; `compute_loss` then weighs each batch by its share.
@@ -143,15 +146,12 @@ class LoopTrainer(Trainer):
         return norm
 
     def _diverged(self, what: str, value: Tensor, rows: Sequence[int], training: bool = True) -> DivergedError:
-        step, kept = self.state.global_step, newest_whole(Path(self.args.output_dir))
-        pairs, when = (
-            (self.job.train_rows, f"at step {step + 1}")
-            if training
-            else (self.job.validation_rows, f"of the validation after step {step}")
-        )
+        step = self.state.global_step
+        when = f"at step {step + 1}" if training else f"of the validation after step {step}"
+        pairs = self.job.train_rows if training else self.job.validation_rows
+        names = [] if pairs is None else [pairs.name(row) for row in rows]
         return DivergedError(
-            f"The {what} is {value.item()} {when}, in the batch of {', '.join(pairs.name(row) for row in rows)}. "
-            f"{f'{kept.name} is whole and untouched' if kept else 'There is no checkpoint yet'}. "
+            f"The {what} is {value.item()} {when}, in the batch of {', '.join(names)}. {untouched(self.out)}. "
             "Look at these pairs, or try a lower --lr, more --warmup or --precision fp32."
         )
 
@@ -164,11 +164,11 @@ class LoopTrainer(Trainer):
     def evaluation_loop(self, *args, **kwargs):
         """Validation loss, then captions of the sample: their mean cosine is a metric, a few are shown."""
         output = super().evaluation_loop(*args, **kwargs)
-        if self.job.speak is None:
+        if self.job.caption_sample is None:
             return output
         cosine = [0.0]
         if self.is_world_process_zero():
-            samples = self.job.speak(self.accelerator.unwrap_model(self.model))
+            samples = self.job.caption_sample()
             cosine = [sum(cosine for *_, cosine in samples) / len(samples)]
             show(samples, self.state.global_step)
         if torch.distributed.is_initialized():
@@ -177,23 +177,22 @@ class LoopTrainer(Trainer):
         return output
 
     def _save_checkpoint(self, model, trial) -> None:
-        out = Path(self.args.output_dir)
-        folder = out / f"checkpoint-{self.state.global_step}"
-        refuse_no_numbers(self.model, out)
+        folder = self.out / f"checkpoint-{self.state.global_step}"
+        refuse_no_numbers(self.job.model, self.out)
         try:
             super()._save_checkpoint(model, trial)
             if self.args.should_save:
                 atomic.write_text(folder / WHOLE, json.dumps({"step": self.state.global_step}))
         except CANNOT_WRITE as error:
             shutil.rmtree(folder, ignore_errors=True)
-            kept = newest_whole(out)
+            earlier = newest_whole(self.out)
             raise BadOutput(
                 f"Checkpoint {folder.name} cannot be written ({error}). "
-                f"{f'{kept.name} is whole' if kept else 'There is no earlier one'}; "
+                f"{f'{earlier.name} is whole' if earlier else 'There is no earlier one'}; "
                 "make room and go on with --resume."
             ) from error
         if self.args.should_save:
-            drop_old_checkpoints(out, self.job.recipe.keep, self.state.best_model_checkpoint)
+            drop_old_checkpoints(self.out, self.job.recipe.keep, self.state.best_model_checkpoint)
 
     def take_finished(self, checkpoint: Path) -> None:
         """Of a run that had made all its steps: the state, and the weights that it would have ended with."""
@@ -211,7 +210,7 @@ def train(job: Job) -> None:
         with quiet():
             run(job, Path(recipe.out))
         return
-    with folder_of_run(recipe) as out, quiet(), told(out):
+    with folder_of_run(recipe) as out, quiet(), with_advice(out):
         run(job, out)
     if recipe.push_to_hub:
         from training.hub import upload
@@ -248,14 +247,14 @@ def begin(job: Job, trainer: LoopTrainer, start_from: Path | None, out: Path) ->
 def learnt_from(job: Job) -> dict[str, Any]:
     """What the evaluation compares with, so that nobody publishes a score on training pictures by accident; and what
     tells that a resumed run has the same pairs. It goes to the Hub with the model: no path of this machine."""
-    streamed, validation = isinstance(job.train_rows, StreamedPairs), job.validation_rows
+    rows, validation = job.train_rows, job.validation_rows
     return {
         "sources": [name_of(parse(source)) for source in job.recipe.data],
-        "pairs": None if streamed else len(job.train_rows),
-        "training_digest": None if streamed else job.train_rows.digest(),
+        "pairs": None if isinstance(rows, StreamedPairs) else len(rows),
+        "training_digest": None if isinstance(rows, StreamedPairs) else rows.digest(),
         "validation_pairs": 0 if validation is None else len(validation),
         "validation_digest": None if validation is None else validation.digest(),
-        "fingerprints": sorted(job.train_rows.fingerprints()),
+        "fingerprints": sorted(rows.fingerprints()),
     }
 
 
@@ -290,8 +289,8 @@ def leave_model(job: Job, trainer: LoopTrainer, out: Path) -> None:
             f"The finished model cannot be written to {out} ({error}). Make room and repeat the command with --resume."
         ) from error
     best = best_evaluation(trainer.state)
-    kept = f"best: step {best['step']:,}" if best else f"the last step, {trainer.state.global_step:,}"
-    print(f"Done ({kept}). Use it: captioner {job.verb} --model {out} picture.png", flush=True)
+    which = f"best: step {best['step']:,}" if best else f"the last step, {trainer.state.global_step:,}"
+    print(f"Done ({which}). Use it: captioner {job.verb} --model {out} picture.png", flush=True)
 
 
 @contextmanager
@@ -304,8 +303,8 @@ def quiet() -> Iterator[None]:
 
 
 @contextmanager
-def told(out: Path) -> Iterator[None]:
-    """A full disk, wherever it is met, and Ctrl-C say how to go on."""
+def with_advice(out: Path) -> Iterator[None]:
+    """The messages of a full disk, wherever it is met, and of Ctrl-C tell how to go on."""
     try:
         yield
     except OSError as error:
@@ -313,8 +312,8 @@ def told(out: Path) -> Iterator[None]:
             raise
         raise BadOutput(f"{out} cannot be written ({error.strerror}). Make room and go on with --resume.") from error
     except KeyboardInterrupt as error:
-        kept = newest_whole(out)
-        where = f"from {kept.name}" if kept else "from the beginning: there is no checkpoint yet"
+        newest = newest_whole(out)
+        where = f"from {newest.name}" if newest else "from the beginning: there is no checkpoint yet"
         raise KeyboardInterrupt(f"Stopped. The same command with --resume goes on {where}.") from error
 
 
@@ -322,12 +321,16 @@ def refuse_no_numbers(model: nn.Module, out: Path) -> None:
     """Weights that are no numbers must not take the place of those that are."""
     spoilt = [name for name, p in model.named_parameters() if p.is_floating_point() and not p.isfinite().all()]
     if spoilt:
-        kept = newest_whole(out)
         raise DivergedError(
             f"There are values that are no numbers in {counted(len(spoilt), 'tensor')} of weights ({spoilt[0]} …): the "
-            f"model is not saved. {f'{kept.name} is whole and untouched' if kept else 'There is no checkpoint yet'}. "
-            "Try a lower --lr, more --warmup or --precision fp32."
+            f"model is not saved. {untouched(out)}. Try a lower --lr, more --warmup or --precision fp32."
         )
+
+
+def untouched(out: Path) -> str:
+    """What a run that must stop leaves behind."""
+    newest = newest_whole(out)
+    return f"{newest.name} is whole and untouched" if newest else "There is no checkpoint yet"
 
 
 def tensorboard_is_here() -> bool:
@@ -343,17 +346,20 @@ def tensorboard(folder: Path) -> TrainerCallback:
     return TensorBoardCallback(SummaryWriter(folder))
 
 
-def can_checkpoint(model: PreTrainedModel) -> bool:
+def can_checkpoint(model: nn.Module) -> bool:
     """True when the model has layers whose activations can be computed again instead of kept."""
-    layers = any(isinstance(module, GradientCheckpointingLayer) for module in model.modules())
-    return model.supports_gradient_checkpointing and layers
+    base = without_adapter(model)
+    supports = isinstance(base, PreTrainedModel) and base.supports_gradient_checkpointing
+    return supports and any(isinstance(module, GradientCheckpointingLayer) for module in base.modules())
 
 
 def save_config(model: PeftModel, out: Path) -> None:
     """The settings that the adapter was trained with, such as OFA's question; how its base was packed is none."""
-    config = copy(model.get_base_model().config)
-    vars(config).pop("quantization_config", None)
-    config.save_pretrained(out)
+    base = without_adapter(model)
+    if isinstance(base, PreTrainedModel):
+        config = copy(base.config)
+        vars(config).pop("quantization_config", None)
+        config.save_pretrained(out)
 
 
 def arguments(recipe: Recipe, job: Job) -> TrainingArguments:

@@ -30,6 +30,7 @@ def main(argv: list[str] | None = None) -> None:
     # Imported only now: a wrong option is told at once.
     from captioner.models.ofa import OFA, check_form, processor_for
     from captioner.models.parts import checkpoint
+    from captioner.models.parts.speaker import SearchedDecoder
     from training.adapters import adapted, keep_training_after_evaluation, quantization
     from training.bases import resolved
     from training.captioners import fit, load_rows
@@ -38,7 +39,7 @@ def main(argv: list[str] | None = None) -> None:
     rows = load_rows(recipe)
     folder = resolved(recipe.base)
     check_form(folder)
-    model = checkpoint.read_model(OFA, folder, **quantization(recipe))
+    model = checkpoint.read_model(OFA, folder, quantization_config=quantization(recipe))
     keep_training_after_evaluation(model, recipe)
     processor = processor_for(model, folder, recipe.question or None)
     if recipe.freeze == "encoder":
@@ -46,7 +47,7 @@ def main(argv: list[str] | None = None) -> None:
     elif recipe.freeze == "decoder":
         freeze(model.decoder, blocks=model.decoder.layers, but_last=recipe.unfreeze)
     learning = adapted(model, recipe, ADAPTABLE, base=recipe.base)
-    fit(recipe, rows, model, processor, learning, encoder=model.encoder, base=recipe.base)
+    fit(recipe, rows, SearchedDecoder(model, processor), learning, encoder=model.encoder, base=recipe.base)
 
 
 if __name__ == "__main__":

@@ -7,11 +7,15 @@ from __future__ import annotations
 import argparse
 import sys
 from dataclasses import MISSING, dataclass, field, fields
-from typing import Any, TypeVar, get_type_hints
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
 
 from captioner.errors import BadInput
 from captioner.pairs.sources import parse_all
 from training import resuming
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 BACKBONES = [
     *("clip", "efficientnet-lite0", "efficientnet-lite1", "efficientnet-lite2"),
@@ -105,10 +109,11 @@ class LoraRecipe(Recipe):
     qlora: str = option("", "Load the frozen weights in 8bit or 4bit (implies --lora)", choices=["", "8bit", "4bit"])
 
 
-Settings = TypeVar("Settings")
+RecipeType = TypeVar("RecipeType", bound=Recipe)
+Settings = TypeVar("Settings", bound="DataclassInstance")
 
 
-def parse(kind: type[Settings], description: str, argv: list[str] | None = None) -> Settings:
+def parse(kind: type[RecipeType], description: str | None, argv: list[str] | None = None) -> RecipeType:
     """The command line → a checked recipe."""
     parser = argparse.ArgumentParser(
         prog=f"python -m {kind.__module__}" if kind.__module__ != "__main__" else f"python -m {_main_module()}",
@@ -131,15 +136,15 @@ def before_the_first_weight(recipe: Recipe) -> None:
     """Everything random follows from the seed, the weights that a model begins with too."""
     from captioner.compute.quantized import peft_with_bitsandbytes, peft_without_bitsandbytes
 
-    quantized = recipe.optimizer != "adamw" or getattr(recipe, "qlora", "")
+    quantized = recipe.optimizer != "adamw" or (isinstance(recipe, LoraRecipe) and bool(recipe.qlora))
     (peft_with_bitsandbytes if quantized else peft_without_bitsandbytes)()
     from transformers import set_seed  # imports peft
 
     set_seed(recipe.seed)
 
 
-def add_options(parser: argparse.ArgumentParser, kind: type) -> None:
-    """One `--option` a field; lists by saying it several times."""
+def add_options(parser: argparse.ArgumentParser, kind: type[DataclassInstance]) -> None:
+    """One `--option` a field; a list's may be given several times."""
     types = get_type_hints(kind)
     for setting in fields(kind):
         default = setting.default if setting.default is not MISSING else []
@@ -157,13 +162,14 @@ def add_options(parser: argparse.ArgumentParser, kind: type) -> None:
 
 
 def settings(kind: type[Settings], arguments: argparse.Namespace) -> Settings:
-    """What was said on the command line, and the defaults of what was not."""
+    """What the command line gives, and the defaults of the rest."""
     given = {setting.name: getattr(arguments, setting.name) for setting in fields(kind)}
     return kind(**{name: value for name, value in given.items() if value is not None})
 
 
 def _main_module() -> str:
-    return sys.modules["__main__"].__spec__.name
+    spec = sys.modules["__main__"].__spec__
+    return spec.name if spec else f"training.{Path(sys.argv[0]).stem}"
 
 
 def check(recipe: Recipe) -> None:
@@ -190,7 +196,7 @@ def check(recipe: Recipe) -> None:
     check_machine(recipe)
 
 
-def check_bounds(recipe: Any) -> None:
+def check_bounds(recipe: Recipe) -> None:
     """Every number is one that means something."""
     for setting in fields(recipe):
         value, bounds = getattr(recipe, setting.name), setting.metadata

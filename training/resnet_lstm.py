@@ -44,23 +44,26 @@ def main(argv: list[str] | None = None) -> None:
 
     from captioner.models.lstm import attention_lstm, lstm_gpt2
     from captioner.models.parts import checkpoint
+    from captioner.models.parts.speaker import SearchedDecoder
     from training.bases import tower, weights
     from training.captioners import fit, load_rows
 
     rows = load_rows(recipe)
-    unknown = None
     backbone = tower(recipe.backbone, recipe.weights)
+    unfreeze = recipe.unfreeze if recipe.freeze == "backbone" else None
     if recipe.gpt2:
         folder = weights(recipe.language_model, "--language-model")
         with checkpoint.reading(folder):
             gpt2, tokenizer = GPT2LMHeadModel.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
-        model, processor = lstm_gpt2.new(backbone, gpt2, tokenizer)
-    else:
-        vocabulary = attention_lstm.build_vocabulary(rows[0]["text"], recipe.vocabulary, recipe.vocabulary_size)
-        model, processor = attention_lstm.new(backbone, vocabulary, hidden_size=recipe.hidden_size)
-        unknown = model.config.unknown_token_id
-    model.backbone.thaw(recipe.unfreeze if recipe.freeze == "backbone" else None)
-    fit(recipe, rows, model, processor, encoder=model.backbone, unknown=unknown)
+        writer, gpt2_processor = lstm_gpt2.new(backbone, gpt2, tokenizer)
+        backbone.thaw(unfreeze)
+        fit(recipe, rows, SearchedDecoder(writer, gpt2_processor), writer, encoder=backbone)
+        return
+    vocabulary = attention_lstm.build_vocabulary(rows[0]["text"], recipe.vocabulary, recipe.vocabulary_size)
+    model, processor = attention_lstm.new(backbone, vocabulary, hidden_size=recipe.hidden_size)
+    backbone.thaw(unfreeze)
+    unknown = model.config.unknown_token_id
+    fit(recipe, rows, SearchedDecoder(model, processor), model, encoder=backbone, unknown=unknown)
 
 
 if __name__ == "__main__":

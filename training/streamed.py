@@ -50,15 +50,15 @@ class StreamedPairs(torch.utils.data.IterableDataset):
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         number = count()
-        for again in count():
-            mixed = self.rows.shuffle(seed=self.seed + again, buffer_size=MIXED)
-            for row, place in zip(readable(mixed), number, strict=False):
-                self._names[place % NAMED] = f"{row['source']}: {row['id']}"
+        for epoch in count():
+            mixed = self.rows.shuffle(seed=self.seed + epoch, buffer_size=MIXED)
+            for row, index in zip(readable(mixed), number, strict=False):
+                self._names[index % NAMED] = f"{row['source']}: {row['id']}"
                 self._fingerprints.add(fingerprint(row["text"]))
                 image = row["image"]
                 if self.augment:
-                    image = augmented(image, np.random.default_rng((self.seed, place)))
-                yield {"pixel_values": self.pixels([image])[0], "text": row["text"], "row": place}
+                    image = augmented(image, np.random.default_rng((self.seed, index)))
+                yield {"pixel_values": self.pixels([image])[0], "text": row["text"], "row": index}
             if not self._names:
                 raise BadInput("The stream holds no pair to train on.")
 

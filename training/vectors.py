@@ -20,7 +20,7 @@ from captioner.text.embedding import text_embedder
 
 @torch.inference_mode()
 def pooled(backbone: Backbone, images: list[Image]) -> Tensor:
-    """What the frozen tower says `[n, width]`."""
+    """What the frozen tower gives `[n, width]`."""
     return backbone.eval().pooled(backbone.preprocess(images))
 
 

@@ -1,4 +1,4 @@
-"""How numbers and names are said in messages and in the model card. Light."""
+"""How numbers and names are written in messages and in the model card. Light."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def counted(number: int, noun: str) -> str:
 
 def without_folders(argument: str) -> str:
     """An option or a source as others may read it: of a path on this machine, its last name alone."""
-    option, prefix, path = re.fullmatch(r"(--[\w-]+=)?([a-z]{2,}:)?(.*)", argument, re.DOTALL).groups("")
+    [(option, prefix, path)] = re.findall(r"\A(--[\w-]+=)?([a-z]{2,}:)?(.*)\Z", argument, re.DOTALL)
     if re.match(r"[/~\\]|[A-Za-z]:[\\/]", path):
         path = re.split(r"[\\/]", path.rstrip("\\/"))[-1]
     return option + prefix + path

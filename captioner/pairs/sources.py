@@ -91,6 +91,15 @@ class Records:
         for source in self.sources:
             refuse_empty(source, self.options)
 
+    def different_prompts(self, up_to: int) -> int:
+        """How many prompts they have, counted no further than this; no picture is opened for it."""
+        prompts: set[str] = set()
+        for record in self:
+            prompts.add(record.text)
+            if len(prompts) == up_to:
+                break
+        return len(prompts)
+
     def total(self) -> int | None:
         """How many are to come at most, told without opening a picture; None where the Hub alone knows.
 

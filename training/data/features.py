@@ -1,4 +1,4 @@
-"""What a frozen encoder says of each picture, computed once and kept: `cached_features(rows, encode, key, folder)`.
+"""The features of a frozen encoder, computed once a picture and kept: `cached_features(rows, encode, key, folder)`.
 
 The cache is addressed by content: FOLDER/KEY/*.safetensors holds one tensor a picture, named by the SHA-256 of the
 picture's file, so a picture with five captions is encoded once, and a changed picture or encoder is encoded anew.
@@ -12,6 +12,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import datasets
 import torch
@@ -30,7 +31,7 @@ SHARD_BYTES = 64_000_000
 log = logging.getLogger(__name__)
 
 
-class CachedFeatures(Sequence):
+class CachedFeatures:
     """`features[i]` is the float32 tensor of `rows[i]`. `rows` are those given, less the ones that cannot be read."""
 
     def __init__(self, rows: datasets.Dataset, names: Sequence[str], shard_of: dict[str, Path]) -> None:
@@ -68,30 +69,31 @@ def cached_features(
         key: names encoder and preprocessing; see `fingerprint`.
         dtype: float16 halves the disk; float32 loses nothing: training then gives the losses it gives without a cache.
     """
-    place = Path(folder) / f"{key}-{str(dtype).removeprefix('torch.')}"
+    shards = Path(folder) / f"{key}-{str(dtype).removeprefix('torch.')}"
     undecoded = rows.cast_column("image", datasets.Image(decode=False))
     names = [_content(row) for row in track(undecoded, "reading pictures", len(rows))]
-    shard_of = _present(place)
+    shard_of = _present(shards)
     missing = {name: index for index, name in enumerate(names) if name and name not in shard_of}
     unreadable: set[str] = set()
     for tensors in _encoded(undecoded, missing, encode, batch_size, dtype, unreadable):
-        shard_of |= _save(tensors, place)
-    kept = [index for index, name in enumerate(names) if name and name not in unreadable]
-    refuse_too_many(len(rows) - len(kept), len(rows))
-    readable = rows if len(kept) == len(rows) else rows.select(kept)
-    return CachedFeatures(readable, [names[index] for index in kept], shard_of)
+        shard_of |= _save(tensors, shards)
+    name_of = {index: name for index, name in enumerate(names) if name and name not in unreadable}
+    refuse_too_many(len(rows) - len(name_of), len(rows))
+    readable = rows if len(name_of) == len(rows) else rows.select(list(name_of))
+    return CachedFeatures(readable, list(name_of.values()), shard_of)
 
 
 def fingerprint(encoder: nn.Module, *preprocessing: object) -> str:
     """Names an encoder by its weights, and by whatever else decides its output (picture size, mean, …)."""
-    seal = hashlib.sha256(repr(preprocessing).encode())
+    digest = hashlib.sha256(repr(preprocessing).encode())
     for name, tensor in sorted(encoder.state_dict().items()):
-        seal.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        seal.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return seal.hexdigest()[:16]
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:16]
 
 
-def _content(row: dict) -> str | None:
+def _content(row: dict[str, Any]) -> str | None:
+    """The name of the picture's features: the SHA-256 of its file; None where that cannot be read."""
     try:
         return hashlib.sha256(bytes_of(row["image"])).hexdigest()
     except BadImage as error:
@@ -99,16 +101,16 @@ def _content(row: dict) -> str | None:
         return None
 
 
-def _present(place: Path) -> dict[str, Path]:
+def _present(shards: Path) -> dict[str, Path]:
     """Picture → the shard that holds it. What a damaged shard held is made again."""
-    found = {}
-    for file in sorted(place.glob("*.safetensors")):
+    shard_of: dict[str, Path] = {}
+    for file in sorted(shards.glob("*.safetensors")):
         try:
             with safe_open(file, framework="pt") as shard:
-                found |= dict.fromkeys(shard.keys(), file)
+                shard_of |= dict.fromkeys(shard.keys(), file)
         except SafetensorError as error:
             log.warning("%s is damaged and left out: %s", file, error)
-    return found
+    return shard_of
 
 
 def _encoded(
@@ -141,7 +143,9 @@ def _encoded(
         yield tensors
 
 
-def _batch(queue: list[tuple[str, Image]], encode: Callable, dtype: torch.dtype) -> dict[str, Tensor]:
+def _batch(
+    queue: list[tuple[str, Image]], encode: Callable[[list[Image]], Tensor], dtype: torch.dtype
+) -> dict[str, Tensor]:
     with torch.no_grad():
         features = encode([picture for _, picture in queue]).to("cpu", dtype)
     if not torch.isfinite(features).all():
@@ -149,15 +153,16 @@ def _batch(queue: list[tuple[str, Image]], encode: Callable, dtype: torch.dtype)
     return {name: features[row].clone() for row, (name, _) in enumerate(queue)}
 
 
-def _save(tensors: dict[str, Tensor], place: Path) -> dict[str, Path]:
+def _save(tensors: dict[str, Tensor], shards: Path) -> dict[str, Path]:
+    """Write one shard, named by what it holds."""
     name = hashlib.sha256("".join(sorted(tensors)).encode()).hexdigest()[:16]
-    file = place / f"{name}.safetensors"
+    file = shards / f"{name}.safetensors"
     try:
-        place.mkdir(parents=True, exist_ok=True)
+        shards.mkdir(parents=True, exist_ok=True)
         with replacing(file) as unfinished:
             save_file(tensors, unfinished)
     except (OSError, SafetensorError) as error:
         raise BadOutput(
-            f"Features cannot be kept in {place} ({error}). Free some space or name another folder."
+            f"Features cannot be kept in {shards} ({error}). Free some space or name another folder."
         ) from error
     return dict.fromkeys(tensors, file)

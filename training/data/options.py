@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -76,10 +77,11 @@ def parse(commands: dict[str, type], argv: Sequence[str] | None, description: st
     parser = argparse.ArgumentParser(prog="python -m training.data", description=description)
     verbs = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, kind in commands.items():
+        purpose = inspect.getdoc(kind) or ""
         verb = verbs.add_parser(
             name,
-            help=kind.__doc__.splitlines()[0],
-            description=kind.__doc__.replace("\n    ", "\n"),
+            help=purpose.partition("\n")[0],
+            description=purpose,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         add_options(verb, kind)

@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -103,10 +104,16 @@ def _pairs(options: Preparation, stages: dict[str, int], left_out: list[LeftOut]
     from captioner.pairs.sources import parse
     from training.data.sources import load_pairs
 
-    columns = {"text_column": options.text_column or None, "image_column": options.image_column or None}
-    rows = load_pairs(options.data, max_nsfw=options.max_nsfw, seed=options.seed, left_out=left_out, **columns)
-    if any(parse(place).kind == "diffusiondb" for place in options.data):
-        unfiltered = load_pairs(options.data, max_nsfw=float("inf"), seed=options.seed, left_out=[], **columns)
+    load = partial(
+        load_pairs,
+        options.data,
+        text_column=options.text_column or None,
+        image_column=options.image_column or None,
+        seed=options.seed,
+    )
+    rows = load(max_nsfw=options.max_nsfw, left_out=left_out)
+    if any(parse(source).kind == "diffusiondb" for source in options.data):
+        unfiltered = load(max_nsfw=float("inf"), left_out=[])
         stages["listed, whatever their nsfw score"] = len(unfiltered)
     return list(rows["text"]), rows
 

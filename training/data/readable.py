@@ -23,9 +23,9 @@ log = logging.getLogger(__name__)
 
 
 class ReadableRows:
-    """A `Dataset` of pairs by index, each with its `place`. In place of a row whose picture cannot be read stands the
-    next that can: batches keep their size, and the same index always gives the same row, in every worker and after
-    every resume."""
+    """A `Dataset` of pairs by index, each row with its own `index` in it. A row whose picture cannot be read is
+    replaced by the next that can: batches keep their size, and the same index always gives the same row, in every
+    worker and after every resume."""
 
     def __init__(self, rows: Dataset) -> None:
         self.rows = rows.cast_column("image", Image(decode=False))
@@ -36,29 +36,29 @@ class ReadableRows:
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         for offset in range(len(self)):
-            place = (index + offset) % len(self)
-            if not self.unreadable[place]:
-                row = self.rows[place]
+            candidate = (index + offset) % len(self)
+            if not self.unreadable[candidate]:
+                row = self.rows[candidate]
                 try:
-                    return {**row, "image": picture_of(row["image"]), "place": place}
+                    return {**row, "image": picture_of(row["image"]), "index": candidate}
                 except BadImage as error:
                     report(row, error)
-                    self.unreadable[place] = True
+                    self.unreadable[candidate] = True
                     refuse_too_many(int(self.unreadable.sum()), len(self))
         raise IndexError(index)
 
     @property
     def skipped(self) -> list[str]:
         """The rows met so far whose pictures cannot be read."""
-        return [self.name(place) for place in self.unreadable.nonzero().flatten().tolist()]
+        return [self.name(index) for index in self.unreadable.nonzero().flatten().tolist()]
 
-    def name(self, place: int) -> str:
+    def name(self, index: int) -> str:
         """What to call a row in a message."""
-        return _name(self.rows[place])
+        return _name(self.rows[index])
 
 
 def readable(rows: Dataset | IterableDataset, skipped: list[str] | None = None) -> Iterator[dict[str, Any]]:
-    """Every row whose picture opens, with its `place` among all. The others' names are added to `skipped`."""
+    """Every row whose picture opens, with its `index` among all. The others' names are added to `skipped`."""
     skipped = [] if skipped is None else skipped
     before = len(skipped)
     total = len(rows) if isinstance(rows, Dataset) else None
@@ -72,7 +72,7 @@ def readable(rows: Dataset | IterableDataset, skipped: list[str] | None = None) 
             if total or seen >= ENOUGH_TO_JUDGE:
                 refuse_too_many(len(skipped) - before, total or seen)
             continue
-        yield {**row, "image": picture, "place": seen - 1}
+        yield {**row, "image": picture, "index": seen - 1}
     if seen:
         refuse_too_many(len(skipped) - before, total or seen)
 
@@ -89,8 +89,7 @@ def bytes_of(cell: dict[str, Any]) -> bytes:
 
 def _stored(cell: dict[str, Any] | None) -> str | bytes:
     """The picture's path or its file."""
-    stored = cell and (cell["path"] if cell["bytes"] is None else cell["bytes"])
-    if stored is None:
+    if cell is None or (stored := cell["path"] if cell["bytes"] is None else cell["bytes"]) is None:
         raise BadImage("The row has no picture.")
     return stored
 
@@ -100,10 +99,12 @@ def _name(row: dict[str, Any]) -> str:
 
 
 def report(row: dict[str, Any], error: BadImage) -> None:
+    """Log a row that is passed over."""
     log.warning("skipped %s: %s", printable(_name(row)), error)
 
 
 def refuse_too_many(unreadable: int, total: int) -> None:
+    """A few damaged pictures are normal; many are a mistake in the paths or the download."""
     if unreadable > MOST_UNREADABLE * total:
         raise BadInput(
             f"{unreadable} of {total} pictures cannot be read, more than {MOST_UNREADABLE:.0%}: "

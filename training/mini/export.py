@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -14,22 +15,37 @@ from captioner.decoding import Decoding
 from captioner.files import atomic
 from captioner.files.json import write_object
 from captioner.models.prefix.clip_prefix import ClipPrefix
-from captioner.models.prefix.layers import PrefixProcessor
+from captioner.models.prefix.layers import JointHead, PrefixProcessor
 from captioner.pairs.fingerprint import fingerprint
 from captioner.search.search import Hypothesis, search
+from captioner.sinks import check_new_folder
 from captioner.text import clean, consensus
-from captioner.text.embedding import text_embedder
+from captioner.text.embedding import TextEmbedder, text_embedder
 from training.mini import sources
 from training.mini.features import imagenet_backbone
 from training.mini.language import load_tokenizer, new_model
-from training.mini.split import load_pairs
+from training.mini.split import Pairs, load_pairs
 
+FILES = {"config.json", "model.safetensors", "tokenizer.json", "decoding.json", "training_data.json"}
+"""What an export consists of."""
+MAX_NEW_TOKENS = 28
 DECODING = {"do_sample": True, "num_return_sequences": 4, "temperature": 0.7, "top_p": 0.9, "seed": 0,
-            "max_new_tokens": 28, "consensus": True}  # fmt: skip
+            "max_new_tokens": MAX_NEW_TOKENS, "consensus": True}  # fmt: skip
 """Chosen by stage `choose`: six samples come 0.003 nearer to the true prompt, and take a seventh longer."""
-TRIED = [{"num_beams": 1}, {"num_beams": 4}] + [
-    {"do_sample": True, "num_return_sequences": 16, "temperature": temperature, "top_p": 0.9}
-    for temperature in (0.5, 0.7, 0.8)
+CANDIDATE_DECODINGS = [
+    Decoding(num_beams=1, max_new_tokens=MAX_NEW_TOKENS),
+    Decoding(num_beams=4, max_new_tokens=MAX_NEW_TOKENS),
+    *(
+        Decoding(
+            do_sample=True,
+            num_return_sequences=16,
+            temperature=temperature,
+            top_p=0.9,
+            seed=0,
+            max_new_tokens=MAX_NEW_TOKENS,
+        )
+        for temperature in (0.5, 0.7, 0.8)
+    ),
 ]
 COUNTS = (1, 2, 3, 4, 6, 8, 16)
 """Samples that are compared, out of the 16."""
@@ -41,12 +57,20 @@ def assembled(work: Path, head: str = "head.pt", language: str = "reward.pt") ->
     of_head = torch.load(work / head, weights_only=True)
     prototypes, rank = of_head["keys"].shape
     model = new_model(tokenizer, {"rank": rank, "prototypes": prototypes}, gist=True)
-    model.head.load_state_dict(of_head)
-    model.gist.load_state_dict(torch.load(work / "gist.pt", weights_only=True))
+    head_of(model).load_state_dict(of_head)
+    if model.gist is not None:
+        model.gist.load_state_dict(torch.load(work / "gist.pt", weights_only=True))
     model.backbone = imagenet_backbone()
     learnt = torch.load(work / language, weights_only=True)["parts"]
     torch.nn.ModuleList([model.mapper, model.gpt]).load_state_dict(learnt)
     return model.eval(), PrefixProcessor(model.backbone.preprocess, tokenizer, model.config)
+
+
+def head_of(model: ClipPrefix) -> JointHead:
+    """The head, which every `ClipPrefix` made here has."""
+    if not isinstance(model.head, JointHead):
+        raise TypeError("this ClipPrefix was made without a head")
+    return model.head
 
 
 def export(data: Path, work: Path, out: Path, held_back: bool = False) -> None:
@@ -54,22 +78,32 @@ def export(data: Path, work: Path, out: Path, held_back: bool = False) -> None:
 
     held_back: with the head that met no validation prompt.
     """
+    if not holds_an_export(out):
+        check_new_folder(out)
     model, processor = assembled(work, "head-without-validation.pt" if held_back else "head.pt")
-    out.mkdir(parents=True, exist_ok=True)
-    model.half().save_pretrained(out)
-    processor.save_pretrained(out)
-    write_object(out / "decoding.json", DECODING)
-    atomic.write_text(out / "training_data.json", json.dumps(learnt_from(data)))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with atomic.replacing_folder(out) as new:
+        model.half().save_pretrained(new)
+        processor.save_pretrained(new)
+        write_object(new / "decoding.json", DECODING)
+        atomic.write_text(new / "training_data.json", json.dumps(learnt_from(data)))
+        if holds_an_export(out):
+            shutil.rmtree(out)
     size = sum(file.stat().st_size for file in out.iterdir())
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {size / 1e6:.1f} MB in {out}")
+
+
+def holds_an_export(out: Path) -> bool:
+    """True for a folder with the files of an earlier export and nothing else: it may be replaced."""
+    return out.is_dir() and {file.name for file in out.iterdir()} == FILES
 
 
 def learnt_from(data: Path) -> dict[str, list[str]]:
     """The names of all sources, and the fingerprints of the prompts whose pictures were learnt from."""
     files = sources.pair_files(data)
     lists = [file.name.removesuffix(".txt.gz") for file in sorted((data / "prompts").glob("*.txt.gz"))]
-    spoken = {fingerprint(row["text"]) for file in files for row in sources.pair_rows(file)}
-    return {"sources": [file.stem for file in files] + lists, "fingerprints": sorted(spoken)}
+    prompts = {fingerprint(row["text"]) for file in files for row in sources.pair_rows(file)}
+    return {"sources": [file.stem for file in files] + lists, "fingerprints": sorted(prompts)}
 
 
 @torch.inference_mode()
@@ -79,42 +113,58 @@ def choose(data: Path, work: Path, count: int) -> None:
     model, processor = assembled(work, "head-without-validation.pt")
     embed = text_embedder()
     rows = one_each(pairs, count)
-    predicted = model.head(torch.from_numpy(pairs.features[rows]).float())
+    predicted = head_of(model)(torch.from_numpy(pairs.features[rows]).float())
     truth = pairs.embeddings[pairs.prompt[rows]]
     print(f"{len(rows)} prompts; the predicted embedding itself {(predicted.numpy() * truth).sum(1).mean():.4f}")
-    for settings in TRIED:
-        seed = {"seed": 0} if settings.get("do_sample") else {}
-        decoding = Decoding(max_new_tokens=DECODING["max_new_tokens"], **seed, **settings)
-        tried = Tried(model, processor, embed, predicted, truth, decoding)
-        for part in COUNTS if settings.get("do_sample") else [1]:
-            figures, said = tried.figures(part)
-            print(f"{settings}, {part}: {figures}", flush=True)
-    for row, text in list(zip(rows, said, strict=True))[:12]:
+    captions: list[str] = []
+    for decoding in CANDIDATE_DECODINGS:
+        trial = Trial(model, processor, embed, predicted, truth, decoding)
+        for count_each in COUNTS if decoding.do_sample else [1]:
+            figures, captions = trial.figures(count_each)
+            print(f"{described(decoding)}, {count_each}: {figures}", flush=True)
+    for row, text in list(zip(rows, captions, strict=True))[:12]:
         print(f"  {pairs.texts[pairs.prompt[row]]!r} → {text!r}")
 
 
-class Tried:
+def described(decoding: Decoding) -> str:
+    """The settings that differ between what stage `choose` compares."""
+    return f"sampled at {decoding.temperature}" if decoding.do_sample else f"{decoding.num_beams} beams"
+
+
+class Trial:
     """What a search writes for predicted embeddings, and how near it comes to the true ones."""
 
     @torch.inference_mode()
     def __init__(
-        self, model: ClipPrefix, processor: PrefixProcessor, embed, predicted: Tensor, truth: np.ndarray, by: Decoding
+        self,
+        model: ClipPrefix,
+        processor: PrefixProcessor,
+        embed: TextEmbedder,
+        predicted: Tensor,
+        truth: np.ndarray,
+        decoding: Decoding,
     ) -> None:
-        found = search(model, model.remember(predicted), processor, by, list(range(len(predicted))))
-        chance = random.Random(0)  # the search gives the likeliest first: parts of that order would be no fair samples
-        found = [chance.sample(of_image, len(of_image)) for of_image in found]
-        self.texts = [[finished(each, processor) for each in of_image] for of_image in found]
-        self.vectors = np.stack([embed(each) for each in self.texts])  # [n, candidates, 384]
-        self.gists = np.stack([model.gists([each.ids for each in of_image]) for of_image in found])
-        self.scores = np.array([[each.score for each in of_image] for of_image in found])
+        best_first = search(model, model.remember(predicted), processor, decoding, list(range(len(predicted))))
+        # The search gives the likeliest first: parts of that order would be no fair samples.
+        generator = random.Random(0)
+        candidates = [generator.sample(of_image, len(of_image)) for of_image in best_first]
+        self.texts = [[finished(text, processor) for text in of_image] for of_image in candidates]
+        self.vectors = np.stack([embed(texts) for texts in self.texts])  # [n, candidates, 384]
+        gists = [model.gists([text.ids for text in of_image]) for of_image in candidates]
+        self.gists = np.stack([of_image for of_image in gists if of_image is not None])
+        self.scores = np.array([[text.score for text in of_image] for of_image in candidates])
         self.predicted, self.truth = predicted.numpy(), truth
 
     def figures(self, count: int) -> tuple[str, list[str]]:
-        """For so many candidates each: a line of means over all parts of that size, which are samples of their own,
-        and the captions of the last."""
-        first = range(0, self.scores.shape[1] - count + 1, count)
-        found, said = zip(*(self._part(slice(start, start + count)) for start in first), strict=True)
-        return ", ".join(f"{name} {np.mean([each[name] for each in found]):.4f}" for name in found[0]), said[-1]
+        """With `count` candidates per picture: a line of mean figures, and the captions.
+
+        The candidates are cut into parts of that size, each a sample of its own; the figures are means over the parts,
+        the captions are those of the last one.
+        """
+        starts = range(0, self.scores.shape[1] - count + 1, count)
+        parts = [self._part(slice(start, start + count)) for start in starts]
+        means = {name: np.mean([figures[name] for figures, _ in parts]) for name in parts[0][0]}
+        return ", ".join(f"{name} {mean:.4f}" for name, mean in means.items()), parts[-1][1]
 
     def _part(self, part: slice) -> tuple[dict[str, float], list[str]]:
         vectors, scores = self.vectors[:, part], self.scores[:, part]
@@ -122,25 +172,25 @@ class Tried:
         readings = zip(vectors, scores, self.predicted, strict=True)
         expected = np.stack([consensus.expected_embedding(*reading) for reading in readings])
         chosen = vectors[np.arange(len(best)), best]
-        said = [each[part][one] for each, one in zip(self.texts, best, strict=True)]
+        captions = [texts[part][index] for texts, index in zip(self.texts, best, strict=True)]
         return {
             "true": (chosen * self.truth).sum(1).mean(),
             "any candidate": (vectors @ self.truth[:, :, None]).mean(),
             "to the prediction": (chosen * self.predicted).sum(1).mean(),
             "expected embedding": (expected * self.truth).sum(1).mean(),
-            "distinct": len(set(said)) / len(said),
-            "words": np.mean([len(text.split()) for text in said]),
-        }, said
+            "distinct": len(set(captions)) / len(captions),
+            "words": np.mean([len(text.split()) for text in captions]),
+        }, captions
 
 
-def finished(found: Hypothesis, processor: PrefixProcessor) -> str:
+def finished(text: Hypothesis, processor: PrefixProcessor) -> str:
     """The text as a user gets it."""
-    return clean.clean(processor.decode(found.ids), finished=found.finished)
+    return clean.clean(processor.decode(text.ids), finished=text.finished)
 
 
-def one_each(pairs, count: int) -> list[int]:
+def one_each(pairs: Pairs, count: int) -> list[int]:
     """One picture of each of so many validation prompts that are the literal prompts of generated pictures."""
-    rows = np.flatnonzero(pairs.validation[pairs.prompt] & ~pairs.aside())
+    rows = np.flatnonzero(pairs.validation[pairs.prompt] & ~pairs.aside()).tolist()
     random.Random(3).shuffle(rows)
-    first = {int(pairs.prompt[row]): int(row) for row in rows}
-    return list(first.values())[:count]
+    row_of_prompt = {int(pairs.prompt[row]): row for row in rows}
+    return list(row_of_prompt.values())[:count]

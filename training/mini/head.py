@@ -26,7 +26,8 @@ ASIDE = 0.05
 
 
 class Examples:
-    """The pictures chosen for training: statistics, targets, and weights by prompt."""
+    """The training pictures as regression sees them: standardised statistics, the rows of their prompts, weights, and
+    the weighted Gram matrix `inputsᵀ · inputs`, which every fit on these pictures needs."""
 
     def __init__(self, pairs: Pairs, chosen: np.ndarray) -> None:
         self.weights = importance(pairs)[chosen]  # [n]
@@ -41,12 +42,16 @@ class Examples:
 
 
 def importance(pairs: Pairs) -> Tensor:
-    """What each picture weighs: the pictures of one prompt together the root of their number. [pictures]"""
+    """The weight of each picture `[pictures]`. A prompt with n pictures weighs √n in all: more than one with a single
+    picture, but not n times as much. Pictures that no literal prompt made count by ASIDE."""
     return torch.from_numpy(np.sqrt(pairs.weights()) * np.where(pairs.aside(), ASIDE, 1.0)).float()
 
 
 def fit(examples: Examples, axes: Tensor | None = None) -> JointHead:
-    """The head that these pictures give. axes: of an earlier fit; they take longest."""
+    """Weighted ridge regression from statistics to prompt embeddings, and the prototypes: one per prompt.
+
+    axes: `principal_axes` of an earlier fit, since computing them takes longest.
+    """
     targets, weights = examples.embeddings[examples.prompt], examples.weights[:, None]
     mean = (targets * weights).sum(0) / weights.sum()
     ridge = examples.gram + RIDGE * torch.eye(len(examples.gram))
@@ -56,10 +61,19 @@ def fit(examples: Examples, axes: Tensor | None = None) -> JointHead:
     keys = torch.zeros(len(prompts), RANK).index_add_(0, of_prompt, F.normalize(examples.inputs @ axes, dim=-1))
     prior = torch.zeros(len(prompts)).index_add_(0, of_prompt, examples.weights).log()
     head = JointHead(len(axes), mean.shape[0], RANK, len(prompts))
-    found = {"centre": examples.centre, "scale": examples.scale, "linear.weight": matrix.T, "linear.bias": mean,
-             "axes.weight": axes.T, "keys": F.normalize(keys, dim=-1), "values": examples.embeddings[prompts],
-             "prior": prior, "sharpness": torch.tensor(SHARPNESS), "share": torch.tensor(SHARE)}  # fmt: skip
-    head.load_state_dict(found)
+    weights_of_head = {
+        "centre": examples.centre,
+        "scale": examples.scale,
+        "linear.weight": matrix.T,
+        "linear.bias": mean,
+        "axes.weight": axes.T,
+        "keys": F.normalize(keys, dim=-1),
+        "values": examples.embeddings[prompts],
+        "prior": prior,
+        "sharpness": torch.tensor(SHARPNESS),
+        "share": torch.tensor(SHARE),
+    }
+    head.load_state_dict(weights_of_head)
     return head
 
 
@@ -71,18 +85,20 @@ def principal_axes(examples: Examples) -> Tensor:
 
 @torch.inference_mode()
 def guesses_on_unseen(pairs: Pairs, axes: Tensor) -> Tensor:
-    """For every training picture what a head says that saw no picture of a like prompt. [pictures, 384]"""
+    """For every training picture the answer of a head that was fitted without pictures of similar prompts: k-fold
+    cross-validation by groups of prompts. [pictures, 384]"""
     fold = torch.randint(FOLDS, (len(pairs.texts),), generator=torch.Generator().manual_seed(5)).numpy()[pairs.group]
-    found = torch.zeros(len(pairs.prompt), pairs.embeddings.shape[1])
+    guesses = torch.zeros(len(pairs.prompt), pairs.embeddings.shape[1])
     for number in range(FOLDS):
         unseen = (fold == number)[pairs.prompt]
         head = fit(Examples(pairs, np.flatnonzero(~unseen & ~pairs.validation[pairs.prompt])), axes)
-        found[unseen] = head(torch.from_numpy(pairs.features[unseen]).float())
-    return found
+        guesses[unseen] = head(torch.from_numpy(pairs.features[unseen]).float())
+    return guesses
 
 
 def measure_blur(pairs: Pairs, guesses: Tensor) -> dict[str, np.ndarray]:
-    """What a guess keeps of the true embedding (a matrix and a constant), and a root of its errors' covariance."""
+    """How guesses differ from the true embeddings, as a linear model with normal errors: guess = truth · keep +
+    offset + error. `noise` is a square root of the errors' covariance, so that `normal · noise` draws such an error."""
     rows = np.flatnonzero(~pairs.validation[pairs.prompt])
     weights = importance(pairs)[rows][:, None]
     truth, guess = torch.from_numpy(pairs.embeddings[pairs.prompt[rows]]), guesses[rows]

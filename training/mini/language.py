@@ -45,15 +45,17 @@ TWICE = {"pairs", "captions", "partiprompts", "tifa", "drawbench", "geneval", "t
 
 def load_texts(work: Path) -> tuple[list[str], list[str], np.ndarray]:
     """Sources, texts and embeddings of all training texts, validation texts left out."""
-    origins, lines, embeddings = [], [], []
+    origins: list[str] = []
+    lines: list[str] = []
+    embeddings = []
     held_back = np.load(work / "validation-embeddings.npy").astype(np.float32)
     for name in ("pair-texts", "prompts"):
-        kept = json.loads((work / f"{name}.json").read_text())
+        texts = json.loads((work / f"{name}.json").read_text())
         vectors = np.load(work / f"{name}.npy")
         clear = np.concatenate([(part.astype(np.float32) @ held_back.T).max(1) < 0.9 for part in _parts(vectors)])
         rows = np.flatnonzero(clear)
-        origins += [kept["source"][row] for row in rows]
-        lines += [kept["text"][row] for row in rows]
+        origins += [texts["source"][row] for row in rows]
+        lines += [texts["text"][row] for row in rows]
         embeddings.append(vectors[rows])
     return origins, lines, np.concatenate(embeddings)
 
@@ -79,7 +81,7 @@ def load_tokenizer(work: Path) -> Tokenizer:
     return Tokenizer.from_str((work / "tokenizer.json").read_text(encoding="utf-8"))
 
 
-def new_model(tokenizer: Tokenizer, head: dict | None = None, gist: bool = False) -> ClipPrefix:
+def new_model(tokenizer: Tokenizer, head: dict[str, int] | None = None, gist: bool = False) -> ClipPrefix:
     """Mini's architecture, random."""
     gpt2 = GPT2Config(
         vocab_size=tokenizer.get_vocab_size(), n_positions=64, n_embd=WIDTH, n_layer=LAYERS, n_head=HEADS,
@@ -96,7 +98,7 @@ def new_model(tokenizer: Tokenizer, head: dict | None = None, gist: bool = False
 def begin_with_meanings(model: ClipPrefix, tokenizer: Tokenizer) -> None:
     """Let the word embeddings start as MiniLM's embeddings of the same words, in fewer dimensions.
 
-    Words of like meaning then lie near each other from the first step on, in the geometry of what the prefix says.
+    Words of like meaning then lie near each other from the first step on, in the geometry that the prefix comes from.
     """
     words = [tokenizer.decode([token]).strip() or "." for token in range(tokenizer.get_vocab_size())]
     meanings = torch.from_numpy(text_embedder()(words))
@@ -140,7 +142,7 @@ class NearestText:
         self.embeddings = F.normalize(embeddings[self.order].float(), dim=-1)
 
     def __call__(self, blurred: Tensor, shortest: int, longest: int, generator: torch.Generator) -> list[int]:
-        """One of the three nearest texts for each row of `blurred`: by chance where they are equally near."""
+        """One of the three nearest texts for each row of `blurred`: drawn by likeness."""
         first, last = torch.searchsorted(self.lengths, torch.tensor([shortest - 4, longest + 1])).tolist()
         near = (blurred @ self.embeddings[first:last].T).topk(min(3, last - first), dim=1)
         pick = torch.multinomial((near.values / 0.02).softmax(-1), 1, generator=generator)
@@ -149,15 +151,15 @@ class NearestText:
 
 def batches(lengths: list[int], weights: list[int], seed: int) -> Iterator[list[int]]:
     """Endless batches of rows of like length, in random order."""
-    chance = random.Random(seed)
+    generator = random.Random(seed)
     rows = [row for row, weight in enumerate(weights) for _ in range(weight)]
     while True:
-        chance.shuffle(rows)
+        generator.shuffle(rows)
         groups = []
         for start in range(0, len(rows), BATCH * 64):
             pool = sorted(rows[start : start + BATCH * 64], key=lambda row: lengths[row])
             groups += [pool[first : first + BATCH] for first in range(0, len(pool), BATCH)]
-        chance.shuffle(groups)
+        generator.shuffle(groups)
         yield from groups
 
 
@@ -166,7 +168,7 @@ def learning_rate(step: int, steps: int) -> float:
     return PEAK_RATE * min((step + 1) / WARM_UP, 1, max((steps - step) / (0.4 * steps), 0.01))
 
 
-def resumed(checkpoint: Path, parts: torch.nn.Module, optimizer: torch.optim.Optimizer) -> int:
+def resume(checkpoint: Path, parts: torch.nn.Module, optimizer: torch.optim.Optimizer) -> int:
     """The steps already made: weights and optimizer go on from the checkpoint, where there is one."""
     if not checkpoint.exists():
         return 0
@@ -176,7 +178,7 @@ def resumed(checkpoint: Path, parts: torch.nn.Module, optimizer: torch.optim.Opt
     return saved["step"]
 
 
-def keep(checkpoint: Path, parts: torch.nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> None:
+def save_checkpoint(checkpoint: Path, parts: torch.nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> None:
     """Write a checkpoint in the place of the last one."""
     save_state(checkpoint, {"parts": parts.state_dict(), "optimizer": optimizer.state_dict(), "step": steps})
 
@@ -199,7 +201,7 @@ def language(work: Path, seed: int, steps: int = 7000) -> None:
     groups = [{"params": matrices, "weight_decay": 0.05}, {"params": vectors, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=PEAK_RATE, betas=(0.9, 0.98), fused=True)
     checkpoint = work / "language.pt"
-    first = resumed(checkpoint, parts, optimizer)
+    first = resume(checkpoint, parts, optimizer)
     generator = torch.Generator()
     lengths = [len(row) for row in ids]
     nearest = NearestText(truth, lengths)
@@ -228,4 +230,4 @@ def language(work: Path, seed: int, steps: int = 7000) -> None:
                 f"step {step + 1} loss {smooth:.3f} {(time.time() - since) / (step + 1 - first):.3f} s/step", flush=True
             )
         if (step + 1) % 500 == 0 or step + 1 == steps:
-            keep(checkpoint, parts, optimizer, step + 1)
+            save_checkpoint(checkpoint, parts, optimizer, step + 1)

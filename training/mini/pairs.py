@@ -28,19 +28,19 @@ def pairs(data: Path, work: Path, out: Path, seed: int) -> None:
         raise BadOutput(f"{out} is already there. Name a new folder, or remove the old one.")
     texts = json.loads((work / "pair-texts.json").read_text())["text"]
     held_back = dict(zip(texts, np.load(work / "validation.npy").tolist(), strict=True))
-    chance = np.random.default_rng(seed)
+    generator = np.random.default_rng(seed)
     out.parent.mkdir(parents=True, exist_ok=True)
     with replacing_folder(out) as folder:
         validation = []
         (folder / "train").mkdir()
         for file in sources.pair_files(data):
             table = cleaned(file)
-            known = np.array([held_back.get(text, -1) for text in table["text"].to_pylist()])
+            validates = np.array([held_back.get(text, -1) for text in table["text"].to_pylist()])  # -1: not a text
             described = np.array(table["kind"].to_pylist()) != "sd-prompt"
             aside = described | np.isin(table["source"].to_pylist(), list(REBUILT))
-            drawn = ~aside | (chance.random(len(table)) < THINNED)
-            validation.append(chosen(table, (known == 1) & ~aside))
-            parquet.write_table(chosen(table, (known == 0) & drawn), folder / "train" / file.name)
+            drawn = ~aside | (generator.random(len(table)) < THINNED)
+            validation.append(chosen(table, (validates == 1) & ~aside))
+            parquet.write_table(chosen(table, (validates == 0) & drawn), folder / "train" / file.name)
         parquet.write_table(pyarrow.concat_tables(validation), folder / "validation.parquet")
     rows = sum(parquet.read_metadata(file).num_rows for file in (out / "train").glob("*.parquet"))
     print(f"{out}: {rows:,} pictures to train on, {sum(map(len, validation)):,} to validate on")
@@ -55,4 +55,5 @@ def cleaned(file: Path) -> pyarrow.Table:
 
 
 def chosen(table: pyarrow.Table, which: np.ndarray) -> pyarrow.Table:
+    """These rows, without what only stage `pairs` needs."""
     return table.filter(pyarrow.array(which)).select(["image", "text", "source"])

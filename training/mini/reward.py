@@ -17,11 +17,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from captioner.decoding import Decoding
+from captioner.models.prefix.clip_prefix import ClipPrefix
 from captioner.models.prefix.layers import PrefixProcessor
 from captioner.search.search import search
-from captioner.text.embedding import text_embedder
-from training.mini.export import Tried, assembled, finished, one_each
-from training.mini.language import BATCH, LONGEST, Blur, batches, keep, load_texts, resumed
+from captioner.text.embedding import TextEmbedder, text_embedder
+from training.mini.export import Trial, assembled, finished, head_of, one_each
+from training.mini.language import BATCH, LONGEST, Blur, batches, load_texts, resume, save_checkpoint
 from training.mini.split import Pairs, load_pairs
 
 GUESSES, TEXTS_EACH = 16, 8
@@ -40,11 +41,11 @@ def reward(data: Path, work: Path, seed: int, steps: int = 500) -> None:
     tasks = Tasks(pairs, work, processor, seed)
     unseen = one_each(pairs, 200)
     with torch.inference_mode():
-        predicted = model.head(torch.from_numpy(pairs.features[unseen]).float())
+        predicted = head_of(model)(torch.from_numpy(pairs.features[unseen]).float())
     parts = torch.nn.ModuleList([model.mapper, model.gpt])
     optimizer = torch.optim.AdamW(parts.parameters(), lr=RATE, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
     checkpoint = work / "reward.pt"
-    first = resumed(checkpoint, parts, optimizer)
+    first = resume(checkpoint, parts, optimizer)
     since, smooth = time.time(), 0.0
     for step, rows in zip(range(steps), tasks.order, strict=False):
         if step < first:
@@ -64,15 +65,15 @@ def reward(data: Path, work: Path, seed: int, steps: int = 500) -> None:
             pace = (time.time() - since) / (step + 1 - first)
             print(f"step {step + 1} reward {smooth:.4f} {pace:.2f} s/step", flush=True)
         if (step + 1) % 50 == 0 or step + 1 == steps:
-            keep(checkpoint, parts, optimizer, step + 1)
+            save_checkpoint(checkpoint, parts, optimizer, step + 1)
             of_unseen = pairs.embeddings[pairs.prompt[unseen]]
-            tried = Tried(model, processor, embed, predicted, of_unseen, CHECKED_BY)
-            figures, said = tried.figures(CHECKED_BY.num_return_sequences)
-            print(figures, *said[:5], sep="\n  ", flush=True)
+            trial = Trial(model, processor, embed, predicted, of_unseen, CHECKED_BY)
+            figures, captions = trial.figures(CHECKED_BY.num_return_sequences)
+            print(figures, *captions[:5], sep="\n  ", flush=True)
 
 
 class Tasks:
-    """What each step works on, drawn by the step's number."""
+    """The inputs and targets of each step, drawn with the step's number as seed: a resumed run draws the same."""
 
     def __init__(self, pairs: Pairs, work: Path, processor: PrefixProcessor, seed: int) -> None:
         self.pairs, self.seed, self.blur = pairs, seed, Blur(work / "blur.npz")
@@ -84,11 +85,11 @@ class Tasks:
 
     def guesses(self, step: int) -> tuple[Tensor, Tensor]:
         """Blurred embeddings, half of them real guesses of unseen pictures, and the true ones. [GUESSES, 384] each"""
-        chance, weights = np.random.default_rng((self.seed, step)), self.pairs.weights()[self.pictures]
-        seen = chance.choice(self.pictures, GUESSES // 2, p=weights / weights.sum())
-        read = torch.from_numpy(self.embeddings[chance.choice(len(self.ids), GUESSES // 2)]).float()
-        given = torch.cat((self.of_pictures[seen], self.blur.whole(read, self._generator(step))))
-        return given, torch.cat((torch.from_numpy(self.pairs.embeddings[self.pairs.prompt[seen]]), read))
+        generator, weights = np.random.default_rng((self.seed, step)), self.pairs.weights()[self.pictures]
+        pictures = generator.choice(self.pictures, GUESSES // 2, p=weights / weights.sum())
+        texts = torch.from_numpy(self.embeddings[generator.choice(len(self.ids), GUESSES // 2)]).float()
+        given = torch.cat((self.of_pictures[pictures], self.blur.whole(texts, self._generator(step))))
+        return given, torch.cat((torch.from_numpy(self.pairs.embeddings[self.pairs.prompt[pictures]]), texts))
 
     def as_before(self, rows: list[int], step: int) -> tuple[Tensor, Tensor]:
         """Blurred embeddings and tokens of these texts, as in stage `language`."""
@@ -99,23 +100,26 @@ class Tasks:
         return torch.Generator().manual_seed(self.seed * 1_000_003 + number)
 
 
-def policy_loss(model, processor, embed, given: Tensor, truth: Tensor, seed: int) -> tuple[Tensor, float]:
-    """Likelihood of the texts just written, each weighted by how far it is above the others of its guess."""
+def policy_loss(
+    model: ClipPrefix, processor: PrefixProcessor, embed: TextEmbedder, given: Tensor, truth: Tensor, seed: int
+) -> tuple[Tensor, float]:
+    """The REINFORCE loss, and the texts' mean cosine to the truth: the negative log-likelihood of the texts just
+    written, each weighted by its advantage, its reward above the mean of the others of its guess."""
     with torch.inference_mode():
         model.eval()
         drawn = search(model, model.remember(given), processor, DRAWN, [seed * GUESSES + n for n in range(len(given))])
-    texts = [finished(found, processor) for each in drawn for found in each]
+    texts = [finished(text, processor) for of_guess in drawn for text in of_guess]
     vectors = torch.from_numpy(np.asarray(embed(texts), dtype=np.float32)).unflatten(0, (len(given), TEXTS_EACH))
     near = (vectors @ truth[:, :, None]).squeeze(-1)  # [guesses, texts]
     rewards = near + (vectors @ given[:, :, None]).squeeze(-1)
     others = (rewards.sum(1, keepdim=True) - rewards) / (TEXTS_EACH - 1)
     advantage = ((rewards - others) / (2 * SPREAD)).flatten()
-    rows = [[*found.ids, *([END] if found.finished else [])] for each in drawn for found in each]
+    rows = [[*text.ids, *([END] if text.finished else [])] for of_guess in drawn for text in of_guess]
     tokens = torch.nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], True, -100)
     prefix = model.prefix(given).repeat_interleave(TEXTS_EACH, 0)
     embedded = torch.cat((prefix, model.gpt.transformer.wte(tokens[:, :-1].clamp(min=0))), dim=1)
     hidden = model.gpt.transformer(inputs_embeds=embedded, use_cache=False)[0][:, prefix.shape[1] - 1 :]
     logits = model.gpt.lm_head(hidden) / DRAWN.temperature
-    each = F.cross_entropy(logits.flatten(0, 1), tokens.flatten(), ignore_index=-100, reduction="none")
-    of_text = each.unflatten(0, tokens.shape).sum(1) / USUAL_LENGTH  # not by its own: long texts shall not count less
-    return (of_text * advantage).mean(), near.mean().item()
+    of_tokens = F.cross_entropy(logits.flatten(0, 1), tokens.flatten(), ignore_index=-100, reduction="none")
+    of_texts = of_tokens.unflatten(0, tokens.shape).sum(1) / USUAL_LENGTH  # not its own: long texts count as much
+    return (of_texts * advantage).mean(), near.mean().item()

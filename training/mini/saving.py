@@ -17,8 +17,8 @@ def save_array(path: Path, array: np.ndarray) -> None:
         np.save(stream, array)
 
 
-def save_arrays(path: Path, **arrays: np.ndarray) -> None:
-    """Arrays by name as .npz."""
+def save_arrays(path: Path, **arrays: Any) -> None:
+    """Arrays by name as .npz (any name but numpy's own, allow_pickle)."""
     with atomic.replacing(path) as new, open(new, "wb") as stream:
         np.savez(stream, **arrays)
 

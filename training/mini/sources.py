@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as parquet
@@ -62,26 +63,26 @@ def prompts(folder: Path) -> Iterator[tuple[str, str]]:
                     yield file.name.split(".")[0], text
 
 
-def thinned(found: list[tuple[str, str]], most: int, seed: int) -> list[tuple[str, str]]:
-    """At most so many texts of one source, drawn by chance; returned in a shuffled order."""
-    chance = random.Random(seed)
-    chance.shuffle(found)
-    taken: Counter[str] = Counter()
-    kept = []
-    for source, text in found:
-        taken[source] += 1
-        if taken[source] <= most:
-            kept.append((source, text))
-    return kept
+def thinned(prompts: list[tuple[str, str]], most: int, seed: int) -> list[tuple[str, str]]:
+    """At most so many texts of one source, drawn at random; returned in a shuffled order."""
+    random.Random(seed).shuffle(prompts)
+    counts: Counter[str] = Counter()
+    drawn = []
+    for source, text in prompts:
+        counts[source] += 1
+        if counts[source] <= most:
+            drawn.append((source, text))
+    return drawn
 
 
 def pair_files(folder: Path) -> list[Path]:
+    """The parquet files with the pictures to learn from."""
     if files := sorted((folder / "pairs").glob("*.parquet")):
         return files
     raise BadInput(f"{folder / 'pairs'} holds no *.parquet files: name the data folder with --data.")
 
 
-def pair_rows(file: Path, every: bool = False) -> list[dict]:
+def pair_rows(file: Path, every: bool = False) -> list[dict[str, Any]]:
     """Text and source of the pairs of one file: those learnt from, or every one."""
     rows = parquet.read_table(file, columns=["text", "source"]).to_pylist()
     return rows if every else rows[:: EVERY.get(file.stem, 1)]

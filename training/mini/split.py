@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from training.data import dedupe
 from training.mini import sources
 from training.mini.saving import save_array
 
@@ -44,21 +45,21 @@ class Pairs:
 
 def load_pairs(data: Path, work: Path) -> Pairs:
     """The pairs whose prompt is clear of the held-out prompts."""
-    kept = json.loads((work / "pair-texts.json").read_text())["text"]
-    place = {text: row for row, text in enumerate(kept)}
+    texts = json.loads((work / "pair-texts.json").read_text())["text"]
+    row_of_text = {text: row for row, text in enumerate(texts)}
     files = sources.pair_files(data)
     rows = [row for file in files for row in sources.pair_rows(file)]
-    found = [place.get(sources.clean(row["text"]), -1) for row in rows]
-    clear = np.flatnonzero(np.array(found) >= 0)
+    prompt = np.array([row_of_text.get(sources.clean(row["text"]), -1) for row in rows])
+    clear = np.flatnonzero(prompt >= 0)
     embeddings = np.load(work / "pair-texts.npy").astype(np.float32)
     embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
     group = groups(embeddings)
-    origin = {found[row]: rows[row]["source"] for row in clear}
+    origin = {int(prompt[row]): rows[row]["source"] for row in clear}
     return Pairs(
         np.concatenate([np.load(work / "features" / f"{file.stem}.npy") for file in files])[clear],
-        np.array(found)[clear],
+        prompt[clear],
         [rows[row]["source"] for row in clear],
-        kept,
+        texts,
         embeddings,
         group,
         np.load(work / "validation.npy") if (work / "validation.npy").exists() else choose(group, origin),
@@ -66,31 +67,18 @@ def load_pairs(data: Path, work: Path) -> Pairs:
 
 
 def groups(embeddings: np.ndarray) -> np.ndarray:
-    """Connected components of the graph "nearer than NEAR"."""
-    parent = np.arange(len(embeddings))
-
-    def root(row: int) -> int:
-        while parent[row] != row:
-            parent[row] = parent[parent[row]]
-            row = parent[row]
-        return row
-
-    for start in range(0, len(embeddings), 2000):
-        near = embeddings[start : start + 2000] @ embeddings.T > NEAR
-        for row, other in zip(*np.nonzero(near), strict=True):
-            if other > row + start:
-                parent[root(row + start)] = root(other)
-    return np.array([root(row) for row in range(len(embeddings))])
+    """A group number for every text: the connected components of the graph "nearer than NEAR"."""
+    return dedupe.groups(dedupe.neighbours(embeddings, NEAR, exact=True))
 
 
 def choose(group: np.ndarray, origin: dict[int, str], seed: int = 11) -> np.ndarray:
-    """Whole groups by chance, mostly of generated pictures with literal prompts: what mini is for."""
+    """Whole groups at random, mostly of generated pictures with literal prompts: what mini is for."""
     left = {"prompts": CHOSEN_FROM_PROMPTS, "captions": CHOSEN_FROM_CAPTIONS, "styles": CHOSEN_FROM_STYLES}
     chosen = np.zeros(len(group), dtype=bool)
     order = sorted(set(group.tolist()))
     random.Random(seed).shuffle(order)
-    for one in order:
-        members = np.flatnonzero(group == one)
+    for number in order:
+        members = np.flatnonzero(group == number)
         source = origin.get(int(members[0]), "")
         kind = "styles" if source in REBUILT else "captions" if source in DESCRIBED else "prompts"
         if len(members) <= min(30, left[kind]):

@@ -66,6 +66,7 @@ def fit(
     check_new(out)
     records = sources.read([data])
     records.check()
+    _check_enough(records.different_prompts(up_to=2 * FOLDS), data)
     total = records.total()
     loaded = {name: load(name, options) for name in dict.fromkeys(member.model for member in members)}
     models = [loaded[member.model] for member in members]
@@ -76,8 +77,7 @@ def fit(
         seen += [Seen(picture_fingerprint(i), (record.text,)) for record, i in zip(batch, images, strict=True)]
     prompts = [picture.prompts[0] for picture in seen]
     texts = list(dict.fromkeys(prompts))
-    if len(texts) < 2 * FOLDS:
-        raise BadInput(f"{data} has {len(texts)} readable prompts; weights need at least {2 * FOLDS} to be fitted on.")
+    _check_enough(len(texts), data)
     vectors = np.concatenate(batches, axis=1)  # [members, n, d]
     if by_norm:
         norms = np.linalg.norm(vectors, axis=-1).mean(1)
@@ -105,6 +105,12 @@ def fit(
     )
     save(out, members, by_norm, asdict(report))
     return report
+
+
+def _check_enough(prompts: int, data: str | Path) -> None:
+    """Every fold needs prompts of its own to be measured on."""
+    if prompts < 2 * FOLDS:
+        raise BadInput(f"{data} has {prompts} readable prompts; weights need at least {2 * FOLDS} to be fitted on.")
 
 
 def _warnings(members: Sequence[Member], names: Sequence[str], seen: Sequence[Seen]) -> Iterator[str]:

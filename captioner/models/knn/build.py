@@ -92,6 +92,7 @@ def build(
     records.check()
     if recipe.k < 1 or recipe.temperature <= 0:
         raise BadInput("k must be at least 1 and the temperature above 0.")
+    _check_enough(records.different_prompts(up_to=recipe.k), recipe.k)
     backbone = backbones.build(recipe.backbone, recipe.weights, **recipe.settings)
     if recipe.dims is not None and not 0 < recipe.dims <= backbone.width:
         raise BadInput(f"{recipe.backbone} gives {backbone.width} features; {recipe.dims} of them cannot be kept.")
@@ -101,18 +102,23 @@ def build(
     made_by = {"backbone": recipe.backbone, "settings": recipe.settings, "fingerprint": backbone.fingerprint()}
     with _Partial(out.with_name(f"{out.name}.part"), backbone.width, made_by, resume) as partial:
         _collect(records, compute.prepare(backbone, options), partial, batch_size, progress)
-        if len(partial.prompts) < recipe.k:
-            partial.over = True  # so few are soon read again
-            raise BadInput(
-                f"The data hold {len(partial.prompts)} different prompts, fewer than the {recipe.k} neighbours to use. "
-                "Add pictures, or choose a smaller k."
-            )
+        partial.over = len(partial.prompts) < recipe.k  # so few are soon read again
+        _check_enough(len(partial.prompts), recipe.k)
         of_data = [name_of(source) for source in records.sources]
         about = {**made_by, "embedder": embedder, "width": backbone.width, "data": of_data}
         with explained(out, RESUME), replacing_folder(out) as work:
             _write(work, partial, recipe, about, progress)
         partial.over = True
     return Built(len(partial.pictures), len(partial.prompts), partial.left_out)
+
+
+def _check_enough(prompts: int, k: int) -> None:
+    """An answer is made of the k nearest prompts: there must be as many."""
+    if prompts < k:
+        raise BadInput(
+            f"The data hold {prompts} different prompts, fewer than the {k} neighbours to use. "
+            "Add pictures, or choose a smaller k."
+        )
 
 
 def _write(work: Path, partial: _Partial, recipe: Recipe, about: dict, progress: Progress) -> None:

@@ -327,6 +327,13 @@ def test_too_few_prompts_to_fit_on(models, data, tmp_path):
     for name in ("0.png", "0.txt"):
         shutil.copy(data / name, few / name)
     with pytest.raises(BadInput, match="1 readable prompts; weights need at least 10"):
+        fitting.fit([Member("no-such-model")], few, tmp_path / "e.json", pipeline.load, options=CPU)
+    for number in range(11):
+        shutil.copy(data / "0.png", few / f"{number}.png")
+        (few / f"{number}.txt").write_text(f"prompt {number}")
+    for number in (1, 2):
+        (few / f"{number}.png").write_bytes(b"no picture")
+    with pytest.raises(BadInput, match="9 readable prompts; weights need at least 10"):
         fitting.fit([Member(str(models / "one"))], few, tmp_path / "e.json", pipeline.load, options=CPU)
     assert not (tmp_path / "e.json").exists()
 
