@@ -26,14 +26,15 @@ class Neighbours:
     cosine: np.ndarray
 
     def above(self, threshold: float) -> Neighbours:
+        """The pairs that are nearer than this."""
         chosen = self.cosine > threshold
         return Neighbours(self.count, self.first[chosen], self.second[chosen], self.cosine[chosen])
 
     def among(self, rows: np.ndarray) -> Neighbours:
         """Of these rows only, renumbered in their order."""
-        place = np.full(self.count, -1)
-        place[rows] = np.arange(len(rows))
-        first, second = place[self.first], place[self.second]
+        new_number = np.full(self.count, -1)
+        new_number[rows] = np.arange(len(rows))
+        first, second = new_number[self.first], new_number[self.second]
         chosen = (first >= 0) & (second >= 0)
         return Neighbours(len(rows), first[chosen], second[chosen], self.cosine[chosen])
 
@@ -44,10 +45,10 @@ def neighbours(
     """All pairs of unit vectors `[n, d]` with a cosine above the threshold."""
     exact = len(vectors) <= EXACT_UP_TO if exact is None else exact
     index = _flat(vectors) if exact else _inverted_file(vectors)
-    found = [_pairs_with(index, vectors, start, threshold) for start in progress(range(0, len(vectors), BLOCK))]
-    if not found:
+    blocks = [_pairs_with(index, vectors, start, threshold) for start in progress(range(0, len(vectors), BLOCK))]
+    if not blocks:
         return Neighbours(0, *(np.empty(0, dtype=kind) for kind in (np.int64, np.int64, np.float32)))
-    return Neighbours(len(vectors), *(np.concatenate(parts) for parts in zip(*found, strict=True)))
+    return Neighbours(len(vectors), *(np.concatenate(parts) for parts in zip(*blocks, strict=True)))
 
 
 def _flat(vectors: np.ndarray):
@@ -74,20 +75,20 @@ def _pairs_with(index, vectors: np.ndarray, start: int, threshold: float) -> tup
     index.add(block)
     limits, cosine, first = index.range_search(block, threshold)
     second = np.repeat(np.arange(start, start + len(block)), np.diff(limits).astype(np.int64))
-    once = first < second  # within the block each pair is found from both sides, and each row finds itself
+    once = first < second  # within the block each pair comes from both sides, and each row with itself
     return first[once], second[once], cosine[once]
 
 
 def representatives(near: Neighbours) -> np.ndarray:
     """Rows to keep: the first of each neighbourhood. No two of them are neighbours, and every other row has one."""
-    kept = np.ones(near.count, dtype=bool)
+    stays = np.ones(near.count, dtype=bool)
     order = np.lexsort((near.second, near.first))
     starts = np.searchsorted(near.first[order], np.arange(near.count + 1))
     second = near.second[order]
     for row in np.flatnonzero(np.diff(starts)):
-        if kept[row]:
-            kept[second[starts[row] : starts[row + 1]]] = False
-    return np.flatnonzero(kept)
+        if stays[row]:
+            stays[second[starts[row] : starts[row + 1]]] = False
+    return np.flatnonzero(stays)
 
 
 def groups(near: Neighbours) -> np.ndarray:

@@ -42,27 +42,27 @@ def prepare(options: Preparation) -> None:
     """Run the whole preparation."""
     out = Path(options.out)
     _refuse_to_overwrite(out, options)
-    prompts_only = all(place.endswith((".txt", ".txt.gz")) for place in options.data)
+    prompts_only = all(source.endswith((".txt", ".txt.gz")) for source in options.data)
     stages: dict[str, int] = {}
     left_out: list[LeftOut] = []
     raw, rows = (_prompts(options), None) if prompts_only else _pairs(options, stages, left_out)
     stages["read"] = len(raw)
-    texts, kept, foreign = _clean_and_filter(raw, options, stages)
+    texts, remaining, foreign = _clean_and_filter(raw, options, stages)
     skipped: list[str] = []
     if rows is not None:
-        kept = kept[_pictures_that_do(rows.select(kept), options.min_side, stages, skipped)]
-    kept, training, validation = _without_duplicates(texts, kept, options, stages)
+        remaining = remaining[_usable_pictures(rows.select(remaining), options.min_side, stages, skipped)]
+    remaining, training, validation = _without_duplicates(texts, remaining, options, stages)
     if not len(training):
         raise BadInput(f"Nothing is left to train on: {', '.join(f'{n} {stage}' for stage, n in stages.items())}.")
     summary = {
         "settings": asdict(options),
         "rows": stages,
-        "left_out": dict(Counter(one.reason for one in left_out)),
+        "left_out": dict(Counter(item.reason for item in left_out)),
         "not_english": foreign,
         "unreadable": skipped,
-        "fingerprint": fingerprint([texts[row] for row in kept]),
-        "words": {"before": _lengths(raw), "after": _lengths(texts[row] for row in kept)},
-        "terms": Counter(term.lower() for row in kept for term in terms(texts[row])).most_common(50),
+        "fingerprint": fingerprint([texts[row] for row in remaining]),
+        "words": {"before": _lengths(raw), "after": _lengths(texts[row] for row in remaining)},
+        "terms": Counter(term.lower() for row in remaining for term in terms(texts[row])).most_common(50),
     }
     with _written(out) as folder:
         for name, part in (("train", training), ("validation", validation)):
@@ -75,7 +75,7 @@ def prepare(options: Preparation) -> None:
     print(f"{out}: {len(training):,} to train on, {len(validation):,} to validate on, of {len(raw):,} read")
     for line in [*summaries(left_out), *_losses(stages)]:
         print(line, file=sys.stderr)
-    if len(validation) < 0.5 * options.validation * len(kept):
+    if len(validation) < 0.5 * options.validation * len(remaining):
         print(
             "Few prompts stand far enough from the others to validate on: a higher --apart finds more.", file=sys.stderr
         )
@@ -85,7 +85,7 @@ def prepare(options: Preparation) -> None:
 
 
 def _prompts(options: Preparation) -> list[str]:
-    return [prompt for place in options.data for prompt in read_prompts(Path(place).expanduser())]
+    return [prompt for source in options.data for prompt in read_prompts(Path(source).expanduser())]
 
 
 def read_prompts(file: Path) -> list[str]:
@@ -138,27 +138,27 @@ def _clean_and_filter(
     return texts, np.flatnonzero(stays), int((~english).sum())
 
 
-def _pictures_that_do(rows: Any, min_side: int, stages: dict[str, int], skipped: list[str]) -> np.ndarray:
-    """Places of the rows whose pictures open and are large enough."""
+def _usable_pictures(rows: Any, min_side: int, stages: dict[str, int], skipped: list[str]) -> np.ndarray:
+    """Indices of the rows whose pictures open and are large enough."""
     from training.data.readable import readable
 
     opened = track(readable(rows, skipped), "opening pictures", len(rows))
-    sides = {row["place"]: min(row["image"].size) for row in opened}
-    stages["with a readable picture"] = len(sides)
-    places = np.array([place for place, side in sides.items() if side >= min_side], dtype=np.int64)
-    stages["of the right size"] = len(places)
-    return places
+    shorter_side = {row["index"]: min(row["image"].size) for row in opened}
+    stages["with a readable picture"] = len(shorter_side)
+    large = np.array([index for index, side in shorter_side.items() if side >= min_side], dtype=np.int64)
+    stages["of the right size"] = len(large)
+    return large
 
 
 def _without_duplicates(
-    texts: list[str], kept: np.ndarray, options: Preparation, stages: dict[str, int]
+    texts: list[str], rows: np.ndarray, options: Preparation, stages: dict[str, int]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Rows that stay, and of them training and validation."""
-    first = {texts[row].casefold(): row for row in reversed(kept.tolist())}
-    kept = np.array(sorted(first.values()), dtype=np.int64)
-    stages["different prompts"] = len(kept)
-    vectors = _embed([texts[row] for row in kept], options.precision)
-    exact = len(kept) <= dedupe.EXACT_UP_TO
+    first = {texts[row].casefold(): row for row in reversed(rows.tolist())}
+    rows = np.array(sorted(first.values()), dtype=np.int64)
+    stages["different prompts"] = len(rows)
+    vectors = _embed([texts[row] for row in rows], options.precision)
+    exact = len(rows) <= dedupe.EXACT_UP_TO
     near = dedupe.neighbours(
         vectors, min(options.threshold, options.apart), exact, lambda blocks: track(blocks, "comparing")
     )
@@ -166,13 +166,13 @@ def _without_duplicates(
     stages["without near-duplicates"] = len(chosen)
     groups = dedupe.groups(near.above(options.apart).among(chosen))
     training, validation = dedupe.split(groups, options.validation, options.seed)
-    kept, vectors = kept[chosen], vectors[chosen]
+    rows, vectors = rows[chosen], vectors[chosen]
     if not exact:  # the fast index may have missed a pair across the split
         validation = validation[dedupe.clear_of(vectors[validation], vectors[training], options.apart)]
-    chance = np.random.default_rng(options.seed)  # shards that are mixed can be streamed in order
-    training, validation = kept[chance.permutation(training)], kept[chance.permutation(validation)]
+    generator = np.random.default_rng(options.seed)  # shards that are mixed can be streamed in order
+    training, validation = rows[generator.permutation(training)], rows[generator.permutation(validation)]
     stages["training"], stages["validation"] = len(training), len(validation)
-    return kept, training, validation
+    return rows, training, validation
 
 
 def _embed(texts: list[str], precision: str) -> np.ndarray:
@@ -194,8 +194,7 @@ def _refuse_to_overwrite(out: Path, options: Preparation) -> None:
         raise BadOutput(f"{out} is a file. Name a folder with --out.")
     if out.is_dir() and any(out.iterdir()) and not options.overwrite:
         raise BadOutput(f"{out} is not empty. Name another --out, or replace an earlier result with --overwrite.")
-    inside = [place for place in options.data if out.resolve() == Path(place).expanduser().resolve()]
-    if inside:
+    if out.resolve() in [Path(source).expanduser().resolve() for source in options.data]:
         raise BadOutput(f"{out} is the data itself. Name another --out.")
 
 

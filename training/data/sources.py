@@ -1,6 +1,6 @@
 """Pairs as `datasets` rows {image, text, id, source}: `load_pairs(["my/pictures", "coco:~/coco@0.5"])`.
 
-What a --data means and what is read of it is said by `captioner.pairs`, which every reader of pairs shares. Here its
+What a --data means and what is read of it is decided by `captioner.pairs`, which every reader of pairs shares. Here its
 records become a data set: paths and captions in memory, or Arrow tables mapped from disk, or a stream.
 Pictures are opened late: `readable.py` skips and counts those that cannot be.
 """
@@ -105,7 +105,7 @@ def _mapped(source: PairSource, split: str) -> Dataset:
 
 
 def _weighted(rows: Dataset, weight: float, seed: int) -> Dataset:
-    """Every row `weight` times; of a fraction, so many rows drawn by chance."""
+    """Every row `weight` times; of a fraction, so many rows drawn at random."""
     if weight == 1:
         return rows
     whole, fraction = divmod(weight, 1)

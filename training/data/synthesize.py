@@ -59,15 +59,15 @@ def planned(prompts: Sequence[str], options: Synthesis) -> list[str]:
 
 def recombined(prompts: Sequence[str], count: int, seed: int) -> list[str]:
     """New prompts: the first term of one, and as many terms as another has, drawn by how often they occur."""
-    split = [found for prompt in prompts if (found := terms(prompt))]
+    split = [of_prompt for prompt in prompts if (of_prompt := terms(prompt))]
     if not split:
         raise BadInput("The prompts hold nothing to recombine.")
-    frequency = Counter(term for found in split for term in found[1:])
+    frequency = Counter(term for of_prompt in split for term in of_prompt[1:])
     vocabulary, weights = list(frequency), list(frequency.values())
-    chance = random.Random(seed)
-    made = []
+    generator = random.Random(seed)
+    recombinations = []
     for _ in range(count):
-        subject, like = chance.choice(split)[0], chance.choice(split)
-        added = chance.choices(vocabulary, weights, k=len(like) - 1) if vocabulary else []
-        made.append(", ".join(dict.fromkeys([subject, *added])))
-    return made
+        subject, model = generator.choice(split)[0], generator.choice(split)
+        added = generator.choices(vocabulary, weights, k=len(model) - 1) if vocabulary else []
+        recombinations.append(", ".join(dict.fromkeys([subject, *added])))
+    return recombinations
