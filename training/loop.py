@@ -157,7 +157,7 @@ class LoopTrainer(Trainer):
 
     def create_optimizer(self, model=None):
         if self.job.parameter_groups is not None and self.optimizer is None:
-            kind, settings = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+            kind, settings = self.get_optimizer_cls_and_kwargs(self.args)
             self.optimizer = kind(self.job.parameter_groups, weight_decay=self.args.weight_decay, **settings)
         return super().create_optimizer() if model is None else super().create_optimizer(model)
 
@@ -173,8 +173,7 @@ class LoopTrainer(Trainer):
             show(samples, self.state.global_step)
         if torch.distributed.is_initialized():
             torch.distributed.broadcast_object_list(cosine, src=0)  # all must agree which checkpoint is best
-        output.metrics["eval_cosine"] = cosine[0]
-        return output
+        return output._replace(metrics={**(output.metrics or {}), "eval_cosine": cosine[0]})
 
     def _save_checkpoint(self, model, trial) -> None:
         folder = self.out / f"checkpoint-{self.state.global_step}"

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from captioner import pipeline
 from captioner.errors import BadInput
 from captioner.files.json import write_object
+from captioner.models.parts.backbones.towers import Backbone
 from captioner.models.prefix.layers import PrefixSpeaker
 from captioner.pipeline import Captioner
 from captioner.statistics import Interval, bootstrap_interval, paired_difference
@@ -81,13 +82,16 @@ def table(
 @torch.inference_mode()
 def nearest_training_text(speaker: PrefixSpeaker, pictures: list[Image.Image], pairs: Pairs) -> list[str]:
     """By cosine of the centred pooled features, as a kNN with k = 1."""
-    width = speaker.model.backbone.grid_width  # the first statistics are the mean of the last map
+    backbone = speaker.model.backbone
+    if not isinstance(backbone, Backbone):
+        raise BadInput("The nearest training picture is looked for by the features of mini's backbone.")
+    width = backbone.grid_width  # the first statistics are the mean of the last map
     known = torch.from_numpy(pairs.features[:, :width]).float()
     centre = known.mean(0)
     known = F.normalize(known - centre, dim=-1)
     nearest: list[int] = []
     for start in range(0, len(pictures), 16):
-        pooled = speaker.model.backbone.pooled(speaker.processor.pixels(pictures[start : start + 16]))[:, :width]
+        pooled = backbone.pooled(speaker.processor.pixels(pictures[start : start + 16]))[:, :width]
         nearest += (F.normalize(pooled - centre, dim=-1) @ known.T).argmax(1).tolist()
     return [pairs.texts[pairs.prompt[row]] for row in nearest]
 
