@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 BACKBONES = [
-    *("clip", "efficientnet-lite0", "efficientnet-lite1", "efficientnet-lite2"),
+    *("clip", "clip-resnet", "efficientnet-lite0", "efficientnet-lite1", "efficientnet-lite2"),
     *("resnet152", "resnet50", "vit", "vit-large"),
 ]
 """Image towers by name, as in captioner/models/parts/backbones/backbones.py, which imports torch."""
