@@ -145,13 +145,13 @@ class BlipProcessor:
     @classmethod
     def from_folder(cls, folder: Path) -> BlipProcessor:
         """The processor of a checkpoint."""
-        where = checkpoint.folder_with(
+        source = checkpoint.folder_with(
             folder, ("preprocessor_config.json", "processor_config.json"), ("tokenizer.json", "vocab.txt")
         )
-        with checkpoint.reading(where):
+        with checkpoint.reading(source):
             # The PIL form on purpose: the other needs torchvision, and resizes a little differently.
-            images = BlipImageProcessorPil.from_pretrained(where)
-            tokenizer = BertTokenizer.from_pretrained(where)
+            images = BlipImageProcessorPil.from_pretrained(source)
+            tokenizer = BertTokenizer.from_pretrained(source)
             text = text_config(BlipConfig.from_pretrained(checkpoint.base_folder(folder)))
         # BLIP begins with a decoder token that its tokenizer does not know, and ends with BERT's separator.
         return cls(images, tokenizer, [narrowed(text.bos_token_id, int)], narrowed(text.sep_token_id, int))

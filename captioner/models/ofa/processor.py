@@ -36,10 +36,10 @@ class OFAProcessor:
     @classmethod
     def from_folder(cls, folder: Path, size: int) -> OFAProcessor:
         """The processor of a checkpoint. size: pixels a side where no preprocessor_config.json says so."""
-        where = checkpoint.folder_with(folder, "vocab.json", "merges.txt")
-        with checkpoint.reading(where):
-            preprocess = Preprocess.from_folder(where, Preprocess(size))
-        return cls(preprocess, read_tokenizer(where / "vocab.json", where / "merges.txt"))
+        source = checkpoint.folder_with(folder, "vocab.json", "merges.txt")
+        with checkpoint.reading(source):
+            preprocess = Preprocess.from_folder(source, Preprocess(size))
+        return cls(preprocess, read_tokenizer(source / "vocab.json", source / "merges.txt"))
 
     def pixels(self, images: Sequence[Image]) -> Tensor:
         """RGB pictures of any size → float32 `[n, 3, size, size]`."""

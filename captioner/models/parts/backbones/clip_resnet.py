@@ -138,8 +138,8 @@ class CLIPResNet(Backbone):
 def read(folder: Path) -> tuple[Preprocess, dict, CLIPResNetTower]:
     """The tower of a folder that open_clip saved, its settings, and how its pixels are made."""
     check_files(folder)
-    said = read_object(folder / CONFIG, remedy="A CLIP of ResNet form is a folder that open_clip saved.")
-    settings = _settings(said, folder)
+    config = read_object(folder / CONFIG, remedy="A CLIP of ResNet form is a folder that open_clip saved.")
+    settings = _settings(config, folder)
     file = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
     if file is None:
         raise BadCheckpoint(f"{folder} has no {' and no '.join(WEIGHTS)}. Fetch it again.")
@@ -157,15 +157,15 @@ def read(folder: Path) -> tuple[Preprocess, dict, CLIPResNetTower]:
         if not all(tensor.isfinite().all() for tensor in state.values()):
             raise BadCheckpoint(f"The weights in {file} hold NaN or infinite numbers. Fetch it again.")
         tower.load_state_dict({key: tensor.to(wanted[key].dtype) for key, tensor in state.items()})
-    pixels: dict[str, Any] = {**CLIP, **_object(said, "preprocess_cfg")}
+    pixels: dict[str, Any] = {**CLIP, **_object(config, "preprocess_cfg")}
     size = settings["image_size"]
     preprocess = Preprocess(size, size, mean=tuple(pixels["mean"]), std=tuple(pixels["std"]), rounded=True)
     return preprocess, settings, tower.eval()
 
 
-def _settings(said: dict, folder: Path) -> dict:
+def _settings(config: dict, folder: Path) -> dict:
     """Layers, width, image_size and output_dim, all of them sane."""
-    model = _object(said, "model_cfg")
+    model = _object(config, "model_cfg")
     vision = _object(model, "vision_cfg")
     layers = vision.get("layers")
     if not isinstance(layers, list) or len(layers) != STAGES:
@@ -180,8 +180,8 @@ def _settings(said: dict, folder: Path) -> dict:
     return {**settings, "layers": layers}
 
 
-def _object(said: dict, name: str) -> dict:
-    return said[name] if isinstance(said.get(name), dict) else {}
+def _object(config: dict, name: str) -> dict:
+    return config[name] if isinstance(config.get(name), dict) else {}
 
 
 def _state(file: Path) -> dict[str, Tensor]:
