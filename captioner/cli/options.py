@@ -63,7 +63,7 @@ def _of_group(group: type) -> list[inspect.Parameter]:
             parameters += _of_group(INNER[field.name])
         else:
             hint = hints[field.name]
-            if field.name in LIBRARY and group in (LoadOptions, Request, DecodingChanges):
+            if group in (LoadOptions, Request, DecodingChanges):
                 hint = Annotated[SPELLED.get(field.name, hint), LIBRARY[field.name]]
             parameters.append(_parameter(field.name, hint, field.default))
     return parameters

@@ -21,11 +21,9 @@ from typer.testing import CliRunner
 
 import captioner
 from captioner import zoo
-from captioner.cli.flags import with_flags
 from captioner.cli.main import app
-from captioner.cli.verbs import Verbs
+from captioner.contracts import LoadOptions, Request
 from captioner.decoding import Decoding
-from captioner.errors import CaptionerError, Stopped
 from captioner.text.embedding import text_embedder
 
 
@@ -419,37 +417,6 @@ def test_a_model_that_gives_embeddings_sends_to_embed(tiny_checkpoint: Callable[
     assert "captioner embed" in result.stderr
 
 
-@pytest.mark.parametrize(
-    ("stop", "told"), [(KeyboardInterrupt(), "Stopped."), (Stopped("Stopped with 3 done."), "Stopped with 3 done.")]
-)
-def test_ctrl_c_is_told_and_status_130(stop: KeyboardInterrupt, told: str) -> None:
-    verbs = typer.Typer(cls=Verbs)
-
-    @verbs.callback()
-    def group() -> None: ...
-
-    @verbs.command()
-    def work() -> None:
-        raise stop
-
-    result = CliRunner().invoke(verbs, ["work"])
-    assert (result.exit_code, result.stderr) == (130, f"\ncaptioner: {told}\n")
-
-
-def test_an_error_of_many_lines_is_said_on_one() -> None:
-    verbs = typer.Typer(cls=Verbs)
-
-    @verbs.callback()
-    def group() -> None: ...
-
-    @verbs.command()
-    def fail() -> None:
-        raise CaptionerError("Something\n  is wrong.")
-
-    result = CliRunner().invoke(verbs, ["fail"])
-    assert (result.exit_code, result.stderr) == (2, "captioner: Something is wrong.\n")
-
-
 def test_standard_output_that_is_full(tmp_path: Path) -> None:
     picture = drawn(tmp_path / "a.png", A1111)
     with open("/dev/full", "w") as full:
@@ -616,6 +583,12 @@ def test_help_of_every_verb_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> No
         assert (command.help or "").strip().split("\n")[0][:1].isupper(), verb
 
 
+@pytest.mark.parametrize("group", [LoadOptions, Request])
+def test_model_flags_are_the_fields_of_the_library(group: type) -> None:
+    flags = {parameter.name for parameter in verbs()["embed"].params}
+    assert set(group.__dataclass_fields__) - {"decoding"} <= flags
+
+
 def test_search_flags_are_those_of_decoding() -> None:
     flags = {parameter.name for parameter in verbs()["generate"].params}
     named = {"num_return_sequences": "num_candidates"}
@@ -645,39 +618,3 @@ def test_names_of_an_index_reach_the_terminal_escaped() -> None:
     assert "\x1b" not in shown
     assert "\x07" not in shown
     assert "[/b]" in shown
-
-
-@pytest.mark.parametrize(
-    ("message", "shown"),
-    [
-        ("temperature must be above 0.", "--temperature must be above 0."),
-        (
-            "top_k and seed would change nothing: this is a search.",
-            "--top-k and --seed would change nothing: this is a search.",
-        ),
-        ("Set do_sample to false.", "Say --no-do-sample."),
-        ("raise num_beams, or set do_sample.", "raise --num-beams, or say --do-sample."),
-        (
-            "a.png has 9 pixels. If you trust it, raise max_pixels.",
-            "a.png has 9 pixels. If you trust it, raise --max-pixels.",
-        ),
-        ("a holds no pictures. Set recursive to look below.", "a holds no pictures. Add --recursive to look below."),
-        ("Stopped. The same again with resume goes on.", "Stopped. The same again with --resume goes on."),
-        ("name one more list as terms.", "name one more list with --terms FILE."),
-        ("Leave embedder out, or train it anew.", "Leave --embedder out, or train it anew."),
-        ("use fewer beams, precision bf16 or less", "use fewer beams, --precision bf16 or less"),
-        (
-            "a.csv is already there: set resume to go on, or set overwrite to replace it.",
-            "a.csv is already there: add --resume to go on, or add --overwrite to replace it.",
-        ),
-        (
-            "Give the same again, set overwrite instead of resume to start anew, or name another output.",
-            "Give the same again, add --overwrite instead of --resume to start anew, or name another --out.",
-        ),
-        ("overwrite does not empty a folder.", "--overwrite does not empty a folder."),
-        ("mini has no use for question: leave it out.", "mini has no use for --question: leave it out."),
-        ("The prompt of my_model/num_beams.json", "The prompt of my_model/num_beams.json"),
-    ],
-)
-def test_settings_are_named_as_they_are_typed(message: str, shown: str) -> None:
-    assert with_flags(message) == shown

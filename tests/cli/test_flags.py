@@ -1,0 +1,41 @@
+"""What the library says, in the words of the command line."""
+
+import pytest
+
+from captioner.cli.flags import with_flags
+
+
+@pytest.mark.parametrize(
+    ("message", "shown"),
+    [
+        ("temperature must be above 0.", "--temperature must be above 0."),
+        (
+            "top_k and seed would change nothing: this is a search.",
+            "--top-k and --seed would change nothing: this is a search.",
+        ),
+        ("Set do_sample to false.", "Say --no-do-sample."),
+        ("raise num_beams, or set do_sample.", "raise --num-beams, or say --do-sample."),
+        (
+            "a.png has 9 pixels. If you trust it, raise max_pixels.",
+            "a.png has 9 pixels. If you trust it, raise --max-pixels.",
+        ),
+        ("a holds no pictures. Set recursive to look below.", "a holds no pictures. Add --recursive to look below."),
+        ("Stopped. The same again with resume goes on.", "Stopped. The same again with --resume goes on."),
+        ("name one more list as terms.", "name one more list with --terms FILE."),
+        ("Leave embedder out, or train it anew.", "Leave --embedder out, or train it anew."),
+        ("use fewer beams, precision bf16 or less", "use fewer beams, --precision bf16 or less"),
+        (
+            "a.csv is already there: set resume to go on, or set overwrite to replace it.",
+            "a.csv is already there: add --resume to go on, or add --overwrite to replace it.",
+        ),
+        (
+            "Give the same again, set overwrite instead of resume to start anew, or name another output.",
+            "Give the same again, add --overwrite instead of --resume to start anew, or name another --out.",
+        ),
+        ("overwrite does not empty a folder.", "--overwrite does not empty a folder."),
+        ("mini has no use for question: leave it out.", "mini has no use for --question: leave it out."),
+        ("The prompt of my_model/num_beams.json", "The prompt of my_model/num_beams.json"),
+    ],
+)
+def test_settings_are_named_as_they_are_typed(message: str, shown: str) -> None:
+    assert with_flags(message) == shown
