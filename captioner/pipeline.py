@@ -337,7 +337,11 @@ def several(images: OneImage | Sequence[AnyImage]) -> Sequence[AnyImage]:
 
     if isinstance(images, np.ndarray):
         return [images] if images.ndim < 4 else list(images)
-    return [images] if isinstance(images, (str, Path, bytes, Image)) else list(images)
+    if isinstance(images, (str, Path, bytes, Image)):
+        return [images]
+    if not isinstance(images, Iterable):
+        raise BadInput(f"{type(images).__name__} is no picture: give a path, a PIL image, an array or bytes.")
+    return list(images)
 
 
 def _batches(images: Sequence[AnyImage], size: int) -> Iterator[list[Image]]:

@@ -224,3 +224,9 @@ def test_an_option_of_an_ensemble_may_be_for_one_member(tiny_checkpoint, tmp_pat
     assert captioner.load(str(tmp_path / "both.json"), trust_remote_code=True).embedder.models
     with pytest.raises(BadInput, match=r"one\.json has no use for trust_remote_code"):
         captioner.load(str(tmp_path / "one.json"), trust_remote_code=True)
+
+
+@pytest.mark.parametrize("images", [None, 5, [None], [5]])
+def test_what_is_no_picture_is_named(images: object) -> None:
+    with pytest.raises(BadInput, match=r"(NoneType|int) is no picture: give a path, a PIL image, an array or bytes"):
+        captioner.load("mini").generate(images)

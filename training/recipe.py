@@ -205,11 +205,11 @@ def check_bounds(recipe: Recipe) -> None:
         name = "--" + setting.name.replace("_", "-")
         # "not >=" rather than "<": a NaN compares as false
         if "least" in bounds and not value >= bounds["least"]:
-            raise BadInput(f"{name} {value}: it is at least {bounds['least']}.")
+            raise BadInput(f"{name} {value}: it must be at least {bounds['least']}.")
         if "above" in bounds and not value > bounds["above"]:
-            raise BadInput(f"{name} {value}: it is above {bounds['above']}.")
+            raise BadInput(f"{name} {value}: it must be above {bounds['above']}.")
         if not value <= bounds.get("most", sys.float_info.max):
-            raise BadInput(f"{name} {value}: it is at most {bounds.get('most', 'a finite number')}.")
+            raise BadInput(f"{name} {value}: it must be at most {bounds.get('most', 'a finite number')}.")
 
 
 def check_machine(recipe: Recipe) -> None:

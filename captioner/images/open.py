@@ -19,7 +19,7 @@ from typing import BinaryIO
 import numpy as np
 from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
-from captioner.errors import BadImage, printable
+from captioner.errors import BadImage, BadInput, printable
 from captioner.images import png
 from captioner.images.colour import WIDE, to_rgb
 
@@ -60,6 +60,8 @@ def open_image(
         return _finish(source, "the picture", sys.maxsize if is_decoded else max_pixels)
     if isinstance(source, np.ndarray):
         return _finish(_from_array(source), "the array", max_pixels)
+    if not isinstance(source, (str, os.PathLike, bytes)):
+        raise BadInput(f"{type(source).__name__} is no picture: give a path, a PIL image, an array or bytes.")
     name = "the data" if isinstance(source, bytes) else printable(os.fspath(source))
     return open_named(source, name, max_pixels, admit)
 

@@ -13,10 +13,22 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable
+from types import TracebackType
 
 from captioner.errors import CaptionerError, printable
 
 DEBUG = "--debug"
+
+
+def _stop_quietly(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Ctrl-C while a script's own imports still run, before `run` is reached: one word, no traceback."""
+    if _interrupted(error):
+        print("\nStopped.", file=sys.stderr)
+    else:
+        sys.__excepthook__(kind, error, trace)
+
+
+sys.excepthook = _stop_quietly
 
 
 def run(name: str, command: Callable[[], object]) -> None:

@@ -121,7 +121,7 @@ class Prompts:
         if self.attention is not None and self.metadata != "ignore":
             raise BadInput("--attention is about what the model says: leave out --metadata.")
         if self.model.options.embedder is not None and not (self.embed or self.finish.consensus):
-            raise BadInput("--embedder would change nothing: add --embed or --consensus.")
+            raise BadInput("embedder would change nothing: add --embed or --consensus.")
 
     @property
     def settings(self) -> Settings:

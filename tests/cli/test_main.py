@@ -480,6 +480,12 @@ def test_embed_says_what_is_wrong(photos: Path, words: list[str], reason: str) -
     assert len(result.stderr.splitlines()) == 1
 
 
+def test_an_embedder_that_nothing_asks_for_is_refused(photos: Path) -> None:
+    refused = call("generate", photos / "a.png", "-m", "mini", "--embedder", "other")
+    assert refused.exit_code == 2
+    assert "captioner: --embedder would change nothing: add --embed or --consensus." in refused.stderr
+
+
 def test_read_shows_what_pictures_carry(photos: Path) -> None:
     drawn(photos / "z.png", A1111)
     one = call("read", photos / "z.png")

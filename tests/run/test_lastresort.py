@@ -146,3 +146,10 @@ def test_what_pillow_remarks_about_an_odd_picture_is_not_printed() -> None:
     )
     shown = run(script)
     assert (shown.stdout, shown.stderr) == ("(4, 4)\n", "")
+
+
+def test_ctrl_c_before_the_command_is_reached_is_no_traceback() -> None:
+    """A script's own imports run before `lastresort.run`."""
+    done = run("raise KeyboardInterrupt")
+    assert done.returncode in (130, -signal.SIGINT)
+    assert done.stderr.split() == ["Stopped."]
