@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from PIL.Image import Image
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText, AutoProcessor, VisionEncoderDecoderModel
@@ -144,13 +146,26 @@ def test_settings_of_generate() -> None:
     assert (drawn["num_beams"], drawn["temperature"], drawn["num_return_sequences"]) == (1, 0.7, 9)
 
 
+@pytest.fixture
+def reports() -> Iterator[list[str]]:
+    """What transformers would print."""
+    said: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: said.append(record.getMessage())
+    transformers.utils.logging.warning_once.cache_clear()  # another test may have heard it
+    transformers.utils.logging.add_handler(handler)
+    yield said
+    transformers.utils.logging.remove_handler(handler)
+
+
 def test_loading_and_speaking_are_silent(
-    speaker: HubModel, capfd: pytest.CaptureFixture, recwarn: pytest.WarningsRecorder
+    speaker: HubModel, capfd: pytest.CaptureFixture, recwarn: pytest.WarningsRecorder, reports: list[str]
 ) -> None:
     said(speaker, pictures(2), num_beams=2)
     said(speaker, pictures(1), do_sample=True)
     assert capfd.readouterr() == ("", "")
     assert [str(warning.message) for warning in recwarn] == []
+    assert reports == []
 
 
 def test_folders_and_hub_names_lead_here(tiny_checkpoint: Callable[[str], Path]) -> None:

@@ -26,6 +26,7 @@ from captioner.models.hub.chat import Chat
 from captioner.models.hub.instructions import Instructions
 from captioner.models.parts.speaker import within_positions
 from captioner.prompt import Candidate, Reading
+from captioner.quiet import without_bars
 from captioner.search.words import forbidden_sequences
 
 OWN_SEARCH = ("num_beams", "no_repeat_ngram_size", "repetition_penalty", "length_penalty", "early_stopping")
@@ -96,13 +97,14 @@ class HubModel:
         start = told.shape[1]
         longest = None if self.positions is None else max(0, self.positions - start + 1)  # the last is never read
         decoding = within_positions(longest, start, decoding, request)
-        found = self.model.generate(
-            **inputs,
-            **settings(decoding),
-            logits_processor=self._word_rules(decoding),
-            return_dict_in_generate=True,
-            output_scores=True,
-        )
+        with without_bars():  # a start of equal texts needs no mask, whatever transformers warns of
+            found = self.model.generate(
+                **inputs,
+                **settings(decoding),
+                logits_processor=self._word_rules(decoding),
+                return_dict_in_generate=True,
+                output_scores=True,
+            )
         written, count = found.sequences, decoding.num_return_sequences
         if torch.equal(written[:, : told.shape[1]], told.repeat_interleave(count, 0)):
             written = written[:, told.shape[1] :]  # most decoders repeat what they were told
