@@ -49,10 +49,13 @@ def replacing_folder(target: Path) -> Iterator[Path]:
     clear_leftovers(target)
     temporary = _beside(target)
     temporary.mkdir()
+    mode = stat.S_IMODE(temporary.stat().st_mode) & 0o666
     try:
         yield temporary
         for file in temporary.rglob("*"):
             if file.is_file():
+                if not file.is_symlink():
+                    os.chmod(file, mode)  # safetensors shuts everybody else out of its files
                 flush(file)
         if target.is_dir():
             target.rmdir()  # empty, or this says so; Windows does not rename over a folder

@@ -6,7 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from captioner.errors import BadCheckpoint, BadInput, BadOutput
 from captioner.files import atomic, lock
@@ -77,6 +79,16 @@ with atomic.{kind}(Path(sys.argv[1])) as new:
     assert atomic.is_temporary(left)
     assert subprocess.run([*command, "end"]).returncode == 0
     assert os.listdir(tmp_path) == ["out"]
+
+
+def test_files_of_a_new_folder_have_the_mode_that_the_umask_gives(tmp_path: Path, umask: int) -> None:
+    other = tmp_path / "other"
+    other.touch(mode=0o600)
+    with atomic.replacing_folder(tmp_path / "out") as new:
+        save_file({"a": np.zeros(2)}, new / "model.safetensors")  # 0600 by itself
+        (new / "link").symlink_to(other)
+    assert (tmp_path / "out/model.safetensors").stat().st_mode & 0o777 == umask
+    assert other.stat().st_mode & 0o777 == 0o600
 
 
 def test_a_folder_appears_whole_and_never_over_a_full_one(tmp_path: Path) -> None:
