@@ -64,9 +64,9 @@ def run(name: str, command: Callable[[], object]) -> None:
 
 def prepare() -> None:
     """Set up the process. Nothing that the user has said is overridden."""
-    # Threads that wait for work by spinning take the cores from each other as soon as anything else runs: with both
-    # cores of two in use by others, 60 pictures by mini took 29 and 33 s so, 6 and 12 s where waiting threads sleep, and
-    # 6 and 8 s with one thread alone. The OpenMP library reads it when torch is loaded.
+    # Threads that wait for work by spinning take the cores from each other as soon as anything else runs. On two cores,
+    # both in use by others, 60 pictures by mini took 29 and 33 s so, 6 and 12 s where waiting threads sleep, 6 and 8 s
+    # with one thread alone. The OpenMP library reads it when torch is loaded.
     if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"} & os.environ.keys():
         os.environ["OMP_WAIT_POLICY"] = "passive"
     # Pillow takes memory in blocks of 16 MiB, which the C library keeps when they are freed; those of 64 go back to the
