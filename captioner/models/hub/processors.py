@@ -52,7 +52,7 @@ def _processor_class(folder: Path, config: PreTrainedConfig) -> type[ProcessorMi
 
 
 def _without_video(cls: type[ProcessorMixin]) -> type[ProcessorMixin]:
-    class PicturesOnly(cls):  # type: ignore[misc, valid-type]
+    class PicturesOnly(cls):  # type: ignore[misc, valid-type]  # which class it is, the checkpoint says
         @classmethod
         def get_attributes(cls) -> list[str]:
             return [name for name in super().get_attributes() if name != VIDEO]
