@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import ModuleType, NoneType
-from typing import TYPE_CHECKING, Any, NoReturn, overload
+from typing import TYPE_CHECKING, Any, NoReturn, TypeGuard, overload
 
 import numpy as np
 
@@ -324,7 +324,7 @@ MOST = 10_000
 """Beams, candidates or tokens that a file may ask for on its own."""
 
 
-def is_one(images: OneImage | Sequence[AnyImage]) -> bool:
+def is_one(images: OneImage | Sequence[AnyImage]) -> TypeGuard[OneImage]:
     """A single image, not a list of them."""
     from PIL.Image import Image
 
@@ -333,11 +333,7 @@ def is_one(images: OneImage | Sequence[AnyImage]) -> bool:
 
 def several(images: OneImage | Sequence[AnyImage]) -> Sequence[AnyImage]:
     """A list of images, whatever was given."""
-    from PIL.Image import Image
-
-    if isinstance(images, np.ndarray):
-        return [images] if images.ndim < 4 else list(images)
-    if isinstance(images, (str, Path, bytes, Image)):
+    if is_one(images):
         return [images]
     if not isinstance(images, Iterable):
         raise BadInput(f"{type(images).__name__} is no picture: give a path, a PIL image, an array or bytes.")
