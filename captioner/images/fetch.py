@@ -12,12 +12,16 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
+from collections.abc import Callable
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as WaitTimeout
+from typing import TypeVar
 
 from captioner import __version__
 from captioner.errors import BadImage
 from captioner.images.open import one_line, printable
+
+T = TypeVar("T")
 
 MAX_BYTES = 50_000_000
 """The most that is taken from one http answer."""
@@ -26,22 +30,26 @@ MAX_REDIRECTS = 5
 
 def fetch_image(url: str, *, max_bytes: int = MAX_BYTES, timeout: float = 20.0) -> bytes:
     """The bytes behind an http(s) address. `timeout` is for the whole transfer, name look-up and redirects included."""
-    answer: Future[bytes] = Future()
     deadline = time.monotonic() + timeout
-
-    def work() -> None:
-        try:
-            answer.set_result(_download(url, max_bytes, deadline))
-        except Exception as error:  # raised again by answer.result()
-            answer.set_exception(error)
-
-    # A socket's own timeout starts anew with every byte, so the wait is bounded from outside. What is left behind
-    # when it ends is one idle thread that gives up by itself.
-    threading.Thread(target=work, daemon=True, name="fetch-image").start()
     try:
-        return answer.result(timeout)
+        # A socket's own timeout starts anew with every byte, so the wait is bounded from outside.
+        return in_thread(lambda: _download(url, max_bytes, deadline)).result(timeout)
     except (TimeoutError, WaitTimeout) as error:  # one class since Python 3.11
         raise BadImage(f"{shown(url)} did not answer in full within {timeout:g} seconds.") from error
+
+
+def in_thread(work: Callable[[], T]) -> Future[T]:
+    """Work whose end one may stop to wait for; what is left of it then is one thread that gives up by itself."""
+    future: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:  # raised again by future.result()
+            future.set_exception(error)
+
+    threading.Thread(target=run, daemon=True, name="fetch").start()
+    return future
 
 
 class _ByHand(urllib.request.HTTPRedirectHandler):
@@ -102,15 +110,37 @@ def _read_answer(response: http.client.HTTPResponse, name: str, max_bytes: int, 
     kind = response.headers.get_content_type() if response.headers["Content-Type"] else "image/*"
     if not kind.startswith("image/") and kind not in ("application/octet-stream", "binary/octet-stream"):
         raise BadImage(f"{name} answers with {printable(kind)}, not a picture.")
+    try:
+        return read_body(response, max_bytes, deadline)
+    except TooLong as error:
+        raise BadImage(f"{name} is larger than {max_bytes:,} bytes.") from error
+    except BrokenOff as error:
+        raise BadImage(f"{name} broke off after {error.received:,} bytes.") from error
+
+
+class TooLong(OSError):
+    """More bytes than are taken."""
+
+
+class BrokenOff(ConnectionError):
+    """Fewer bytes than a server promised."""
+
+    def __init__(self, received: int) -> None:
+        super().__init__(f"it broke off after {received:,} bytes")
+        self.received = received
+
+
+def read_body(response: http.client.HTTPResponse, max_bytes: int, deadline: float) -> bytes:
+    """All that a server sends: of a bounded length, whole, and by `deadline` on the monotonic clock."""
     received = bytearray()
     while piece := response.read1(1 << 16):  # at most one wait on the network each
         received += piece
         if len(received) > max_bytes:
-            raise BadImage(f"{name} is larger than {max_bytes:,} bytes.")
+            raise TooLong
         if time.monotonic() > deadline:
             raise TimeoutError
-    if response.length:  # what the server promised and did not send
-        raise BadImage(f"{name} broke off after {len(received):,} bytes.")
+    if response.length:
+        raise BrokenOff(len(received))
     return bytes(received)
 
 

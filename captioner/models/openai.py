@@ -22,13 +22,12 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Collection, Iterator, Sequence
-from concurrent.futures import Future
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import TimeoutError as WaitTimeout
 from dataclasses import dataclass, fields, replace
 from email.utils import parsedate_to_datetime
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 from PIL import Image
 
@@ -37,12 +36,11 @@ from captioner.contracts import PLAIN_REQUEST, LoadOptions, Request
 from captioner.decoding import Decoding, DecodingChanges
 from captioner.errors import BadAnswer, BadInput, CaptionerError, MissingModel
 from captioner.images import printable
+from captioner.images.fetch import TooLong, in_thread, read_body
 from captioner.images.open import one_line
 from captioner.prompt import Candidate, Reading
 from captioner.styles import STYLES
 from captioner.text.words import without_words
-
-T = TypeVar("T")
 
 DEFAULT_DECODING = {"num_beams": 1, "do_sample": True, "temperature": 0.6, "max_new_tokens": 300, "consensus": True}
 """Servers draw at random; `consensus` because they do not tell which of several texts is the likeliest."""
@@ -108,10 +106,6 @@ class _Refused(Exception):
         self.error = error
         self.message = message
         self.parameter = parameter
-
-
-class _TooLong(OSError):
-    """An answer without end."""
 
 
 @dataclass(frozen=True)
@@ -309,23 +303,12 @@ class Server:
         request = urllib.request.Request(_with_path(self.address, path), data, headers)
         deadline = time.monotonic() + self.limits.timeout
         with _opener(self.address).open(request, timeout=self.limits.timeout) as response:
-            received = bytearray()
-            while piece := response.read1(1 << 16):
-                received += piece
-                if len(received) > MAX_ANSWER:
-                    raise _TooLong(
-                        f"{self.address} answers with more than {MAX_ANSWER:,} bytes: no caption is so long."
-                    )
-                if time.monotonic() > deadline:
-                    raise TimeoutError
-            if response.length:  # what the server promised and did not send
-                raise ConnectionError(f"it broke off after {len(received):,} bytes")
-            return response.status, response.headers, bytes(received)
+            return response.status, response.headers, read_body(response, MAX_ANSWER, deadline)
 
     def _unreachable(self, error: Exception) -> Exception:
         reason = error.reason if isinstance(error, urllib.error.URLError) else error
-        if isinstance(reason, _TooLong):
-            return BadInput(str(reason))
+        if isinstance(reason, TooLong):
+            return BadInput(f"{self.address} answers with more than {MAX_ANSWER:,} bytes: no caption is so long.")
         if isinstance(reason, TimeoutError):
             why = "it takes no connection"
         elif isinstance(reason, socket.gaierror):
@@ -485,20 +468,6 @@ def _timeout() -> float:
 
 
 # --- parts of HTTP ----------------------------------------------------------------------------------------------------
-
-
-def in_thread(work: Callable[[], T]) -> Future[T]:
-    """Work whose end one may stop to wait for; what is left of it then is one thread that gives up by itself."""
-    future: Future[T] = Future()
-
-    def run() -> None:
-        try:
-            future.set_result(work())
-        except BaseException as error:  # raised again by future.result()
-            future.set_exception(error)
-
-    threading.Thread(target=run, daemon=True, name="ask-server").start()
-    return future
 
 
 def _opener(address: str) -> urllib.request.OpenerDirector:

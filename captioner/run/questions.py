@@ -19,8 +19,8 @@ from captioner import __version__
 from captioner.contracts import LoadOptions, MetadataUse, Request
 from captioner.errors import BadAnswer, BadCheckpoint, BadImage, BadInput
 from captioner.images import Source, is_there, printable
+from captioner.images.fetch import in_thread
 from captioner.images.metadata import Parameters, read_parameters
-from captioner.models.openai import in_thread, spent
 from captioner.prompt import Candidate
 from captioner.run import templates
 from captioner.run.batch import Asked
@@ -99,7 +99,11 @@ class Model:
 
     def spent(self) -> str | None:
         """What a server has counted in this run, where one was asked."""
-        return spent(self.loaded) if "loaded" in self.__dict__ else None
+        if "loaded" not in self.__dict__ or "captioner.models.openai" not in sys.modules:
+            return None  # a run that asks no server never loads what speaks with one
+        from captioner.models.openai import spent
+
+        return spent(self.loaded)
 
 
 @dataclass

@@ -16,7 +16,6 @@ from captioner.contracts import Request
 from captioner.errors import BadImage, BadInput
 from captioner.images import Source, is_url, printable
 from captioner.images.metadata import read_parameters
-from captioner.pairs.layouts import NO_CAPTION, Record, with_sidecar
 
 FIELDS = ("prompt", "question", "instruction")
 """Of a request; each may hold variables."""
@@ -75,6 +74,8 @@ def _folder(source: Source) -> str:
 
 
 def _tags(source: Source) -> str:
+    from captioner.pairs.layouts import NO_CAPTION, Record, with_sidecar
+
     if source.path is None:
         return ""
     beside = with_sidecar(source.path, source.title)
