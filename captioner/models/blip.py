@@ -13,7 +13,6 @@ from pathlib import Path
 import torch
 from PIL.Image import Image
 from torch import Tensor
-from torch.nn import functional as F
 from torch.nn.functional import scaled_dot_product_attention as fused_attention
 from transformers import BertTokenizer, BlipConfig, BlipForConditionalGeneration, BlipTextConfig, BlipVisionConfig
 from transformers.modeling_outputs import CausalLMOutput
@@ -26,6 +25,7 @@ from captioner.contracts import LoadOptions
 from captioner.errors import BadCheckpoint
 from captioner.models.parts import checkpoint
 from captioner.models.parts.attention import ImageMemory, TextCache, attend_image, attend_text
+from captioner.models.parts.loss import token_loss
 from captioner.models.parts.narrow import all_of, narrowed
 from captioner.models.parts.speaker import SearchedDecoder
 
@@ -96,9 +96,7 @@ class Blip(BlipForConditionalGeneration):
         loss = None
         if labels is not None:
             smoothing = text_config(self.config).label_smoothing
-            loss = F.cross_entropy(
-                logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten(), label_smoothing=smoothing
-            )
+            loss = token_loss(logits[:, :-1], labels[:, 1:], smoothing)
         return CausalLMOutput(loss=loss, logits=logits)
 
     @torch.inference_mode()

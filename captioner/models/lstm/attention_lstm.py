@@ -25,6 +25,7 @@ from captioner.models.parts import checkpoint
 from captioner.models.parts.backbones import backbones
 from captioner.models.parts.backbones.preprocess import Preprocess
 from captioner.models.parts.backbones.towers import Backbone
+from captioner.models.parts.loss import token_loss
 from captioner.models.parts.narrow import narrowed
 from captioner.models.parts.speaker import SearchedDecoder
 
@@ -143,7 +144,7 @@ class ResNetLSTM(PreTrainedModel):
         if labels is not None:
             if self.config.unknown_token_id is not None:
                 labels = labels.masked_fill(labels == self.config.unknown_token_id, -100)
-            loss = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten())
+            loss = token_loss(logits[:, :-1], labels[:, 1:])
         return CausalLMOutput(loss=loss, logits=logits)
 
     @torch.inference_mode()

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from PIL.Image import Image
 from torch import Tensor, nn
 from transformers import (
@@ -32,6 +31,7 @@ from captioner.models.parts import checkpoint
 from captioner.models.parts.backbones import backbones
 from captioner.models.parts.backbones.preprocess import Preprocess
 from captioner.models.parts.backbones.towers import Backbone
+from captioner.models.parts.loss import token_loss
 from captioner.models.parts.narrow import narrowed
 from captioner.models.parts.speaker import SearchedDecoder
 
@@ -137,7 +137,7 @@ class ResNetLSTMGPT2(PreTrainedModel):
         logits = self.gpt2(inputs_embeds=embeddings, use_cache=False).logits  # [B, T, vocabulary]
         loss = None
         if labels is not None:
-            loss = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten())
+            loss = token_loss(logits[:, :-1], labels[:, 1:])
         return CausalLMOutput(loss=loss, logits=logits)
 
     def _start(self, memory: PictureVectors, beams: int) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,6 @@ import math
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import Seq2SeqLMOutput
@@ -18,6 +17,7 @@ from captioner.models.ofa.config import OFAConfig
 from captioner.models.ofa.decoder import Decoder, Memory
 from captioner.models.ofa.encoder import Encoder
 from captioner.models.parts.attention import TextCache
+from captioner.models.parts.loss import token_loss
 from captioner.models.parts.narrow import narrowed
 
 
@@ -88,7 +88,7 @@ class OFA(PreTrainedModel):
         logits = self.decoder.output_projection(states)  # [B, T, vocabulary]
         loss = None
         if labels is not None:
-            loss = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten())
+            loss = token_loss(logits[:, :-1], labels[:, 1:])
         return Seq2SeqLMOutput(loss=loss, logits=logits)
 
     @torch.inference_mode()

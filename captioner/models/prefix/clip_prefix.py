@@ -13,7 +13,6 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
-from torch.nn import functional as F
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutput
 
@@ -21,6 +20,7 @@ from captioner.contracts import LoadOptions
 from captioner.models.parts.backbones import backbones
 from captioner.models.parts.backbones.towers import Backbone
 from captioner.models.parts.checkpoint import check_ids, folder_with, load_pretrained, reading
+from captioner.models.parts.loss import token_loss
 from captioner.models.parts.narrow import narrowed
 from captioner.models.prefix.layers import (
     JointHead,
@@ -142,7 +142,7 @@ class ClipPrefix(PrefixDecoder, PreTrainedModel):
         if labels is None:
             return CausalLMOutput(logits=self.gpt.lm_head(hidden[:, 1:]))
         logits = self.gpt.lm_head(hidden)  # [n, 1 + T, vocabulary]
-        loss = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels.flatten(), ignore_index=-100)
+        loss = token_loss(logits[:, :-1], labels)
         return CausalLMOutput(loss=loss, logits=logits[:, 1:])
 
 
