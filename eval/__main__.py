@@ -39,6 +39,14 @@ Data = Annotated[
     list[str],
     typer.Option(help="Folder, parquet file, Kaggle or COCO layout, … as in training. May be given several times."),
 ]
+TextColumn = Annotated[str | None, typer.Option(help="The column of the prompts, if it has no usual name.")]
+ImageColumn = Annotated[str | None, typer.Option(help="The column of the pictures.")]
+Gallery = Annotated[int, typer.Option(help="Pictures shown of each kind: best, worst, random.", min=1)]
+Modifiers = Annotated[
+    Path | None,
+    typer.Option(help="A list of the terms that count as modifiers; else those that 10 of the prompts have."),
+]
+Embedder = Annotated[str | None, typer.Option(help="Another sentence embedder than MiniLM-L6.")]
 Seed = Annotated[int, typer.Option(help="For the bootstrap and for everything drawn by chance.")]
 Resamples = Annotated[int, typer.Option(help="Bootstrap resamples.", min=100)]
 BatchSize = Annotated[int, typer.Option(help="Pictures a model is given at once.", min=1)]
@@ -74,8 +82,8 @@ def report(
     split: Annotated[
         str, typer.Option(help="Which part of a Hub data set, or of a folder of parquet files.")
     ] = "train",
-    text_column: Annotated[str | None, typer.Option(help="The column of the prompts, if it has no usual name.")] = None,
-    image_column: Annotated[str | None, typer.Option(help="The column of the pictures.")] = None,
+    text_column: TextColumn = None,
+    image_column: ImageColumn = None,
     protocol: Annotated[
         str | None,
         typer.Option(
@@ -85,10 +93,7 @@ def report(
     clip: Annotated[
         str | None, typer.Option(help="CLIP or SigLIP (folder or Hub id): text–text, picture–text and CLIPScore.")
     ] = None,
-    modifiers: Annotated[
-        Path | None,
-        typer.Option(help="A list of the terms that count as modifiers; else those that 10 of the prompts have."),
-    ] = None,
+    modifiers: Modifiers = None,
     bert_score: Annotated[
         str | None, typer.Option("--bertscore", help="An encoder (folder or Hub id) for BERTScore, e.g. roberta-large.")
     ] = None,
@@ -103,7 +108,7 @@ def report(
         typer.Option(help="LABEL=DATA: what a model was trained on, to count near-duplicates. May be repeated."),
     ] = None,
     limit: Annotated[int | None, typer.Option(help="Only so many rows, drawn by chance.", min=1)] = None,
-    gallery: Annotated[int, typer.Option(help="Pictures shown of each kind: best, worst, random.", min=1)] = 12,
+    gallery: Gallery = 12,
     figures_only: Annotated[
         bool, typer.Option("--figures-only", help="No picture, prompt or text in OUT: for data that is not public.")
     ] = False,
@@ -115,7 +120,7 @@ def report(
     batch_size: BatchSize = 8,
     device: Device = "auto",
     precision: Precision = "auto",
-    embedder: Annotated[str | None, typer.Option(help="Another sentence embedder than MiniLM-L6.")] = None,
+    embedder: Embedder = None,
     beside: Annotated[
         list[str] | None,
         typer.Option(
@@ -142,10 +147,9 @@ def report(
         from eval.progress import track
         from eval.report import report as make
 
-        names = [name.strip() for name in models.split(",") if name.strip()]
         written = make(
             data,
-            names,
+            _names(models),
             out,
             track,
             settings=Settings(batch_size, device, precision, embedder),
@@ -207,12 +211,11 @@ def redraw(
             precision=precision,
             device=device,
         )
-        names = [name.strip() for name in (models or "").split(",") if name.strip()]
         drawn = draw(
             report,
             out,
             drawing,
-            models=names,
+            models=_names(models or ""),
             per_prompt=per_prompt,
             limit=limit,
             true_prompts=true_prompts,
@@ -231,9 +234,9 @@ def page(
     ] = None,
     redrawn: Annotated[Path | None, typer.Option(help="Pictures drawn again, to be shown beside the others.")] = None,
     split: Annotated[str, typer.Option(help="Which part of the data the report was made from.")] = "train",
-    text_column: Annotated[str | None, typer.Option(help="The column of the prompts, if it has no usual name.")] = None,
-    image_column: Annotated[str | None, typer.Option(help="The column of the pictures.")] = None,
-    gallery: Annotated[int, typer.Option(help="Pictures shown of each kind: best, worst, random.", min=1)] = 12,
+    text_column: TextColumn = None,
+    image_column: ImageColumn = None,
+    gallery: Gallery = 12,
 ) -> None:
     """Draw report.html and report.md anew from report.json and per_image.parquet; no figure changes."""
     with _stoppable():
@@ -255,11 +258,8 @@ def score(
     cosine: Annotated[
         bool, typer.Option(help="With --no-cosine no text is embedded: seconds for 16,000 pairs.")
     ] = True,
-    embedder: Annotated[str | None, typer.Option(help="Another sentence embedder than MiniLM-L6.")] = None,
-    modifiers: Annotated[
-        Path | None,
-        typer.Option(help="A list of the terms that count as modifiers; else those that 10 of the prompts have."),
-    ] = None,
+    embedder: Embedder = None,
+    modifiers: Modifiers = None,
     seed: Seed = 0,
     resamples: Resamples = 10_000,
 ) -> None:
@@ -457,6 +457,11 @@ def _print_changes(changes: list[Change]) -> None:
         cells = (signed(interval.mean), spread, p_value(change.p_holm), str(change.difference.items), verdict)
         table.add_row(Text(printable(who)), change.metric, *cells)
     Console().print(table)
+
+
+def _names(listed: str) -> list[str]:
+    """Between the commas."""
+    return [name.strip() for name in listed.split(",") if name.strip()]
 
 
 def _say(line: str) -> None:
