@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from captioner.errors import BadImage, BadInput, printable
@@ -58,7 +59,7 @@ class Pairs:
 
         return picture_of(self.rows[self.items[index].row]["image"])
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """Changes with every picture, prompt and id, and with their order."""
         digest = hashlib.sha256()

@@ -124,8 +124,7 @@ def pair_differences(
 
 
 def _groups(results: Results, rows: np.ndarray) -> list[str]:
-    groups = results.groups
-    return [groups[row] for row in rows]
+    return [results.groups[row] for row in rows]
 
 
 def _figures(values: np.ndarray, groups: Sequence[str], seed: int) -> list[Figure]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import combinations, groupby
 from pathlib import Path
 from statistics import NormalDist
@@ -57,7 +58,7 @@ class Results:
     sources: list[str] = field(default_factory=list)
     """Which of the data each item comes from; empty: nobody knows."""
 
-    @property
+    @cached_property
     def groups(self) -> list[str]:
         """Items of one prompt belong together when resampling."""
         return ["\n".join(truths) for truths in self.truths]
@@ -183,10 +184,11 @@ def summary(results: Results, resamples: int = RESAMPLES, seed: int = SEED) -> S
     columns = np.concatenate([results.values[name] for name in names], axis=1)
     drawn = resampled_means(columns, results.groups, resamples, seed)
     spread = iter(intervals(columns, drawn))
+    prompts = len(set(results.groups))
     for name in names:
         for number, model in enumerate(results.models):
             of_model = _figures(results.values[name][:, number], next(spread))
-            if len(set(results.groups)) < 2:  # one prompt tells nothing of how prompts differ
+            if prompts < 2:  # one prompt tells nothing of how prompts differ
                 of_model["low"] = of_model["high"] = None
             figures[model][name] = of_model
     paired = pairs(results, names, resamples, seed)
@@ -204,7 +206,7 @@ def summary(results: Results, resamples: int = RESAMPLES, seed: int = SEED) -> S
         ],
         "figures": figures,
         "differences": rows,
-        "power": _power(rows, len(set(results.groups))),
+        "power": _power(rows, prompts),
         "best": {name: best(name, figures, paired) for name in names},
     }
 
