@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +13,7 @@ from captioner.errors import BadInput
 from captioner.pairs import provenance, sources
 from captioner.pairs.fingerprint import fingerprint
 from captioner.pairs.provenance import Seen, TrainingData
+from captioner.sinks.row import groups
 from eval.baselines import EXPECTED, check_index, index_of
 from eval.schema import NearDuplicates
 
@@ -104,8 +104,8 @@ def training_blocks(
             block = prompts[start : start + size]
             vectors = index.embeddings[start : start + size].astype(np.float32) if embedded else embed_texts(block)
             yield block, vectors
-    records = iter(sources.read(specs)) if specs else iter(())
-    while block := [record.text for record in itertools.islice(records, size)]:
+    records = sources.read(specs) if specs else ()
+    for block in groups((record.text for record in records), size):
         yield block, embed_texts(block)
 
 

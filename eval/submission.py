@@ -22,6 +22,7 @@ from captioner.errors import BadImage, BadInput, BadOutput
 from captioner.files import atomic
 from captioner.files.lock import lock
 from captioner.sinks.checks import check_place, explained
+from captioner.sinks.row import groups
 from captioner.statistics import Interval, bootstrap_interval
 from eval import baselines, tables
 from eval.answers import Answer, Track
@@ -140,7 +141,7 @@ def _append(
     track: Track,
 ) -> None:
     """Embed what is missing; one whole batch of lines at a time."""
-    batches = _batches(missing, settings.batch_size)
+    batches = groups(missing, settings.batch_size)
     model = None
     for batch in track(batches, None if left is None else -(-left // settings.batch_size), settings.model):
         opened: dict[str, Image] = {}
@@ -164,12 +165,6 @@ def _append(
 def _write(stream: FileIO, line: str) -> None:
     with explained(Path(str(stream.name)), MAKE_ROOM):
         stream.write(line.encode())
-
-
-def _batches(items: Iterable, size: int) -> Iterator[list]:
-    stream = iter(items)
-    while batch := list(itertools.islice(stream, size)):
-        yield batch
 
 
 def _write_rows(journal: Path, out: Path) -> list[str]:
@@ -248,9 +243,8 @@ def check(
         from captioner.text.embedding import text_embedder
 
         embed_texts = text_embedder()
-    missing, values, groups, odd_lengths = set(truths), [], [], 0
-    stream = _images_of(submission, result)
-    while part := list(itertools.islice(stream, batch)):
+    missing, values, prompts_of, odd_lengths = set(truths), [], [], 0
+    for part in groups(_images_of(submission, result), batch):
         known = []
         for identifier, vector in part:
             result.images += 1
@@ -264,13 +258,13 @@ def check(
             vectors = np.stack([vector for _, vector in known])
             odd_lengths += int((np.abs(np.linalg.norm(vectors, axis=1) - 1) > 1e-3).sum())
             values += cosines(vectors, embed_texts([truths[identifier] for identifier, _ in known])).tolist()
-            groups += [truths[identifier] for identifier, _ in known]
+            prompts_of += [truths[identifier] for identifier, _ in known]
     if missing:
         result.problems.append(f"{len(missing):,} images are missing, e.g. {sorted(missing)[0]!r}")
     if odd_lengths:
         result.notes.append(f"{odd_lengths:,} vectors are not of length 1; the cosine does not mind.")
     if values:
-        result.cosine = bootstrap_interval(values, groups)
+        result.cosine = bootstrap_interval(values, prompts_of)
     return result
 
 
