@@ -6,8 +6,8 @@ are rarely about photos. Texts are cut at the text tower's limit.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -25,8 +25,7 @@ class Clip:
     """Pictures and texts in one space: an image embedder."""
 
     def __init__(self, name: str, options: LoadOptions | None = None) -> None:
-        place = Path(name).expanduser()
-        self.ranker = Ranker.from_folder(place if place.is_dir() else zoo.hub_folder(name), options or LoadOptions())
+        self.ranker = Ranker.from_folder(zoo.weights_folder(os.path.expanduser(name)), options or LoadOptions())
 
     def embed_images(self, images: Sequence[Image]) -> np.ndarray:
         """Unit vectors `[n, d]`."""

@@ -9,7 +9,8 @@ matched, but do not count themselves.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from captioner import compute, zoo
 from captioner.contracts import LoadOptions
 from captioner.errors import BadCheckpoint
 from captioner.models.parts import checkpoint
+from captioner.sinks.row import groups
 
 BEST_LAYERS = {
     ("bert", 12): 9,
@@ -54,7 +56,7 @@ class BertScore:
     """Precision, recall and F1 of pairs of texts."""
 
     def __init__(self, name: str, options: LoadOptions | None = None) -> None:
-        folder = folder_of(name)
+        folder = zoo.weights_folder(os.path.expanduser(name))
         self.model = _load(AutoModel, folder, options or LoadOptions())
         self.tokenizer = _tokenizer(folder)
         config = self.model.config
@@ -73,7 +75,7 @@ class BertScore:
     @torch.inference_mode()
     def _tokens(self, texts: list[str]) -> dict[str, Tokens]:
         vectors: dict[str, Tokens] = {}
-        for batch in _batches(sorted(texts, key=len)):
+        for batch in groups(sorted(texts, key=len), BATCH):
             # Not padded by the tokenizer: some have no padding token.
             encoded = self.tokenizer(batch, truncation=True, max_length=self.limit, return_special_tokens_mask=True)
             ids, mask = _padded(encoded["input_ids"], self.model.device)
@@ -88,7 +90,7 @@ class Perplexity:
     """exp of the mean negative log-likelihood of a text's tokens, the first one given the model's start token."""
 
     def __init__(self, name: str, options: LoadOptions | None = None) -> None:
-        folder = folder_of(name)
+        folder = zoo.weights_folder(os.path.expanduser(name))
         self.model = _load(AutoModelForCausalLM, folder, options or LoadOptions())
         self.tokenizer = _tokenizer(folder)
         self.limit = _limit(self.tokenizer, self.model.config)
@@ -100,7 +102,7 @@ class Perplexity:
         """`[n]`; NaN for a text without a token to predict."""
         values = np.full(len(texts), np.nan)
         order = sorted(range(len(texts)), key=lambda row: len(texts[row]))
-        for rows in _batches(order):
+        for rows in groups(order, BATCH):
             encoded = self.tokenizer([texts[row] for row in rows], add_special_tokens=False, verbose=False)["input_ids"]
             begin = [] if self.start is None else [self.start]
             sequences = [(begin + ids)[: self.limit] for ids in encoded]
@@ -113,12 +115,6 @@ class Perplexity:
             means = loss.sum(1) / mask[:, 1:].sum(1)
             values[[row for row, _ in present]] = means.exp().cpu().numpy()
         return values
-
-
-def folder_of(name: str) -> Path:
-    """A model's folder; one of the Hub is fetched."""
-    folder = Path(name).expanduser()
-    return folder if folder.is_dir() else zoo.hub_folder(name)
 
 
 def _match(predicted: Tokens, true: Tokens) -> tuple[float, float, float]:
@@ -136,11 +132,6 @@ def _padded(ids: list[list[int]], device: torch.device) -> tuple[Tensor, Tensor]
     rows = [torch.tensor(row, dtype=torch.long) for row in ids]
     mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
     return pad_sequence(rows, batch_first=True).to(device), mask.to(device)
-
-
-def _batches(items: list[Any]) -> Iterator[list[Any]]:
-    for start in range(0, len(items), BATCH):
-        yield items[start : start + BATCH]
 
 
 def _load(kind: Any, folder: Path, options: LoadOptions) -> PreTrainedModel:
