@@ -62,6 +62,11 @@ class Vocabulary:
         terms = frozenset(split(prompt).terms)
         return terms if self.terms is None else terms & self.terms
 
+    def overlap(self, prediction: str, truths: Iterable[str]) -> Overlap:
+        """The modifiers of a prediction against those of the true prompt that is most alike."""
+        predicted = self.modifiers(prediction)
+        return max((Overlap(predicted, self.modifiers(truth)) for truth in truths), key=lambda o: o.jaccard)
+
 
 EVERY_TERM = Vocabulary(None, "every comma term behind the subject")
 
@@ -156,8 +161,7 @@ def tally(
     for text, of_item in zip(predictions, truths, strict=True):
         if text is None or not of_item:
             continue
-        modifiers = vocabulary.modifiers(text)
-        best = max((Overlap(modifiers, vocabulary.modifiers(truth)) for truth in of_item), key=lambda o: o.jaccard)
+        best = vocabulary.overlap(text, of_item)
         true.update(best.true)
         predicted.update(best.predicted)
         missed.update(best.true - best.predicted)

@@ -167,10 +167,9 @@ class Targets:
 
     def overlap(self, identifier: str, truths: Sequence[str], prediction: str) -> Overlap:
         """The data set's own modifiers count where it names them, else those of the true prompt."""
-        predicted = self.vocabulary.modifiers(prediction)
         if identifier in self.by_id:
-            return Overlap(predicted, self.by_id[identifier])
-        return max((Overlap(predicted, self.vocabulary.modifiers(t)) for t in truths), key=lambda o: o.jaccard)
+            return Overlap(self.vocabulary.modifiers(prediction), self.by_id[identifier])
+        return self.vocabulary.overlap(prediction, truths)
 
 
 def targets(specs: Sequence[str], split: str, prompts: Sequence[str], listed: Path | None) -> Targets:
