@@ -5,14 +5,14 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from captioner.errors import BadImage
 from eval.parts import Parts, prompt_lengths
-from eval.results import Results
+from eval.results import Results, row_means
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -104,7 +104,7 @@ class Gallery:
         """So many of each kind: best, worst, random, and, where any are, drawn again."""
         lead = self.metrics[0]
         values = self.results.values[lead["name"]] * (-1 if lead["higher_is_better"] is False else 1)
-        shown = choose(_mean_of_models(values), count, seed)
+        shown = choose(row_means(values), count, seed)
         for item in self._drawn_again(count, seed):
             shown.setdefault(item, []).append("redrawn")
         lengths = prompt_lengths(self.results)
@@ -159,17 +159,11 @@ class Gallery:
         if len(texts) < 2 or not present:
             return texts
         best = min(present) if self.metrics[0]["higher_is_better"] is False else max(present)
-        return [Answer(a.model, a.text, a.lead, a.scores, a.redrawn, a.lead == best) for a in texts]
+        return [replace(answer, is_top=answer.lead == best) for answer in texts]
 
     def _drawn(self, item: int, label: str) -> Thumbnail | None:
         image = self.redrawn(item, label) if self.redrawn is not None else None
         return _thumbnail(image, SMALL_THUMBNAIL) if image is not None else None
-
-
-def _mean_of_models(values: np.ndarray) -> np.ndarray:
-    """One an item, NaN where no model has any."""
-    counts = (~np.isnan(values)).sum(axis=1)
-    return np.where(counts > 0, np.nansum(values, axis=1) / np.maximum(counts, 1), np.nan)
 
 
 def _rounded(value: float) -> float | None:

@@ -20,7 +20,7 @@ from eval import anatomy, metrics, protocols, results
 from eval.anatomy import EVERY_TERM
 from eval.answers import Answer, Answered, Request, Settings, Track, answer_all
 from eval.data import Pairs
-from eval.metrics import Remembering, best_reference, cosines, embedder_metrics
+from eval.metrics import Remembering, best_of, best_reference, cosine_score, cosines, embedder_metrics
 from eval.protocols import Protocol
 from eval.results import Results
 from eval.schema import Runs, SpreadRow
@@ -162,7 +162,7 @@ def measure(
         models=list(rows),
         texts={label: runs[columns[0]].texts for label, columns in rows.items()},
         values={
-            name: np.stack([_mean(values[:, columns]) for columns in rows.values()], axis=1)
+            name: np.stack([results.row_means(values[:, columns]) for columns in rows.values()], axis=1)
             for name, values in of_runs.items()
         },
         sources=[item.source for item in pairs.items],
@@ -192,9 +192,10 @@ def _values(
         extra += [metrics.rouge_l_coco, metrics.cider_d_coco]
     values |= results.text_values(texts, truths, instruments.vocabulary, extra)
     if instruments.clip is not None and pictures is not None:
-        values |= _clip_values(runs, truths, instruments.clip, pictures)
-    if instruments.targets is not None and instruments.clip is not None:
-        values |= _promptstealer(pairs, runs, instruments.clip, instruments.targets)
+        embed_by_clip = Remembering(instruments.clip.embed_texts)
+        values |= _clip_values(runs, truths, embed_by_clip, pictures)
+        if instruments.targets is not None:
+            values |= _promptstealer(pairs, runs, embed_by_clip, instruments.clip.fits, instruments.targets)
     if (bert_score := instruments.bert_score) is not None:
         score = _measured_by(metrics.bert_score, best_reference(bert_score.f1))
         values[metrics.bert_score.name] = _stacked(score(run.texts, truths) for run in runs)
@@ -206,12 +207,6 @@ def _values(
 
 def _stacked(columns: Iterable[np.ndarray]) -> np.ndarray:
     return np.stack(list(columns), axis=1)
-
-
-def _mean(values: np.ndarray) -> np.ndarray:
-    """Of each row, of what is there."""
-    counts = (~np.isnan(values)).sum(axis=1)
-    return np.where(counts > 0, np.nansum(values, axis=1) / np.maximum(counts, 1), np.nan)
 
 
 def _spread(names: list[str], values: dict[str, np.ndarray]) -> Runs:
@@ -233,7 +228,7 @@ def _vector_cosines(answers: Sequence[Answer], truths: list[tuple[str, ...]], em
     counts = [len(of_item) for of_item in truths]
     predicted = np.repeat(np.stack([answer.vector for answer in answers]), counts, axis=0)  # [truths, d]
     values = cosines(predicted, embed_texts([truth for of_item in truths for truth in of_item]))
-    return np.fmax.reduceat(values, np.cumsum([0, *counts[:-1]]))
+    return best_of(values, counts)
 
 
 def _measured_by(
@@ -248,16 +243,14 @@ def _measured_by(
 
 def _beside(name: str, embedder: TextEmbedder) -> metrics.TextMetric:
     """Cosines of texts in another embedder's space."""
-    embed = Remembering(embedder)
     metric = metrics.metric_of(metrics.BESIDE + Path(name).name)
-    return _measured_by(metric, best_reference(lambda a, b: cosines(embed(a), embed(b))))
+    return _measured_by(metric, cosine_score(Remembering(embedder)))
 
 
 def _clip_values(
-    runs: Sequence[Run], truths: list[tuple[str, ...]], clip: Clip, pictures: np.ndarray
+    runs: Sequence[Run], truths: list[tuple[str, ...]], embed: TextEmbedder, pictures: np.ndarray
 ) -> dict[str, np.ndarray]:
-    embed = Remembering(clip.embed_texts)
-    text_text = _measured_by(metrics.clip_text, best_reference(lambda a, b: cosines(embed(a), embed(b))))
+    text_text = _measured_by(metrics.clip_text, cosine_score(embed))
     of_pictures = []
     for run in runs:
         column = np.full(len(pictures), np.nan)
@@ -273,10 +266,12 @@ def _clip_values(
     }
 
 
-def _promptstealer(pairs: Pairs, runs: Sequence[Run], clip: Clip, targets: protocols.Targets) -> dict[str, np.ndarray]:
+def _promptstealer(
+    pairs: Pairs, runs: Sequence[Run], embed: TextEmbedder, fits: Callable[[str], bool], targets: protocols.Targets
+) -> dict[str, np.ndarray]:
     truths = [item.truths for item in pairs.items]
-    embed = Remembering(lambda texts: clip.embed_texts([protocols.cut(text, clip.fits) for text in texts]))
-    semantic = _measured_by(metrics.promptstealer_semantic, best_reference(lambda a, b: cosines(embed(a), embed(b))))
+    embed_cut = Remembering(lambda texts: embed([protocols.cut(text, fits) for text in texts]))
+    semantic = _measured_by(metrics.promptstealer_semantic, cosine_score(embed_cut))
     modifier = [
         np.array(
             [

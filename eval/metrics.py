@@ -90,11 +90,14 @@ def best_reference(pairwise: PairwiseScore) -> Callable[[list[str], list[tuple[s
     def score(predictions: list[str], references: list[tuple[str, ...]]) -> np.ndarray:
         counts = [len(truths) for truths in references]
         predicted = [text for text, count in zip(predictions, counts, strict=True) for _ in range(count)]
-        values = pairwise(predicted, [truth for truths in references for truth in truths])
-        starts = np.cumsum([0, *counts[:-1]])
-        return np.fmax.reduceat(values, starts)  # NaN, where nothing could be measured, is never the best
+        return best_of(pairwise(predicted, [truth for truths in references for truth in truths]), counts)
 
     return score
+
+
+def best_of(values: np.ndarray, counts: Sequence[int]) -> np.ndarray:
+    """The highest of each item's values, which come one after another, so many an item."""
+    return np.fmax.reduceat(values, np.cumsum([0, *counts[:-1]]))  # NaN: nothing could be measured, is never the best
 
 
 def indel_ratio(a: Sequence[str], b: Sequence[str]) -> np.ndarray:
@@ -138,12 +141,21 @@ def cosines(predicted: np.ndarray, truth: np.ndarray) -> np.ndarray:
     return np.einsum("nd,nd->n", predicted, truth, dtype=np.float64) / np.where(lengths > 0, lengths, np.nan)
 
 
-def text_cosines(a: Sequence[str], b: Sequence[str]) -> np.ndarray:
-    """Cosine of the MiniLM sentence embeddings."""
+def text_cosines(a: Sequence[str], b: Sequence[str], embed: TextEmbedder | None = None) -> np.ndarray:
+    """Cosine of the sentence embeddings; embed: None takes MiniLM-L6."""
+    embed = _minilm() if embed is None else embed
+    return cosines(embed(a), embed(b))
+
+
+def _minilm() -> TextEmbedder:
     from captioner.text.embedding import text_embedder  # brings torch: only when it is needed
 
-    embed = text_embedder()
-    return cosines(embed(a), embed(b))
+    return text_embedder()
+
+
+def cosine_score(embed: TextEmbedder) -> Callable[[list[str], list[tuple[str, ...]]], np.ndarray]:
+    """The cosine in the space of this embedder, of the reference that fits best."""
+    return best_reference(partial(text_cosines, embed=embed))
 
 
 def terms(text: str) -> frozenset[str]:
@@ -188,21 +200,14 @@ class Remembering:
 def embedder_metrics(embed: TextEmbedder) -> tuple[TextMetric, TextMetric]:
     """`cosine` and `subject_cosine` in the space of this embedder."""
     return (
-        replace(cosine, score=best_reference(lambda a, b: cosines(embed(a), embed(b)))),
+        replace(cosine, score=cosine_score(embed)),
         replace(subject_cosine, score=best_reference(partial(subject_cosines, embed=embed))),
     )
 
 
-def _subject_cosines(a: Sequence[str], b: Sequence[str]) -> np.ndarray:
-    return subject_cosines(a, b, None)
-
-
-def subject_cosines(a: Sequence[str], b: Sequence[str], embed: TextEmbedder | None) -> np.ndarray:
+def subject_cosines(a: Sequence[str], b: Sequence[str], embed: TextEmbedder | None = None) -> np.ndarray:
     """Cosine of the subjects alone; embed: None takes MiniLM-L6."""
-    if embed is None:
-        from captioner.text.embedding import text_embedder  # brings torch: only when it is needed
-
-        embed = text_embedder()
+    embed = _minilm() if embed is None else embed
     subjects = [[anatomy.split(text).subject for text in side] for side in (a, b)]
     distinct = list(dict.fromkeys([*subjects[0], *subjects[1]]))
     row = {subject: number for number, subject in enumerate(distinct)}
@@ -334,7 +339,7 @@ subject_cosine = TextMetric(
     "subject cosine",
     True,
     "cosine of the sentence embeddings of the two subjects alone: the text before the first comma",
-    best_reference(_subject_cosines),
+    best_reference(subject_cosines),
     group=ANATOMY,
 )
 length = TextMetric("length", "words", None, "words in the predicted text", _words, needs_reference=False)

@@ -147,6 +147,12 @@ def text_values(
     }
 
 
+def row_means(values: np.ndarray) -> np.ndarray:
+    """The mean of each row of `[n, columns]`, of what is there; NaN where nothing is."""
+    counts = (~np.isnan(values)).sum(axis=1)
+    return np.where(counts > 0, np.nansum(values, axis=1) / np.maximum(counts, 1), np.nan)
+
+
 @dataclass(frozen=True)
 class Paired:
     """Model b against model a in one metric."""
