@@ -205,8 +205,7 @@ def read_parquet(path: Path) -> Iterator[Row]:
 def write_npy(journal: Journal, path: Path) -> None:
     """The embeddings alone, float32 `[rows, d]`."""
     first = next(iter(journal))
-    rows = sum(1 for _ in journal)
-    header = {"descr": "<f4", "fortran_order": False, "shape": (rows, len(first["embedding"]))}
+    header = {"descr": "<f4", "fortran_order": False, "shape": (journal.count, len(first["embedding"]))}
     with open(path, "wb") as stream:
         np.lib.format.write_array_header_1_0(stream, header)
         for row in journal:
