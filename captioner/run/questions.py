@@ -15,7 +15,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from captioner import __version__
+from captioner import __version__, zoo
 from captioner.contracts import LoadOptions, MetadataUse, Request
 from captioner.errors import BadAnswer, BadCheckpoint, BadImage, BadInput
 from captioner.images import Source, is_there, printable
@@ -44,24 +44,19 @@ TEXTS = 256
 
 @dataclass
 class Model:
-    """A model to be loaded when it is first asked; where it was pickled, it is loaded anew."""
+    """A model to be loaded when it is first asked."""
 
     name: str | None
+    """None: the default, which is looked for once, so that a run is of the model that its settings name."""
     options: LoadOptions
-
-    def __getstate__(self) -> dict:
-        return {"name": self.name, "options": self.options}
 
     def label(self) -> str:
         """What it is called, loaded or not."""
-        from captioner import zoo
-
-        return self.name or zoo.default()
+        self.name = self.name or zoo.default()
+        return self.name
 
     def settings(self, request: Request) -> Settings:
         """What its answers depend on, for a run that is resumed; where it computes is not among it."""
-        from captioner import zoo
-
         name = self.label()
         is_path = name not in zoo.ENTRIES and os.path.exists(name)
         asked = {**given(request.decoding), **{name: getattr(request, name) for name in request.given()}}
@@ -74,16 +69,16 @@ class Model:
         from captioner.quiet import without_bars
 
         with without_bars():
-            return load(self.name, self.options)
+            return load(self.label(), self.options)
 
     def batch_size(self) -> int:
         """Pictures at a time: as many as pay, or as fit into memory."""
-        from captioner import compute, zoo
-
-        resolved = zoo.resolve(self.label())
-        if resolved.address is not None:
+        if self.is_remote:
             return BATCH  # requests at once; whose memory it is, the server knows
-        where, folder = compute.device(self.options.device), resolved.folder
+        folder = zoo.resolve(self.label()).folder  # before the import, which takes seconds
+        from captioner import compute
+
+        where = compute.device(self.options.device)
         files = (
             [f for f in folder.iterdir() if f.suffix in (".safetensors", ".bin")] if folder and folder.is_dir() else []
         )
@@ -93,9 +88,7 @@ class Model:
     @property
     def is_remote(self) -> bool:
         """A server runs it, which answers many requests at once."""
-        from captioner import zoo
-
-        return self.name is not None and self.name.startswith(zoo.SERVER)
+        return self.label().startswith(zoo.SERVER)
 
     def spent(self) -> str | None:
         """What a server has counted in this run, where one was asked."""
