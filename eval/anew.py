@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from captioner.errors import BadInput
-from captioner.files import atomic
 from captioner.pairs.layouts import ReadOptions
 from eval import page, store
 from eval.results import Results
@@ -23,14 +22,11 @@ def draw_page(
 
     data: where the pictures are, if not where the report says; a report of figures only, or of texts, needs none.
     """
-    file = store.report_file(report)
-    about, folder = store.load_report(file), file.parent
-    results = Results.load(folder / "per_image.parquet")
+    about, results = store.load(report)
+    folder = store.report_file(report).parent
     with_pictures = about.get("kind") == "report" and not about.get("figures_only", False)
     picture = _pictures(data or about["data"].get("specs", []), results, reading) if with_pictures else None
-    pages = page.render(about, results, picture, gallery, _drawn_again(redrawn, results))
-    for name, content in pages.items():
-        atomic.write_bytes(folder / name, content.encode("utf-8", "replace"))
+    store.write_pages(folder, about, results, picture, gallery, _drawn_again(redrawn, results))
     return folder / "report.html"
 
 

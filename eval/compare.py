@@ -61,7 +61,7 @@ def compare(
 
     Models of the same name are compared, or the two that are named.
     """
-    (a, about_a), (b, about_b) = (_per_image(file) for file in (file_a, file_b))
+    (about_a, a), (about_b, b) = map(store.load, (file_a, file_b))
     a_is_bare, b_is_bare = (about.get("figures_only", False) for about in (about_a, about_b))
     if a_is_bare or b_is_bare:
         a, b = a if a_is_bare else a.without_texts(), b if b_is_bare else b.without_texts()
@@ -85,12 +85,6 @@ def compare(
         raise BadInput("No metric has values in both reports for these models.")
     corrected = holm([delta.p for *_, delta in measured])
     return [Change(*row, float(p)) for row, p in zip(measured, corrected, strict=True)]
-
-
-def _per_image(file: Path) -> tuple[Results, dict]:
-    """The values of a report, and its report.json."""
-    about = store.load_report(file)
-    return Results.load(store.report_file(file).parent / "per_image.parquet"), about
 
 
 MADE_WITH = {

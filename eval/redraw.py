@@ -72,7 +72,7 @@ def redraw(
     """
     from training.data.drawing import Job, draw_missing
 
-    about, results = store.load_report(report), _results_of(report)
+    about, results = store.load(report)
     if not any(text is not None for texts in results.texts.values() for text in texts):
         raise BadInput(
             f"{report} holds no texts: they were left out (--figures-only), or none of its models says any. "
@@ -111,10 +111,6 @@ def redraw(
     }
     blacked_out = draw_missing(out, PLAN, settings, jobs, drawing)
     return Drawn(sum((out / job.file_name).is_file() for job in jobs), blacked_out)
-
-
-def _results_of(report: Path) -> Results:
-    return Results.load(store.report_file(report).parent / "per_image.parquet")
 
 
 def _seed(seed: int, identifier: str, number: int) -> int:

@@ -25,7 +25,8 @@ from eval.anatomy import EVERY_TERM, Tally
 from eval.results import Results
 from eval.schema import Begun, Circumstances, MetricRow, ModelRow, Report
 
-FILES = ("report.json", "per_image.parquet", "report.html", "report.md")
+PER_IMAGE = "per_image.parquet"
+FILES = ("report.json", PER_IMAGE, "report.html", "report.md")
 SUBMISSIONS = "submissions"
 """The folder of what the protocol `kaggle` writes."""
 PACKAGES = ("captioner", "torch", "transformers", "sentence-transformers", "rapidfuzz", "numpy")
@@ -92,12 +93,27 @@ def finish(
     if out is None:
         return written
     # report.json comes last: who finds it finds a whole report beside it.
-    (measured.without_texts() if begun["figures_only"] else measured).save(out / "per_image.parquet")
-    for name, content in page.render(dict(written), measured, picture, gallery, redrawn).items():
-        atomic.write_bytes(out / name, content.encode("utf-8", "replace"))
-    text = json.dumps(written, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    atomic.write_bytes(out / "report.json", text.encode("utf-8", "replace"))
+    (measured.without_texts() if begun["figures_only"] else measured).save(out / PER_IMAGE)
+    write_pages(out, dict(written), measured, picture, gallery, redrawn)
+    _write(out / "report.json", json.dumps(written, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     return written
+
+
+def write_pages(
+    out: Path,
+    report: dict,
+    measured: Results,
+    picture: page.Picture | None,
+    gallery: int,
+    redrawn: page.Redrawn | None = None,
+) -> None:
+    """report.html and report.md."""
+    for name, content in page.render(report, measured, picture, gallery, redrawn).items():
+        _write(out / name, content)
+
+
+def _write(file: Path, text: str) -> None:
+    atomic.write_bytes(file, text.encode("utf-8", "replace"))
 
 
 def _described(metric: MetricRow, begun: Begun) -> MetricRow:
@@ -172,6 +188,11 @@ def plain(value: Any) -> Any:
 
 
 # --- reading ---------------------------------------------------------------------------------------------------------
+
+
+def load(path: Path) -> tuple[dict, Results]:
+    """A report.json, and the values beside it."""
+    return load_report(path), Results.load(report_file(path).parent / PER_IMAGE)
 
 
 def load_report(file: Path) -> dict:
