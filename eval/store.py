@@ -8,18 +8,17 @@ from __future__ import annotations
 import datetime
 import importlib.metadata
 import json
-import math
 import os
 import platform
 import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from captioner.errors import BadInput, BadOutput
 from captioner.files import atomic
 from captioner.files.json import read_object
+from captioner.sinks.row import without_nan
 from eval import anatomy, page, results, schema
 from eval.anatomy import EVERY_TERM, Tally
 from eval.results import Results
@@ -82,7 +81,7 @@ def finish(
     summary = results.summary(measured, begun["resamples"], begun["seed"])
     for model in models:
         model["figures"] = summary["figures"].get(model["label"], {})
-    written: Report = plain(
+    written: Report = without_nan(
         {
             **begun,
             "metrics": [_described(metric, begun) for metric in summary["metrics"]],
@@ -176,15 +175,6 @@ def circumstances(seed: int, resamples: int) -> Circumstances:
         "versions": {"python": platform.python_version(), **{p: importlib.metadata.version(p) for p in PACKAGES}},
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
     }
-
-
-def plain(value: Any) -> Any:
-    """NaN and infinity have no place in JSON: null."""
-    if isinstance(value, dict):
-        return {key: plain(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [plain(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 # --- reading ---------------------------------------------------------------------------------------------------------

@@ -68,15 +68,16 @@ def to_json(row: Row) -> str:
     try:
         line = json.dumps(row, ensure_ascii=False, allow_nan=False)
     except ValueError:  # a picture's own parameters may hold "CFG scale: nan", for which JSON has no word
-        line = json.dumps(_without_nan(row), ensure_ascii=False)
+        line = json.dumps(without_nan(row), ensure_ascii=False)
     return as_text(line)
 
 
-def _without_nan(value: Any) -> Any:
+def without_nan(value: Any) -> Any:
+    """NaN and infinity have no place in JSON: null."""
     if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
+        return {key: without_nan(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_without_nan(item) for item in value]
+        return [without_nan(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from captioner.errors import BadInput, BadOutput
+from captioner.sinks.row import without_nan
 from eval import store
 from eval.results import Results
 
@@ -28,7 +29,7 @@ def test_what_is_no_report_is_said_in_a_sentence(tmp_path: Path, content: str) -
 
 
 def test_nothing_that_is_no_number_gets_into_the_json() -> None:
-    plain = store.plain({"a": [1.5, float("nan")], "b": {"c": float("inf")}, "d": "x"})
+    plain = without_nan({"a": [1.5, float("nan")], "b": {"c": float("inf")}, "d": "x"})
     assert json.dumps(plain, allow_nan=False) == '{"a": [1.5, null], "b": {"c": null}, "d": "x"}'
 
 
