@@ -10,9 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import torch
-from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
@@ -25,6 +23,7 @@ from captioner.contracts import LoadOptions
 from captioner.errors import BadCheckpoint
 from captioner.files.json import read_object
 from captioner.models.parts.backbones.efficientnet_lite import EfficientNetLite
+from captioner.models.parts.backbones.preprocess import Preprocess
 from captioner.models.prefix.layers import JointHead, MlpMapper, PrefixDecoder, PrefixProcessor, PrefixSpeaker
 
 
@@ -112,19 +111,6 @@ class Mlp(nn.Module):
         return self.c_proj(F.gelu(self.c_fc(x), approximate="tanh"))
 
 
-class Squash:
-    """The whole picture as a square: what `backbones/preprocess.py` does without a crop."""
-
-    def __init__(self, size: int, mean: Sequence[float], std: Sequence[float]) -> None:
-        self.size = size
-        self.mean, self.std = (torch.tensor(channels)[:, None, None] for channels in (mean, std))
-
-    def __call__(self, images: Sequence[Image.Image]) -> Tensor:
-        square = (self.size, self.size)
-        rows = np.stack([np.asarray(image.resize(square, Image.Resampling.BICUBIC)) for image in images])
-        return (torch.from_numpy(rows).permute(0, 3, 1, 2).float() / 255 - self.mean) / self.std  # [n, 3, size, size]
-
-
 def load(folder: Path, options: LoadOptions) -> PrefixSpeaker:
     """The bundled folder → a speaker."""
     try:
@@ -132,13 +118,12 @@ def load(folder: Path, options: LoadOptions) -> PrefixSpeaker:
         weights = load_file(folder / "model.safetensors")
         tokenizer = Tokenizer.from_str((folder / "tokenizer.json").read_text(encoding="utf-8"))
         model = Mini(config)
+        preprocess = Preprocess.from_dict(config["backbone"]["preprocess"])
         unmatched = model.load_state_dict(weights, strict=False)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise BadCheckpoint(f"The model in {folder} is damaged ({error}). Reinstall captioner.") from error
     if unmatched.unexpected_keys or set(unmatched.missing_keys) - {"gpt.lm_head.weight"}:
         raise BadCheckpoint(f"The model in {folder} lacks weights. Reinstall captioner.")
-    sizes = config["backbone"]["preprocess"]
-    squash = Squash(sizes["size"], sizes["mean"], sizes["std"])
-    processor = PrefixProcessor(squash, tokenizer, model.config)
+    processor = PrefixProcessor(preprocess, tokenizer, model.config)
     positions = model.gpt.config.n_positions - model.config.prefix_length
     return PrefixSpeaker(compute.prepare(model, options, small=model.gpt), processor, positions)
