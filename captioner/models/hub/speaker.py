@@ -95,8 +95,7 @@ class HubModel:
         inputs = self._inputs(list(images), instruction).to(self.model.device, self.model.dtype)
         told = self._told(inputs, len(images))
         start = told.shape[1]
-        longest = None if self.positions is None else max(0, self.positions - start + 1)  # the last is never read
-        decoding = within_positions(longest, start, decoding, request)
+        decoding = within_positions(self.positions, start, decoding, request)
         with without_bars():  # a start of equal texts needs no mask, whatever transformers warns of
             found = self.model.generate(
                 **inputs,
@@ -106,8 +105,8 @@ class HubModel:
                 output_scores=True,
             )
         written, count = found.sequences, decoding.num_return_sequences
-        if torch.equal(written[:, : told.shape[1]], told.repeat_interleave(count, 0)):
-            written = written[:, told.shape[1] :]  # most decoders repeat what they were told
+        if torch.equal(written[:, :start], told.repeat_interleave(count, 0)):
+            written = written[:, start:]  # most decoders repeat what they were told
         scores = self._scores(found)
         readings = []
         for first in range(0, len(written), count):

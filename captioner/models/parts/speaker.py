@@ -33,11 +33,8 @@ class SearchedDecoder(Generic[MemoryType]):
 
     @property
     def longest(self) -> int | None:
-        """New tokens that it can write: the last of them is never read."""
-        return self._longest_after(len(self.processor.start_ids))
-
-    def _longest_after(self, start: int) -> int | None:
-        return None if self.positions is None else max(0, self.positions - start + 1)
+        """New tokens that it can write."""
+        return longest_after(self.positions, len(self.processor.start_ids))
 
     @torch.inference_mode()
     def read_images(
@@ -65,7 +62,7 @@ class SearchedDecoder(Generic[MemoryType]):
         """One reading per image of the memory. Seeds: one per image, needed to sample."""
         processor = self.beginning(request.prompt)
         start = len(processor.start_ids)
-        decoding = within_positions(self._longest_after(start), start, decoding, request)
+        decoding = within_positions(self.positions, start, decoding, request)
         return [self.reading(hypotheses) for hypotheses in search(self.model, memory, processor, decoding, seeds)]
 
     def beginning(self, prompt: str | None) -> Processor:
@@ -85,15 +82,21 @@ class SearchedDecoder(Generic[MemoryType]):
         )
 
 
-def within_positions(longest: int | None, start: int, decoding: Decoding, request: Request) -> Decoding:
+def longest_after(positions: int | None, start: int) -> int | None:
+    """New tokens for which there are positions after a start of so many: the last of them is never read."""
+    return None if positions is None else max(0, positions - start + 1)
+
+
+def within_positions(positions: int | None, start: int, decoding: Decoding, request: Request) -> Decoding:
     """The settings of a search whose texts do not outgrow the positions that a model was trained with.
 
     A limit that the request names is refused where it lies beyond them; the model's own gives way.
 
     Args:
-        longest: new tokens for which there are positions after this start; None: any number.
+        positions: tokens of a text, its start among them, that the model can read; None: any number.
         start: tokens that a text begins with.
     """
+    longest = longest_after(positions, start)
     if longest is None or decoding.max_new_tokens <= longest:
         return decoding
     name, number = "max_new_tokens", decoding.max_new_tokens
