@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import reduce
 from operator import or_
 
@@ -59,17 +59,27 @@ def bleu(predictions: list[str], references: list[tuple[str, ...]]) -> np.ndarra
 
 def _bleu(prediction: list[str], references: list[list[str]]) -> float:
     log_precision = 0.0
-    # A sequence counts as often as it is predicted, but not more often than in the reference that has it most.
-    most = (reduce(or_, counts) for counts in zip(*map(count_grams, references), strict=True))
-    for order, (predicted, allowed) in enumerate(zip(count_grams(prediction), most, strict=True)):
+    for order, (matches, total) in enumerate(_matches(prediction, references)):
         smooth = int(order > 0)
-        matches = sum(min(count, allowed[gram]) for gram, count in predicted.items()) + smooth
-        if not matches:
+        if not matches + smooth:
             return 0.0
-        log_precision += math.log(matches / max(predicted.total() + smooth, 1)) / ORDERS
-    # The reference nearest in length counts, the shorter of two equally near ones.
-    nearest = min((abs(len(reference) - len(prediction)), len(reference)) for reference in references)[1]
-    return math.exp(log_precision + min(0.0, 1 - nearest / max(len(prediction), 1)))
+        log_precision += math.log((matches + smooth) / max(total + smooth, 1)) / ORDERS
+    return math.exp(log_precision + min(0.0, 1 - _nearest(prediction, references) / max(len(prediction), 1)))
+
+
+def _matches(prediction: list[str], references: list[list[str]]) -> Iterator[tuple[int, int]]:
+    """Of each order, how many of how many predicted sequences are right.
+
+    A sequence counts as often as it is predicted, but not more often than in the reference that has it most.
+    """
+    most = (reduce(or_, counts) for counts in zip(*map(count_grams, references), strict=True))
+    for predicted, allowed in zip(count_grams(prediction), most, strict=True):
+        yield sum(min(count, allowed[gram]) for gram, count in predicted.items()), predicted.total()
+
+
+def _nearest(prediction: list[str], references: list[list[str]]) -> int:
+    """The length of the reference that is nearest in length, the shorter of two equally near ones."""
+    return min((abs(len(reference) - len(prediction)), len(reference)) for reference in references)[1]
 
 
 def coco_bleu(predictions: list[str], references: list[tuple[str, ...]]) -> np.ndarray:
@@ -90,14 +100,8 @@ def coco_corpus_bleu(predictions: list[str], references: list[tuple[str, ...]]) 
 def _coco_counts(text: str, truths: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Matches `[4]` and totals `[4]` of the orders, and the lengths of the text and of the reference that counts."""
     tokens, true = ptb_words(text), [ptb_words(truth) for truth in truths]
-    most = [reduce(or_, counts) for counts in zip(*map(count_grams, true), strict=True)]
-    predicted = count_grams(tokens)
-    matches = [
-        sum(min(count, allowed[gram]) for gram, count in grams.items())
-        for grams, allowed in zip(predicted, most, strict=True)
-    ]
-    nearest = min((abs(len(reference) - len(tokens)), len(reference)) for reference in true)[1]
-    return np.array(matches, float), np.array([g.total() for g in predicted], float), np.array([len(tokens), nearest])
+    matches, totals = np.array(list(_matches(tokens, true)), float).T
+    return matches, totals, np.array([len(tokens), _nearest(tokens, true)])
 
 
 def _coco_bleu(matches: np.ndarray, totals: np.ndarray, length: float, nearest: float) -> float:
