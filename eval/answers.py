@@ -92,8 +92,18 @@ class Request:
     @property
     def file_name(self) -> str:
         """Safe as a file name, and no two labels share one."""
-        readable = re.sub(r"[^\w.-]+", "_", self.label)[-60:]
-        return f"{readable}-{hashlib.sha256(self.label.encode('utf-8', 'surrogatepass')).hexdigest()[:8]}.jsonl"
+        return f"{safe_name(self.label)}.jsonl"
+
+
+def safe_name(label: str) -> str:
+    """What a label is called as a file; no two labels share one."""
+    readable = re.sub(r"[^\w.-]+", "_", label)[-60:]
+    return f"{readable}-{mark_of(label)}"
+
+
+def mark_of(name: str) -> str:
+    """What sets a name apart from those that would be written alike."""
+    return hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:8]
 
 
 def requests(entries: Iterable[str]) -> list[Request]:

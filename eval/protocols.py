@@ -16,7 +16,7 @@ from captioner.errors import BadInput
 from captioner.pairs import sources
 from eval import anatomy, ngrams, submission
 from eval.anatomy import Overlap, Vocabulary
-from eval.answers import Answer, Request
+from eval.answers import Answer, safe_name
 from eval.metrics import metric_of
 from eval.results import Results
 from eval.schema import ProtocolColumn, ProtocolRow, ProtocolTable, PublishedRow
@@ -228,5 +228,4 @@ def write_submissions(out: Path, answers: Mapping[str, Sequence[Answer]]) -> Non
     folder.mkdir(exist_ok=True)
     for label, of_model in answers.items():
         whole = [(answer.id, answer.vector) for answer in of_model if np.isfinite(answer.vector).all()]
-        file = folder / Request(label, label).file_name
-        submission.write_vectors(file.with_suffix(".csv"), whole)
+        submission.write_vectors(folder / f"{safe_name(label)}.csv", whole)

@@ -24,7 +24,7 @@ from captioner.errors import BadCheckpoint, BadImage, BadInput
 from captioner.files.json import read_object
 from captioner.images import EXTENSIONS, open_image
 from eval import schema, store, tables
-from eval.answers import Track
+from eval.answers import Track, mark_of, safe_name
 from eval.gallery import TRUE_PROMPT
 from eval.metrics import cosines
 from eval.results import Results
@@ -124,10 +124,7 @@ def _seed(seed: int, identifier: str, number: int) -> int:
 
 def folder_name(label: str) -> str:
     """Where a model's pictures are: its label, if that can be a file's name."""
-    if _PLAIN.fullmatch(label):
-        return label
-    readable = re.sub(r"[^\w.-]+", "_", label)[-60:].lstrip(".")
-    return f"{readable}-{_mark(label)}"
+    return label if _PLAIN.fullmatch(label) else safe_name(label).lstrip(".")
 
 
 def picture_names(identifiers: Sequence[str]) -> list[str]:
@@ -135,7 +132,7 @@ def picture_names(identifiers: Sequence[str]) -> list[str]:
     names = ["/".join(map(folder_name, _parts(identifier))) for identifier in identifiers]
     count = Counter(names)
     return [
-        name if count[name] == 1 else f"{name}-{_mark(identifier)}"
+        name if count[name] == 1 else f"{name}-{mark_of(identifier)}"
         for name, identifier in zip(names, identifiers, strict=True)
     ]
 
@@ -143,10 +140,6 @@ def picture_names(identifiers: Sequence[str]) -> list[str]:
 def _parts(identifier: str) -> tuple[str, ...]:
     path = PurePosixPath(identifier)
     return (path.with_suffix("") if path.suffix.lower() in EXTENSIONS else path).parts or ("",)
-
-
-def _mark(name: str) -> str:
-    return hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:8]
 
 
 @dataclass(frozen=True)
