@@ -22,6 +22,7 @@ from eval.metrics import cosines
 from eval.progress import track
 from eval.results import Results, text_values
 from eval.score import read_table, score
+from tests.eval.reports import quietly
 
 ANIMALS = [
     f"{animal} {place}" for animal in ("fox", "owl", "cat", "hen", "cow") for place in ("at sea", "on ice", "in fog")
@@ -219,11 +220,6 @@ def test_compare_pairs_by_picture_and_prompt(tmp_path: Path) -> None:
     assert change.difference.interval.mean == pytest.approx(0.15)
     with pytest.raises(BadInput, match="no picture"):
         compare(a, saved("c", ["x"], [0.1]))
-
-
-def quietly(steps, total, what):
-    """No progress bar."""
-    return steps
 
 
 @pytest.fixture

@@ -22,13 +22,9 @@ from eval.metrics import Remembering, cosines
 from eval.provenance import near_duplicates, training_blocks
 from eval.report import report
 from eval.results import Results, detectable
+from tests.eval.reports import quietly
 
 PROMPTS = ["a red fox, oil painting", "a castle at night, 4k", "a robot, digital art, 4k", "two cats"]
-
-
-def quietly(steps, total, what):
-    """No progress bar."""
-    return steps
 
 
 @pytest.fixture

@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 
 from eval import charts, gallery, page, parts, store, wording
-from eval.anatomy import EVERY_TERM
 from eval.anew import draw_page
 from eval.results import Results, text_values
+from tests.eval.reports import begun
 
 TRUTHS = [
     f"{animal} {place}" for animal in ("fox", "owl", "cat", "hen") for place in ("at sea", "on the ice", "in fog")
@@ -74,22 +74,7 @@ def folder(tmp_path: Path) -> Path:
         text_values(texts, truths),
         sources=["lexica"] * 7 + ["diffusiondb"] * 5,
     )
-    written = {
-        "title": "A <test>",
-        **{
-            "kind": "score",
-            "figures_only": False,
-            "vocabulary": store.vocabulary_row(EVERY_TERM),
-            "protocol": None,
-            "redrawn": None,
-        },
-        **store.circumstances(0, 300),
-        "settings": {},
-        "data": {
-            **{"specs": ["x"], "names": ["x"], "noun": "pictures", "pictures": 12, "prompts": 12},
-            **{"fingerprint": "0" * 64, "notes": ["One note."]},
-        },
-    }
+    written = begun("A <test>", 300, ["One note."])
     rows = [store.model_row(model, store.distinct(said)) for model, said in texts.items()]
     picture = lambda item: Image.new("RGB", (300, 200), (20 * item, 99, 99))  # noqa: E731
     store.finish(written, measured, rows, tmp_path, picture, gallery=4)
@@ -327,22 +312,7 @@ def many(tmp_path: Path, warning: str | None = None) -> tuple[str, str]:
     cosine += np.random.default_rng(0).normal(0, 0.001, cosine.shape)
     values = {"cosine": cosine, **text_values(texts, truths)}
     measured = Results([f"{n:02}" for n in range(12)], truths, [None] * 12, list(texts), texts, values)
-    written = {
-        "title": "A *test*",
-        **{
-            "kind": "score",
-            "figures_only": False,
-            "vocabulary": store.vocabulary_row(EVERY_TERM),
-            "protocol": None,
-            "redrawn": None,
-        },
-        **store.circumstances(0, 2000),
-        "settings": {},
-        "data": {
-            **{"specs": ["x"], "names": ["x"], "noun": "pictures", "pictures": 12, "prompts": 12},
-            **{"fingerprint": "0" * 64, "notes": []},
-        },
-    }
+    written = begun("A *test*", 2000, [])
     rows = [store.model_row(model) | {"warning": warning if model != "wrong" else None} for model in texts]
     store.finish(written, measured, rows, tmp_path, None, gallery=2)
     return (tmp_path / "report.html").read_text(), (tmp_path / "report.md").read_text()

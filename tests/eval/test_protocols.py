@@ -20,6 +20,7 @@ from eval.clip import Clip
 from eval.measure import Measures
 from eval.metrics import cosines
 from eval.report import report
+from tests.eval.reports import quietly
 
 PROMPTS = {
     "u0": ("a castle number one", ["greg rutkowski", "8k"], "a castle number one, by Greg Rutkowski, 8k, a moat"),
@@ -27,11 +28,6 @@ PROMPTS = {
     "u2": ("two cats", [], "two cats, in a very rare pose"),
 }
 SAID = {"u0": "a castle, 8K, sharp focus", "u1": "a fox, by greg rutkowski, a moat", "u2": "cats"}
-
-
-def quietly(steps, total, what):
-    """No progress bar."""
-    return steps
 
 
 def picture(red: int) -> bytes:

@@ -1,7 +1,6 @@
 """Pictures drawn again: a tiny random pipeline in the real format draws what models said, and the report compares."""
 
 import json
-from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -14,14 +13,10 @@ from eval.anew import draw_page
 from eval.redraw import PLAN, TRUE_PROMPT, Network, Redrawn, colours_in_common, folder_name, picture_names, redraw
 from eval.report import report
 from eval.results import Results
+from tests.eval.reports import quietly
 from training.data.drawing import Drawing
 
 PROMPTS = ["a red fox, oil paint", "a castle at night", "two cats, ink"]
-
-
-def quietly(steps: Iterable[int], total: int | None, what: str) -> Iterable[int]:
-    """No progress bar."""
-    return steps
 
 
 def picture_of(number: int) -> Image.Image:

@@ -28,13 +28,9 @@ from eval.measure import Measures
 from eval.provenance import weights_hash
 from eval.report import report
 from eval.results import Results
+from tests.eval.reports import quietly
 
 PROMPTS = ["a red fox in the snow, oil painting", "a castle at night", "portrait of a robot, digital art", "two cats"]
-
-
-def quietly(steps, total, what):
-    """No progress bar."""
-    return steps
 
 
 @pytest.fixture

@@ -1,0 +1,32 @@
+"""What the tests of reports share."""
+
+from collections.abc import Iterable
+from typing import Any, TypeVar
+
+from eval import store
+from eval.anatomy import EVERY_TERM
+
+Step = TypeVar("Step")
+
+
+def quietly(steps: Iterable[Step], total: int | None, what: str) -> Iterable[Step]:
+    """No progress bar."""
+    return steps
+
+
+def begun(title: str, resamples: int, notes: list[str]) -> dict[str, Any]:
+    """A report on twelve texts, before its figures."""
+    return {
+        "title": title,
+        "kind": "score",
+        "figures_only": False,
+        **store.circumstances(0, resamples),
+        "settings": {},
+        "data": {
+            **{"specs": ["x"], "names": ["x"], "noun": "pictures", "pictures": 12, "prompts": 12},
+            **{"fingerprint": "0" * 64, "notes": notes},
+        },
+        "vocabulary": store.vocabulary_row(EVERY_TERM),
+        "protocol": None,
+        "redrawn": None,
+    }
