@@ -11,17 +11,14 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import PurePath
-from typing import TYPE_CHECKING
 
 import numpy as np
 from rapidfuzz.distance import Indel, Levenshtein
 from rapidfuzz.process import cpdist
 
+from captioner.text.embedding import TextEmbedder, text_embedder
 from eval import anatomy, ngrams
 from eval.anatomy import EVERY_TERM, Overlap, Vocabulary
-
-if TYPE_CHECKING:
-    from captioner.text.embedding import TextEmbedder
 
 Text = str | None
 References = str | Sequence[str] | None
@@ -148,8 +145,6 @@ def text_cosines(a: Sequence[str], b: Sequence[str], embed: TextEmbedder | None 
 
 
 def _minilm() -> TextEmbedder:
-    from captioner.text.embedding import text_embedder  # brings torch: only when it is needed
-
     return text_embedder()
 
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from captioner.errors import BadInput
 from captioner.statistics import RESAMPLES, SEED
+from captioner.text.embedding import text_embedder
 from eval import anatomy, results, store, tables
 from eval.metrics import Remembering, embedder_metrics
 from eval.results import Results
@@ -67,8 +68,6 @@ def score(
 
 
 def _cosines(measured: Results, embedder: str | None) -> dict[str, np.ndarray]:
-    from captioner.text.embedding import text_embedder  # brings torch: only when it is needed
-
     columns = embedder_metrics(Remembering(text_embedder(embedder)))
     return {
         metric.name: np.stack([metric(measured.texts[model], measured.truths) for model in measured.models], axis=1)

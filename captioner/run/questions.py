@@ -66,6 +66,9 @@ class Model:
     @cached_property
     def loaded(self) -> Captioner | DirectEmbedder:
         from captioner.pipeline import load
+
+        if self.is_remote:  # needs neither torch nor transformers, which take seconds to import
+            return load(self.label(), self.options)
         from captioner.quiet import without_bars
 
         with without_bars():

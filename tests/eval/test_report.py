@@ -19,7 +19,7 @@ from captioner.contracts import LoadOptions
 from captioner.errors import BadCheckpoint, BadInput, BadOutput, MissingModel
 from captioner.models.knn.build import Recipe, build
 from captioner.pairs.fingerprint import fingerprint
-from captioner.text.embedding import packaged_minilm
+from captioner.text.minilm import packaged_minilm
 from eval import store
 from eval.answers import Answer, Request, Settings, ask
 from eval.compare import compare

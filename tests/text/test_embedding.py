@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from captioner.errors import MissingModel
-from captioner.text.embedding import packaged_minilm, suits, text_embedder
+from captioner.text.embedding import suits, text_embedder
+from captioner.text.minilm import packaged_minilm
 
 TEXTS = [
     "a cat",

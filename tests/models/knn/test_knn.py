@@ -22,7 +22,8 @@ from captioner.errors import BadCheckpoint, BadInput, BadOutput, MissingModel
 from captioner.models.knn import build, knn, tune
 from captioner.models.knn.build import Recipe
 from captioner.models.parts.backbones import backbones
-from captioner.text.embedding import packaged_minilm, text_embedder
+from captioner.text.embedding import text_embedder
+from captioner.text.minilm import packaged_minilm
 from tests.tiny.direct import TOWER
 
 THINGS = ("a red fox", "a blue whale", "an oil painting", "a castle at dusk", "two robots", "a bowl of soup")
