@@ -25,6 +25,7 @@ from captioner.files import atomic
 from captioner.models.parts.backbones.backbones import blank
 from captioner.models.prefix.clip_prefix import ClipPrefix, ClipPrefixConfig
 from captioner.text.embedding import text_embedder
+from training.mini import sources
 from training.mini.saving import save_state
 
 VOCABULARY = 5000
@@ -52,17 +53,11 @@ def load_texts(work: Path) -> tuple[list[str], list[str], np.ndarray]:
     for name in ("pair-texts", "prompts"):
         texts = json.loads((work / f"{name}.json").read_text())
         vectors = np.load(work / f"{name}.npy")
-        clear = np.concatenate([(part.astype(np.float32) @ held_back.T).max(1) < 0.9 for part in _parts(vectors)])
-        rows = np.flatnonzero(clear)
+        rows = np.flatnonzero(sources.clear_of(held_back, vectors))
         origins += [texts["source"][row] for row in rows]
         lines += [texts["text"][row] for row in rows]
         embeddings.append(vectors[rows])
     return origins, lines, np.concatenate(embeddings)
-
-
-def _parts(vectors: np.ndarray, size: int = 20_000) -> Iterator[np.ndarray]:
-    for start in range(0, len(vectors), size):
-        yield vectors[start : start + size]
 
 
 def train_tokenizer(lines: list[str]) -> Tokenizer:
