@@ -65,7 +65,6 @@ def fit(
     options, out = options or LoadOptions(), Path(out).expanduser()
     check_new(out)
     records = sources.read([data])
-    records.check()
     _check_enough(records.different_prompts(up_to=2 * FOLDS), data)
     total = records.total()
     loaded = {name: load(name, options) for name in dict.fromkeys(member.model for member in members)}
