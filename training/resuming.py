@@ -89,7 +89,6 @@ def folder_of_run(recipe: Recipe) -> Iterator[Path]:
         out.mkdir(parents=True, exist_ok=True)
         with open(out / LOCK, "ab", buffering=0) as stream:
             lock(stream, str(out))
-            _refuse_a_lock_that_was_taken_away(out, stream)
             try:
                 check_folder(recipe)  # again: another run may have ended there meanwhile
                 yield out
@@ -102,16 +101,6 @@ def folder_of_run(recipe: Recipe) -> Iterator[Path]:
         if made and out.is_dir() and not contents(out):
             with suppress(OSError):
                 out.rmdir()
-
-
-def _refuse_a_lock_that_was_taken_away(out: Path, stream: Any) -> None:
-    """Another run may have ended, and removed the file, between our opening and locking it."""
-    try:
-        same = os.path.samestat(os.fstat(stream.fileno()), os.stat(out / LOCK))
-    except FileNotFoundError:
-        same = False
-    if not same:
-        raise BadOutput(f"{out} is being written by another run. Wait for it, or choose another place.")
 
 
 def _shown(value: Any) -> str:

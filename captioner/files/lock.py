@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from io import FileIO
 
@@ -9,7 +10,20 @@ from captioner.errors import BadOutput
 
 
 def lock(stream: FileIO, what: str) -> None:
-    """Hold this open file until it is closed. `what` names it in the message to a second run."""
+    """Hold this open file until it is closed. `what` names it in the message to a second run.
+
+    A run that ends may remove its file between our opening and locking it: what is then written would be lost.
+    """
+    _hold(stream, what)
+    try:
+        same = os.path.samestat(os.fstat(stream.fileno()), os.stat(stream.name))
+    except FileNotFoundError:
+        same = False
+    if not same:
+        raise _taken(what)
+
+
+def _hold(stream: FileIO, what: str) -> None:
     if sys.platform == "win32":
         import msvcrt
 

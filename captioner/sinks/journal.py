@@ -273,7 +273,7 @@ def file_size(path: Path) -> int:
 def _open_to_append(path: Path) -> FileIO:
     """Through no link, and without waiting for whoever reads a pipe of this name."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | atomic.NO_LINKS | getattr(os, "O_NONBLOCK", 0)
-    return open(os.open(path, flags, 0o666), "ab", buffering=0)
+    return open(path, "ab", buffering=0, opener=lambda name, _: os.open(name, flags, 0o666))
 
 
 # --- what failed -----------------------------------------------------------------------------------------------------

@@ -111,6 +111,15 @@ def test_a_second_writer_is_refused_while_the_first_lives(tmp_path: Path) -> Non
             lock.lock(second, "runs/a")
 
 
+def test_a_file_that_its_writer_removed_is_not_written_to(tmp_path: Path) -> None:
+    with open(tmp_path / "lock", "ab", buffering=0) as first, open(tmp_path / "lock", "ab", buffering=0) as second:
+        lock.lock(first, "runs/a")
+        (tmp_path / "lock").unlink()
+        first.close()
+        with pytest.raises(BadOutput, match="runs/a is being written by another run"):
+            lock.lock(second, "runs/a")
+
+
 def test_objects_come_back(tmp_path: Path) -> None:
     write_object(tmp_path / "a.json", {"ü": [1, None]})
     assert read_object(tmp_path / "a.json") == {"ü": [1, None]}
