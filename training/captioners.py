@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TypeAlias
 
@@ -116,11 +116,15 @@ class Inputs:
         recipe = self.recipe
         if not recipe.cache_features:
             return Pairs(rows, self.pixels, augment, recipe.seed, by_prompt=by_prompt)
+        cached = cached_features(rows, self.encode, self._key, recipe.cache_features)
+        return Pairs(cached.rows, self.pixels, seed=recipe.seed, features=cached, by_prompt=by_prompt)
+
+    @cached_property
+    def _key(self) -> str:
+        """Names encoder and preprocessing. It is made of all weights: once, for training and validation rows."""
         if self.encoder is None or not is_frozen(self.encoder):
             raise BadInput("--cache-features needs an image tower of which nothing learns.")
-        key = fingerprint(self.encoder, self.pixels([BLANK]).tolist(), *filter(None, [self.form]))
-        cached = cached_features(rows, self.encode, key, recipe.cache_features)
-        return Pairs(cached.rows, self.pixels, seed=recipe.seed, features=cached, by_prompt=by_prompt)
+        return fingerprint(self.encoder, self.pixels([BLANK]).tolist(), *filter(None, [self.form]))
 
 
 @torch.inference_mode()
