@@ -280,7 +280,8 @@ def leave_model(job: Job, trainer: LoopTrainer, out: Path) -> None:
         for file in sorted(finished.iterdir()):
             os.replace(file, out / file.name)
         finished.rmdir()
-        write_object(out / DATA, learnt_from(job))  # of a stream it is known only now
+        if isinstance(job.train_rows, StreamedPairs):
+            write_object(out / DATA, learnt_from(job))  # what was met is known only now
         write_curves(trainer.state, out / "curves.png")
         write_card(job, trainer.state, out)
     except CANNOT_WRITE as error:
@@ -429,9 +430,10 @@ def announce(job: Job, trainer: LoopTrainer, start_from: Path | None) -> None:
         lines.append("There is no GPU whose memory could be full: the paged optimizer works like the other.")
     if not tensorboard_is_here():
         lines.append("TensorBoard is not installed, so there is no log for it (pip install 'captioner[train]').")
-    if validation is not None and (seen := len(validation.fingerprints() & job.train_rows.fingerprints())):
+    prompts = set() if validation is None else validation.fingerprints()
+    if prompts and (seen := len(prompts & job.train_rows.fingerprints())):
         lines.append(
-            f"{seen:,} of the {counted(len(validation.fingerprints()), 'prompt')} to validate on are trained on, too: "
+            f"{seen:,} of the {counted(len(prompts), 'prompt')} to validate on are trained on, too: "
             "the validation does not tell how the model does on new ones."
         )
     if "RANK" not in os.environ and "ACCELERATE_USE_CPU" in os.environ:
