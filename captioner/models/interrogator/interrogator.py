@@ -58,6 +58,7 @@ class Interrogator:
     def __init__(self, load_captioner: Callable[[], Model], load_ranker: Callable[[], Ranker]) -> None:
         self.load_captioner = load_captioner
         self.load_ranker = load_ranker
+        self.lists: dict[tuple[Path, ...] | None, dict[str, list[str]]] = {}
         self.made_tables: dict[tuple[Path, ...] | None, TermTables] = {}
 
     def read_images(
@@ -82,10 +83,11 @@ class Interrogator:
 
     def tables(self, files: tuple[Path, ...] | None, mode: str) -> TermTables:
         """The terms of these files, or those of the package, ranked by the ranker's text tower."""
-        lists = own_lists(files) if files else package_lists()
-        check_lists(lists, mode)
+        if files not in self.lists:
+            self.lists[files] = own_lists(files) if files else package_lists()
+        check_lists(self.lists[files], mode)  # before the ranker is loaded
         if files not in self.made_tables:
-            self.made_tables[files] = make_tables(self.ranker, lists)
+            self.made_tables[files] = make_tables(self.ranker, self.lists[files])
         return self.made_tables[files]
 
     def captions(self, images: Sequence[Image], request: Request = PLAIN_REQUEST) -> list[str]:

@@ -281,6 +281,18 @@ def test_terms_are_read_once(package: Path, options: LoadOptions, monkeypatch: p
     assert read == ["a photo", "a stamp"]
 
 
+def test_lists_are_read_once_for_all_batches(
+    package: Path, options: LoadOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[Path] = []
+    whole = tables.read_terms
+    monkeypatch.setattr(tables, "read_terms", lambda file: read.append(file) or whole(file))
+    speaker = load(options)
+    for _ in range(2):
+        own_tables(speaker)
+    assert sorted(file.stem for file in read) == sorted(kind for kind in tables.KINDS if kind != "trending")
+
+
 def test_another_model_or_precision_is_another_key(
     package: Path, options: LoadOptions, tmp_path: Path, tiny_checkpoint: Callable[[str], Path]
 ) -> None:
