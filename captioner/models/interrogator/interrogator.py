@@ -38,7 +38,7 @@ from captioner.text.length import cut_to_tokens
 
 OF_THE_CAPTIONER = frozenset({"prompt", "question", "instruction"})
 """What a request may say to the model that writes the caption."""
-CAPTION_MODEL, CLIP_MODEL = "blip", "openai/clip-vit-large-patch14"
+CAPTION_MODEL = "blip"
 FAST_TERMS = 32
 CLASSIC_FLAVORS = 3
 CHAIN_TERMS = 2048
@@ -206,5 +206,5 @@ def load(folder: None, options: LoadOptions, load_other: LoadOther) -> Interroga
     """The parts are models of their own: `options` names them."""
     return Interrogator(
         lambda: load_other(options.caption_model or CAPTION_MODEL),
-        lambda: Ranker.from_folder(zoo.weights_folder(options.clip_model or CLIP_MODEL), options),
+        lambda: Ranker.from_folder(zoo.weights_folder(options.clip_model or zoo.CLIP), options),
     )
