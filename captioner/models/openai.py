@@ -490,13 +490,8 @@ class _Connection(http.client.HTTPConnection):
         self.sock.settimeout(patience)
 
 
-class _SecureConnection(http.client.HTTPSConnection):
+class _SecureConnection(_Connection, http.client.HTTPSConnection):
     """The same, encrypted."""
-
-    def connect(self) -> None:
-        patience, self.timeout = self.timeout, CONNECT
-        super().connect()
-        self.sock.settimeout(patience)
 
 
 class _Http(urllib.request.HTTPHandler):
