@@ -51,7 +51,7 @@ def convert(
     if normalize is None:
         normalize = _normalized(mapper)
     backbone = _backbone(clip, mapper["joint_dim"])
-    gpt2_folder = _folder(gpt2)
+    gpt2_folder = zoo.weights_folder(gpt2)
     with reading(gpt2_folder):
         gpt2_config = AutoConfig.from_pretrained(gpt2_folder, local_files_only=True)
         tokenizer = AutoTokenizer.from_pretrained(gpt2_folder, local_files_only=True).backend_tokenizer
@@ -129,7 +129,7 @@ def _backbone(clip: str | None, joint_dim: int) -> backbones.Backbone:
     clip = clip or CLIP_OF.get(joint_dim)
     if clip is None:
         raise BadInput(f"The mapper reads embeddings of length {joint_dim}: name the CLIP that makes them (--clip).")
-    folder = _folder(clip)
+    folder = zoo.weights_folder(clip)
     is_plain = (folder / "config.json").is_file() and "model_type" in read_config(folder)
     kind = "clip" if is_plain or not (folder / clip_resnet.CONFIG).is_file() else "clip-resnet"
     backbone = backbones.build(kind, folder)
@@ -137,10 +137,6 @@ def _backbone(clip: str | None, joint_dim: int) -> backbones.Backbone:
     if backbone.width != joint_dim:
         raise BadInput(f"The mapper reads embeddings of length {joint_dim}, {clip} makes {backbone.width}.")
     return backbone
-
-
-def _folder(name: str) -> Path:
-    return Path(name) if Path(name).is_dir() else zoo.hub_folder(name)
 
 
 def _our_name(key: str) -> str:
