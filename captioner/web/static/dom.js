@@ -1,0 +1,86 @@
+// Making elements. Strings become text nodes, never HTML: what comes from files and servers is shown, not run.
+
+/**
+ * `el("button", { class: "plain", onclick: f, "aria-label": "Copy" }, "Copy", icon("copy"))`
+ *
+ * Keys that begin with "on" are listeners; true and false set and leave out an attribute; null children are left out.
+ */
+export function el(tag, attributes = {}, ...children) {
+  const node = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) {
+    if (name.startsWith("on")) node.addEventListener(name.slice(2), value);
+    else if (value === true) node.setAttribute(name, "");
+    else if (value !== false && value !== null && value !== undefined) node.setAttribute(name, value);
+  }
+  node.append(...children.flat().filter((child) => child !== null && child !== undefined && child !== false));
+  return node;
+}
+
+const PATHS = {
+  auto: "M12 3a9 9 0 1 0 0 18zM12 3a9 9 0 0 1 0 18",
+  light: "M12 8a4 4 0 1 0 0 8 4 4 0 0 0 0-8M12 2v2M12 20v2M4.9 4.9l1.4 1.4M17.7 17.7l1.4 1.4M2 12h2M20 12h2M4.9 19.1l1.4-1.4M17.7 6.3l1.4-1.4",
+  dark: "M20 14.5A8.5 8.5 0 0 1 9.5 4 8.5 8.5 0 1 0 20 14.5z",
+  copy: "M9 9h10v11H9zM5 15V4h10",
+  close: "M6 6l12 12M18 6 6 18",
+  settings: "M4 7h9M17 7h3M4 17h3M11 17h9M15 5v4M9 15v4",
+  retry: "M20 11a8 8 0 1 0-2.3 6.3M20 5v6h-6",
+  download: "M12 4v11M7 10l5 5 5-5M5 20h14",
+  stop: "M7 7h10v10H7z",
+  folder: "M3 7h6l2 2h10v10H3z",
+  picture: "M4 5h16v14H4zM4 16l5-5 4 4 3-3 4 4M15.5 9h.01",
+  paste: "M8 5H6v15h12V5h-2M9 3h6v4H9z",
+  eye: "M2.5 12S6 5.5 12 5.5 21.5 12 21.5 12 18 18.5 12 18.5 2.5 12 2.5 12zM12 9.5a2.5 2.5 0 1 0 0 5 2.5 2.5 0 0 0 0-5",
+  swap: "M7 4 3 8l4 4M3 8h14M17 12l4 4-4 4M21 16H7",
+  compare: "M12 3v18M4 7h4M4 12h4M4 17h4M16 7h4M16 12h4M16 17h4",
+  key: "M14.5 9.5a4 4 0 1 0-3 3L4 20M7 17l2 2M10 14l1.5 1.5",
+  check: "M5 12.5l4.5 4.5L19 7.5",
+  left: "M15 5l-7 7 7 7",
+  up: "M12 19V6M6 11l6-6 6 6",
+};
+
+/** A line drawing for a button; the button itself says in words what it does. */
+export function icon(name) {
+  const space = "http://www.w3.org/2000/svg";
+  const svg = document.createElementNS(space, "svg");
+  const path = document.createElementNS(space, "path");
+  svg.setAttribute("viewBox", "0 0 24 24");
+  svg.setAttribute("aria-hidden", "true");
+  svg.classList.add("line-icon");
+  path.setAttribute("d", PATHS[name]);
+  svg.append(path);
+  return svg;
+}
+
+/** A button with an icon and words; the words alone where there is room for them are `label`. */
+export function button(label, { picture = null, quiet = false, hideLabel = false, ...attributes } = {}) {
+  const classes = [attributes.class, quiet && "quiet", hideLabel && "icon"].filter(Boolean).join(" ");
+  const words = hideLabel ? null : el("span", {}, label);
+  const named = hideLabel ? { "aria-label": label, title: label } : {};
+  return el("button", { type: "button", ...named, ...attributes, class: classes || null }, picture && icon(picture), words);
+}
+
+/** Put the text into the clipboard, also where the page is not served over HTTPS. */
+export async function copyText(text) {
+  if (navigator.clipboard && window.isSecureContext) {
+    await navigator.clipboard.writeText(text);
+    return;
+  }
+  const before = document.activeElement;
+  const area = el("textarea", { class: "visually-hidden", "aria-hidden": "true", tabindex: "-1" });
+  area.value = text;
+  (document.querySelector("dialog[open]") ?? document.body).append(area);
+  area.select();
+  document.execCommand("copy");
+  area.remove();
+  before?.focus({ preventScroll: true });
+}
+
+/** Hand a file to the user. */
+export function saveFile(name, content, type) {
+  const address = URL.createObjectURL(content instanceof Blob ? content : new Blob([content], { type }));
+  const link = el("a", { href: address, download: name });
+  document.body.append(link);
+  link.click();
+  link.remove();
+  setTimeout(() => URL.revokeObjectURL(address), 10_000);
+}
