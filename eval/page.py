@@ -272,7 +272,7 @@ def page_data(report: dict, results: Results, columns: list[dict], metrics: list
         "differences": [
             [
                 names.index(row["metric"]), index[row["a"]], index[row["b"]],
-                *(_short(row[key]) for key in ("mean", "low", "high", "p_holm")), row["n"],
+                *(parts.short(row[key]) for key in ("mean", "low", "high", "p_holm")), row["n"],
             ]
             for row in report["differences"]
             if row["metric"] in names
@@ -287,12 +287,8 @@ def _sign(metric: dict) -> int:
 
 
 def _figure(figures: dict) -> parts.Figure:
-    mean, low, high = (_short(figures[key]) for key in ("mean", "low", "high"))
+    mean, low, high = (parts.short(figures[key]) for key in ("mean", "low", "high"))
     return mean, low, high, figures["n"]
-
-
-def _short(value: float | None) -> float | None:
-    return None if value is None else float(f"{value:.6g}")
 
 
 def _figures_of(columns: list[dict], metric: str) -> list[parts.Figure]:
@@ -307,7 +303,7 @@ def axis_of(figures: list[parts.Figure]) -> charts.Axis:
 def _axis_row(figures: list[parts.Figure]) -> list[float]:
     """Low end, high end, and the ticks between them."""
     axis = axis_of(figures)
-    return [_short(value) or 0.0 for value in (axis.low, axis.high, *axis.ticks)]
+    return [parts.short(value) or 0.0 for value in (axis.low, axis.high, *axis.ticks)]
 
 
 # --- drawings --------------------------------------------------------------------------------------------------------

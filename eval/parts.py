@@ -135,10 +135,11 @@ def _figures(values: np.ndarray, groups: Sequence[str], seed: int) -> list[Figur
     counts = (~np.isnan(values)).sum(axis=0)
     single = len(set(groups)) < 2  # one prompt tells nothing of how prompts differ
     return [
-        (_short(i.mean), None if single else _short(i.low), None if single else _short(i.high), int(count))
+        (short(i.mean), None if single else short(i.low), None if single else short(i.high), int(count))
         for i, count in zip(spread, counts, strict=True)
     ]
 
 
-def _short(value: float) -> float | None:
-    return None if np.isnan(value) else float(f"{value:.6g}")
+def short(value: float | None) -> float | None:
+    """Six digits are enough for a page."""
+    return None if value is None or np.isnan(value) else float(f"{value:.6g}")

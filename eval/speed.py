@@ -93,7 +93,7 @@ def speed(
                 raise BadInput(f"{model} writes no text: speed measures captioners.")
             module, folder = resolved.module, resolved.folder
         theirs = _theirs(module, folder, device)
-        rows = []
+        rows, caption = [], None
         for precision in precisions:
             options = LoadOptions(device=device, precision=precision)
             start = time.perf_counter()
@@ -102,7 +102,7 @@ def speed(
             for size in batch_sizes:
                 row = {"precision": precision, "batch": size, "load_seconds": loading}
                 rows.append(row | _measure(captioner.speaker, theirs, options, size, repeats))
-        caption = _caption(str(folder or model), LoadOptions(device=device, precision=precisions[0]), repeats)
+            caption = caption or _caption(captioner, repeats)  # of the first precision
     result = {"model": model, "machine": _machine(), "repeats": repeats, "beams": DECODING.num_beams,
               "new_tokens": NEW_TOKENS, "rows": rows, "caption": caption}  # fmt: skip
     if out is not None:
@@ -125,9 +125,8 @@ def _load(model: str, options: LoadOptions) -> pipeline.Captioner:
     return captioner
 
 
-def _caption(model: str, options: LoadOptions, repeats: int) -> dict:
+def _caption(captioner: pipeline.Captioner, repeats: int) -> dict:
     """Seconds from one opened picture to its prompt, searched and chosen as the model's own settings say."""
-    captioner = _load(model, options)
     first, *others = ([_noise(seed)] for seed in range(repeats + 1))
     captioner.generate(first)
     return _spread([_timed(partial(captioner.generate, picture))[0] for picture in others])

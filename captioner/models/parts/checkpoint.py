@@ -198,14 +198,13 @@ def check_ids(folder: Path, vocabulary: int, ids: Iterable[int | None]) -> None:
 
 def _read_whole(cls: type[Model], folder: Path, **settings) -> Model:
     """Every key must be there, and none too many."""
-    wanted, is_type = config_class(cls).model_type, read_config(folder).get("model_type")
+    wanted, is_type = config_class(cls).model_type, check(folder).get("model_type")
     if is_type != wanted:
         raise BadCheckpoint(f"{folder} holds a {is_type!r} model, not {wanted!r}. Name the model it belongs to.")
-    check(folder)
     with reading(folder):
-        config = settings.get("config") or config_class(cls).from_pretrained(folder)
+        config = settings.pop("config", None) or config_class(cls).from_pretrained(folder)
         check_shape(lambda: cls(config), folder)
-        model, report = with_report(cls, folder, ignore_mismatched_sizes=True, **settings)
+        model, report = with_report(cls, folder, config=config, ignore_mismatched_sizes=True, **settings)
     extra = [key for key in report["unexpected_keys"] if not key.endswith(BUFFERS)]
     _all_there(folder, report["missing_keys"], extra, [key for key, *_shapes in report["mismatched_keys"]])
     check_numbers(model, folder)

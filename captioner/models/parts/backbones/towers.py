@@ -31,7 +31,6 @@ from captioner.models.parts.checkpoint import (
     check_numbers,
     check_shape,
     config_class,
-    read_config,
     reading,
     with_report,
 )
@@ -248,10 +247,10 @@ class Lite(Backbone):
 
 def _load_tower(model_class: type[Tower], folder: Path, **options) -> Tower:
     """Weights of the image tower alone; the checkpoint's other parts (text tower, classifier) are passed over."""
-    check(folder)
+    whole = check(folder)
     with reading(folder):
         config = config_class(model_class).from_pretrained(folder)
-        if (width := read_config(folder).get("projection_dim")) is not None and "projection_dim" in config.to_dict():
+        if (width := whole.get("projection_dim")) is not None and "projection_dim" in config.to_dict():
             config.projection_dim = width  # of the whole CLIP, which its towers' own parts need not repeat
         check_shape(lambda: model_class(config, **options), folder)
         tower, report = with_report(
