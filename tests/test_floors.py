@@ -10,7 +10,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 FLOORS = (
     ("cli",),
-    ("training", "eval", "run"),
+    ("training", "eval", "run", "review"),
     ("models",),
     ("pipeline",),
     ("text",),

@@ -115,7 +115,7 @@ class Journal:
         self.start = 0
         """Where rows begin."""
         with explained(path):
-            self.stream = _open_to_append(path)
+            self.stream = open_to_append(path)
         try:
             lock(self.stream, self.title)
             self._begin(resume, overwrite, remedy)
@@ -270,7 +270,7 @@ def file_size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 
 
-def _open_to_append(path: Path) -> FileIO:
+def open_to_append(path: Path) -> FileIO:
     """Through no link, and without waiting for whoever reads a pipe of this name."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | atomic.NO_LINKS | getattr(os, "O_NONBLOCK", 0)
     return open(path, "ab", buffering=0, opener=lambda name, _: os.open(name, flags, 0o666))

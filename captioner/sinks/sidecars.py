@@ -79,7 +79,7 @@ class Sidecars:
         self._claim(sidecar, source)
         if self.on_existing == "skip" and os.path.exists(sidecar):
             return False
-        target = _target(sidecar)
+        target = target_of(sidecar)
         self._claim(target, source)
         if self.journal.has(source):
             if row := self.in_flight.pop(os.path.abspath(file_of(source)), None):
@@ -89,7 +89,7 @@ class Sidecars:
             raise BadOutput(f"The folder of {source.name} cannot be written to.")
         if self.on_existing == "error" and os.path.lexists(sidecar):
             raise BadOutput(f"{source.name} already has a sidecar.")
-        _read(target)  # what is odd about it is said before the model is asked
+        read_sidecar(target)  # what is odd about it is said before the model is asked
         return True
 
     def _claim(self, path: Path, source: Source) -> None:
@@ -97,14 +97,14 @@ class Sidecars:
             raise BadOutput(f"{source.name} would share its sidecar with {owner.name}.")
 
     def write(self, results: Sequence[Result]) -> None:
-        targets = [_target(_sidecar(source)) for source, _ in results]
+        targets = [target_of(_sidecar(source)) for source, _ in results]
         rows = [self._row(target, *result) for target, result in zip(targets, results, strict=True)]
         self.journal.append(rows)
         for target, row in zip(targets, rows, strict=True):
             self._apply(target, row)
 
     def _row(self, target: Path, source: Source, row: Row) -> Row:
-        before = _read(target)
+        before = read_sidecar(target)
         old, text = (before or "").strip(), row["text"]
         parts = {"append": (old, text), "prepend": (text, old)}.get(self.on_existing, (text,))
         after = ", ".join(part for part in parts if part) + "\n"
@@ -113,7 +113,7 @@ class Sidecars:
     def _apply(self, target: Path, row: Row) -> None:
         """Write a sidecar, unless that is done or the user changed it meanwhile."""
         with explained(target, RESUME):
-            if _read(target) == row["before"]:
+            if read_sidecar(target) == row["before"]:
                 write_bytes(target, row["after"].encode("utf-8", "surrogateescape"))
         self.last = target
 
@@ -151,7 +151,7 @@ def _sidecar(source: Source) -> Path:
     return sidecar
 
 
-def _target(sidecar: Path) -> Path:
+def target_of(sidecar: Path) -> Path:
     """The file that a sidecar is: itself, or what it is a link to within its folder."""
     if not sidecar.is_symlink():
         return sidecar
@@ -161,7 +161,7 @@ def _target(sidecar: Path) -> Path:
     return target
 
 
-def _read(sidecar: Path) -> str | None:
+def read_sidecar(sidecar: Path) -> str | None:
     """What a sidecar holds; None if it is not there."""
     try:
         # Without waiting for a pipe, and not through a link that has just been put there.
@@ -184,7 +184,7 @@ def _read(sidecar: Path) -> str | None:
 def _is_applied(row: Row) -> bool:
     """Whether a row's sidecar has been written; if that cannot be told, its picture will say why."""
     try:
-        return _read(_target(Path(row["file"]).with_suffix(".txt"))) == row["after"]
+        return read_sidecar(target_of(Path(row["file"]).with_suffix(".txt"))) == row["after"]
     except BadOutput:
         return False
 

@@ -1,0 +1,225 @@
+"""Every edit of a folder, in the order in which it was made: appended, flushed to the disk, never changed.
+
+An edit is in the journal before anybody is told that it is saved, and before a text of the folder is touched. A line
+`written` follows when the texts are in their files, so that after a kill the rest is known. It lies in the user's
+cache: nothing in a folder of a stranger's says what is written, or where.
+
+    {"review": 1, "root": "/home/ada/photos"}
+    {"edit": 1, "title": "Edit cat.png", "time": 1790000000.0, "group": "k", "changes": [["cat.png", "a cat", "a dog"]]}
+    {"edit": 2, "title": "Append “8k”", …}
+    {"undo": 2}
+    {"redo": 2}
+    {"written": 4}
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from captioner.errors import BadOutput
+from captioner.files import atomic
+from captioner.files.cache import cache_folder
+from captioner.files.lock import lock
+from captioner.sinks.checks import explained
+from captioner.sinks.journal import open_to_append, write_rows
+
+REMEDY = "Make room, or see to its permissions, then try again."
+
+
+class Changed(NamedTuple):
+    """One picture's text before and after. None: it had none, it has none."""
+
+    name: str
+    before: str | None
+    after: str | None
+
+
+@dataclass(eq=False)
+class Step:
+    """What one undo takes back: an edit, a whole bulk edit, or all that was typed into one text at a time."""
+
+    number: int
+    title: str
+    time: float
+    group: str | None
+    starts: list[int] = field(default_factory=list)
+    """Where its lines stand in the journal."""
+    names: set[str] = field(default_factory=set)
+
+
+class Journal:
+    """The edits of one folder. Two servers cannot hold it at once."""
+
+    def __init__(self, root: Path) -> None:
+        self.path = journal_path(root)
+        self.done: list[Step] = []
+        self.undone: list[Step] = []
+        self.actions = 0
+        """Edits, undos and redos so far."""
+        self.pending: list[Changed] = []
+        """What may not be in the files yet: a kill came in between."""
+        self.originals: dict[str, str | None] = {}
+        """What stood in the folder before the first edit of each picture."""
+        self.raw: dict[str, str] = {}
+        self.last = 0
+        self.steps: dict[int, Step] = {}
+        self.size = 0
+        with explained(self.path):
+            self.stream = open_to_append(self.path)
+        try:
+            lock(self.stream, f"{root} is open in another review: its journal")
+            self._read(root)
+        except BaseException:
+            self.stream.close()
+            raise
+
+    def close(self) -> None:
+        self.stream.close()
+
+    # --- reading what is there ---------------------------------------------------------------------------------------
+
+    def _read(self, root: Path) -> None:
+        """Go on from what is there; a half-written last line is cut off."""
+        waiting: list[tuple[int, list[Changed]]] = []
+        with open(self.path, "rb") as stream:
+            for content in stream:
+                line = _parsed(content)
+                if line is None:
+                    break
+                if self.size == 0 and line.get("review") != 1:
+                    raise BadOutput(f"{self.path} is no journal of a review: move it away.")
+                if "written" in line:
+                    waiting = [action for action in waiting if action[0] > line["written"]]
+                elif (changes := self._note(line, self.size)) is not None:
+                    waiting.append((self.actions, changes))
+                self.size += len(content)
+        if self.size < self.path.stat().st_size:
+            self.stream.truncate(self.size)
+        if self.size == 0:
+            self._append({"review": 1, "root": os.fspath(root)})
+            atomic.flush(self.path.parent)
+        self.pending = [change for _, changes in waiting for change in changes]
+
+    def _note(self, line: dict[str, Any], start: int) -> list[Changed] | None:
+        """Take an action into account; its changes."""
+        if "edit" in line:
+            changes = [Changed(*change) for change in line["changes"]]
+            self._note_edit(line, changes, start)
+        elif "undo" in line or "redo" in line:
+            takes_back = "undo" in line
+            number = line["undo"] if takes_back else line["redo"]
+            source, target = (self.done, self.undone) if takes_back else (self.undone, self.done)
+            step = self.steps[number]
+            source.remove(step)
+            target.append(step)
+            changes = self.changes(step, back=takes_back)
+        else:
+            return None
+        self.actions += 1
+        return changes
+
+    def _note_edit(self, line: dict[str, Any], changes: list[Changed], start: int) -> None:
+        group = line.get("group")
+        step = self.done[-1] if self.done and group is not None and self.done[-1].group == group else None
+        if step is None or self.undone:
+            step = Step(line["edit"], line["title"], line["time"], group)
+            self.done.append(step)
+            self.steps[step.number] = step
+        self.undone.clear()
+        step.starts.append(start)
+        step.names.update(change.name for change in changes)
+        for change in changes:
+            self.originals.setdefault(change.name, change.before)
+        for name, raw in line.get("raw", {}).items():
+            self.raw.setdefault(name, raw)
+        self.last = line["edit"]
+
+    def changes(self, step: Step, *, back: bool = False) -> list[Changed]:
+        """What a step changes, each picture once; the other way round with `back`."""
+        texts: dict[str, Changed] = {}
+        with open(self.path, "rb") as stream:
+            for start in step.starts:
+                stream.seek(start)
+                for name, before, after in json.loads(stream.readline())["changes"]:
+                    texts[name] = Changed(name, texts[name].before if name in texts else before, after)
+        if back:
+            return [Changed(name, after, before) for name, before, after in texts.values()]
+        return list(texts.values())
+
+    # --- adding to it ------------------------------------------------------------------------------------------------
+
+    def edit(self, title: str, changes: list[Changed], raw: dict[str, str], group: str | None = None) -> Step:
+        """Keep an edit; when it returns it is on the disk."""
+        line = {"edit": self.last + 1, "title": title, "time": round(time.time(), 3), "group": group}
+        line["changes"] = [list(change) for change in changes]
+        if new := {name: content for name, content in raw.items() if name not in self.raw}:
+            line["raw"] = new
+        start = self._append(line)
+        self._note(line, start)
+        return self.done[-1]
+
+    def undo(self, step: Step) -> None:
+        start = self._append({"undo": step.number})
+        self._note({"undo": step.number}, start)
+
+    def redo(self, step: Step) -> None:
+        start = self._append({"redo": step.number})
+        self._note({"redo": step.number}, start)
+
+    def written(self, actions: int) -> None:
+        """So many of the actions are in the files."""
+        self._append({"written": actions})
+
+    def _append(self, line: dict[str, Any]) -> int:
+        """Where the line stands. One that could not be kept whole is taken back: nothing of it is half there."""
+        start = self.size
+        try:
+            with explained(self.path, REMEDY):
+                write_rows(self.stream, [line])
+                os.fsync(self.stream.fileno())
+        except BaseException:
+            self.stream.truncate(start)
+            raise
+        self.size = self.path.stat().st_size
+        return start
+
+    def history(self, most: int) -> Iterator[tuple[Step, bool]]:
+        """The newest steps first, and whether each stands or was taken back."""
+        steps: Iterable[tuple[Step, bool]] = (
+            *((step, False) for step in self.undone),
+            *((step, True) for step in reversed(self.done)),
+        )
+        for number, step in enumerate(steps):
+            if number == most:
+                return
+            yield step
+
+
+def journal_path(root: Path) -> Path:
+    """Where the journal of this folder lies: in the user's cache."""
+    digest = hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:16]
+    try:
+        return cache_folder("review") / f"{digest}.jsonl"
+    except OSError as error:
+        raise BadOutput(
+            f"There is no place for the journal of the review ({error.filename}: {error.strerror}). "
+            "Set CAPTIONER_CACHE to a folder of yours."
+        ) from error
+
+
+def _parsed(content: bytes) -> dict[str, Any] | None:
+    """A whole line; None of what a kill or a power failure left."""
+    if not content.endswith(b"\n"):
+        return None
+    try:
+        line = json.loads(content)
+    except (ValueError, RecursionError):
+        return None
+    return line if isinstance(line, dict) else None

@@ -1,0 +1,392 @@
+"""Correcting a folder: the same files that `generate` writes, every way back, nothing lost or touched unasked."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from captioner.errors import BadImage, BadInput, BadOutput
+from captioner.review import Append, Conflict, DeleteTerm, Prepend, Replace, Review, Scope, Unknown
+from captioner.review.journal import journal_path
+from captioner.sinks import open_out
+from tests.review.folders import picture, rows_of, snapshot, write_rows
+
+
+@pytest.fixture(autouse=True)
+def _fresh_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CAPTIONER_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Twelve pictures, ten of them with sidecars."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for number in range(12):
+        picture(folder / f"{number}.png", number)
+        if number < 10:
+            (folder / f"{number}.txt").write_text(f"a cat {number}, oil painting, 8k\n")
+    return folder
+
+
+# --- what stands there -----------------------------------------------------------------------------------------------
+
+
+def test_sidecars_are_read_edited_and_taken_back(photos: Path) -> None:
+    (photos / "3.txt").write_bytes(b"\xef\xbb\xbf a cat, 8k  \r\n\r\n")
+    before = snapshot(photos)
+    with Review(photos) as review:
+        assert [row.name for row in review.view()] == [f"{number}.png" for number in range(12)]  # 2 before 10
+        assert review.row("3.png").text == "a cat, 8k"
+        assert review.row("10.png").text is None
+        assert snapshot(photos) == before  # nothing before the first edit
+        row = review.edit("3.png", " a dog, 8k \r\n")
+        assert (row.text, row.is_edited, row.original) == ("a dog, 8k", True, "a cat, 8k")
+        review.edit("10.png", "a hen")
+        assert review.flush() == 0
+        assert (photos / "3.txt").read_bytes() == b"a dog, 8k\n"
+        assert (photos / "10.txt").read_bytes() == b"a hen\n"
+        review.undo()
+        review.undo()
+        review.flush()
+        assert snapshot(photos) == before  # to the byte, and no file that was not there
+        assert not row.is_edited
+        with pytest.raises(BadInput, match="nothing to undo"):
+            review.undo()
+        review.redo()
+        assert review.row("3.png").text == "a dog, 8k"
+
+
+def test_a_table_of_generate_is_edited_in_place(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for sidecar in photos.glob("*.txt"):
+        sidecar.unlink()
+    table = photos / "captions.jsonl"
+    write_rows(table, [f"photos/{number}.png" for number in range(11)], score=-0.5)
+    with table.open("a") as stream:
+        stream.write('{"file": "/etc/passwd", "text": "not of this folder"}\nno JSON at all\n')
+    lines = table.read_bytes().splitlines()
+    with Review(photos) as review:
+        row = review.row("4.png")
+        assert (row.text, row.score) == ("text of 4", -0.5)
+        assert [one.text for one in review.candidates(row)] == ["text of 4", "another of 4"]
+        review.edit("4.png", "a dog — né")
+        review.edit("11.png", "where the others are")
+        review.flush()
+        after = table.read_bytes().splitlines()
+        assert json.loads(after[4])["text"] == "a dog — né"
+        assert json.loads(after[4]).keys() == json.loads(lines[4]).keys()
+        assert [line for line in after if line not in lines] == [after[4], after[-1]]
+        assert json.loads(after[-1]) | {"text": ""} == {
+            **dict.fromkeys(json.loads(lines[0])),
+            "file": "photos/11.png",
+            "text": "",
+            "candidates": [],
+        }
+        review.undo()
+        review.undo()
+        review.flush()
+        assert table.read_bytes().splitlines() == lines
+    assert not list(photos.glob("*.txt"))
+
+
+def test_a_run_goes_on_from_an_edited_table(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `generate --out … --resume` would do: edited rows are done, and stay as they were edited."""
+    from captioner.images import find_images
+    from captioner.sinks import Result
+
+    for sidecar in photos.glob("*.txt"):
+        sidecar.unlink()
+    monkeypatch.chdir(photos)
+    sources = list(find_images(["."]))
+    with open_out(Path("captions.jsonl"), settings={"model": "mini"}) as sink:
+        rows = [{"file": str(source.path), "text": "a cat", "score": -1.0} for source in sources[:5]]
+        sink.write([Result(source, row) for source, row in zip(sources, rows, strict=False)])
+    with Review(photos) as review:
+        review.edit(sources[0].path.name, "a dog")
+    with open_out(Path("captions.jsonl"), settings={"model": "mini"}, resume=True) as sink:
+        assert [sink.wants(source) for source in sources[:6]] == [False] * 5 + [True]
+    assert [row["text"] for row in rows_of(photos / "captions.jsonl")] == ["a dog"] + ["a cat"] * 4
+
+
+def test_an_image_folder_is_edited_in_its_metadata(photos: Path) -> None:
+    write_rows(photos / "metadata.jsonl", [f"{number}.png" for number in range(9)], column="file_name", embedding=True)
+    made: list[str] = []
+
+    def embed(texts):
+        made.extend(texts)
+        return [[0.25] * 384 for _ in texts]
+
+    with Review(photos, embed) as review:
+        assert review.row("0.png").text == "text of 0"  # as a training reads it, not the sidecar
+        assert review.row("9.png").text == "a cat 9, oil painting, 8k"
+        review.edit("0.png", "a dog")
+        review.edit("11.png", "new here")
+        review.flush()
+        rows = rows_of(photos / "metadata.jsonl")
+        assert (rows[0]["text"], rows[0]["embedding"][:2]) == ("a dog", [0.25, 0.25])  # the old text's would be wrong
+        assert (rows[-1]["file_name"], rows[-1]["text"]) == ("11.png", "new here")
+        assert (photos / "0.txt").read_text().startswith("a cat 0")  # it said something else before
+    assert sorted(made) == ["a dog", "new here"]
+
+
+def test_outputs_that_agree_go_on_agreeing(photos: Path) -> None:
+    write_rows(photos / "captions.jsonl", [f"{number}.png" for number in range(10)])
+    (photos / "1.txt").write_text("text of 1\n")
+    with Review(photos) as review:
+        review.edit("1.png", "a dog")
+        review.edit("2.png", "a hen")
+        review.flush()
+        texts = [row["text"] for row in rows_of(photos / "captions.jsonl")]
+    assert texts[1:3] == ["a dog", "text of 2"]
+    assert [(photos / f"{number}.txt").read_text() for number in (1, 2)] == ["a dog\n", "a hen\n"]
+
+
+def test_what_failed_is_a_row_with_its_reason(photos: Path) -> None:
+    (photos / "11.png").write_bytes(b"no picture")
+    error = {"file": "photos/10.png", "error": "photos/10.png: the model failed on this picture."}
+    (photos / "captioner-errors.jsonl").write_text(json.dumps(error) + "\nnonsense\n")
+    (photos / "2.txt").write_bytes(b"caf\xe9")
+    picture(photos / "5.jpg", 5)
+    with Review(photos) as review:
+        with pytest.raises(BadImage):
+            review.small("11.png")
+        problems = {row.name: row.problem for row in review.view("is:failed")}
+        assert problems.keys() == {"10.png", "11.png", "2.png", "5.png"}
+        assert "not UTF-8" in problems["2.png"]
+        assert "would share its sidecar with 5.jpg" in problems["5.png"]
+        for name in ("2.png", "5.png"):
+            with pytest.raises(BadOutput):
+                review.edit(name, "a dog")
+        review.edit("10.png", "a dog")
+        assert review.row("10.png").problem is None
+        review.flush()
+    assert (photos / "2.txt").read_bytes() == b"caf\xe9"
+
+
+# --- never outside, never unasked ------------------------------------------------------------------------------------
+
+
+def test_nothing_outside_of_the_root(photos: Path, tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    picture(outside / "secret.png", 1)
+    (outside / "secret.txt").write_text("secret\n")
+    (photos / "link.png").symlink_to(outside / "secret.png")
+    (photos / "folder").symlink_to(outside, target_is_directory=True)
+    (photos / "within.png").symlink_to(photos / "1.png")
+    (photos / "11.txt").symlink_to(outside / "secret.txt")
+    before = snapshot(outside)
+    with Review(photos) as review:
+        names = {row.name for row in review.view()}
+        assert "within.png" in names
+        assert not {"link.png", "folder/secret.png"} & names
+        assert review.row("11.png").text is None
+        assert "leads out" in review.row("11.png").problem
+        for name in ("../outside/secret.png", "/etc/passwd", "folder/secret.png", "", "\0"):
+            with pytest.raises(Unknown):
+                review.small(name)
+        with pytest.raises(BadOutput):
+            review.edit("11.png", "overwritten")
+        (photos / "1.png").unlink()
+        (photos / "1.png").symlink_to(outside / "secret.png")  # after the look
+        with pytest.raises(BadImage, match="leads out"):
+            review.large("1.png")
+    assert snapshot(outside) == before
+
+
+def test_what_another_program_writes_is_never_lost(photos: Path) -> None:
+    with Review(photos) as review:
+        (photos / "1.txt").write_text("by hand\n")
+        with pytest.raises(Conflict) as raised:
+            review.edit("1.png", "a dog", before="a cat 1, oil painting, 8k")
+        assert raised.value.row.text == "by hand"
+        review.edit("1.png", "a dog", before="by hand")
+        review.flush()
+        (photos / "1.txt").write_text("by hand again\n")
+        outcome = review.undo()
+        assert (outcome.skipped, outcome.pictures) == (["1.png"], 0)
+        review.flush()
+        assert (photos / "1.txt").read_text() == "by hand again\n"
+        assert review.row("1.png").text == "by hand again"
+
+
+def test_a_file_that_changes_while_it_is_written_keeps_what_it_holds(photos: Path) -> None:
+    review = Review(photos)
+    with review.lock:  # before the thread comes to it
+        review.edit("1.png", "a dog")
+        (photos / "1.txt").write_text("by hand\n")
+    review.flush()
+    assert (photos / "1.txt").read_text() == "by hand\n"
+    assert review.row("1.png").text == "by hand"
+    assert "changed by another program" in review.row("1.png").problem
+    review.close()
+
+
+def test_two_reviews_of_one_folder(photos: Path) -> None:
+    with Review(photos), pytest.raises(BadOutput, match="another"):
+        Review(photos)
+    Review(photos).close()
+
+
+def test_what_cannot_be_written_is_said_and_tried_again(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(contents):
+        raise OSError(28, "No space left on device")
+
+    with Review(photos) as review:
+        with monkeypatch.context() as patched:
+            patched.setattr("captioner.review.outputs.write_all", full)
+            review.edit("1.png", "a dog")
+            assert review.flush() == 1
+            assert "No space left" in review.row("1.png").problem
+        review.retry()
+        assert review.flush() == 0
+    assert (photos / "1.txt").read_text() == "a dog\n"
+
+
+# --- many at once ----------------------------------------------------------------------------------------------------
+
+
+def test_a_bulk_edit_is_one_step(photos: Path) -> None:
+    before = snapshot(photos)
+    with Review(photos) as review:
+        preview = review.preview(Replace("cat", "dog"), Scope())
+        assert (preview.pictures, preview.matches, preview.of) == (10, 10, 12)
+        example = preview.examples[0]
+        assert (example.before, example.after) == ("a cat 0, oil painting, 8k", "a dog 0, oil painting, 8k")
+        assert snapshot(photos) == before
+        review.apply(Replace("cat", "dog"), Scope())
+        review.apply(DeleteTerm("8K"), Scope("name:1.png OR name:2.png"))
+        review.apply(Prepend("sks"), Scope(names=("3.png", "10.png", "no such picture")))
+        review.apply(Append("8k"), Scope("sks", names=("4.png",)))  # none
+        review.flush()
+        texts = [(photos / f"{number}.txt").read_text().strip() for number in range(5)]
+        assert texts == [
+            "a dog 0, oil painting, 8k",
+            "a dog 1, oil painting",
+            "a dog 2, oil painting",
+            "sks, a dog 3, oil painting, 8k",
+            "a dog 4, oil painting, 8k",
+        ]
+        assert [step.title for step, _ in review.history()] == [
+            "Prepend “sks” in 1 texts",
+            "Delete the term “8K” in 2 texts",
+            "Replace “cat” by “dog” in 10 texts",
+        ]
+        assert [review.undo().pictures for _ in range(3)] == [1, 2, 10]
+        review.flush()
+        assert snapshot(photos) == before
+        review.redo()
+        review.edit("0.png", "a hen")  # what was taken back is gone now
+        assert [stands for _, stands in review.history()] == [True, True]
+
+
+def test_typing_into_one_text_is_one_step(photos: Path) -> None:
+    with Review(photos) as review:
+        for text in ("a d", "a do", "a dog"):
+            review.edit("1.png", text, group="first")
+        review.edit("1.png", "a hen", group="second")
+        assert review.undo().examples[0].after == "a dog"
+        assert review.undo().examples[0].after == "a cat 1, oil painting, 8k"
+        review.redo()
+        assert review.row("1.png").text == "a dog"
+
+
+def test_terms_are_counted(photos: Path) -> None:
+    with Review(photos) as review:
+        review.edit("1.png", "Oil  Painting, 4k")
+        terms = {term.text: term.count for term in review.terms()}
+        assert terms["8k"] == 9
+        assert sum(count for text, count in terms.items() if "ainting" in text) == 10
+        assert [term.text for term in review.terms("4k", by_name=True)] == ["4k", "Oil  Painting"]
+        assert [term.count for term in review.terms(contains="8K")] == [9]
+
+
+def test_sorting(photos: Path) -> None:
+    write_rows(photos / "captions.jsonl", ["2.png", "7.png"], score=-2.0)
+    write_rows(photos / "more.jsonl", ["1.png"], score=-1.0)
+    with Review(photos) as review:
+        names = lambda **how: [row.name.removesuffix(".png") for row in review.view(**how)]  # noqa: E731
+        assert names(sort="score")[:4] == ["2", "7", "1", "0"]
+        assert names(sort="score", descending=True)[:3] == ["1", "2", "7"]
+        review.edit("5.png", "x " * 50)
+        assert names(sort="chars", descending=True)[0] == "5"
+        assert names(sort="tokens", descending=True)[0] == "5"
+        assert names(filter="tokens:>40") == ["5"]
+        assert names(descending=True)[0] == "11"
+
+
+# --- killed ----------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_in_the_journal_is_written_after_a_kill(photos: Path) -> None:
+    path = journal_path(photos)
+    review = Review(photos)
+    with review.lock:  # the thread cannot write
+        review.edit("1.png", "a dog")
+        review.edit("1.png", "a hen")
+        review.apply(Append("4k"), Scope(names=("1.png", "2.png", "3.png")))
+        review.undo()
+        review.apply(Append("16k"), Scope(names=("1.png", "2.png", "3.png")))
+        killed = path.read_bytes()
+        before = snapshot(photos)
+    review.close()
+    written = snapshot(photos)
+    for name, content in before.items():
+        (photos / name).write_bytes(content)
+    (photos / "3.txt").write_text("by hand\n")
+    path.write_bytes(killed + b'{"edit": 99, "title": "half a li')
+    with Review(photos) as review:
+        assert review.row("1.png").text == "a hen, 16k"
+        assert "changed by another program" in review.row("3.png").problem
+        assert [step.title for step, _ in review.history()][-1] == "Edit 1.png"
+        review.flush()
+        assert (photos / "3.txt").read_text() == "by hand\n"
+        (photos / "3.txt").write_bytes(written["3.txt"])
+        assert snapshot(photos) == written
+    (photos / "1.txt").write_text("a cat 1, oil painting, 8k\n")  # by another program, long after
+    with Review(photos) as review:
+        assert review.row("1.png").text == "a cat 1, oil painting, 8k"
+        assert review.row("1.png").original == "a cat 1, oil painting, 8k"
+
+
+def test_the_original_outlives_the_session(photos: Path) -> None:
+    (photos / "1.txt").write_bytes(b"a cat\r\n")
+    with Review(photos) as review:
+        review.edit("1.png", "a dog")
+    with Review(photos) as review:
+        assert (review.row("1.png").original, review.row("1.png").is_edited) == ("a cat", True)
+        review.undo()
+    assert (photos / "1.txt").read_bytes() == b"a cat\r\n"
+
+
+def test_a_journal_of_something_else_is_refused(photos: Path) -> None:
+    journal_path(photos).write_text('{"run": {}}\n')
+    with pytest.raises(BadOutput, match="no journal of a review"):
+        Review(photos)
+
+
+# --- small copies ----------------------------------------------------------------------------------------------------
+
+
+def test_small_copies_are_kept_and_made_anew(photos: Path, tmp_path: Path) -> None:
+    Image.new("RGB", (4000, 1000), (200, 0, 0)).save(photos / "wide.jpg")
+    with Review(photos) as review:
+        content = review.small("wide.jpg")
+        with Image.open(tmp_path / "cache" / "thumbnails" / kept_name(tmp_path)) as image:
+            assert image.size == (256, 64)
+        assert review.small("wide.jpg") == content
+        Image.new("RGB", (100, 100), (0, 200, 0)).save(photos / "wide.jpg")
+        assert review.small("wide.jpg") != content
+        (photos / "0.png").write_bytes(os.urandom(100))
+        with pytest.raises(BadImage):
+            review.large("0.png")
+
+
+def kept_name(tmp_path: Path) -> Path:
+    (name,) = (file.relative_to(tmp_path / "cache" / "thumbnails") for file in tmp_path.rglob("thumbnails/*/*.jpg"))
+    return name
