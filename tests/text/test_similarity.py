@@ -1,0 +1,43 @@
+"""Measures of letters against difflib's and the definition."""
+
+import difflib
+import random
+import tracemalloc
+
+import pytest
+from rapidfuzz.distance import Indel
+
+from captioner.text.similarity import indel_ratio, quick_ratios
+
+EVERY_CHARACTER = [chr(c) for c in range(0x110000)]  # lone surrogates too
+
+
+def random_texts(count: int, seed: int) -> list[str]:
+    """Short and long strings over a small alphabet, all of Unicode, and everything between."""
+    chance = random.Random(seed)
+    alphabets = ["ab ", "abcdefghij ,", "äöüßéñ猫犬🐈", EVERY_CHARACTER]
+    return [
+        "".join(chance.choices(chance.choice(alphabets), k=chance.choice([0, 1, 5, 30, 260]))) for _ in range(count)
+    ]
+
+
+PAIRS = (random_texts(3000, 1), random_texts(3000, 2))
+
+
+def test_quick_ratio_is_difflibs() -> None:
+    theirs = [difflib.SequenceMatcher(None, a, b, autojunk=False).quick_ratio() for a, b in zip(*PAIRS, strict=True)]
+    assert quick_ratios(*PAIRS).tolist() == theirs
+    assert len(set(theirs)) > 50
+
+
+def test_quick_ratio_of_a_large_alphabet_stays_small_in_memory() -> None:
+    tracemalloc.start()
+    quick_ratios(*PAIRS)
+    assert tracemalloc.get_traced_memory()[1] < 300e6
+    tracemalloc.stop()
+
+
+def test_indel_ratio_is_the_definition() -> None:
+    for a, b, ratio in zip(*PAIRS, indel_ratio(*PAIRS), strict=True):
+        total = len(a) + len(b)
+        assert ratio == pytest.approx((total - Indel.distance(a, b)) / total if total else 1, abs=1e-12)
