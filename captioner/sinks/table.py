@@ -6,10 +6,10 @@ import csv
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 
@@ -144,13 +144,17 @@ def read_jsonl(path: Path) -> Iterator[Row]:
 def write_csv(journal: Journal, path: Path) -> None:
     """Texts as they are, everything else as JSON."""
     with open(path, "w", encoding="utf-8", errors="backslashreplace", newline="") as stream:
-        writer = csv.writer(stream)
-        writer.writerow(journal.columns)
-        for row in journal:
-            writer.writerow(
-                json.dumps(value, ensure_ascii=False) if column in STRUCTURED else value
-                for column, value in row.items()
-            )
+        write_csv_rows(journal.columns, journal, stream)
+
+
+def write_csv_rows(columns: Sequence[str], rows: Iterable[Row], stream: TextIO) -> None:
+    """A heading, then a line for each row, whose values stand in the order of the columns."""
+    writer = csv.writer(stream)
+    writer.writerow(columns)
+    for row in rows:
+        writer.writerow(
+            json.dumps(value, ensure_ascii=False) if column in STRUCTURED else value for column, value in row.items()
+        )
 
 
 def read_csv(path: Path) -> Iterator[Row]:
