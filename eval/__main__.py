@@ -340,13 +340,16 @@ def submission(
 @app.command()
 def speed(
     model: Annotated[
-        str, typer.Option(help="Zoo name, folder or Hub id; blip-base-random and blip-large-random need no weights.")
-    ],
+        str | None,
+        typer.Option(help="Zoo name, folder or Hub id; blip-base-random and blip-large-random need no weights."),
+    ] = None,
     batch_sizes: Annotated[str, typer.Option(help="Comma-separated.")] = "1,8",
     precisions: Annotated[str, typer.Option(help="Comma-separated: fp32, bf16, int8 …")] = "fp32",
     repeats: Annotated[int, typer.Option(help="How often each is measured.", min=1)] = 5,
     out: Annotated[Path | None, typer.Option(help="JSON file to write.")] = None,
     device: Device = "auto",
+    suite: Annotated[bool, typer.Option("--suite", help="Everything that this package measures. Minutes.")] = False,
+    only: Annotated[str, typer.Option(help="Parts of the suite, comma-separated.")] = "",
 ) -> None:
     """Load time, encode and decode per picture, memory, and the ratio to transformers' own generate in the same run.
 
@@ -359,9 +362,16 @@ def speed(
         sizes = [int(size) for size in batch_sizes.split(",")]
     except ValueError as error:
         raise BadInput(f"--batch-sizes {batch_sizes!r}: whole numbers with commas between, e.g. 1,8.") from error
+    if suite == (model is not None):
+        raise BadInput("Give either --model or --suite.")
     with _stoppable("Nothing was written: a measurement that was cut off says nothing."):
-        from eval.speed import print_table
-        from eval.speed import speed as measure
+        if model is None:
+            from eval.speed import suite as whole
+
+            whole.print_table(whole.suite([part for part in only.split(",") if part], out, _say))
+            return
+        from eval.speed.model import print_table
+        from eval.speed.model import speed as measure
 
         result = measure(model, sizes, precisions.split(","), repeats, out, device)
     print_table(result)

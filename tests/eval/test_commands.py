@@ -147,7 +147,7 @@ def test_ctrl_c_says_what_is_kept(tmp_path: Path, images: Path, tiny_checkpoint,
 
     model = str(tiny_checkpoint("direct"))
     monkeypatch.setattr("eval.progress.track", stop)
-    monkeypatch.setattr("eval.speed.random_blip", stop)
+    monkeypatch.setattr("eval.speed.model.random_blip", stop)
     (images / "metadata.jsonl").write_text('{"file_name": "im_0.png", "text": "a fox"}\n')
     stopped = {
         ("report", "--data", images, "--models", model, "--out", tmp_path / "r"): "the same command goes on",

@@ -6,12 +6,7 @@ meets both; the figures of interest are ratios. Every text has exactly NEW_TOKEN
 
 from __future__ import annotations
 
-import math
-import os
-import platform
-import statistics
 import tempfile
-import threading
 import time
 from collections.abc import Callable
 from functools import partial
@@ -19,27 +14,25 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import torch
-import transformers
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
-from torch.utils.flop_counter import FlopCounterMode
 from transformers import BertTokenizer, BlipConfig
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 
 from captioner import compute, pipeline, zoo
 from captioner.contracts import LoadOptions, Speaker
 from captioner.decoding import Decoding
-from captioner.errors import BadInput, BadOutput, printable
+from captioner.errors import BadInput, printable
 from captioner.files.json import write_object
 from captioner.models.blip import Blip
 from captioner.models.parts import checkpoint
 from captioner.models.parts.speaker import SearchedDecoder
 from captioner.search.search import Hypothesis, search
-from captioner.sinks.checks import check_place, explained
+from captioner.sinks.checks import explained
+from eval.speed.clock import check_file, flops, machine, peak, spread, timed, wait
 
 COLUMNS = (
     "encode, decode, total: reading the picture, writing its text, both. theirs: the same work by transformers' own "
@@ -79,7 +72,7 @@ def speed(
     if not (batch_sizes and precisions and repeats > 0 and min(batch_sizes) > 0):
         raise BadInput("speed needs at least one batch size, one precision and one repeat, each above 0.")
     if out is not None:
-        _check_out(out)
+        check_file(out)
     for precision in precisions:
         compute.precision(precision, compute.device(device))
     with tempfile.TemporaryDirectory() as scratch:
@@ -103,19 +96,12 @@ def speed(
                 row = {"precision": precision, "batch": size, "load_seconds": loading}
                 rows.append(row | _measure(captioner.speaker, theirs, options, size, repeats))
             caption = caption or _caption(captioner, repeats)  # of the first precision
-    result = {"model": model, "machine": _machine(), "repeats": repeats, "beams": DECODING.num_beams,
+    result = {"model": model, "machine": machine(), "repeats": repeats, "beams": DECODING.num_beams,
               "new_tokens": NEW_TOKENS, "rows": rows, "caption": caption}  # fmt: skip
     if out is not None:
         with explained(out):
             write_object(out, result)
     return result
-
-
-def _check_out(out: Path) -> None:
-    """The place must be writable before anything is measured."""
-    check_place(out.parent)
-    if out.is_dir():
-        raise BadOutput(f"{out} is a folder: name a file for the figures.")
 
 
 def _load(model: str, options: LoadOptions) -> pipeline.Captioner:
@@ -129,7 +115,7 @@ def _caption(captioner: pipeline.Captioner, repeats: int) -> dict:
     """Seconds from one opened picture to its prompt, searched and chosen as the model's own settings say."""
     first, *others = ([_noise(seed)] for seed in range(repeats + 1))
     captioner.generate(first)
-    return _spread([_timed(partial(captioner.generate, picture))[0] for picture in others])
+    return spread([timed(partial(captioner.generate, picture))[0] for picture in others])
 
 
 def _noise(seed: int) -> Image.Image:
@@ -169,8 +155,8 @@ def _measure(ours: Speaker, theirs: Blip | None, options: LoadOptions, batch: in
     """One row: seconds per picture, ratios, peak memory, and the share of the machine's ceiling."""
     pictures = [_noise(seed) for seed in range(batch)]
     if not isinstance(ours, SearchedDecoder):  # no phases to tell apart
-        total = _timed(lambda: ours.read_images(pictures, DECODING), repeats)
-        return {"total": _spread(total, batch), "peak_bytes": _peak(lambda: ours.read_images(pictures, DECODING))}
+        total = timed(lambda: ours.read_images(pictures, DECODING), repeats)
+        return {"total": spread(total, batch), "peak_bytes": peak(lambda: ours.read_images(pictures, DECODING))}
 
     pixels = ours.processor.pixels(pictures).to(ours.model.device)
     own_pixels = pixels.to(ours.model.dtype)
@@ -179,18 +165,18 @@ def _measure(ours: Speaker, theirs: Blip | None, options: LoadOptions, batch: in
     def encode() -> None:
         nonlocal memory
         memory = ours.model.read(own_pixels)
-        _wait(pixels.device)
+        wait(pixels.device)
 
     def decode() -> list[list[Hypothesis]]:
         candidates = search(ours.model, memory, ours.processor, DECODING)
-        _wait(pixels.device)
+        wait(pixels.device)
         return candidates
 
     def both() -> list[list[Hypothesis]]:
         encode()
         return decode()
 
-    row: dict[str, Any] = {"peak_bytes": _peak(both)}
+    row: dict[str, Any] = {"peak_bytes": peak(both)}
     their_seconds: list[float] = []
     generate: Callable[[], torch.Tensor] | None = None
     if theirs is not None:
@@ -201,76 +187,25 @@ def _measure(ours: Speaker, theirs: Blip | None, options: LoadOptions, batch: in
             max_new_tokens=NEW_TOKENS,
             min_new_tokens=NEW_TOKENS,
         )
-        row["their_peak_bytes"] = _peak(generate)
+        row["their_peak_bytes"] = peak(generate)
         start = len(ours.processor.start_ids)
         same = [a[0].ids == b[start:].tolist() for a, b in zip(both(), generate(), strict=True)]
         row["same_ids"] = sum(same) / batch
     seconds: dict[str, list[float]] = {"encode": [], "decode": [], "total": []}
     for _ in range(repeats):  # in turns: what else the machine does meets both alike
         if generate is not None:
-            their_seconds += _timed(generate)
-        seconds["encode"] += _timed(encode)
-        seconds["decode"] += _timed(decode)
+            their_seconds += timed(generate)
+        seconds["encode"] += timed(encode)
+        seconds["decode"] += timed(decode)
         seconds["total"].append(seconds["encode"][-1] + seconds["decode"][-1])
-    row |= {phase: _spread(taken, batch) for phase, taken in seconds.items()}
+    row |= {phase: spread(taken, batch) for phase, taken in seconds.items()}
     if their_seconds:
-        row["theirs"] = _spread(their_seconds, batch)
-        row["ratio"] = _spread([a / b for a, b in zip(their_seconds, seconds["total"], strict=True)])
-    return row | _ceiling(options, _flops(encode), min(seconds["encode"]))
+        row["theirs"] = spread(their_seconds, batch)
+        row["ratio"] = spread([a / b for a, b in zip(their_seconds, seconds["total"], strict=True)])
+    return row | _ceiling(options, flops(encode), min(seconds["encode"]))
 
 
-def _timed(action: Callable[[], object], repeats: int = 1) -> list[float]:
-    taken = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        action()
-        taken.append(time.perf_counter() - start)
-    return taken
-
-
-def _spread(values: list[float], pictures: int = 1) -> dict[str, float]:
-    per_picture = [value / pictures for value in values]
-    return {"min": min(per_picture), "median": statistics.median(per_picture), "max": max(per_picture)}
-
-
-def _wait(device: torch.device) -> None:
-    """GPUs answer before they have finished."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def _peak(action: Callable[[], object]) -> int:
-    """Bytes that the action needs above what the process held before, looked at every few milliseconds."""
-    process, done, most = psutil.Process(), threading.Event(), 0
-    before = process.memory_info().rss
-
-    def watch() -> None:
-        nonlocal most
-        while not done.wait(0.005):
-            most = max(most, process.memory_info().rss - before)
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    try:
-        action()
-    finally:
-        done.set()
-        watcher.join()
-    return max(most, process.memory_info().rss - before)
-
-
-def _flops(action: Callable[[], object]) -> int:
-    """Floating-point operations of the matrix products, packed ones included."""
-
-    def packed(x_shape, weight_shape, *_args, out_shape=None, **_kwargs) -> int:
-        return 2 * math.prod(x_shape) * weight_shape[0]
-
-    with FlopCounterMode(display=False, custom_mapping={torch.ops.mkldnn._linear_pointwise: packed}) as counter:
-        action()
-    return counter.get_total_flops()
-
-
-def _ceiling(options: LoadOptions, flops: int, seconds: float) -> dict:
+def _ceiling(options: LoadOptions, operations: int, seconds: float) -> dict:
     """The machine's fastest product of a vision layer's size in this precision, and how near encoding comes to it.
 
     8-bit products are not seen by the counter of operations, so int8 has a ceiling and no share.
@@ -282,26 +217,14 @@ def _ceiling(options: LoadOptions, flops: int, seconds: float) -> dict:
 
     def product() -> None:
         layer(x)
-        _wait(x.device)
+        wait(x.device)
 
-    fastest = 2 * x.numel() * 3072 / min(_timed(product, 8))
+    fastest = 2 * x.numel() * 3072 / min(timed(product, 8))
     counted = precision != "int8"
     return {
         "ceiling_gflops": fastest / 1e9,
-        "encode_gflops": flops / seconds / 1e9 if counted else None,
-        "share_of_ceiling": flops / seconds / fastest if counted else None,
-    }
-
-
-def _machine() -> dict:
-    """What the figures depend on; how malloc treats freed pages alone can double transformers' speed."""
-    return {
-        "processor": platform.processor() or platform.machine(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "malloc": os.environ.get("GLIBC_TUNABLES", "default"),
+        "encode_gflops": operations / seconds / 1e9 if counted else None,
+        "share_of_ceiling": operations / seconds / fastest if counted else None,
     }
 
 

@@ -10,11 +10,12 @@ import pytest
 import torch
 
 from captioner.errors import BadInput, BadOutput
-from eval import speed
+from eval.speed import model
+from eval.speed.clock import flops, peak
 
 
 def test_ours_against_theirs_on_random_weights(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    result = speed.speed("blip-tiny-random", [1, 3], ["fp32", "int8"], repeats=2, out=tmp_path / "speed.json")
+    result = model.speed("blip-tiny-random", [1, 3], ["fp32", "int8"], repeats=2, out=tmp_path / "speed.json")
     assert [(row["precision"], row["batch"]) for row in result["rows"]] == [
         ("fp32", 1), ("fp32", 3), ("int8", 1), ("int8", 3)
     ]  # fmt: skip
@@ -28,7 +29,7 @@ def test_ours_against_theirs_on_random_weights(tmp_path: Path, capsys: pytest.Ca
         assert (row["share_of_ceiling"] is None) == (row["precision"] == "int8")
     assert 0 < result["caption"]["min"] <= result["caption"]["median"] <= result["caption"]["max"]
     assert json.loads((tmp_path / "speed.json").read_text()) == result
-    speed.print_table(result)
+    model.print_table(result)
     said = capsys.readouterr().out
     assert "blip-tiny-random" in said
     assert "picture to prompt" in said
@@ -42,30 +43,30 @@ def test_operations_are_counted_packed_or_not() -> None:
 
     layers, x = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.Linear(16, 4)), torch.randn(3, 5, 8)
     expected = 2 * 15 * (8 * 16 + 16 * 4)
-    assert speed._flops(lambda: layers(x)) == expected
+    assert flops(lambda: layers(x)) == expected
     packed = compute.prepare(layers, LoadOptions(device="cpu"))
-    assert speed._flops(lambda: packed(x)) == expected
+    assert flops(lambda: packed(x)) == expected
 
 
 def test_peak_memory_is_seen() -> None:
-    grown = speed._peak(lambda: torch.ones(50_000_000).sum())
+    grown = peak(lambda: torch.ones(50_000_000).sum())
     assert 150e6 < grown < 400e6
 
 
 def test_a_folder_can_be_measured(tiny_checkpoint: Callable[[str], Path]) -> None:
-    result = speed.speed(str(tiny_checkpoint("blip")), [2], ["float64"], repeats=1)
+    result = model.speed(str(tiny_checkpoint("blip")), [2], ["float64"], repeats=1)
     assert result["rows"][0]["same_ids"] >= 0
 
 
 def test_where_it_cannot_write_nothing_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(speed, "random_blip", lambda *_: pytest.fail("a model was made"))
+    monkeypatch.setattr(model, "random_blip", lambda *_: pytest.fail("a model was made"))
     for out in (tmp_path / "none" / "x.json", tmp_path):
         with pytest.raises(BadOutput, match="folder"):
-            speed.speed("blip-tiny-random", [1], ["fp32"], out=out)
+            model.speed("blip-tiny-random", [1], ["fp32"], out=out)
     with pytest.raises(BadInput, match="no precision 'fp33'"):
-        speed.speed("blip-tiny-random", [1], ["fp32", "fp33"])
+        model.speed("blip-tiny-random", [1], ["fp32", "fp33"])
 
 
 def test_nonsense_is_refused() -> None:
     with pytest.raises(BadInput, match="at least one"):
-        speed.speed("blip-tiny-random", [0], ["fp32"])
+        model.speed("blip-tiny-random", [0], ["fp32"])

@@ -1,0 +1,1 @@
+"""How fast everything is on this machine. Figures of interest are ratios within one run, measured by turns."""

@@ -1,0 +1,111 @@
+"""Seconds, bytes and operations: what every measurement here is made of."""
+
+from __future__ import annotations
+
+import math
+import os
+import platform
+import statistics
+import threading
+import time
+from collections.abc import Callable
+from datetime import date
+from pathlib import Path
+
+import psutil
+import torch
+import transformers
+from torch.utils.flop_counter import FlopCounterMode
+
+from captioner.errors import BadOutput
+from captioner.sinks.checks import check_place
+
+
+def check_file(out: Path) -> None:
+    """The place of the figures must be writable before anything is measured."""
+    check_place(out.parent)
+    if out.is_dir():
+        raise BadOutput(f"{out} is a folder: name a file for the figures.")
+
+
+def timed(action: Callable[[], object], repeats: int = 1) -> list[float]:
+    """Seconds of every run of an action."""
+    taken = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        action()
+        taken.append(time.perf_counter() - start)
+    return taken
+
+
+def by_turns(*actions: Callable[[], object], repeats: int) -> tuple[list[float], ...]:
+    """Seconds of several actions in turn (A B A B …): what else the machine does meets all alike."""
+    rounds = [[timed(action)[0] for action in actions] for _ in range(repeats)]
+    return tuple(list(seconds) for seconds in zip(*rounds, strict=True))
+
+
+def spread(values: list[float], pictures: int = 1) -> dict[str, float]:
+    """Lowest, median and highest, of each picture's share."""
+    per_picture = [value / pictures for value in values]
+    return {"min": min(per_picture), "median": statistics.median(per_picture), "max": max(per_picture)}
+
+
+def wait(device: torch.device) -> None:
+    """GPUs answer before they have finished."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def peak(action: Callable[[], object]) -> int:
+    """Bytes that the action needs above what the process held before, looked at every few milliseconds."""
+    process, done, most = psutil.Process(), threading.Event(), 0
+    before = process.memory_info().rss
+
+    def watch() -> None:
+        nonlocal most
+        while not done.wait(0.005):
+            most = max(most, process.memory_info().rss - before)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        action()
+    finally:
+        done.set()
+        watcher.join()
+    return max(most, process.memory_info().rss - before)
+
+
+def flops(action: Callable[[], object]) -> int:
+    """Floating-point operations of the matrix products, packed ones included."""
+
+    def packed(x_shape, weight_shape, *_args, out_shape=None, **_kwargs) -> int:
+        return 2 * math.prod(x_shape) * weight_shape[0]
+
+    with FlopCounterMode(display=False, custom_mapping={torch.ops.mkldnn._linear_pointwise: packed}) as counter:
+        action()
+    return counter.get_total_flops()
+
+
+def machine() -> dict:
+    """What the figures depend on; how malloc treats freed pages alone can double transformers' speed."""
+    return {
+        "date": date.today().isoformat(),
+        "processor": _processor(),
+        "vectors": torch.backends.cpu.get_cpu_capability(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "malloc": os.environ.get("GLIBC_TUNABLES", "default"),
+    }
+
+
+def _processor() -> str:
+    """Its name, where the system tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())
