@@ -156,7 +156,7 @@ class Captioner:
         if expected:
             finish = Finish(consensus=False)
             readings = self.readings(several(images), request, batch_size)
-            vectors = np.stack([self._expected(reading, finish) for reading in readings])
+            vectors = np.stack([self.expected(reading, finish) for reading in readings])
         else:
             prompts = self.generate(several(images), request, batch_size=batch_size)
             vectors = self.embed_texts([prompt.text for prompt in prompts])
@@ -166,7 +166,8 @@ class Captioner:
         """As `embed`: a text's vector does not tell how sure the model is."""
         return self.embed(images, batch_size=len(images))
 
-    def _expected(self, reading: Reading, finish: Finish) -> np.ndarray:
+    def expected(self, reading: Reading, finish: Finishing) -> np.ndarray:
+        """The mean of all that a reading says, weighted by probability, as a unit vector `[d]`."""
         candidates = self.prompt(reading, finish).candidates
         vectors = self.embed_texts([candidate.text for candidate in candidates])
         scores = [candidate.score for candidate in candidates]

@@ -10,6 +10,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 FLOORS = (
     ("cli",),
+    ("web",),
+    ("serving",),
     ("training", "eval", "run", "review"),
     ("models",),
     ("pipeline",),

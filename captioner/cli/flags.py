@@ -7,7 +7,13 @@ import re
 from captioner.cli.options import TextFlags, names
 from captioner.contracts import LoadOptions, Request
 
-SETTINGS = (*(name for group in (Request, TextFlags, LoadOptions) for name in names(group)), "expected", "max_pixels")
+SERVING = ("api_key", "no_auth", "allow_urls")
+SETTINGS = (
+    *(name for group in (Request, TextFlags, LoadOptions) for name in names(group)),
+    "expected",
+    "max_pixels",
+    *SERVING,
+)
 FLAGS = {name: f"--{name.replace('_', '-')}" for name in SETTINGS}
 FLAGS |= {"num_return_sequences": "--num-candidates", "max_clip_tokens": "--max-tokens-clip"}
 _PHRASES = {

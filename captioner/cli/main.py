@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from captioner import __version__
-from captioner.cli import data, models, pictures
+from captioner.cli import data, models, pictures, serving
 from captioner.cli.verbs import Verbs
 
 app = typer.Typer(
@@ -20,7 +20,15 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     rich_markup_mode="rich",
 )
-for verb in (pictures.generate, pictures.embed, pictures.read, models.models, pictures.similar, models.merge):
+for verb in (
+    pictures.generate,
+    pictures.embed,
+    pictures.read,
+    models.models,
+    pictures.similar,
+    models.merge,
+    serving.serve,
+):
     app.command()(verb)
 for name, group in {
     "index": data.index,

@@ -102,7 +102,7 @@ def _parameter(name: str, hint: Any, default: Any) -> inspect.Parameter:
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=hint)
 
 
-def _option(panel: str | None = None) -> Callable[..., Any]:
+def panel_option(panel: str | None = None) -> Callable[..., Any]:
     """`Option` for one panel of the help."""
 
     def option(help: str, *names: str, **more: Any) -> Any:
@@ -111,7 +111,7 @@ def _option(panel: str | None = None) -> Callable[..., Any]:
     return option
 
 
-_first = _option("First of all")
+_first = panel_option("First of all")
 """What most people need, in the panel on top."""
 
 
@@ -134,8 +134,8 @@ Quiet = Annotated[bool, Option("--quiet", "-q", help="No progress on standard er
 
 # --- which model, what it is asked, how it searches for the answer ---------------------------------------------------
 
-_model = _option("Model")
-_search = _option("Search")
+_model = panel_option("Model")
+_search = panel_option("Search")
 
 Model = Annotated[
     str | None, _first("Zoo name (see `captioner models`), folder, Hub id or openai:ADDRESS#NAME.", "--model", "-m")
@@ -209,7 +209,7 @@ INNER = {"decoding": DecodingChanges}
 
 # --- what becomes of the text ----------------------------------------------------------------------------------------
 
-_text = _option("Text")
+_text = panel_option("Text")
 
 
 @dataclass(frozen=True)
@@ -248,7 +248,7 @@ class TextFlags:
 
 # --- what is read ----------------------------------------------------------------------------------------------------
 
-_input = _option("Input")
+_input = panel_option("Input")
 
 
 @dataclass(frozen=True)
@@ -278,7 +278,7 @@ class CaptionInputFlags(InputFlags):
 
 # --- where it goes ---------------------------------------------------------------------------------------------------
 
-_output = _option("Output")
+_output = panel_option("Output")
 
 
 @dataclass(frozen=True)

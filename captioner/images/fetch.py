@@ -12,7 +12,7 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as WaitTimeout
 from typing import TypeVar
@@ -28,12 +28,21 @@ MAX_BYTES = 50_000_000
 MAX_REDIRECTS = 5
 
 
-def fetch_image(url: str, *, max_bytes: int = MAX_BYTES, timeout: float = 20.0) -> bytes:
-    """The bytes behind an http(s) address. `timeout` is for the whole transfer, name look-up and redirects included."""
+def fetch_image(
+    url: str,
+    *,
+    max_bytes: int = MAX_BYTES,
+    timeout: float = 20.0,
+    handlers: Sequence[type[urllib.request.BaseHandler]] = (),
+) -> bytes:
+    """The bytes behind an http(s) address. `timeout` is for the whole transfer, name look-up and redirects included.
+
+    handlers: take the place of urllib's own, e.g. to connect to some addresses alone.
+    """
     deadline = time.monotonic() + timeout
     try:
         # A socket's own timeout starts anew with every byte, so the wait is bounded from outside.
-        return in_thread(lambda: _download(url, max_bytes, deadline)).result(timeout)
+        return in_thread(lambda: _download(url, max_bytes, deadline, handlers)).result(timeout)
     except (TimeoutError, WaitTimeout) as error:  # one class since Python 3.11
         raise BadImage(f"{shown(url)} did not answer in full within {timeout:g} seconds.") from error
 
@@ -59,9 +68,11 @@ class _ByHand(urllib.request.HTTPRedirectHandler):
         return None
 
 
-def _download(url: str, max_bytes: int, deadline: float) -> bytes:
+def _download(
+    url: str, max_bytes: int, deadline: float, handlers: Sequence[type[urllib.request.BaseHandler]] = ()
+) -> bytes:
     name = shown(url)
-    opener = urllib.request.build_opener(_ByHand)
+    opener = urllib.request.build_opener(_ByHand, *handlers)
     for _ in range(MAX_REDIRECTS + 1):
         if not is_url(url):
             raise BadImage(f"{name} leads to {shown(url)}, which is not an http or https address.")

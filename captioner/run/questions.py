@@ -21,7 +21,6 @@ from captioner.errors import BadAnswer, BadCheckpoint, BadImage, BadInput
 from captioner.images import Source, is_there, printable
 from captioner.images.fetch import in_thread
 from captioner.images.metadata import Parameters, read_parameters
-from captioner.prompt import Candidate
 from captioner.run import templates
 from captioner.run.batch import Asked
 from captioner.run.progress import Tally
@@ -33,6 +32,7 @@ if TYPE_CHECKING:
 
     from captioner.models.knn.knn import Knn
     from captioner.pipeline import Captioner, DirectEmbedder
+    from captioner.prompt import Prompt
     from captioner.text.finish import Finish
 
 BATCH = 8
@@ -132,7 +132,7 @@ class Prompts:
         if self.metadata != "ignore":
             carried = read_parameters(source.content(), source.title)
             if carried is not None and carried.prompt:
-                return self._row(replace(self.finish, clean=False).text(carried.prompt), "metadata", carried.prompt)
+                return row_of_carried(carried.prompt, self.finish)
             if self.metadata == "only":
                 raise BadImage(f"{source.title} carries no prompt. Without --metadata only the model is asked.")
         return opened(source, self.max_pixels, self.request, self.varies)
@@ -160,7 +160,7 @@ class Prompts:
         prompts = self.model.loaded.generate(images, request, self.finish, len(images))
         if self.attention is not None:
             self._draw(images[0], prompts[0].raw, request, self.attention)
-        return [self._row(p.text, p.source, p.raw, p.score, p.model, p.candidates) for p in prompts]
+        return [row_of(prompt) for prompt in prompts]
 
     def _draw(self, image: Image, raw: str, request: Request, out: Path) -> None:
         from captioner.run import attention_map
@@ -168,17 +168,24 @@ class Prompts:
         words, maps = attention_map.looked_at(self.model.loaded.speaker, image, raw, request)
         attention_map.draw(image, words, maps, out)
 
-    def _row(
-        self,
-        text: str,
-        source: str,
-        raw: str,
-        score: float | None = None,
-        model: str | None = None,
-        candidates: Sequence[Candidate] = (),
-    ) -> Row:
-        listed = [asdict(candidate) for candidate in candidates]
-        return {"text": text, "score": score, "model": model, "source": source, "raw": raw, "candidates": listed}
+
+def row_of(prompt: Prompt) -> Row:
+    """What a model says of a picture."""
+    listed = [asdict(candidate) for candidate in prompt.candidates]
+    return {
+        "text": prompt.text,
+        "score": prompt.score,
+        "model": prompt.model,
+        "source": prompt.source,
+        "raw": prompt.raw,
+        "candidates": listed,
+    }
+
+
+def row_of_carried(carried: str, finish: Finish) -> Row:
+    """The prompt that a picture carries."""
+    text = replace(finish, clean=False).text(carried)
+    return {"text": text, "score": None, "model": None, "source": "metadata", "raw": carried, "candidates": []}
 
 
 @dataclass

@@ -7,9 +7,10 @@ pretrained with. For a model fine-tuned otherwise (caption checkpoints: 480), pu
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from captioner.contracts import PLAIN_REQUEST, LoadOptions, Request
@@ -42,8 +43,15 @@ class Answerer(SearchedDecoder[Memory]):
     model: OFA
     processor: OFAProcessor
 
-    def remember(self, pixels: Tensor, request: Request = PLAIN_REQUEST) -> Memory:
-        return self.model.read(pixels, self._question(request))
+    @torch.inference_mode()
+    def encode(self, pixels: Tensor, request: Request = PLAIN_REQUEST) -> Tensor:
+        return self.model.encode(pixels.to(self.model.device, self.model.dtype), self._question(request))
+
+    def encoded_by(self, request: Request) -> Hashable:
+        return request.question
+
+    def remember(self, features: Tensor, request: Request = PLAIN_REQUEST) -> Memory:
+        return self.model.remember(features, self._question(request))
 
     def look(self, pixels: Tensor, ids: Sequence[int], request: Request = PLAIN_REQUEST) -> Tensor:
         return self.model.look(pixels, ids, self._question(request))

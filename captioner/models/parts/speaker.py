@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from copy import copy
 from dataclasses import replace
 from typing import Any, Generic
@@ -41,14 +41,28 @@ class SearchedDecoder(Generic[MemoryType]):
         self, images: Sequence[Image], decoding: Decoding, request: Request = PLAIN_REQUEST
     ) -> list[Reading]:
         pixels = self.processor.pixels(images)
-        # What a sampled text may depend on: the picture, not its position in the run.
-        seeds = [zlib.crc32(picture.contiguous().numpy()) for picture in pixels] if decoding.do_sample else None
-        memory = self.remember(pixels.to(self.model.device, self.model.dtype), request)
-        return self.readings(memory, seeds, decoding, request)
+        seeds = [seed_of(picture) for picture in pixels] if decoding.do_sample else None
+        return self.readings(self.remember(self.encode(pixels, request), request), seeds, decoding, request)
 
-    def remember(self, pixels: Tensor, request: Request = PLAIN_REQUEST) -> MemoryType:
-        """Read the pictures: all that can be known before the first word is written."""
-        return self.model.read(pixels)
+    @torch.inference_mode()
+    def encode(self, pixels: Tensor, request: Request = PLAIN_REQUEST) -> Tensor:
+        """The image encoder alone, one row a picture: it depends on no more of a request than `encoded_by` says."""
+        return self.model.encode(pixels.to(self.model.device, self.model.dtype))
+
+    def encoded_by(self, request: Request) -> Hashable:
+        """What of a request the encoder looks at."""
+        return None
+
+    @torch.inference_mode()
+    def read_features(
+        self, features: Tensor, seeds: Sequence[int] | None, decoding: Decoding, request: Request = PLAIN_REQUEST
+    ) -> list[Reading]:
+        """As `read_images`, of pictures that are encoded already."""
+        return self.readings(self.remember(features, request), seeds, decoding, request)
+
+    def remember(self, features: Tensor, request: Request = PLAIN_REQUEST) -> MemoryType:
+        """All else that can be known before the first word is written."""
+        return self.model.remember(features)
 
     def look(self, pixels: Tensor, ids: Sequence[int], request: Request = PLAIN_REQUEST) -> Tensor:
         """Where the model looked as it wrote this text (see contracts.py), if it attends to regions."""
@@ -80,6 +94,11 @@ class SearchedDecoder(Generic[MemoryType]):
         return Reading(
             tuple(Candidate(self.processor.decode(text.ids), text.score, text.finished) for text in hypotheses)
         )
+
+
+def seed_of(pixels: Tensor) -> int:
+    """What a sampled text may depend on: the picture `[3, h, w]`, not its position in a run."""
+    return zlib.crc32(pixels.contiguous().numpy().tobytes())
 
 
 def longest_after(positions: int | None, start: int) -> int | None:

@@ -1,0 +1,110 @@
+"""Verbs that stay: serve."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from captioner.cli.options import Device, Embedder, Precision, Quiet, grouped, panel_option
+from captioner.errors import BadInput, MissingExtra
+
+_reached = panel_option("Who may ask")
+_limits = panel_option("Limits")
+
+NEEDED = ("fastapi", "uvicorn", "python_multipart")
+"""What the extra brings."""
+
+
+@grouped
+def serve(
+    folder: Annotated[
+        str | None, typer.Argument(help="Open Review on this folder of pictures; it may be written to.")
+    ] = None,
+    models: Annotated[
+        str | None,
+        typer.Option("--models", "-m", help="Models that may be asked, comma-separated; the first is the default."),
+    ] = None,
+    index: Annotated[str | None, typer.Option("--index", "-i", help="An index folder, for similar pictures.")] = None,
+    root: Annotated[
+        str | None, typer.Option(help="The folder that the page may look into, where it is not FOLDER.")
+    ] = None,
+    page: Annotated[bool, typer.Option("--page/--no-page", help="The page beside the API.")] = True,
+    host: Annotated[
+        str, _reached("The address to listen on; 0.0.0.0 is every one of this machine's.", show_default=True)
+    ] = "127.0.0.1",
+    port: Annotated[int | None, _reached("The port (default: 7860, or the next free one).", min=0, max=65535)] = None,
+    api_key: Annotated[
+        str | None,
+        _reached(
+            "Who asks must know it: as a bearer's token, or as the password of any user.", envvar="CAPTIONER_SERVE_KEY"
+        ),
+    ] = None,
+    no_auth: Annotated[
+        bool, _reached("Another host without a key: everybody who can reach it may ask.", "--no-auth")
+    ] = False,
+    allow_urls: Annotated[
+        bool, _reached("Fetch pictures from public addresses that requests name.", "--allow-urls")
+    ] = False,
+    queue: Annotated[
+        int, _limits("Pictures that may wait; who comes then is told to come again.", min=1, show_default=True)
+    ] = 256,
+    timeout: Annotated[float, _limits("Seconds for a whole request.", min=0.1, show_default=True)] = 120.0,
+    max_mb: Annotated[float, _limits("Megabytes of one request.", min=0.001, max=2000, show_default=True)] = 20.0,
+    embedder: Embedder = None,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    quiet: Quiet = False,
+) -> None:
+    """Keep models loaded and answer over HTTP: our own API, those that existing clients speak, and a page.
+
+    Only this machine can connect unless --host says otherwise. The API is described at /docs.
+
+    captioner serve
+
+    captioner serve photos
+
+    captioner serve --models blip-large,mini --no-page --port 8000
+
+    captioner serve --host 0.0.0.0 --api-key "$(openssl rand -hex 24)"
+    """
+    _need_extra()
+    from captioner.contracts import LoadOptions
+    from captioner.serving.engine import Engine
+    from captioner.web import server
+    from captioner.web.settings import Settings
+
+    if folder is not None and root is not None and Path(folder).resolve() != Path(root).resolve():
+        raise BadInput("FOLDER is the root: give it, or --root, not both.")
+    named = folder if folder is not None else root
+    settings = Settings(host, api_key, no_auth, allow_urls, int(max_mb * 1e6), _folder(named), page)
+    names = [name.strip() for name in (models or "").split(",") if name.strip()]
+    options = LoadOptions(device=device, precision=precision, embedder=embedder)
+    engine = Engine(names, options, index=None if index is None else Path(index), queue=queue, timeout=timeout)
+    listener = server.listening(host, port)
+    address = server.address_of(listener)
+
+    def ready() -> None:
+        if not quiet:
+            where = f"{address}/#review" if folder is not None else address
+            typer.echo(f"captioner: {where} answers with {', '.join(engine.models)}; Ctrl+C stops it", err=True)
+
+    server.run(engine, settings, listener, ready)
+
+
+def _folder(name: str | None) -> Path | None:
+    """The root, which must be there."""
+    if name is None:
+        return None
+    path = Path(name).expanduser()
+    if not path.is_dir():
+        raise BadInput(f"There is no folder {name!r}.")
+    return path.resolve()
+
+
+def _need_extra() -> None:
+    from importlib.util import find_spec
+
+    if missing := [name for name in NEEDED if find_spec(name) is None]:
+        raise MissingExtra(f"captioner serve needs {' and '.join(missing)}: pip install 'captioner[web]'")

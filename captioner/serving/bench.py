@@ -1,0 +1,217 @@
+"""The models of one device, and how they answer a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from PIL.Image import Image
+from torch import Tensor
+
+from captioner.contracts import LoadOptions, MetadataUse
+from captioner.errors import BadAnswer, BadCheckpoint, BadImage, BadInput, CaptionerError
+from captioner.images.metadata import read_parameters
+from captioner.images.open import bytes_of, open_named
+from captioner.models.parts.speaker import SearchedDecoder, seed_of
+from captioner.pipeline import Captioner, DirectEmbedder
+from captioner.prompt import Reading
+from captioner.run import questions
+from captioner.run.batch import DAMAGED
+from captioner.serving.memories import Memories, Remembered
+from captioner.serving.scheduler import Opened
+from captioner.sinks import Row, is_finite
+from captioner.text.finish import Finish
+
+if TYPE_CHECKING:
+    from captioner.models.knn.knn import Knn
+    from captioner.serving.engine import Ask, Picture
+
+Model = Captioner | DirectEmbedder
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """A picture as an encoder takes it."""
+
+    pixels: Tensor
+    """`[1, 3, h, w]`"""
+    seed: int
+    """What a sampled text depends on."""
+
+
+class Bench:
+    """Loads each model once, when it is first asked."""
+
+    def __init__(self, options: LoadOptions, memories: Memories, index: Path | None, max_pixels: int) -> None:
+        self.options = options
+        self.memories = memories
+        self.index = index
+        self.max_pixels = max_pixels
+        self._models: dict[str, questions.Model] = {}
+
+    def load(self, name: str) -> Model:
+        """The model of this name."""
+        return self._model(name).loaded
+
+    def batch_size(self, name: str) -> int:
+        """Pictures at a time."""
+        return self._model(name).batch_size()
+
+    def _model(self, name: str) -> questions.Model:
+        if name not in self._models:
+            model = questions.Model(name, self.options)
+            model.loaded  # noqa: B018 - a model that cannot be loaded is not kept
+            self._models[name] = model
+        return self._models[name]
+
+    @cached_property
+    def neighbours(self) -> Knn:
+        """The index of reference pictures."""
+        from captioner.models.knn import knn
+
+        if self.index is None:
+            raise BadInput("No index of reference pictures is loaded.")
+        return knn.load(self.index, replace(self.options, embedder=None))
+
+    # --- reading, in threads -----------------------------------------------------------------------------------------
+
+    def open(self, ask: Ask, picture: Picture, admit: Callable[[int], object]) -> Opened:
+        """All that can be done for a picture without the model's own thread."""
+        if ask.metadata != "ignore" and (row := _carried(picture, ask.metadata, ask.finish)) is not None:
+            return Opened(row)
+        speaker = self._searched(ask.model)
+        if speaker is not None:
+            memory = self.memories.get(_key(ask, speaker, picture))
+            if memory is not None:
+                return Opened(memory)
+        image = open_named(picture.data, picture.title, self.max_pixels, admit)
+        if speaker is None:
+            return Opened(image, bytes_of(image))
+        pixels = _pixels(speaker, image)
+        return Opened(pixels, pixels.pixels.nbytes)
+
+    def _searched(self, name: str) -> SearchedDecoder | None:
+        """A model that encodes first, if it is loaded already."""
+        model = self._models.get(name)
+        speaker = model.loaded.speaker if model is not None else None
+        return speaker if isinstance(speaker, SearchedDecoder) else None
+
+    # --- answering, in the thread of the device ----------------------------------------------------------------------
+
+    def answer_pictures(
+        self, asks: Sequence[Ask], pictures: Sequence[Picture], opened: Sequence[Any]
+    ) -> list[Row | CaptionerError]:
+        """A row for each picture; all are asked the same, and may want it finished differently."""
+        model = self.load(asks[0].model)
+        wanted = [index for index, value in enumerate(opened) if not isinstance(value, dict)]
+        rows: list[Row | CaptionerError] = [value if isinstance(value, dict) else {} for value in opened]
+        if isinstance(model, Captioner):
+            readings = self._readings(
+                model, [asks[i] for i in wanted], [pictures[i] for i in wanted], [opened[i] for i in wanted]
+            )
+            for index, reading in zip(wanted, readings, strict=True):
+                rows[index] = _finished(model, reading, asks[index])
+        elif wanted:
+            if any(asks[index].wants == "prompt" for index in wanted):
+                model.generate([])  # says that it has no text to give
+            vectors = model.embed([opened[index] for index in wanted], asks[0].request, len(wanted), asks[0].expected)
+            for index, vector in zip(wanted, vectors, strict=True):
+                rows[index] = {"embedding": questions.as_numbers(vector)}
+        self._embed_rows(asks, rows)
+        return [_checked(row) for row in rows]
+
+    def _readings(
+        self, model: Captioner, asks: Sequence[Ask], pictures: Sequence[Picture], opened: Sequence[Any]
+    ) -> list[Reading]:
+        if not opened:
+            return []
+        request, speaker = asks[0].request, model.speaker
+        decoding = model.settings(request)
+        if not isinstance(speaker, SearchedDecoder):
+            return speaker.read_images(opened, decoding, request)
+        memories = self._encoded(speaker, asks, pictures, opened)
+        features = torch.cat([memory.features.to(speaker.model.device) for memory in memories])
+        seeds = [memory.seed for memory in memories] if decoding.do_sample else None
+        return speaker.read_features(features, seeds, decoding, request)
+
+    def _encoded(
+        self, speaker: SearchedDecoder, asks: Sequence[Ask], pictures: Sequence[Picture], opened: Sequence[Any]
+    ) -> list[Remembered]:
+        """All pictures encoded: those that are not remembered in one batch, each once."""
+        known: dict[Hashable, Remembered] = {}
+        new: dict[Hashable, Pixels] = {}
+        keys = [_key(ask, speaker, picture) for ask, picture in zip(asks, pictures, strict=True)]
+        for key, value in zip(keys, opened, strict=True):
+            if isinstance(value, Remembered):
+                known[key] = value
+            elif key not in new:
+                new[key] = _pixels(speaker, value) if isinstance(value, Image) else value
+        new = {key: pixels for key, pixels in new.items() if key not in known}
+        if new:
+            features = speaker.encode(torch.cat([pixels.pixels for pixels in new.values()]), asks[0].request)
+            for key, pixels, row in zip(new, new.values(), features.split(1), strict=True):
+                known[key] = Remembered(row.clone(), pixels.seed)
+                self.memories.keep(key, known[key])
+        return [known[key] for key in keys]
+
+    def _embed_rows(self, asks: Sequence[Ask], rows: list[Row | CaptionerError]) -> None:
+        """Add the embeddings of the texts that are asked for."""
+        wanting = [row for ask, row in zip(asks, rows, strict=True) if isinstance(row, dict) and ask.embeds(row)]
+        if wanting:
+            for row, vector in zip(wanting, self.embed_texts([row["text"] for row in wanting]), strict=True):
+                row["embedding"] = vector
+        for ask, answer in zip(asks, rows, strict=True):
+            if isinstance(answer, dict) and ask.wants == "embedding":
+                answer.pop("text", None)
+
+    def embed_texts(self, texts: Sequence[str]) -> list[list[float]]:
+        """Unit vectors of texts."""
+        from captioner.text.embedding import text_embedder
+
+        return [questions.as_numbers(vector) for vector in text_embedder(self.options.embedder)(texts)]
+
+    def similar(self, images: Sequence[Image], count: int) -> list[Row]:
+        """The reference pictures that look most like each."""
+        answers = self.neighbours.similar(images, count)
+        return [
+            {"similar": [{"picture": n.picture, "prompt": n.prompt, "similarity": n.similarity} for n in near]}
+            for near in answers
+        ]
+
+
+def _key(ask: Ask, speaker: SearchedDecoder, picture: Picture) -> Hashable:
+    return ask.model, speaker.encoded_by(ask.request), picture.digest
+
+
+def _pixels(speaker: SearchedDecoder, image: Image) -> Pixels:
+    pixels = speaker.processor.pixels([image])
+    return Pixels(pixels, seed_of(pixels[0]))
+
+
+def _carried(picture: Picture, metadata: MetadataUse, finish: Finish) -> Row | None:
+    """The prompt that a picture carries, if that is what is asked for."""
+    carried = read_parameters(picture.data, picture.title)
+    if carried is not None and carried.prompt:
+        return questions.row_of_carried(carried.prompt, finish)
+    if metadata == "only":
+        raise BadImage(f"{picture.title} carries no prompt.")
+    return None
+
+
+def _finished(model: Captioner, reading: Reading, ask: Ask) -> Row | CaptionerError:
+    """One picture's row."""
+    if ask.wants == "embedding" and ask.expected:
+        return {"embedding": questions.as_numbers(model.expected(reading, Finish(consensus=False)))}
+    try:
+        row = questions.row_of(model.prompt(reading, ask.finish))
+    except BadAnswer as error:
+        return error
+    return {"text": row["text"]} if ask.wants == "embedding" else row
+
+
+def _checked(row: Row | CaptionerError) -> Row | CaptionerError:
+    return BadCheckpoint(DAMAGED) if isinstance(row, dict) and not is_finite(row) else row

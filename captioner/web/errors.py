@@ -1,0 +1,112 @@
+"""What goes wrong, as HTTP says it: a status, and one plain sentence in the form that the route's clients know."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response
+from starlette.exceptions import HTTPException
+
+from captioner.errors import BadImage, BadInput, CaptionerError, MissingModel, printable
+from captioner.serving.scheduler import Busy, Closed, Late
+from captioner.sinks.row import to_json
+
+Form = Callable[[int, str], dict[str, Any]]
+"""A status and a sentence → the body."""
+
+STATUS: tuple[tuple[type[CaptionerError], int], ...] = (
+    (Busy, 429),
+    (Late, 504),
+    (Closed, 503),
+    (MissingModel, 404),
+    (BadImage, 422),
+    (BadInput, 422),
+)
+
+logger = logging.getLogger(__name__)
+
+
+class Json(JSONResponse):
+    """JSON of any text: lone surrogates are escaped, what is no number is null."""
+
+    def render(self, content: Any) -> bytes:
+        return to_json(content).encode("utf-8")
+
+
+class TooLarge(BadInput):
+    """A body, or a picture in it, above the limit."""
+
+
+class Gone(Exception):
+    """The client left before it had its answer."""
+
+
+def status_of(error: CaptionerError) -> int:
+    """The HTTP status of an error of the library."""
+    if isinstance(error, TooLarge):
+        return 413
+    return next((status for kind, status in STATUS if isinstance(error, kind)), 500)
+
+
+def plain(status: int, message: str) -> dict[str, Any]:
+    """FastAPI's own form, which A1111's clients know as well."""
+    return {"detail": message}
+
+
+def install(app: FastAPI, forms: Mapping[str, Form]) -> None:
+    """Answer every error in the form of its path; forms: path (or the beginning of one that ends with /) → form."""
+
+    def body(request: Request, status: int, message: str, headers: Mapping[str, str] | None = None) -> Response:
+        return respond(forms, request.url.path, status, message, headers)
+
+    @app.exception_handler(CaptionerError)
+    async def of_library(request: Request, error: CaptionerError) -> Response:
+        headers = {"Retry-After": str(round(error.wait))} if isinstance(error, Busy) else None
+        return body(request, status_of(error), one_line(error), headers)
+
+    @app.exception_handler(HTTPException)
+    async def of_http(request: Request, error: HTTPException) -> Response:
+        return body(request, error.status_code, str(error.detail), error.headers)
+
+    @app.exception_handler(RequestValidationError)
+    async def of_form(request: Request, error: RequestValidationError) -> Response:
+        return body(request, 422, validation(error.errors()))
+
+    @app.exception_handler(Gone)
+    async def of_nobody(request: Request, error: Gone) -> Response:
+        return Response(status_code=499)  # nobody reads it; the log does
+
+    @app.exception_handler(Exception)
+    async def of_a_bug(request: Request, error: Exception) -> Response:
+        logger.error("%s failed", request.url.path, exc_info=error)
+        return body(request, 500, "This is a bug in captioner; the server's log says more.")
+
+
+def respond(
+    forms: Mapping[str, Form], path: str, status: int, message: str, headers: Mapping[str, str] | None = None
+) -> Response:
+    """An error's answer."""
+    form = next((form for start, form in forms.items() if path == start or _begins(path, start)), plain)
+    return Json(form(status, message), status, headers=dict(headers or {}))
+
+
+def _begins(path: str, start: str) -> bool:
+    return start.endswith("/") and len(start) > 1 and path.startswith(start)
+
+
+def validation(errors: Any) -> str:
+    """What pydantic has against a body, without repeating what was sent."""
+    words = []
+    for error in list(errors)[:5]:
+        place = ".".join(str(part) for part in error.get("loc", ()) if part != "body")
+        words.append(f"{printable(place)[:100]}: {error.get('msg', 'not valid')}" if place else error.get("msg", ""))
+    return printable("; ".join(words)) or "The request is not valid."
+
+
+def one_line(error: BaseException) -> str:
+    """An error's own words."""
+    return printable(" ".join(str(error).split()))

@@ -1,0 +1,198 @@
+"""What stands before every route: who may ask, from where, how much, and how slowly."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import hmac
+import ipaddress
+import time
+from collections.abc import Mapping
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from captioner.serving.metrics import Counter
+from captioner.web.errors import Form, respond
+from captioner.web.settings import Settings
+
+BODY_SECONDS = 60.0
+"""For the whole body of a request."""
+BYTES_AT_ONCE = 500_000_000
+"""Of all bodies that are being received or answered."""
+OPEN_PATHS = frozenset({"/health", "/ready"})
+"""Answered without a key: they tell nothing."""
+SECURITY_HEADERS = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"x-frame-options", b"DENY"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+    (
+        b"content-security-policy",
+        b"default-src 'self'; img-src 'self' data: blob:; object-src 'none'; base-uri 'none'; frame-ancestors 'none'",
+    ),
+)
+"""With every answer."""
+
+
+class _Refused(Exception):
+    def __init__(self, status: int, message: str, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(message)
+        self.status, self.message, self.headers = status, message, headers
+
+
+class Limits:
+    """One middleware for all of it, so that the order is plain to see."""
+
+    def __init__(self, app: ASGIApp, settings: Settings, forms: Mapping[str, Form], requests: Counter) -> None:
+        self.app = app
+        self.settings = settings
+        self.forms = forms
+        self.requests = requests
+        self.held = 0
+        """Bytes of bodies in memory."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            if scope["type"] == "lifespan":
+                await self.app(scope, receive, send)
+            return  # there are no web sockets here
+        answered: list[int] = []
+
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                answered.append(message["status"])
+                message["headers"] = [*message.get("headers", ()), *_missing(message.get("headers", ()))]
+            await send(message)
+
+        body = _Body(self, receive)
+        try:
+            self._check(scope)
+            await self.app(scope, body.receive, send_with_headers)
+        except _Refused as refused:
+            if not answered:
+                response = self._response(scope, refused)
+                await response(scope, receive, send_with_headers)
+        finally:
+            self.held -= body.bytes
+            self.requests.add(_route(scope), str(answered[0] if answered else 499))
+
+    def _response(self, scope: Scope, refused: _Refused) -> Response:
+        headers = {"Connection": "close"} | dict(refused.headers or {})  # what is left of a body is not read
+        return respond(self.forms, scope["path"], refused.status, refused.message, headers)
+
+    def _check(self, scope: Scope) -> None:
+        headers = Headers(scope=scope)
+        self._check_host(headers)
+        self._check_origin(scope, headers)
+        if self.settings.api_key is not None and scope["path"] not in OPEN_PATHS:
+            self._check_key(headers, self.settings.api_key)
+        length = headers.get("content-length", "0")
+        if not length.isascii() or not length.isdigit() or len(length) > 15:
+            raise _Refused(400, "Content-Length is not a number.")
+        if int(length) > self.settings.max_bytes:
+            raise self.too_large()
+
+    def _check_host(self, headers: Headers) -> None:
+        """A page of another site can point a name of its own to this machine; it cannot make it an IP address."""
+        if self.settings.api_key is not None and not self.settings.is_local:
+            return  # any name may lead here, and without the key it is of no use
+        host = _hostname(headers.get("host", ""))
+        if host not in ("localhost", self.settings.host.lower()) and not _is_address(host):
+            raise _Refused(421, "This server is not known by that name: use its address, or localhost.")
+
+    def _check_origin(self, scope: Scope, headers: Headers) -> None:
+        """A page of another site may send forms here without asking; it must not change or cost anything."""
+        if scope["method"] in ("GET", "HEAD", "OPTIONS"):
+            return
+        origin = headers.get("origin")
+        if origin is not None and urlsplit(origin).netloc.lower() != headers.get("host", "").lower():
+            raise _Refused(403, "Requests from the pages of other sites are refused.")
+        if headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
+            raise _Refused(403, "Requests from the pages of other sites are refused.")
+
+    def _check_key(self, headers: Headers, key: str) -> None:
+        given = _key_in(headers)
+        if given is None or not hmac.compare_digest(given.encode("utf-8", "replace"), key.encode("utf-8")):
+            challenge = {"WWW-Authenticate": 'Basic realm="captioner", charset="UTF-8"'}
+            raise _Refused(401, "The API key is missing or wrong.", challenge)
+
+    def too_large(self) -> _Refused:
+        return _Refused(413, f"The body is larger than {self.settings.max_bytes:,} bytes.")
+
+
+class _Body:
+    """A request's body as it comes in: of a bounded length, in a bounded time."""
+
+    def __init__(self, limits: Limits, receive: Receive) -> None:
+        self.limits = limits
+        self.source = receive
+        self.until = time.monotonic() + BODY_SECONDS
+        self.whole = False
+        self.bytes = 0
+
+    async def receive(self) -> Message:
+        if self.whole:  # only the end of the connection is left to come, however long that takes
+            return await self.source()
+        try:
+            message = await asyncio.wait_for(self.source(), max(0.0, self.until - time.monotonic()))
+        except asyncio.TimeoutError as error:
+            raise _Refused(408, f"The body did not come in full within {BODY_SECONDS:g} seconds.") from error
+        if message["type"] == "http.request":
+            self._take(len(message.get("body", b"")))
+            self.whole = not message.get("more_body", False)
+        return message
+
+    def _take(self, size: int) -> None:
+        self.bytes += size
+        self.limits.held += size
+        if self.bytes > self.limits.settings.max_bytes:
+            raise self.limits.too_large()
+        if self.limits.held > max(BYTES_AT_ONCE, self.limits.settings.max_bytes):
+            raise _Refused(429, "The server is receiving as much as it takes. Ask again in a little while.", _SOON)
+
+
+_SOON = {"Retry-After": "1"}
+
+
+def _key_in(headers: Headers) -> str | None:
+    """The key of a request: as a bearer's token, as the password of any user, or in a header of its own."""
+    kind, _, given = headers.get("authorization", "").partition(" ")
+    if kind.lower() == "bearer":
+        return given.strip()
+    if kind.lower() == "basic":
+        try:
+            pair = base64.b64decode(given.strip(), validate=True).decode("utf-8")
+        except (binascii.Error, ValueError):
+            return None
+        return pair.partition(":")[2]
+    return headers.get("x-api-key")
+
+
+def _hostname(host: str) -> str:
+    """Without the port."""
+    host = host.strip().lower()
+    if host.startswith("["):
+        return host[1:].partition("]")[0]
+    return host.rpartition(":")[0] if ":" in host else host.rstrip(".")
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+def _missing(headers: object) -> list[tuple[bytes, bytes]]:
+    there = {name.lower() for name, _ in headers}  # type: ignore[attr-defined]
+    return [(name, value) for name, value in SECURITY_HEADERS if name not in there]
+
+
+def _route(scope: Scope) -> str:
+    """The route's own path, never what a client made up: labels stay few."""
+    return getattr(scope.get("route"), "path", "other")

@@ -1,0 +1,369 @@
+"""Our own routes: generate, embed, read, similar, attention, models, and how the service is doing."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import fields as fields_of
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Request
+from fastapi.responses import PlainTextResponse, Response
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from captioner import __version__, contracts
+from captioner.decoding import DecodingChanges
+from captioner.errors import BadInput, CaptionerError
+from captioner.serving.engine import Ask, Picture
+from captioner.serving.metrics import gauge
+from captioner.sinks import Row
+from captioner.text.finish import Finish
+from captioner.web import inputs
+from captioner.web.context import Context, one
+from captioner.web.errors import one_line, validation
+
+MOST_TEXTS = 2048
+"""Of one request."""
+
+Words = Annotated[str, Field(max_length=4000)]
+Word = Annotated[str, Field(min_length=1, max_length=200)]
+Few = Annotated[list[Word], Field(max_length=200)]
+Image = Annotated[str, Field(description="Base64, a data URL, or (where the server allows it) an http(s) address.")]
+
+
+class Asked(BaseModel):
+    """What a model is asked about a picture, as on the command line."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    model: Annotated[
+        str | None, Field(max_length=500, description="One of /v1/models; the default where left out.")
+    ] = None
+    prompt: Annotated[Words | None, Field(description="What the text goes on from.")] = None
+    question: Annotated[Words | None, Field(description="What OFA is asked.")] = None
+    instruction: Annotated[Words | None, Field(description="What a chat model is asked.")] = None
+    mode: Annotated[Literal["best", "fast", "classic", "negative"] | None, Field(description="Interrogator.")] = None
+    style: Annotated[
+        Literal["prompt", "tags", "sentence", "paragraph"] | None, Field(description="Chat models: what is written.")
+    ] = None
+    num_beams: Annotated[int | None, Field(ge=1, le=32)] = None
+    num_candidates: Annotated[int | None, Field(ge=1, le=64)] = None
+    max_new_tokens: Annotated[int | None, Field(ge=1, le=1024)] = None
+    min_new_tokens: Annotated[int | None, Field(ge=0, le=1024)] = None
+    length_penalty: Annotated[float | None, Field(ge=-100, le=100)] = None
+    early_stopping: bool | Literal["never"] | None = None
+    repetition_penalty: Annotated[float | None, Field(ge=0.01, le=100)] = None
+    no_repeat_ngram_size: Annotated[int | None, Field(ge=0, le=1024)] = None
+    do_sample: bool | None = None
+    temperature: Annotated[float | None, Field(ge=0.01, le=100)] = None
+    top_k: Annotated[int | None, Field(ge=0, le=1_000_000)] = None
+    top_p: Annotated[float | None, Field(ge=0.001, le=1)] = None
+    seed: Annotated[int | None, Field(ge=0, le=2**63 - 1)] = None
+    forbid: Annotated[Few | None, Field(description="Words that are never written.")] = None
+
+    def request(self) -> contracts.Request:
+        """The same in the library's terms."""
+        given = self.model_dump(include={*DECODING, "prompt", "question", "instruction", "mode", "style"})
+        forbid = tuple(given.pop("forbid") or ()) or None
+        return contracts.PLAIN_REQUEST.changed(**given, forbid=forbid)
+
+
+DECODING = frozenset(field.name for field in fields_of(DecodingChanges))
+
+
+class Generate(Asked):
+    """Settings of /v1/generate; `image` or `images` beside them."""
+
+    raw: Annotated[bool, Field(description="The text exactly as the model said it.")] = False
+    consensus: Annotated[bool | None, Field(description="Choose the candidate nearest in meaning to all.")] = None
+    prefix: Words = ""
+    suffix: Words = ""
+    require: Annotated[Few, Field(description="Words that the text contains.")] = []
+    max_clip_tokens: Annotated[int | None, Field(ge=3, le=1024)] = None
+    embed: Annotated[bool, Field(description="With the prompt's embedding.")] = False
+    metadata: Annotated[
+        Literal["ignore", "first", "only"], Field(description="A prompt that the picture itself carries.")
+    ] = "ignore"
+
+    def finish(self) -> Finish:
+        """The same in the library's terms."""
+        return Finish(
+            not self.raw,
+            self.consensus,
+            self.prefix,
+            self.suffix,
+            self.max_clip_tokens,
+            tuple(self.forbid or ()),
+            tuple(self.require),
+        )
+
+
+class Embed(Asked):
+    """Settings of /v1/embed; `texts`, `image` or `images` beside them."""
+
+    expected: Annotated[bool, Field(description="Pictures: the mean of all that the model might say.")] = False
+
+
+class Similar(BaseModel):
+    """Settings of /v1/similar; `image` or `images` beside them."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    count: Annotated[int, Field(ge=1, le=100)] = 5
+
+
+class Pictures(BaseModel):
+    """The pictures of a JSON body."""
+
+    image: Image | None = None
+    images: Annotated[list[Image] | None, Field(max_length=inputs.MAX_PICTURES)] = None
+
+
+class Read(Pictures):
+    """/v1/read takes pictures alone."""
+
+
+class Attention(Asked):
+    """Settings of /v1/attention; `image` beside them."""
+
+    text: Annotated[Words | None, Field(description="What the model wrote; it is asked where left out.")] = None
+
+
+def router(context: Context) -> APIRouter:
+    """The routes of this module."""
+    routes = APIRouter()
+    engine, began = context.engine, time.time()
+
+    @routes.post("/v1/generate", tags=["captioner"], openapi_extra=_bodies(Generate), responses=_ERRORS)
+    async def generate(request: Request) -> Any:
+        """The prompts that could have made pictures: rows as `captioner generate --json` prints them."""
+        pictures, many, settings = await _asked(request, context, Generate)
+        ask = Ask(engine.known(settings.model), settings.request(), settings.finish(), "prompt", settings.embed)
+        return await _rows(request, context, pictures, many, ask, settings.metadata)
+
+    @routes.post("/v1/embed", tags=["captioner"], openapi_extra=_bodies(Embed, texts=True), responses=_ERRORS)
+    async def embed(request: Request) -> Any:
+        """Unit vectors of texts, or of pictures by what a model says of them."""
+        fields = await inputs.body(request, context.settings)
+        texts = fields.pop("texts", None)
+        if texts is None:
+            pictures, many, settings = await _parsed(fields, context, Embed)
+            ask = Ask(engine.known(settings.model), settings.request(), wants="embedding", expected=settings.expected)
+            return await _rows(request, context, pictures, many, ask)
+        if fields:
+            raise BadInput("Texts are embedded as they are: leave everything else out.")
+        texts = _texts(texts)
+        vectors = await context.vectors(request, texts)
+        rows = [{"text": text, "embedding": vector} for text, vector in zip(texts, vectors, strict=True)]
+        return {"results": rows}
+
+    @routes.post("/v1/read", tags=["captioner"], openapi_extra=_bodies(Read), responses=_ERRORS)
+    async def read(request: Request) -> Any:
+        """The generation parameters that pictures carry. Anybody can write anything there: they prove nothing."""
+        pictures, many, _ = await _asked(request, context, _Nothing)
+        return _answer(pictures, many, await context.wait(request, lambda: [engine.read(p) for p in pictures]))
+
+    @routes.post("/v1/similar", tags=["captioner"], openapi_extra=_bodies(Similar), responses=_ERRORS)
+    async def similar(request: Request) -> Any:
+        """The reference pictures that look most like each; the server needs an index for it."""
+        if engine.index is None:
+            raise BadInput("This server has no index of reference pictures: start it with one.")
+        pictures, many, settings = await _asked(request, context, Similar)
+        return _answer(pictures, many, await context.wait(request, lambda: engine.similar(pictures, settings.count)))
+
+    @routes.post("/v1/attention", tags=["captioner"], openapi_extra=_bodies(Attention), responses=_ERRORS)
+    async def attention(request: Request) -> Any:
+        """Where the model looked for each word: `words`, and a map of rows and columns for each."""
+        pictures, many, settings = await _asked(request, context, Attention)
+        if many:
+            raise BadInput("Attention is drawn of one picture.")
+        model = engine.known(settings.model)
+        text = settings.text
+        if text is None:
+            text = (await context.prompt(request, pictures[0], Ask(model, settings.request())))["raw"]
+
+        def look(model: Any, images: list[Any]) -> Any:
+            from captioner.run import attention_map
+
+            words, maps = attention_map.looked_at(model.speaker, images[0], text, settings.request())
+            return {"words": words, "maps": maps.tolist()}
+
+        return one(await context.wait(request, lambda: [engine.call(look, pictures, model)]))
+
+    @routes.get("/v1/models", tags=["captioner"])
+    async def models() -> Any:
+        """The models that may be asked, the default first; in the form of OpenAI's list."""
+        listed = [
+            {"id": name, "object": "model", "created": int(began), "owned_by": "captioner"} for name in engine.models
+        ]
+        return {"object": "list", "data": listed}
+
+    @routes.get("/v1/about", tags=["captioner"])
+    async def about() -> Any:
+        """What this server offers."""
+        return {
+            "version": __version__,
+            "models": list(engine.models),
+            "default": engine.default,
+            "similar": engine.index is not None,
+            "urls": context.settings.allow_urls,
+            "root": context.settings.root.name if context.settings.root else None,
+            "max_bytes": context.settings.max_bytes,
+            "timeout": engine.timeout,
+        }
+
+    @routes.get("/health", tags=["service"])
+    async def health() -> Any:
+        """The process answers."""
+        return {"status": "ok"}
+
+    @routes.get("/ready", tags=["service"], responses={503: {"description": "Not yet, or not any more."}})
+    async def ready(response: Response) -> Any:
+        """The default model is loaded, and new work is taken."""
+        response.status_code = 200 if engine.ready else 503
+        return {"ready": engine.ready}
+
+    return routes
+
+
+_ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"description": description}
+    for status, description in {
+        400: "The request is not valid HTTP.",
+        401: "The API key is missing or wrong.",
+        403: "Asked from the page of another site.",
+        404: "There is no such model.",
+        408: "The body was too slow.",
+        413: "Larger than the server takes.",
+        421: "Asked by a name that is not the server's.",
+        422: "The picture or a setting is not valid; `detail` says why.",
+        429: "Too much waits already; Retry-After says when to come again.",
+        503: "The server is stopping.",
+        504: "Not ready in time.",
+    }.items()
+}
+
+
+class _Nothing(BaseModel):
+    """No settings."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+async def _asked(request: Request, context: Context, kind: type[Any]) -> tuple[list[Picture], bool, Any]:
+    return await _parsed(await inputs.body(request, context.settings), context, kind)
+
+
+async def _parsed(fields: dict[str, Any], context: Context, kind: type[Any]) -> tuple[list[Picture], bool, Any]:
+    """The pictures, whether they were given as several, and the settings."""
+    one_image, images = fields.pop("image", None), fields.pop("images", None)
+    if (one_image is None) == (images is None):
+        raise BadInput("Give a picture as `image`, or several as `images`.")
+    listed = images if isinstance(images, list) else one_image if isinstance(one_image, list) else None
+    given = listed if listed is not None else [one_image if images is None else images]
+    if not 0 < len(given) <= inputs.MAX_PICTURES:
+        raise BadInput(f"Give 1 to {inputs.MAX_PICTURES} pictures.")
+    try:
+        settings = kind.model_validate({name: _value(value) for name, value in fields.items()})
+    except ValidationError as error:
+        raise BadInput(
+            validation(error.errors(include_url=False, include_context=False, include_input=False))
+        ) from error
+    pictures = [p if isinstance(p, Picture) else await inputs.picture(p, context.settings) for p in given]
+    return pictures, listed is not None or images is not None, settings
+
+
+def _value(value: Any) -> Any:
+    """A field of a form is text: lists and true or false are written as in JSON."""
+    if isinstance(value, str) and value[:1] in ("[", "{"):
+        try:
+            return json.loads(value)
+        except (ValueError, RecursionError):
+            return value
+    return value
+
+
+def _texts(texts: Any) -> list[str]:
+    texts = [texts] if isinstance(texts, str) else texts
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise BadInput("`texts` is a text, or a list of texts.")
+    if not 0 < len(texts) <= MOST_TEXTS:
+        raise BadInput(f"Give 1 to {MOST_TEXTS:,} texts.")
+    return texts
+
+
+async def _rows(
+    request: Request, context: Context, pictures: list[Picture], many: bool, ask: Ask, metadata: Any = "ignore"
+) -> Any:
+    from dataclasses import replace
+
+    return _answer(pictures, many, await context.rows(request, pictures, replace(ask, metadata=metadata)))
+
+
+def _answer(pictures: Sequence[Picture], many: bool, rows: Sequence[Row | CaptionerError]) -> Any:
+    """One row as it is; several as `results`, where a picture that failed has its reason as `error`."""
+    if not many:
+        return one(rows)
+    listed = [
+        {"file": picture.name, "error": one_line(row)}
+        if isinstance(row, CaptionerError)
+        else {"file": picture.name} | row
+        for picture, row in zip(pictures, rows, strict=True)
+    ]
+    return {"results": listed}
+
+
+def _bodies(settings: type[BaseModel], texts: bool = False) -> dict[str, Any]:
+    """How OpenAPI describes a body that is JSON or a form."""
+    schema = _inline(settings.model_json_schema())
+    pictures = _inline(Pictures.model_json_schema())["properties"]
+    of_json = {**pictures, **schema.get("properties", {})}
+    if settings is Read:
+        of_json = pictures
+    if texts:
+        of_json["texts"] = {"type": "array", "items": {"type": "string"}, "maxItems": MOST_TEXTS}
+    of_form = {name: kind for name, kind in of_json.items() if name not in ("image", "images", "texts")}
+    of_form["image"] = {"type": "array", "items": {"type": "string", "format": "binary"}}
+    return {
+        "requestBody": {
+            "required": True,
+            "content": {
+                "application/json": {"schema": {"type": "object", "properties": of_json}},
+                "multipart/form-data": {"schema": {"type": "object", "properties": of_form}},
+            },
+        }
+    }
+
+
+def _inline(schema: dict[str, Any]) -> dict[str, Any]:
+    """Without pydantic's own titles, which say each name twice."""
+    for part in schema.get("properties", {}).values():
+        part.pop("title", None)
+    return schema
+
+
+def metrics_route(context: Context, lines: Sequence[Any]) -> APIRouter:
+    """/metrics: what `lines` count, and how the engine is doing."""
+    routes = APIRouter()
+    engine = context.engine
+
+    def written() -> Iterator[str]:
+        for counted in (*lines, engine.batches, engine.seconds):
+            yield from counted.lines()
+        memories = engine.memories
+        yield from gauge("captioner_queue", "Questions that wait.", len(engine.scheduler.waiting))
+        yield from gauge("captioner_queue_limit", "Questions that may wait.", engine.scheduler.limit)
+        yield from gauge("captioner_memory_bytes", "Bytes of encoded pictures that are kept.", memories.bytes)
+        yield from gauge("captioner_memory_pictures", "Encoded pictures that are kept.", len(memories))
+        yield from gauge("captioner_memory_hits", "Pictures that were not encoded again.", memories.hits)
+        yield from gauge("captioner_memory_misses", "Pictures that were encoded.", memories.misses)
+        yield from gauge("captioner_ready", "Whether the default model is loaded.", engine.ready)
+
+    @routes.get("/metrics", tags=["service"], response_class=PlainTextResponse)
+    async def metrics() -> Any:
+        """Counts in Prometheus' text format."""
+        text = "\n".join(written()) + "\n"
+        return PlainTextResponse(text, media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    return routes

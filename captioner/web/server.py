@@ -1,0 +1,175 @@
+"""The process around the application: a socket, connections that may not dawdle, and an end that loses nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import h11
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from captioner.errors import BadInput
+from captioner.serving.engine import Engine
+from captioner.web.app import make_app
+from captioner.web.settings import PORT, Settings
+
+HEADER_SECONDS = 10.0
+"""For the headers of a request, from its first byte or the connection's first moment."""
+HEADER_BYTES = 32_768
+CONNECTIONS = 900
+"""At once; more are answered 503."""
+LIMIT = 20
+"""Seconds in which what runs is finished after SIGTERM."""
+TRIES = 100
+"""Ports that are tried after the usual one."""
+
+
+def listening(host: str, port: int | None) -> socket.socket:
+    """A socket on this port; None: the usual one, or the next that is free."""
+    ports = range(PORT, PORT + TRIES) if port is None else (port,)
+    for number in ports:
+        try:
+            return _bound(host, number)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise BadInput(f"{host}, port {number}, cannot be listened on ({error.strerror}).") from error
+    if port is None:
+        raise BadInput(f"The ports {PORT} to {PORT + TRIES - 1} are all taken: name another one.")
+    raise BadInput(f"Port {port} is taken: stop what listens there, or name another port.")
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    family, kind, protocol, _, address = socket.getaddrinfo(
+        host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )[0]
+    listener = socket.socket(family, kind, protocol)
+    try:
+        if os.name == "posix":  # elsewhere it would let two servers share a port
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(1024)
+    except OSError:
+        listener.close()
+        raise
+    return listener
+
+
+def address_of(listener: socket.socket) -> str:
+    """Where a browser on this machine finds it."""
+    host, port = listener.getsockname()[:2]
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def run(engine: Engine, settings: Settings, listener: socket.socket, ready: Callable[[], None] = lambda: None) -> None:
+    """Serve until a signal says to stop, then finish what runs. `ready` is called when the default model is loaded."""
+    engine.start()
+    logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # what goes wrong is answered, or logged by us
+    config = uvicorn.Config(
+        make_app(engine, settings),
+        http=Patient,
+        ws="none",
+        loop="asyncio",
+        log_config=None,
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        limit_concurrency=CONNECTIONS,
+        timeout_graceful_shutdown=LIMIT,
+        timeout_keep_alive=30,
+        h11_max_incomplete_event_size=HEADER_BYTES,
+    )
+    Service(config, engine, ready).run(sockets=[listener])
+    engine.close(1.0)
+    if engine.failure is not None:
+        raise engine.failure
+    if any(thread.is_alive() for thread in engine.threads):  # a batch that is far from its end
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
+
+
+class Service(uvicorn.Server):
+    """Stops for SIGTERM and Ctrl+C with exit status 0, and when the model cannot be loaded."""
+
+    def __init__(self, config: uvicorn.Config, engine: Engine, ready: Callable[[], None]) -> None:
+        super().__init__(config)
+        self.engine = engine
+        self.ready = ready
+        self.told = False
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """As uvicorn's, which ends the process by the same signal once more."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.signal(number, self.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    async def on_tick(self, counter: int) -> bool:
+        """Looked at ten times a second."""
+        if self.engine.ready and not self.told:
+            self.told = True
+            self.ready()
+        return self.engine.failure is not None or await super().on_tick(counter)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Refuse what is new, finish what runs."""
+        self.engine.stopping = True
+        await super().shutdown(sockets)
+
+
+class Patient(H11Protocol):
+    """A connection whose requests must come in time."""
+
+    headers_due: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self._expect()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._expect()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._forget()  # the time-out of an idle connection counts now
+        if self.conn.trailing_data[0]:
+            self._expect()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._forget()
+        super().connection_lost(exc)
+
+    def _expect(self) -> None:
+        """The clock runs while the headers of a request are on their way."""
+        if self.conn.their_state is not h11.IDLE:
+            self._forget()
+        elif self.headers_due is None:
+            self.headers_due = self.loop.call_later(HEADER_SECONDS, self._give_up)
+
+    def _forget(self) -> None:
+        if self.headers_due is not None:
+            self.headers_due.cancel()
+            self.headers_due = None
+
+    def _give_up(self) -> None:
+        self.headers_due = None
+        if self.conn.their_state is h11.IDLE and not self.transport.is_closing():
+            self.transport.close()
