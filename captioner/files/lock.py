@@ -8,6 +8,9 @@ from io import FileIO
 
 from captioner.errors import BadOutput
 
+FAR = 2**31 - 2
+"""The byte that stands for the file where bytes are locked."""
+
 
 def lock(stream: FileIO, what: str) -> None:
     """Hold this open file until it is closed. `what` names it in the message to a second run.
@@ -27,10 +30,16 @@ def _hold(stream: FileIO, what: str) -> None:
     if sys.platform == "win32":
         import msvcrt
 
+        # Windows locks bytes, and nobody else can read those. One far behind the end is the same for every run, however
+        # long the file has become.
+        here = os.lseek(stream.fileno(), 0, os.SEEK_CUR)
+        os.lseek(stream.fileno(), FAR, os.SEEK_SET)
         try:
             msvcrt.locking(stream.fileno(), msvcrt.LK_NBLCK, 1)
         except OSError as error:
             raise _taken(what) from error
+        finally:
+            os.lseek(stream.fileno(), here, os.SEEK_SET)
         return
     import fcntl
 

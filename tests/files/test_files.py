@@ -2,9 +2,11 @@
 
 import os
 import signal
+import struct
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -67,6 +69,7 @@ def test_what_a_killed_process_left_goes_with_the_next_write(tmp_path: Path, kin
     write = f"""
 import os, signal, sys
 from pathlib import Path
+from types import SimpleNamespace
 from captioner.files import atomic
 with atomic.{kind}(Path(sys.argv[1])) as new:
     (new / "part" if new.is_dir() else new).write_text("half")
@@ -109,6 +112,29 @@ def test_a_second_writer_is_refused_while_the_first_lives(tmp_path: Path) -> Non
         lock.lock(first, "runs/a")
         with pytest.raises(BadOutput, match="runs/a is being written by another run"):
             lock.lock(second, "runs/a")
+
+
+def locking(descriptor: int, mode: int, length: int) -> None:
+    """Windows' `msvcrt.locking` by Linux' locks of an open file: bytes from where the file stands, no matter if there."""
+    import fcntl
+
+    wanted = struct.pack("hhqqi", fcntl.F_WRLCK, os.SEEK_CUR, 0, length, 0)
+    fcntl.fcntl(descriptor, 37, wanted)  # F_OFD_SETLK
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="stands on locks of Linux")
+def test_a_second_writer_is_refused_on_windows_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "msvcrt", SimpleNamespace(locking=locking, LK_NBLCK=2))
+    file = tmp_path / "journal"
+    with open(file, "ab", buffering=0) as first:
+        with monkeypatch.context() as windows:
+            windows.setattr(sys, "platform", "win32")
+            lock.lock(first, "journal")
+            first.write(b"a row\n")
+            with open(file, "ab", buffering=0) as second, pytest.raises(BadOutput, match="by another run"):
+                lock.lock(second, "journal")  # the file is longer than when the first locked it
+        first.write(b"another\n")
+    assert file.read_bytes() == b"a row\nanother\n"
 
 
 def test_a_file_that_its_writer_removed_is_not_written_to(tmp_path: Path) -> None:
