@@ -115,7 +115,7 @@ def test_a_second_writer_is_refused_while_the_first_lives(tmp_path: Path) -> Non
 
 
 def locking(descriptor: int, mode: int, length: int) -> None:
-    """Windows' `msvcrt.locking` by Linux' locks of an open file: bytes from where the file stands, no matter if there."""
+    """Windows' `msvcrt.locking` by Linux' locks of an open file: bytes from where the file stands on."""
     import fcntl
 
     wanted = struct.pack("hhqqi", fcntl.F_WRLCK, os.SEEK_CUR, 0, length, 0)

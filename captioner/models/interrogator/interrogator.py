@@ -13,7 +13,6 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
-from itertools import islice
 from pathlib import Path
 
 from PIL.Image import Image
@@ -146,7 +145,7 @@ class Chooser:
         return texts
 
     def best(self, pictures: Tensor, captions: list[str]) -> list[str]:
-        return self._chain(pictures, captions, self._nearest(self.everything, pictures, CHAIN_TERMS))
+        return self.chain(pictures, captions, self._nearest(self.everything, pictures, CHAIN_TERMS))
 
     def negative(self, pictures: Tensor) -> list[str]:
         """The chain towards the picture's opposite: nearest to it is what the picture is least like."""
@@ -156,9 +155,9 @@ class Chooser:
             if kind in self.tables:
                 near = self._nearest(self.tables[kind], opposites, count)
                 candidates = [old + new for old, new in zip(candidates, near, strict=True)]
-        return self._chain(opposites, [""] * len(pictures), candidates)
+        return self.chain(opposites, [""] * len(pictures), candidates)
 
-    def _chain(self, pictures: Tensor, texts: list[str], candidates: list[list[str]]) -> list[str]:
+    def chain(self, pictures: Tensor, texts: list[str], candidates: list[list[str]], rounds: int = MOST) -> list[str]:
         """Add the best term again and again, as long as the similarity rises. A round scores every picture's
         candidates together. Returns the best text on the way."""
         texts, terms = list(texts), [list(of_picture) for of_picture in candidates]
@@ -166,7 +165,7 @@ class Chooser:
         now = [score if text else -math.inf for score, text in zip(now, texts, strict=True)]
         best = list(zip(now, texts, strict=True))
         going = list(range(len(texts)))
-        for count in range(MOST):
+        for count in range(rounds):
             going = [n for n in going if terms[n]]
             if not going:
                 break
@@ -186,10 +185,7 @@ class Chooser:
         return [text for _, text in best]
 
     def _nearest(self, table: TermTable, pictures: Tensor, count: int | None) -> list[list[str]]:
-        return [list(islice(filter(self._allowed, ranked), count)) for ranked in table.rank(pictures)]
-
-    def _allowed(self, term: str) -> bool:
-        return self.forbidden is None or not self.forbidden.search(term)
+        return table.nearest(pictures, count, self.forbidden)
 
     def _fitting(self, parts: list[str]) -> str:
         return cut_to_tokens(_joined(parts), self.ranker.tokens, self.ranker.limit)

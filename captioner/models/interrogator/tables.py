@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,6 +41,8 @@ PART = 2048
 """Terms whose vectors are kept together."""
 AT_ONCE = 16384
 """Terms multiplied at once: the table stays in half precision but for these."""
+PICTURES = 128
+"""Pictures whose similarities to all terms are held at once: 50 MB for 100,000 terms."""
 
 
 @dataclass(frozen=True)
@@ -49,11 +52,24 @@ class TermTable:
     terms: list[str]
     vectors: Tensor
 
-    def rank(self, pictures: Tensor) -> list[Iterable[str]]:
-        """For each picture `[d]` all terms, nearest first."""
+    def nearest(self, pictures: Tensor, count: int | None, forbidden: re.Pattern | None = None) -> list[list[str]]:
+        """For each picture `[d]` the nearest terms, best first, without those in which something forbidden is found."""
+        out = [n for n, term in enumerate(self.terms) if forbidden.search(term)] if forbidden else []
+        count = min(len(self.terms) if count is None else count, len(self.terms) - len(out))
+        if not count:
+            return [[] for _ in pictures]
+        return [terms for some in pictures.split(PICTURES) for terms in self._nearest(some, count, out)]
+
+    def _nearest(self, pictures: Tensor, count: int, out: list[int]) -> list[list[str]]:
         scores = torch.cat([pictures @ part.to(pictures.dtype).T for part in self.vectors.split(AT_ONCE)], 1)
-        orders = scores.argsort(dim=1, descending=True, stable=True).tolist()
-        return [(self.terms[index] for index in order) for order in orders]
+        scores[:, out] = -torch.inf
+        least = scores.topk(count).values[:, -1:]
+        nearest = []
+        for row, near in zip(scores, scores >= least, strict=True):  # more than `count` where some are alike
+            indices = near.nonzero().squeeze(1)
+            order = row[indices].argsort(descending=True, stable=True)[:count]  # of those alike, the first in the list
+            nearest.append([self.terms[index] for index in indices[order].tolist()])
+        return nearest
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -25,7 +26,7 @@ from captioner.files.cache import cache_folder
 from captioner.models.interrogator import interrogator, tables
 from captioner.models.interrogator.interrogator import Chooser, Interrogator
 from captioner.models.interrogator.tables import TermTable, TermTables
-from captioner.models.parts import ranker
+from captioner.models.parts import clip_texts, ranker
 from captioner.models.parts.ranker import Ranker
 from tests.decoders import pictures
 
@@ -170,14 +171,16 @@ def test_terms_that_were_read_before_a_stop_are_not_read_again(
     torch.testing.assert_close(vectors, whole(terms).half(), atol=1e-3, rtol=0)
 
 
-@pytest.mark.parametrize("at_once", [1, 5, 512])
+@pytest.mark.parametrize("at_once", [1, 5, 128])
 @pytest.mark.parametrize("name", ["clip", "siglip", "siglip2"])
 def test_similarities_share_beginnings_and_change_nothing(
     tiny_checkpoint: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, name: str, at_once: int
 ) -> None:
     monkeypatch.setattr(ranker, "AT_ONCE", at_once)
+    monkeypatch.setattr(clip_texts, "NODES", at_once)
+    monkeypatch.setattr(clip_texts, "TREES", min(at_once, 16))
     ours = judge(tiny_checkpoint, name)
-    terms = ["oil", "by ada moor", "8k", "highly detailed, art", ".dots", "a"]
+    terms = ["oil", "by ada moor", "by ada", "8k", "highly detailed, art", ".dots", "a", "oil", "oil paint", ""]
     texts = [
         [f"a red cat. at sea, {term}" for term in terms],
         [f"dog, {term}" for term in terms[:2]],
@@ -226,14 +229,21 @@ def test_tables_know_each_term_once(package: Path, options: LoadOptions) -> None
 
 
 @pytest.mark.parametrize("sign", [1, -1])
-def test_chunks_do_not_change_the_ranking(monkeypatch: pytest.MonkeyPatch, sign: int) -> None:
+@pytest.mark.parametrize("count", [None, 4])
+def test_chunks_do_not_change_the_ranking(monkeypatch: pytest.MonkeyPatch, sign: int, count: int | None) -> None:
     torch.manual_seed(0)
-    vectors, seen = torch.randn(50, 8).half(), sign * torch.randn(3, 8)
-    table = TermTable([str(n) for n in range(50)], vectors)
-    expected = [[str(n) for n in (v @ vectors.float().T).argsort(descending=True).tolist()] for v in seen]
-    for at_once in (7, 50, 1000):
+    vectors, seen = torch.randint(-9, 9, (50, 8)).half(), sign * torch.randint(-9, 9, (3, 8)).float()  # exact sums
+    vectors[30:40] = vectors[20]  # terms that CLIP reads alike stay in the order of the list
+    table = TermTable([f"term {n}" for n in range(50)], vectors)
+    orders = (seen @ vectors.float().T).argsort(descending=True, stable=True)
+    expected = [[table.terms[n] for n in order] for order in orders.tolist()]
+    allowed = [[term for term in order if "4" not in term] for order in expected]
+    for at_once, pictures_at_once in ((7, 1), (50, 2), (1000, 128)):
         monkeypatch.setattr(tables, "AT_ONCE", at_once)
-        assert [list(ranked) for ranked in table.rank(seen)] == expected
+        monkeypatch.setattr(tables, "PICTURES", pictures_at_once)
+        assert table.nearest(seen, count) == [order[:count] for order in expected]
+        assert table.nearest(seen, count, re.compile("4")) == [order[:count] for order in allowed]
+    assert table.nearest(seen, count, re.compile("term")) == [[], [], []]
 
 
 def test_own_lists_play_the_flavours_or_what_their_name_says(
@@ -412,7 +422,7 @@ def test_chain_is_the_one_by_hand(
     speaker = load(options)
     seen, starts = speaker.ranker.pictures(pictures(3)), ["a red cat", "dog", "fog " * 60]
     table = own_tables(speaker).of_kind["flavors"]
-    texts = chooser(speaker)._chain(seen, starts, [table.terms] * 3)
+    texts = chooser(speaker).chain(seen, starts, [table.terms] * 3)
     assert texts == [
         by_hand(speaker, *of_picture, table.terms, fewest) for of_picture in zip(seen, starts, strict=True)
     ]
