@@ -51,7 +51,7 @@ class Row:
         return {**asdict(self), "ratios": list(self.ratios), "median": self.median}
 
 
-SUBJECTS: tuple[str, ...] = ()
+SUBJECTS: tuple[str, ...] = ("interrogator",)
 """Modules of this package, each with `measure(say) -> list[Row]`, in the order in which they are run."""
 
 
