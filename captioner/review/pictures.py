@@ -84,7 +84,7 @@ class Thumbnails:
 
     def small(self, path: Path) -> bytes:
         """For the list; kept."""
-        self._check(path)
+        self.check(path)
         kept = self._kept(path)
         try:
             return kept.read_bytes()
@@ -96,10 +96,11 @@ class Thumbnails:
 
     def large(self, path: Path) -> bytes:
         """Beside the text."""
-        self._check(path)
+        self.check(path)
         return self._make(path, LARGE, 88)
 
-    def _check(self, path: Path) -> None:
+    def check(self, path: Path) -> None:
+        """A picture that leads out of the folder, though it did not when it was found, is a `BadImage`."""
         if not is_inside(path, self.root):
             raise BadImage(f"{printable(path.name)} leads out of the folder.")
 

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from captioner.errors import BadImage, BadInput, BadOutput, printable
+from captioner.images.open import identified, open_file
 from captioner.review import filter as filters
 from captioner.review.journal import Changed, Journal, Step
 from captioner.review.operations import LONGEST_TEXT, Operation
@@ -121,8 +122,7 @@ class Review:
             raise
         self.writer = threading.Thread(target=self._write, name="review", daemon=True)
         self.writer.start()
-        rows = list(self.rows.values())  # two seconds for 10,000 texts, before anybody asks
-        threading.Thread(target=count_tokens, args=(rows,), name="tokens", daemon=True).start()
+        threading.Thread(target=self._look_ahead, name="looks ahead", daemon=True).start()
 
     def __enter__(self) -> Review:
         return self
@@ -160,6 +160,20 @@ class Review:
                 if row.name in self.journal.originals:
                     row.was_edited, row.original = True, self.journal.originals[row.name]
             self._look_at_errors([path for _, path in files])
+
+    def _look_ahead(self) -> None:
+        """What takes seconds for 10,000 pictures, before anybody asks: tokens, and which pictures are none."""
+        rows = list(self.rows.values())
+        count_tokens(rows)
+        for row in rows:
+            if self.closed:
+                return
+            if row.text is None and row.problem is None:
+                try:
+                    with identified(row.path, printable(row.path.name)):
+                        pass
+                except BadImage as error:
+                    row.problem = str(error)
 
     def _look_at_tables(self, files: Iterable[Path]) -> None:
         known = {table.path: table for table in self.tables}
@@ -225,9 +239,16 @@ class Review:
         return row
 
     def candidates(self, row: Row) -> list[Candidate]:
-        """What a model proposed for a picture, from the table that keeps it."""
+        """What a model proposed for a picture: just now, or in the table that keeps it."""
         with self.lock:
-            return next(filter(None, (table.candidates(row) for table in self.tables)), [])
+            return row.candidates or next(filter(None, (table.candidates(row) for table in self.tables)), [])
+
+    def proposed(self, name: str, candidates: Sequence[dict[str, Any]], score: float | None) -> None:
+        """A model was asked again: what it says stands here for this session."""
+        with self.lock:
+            row = self._row(name)
+            row.candidates = [Candidate(one["text"], one["score"]) for one in candidates]
+            row.score, row.problem = score, None
 
     def places(self, row: Row) -> list[str]:
         """Where a picture's text stands, or will."""
@@ -275,6 +296,13 @@ class Review:
     def large(self, name: str) -> bytes:
         """The picture beside the text, as JPEG."""
         return self._picture(name, self.thumbnails.large)
+
+    def content(self, name: str) -> bytes:
+        """The picture itself, for a model."""
+        row = self._row(name)
+        self.thumbnails.check(row.path)
+        with open_file(row.path, printable(row.name)) as stream:
+            return stream.read()
 
     def _picture(self, name: str, make: Callable[[Path], bytes]) -> bytes:
         row = self._row(name)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from captioner.text.length import clip_tokens
 
 if TYPE_CHECKING:
-    from captioner.review.outputs import Output
+    from captioner.review.outputs import Candidate, Output
 
 
 @dataclass(slots=True, eq=False)
@@ -30,6 +30,8 @@ class Row:
     """Whether `original` holds what stood here before the first edit."""
     places: dict[Output, str | None] = field(default_factory=dict)
     """What each output holds of it now, the first of them the one that is shown. None: nothing yet."""
+    candidates: list[Candidate] = field(default_factory=list)
+    """Of a model that was asked in this session, best first."""
     _of: str | None = None
     """The text that what follows was counted of."""
     _lower: str | None = None

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 CLIP_MERGES = Path(__file__).parent.parent / "bundled" / "clip" / "merges.txt.gz"
+CLIP_LIMIT = 77
+"""Tokens that CLIP's text tower reads, start and end included."""
 CLIP_START, CLIP_END = "<|startoftext|>", "<|endoftext|>"
 
 _BOUNDARIES = (",", r"(?<=[.!?]) ", r"\s", "(?s:.)")
@@ -39,6 +41,13 @@ def clip_tokens(text: str) -> int:
     """How many tokens CLIP's text tower would read, its start and end included (it truncates at 77)."""
     text = text.encode("utf-8", "replace").decode()  # half a surrogate pair has no bytes
     return 2 + len(clip_tokenizer().encode(text, add_special_tokens=False).ids)
+
+
+def clip_length(text: str) -> tuple[int, int | None]:
+    """`clip_tokens`, and the character where CLIP's text tower stops reading, if it does not read all."""
+    encoded = clip_tokenizer().encode(text.encode("utf-8", "replace").decode(), add_special_tokens=False)
+    most = CLIP_LIMIT - 2
+    return 2 + len(encoded.ids), encoded.offsets[most][0] if len(encoded.ids) > most else None
 
 
 def clip_tokens_of(texts: Sequence[str]) -> list[int]:

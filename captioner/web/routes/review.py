@@ -1,0 +1,361 @@
+"""What Review asks: the pictures of the server's folder and their texts, edits and the way back.
+
+The page alone calls these, and only where the server was given a folder. Bodies are JSON, which no page of another site
+can send unasked; a picture is named as the server itself has listed it, never by a path.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, HTTPException, Request
+from fastapi.responses import Response
+from fastapi.routing import APIRoute
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.concurrency import run_in_threadpool
+
+from captioner.errors import BadInput, BadOutput
+from captioner.review import BadFilter, BadPattern, Conflict, Review, Row, Scope, Unknown, operations
+from captioner.serving.engine import Picture
+from captioner.text.length import clip_length
+from captioner.web.context import Context
+from captioner.web.errors import one_line
+
+MOST_ROWS = 200
+"""Of one request."""
+MOST_NAMES = 200_000
+PATIENCE = 2.0
+"""Seconds that an edit waits for its file: whoever sees "saved" can open the file."""
+KEPT = {"Cache-Control": "private, max-age=3600"}
+"""Of pictures, whose address changes with their content."""
+
+Name = Annotated[str, Field(min_length=1, max_length=4096)]
+Text = Annotated[str, Field(max_length=operations.LONGEST_TEXT)]
+Words = Annotated[str, Field(max_length=operations.LONGEST_PATTERN)]
+Filter = Annotated[str, Field(max_length=10_000)]
+
+
+class Strict(BaseModel):
+    """What is misspelt is said, not passed over."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class View(Strict):
+    """Which pictures, in which order."""
+
+    filter: Filter = ""
+    sort: Literal["name", "score", "chars", "tokens"] = "name"
+    descending: bool = False
+
+
+class Rows(Strict):
+    """Pictures by their names."""
+
+    names: Annotated[list[Name], Field(max_length=MOST_ROWS)]
+
+
+class One(Strict):
+    """A picture by its name."""
+
+    name: Name
+
+
+class Edit(Strict):
+    """Another text. before: what the user saw; group: what is taken back together with it."""
+
+    name: Name
+    text: Text
+    before: Text | None = None
+    group: Annotated[str, Field(max_length=100)] | None = None
+    title: Annotated[str, Field(max_length=200)] | None = None
+
+
+class Ask(Strict):
+    """A model about a picture."""
+
+    name: Name
+    model: Annotated[str, Field(max_length=500)] | None = None
+    num_candidates: Annotated[int, Field(ge=1, le=9)] | None = None
+
+
+class Count(Strict):
+    """A text that is being typed."""
+
+    text: Text
+
+
+class Failed(Strict):
+    """Why a picture has no text."""
+
+    name: Name
+    reason: Annotated[str, Field(max_length=2000)]
+
+
+class Terms(Strict):
+    """Which comma terms: of the pictures of a filter, and those that contain a word."""
+
+    filter: Filter = ""
+    contains: Words = ""
+    by_name: bool = False
+
+
+class Replace(Strict):
+    """Find and replace."""
+
+    kind: Literal["replace"]
+    find: Words
+    replacement: Words = ""
+    is_pattern: bool = False
+    match_case: bool = False
+    whole_words: bool = False
+
+
+class Around(Strict):
+    """Words before or after every text."""
+
+    kind: Literal["prepend", "append"]
+    words: Words
+
+
+class Delete(Strict):
+    """A comma term taken out."""
+
+    kind: Literal["delete"]
+    term: Words
+
+
+class Bulk(Strict):
+    """An operation, and the pictures that it is for: of a filter, and of these those that are named."""
+
+    operation: Annotated[Replace | Around | Delete, Field(discriminator="kind")]
+    filter: Filter = ""
+    names: Annotated[list[Name], Field(max_length=MOST_NAMES)] | None = None
+
+    def made(self) -> operations.Operation:
+        given = self.operation.model_dump()
+        return operations.OPERATIONS[given.pop("kind")](**given)
+
+    def scope(self) -> Scope:
+        return Scope(self.filter, None if self.names is None else tuple(self.names))
+
+
+class Polite(APIRoute):
+    """Errors of this room by their status."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handle = super().get_route_handler()
+
+        async def polite(request: Request) -> Response:
+            try:
+                return await handle(request)
+            except Unknown as error:
+                raise HTTPException(404, one_line(error)) from error
+            except BadOutput as error:
+                raise HTTPException(409, one_line(error)) from error
+
+        return polite
+
+
+class Opening:
+    """The review of the server's folder, opened when it is first asked for."""
+
+    def __init__(self, root: Path | None) -> None:
+        self.root = root
+        self.lock = threading.Lock()
+        self.review: Review | None = None
+
+    def __call__(self) -> Review:
+        if self.root is None:
+            raise BadInput("This server was started without a folder: captioner serve FOLDER.")
+        with self.lock:
+            if self.review is None:
+                self.review = Review(self.root)
+            return self.review
+
+    def close(self) -> None:
+        with self.lock:
+            if self.review is not None:
+                self.review.close()
+
+
+def router(context: Context) -> APIRouter:
+    """The routes of this module."""
+    review = Opening(context.settings.root)
+
+    @asynccontextmanager
+    async def life(_: Any) -> AsyncIterator[None]:
+        yield
+        await run_in_threadpool(review.close)
+
+    routes = APIRouter(prefix="/review/api", include_in_schema=False, route_class=Polite, lifespan=life)
+
+    @routes.get("/state")
+    def state() -> Any:
+        return state_of(review())
+
+    @routes.post("/view")
+    def view(asked: View) -> Any:
+        try:
+            rows = review().view(asked.filter, asked.sort, asked.descending)
+        except BadFilter as error:
+            return {"error": where_of(error)}
+        return {"names": [row.name for row in rows], "state": state_of(review())}
+
+    @routes.post("/rows")
+    def rows(asked: Rows) -> Any:
+        known = review().rows
+        return {"rows": [brief(known[name]) for name in asked.names if name in known]}
+
+    @routes.post("/row")
+    def row(asked: One) -> Any:
+        return whole(review(), review().row(asked.name))
+
+    @routes.post("/edit")
+    def edit(asked: Edit) -> Any:
+        return edited(review(), asked)
+
+    @routes.post("/ask")
+    async def ask(request: Request, asked: Ask) -> Any:
+        content = await run_in_threadpool(lambda: review().content(asked.name))
+        question = context.engine.ask(asked.model, num_candidates=asked.num_candidates)
+        row = await context.prompt(request, Picture(content, asked.name), question)
+        await run_in_threadpool(lambda: review().proposed(asked.name, row["candidates"], row["score"]))
+        return row
+
+    @routes.post("/count")
+    def count(asked: Count) -> Any:
+        tokens, cut = clip_length(asked.text)
+        return {"tokens": tokens if asked.text.strip() else 0, "cut": cut}
+
+    @routes.post("/fail")
+    def fail(asked: Failed) -> Any:
+        review().fail(asked.name, asked.reason)
+        return brief(review().row(asked.name))
+
+    @routes.post("/preview")
+    def preview(asked: Bulk) -> Any:
+        try:
+            return asdict(review().preview(asked.made(), asked.scope()))
+        except (BadFilter, BadPattern) as error:
+            return {"error": where_of(error)}
+
+    @routes.post("/apply")
+    def apply(asked: Bulk) -> Any:
+        try:
+            outcome = review().apply(asked.made(), asked.scope())
+        except (BadFilter, BadPattern) as error:
+            return {"error": where_of(error)}
+        return settled(review(), asdict(outcome))
+
+    @routes.post("/undo")
+    def undo() -> Any:
+        return settled(review(), asdict(review().undo()))
+
+    @routes.post("/redo")
+    def redo() -> Any:
+        return settled(review(), asdict(review().redo()))
+
+    @routes.get("/history")
+    def history() -> Any:
+        steps = review().history()
+        return {
+            "steps": [
+                {"title": step.title, "time": step.time, "texts": len(step.names), "stands": stands}
+                for step, stands in steps
+            ]
+        }
+
+    @routes.post("/terms")
+    def terms(asked: Terms) -> Any:
+        try:
+            return {"terms": [asdict(term) for term in review().terms(asked.filter, asked.contains, asked.by_name)]}
+        except BadFilter as error:
+            return {"error": where_of(error)}
+
+    @routes.post("/look-again")
+    def look_again() -> Any:
+        review().look_again()
+        return state_of(review())
+
+    @routes.post("/retry")
+    def retry() -> Any:
+        review().retry()
+        return settled(review(), {})
+
+    @routes.get("/small")
+    def small(name: Name) -> Response:
+        return Response(review().small(name), media_type="image/jpeg", headers=KEPT)
+
+    @routes.get("/large")
+    def large(name: Name) -> Response:
+        return Response(review().large(name), media_type="image/jpeg", headers=KEPT)
+
+    return routes
+
+
+def state_of(review: Review) -> dict[str, Any]:
+    """What the head of the page shows."""
+    rows = list(review.rows.values())
+    done, undone = review.journal.done, review.journal.undone
+    return {
+        "root": review.root.name,
+        "total": len(rows),
+        "empty": sum(not row.text for row in rows),
+        "failed": sum(row.problem is not None for row in rows),
+        "edited": sum(row.is_edited for row in rows),
+        "scored": any(row.score is not None for row in rows),
+        "unwritten": len(review.unwritten),
+        "stuck": next(iter(review.stuck.values()), None),
+        "undo": done[-1].title if done else None,
+        "redo": undone[-1].title if undone else None,
+    }
+
+
+def brief(row: Row) -> dict[str, Any]:
+    """A row of the list."""
+    return {
+        "name": row.name,
+        "text": row.text,
+        "score": row.score,
+        "tokens": row.tokens,
+        "problem": row.problem,
+        "edited": row.is_edited,
+    }
+
+
+def whole(review: Review, row: Row) -> dict[str, Any]:
+    """All about a picture."""
+    return {
+        **brief(row),
+        "original": row.original if row.was_edited else row.text,
+        "candidates": [candidate._asdict() for candidate in review.candidates(row)],
+        "places": review.places(row),
+    }
+
+
+def edited(review: Review, asked: Edit) -> dict[str, Any]:
+    """What became of an edit; somebody else's text stands as `conflict`."""
+    try:
+        row = review.edit(asked.name, asked.text, before=asked.before, group=asked.group, title=asked.title)
+    except Conflict as error:
+        return {"conflict": one_line(error), "row": whole(review, error.row), "state": state_of(review)}
+    return settled(review, {"row": whole(review, row)})
+
+
+def settled(review: Review, answer: dict[str, Any]) -> dict[str, Any]:
+    """With the state once the files are written, or soon."""
+    review.flush(PATIENCE)
+    return {**answer, "state": state_of(review)}
+
+
+def where_of(error: BadFilter | BadPattern) -> dict[str, Any]:
+    """A sentence, and the characters that it is about."""
+    if isinstance(error, BadFilter):
+        return {"message": one_line(error), "start": error.start, "end": error.end}
+    return {"message": one_line(error), "start": error.position, "end": error.position}

@@ -1,0 +1,155 @@
+"""Review over HTTP: what is refused, what is never reached, and what a kill leaves."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import urllib.error
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from captioner.review import Review
+from captioner.serving.engine import Engine
+from tests.review.folders import picture, snapshot, write_rows
+from tests.web.served import call, refusal, served
+
+MANY = 260
+
+
+@pytest.fixture(scope="module")
+def idle() -> Engine:
+    """An engine that no model is loaded into: nobody asks it here."""
+    return Engine(["mini"])
+
+
+@pytest.fixture
+def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("CAPTIONER_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for number in range(4):
+        picture(folder / f"{number}.png", number)
+    write_rows(folder / "captions.jsonl", [f"{number}.png" for number in range(3)], score=-1.0)
+    return folder
+
+
+@pytest.fixture
+def api(photos: Path, idle: Engine) -> Iterator[str]:
+    with served(photos, idle) as address:
+        yield f"{address}/review/api/"
+
+
+def test_a_folder_is_listed_edited_and_taken_back(api: str, photos: Path) -> None:
+    before = snapshot(photos)
+    view = call(api + "view", {"filter": "", "sort": "name"})
+    assert view["names"] == ["0.png", "1.png", "2.png", "3.png"]
+    assert (view["state"]["total"], view["state"]["empty"]) == (4, 1)
+    (row,) = call(api + "rows", {"names": ["1.png", "gone.png"]})["rows"]
+    assert (row["text"], row["score"], row["tokens"]) == ("text of 1", -1.0, 5)
+    whole = call(api + "row", {"name": "1.png"})
+    assert [one["text"] for one in whole["candidates"]] == ["text of 1", "another of 1"]
+    assert whole["places"] == ["captions.jsonl"]
+    answer = call(api + "edit", {"name": "1.png", "text": "a dog", "before": "text of 1"})
+    assert (answer["row"]["text"], answer["row"]["original"], answer["state"]["unwritten"]) == ("a dog", "text of 1", 0)
+    assert "a dog" in (photos / "captions.jsonl").read_text()
+    conflict = call(api + "edit", {"name": "1.png", "text": "a hen", "before": "text of 1"})
+    assert conflict["row"]["text"] == "a dog"
+    assert call(api + "undo", {})["examples"][0]["after"] == "text of 1"
+    assert snapshot(photos) == before
+    assert call(api + "state")["redo"] == "Edit 1.png"
+    assert call(api + "count", {"text": "word " * 100}) == {"tokens": 102, "cut": 375}
+
+
+def test_many_at_once_and_what_is_wrong_with_it(api: str) -> None:
+    replace = {"kind": "replace", "find": "text", "replacement": "words"}
+    assert call(api + "preview", {"operation": replace})["pictures"] == 3
+    assert call(api + "apply", {"operation": replace, "names": ["0.png", "2.png"]})["pictures"] == 2
+    assert [step["title"] for step in call(api + "history")["steps"]] == ["Replace “text” by “words” in 2 texts"]
+    assert {"text": "words of 0", "count": 1} in call(api + "terms", {})["terms"]
+    for body, words in (
+        ({"operation": {**replace, "find": "(", "is_pattern": True}}, "not valid"),
+        ({"operation": replace, "filter": "a ("}, "missing"),
+    ):
+        error = call(api + "preview", body)["error"]
+        assert words in error["message"]
+        assert error["start"] is not None
+
+
+def test_what_is_refused(api: str, photos: Path) -> None:
+    before = snapshot(photos)
+    edit = {"name": "1.png", "text": "a dog"}
+    for name in ("../x.png", "/etc/passwd", "..", "captions.jsonl", "a\0b"):
+        assert refusal(api + "edit", {**edit, "name": name})[0] == 404
+        assert refusal(api + "ask", {"name": name})[0] == 404
+    assert refusal(api + "small?name=../../etc/passwd")[0] == 404
+    assert refusal(api + "edit", json.dumps(edit).encode(), Content_Type="text/plain")[0] == 422
+    assert refusal(api + "edit", edit, Origin="http://elsewhere.example")[0] == 403
+    assert refusal(api + "edit", {**edit, "nmae": 1})[0] == 422
+    assert refusal(api + "edit", {**edit, "text": "a" * 100_001})[0] == 422
+    assert refusal(api + "undo", {}) == (422, "There is nothing to undo.")
+    assert refusal(api + "view", {"sort": "colour"})[0] == 422
+    (photos / "broken.png").write_bytes(b"no picture")
+    call(api + "look-again", {})
+    assert refusal(api + "large?name=broken.png")[0] == 422
+    assert call(api + "view", {"filter": "is:failed"})["names"] == ["broken.png"]
+    (photos / "broken.png").unlink()
+    assert snapshot(photos) == before
+
+
+def test_without_a_folder_there_is_no_review(idle: Engine) -> None:
+    with served(None, idle) as address:
+        status, words = refusal(address + "/review/api/state")
+    assert (status, "without a folder" in words) == (422, True)
+
+
+def test_a_folder_that_another_server_corrects(api: str, photos: Path, idle: Engine) -> None:
+    call(api + "state")
+    with served(photos, idle) as second:
+        assert refusal(second + "/review/api/state")[0] == 409
+
+
+def test_a_kill_loses_nothing_that_was_said_to_be_saved(photos: Path, tmp_path: Path) -> None:
+    """Edits without a pause, and SIGKILL amid them: every one that was answered is there, and can be taken back."""
+    for number in range(MANY):
+        picture(photos / f"{number}.png", number)
+        (photos / f"{number}.txt").write_text(f"text of {number}\n")
+    command = [sys.executable, "-m", "captioner", "serve", str(photos), "--port", "0"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            said = process.stderr.readline()
+            api = said.split()[1].partition("#")[0] + "review/api/"
+            saved = edit_until_it_dies(api, process)
+        finally:
+            process.kill()
+    assert len(saved) >= 20
+    with Review(photos) as review:
+        review.flush()
+        texts = {row.name: row.text for row in review.view()}
+        assert {name: texts[name] for name in saved} == saved
+        assert all((photos / name).with_suffix(".txt").read_text() == f"{text}\n" for name, text in saved.items())
+        while review.journal.done:
+            review.undo()
+        review.flush()
+        assert all((photos / f"{n}.txt").read_text() == f"text of {n}\n" for n in range(3, MANY))
+
+
+def edit_until_it_dies(api: str, process: subprocess.Popen) -> dict[str, str]:
+    """Name → the text of every edit that was answered before the kill."""
+    saved = {}
+    append = {"operation": {"kind": "append", "words": "8k"}, "names": [f"{number}.png" for number in range(160, MANY)]}
+    call(api + "apply", append)
+    saved |= {name: f"text of {name.partition('.')[0]}, 8k" for name in append["names"]}
+    for number in range(3, 160):
+        if number == 40:
+            process.send_signal(signal.SIGKILL)
+        try:
+            text = f"kept {number}"
+            answer = call(api + "edit", {"name": f"{number}.png", "text": text})
+            saved[f"{number}.png"] = answer["row"]["text"]
+        except (urllib.error.URLError, ConnectionError, TimeoutError):
+            return saved
+    raise AssertionError("it did not die")
