@@ -1,6 +1,15 @@
 """Where a model computes, and how fast: devices and precisions, and kernels with their fallbacks."""
 
-from captioner.compute.devices import DTYPES, PRECISIONS, device, fits, free_memory, has_bf16, precision
+from captioner.compute.devices import (
+    DTYPES,
+    PRECISIONS,
+    device,
+    fits,
+    free_memory,
+    fused_attention_pays,
+    has_bf16,
+    precision,
+)
 from captioner.compute.packed import (
     HalfLinear,
     PackedLinear,
@@ -21,6 +30,7 @@ __all__ = [
     "device",
     "fits",
     "free_memory",
+    "fused_attention_pays",
     "has_bf16",
     "pack",
     "pays_to_pack",

@@ -48,6 +48,14 @@ def has_bf16() -> bool:
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
+def fused_attention_pays(x: torch.Tensor) -> bool:
+    """Is `scaled_dot_product_attention` of hundreds of positions faster here than plain products and a softmax?
+
+    In fp32 by a third. In bf16 it takes half the time with AMX, and twice as long without.
+    """
+    return x.device.type != "cpu" or x.dtype != torch.bfloat16 or torch.cpu._is_amx_tile_supported()
+
+
 def free_memory(target: torch.device) -> int:
     """Bytes that may still be used on this device."""
     if target.type == "cuda":

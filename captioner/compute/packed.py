@@ -1,7 +1,8 @@
 """Packed weights: a loaded model made ready for inference on this machine.
 
 Linear layers dominate every model here, and oneDNN multiplies about twice as fast by weights that were laid out for it
-beforehand: all of them with AVX-512, without it large ones that meet few rows. A small decoder mostly waits for its
+beforehand: all of them with AVX-512 (but for hundreds of rows on Intel's processors, where a plain product is as
+fast), without it large ones that meet few rows. A small decoder mostly waits for its
 weights, and has them in float16. The operators that do so are private to torch, so a plain product remains as the
 fallback.
 """
@@ -24,7 +25,9 @@ LARGE = 750_000
 """Weights of a linear layer that no longer stay in a core's cache."""
 
 
-def prepare(model: Module, options: LoadOptions, small: nn.Module | None = None) -> Module:
+def prepare(
+    model: Module, options: LoadOptions, small: nn.Module | None = None, encoder: nn.Module | None = None
+) -> Module:
     """Make a model ready for inference: on its device, in its precision, its linear layers packed where that pays.
 
     Args:
@@ -32,6 +35,7 @@ def prepare(model: Module, options: LoadOptions, small: nn.Module | None = None)
         options: the device and the precision.
         small: the part of the model that multiplies few rows at a time by weights with float16 values. On a CPU in fp32
             these are kept in float16.
+        encoder: the part of the model that multiplies hundreds of rows at a time.
     """
     target = device(options.device)
     chosen = precision(options.precision, target)
@@ -43,13 +47,20 @@ def prepare(model: Module, options: LoadOptions, small: nn.Module | None = None)
     if chosen == "fp32" and small is not None:
         read_as_half(small)
     if chosen != "float64":
-        pack(model)
+        pack(model, encoder if chosen == "fp32" and multiplies_well() else None)
     return model
 
 
-def pack(model: nn.Module) -> None:
-    """Replace the linear layers (GPT-2's `Conv1D` too) by packed ones where that pays, in place."""
-    _replace_linear(model, pays_to_pack, PackedLinear)
+def pack(model: nn.Module, but: nn.Module | None = None) -> None:
+    """Replace the linear layers (GPT-2's `Conv1D` too) by packed ones where that pays, in place; one part's stay."""
+    _replace_linear(model, pays_to_pack, PackedLinear, but)
+
+
+def multiplies_well() -> bool:
+    """Is torch's plain fp32 product of hundreds of rows as fast as a packed one? Intel's library takes its quick paths
+    on Intel's processors alone: 290 GFLOP/s there against 226 packed, and half of the packed on others."""
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    return torch.backends.mkl.is_available() and str(capabilities.get("cpu_name")).startswith("Intel")
 
 
 def pays_to_pack(weight: Tensor) -> bool:
@@ -163,12 +174,17 @@ class _Traceable(nn.Module):
 
 
 def _replace_linear(
-    model: nn.Module, wanted: Callable[[Tensor], bool], make: Callable[[Tensor, Tensor | None], nn.Module]
+    model: nn.Module,
+    wanted: Callable[[Tensor], bool],
+    make: Callable[[Tensor, Tensor | None], nn.Module],
+    but: nn.Module | None = None,
 ) -> None:
-    """Put `make(weight [out, in], bias)` in place of the linear layers whose weights are wanted."""
+    """Put `make(weight [out, in], bias)` in place of the linear layers whose weights are wanted, but for one part's."""
     for name, child in model.named_children():
+        if child is but:
+            continue
         if (parameters := _linear(child)) is None:
-            _replace_linear(child, wanted, make)
+            _replace_linear(child, wanted, make, but)
         elif wanted(parameters[0]):
             setattr(model, name, make(*parameters))
 

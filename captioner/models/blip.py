@@ -15,11 +15,17 @@ from PIL.Image import Image
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention as fused_attention
 from transformers import BertTokenizer, BlipConfig, BlipForConditionalGeneration, BlipTextConfig, BlipVisionConfig
+from transformers.activations import GELUActivation
 from transformers.modeling_outputs import CausalLMOutput
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 from transformers.models.blip.modeling_blip import BlipEncoderLayer, BlipMLP
-from transformers.models.blip.modeling_blip_text import BlipTextLayer
+from transformers.models.blip.modeling_blip_text import (
+    BlipTextIntermediate,
+    BlipTextLayer,
+    BlipTextPredictionHeadTransform,
+)
 
+from captioner import compute
 from captioner.compute import PackedLinear
 from captioner.contracts import LoadOptions
 from captioner.errors import BadCheckpoint
@@ -28,6 +34,13 @@ from captioner.models.parts.attention import ImageMemory, TextCache, attend_imag
 from captioner.models.parts.loss import token_loss
 from captioner.models.parts.narrow import all_of, narrowed
 from captioner.models.parts.speaker import SearchedDecoder
+
+GELU_AFTER = (
+    (BlipMLP, "fc1", "activation_fn"),
+    (BlipTextIntermediate, "dense", "intermediate_act_fn"),
+    (BlipTextPredictionHeadTransform, "dense", "transform_act_fn"),
+)
+"""Where BLIP applies an activation to what a linear layer gives: the class, the layer, the activation."""
 
 
 class Blip(BlipForConditionalGeneration):
@@ -43,8 +56,7 @@ class Blip(BlipForConditionalGeneration):
     def _encode(self, pixels: Tensor) -> Tensor:
         """The vision transformer on its own weights; training goes through transformers' `vision_model`."""
         vision, heads = self.vision_model, vision_config(self.config).num_attention_heads
-        # On CPUs the fused attention is slightly faster in fp32, and half as fast as plain products in bf16.
-        attend = attend_image if pixels.dtype == torch.bfloat16 and pixels.device.type == "cpu" else fused_attention
+        attend = fused_attention if compute.fused_attention_pays(pixels) else _plain_attention
         x = vision.embeddings(pixels)  # [n, 1 + patches, width]
         for layer in all_of(vision.encoder.layers, BlipEncoderLayer):
             projected = layer.self_attn.qkv(layer.layer_norm1(x)).unflatten(-1, (3, heads, -1))
@@ -55,8 +67,11 @@ class Blip(BlipForConditionalGeneration):
 
     def remember(self, features: Tensor) -> ImageMemory:
         heads = text_config(self.config).num_attention_heads
-        attentions = [layer.crossattention.self for layer in self._text_layers()]
-        return ImageMemory([(_heads(a.key(features), heads), _heads(a.value(features), heads)) for a in attentions])
+        layers = []
+        for attention in (layer.crossattention.self for layer in self._text_layers()):
+            keys, values = _heads(attention.key(features), heads), _heads(attention.value(features), heads)
+            layers.append((keys.transpose(-1, -2), values))  # as attend_image wants them
+        return ImageMemory(layers)
 
     def read(self, pixels: Tensor) -> ImageMemory:
         return self.remember(self.encode(pixels))
@@ -122,6 +137,10 @@ def vision_config(config: BlipConfig) -> BlipVisionConfig:
     return narrowed(config.vision_config, BlipVisionConfig)
 
 
+def _plain_attention(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    return attend_image(query, keys.transpose(-1, -2), values)
+
+
 def _heads(x: Tensor, heads: int) -> Tensor:
     return x.unflatten(-1, (heads, -1)).transpose(1, 2)  # [n, t, width] → [n, heads, t, head_dim]
 
@@ -169,7 +188,7 @@ class BlipProcessor:
 
 
 def load(folder: Path, options: LoadOptions) -> SearchedDecoder:
-    model = checkpoint.load_pretrained(Blip, folder, options)
+    model = checkpoint.load_pretrained(Blip, folder, options, encoder="vision_model")
     fuse_gelu(model)
     processor, text = BlipProcessor.from_folder(folder), text_config(model.config)
     ids = (*processor.start_ids, *processor.eos_ids, processor.pad_id, max(processor.tokenizer.get_vocab().values()))
@@ -183,5 +202,14 @@ def load(folder: Path, options: LoadOptions) -> SearchedDecoder:
 def fuse_gelu(model: Blip) -> None:
     """Let packed layers apply the activation that follows them, in place."""
     for module in model.modules():
-        if isinstance(module, BlipMLP) and module.config.hidden_act == "gelu" and type(module.fc1) is PackedLinear:
-            module.fc1.activation, module.activation_fn = "gelu", torch.nn.Identity()
+        for kind, layer, activation in GELU_AFTER:
+            if isinstance(module, kind) and _is_gelu(getattr(module, activation)):
+                linear = getattr(module, layer)
+                if type(linear) is PackedLinear:
+                    linear.activation = "gelu"
+                    setattr(module, activation, torch.nn.Identity())
+
+
+def _is_gelu(activation: object) -> bool:
+    """transformers' own module of the exact GELU; its approximations are other functions."""
+    return type(activation) is GELUActivation and activation.act is torch.nn.functional.gelu

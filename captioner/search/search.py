@@ -96,6 +96,11 @@ def _read_start(
     return ids[rows], logits[rows], past.select(rows)
 
 
+def _is_any(tokens: Tensor, wanted: Tensor) -> Tensor:
+    """`torch.isin` for a few wanted ids, in a tenth of its time."""
+    return (tokens[..., None] == wanted).any(-1)
+
+
 def _rows_of(images: Tensor, copies: int) -> Tensor:
     """The rows of these images, image-major."""
     return (images[:, None] * copies + torch.arange(copies, device=images.device)).flatten()
@@ -123,7 +128,7 @@ def _extend(
         tokens = choose(process(ids, logits), images).masked_fill(ended, processor.pad_id)  # [rows]
         ids = torch.cat((ids, tokens[:, None]), dim=1)
         log_probs = torch.cat((log_probs, plain.gather(1, tokens[:, None])), dim=1)
-        ended |= torch.isin(tokens, eos)
+        ended |= _is_any(tokens, eos)
         over = (ended.view(-1, copies).all(1) | (length == decoding.max_new_tokens)).tolist()
         for index in compress(range(len(images)), over):
             of_image = slice(index * copies, (index + 1) * copies)
@@ -251,7 +256,7 @@ def _advance(state: _Beams, log_probs: Tensor, position: int, length: int, eos: 
     parents, tokens = choice // vocabulary, choice % vocabulary
     ids = _gather(state.ids, parents)
     ids[:, :, position] = tokens
-    ends = torch.isin(tokens, eos) | (length == decoding.max_new_tokens)
+    ends = _is_any(tokens, eos) | (length == decoding.max_new_tokens)
 
     going = (scores + ends * NEVER).topk(beams)
     ending = ends.clone()

@@ -73,7 +73,7 @@ def positions(config: OFAConfig) -> int:
 def load(folder: Path, options: LoadOptions) -> Answerer:
     """A published or fine-tuned checkpoint."""
     check_form(checkpoint.base_folder(folder))
-    model = checkpoint.load_pretrained(OFA, folder, options)
+    model = checkpoint.load_pretrained(OFA, folder, options, encoder="encoder")
     processor = processor_for(model, folder)
     ids = (*processor.start_ids, *processor.eos_ids, processor.pad_id, model.config.pad_token_id)
     checkpoint.check_ids(folder, model.config.vocab_size, ids)

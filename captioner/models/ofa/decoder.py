@@ -57,7 +57,10 @@ class Decoder(nn.Module):
 
     def remember(self, states: Tensor, positions: Tensor) -> Memory:
         """The encoder's states [n, s, width] and position vectors [s, width] → memory."""
-        layers = [layer.cross_attn.keys_and_values(states) for layer in all_of(self.layers, DecoderLayer)]
+        layers = []
+        for layer in all_of(self.layers, DecoderLayer):
+            keys, values = layer.cross_attn.keys_and_values(states)
+            layers.append((keys.transpose(-1, -2), values))  # as attend_image wants them
         keys = heads_apart(self.cross_pos_k_linear(positions), self.config.decoder_attention_heads)
         return Memory(layers, keys)
 

@@ -120,7 +120,7 @@ class DecoderLayer(FeedForward):
         query = self.cross_attn.query(self.cross_attn_layer_norm(x))
         mixed = attend_image(query, *memory.layers[number], cross_bias, self.scale)
         if watched is not None:
-            scores = query @ memory.layers[number][0].transpose(-1, -2) * self.scale
+            scores = query * self.scale @ memory.layers[number][0]
             watched.append((scores + cross_bias).softmax(-1))
         x = x + self.dropout(self.cross_attn_mid_layer_norm(self.cross_attn.merged(mixed)))
         return self.feed_forward(x)

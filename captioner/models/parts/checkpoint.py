@@ -43,10 +43,11 @@ SMALL = 10_000_000
 """Weights that any model may have, whatever its files hold."""
 
 
-def load_pretrained(cls: type[Model], folder: Path, options: LoadOptions) -> Model:
-    """The model of this folder, placed for inference as the options say."""
+def load_pretrained(cls: type[Model], folder: Path, options: LoadOptions, encoder: str | None = None) -> Model:
+    """The model of this folder, placed for inference as the options say; encoder: see `compute.prepare`."""
     precision = compute.precision(options.precision, compute.device(options.device))
-    return compute.prepare(read_model(cls, folder, compute.DTYPES.get(precision, torch.float32)), options)
+    model = read_model(cls, folder, compute.DTYPES.get(precision, torch.float32))
+    return compute.prepare(model, options, encoder=model.get_submodule(encoder) if encoder else None)
 
 
 def read_model(cls: type[Model], folder: Path, dtype: torch.dtype = torch.float32, **settings) -> Model:
