@@ -59,7 +59,7 @@ def pack(model: nn.Module, but: nn.Module | None = None) -> None:
 def multiplies_well() -> bool:
     """Is torch's plain fp32 product of hundreds of rows as fast as a packed one? Intel's library takes its quick paths
     on Intel's processors alone: 290 GFLOP/s there against 226 packed, and half of the packed on others."""
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
     return torch.backends.mkl.is_available() and str(capabilities.get("cpu_name")).startswith("Intel")
 
 
