@@ -52,20 +52,22 @@ class Bench:
         self.index = index
         self.max_pixels = max_pixels
         self._models: dict[str, questions.Model] = {}
+        self._sizes: dict[str, int] = {}
 
     def load(self, name: str) -> Model:
         """The model of this name."""
         return self._model(name).loaded
 
     def batch_size(self, name: str) -> int:
-        """Pictures at a time."""
-        return self._model(name).batch_size()
+        """Pictures at a time; of a model that is still to be loaded, the first alone."""
+        return self._sizes.get(name, 1)
 
     def _model(self, name: str) -> questions.Model:
         if name not in self._models:
             model = questions.Model(name, self.options)
             model.loaded  # noqa: B018 - a model that cannot be loaded is not kept
             self._models[name] = model
+            self._sizes[name] = model.batch_size()
         return self._models[name]
 
     @cached_property

@@ -119,7 +119,7 @@ class Engine:
         self.seconds = Histogram("captioner_batch_seconds", "Seconds that a batch took.", SECONDS)
         self.failure: BaseException | None = None
         """Why it will never be ready."""
-        self._benches: list[Bench] = []
+        self.benches: list[Bench] = []
         self.stopping = False
         self.threads = [
             threading.Thread(target=self._work, args=(device.strip(),), name=f"model {device}", daemon=True)
@@ -149,6 +149,11 @@ class Engine:
         self._settled.wait(seconds)
         if self.failure is not None:
             raise self.failure
+
+    def fail(self, error: BaseException) -> None:
+        """It will never be ready: whoever waits is told why."""
+        self.failure = error
+        self._settled.set()
 
     def close(self, seconds: float = 10.0) -> None:
         """Take nothing new and finish what waits, but for no longer than this."""
@@ -254,7 +259,7 @@ class Engine:
         self._settled.wait()  # whoever comes before the model is loaded waits here, undecoded
         if self.failure is not None:
             raise self.failure
-        return self._benches[0].open(ask, picture, admit)
+        return self.benches[0].open(ask, picture, admit)
 
     def _open_image(self, picture: Picture, admit: Callable[[int], object]) -> Opened:
         from captioner.images.open import bytes_of
@@ -274,12 +279,11 @@ class Engine:
 
             bench = Bench(replace(self.options, device=device), self.memories, self.index, self.max_pixels)
             bench.load(self.default)
-            self._benches.append(bench)
+            self.benches.append(bench)
         except BaseException as error:
-            self.failure = error
-            self._settled.set()
+            self.fail(error)
             return
-        if len(self._benches) == len(self.threads):
+        if len(self.benches) == len(self.threads):
             self._settled.set()
         while units := self.scheduler.take(partial(self._size, bench)):
             began = time.monotonic()

@@ -10,7 +10,7 @@ from fastapi.staticfiles import StaticFiles
 
 from captioner import __version__
 from captioner.serving.engine import Engine
-from captioner.serving.metrics import Counter
+from captioner.serving.metrics import SECONDS, Counter, Histogram
 from captioner.web import docs
 from captioner.web.context import Context
 from captioner.web.errors import Form, Json, install
@@ -34,16 +34,19 @@ def make_app(engine: Engine, settings: Settings | None = None) -> FastAPI:
         docs_url=None,
         redoc_url=None,
     )
-    requests = Counter("captioner_requests_total", "Requests that were answered.", ("route", "status"))
+    answers = Counter("captioner_requests_total", "Requests that were answered.", ("route", "status"))
+    times = Histogram("captioner_request_seconds", "Seconds that a request took.", SECONDS)
     forms: dict[str, Form] = {}
     for name in ROUTES:
         module = importlib.import_module(f"captioner.web.routes.{name}")
         forms |= getattr(module, "ERRORS", {})
         app.include_router(module.router(context))
-    app.include_router(native.metrics_route(context, [requests]))
+    app.include_router(native.metrics_route(context, [answers, times]))
     app.include_router(docs.router(app))
     install(app, forms)
     if context.settings.page and (STATIC / "index.html").is_file():
         app.mount("/", StaticFiles(directory=STATIC, html=True))
-    app.add_middleware(Limits, settings=context.settings, forms=forms, requests=requests)
+    app.add_middleware(
+        Limits, settings=context.settings, seconds=engine.timeout, forms=forms, answers=answers, times=times
+    )
     return app

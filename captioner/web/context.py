@@ -18,6 +18,7 @@ Whatever raises a `CaptionerError` is answered by its status and sentence (`erro
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
@@ -30,6 +31,7 @@ from captioner.serving.engine import Ask, Engine, Picture
 from captioner.serving.scheduler import Late
 from captioner.sinks import Row
 from captioner.web.errors import Gone
+from captioner.web.limits import BEGAN
 from captioner.web.settings import Settings
 
 
@@ -63,11 +65,12 @@ class Context:
 
         What is still waiting is dropped when the client leaves (`Gone`), or the time is over (`Late`).
         """
+        seconds = self.engine.timeout - (time.monotonic() - request.scope.get(BEGAN, time.monotonic()))
         futures = submit()
         answers = asyncio.ensure_future(self.engine.answers(futures))
         left = asyncio.ensure_future(_left(request))
         try:
-            await asyncio.wait({answers, left}, timeout=self.engine.timeout, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({answers, left}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
             if answers.done():
                 return answers.result()
             raise Gone if left.done() else Late

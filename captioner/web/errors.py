@@ -10,6 +10,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from captioner.errors import BadImage, BadInput, CaptionerError, MissingModel, printable
 from captioner.serving.scheduler import Busy, Closed, Late
@@ -77,7 +78,8 @@ def install(app: FastAPI, forms: Mapping[str, Form]) -> None:
         return body(request, 422, validation(error.errors()))
 
     @app.exception_handler(Gone)
-    async def of_nobody(request: Request, error: Gone) -> Response:
+    @app.exception_handler(ClientDisconnect)
+    async def of_nobody(request: Request, error: Exception) -> Response:
         return Response(status_code=499)  # nobody reads it; the log does
 
     @app.exception_handler(Exception)

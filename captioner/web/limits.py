@@ -7,15 +7,15 @@ import base64
 import binascii
 import hmac
 import ipaddress
+import re
 import time
 from collections.abc import Mapping
-from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
-from starlette.responses import Response
+from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from captioner.serving.metrics import Counter
+from captioner.serving.metrics import Counter, Histogram
 from captioner.web.errors import Form, respond
 from captioner.web.settings import Settings
 
@@ -23,6 +23,8 @@ BODY_SECONDS = 60.0
 """For the whole body of a request."""
 BYTES_AT_ONCE = 500_000_000
 """Of all bodies that are being received or answered."""
+BEGAN = "captioner.began"
+"""Where a request's scope says when it came, on the monotonic clock."""
 OPEN_PATHS = frozenset({"/health", "/ready"})
 """Answered without a key: they tell nothing."""
 SECURITY_HEADERS = (
@@ -38,20 +40,33 @@ SECURITY_HEADERS = (
 """With every answer."""
 
 
-class _Refused(Exception):
+class _Refused(HTTPException):
+    """Raised while a body is read it goes through the routes' own code, which lets FastAPI's exceptions pass."""
+
     def __init__(self, status: int, message: str, headers: Mapping[str, str] | None = None) -> None:
-        super().__init__(message)
-        self.status, self.message, self.headers = status, message, headers
+        # What is left of the body is not read, so the connection cannot go on.
+        super().__init__(status, message, {"Connection": "close", **(headers or {})})
 
 
 class Limits:
     """One middleware for all of it, so that the order is plain to see."""
 
-    def __init__(self, app: ASGIApp, settings: Settings, forms: Mapping[str, Form], requests: Counter) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        settings: Settings,
+        seconds: float,
+        forms: Mapping[str, Form],
+        answers: Counter,
+        times: Histogram,
+    ) -> None:
+        """seconds: for a whole request. answers, times: what is counted of each."""
         self.app = app
         self.settings = settings
+        self.seconds = seconds
         self.forms = forms
-        self.requests = requests
+        self.answers = answers
+        self.times = times
         self.held = 0
         """Bytes of bodies in memory."""
 
@@ -68,21 +83,21 @@ class Limits:
                 message["headers"] = [*message.get("headers", ()), *_missing(message.get("headers", ()))]
             await send(message)
 
-        body = _Body(self, receive)
+        began = time.monotonic()
+        scope[BEGAN] = began
+        body = _Body(self, receive, began + min(BODY_SECONDS, self.seconds))
         try:
-            self._check(scope)
-            await self.app(scope, body.receive, send_with_headers)
-        except _Refused as refused:
-            if not answered:
-                response = self._response(scope, refused)
+            try:
+                self._check(scope)
+            except _Refused as refused:
+                response = respond(self.forms, scope["path"], refused.status_code, refused.detail, refused.headers)
                 await response(scope, receive, send_with_headers)
+            else:
+                await self.app(scope, body.receive, send_with_headers)
         finally:
             self.held -= body.bytes
-            self.requests.add(_route(scope), str(answered[0] if answered else 499))
-
-    def _response(self, scope: Scope, refused: _Refused) -> Response:
-        headers = {"Connection": "close"} | dict(refused.headers or {})  # what is left of a body is not read
-        return respond(self.forms, scope["path"], refused.status, refused.message, headers)
+            self.answers.add(_route(scope), str(answered[0] if answered else 499))
+            self.times.see(time.monotonic() - began)
 
     def _check(self, scope: Scope) -> None:
         headers = Headers(scope=scope)
@@ -109,7 +124,7 @@ class Limits:
         if scope["method"] in ("GET", "HEAD", "OPTIONS"):
             return
         origin = headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc.lower() != headers.get("host", "").lower():
+        if origin is not None and origin.partition("://")[2].lower() != headers.get("host", "").lower():
             raise _Refused(403, "Requests from the pages of other sites are refused.")
         if headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
             raise _Refused(403, "Requests from the pages of other sites are refused.")
@@ -127,10 +142,10 @@ class Limits:
 class _Body:
     """A request's body as it comes in: of a bounded length, in a bounded time."""
 
-    def __init__(self, limits: Limits, receive: Receive) -> None:
+    def __init__(self, limits: Limits, receive: Receive, until: float) -> None:
         self.limits = limits
         self.source = receive
-        self.until = time.monotonic() + BODY_SECONDS
+        self.until = until
         self.whole = False
         self.bytes = 0
 
@@ -140,7 +155,7 @@ class _Body:
         try:
             message = await asyncio.wait_for(self.source(), max(0.0, self.until - time.monotonic()))
         except asyncio.TimeoutError as error:
-            raise _Refused(408, f"The body did not come in full within {BODY_SECONDS:g} seconds.") from error
+            raise _Refused(408, "The body did not come in full in time.") from error
         if message["type"] == "http.request":
             self._take(len(message.get("body", b"")))
             self.whole = not message.get("more_body", False)
@@ -175,9 +190,8 @@ def _key_in(headers: Headers) -> str | None:
 def _hostname(host: str) -> str:
     """Without the port."""
     host = host.strip().lower()
-    if host.startswith("["):
-        return host[1:].partition("]")[0]
-    return host.rpartition(":")[0] if ":" in host else host.rstrip(".")
+    match = re.fullmatch(r"(?:\[([^\[\]]*)\]|([^:\[\]]*?)\.?)(?::\d*)?", host)
+    return (match[1] or match[2] or "") if match else ""
 
 
 def _is_address(host: str) -> bool:

@@ -75,7 +75,19 @@ def run(engine: Engine, settings: Settings, listener: socket.socket, ready: Call
     """Serve until a signal says to stop, then finish what runs. `ready` is called when the default model is loaded."""
     engine.start()
     logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # what goes wrong is answered, or logged by us
-    config = uvicorn.Config(
+    Service(config_of(engine, settings), engine, ready).run(sockets=[listener])
+    engine.close(1.0)
+    if engine.failure is not None:
+        raise engine.failure
+    if any(thread.is_alive() for thread in engine.threads):  # a batch that is far from its end
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
+
+
+def config_of(engine: Engine, settings: Settings) -> uvicorn.Config:
+    """How uvicorn runs the application."""
+    return uvicorn.Config(
         make_app(engine, settings),
         http=Patient,
         ws="none",
@@ -89,14 +101,6 @@ def run(engine: Engine, settings: Settings, listener: socket.socket, ready: Call
         timeout_keep_alive=30,
         h11_max_incomplete_event_size=HEADER_BYTES,
     )
-    Service(config, engine, ready).run(sockets=[listener])
-    engine.close(1.0)
-    if engine.failure is not None:
-        raise engine.failure
-    if any(thread.is_alive() for thread in engine.threads):  # a batch that is far from its end
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(0)
 
 
 class Service(uvicorn.Server):

@@ -1,0 +1,147 @@
+"""What waits: bounded, in order, joined where it is alike, dropped where nobody waits any more."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Hashable, Iterator
+from concurrent.futures import CancelledError
+
+import pytest
+
+from captioner.errors import BadImage
+from captioner.serving.scheduler import Busy, Closed, Late, Opened, Scheduler, Unit
+
+
+@pytest.fixture
+def scheduler() -> Iterator[Scheduler]:
+    scheduler = Scheduler(limit=4, readers=2, held_bytes=100)
+    yield scheduler
+    scheduler.abandon()
+
+
+def unit(group: Hashable = "a", size: int = 0, seconds: float = 60, value: object = None) -> Unit:
+    def open_it(admit: Callable[[int], object]) -> Opened:
+        admit(size)
+        return Opened(value, size)
+
+    return Unit(value, group, open_it, time.monotonic() + seconds)
+
+
+def eight(group: Hashable) -> int:
+    return 8
+
+
+def wait_opened(*units: Unit) -> None:
+    """Until the readers are through with these."""
+    until = time.monotonic() + 10
+    while not all(one.opened is not None or one.future.done() for one in units):
+        assert time.monotonic() < until
+        time.sleep(0.001)
+
+
+def test_alike_questions_are_joined_oldest_first(scheduler: Scheduler) -> None:
+    units = [unit("a"), unit("b"), unit("a"), unit("b")]
+    scheduler.put(units)
+    wait_opened(*units)
+    assert scheduler.take(eight) == [units[0], units[2]]
+    assert scheduler.take(eight) == [units[1], units[3]]
+
+
+def test_a_batch_is_no_larger_than_the_model_takes(scheduler: Scheduler) -> None:
+    units = [unit() for _ in range(3)]
+    scheduler.put(units)
+    wait_opened(*units)
+    assert scheduler.take(lambda group: 2) == units[:2]
+    assert scheduler.take(lambda group: 2) == units[2:]
+
+
+def test_what_is_too_much_is_refused_whole(scheduler: Scheduler) -> None:
+    scheduler.put([unit() for _ in range(3)])
+    with pytest.raises(Busy) as busy:
+        scheduler.put([unit(), unit()])
+    assert busy.value.wait >= 1
+    scheduler.put([unit()])  # there was room for one, and nothing of the other two was kept
+    assert len(scheduler.waiting) == 4
+
+
+def test_who_left_makes_room_and_costs_no_batch(scheduler: Scheduler) -> None:
+    units = [unit() for _ in range(4)]
+    scheduler.put(units)
+    assert units[0].future.cancel()
+    wait_opened(*units[1:])
+    assert len(scheduler.waiting) == 3
+    assert scheduler.take(eight) == units[1:]
+
+
+def test_who_waited_too_long_is_told_and_costs_no_batch(scheduler: Scheduler) -> None:
+    late, good = unit(seconds=-1), unit()
+    scheduler.put([late, good])
+    wait_opened(good)
+    assert scheduler.take(eight) == [good]
+    with pytest.raises(Late):
+        late.future.result(10)
+
+
+def test_a_bad_picture_fails_alone(scheduler: Scheduler) -> None:
+    def fails(admit: object) -> Opened:
+        raise BadImage("It is damaged.")
+
+    bad, good = Unit(None, "a", fails, time.monotonic() + 60), unit()
+    scheduler.put([bad, good])
+    wait_opened(bad, good)
+    assert scheduler.take(eight) == [good]
+    with pytest.raises(BadImage, match="damaged"):
+        bad.future.result(0)
+
+
+def test_opened_pictures_take_no_more_bytes_than_allowed(scheduler: Scheduler) -> None:
+    first, second = unit(size=80), unit(size=80)
+    scheduler.put([first])
+    wait_opened(first)
+    scheduler.put([second])
+    assert scheduler.take(eight) == [first]  # the other one cannot be opened yet
+    assert second.opened is None
+    first.succeed("done")
+    wait_opened(second)
+    assert scheduler.take(eight) == [second]
+
+
+def test_one_that_left_gives_its_bytes_back(scheduler: Scheduler) -> None:
+    first, second = unit(size=80), unit(size=80)
+    scheduler.put([first])
+    wait_opened(first)
+    first.future.cancel()
+    scheduler.put([second])
+    wait_opened(second)
+    second.succeed(None)
+    assert scheduler.budget.held == 0
+
+
+def test_closing_finishes_what_waits_and_refuses_the_rest(scheduler: Scheduler) -> None:
+    waiting = unit()
+    scheduler.put([waiting])
+    scheduler.close()
+    with pytest.raises(Closed):
+        scheduler.put([unit()])
+    assert scheduler.take(eight) == [waiting]
+    assert scheduler.take(eight) == []
+
+
+def test_abandoning_wakes_everybody(scheduler: Scheduler) -> None:
+    large = [unit(size=80), unit(size=80)]
+    scheduler.put(large)  # the second one waits for room
+    scheduler.abandon()
+    for one in large:
+        with pytest.raises((Closed, CancelledError)):
+            one.future.result(10)
+
+
+def test_a_worker_that_waits_is_woken(scheduler: Scheduler) -> None:
+    taken: list[list[Unit]] = []
+    worker = threading.Thread(target=lambda: taken.append(scheduler.take(eight)))
+    worker.start()
+    one = unit()
+    scheduler.put([one])
+    worker.join(10)
+    assert taken == [[one]]

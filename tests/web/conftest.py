@@ -1,0 +1,73 @@
+"""The service on the bundled model: within the process, and on a socket of this machine."""
+
+from __future__ import annotations
+
+import base64
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import uvicorn
+from fastapi.testclient import TestClient
+
+from captioner.serving.engine import Engine
+from captioner.web.app import make_app
+from captioner.web.server import config_of
+from captioner.web.settings import Settings
+
+PICTURES = sorted((Path(__file__).parents[2] / "examples" / "pictures").glob("*.jpg"))
+CAT = next(file for file in PICTURES if file.stem == "cat").read_bytes()
+CAT_URL = f"data:image/jpeg;base64,{base64.b64encode(CAT).decode()}"
+
+
+@pytest.fixture(scope="session")
+def engine() -> Iterator[Engine]:
+    engine = Engine(["mini"], timeout=60)
+    engine.start()
+    engine.wait_ready(60)
+    yield engine
+    engine.close()
+
+
+@pytest.fixture(scope="session")
+def client(engine: Engine) -> TestClient:
+    """The application as it is by default, without a socket."""
+    return client_of(engine)
+
+
+@pytest.fixture(scope="session")
+def client_with(engine: Engine) -> Callable[..., TestClient]:
+    """`client_with(api_key="…")` → a client of the service with these settings."""
+    return lambda **settings: client_of(engine, **settings)
+
+
+def client_of(engine: Engine, **settings: Any) -> TestClient:
+    app = make_app(engine, Settings(**settings))
+    return TestClient(app, base_url="http://127.0.0.1:7860", raise_server_exceptions=False)
+
+
+@contextmanager
+def serving(engine: Engine, **settings: Any) -> Iterator[str]:
+    """A real server on a free port of this machine; its address."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        server = uvicorn.Server(config_of(engine, Settings(**settings)))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+        thread.start()
+        while not server.started:
+            assert thread.is_alive()
+            time.sleep(0.01)
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        server.should_exit = True
+        thread.join(20)
+
+
+@pytest.fixture(scope="session")
+def server(engine: Engine) -> Iterator[str]:
+    """The address of a real server with the default settings."""
+    with serving(engine) as address:
+        yield address

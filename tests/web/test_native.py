@@ -1,0 +1,169 @@
+"""Our own routes, as a client sees them."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from fastapi.testclient import TestClient
+
+import captioner
+from captioner.serving.engine import Engine
+from tests.web.conftest import CAT, CAT_URL, PICTURES
+
+GENERATE = "/v1/generate"
+
+
+def test_json_and_form_give_the_row_of_generate(client: TestClient) -> None:
+    expected = captioner.load("mini").generate(CAT, num_beams=2)
+    by_json = client.post(GENERATE, json={"image": CAT_URL, "num_beams": 2})
+    by_form = client.post(GENERATE, files={"image": ("cat.jpg", CAT)}, data={"num_beams": "2"})
+    by_body = client.post(f"{GENERATE}?num_beams=2", content=CAT, headers={"content-type": "image/jpeg"})
+    assert [answer.status_code for answer in (by_json, by_form, by_body)] == [200, 200, 200]
+    assert by_form.json()["file"] == "cat.jpg"
+    for answer in (by_json, by_form, by_body):
+        assert answer.json()["text"] == expected.text
+        assert answer.json().keys() == {"file", "text", "score", "model", "source", "raw", "candidates"}
+
+
+def test_settings_of_every_kind(client: TestClient) -> None:
+    fields = {
+        "image": base64.b64encode(CAT).decode(),
+        "num_candidates": 3,
+        "num_beams": 3,
+        "max_new_tokens": 9,
+        "prefix": "sks style",
+        "require": ["moody"],
+        "forbid": ["cute"],
+        "consensus": True,
+        "embed": True,
+    }
+    row = client.post(GENERATE, json=fields).json()
+    assert row["text"].startswith("sks style, ")
+    assert "moody" in row["text"]
+    assert "cute" not in row["text"]
+    assert len(row["candidates"]) > 1
+    assert np.linalg.norm(row["embedding"]) == pytest.approx(1, abs=1e-4)
+    listed = {**fields, "image": ("cat.jpg", CAT), "require": '["moody"]', "forbid": '["cute"]'}
+    form = client.post(GENERATE, files={"image": listed.pop("image")}, data={k: str(v) for k, v in listed.items()})
+    assert form.json()["text"] == row["text"]
+
+
+def test_several_pictures_where_one_is_bad(client: TestClient) -> None:
+    files = [
+        ("image", ("a.jpg", PICTURES[0].read_bytes())),
+        ("image", ("b.jpg", b"nothing")),
+        ("image", ("c.jpg", CAT)),
+    ]
+    first, second, third = client.post(GENERATE, files=files).json()["results"]
+    assert (first["file"], third["file"]) == ("a.jpg", "c.jpg")
+    assert first["text"]
+    assert second == {"file": "b.jpg", "error": second["error"]}
+    assert "is not a picture" in second["error"]
+
+
+def test_embeddings_of_texts_and_pictures(client: TestClient) -> None:
+    model = captioner.load("mini")
+    rows = client.post("/v1/embed", json={"texts": ["a castle", "a dog"]}).json()["results"]
+    assert [row["text"] for row in rows] == ["a castle", "a dog"]
+    assert np.allclose([row["embedding"] for row in rows], model.embed_texts(["a castle", "a dog"]), atol=1e-5)
+    row = client.post("/v1/embed", json={"image": CAT_URL, "expected": True}).json()
+    assert np.allclose(row["embedding"], model.embed(CAT, expected=True), atol=1e-4)
+
+
+def test_what_a_picture_carries(client: TestClient) -> None:
+    answer = client.post("/v1/read", files={"image": ("cat.jpg", CAT)})
+    assert (answer.status_code, answer.json()) == (422, {"detail": "cat.jpg carries no generation parameters."})
+
+
+def test_what_the_service_says_of_itself(client: TestClient) -> None:
+    assert client.get("/health").json() == {"status": "ok"}
+    assert client.get("/ready").json() == {"ready": True}
+    assert [model["id"] for model in client.get("/v1/models").json()["data"]] == ["mini"]
+    assert client.get("/v1/about").json()["default"] == "mini"
+    metrics = client.get("/metrics")
+    assert metrics.headers["content-type"].startswith("text/plain; version=0.0.4")
+    for name in ("requests_total", "request_seconds_count", "batch_size_sum", "batch_seconds_sum", "queue", "ready"):
+        assert f"\ncaptioner_{name}" in metrics.text
+
+
+def test_the_documentation_needs_no_network(client: TestClient) -> None:
+    page = client.get("/docs")
+    assert "/v1/generate" in page.text
+    assert "http" not in page.text.replace("httpx", "")
+    assert "<script" not in page.text
+    schema = client.get("/openapi.json").json()
+    body = schema["paths"]["/v1/generate"]["post"]["requestBody"]["content"]
+    assert body["application/json"]["schema"]["properties"]["num_beams"]["anyOf"][0]["maximum"] == 32
+    assert body["multipart/form-data"]["schema"]["properties"]["image"]["items"]["format"] == "binary"
+
+
+WRONG = {
+    "no picture": ({}, 422, "Give a picture as `image`"),
+    "an unknown model": ({"image": CAT_URL, "model": "blip"}, 404, "There is no model 'blip' here"),
+    "a setting that is none": ({"image": CAT_URL, "beams": 3}, 422, "beams: Extra inputs"),
+    "a wrong type": ({"image": CAT_URL, "num_beams": "many"}, 422, "num_beams: Input should be a valid integer"),
+    "a huge search": ({"image": CAT_URL, "num_beams": 10_000}, 422, "less than or equal to 32"),
+    "settings against each other": (
+        {"image": CAT_URL, "num_beams": 2, "temperature": 2.0},
+        422,
+        "would change nothing",
+    ),
+    "no base64": ({"image": "/etc/passwd.png"}, 422, "neither base64 nor a data URL"),
+    "an address": ({"image": "http://example.com/cat.png"}, 422, "Addresses are not fetched here"),
+    "a data URL of text": ({"image": "data:image/svg+xml,<svg/>"}, 422, "A data URL holds a picture as base64"),
+    "a number": ({"image": 5}, 422, "There is no picture"),
+    "an unfinished brace": ({"image": CAT_URL, "prompt": "a {"}, 422, "a brace without its other half"),
+    "a lone surrogate": ({"image": CAT_URL, "model": "\ud800"}, 422, "model"),
+    "not a list of pictures": ({"images": "x"}, 422, "neither base64"),
+    "no pictures at all": ({"images": []}, 422, "Give 1 to"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_is_wrong_is_said_in_a_sentence(client: TestClient, name: str) -> None:
+    fields, status, words = WRONG[name]
+    answer = client.post(GENERATE, content=json.dumps(fields), headers={"content-type": "application/json"})
+    assert words in answer.json()["detail"]
+    assert answer.status_code == status
+
+
+def test_bodies_that_are_no_json(client: TestClient) -> None:
+    for body in (b"", b"{", b"[1]", b"\xff\xfe", b"[" * 100_000, b'{"image": ' + b"9" * 5000 + b"}"):
+        answer = client.post(GENERATE, content=body, headers={"content-type": "application/json"})
+        assert answer.status_code == 422, body[:20]
+    for kind in ("multipart/form-data", "multipart/form-data; boundary=x", "multipart/form-data; boundary=" + "x" * 99):
+        answer = client.post(GENERATE, content=b"--x\r\nrubbish", headers={"content-type": kind})
+        assert answer.status_code == 422, kind
+
+
+def test_similar_pictures_need_an_index(client: TestClient) -> None:
+    assert client.post("/v1/similar", json={"image": CAT_URL}).status_code == 422
+
+
+def test_attention_needs_a_model_that_attends(client: TestClient) -> None:
+    answer = client.post("/v1/attention", json={"image": CAT_URL, "text": "a cat"})
+    assert "no attention over the picture" in answer.json()["detail"]
+
+
+def test_a_full_queue_and_a_late_answer(engine: Engine, client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine.scheduler, "limit", 0)
+    busy = client.post(GENERATE, json={"image": CAT_URL})
+    assert (busy.status_code, int(busy.headers["retry-after"]) >= 1) == (429, True)
+    monkeypatch.undo()
+    monkeypatch.setattr(engine, "timeout", 0.0)
+    assert client.post(GENERATE, json={"image": CAT_URL}).status_code == 504
+
+
+def test_similar_pictures(
+    client_with: Callable[..., TestClient], engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pathlib import Path
+
+    monkeypatch.setattr(engine, "index", Path("index"))
+    monkeypatch.setattr(engine.benches[0], "similar", lambda images, count: [{"similar": [count]} for _ in images])
+    answer = client_with().post("/v1/similar", json={"image": CAT_URL, "count": 2})
+    assert answer.json() == {"similar": [2]}

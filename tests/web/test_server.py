@@ -1,0 +1,203 @@
+"""The process: its port, connections that dawdle, clients that leave, and its end."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+from typer.testing import CliRunner
+
+from captioner.cli.main import app
+from captioner.errors import BadInput
+from captioner.serving.engine import Engine
+from captioner.serving.scheduler import Scheduler
+from captioner.web import server as web
+from tests.web.conftest import CAT, CAT_URL
+
+
+def connect(address: str) -> socket.socket:
+    """A bare connection."""
+    parts = urlsplit(address)
+    assert parts.hostname is not None
+    return socket.create_connection((parts.hostname, parts.port), timeout=20)
+
+
+def until_closed(connection: socket.socket) -> bytes:
+    """All that the server sends before it closes the connection."""
+    received = b""
+    try:
+        while piece := connection.recv(65536):
+            received += piece
+    except ConnectionResetError:
+        pass
+    return received
+
+
+def test_the_usual_port_or_the_next_free_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        monkeypatch.setattr(web, "PORT", port)
+        with web.listening("127.0.0.1", None) as listener:
+            assert port < listener.getsockname()[1] < port + web.TRIES
+            assert web.address_of(listener) == f"http://127.0.0.1:{listener.getsockname()[1]}"
+        with pytest.raises(BadInput, match=f"Port {port} is taken"):
+            web.listening("127.0.0.1", port)
+        monkeypatch.setattr(web, "TRIES", 1)
+        with pytest.raises(BadInput, match="are all taken"):
+            web.listening("127.0.0.1", None)
+    with pytest.raises(BadInput, match="cannot be listened on"):
+        web.listening("no.such.host.invalid", 1)
+
+
+def test_headers_must_come_in_time(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(web, "HEADER_SECONDS", 0.2)
+    with connect(server) as silent, connect(server) as slow, connect(server) as second:
+        slow.sendall(b"GET /health HTTP/1.1\r\nHost: loc")
+        second.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\nGET /hea")
+        assert until_closed(silent) == b""
+        assert until_closed(slow) == b""
+        assert until_closed(second).count(b"HTTP/1.1 200") == 1
+
+
+def test_headers_are_bounded(server: str) -> None:
+    with connect(server) as connection:
+        connection.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n")
+        try:
+            for number in range(5000):
+                connection.sendall(b"X-%d: %s\r\n" % (number, b"y" * 50))
+        except OSError:  # it has hung up
+            return
+        assert b" 400 " in until_closed(connection)
+
+
+def test_bodies_must_come_in_time(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("captioner.web.limits.BODY_SECONDS", 0.2)
+    with connect(server) as connection:
+        connection.sendall(b"POST /v1/generate HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n{")
+        assert b" 408 " in until_closed(connection)
+
+
+@pytest.mark.parametrize(
+    "request_line",
+    [
+        b"GET / HTTP/9.9\r\n\r\n",
+        b"\x16\x03\x01\x02\x00\x01\x00",
+        b"GET /health HTTP/1.1\r\n\r\n",
+        b"POST /v1/generate HTTP/1.1\r\nHost: localhost\r\nContent-Length: -1\r\n\r\n",
+        b"POST /v1/generate HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99999999999999999999\r\n\r\n",
+        b"POST /v1/generate HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+        b"GET /\xff\x00 HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    ],
+)
+def test_what_is_no_http_is_refused(server: str, request_line: bytes) -> None:
+    with connect(server) as connection:
+        connection.sendall(request_line + b"\r\n\r\n")
+        answer = until_closed(connection)
+    assert re.match(rb"HTTP/1.1 4\d\d ", answer)
+
+
+def test_files_beside_the_page_are_not_given_out(server: str) -> None:
+    parts = urlsplit(server)
+    for path in ("/../app.py", "/%2e%2e/app.py", "/..%2fapp.py", "//etc/passwd", "/static/../../app.py"):
+        connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=20)
+        connection.request("GET", path)
+        assert connection.getresponse().status in (404, 405), path
+        connection.close()
+
+
+def test_who_leaves_is_dropped_before_it_costs_a_batch(
+    server: str, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    idle = Scheduler(limit=10)  # nobody takes from it
+    monkeypatch.setattr(engine, "scheduler", idle)
+    body = b'{"image": "' + CAT_URL.encode() + b'"}'
+    with connect(server) as connection:
+        connection.sendall(b"POST /v1/generate HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(body))
+        connection.sendall(body)
+        wait_for(lambda: len(idle.waiting) == 1)
+    wait_for(lambda: not idle.waiting)
+    idle.abandon()
+
+
+def wait_for(condition: object) -> None:
+    until = time.monotonic() + 20
+    while not condition():  # type: ignore[operator]
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
+@pytest.fixture(scope="module")
+def process() -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """`captioner serve` as a person starts it, and its address."""
+    command = [sys.executable, "-m", "captioner", "serve", "--models", "mini", "--no-page", "--device", "cpu"]
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    started = subprocess.Popen(
+        [*command, "--port", str(port)], stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
+    assert started.stderr is not None
+    line = started.stderr.readline()
+    assert "answers with mini" in line
+    yield started, f"http://127.0.0.1:{port}"
+    started.kill()
+    started.wait()
+
+
+def test_sigterm_finishes_what_runs_and_exits_0(process: tuple[subprocess.Popen[str], str]) -> None:
+    started, address = process
+    body = b'{"image": "' + CAT_URL.encode() + b'", "num_beams": 16, "max_new_tokens": 40, "min_new_tokens": 30}'
+    with connect(address) as connection:
+        connection.sendall(b"POST /v1/generate HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(body))
+        connection.sendall(body)
+        wait_for(lambda: "captioner_memory_misses 1" in httpx.get(f"{address}/metrics").text)  # it has begun
+        started.send_signal(signal.SIGTERM)
+        answer = until_closed(connection)
+    assert answer.startswith(b"HTTP/1.1 200")
+    assert b'"text"' in answer
+    assert started.wait(30) == 0
+    with pytest.raises(OSError):  # noqa: PT011 - refused or reset
+        connect(address)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--host", "0.0.0.0"], "set --api-key, or --no-auth"),
+        (["no-such-folder"], "There is no folder 'no-such-folder'"),
+        (["--models", "no-such-model", "--port", "0"], "No model 'no-such-model'"),
+        ([".", "--root", "/"], "give it, or --root, not both"),
+    ],
+)
+def test_what_is_wrong_with_the_command_line(arguments: list[str], words: str) -> None:
+    result = CliRunner().invoke(app, ["serve", *arguments])
+    assert words in result.stderr
+    assert result.exit_code == 2
+
+
+def test_without_the_extra_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("captioner.cli.serving.NEEDED", ("no_such_package",))
+    result = CliRunner().invoke(app, ["serve"])
+    assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
+    assert "pip install 'captioner[web]'" in result.stderr
+
+
+def test_a_picture_of_a_bomb_is_refused_unopened(server: str) -> None:
+    import io
+
+    from PIL import Image
+
+    bomb = io.BytesIO()
+    Image.new("1", (20_000, 20_000)).save(bomb, "PNG")
+    answer = httpx.post(f"{server}/v1/generate", files={"image": ("bomb.png", bomb.getvalue())}, timeout=30)
+    assert (answer.status_code, "above the limit" in answer.json()["detail"]) == (422, True)
+    assert httpx.post(f"{server}/v1/generate", files={"image": ("cat.jpg", CAT)}, timeout=30).json()["text"]
