@@ -12,7 +12,7 @@ export function el(tag, attributes = {}, ...children) {
     else if (value === true) node.setAttribute(name, "");
     else if (value !== false && value !== null && value !== undefined) node.setAttribute(name, value);
   }
-  node.append(...children.flat().filter((child) => child !== null && child !== undefined && child !== false));
+  node.append(...children.flat(Infinity).filter((child) => child !== null && child !== undefined && child !== false));
   return node;
 }
 
@@ -84,3 +84,6 @@ export function saveFile(name, content, type) {
   link.remove();
   setTimeout(() => URL.revokeObjectURL(address), 10_000);
 }
+
+/** A model's name as there is room for it: of a folder on the server only its own name. */
+export const shortName = (model) => (/^([~./]|[A-Za-z]:)/.test(model) ? model.split(/[\\/]/).filter(Boolean).at(-1) : model);

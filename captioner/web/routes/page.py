@@ -1,0 +1,259 @@
+"""What the page asks beside the public routes: what a model can be asked, how alike texts are, the pictures of the
+server's folder, and finished files.
+
+The page alone calls these: they change whenever it does, and OpenAPI does not list them.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import zipfile
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from fastapi import APIRouter, Request
+from fastapi.responses import FileResponse, Response
+from pydantic import BaseModel, Field
+from starlette.concurrency import run_in_threadpool
+
+from captioner import __version__
+from captioner.contracts import MODES, Attentive
+from captioner.errors import BadImage, BadInput, printable
+from captioner.images import EXTENSIONS, open_image
+from captioner.sinks.row import Row, to_json
+from captioner.sinks.table import write_csv_rows
+from captioner.styles import STYLES
+from captioner.text.length import clip_tokens
+from captioner.text.similarity import indel_ratio, quick_ratios
+from captioner.web.context import Context, one
+
+MOST_PAIRS = 256
+"""Compared in one request."""
+MOST_LETTERS = 20_000
+"""Of one text."""
+MOST_LISTED = 5000
+"""Pictures of one folder that are shown to be picked from."""
+SMALL = 256
+"""Pixels of the longest side of a picture in the list."""
+AT_ONCE = 8
+"""Pictures that the page asks about at the same time: enough to fill a batch."""
+
+Text = Annotated[str, Field(max_length=MOST_LETTERS)]
+
+
+class Pairs(BaseModel):
+    """Texts to be compared, one of the left with one of the right."""
+
+    left: Annotated[list[Text], Field(min_length=1, max_length=MOST_PAIRS)]
+    right: Annotated[list[Text], Field(min_length=1, max_length=MOST_PAIRS)]
+
+
+class Candidate(BaseModel):
+    """As a row holds it."""
+
+    text: Text
+    score: float
+    finished: bool = True
+
+
+class Written(BaseModel):
+    """A row as the page holds it: what the model said, the text perhaps corrected."""
+
+    file: Annotated[str, Field(min_length=1, max_length=4000)]
+    text: Text
+    score: float | None = None
+    model: Annotated[str | None, Field(max_length=4000)] = None
+    source: Literal["model", "metadata"] = "model"
+    raw: Text = ""
+    candidates: Annotated[list[Candidate], Field(max_length=1000)] = []
+
+
+class Download(BaseModel):
+    """Rows, and the file that they are to become."""
+
+    kind: Literal["sidecars", "jsonl", "csv"]
+    rows: Annotated[list[Written], Field(min_length=1, max_length=100_000)]
+
+
+def router(context: Context) -> APIRouter:
+    """The routes of this module."""
+    routes = APIRouter(prefix="/page", include_in_schema=False)
+    engine, settings = context.engine, context.settings
+
+    @routes.get("/settings")
+    async def about() -> Any:
+        return {
+            "version": __version__,
+            "models": list(engine.models),
+            "default": engine.default,
+            "similar": engine.index is not None,
+            "root": settings.root.resolve().name if settings.root else None,
+            "max_bytes": settings.max_bytes,
+            "at_once": AT_ONCE,
+            "modes": list(MODES),
+            "styles": list(STYLES),
+        }
+
+    @routes.get("/model")
+    async def model(request: Request, name: Annotated[str | None, Field(max_length=4000)] = None) -> Any:
+        return one(await context.wait(request, lambda: [engine.call(described, (), name)]))
+
+    @routes.post("/compare")
+    async def compare(request: Request, pairs: Pairs) -> Any:
+        if len(pairs.left) != len(pairs.right):
+            raise BadInput(f"{len(pairs.left)} texts on the left, {len(pairs.right)} on the right: give pairs.")
+        vectors = np.asarray(await context.vectors(request, [*pairs.left, *pairs.right]))
+        return {"results": await run_in_threadpool(compared, pairs.left, pairs.right, vectors)}
+
+    @routes.post("/download")
+    async def download(asked: Download) -> Response:
+        make, kind = {
+            "sidecars": (sidecars, "application/zip"),
+            "jsonl": (jsonl, "application/jsonl"),
+            "csv": (csv, "text/csv"),
+        }[asked.kind]
+        rows = [row.model_dump() for row in asked.rows]
+        return Response(await run_in_threadpool(make, rows), media_type=kind)
+
+    @routes.get("/folder")
+    async def folder(path: str = "") -> Any:
+        return await run_in_threadpool(listed, root(), path)
+
+    @routes.get("/file")
+    async def file(path: str, small: bool = False) -> Response:
+        picture = await run_in_threadpool(picture_inside, root(), path)
+        if not small:
+            return FileResponse(picture)
+        return Response(await run_in_threadpool(thumbnail, picture), headers={"Cache-Control": "private, max-age=300"})
+
+    def root() -> Path:
+        if settings.root is None:
+            raise BadInput("This server was started without a folder.")
+        return settings.root.resolve()
+
+    return routes
+
+
+def described(model: Any, images: Sequence[Any]) -> Any:
+    """What a model can be asked, and what it does where it is not."""
+    speaker = getattr(model, "speaker", None)
+    return {
+        "name": model.name,
+        "speaks": model.speaks,
+        "uses": sorted(getattr(speaker, "uses", ())),
+        "decoding": asdict(model.decoding) if model.decoding is not None else None,
+        "consensus": getattr(model, "consensus", False),
+        "attention": isinstance(getattr(speaker, "model", None), Attentive),
+    }
+
+
+def compared(left: Sequence[str], right: Sequence[str], vectors: np.ndarray) -> list[dict[str, float]]:
+    """How alike each pair is; vectors: of all texts of the left, then of the right."""
+    cosines = np.einsum("nd,nd->n", vectors[: len(left)], vectors[len(left) :])
+    figures = zip(cosines, indel_ratio(left, right), quick_ratios(left, right), strict=True)
+    return [
+        {
+            "cosine": float(cosine),
+            "ratio": float(ratio),
+            "quick_ratio": float(quick),
+            "left_tokens": clip_tokens(a),
+            "right_tokens": clip_tokens(b),
+        }
+        for a, b, (cosine, ratio, quick) in zip(left, right, figures, strict=True)
+    ]
+
+
+# --- finished files --------------------------------------------------------------------------------------------------
+
+
+def jsonl(rows: Sequence[Row]) -> bytes:
+    """As `captioner generate --out captions.jsonl` writes them."""
+    return "".join(to_json(row) + "\n" for row in rows).encode("utf-8")
+
+
+def csv(rows: Sequence[Row]) -> bytes:
+    """As `--out captions.csv` writes them."""
+    stream = io.StringIO(newline="")
+    write_csv_rows(list(rows[0]), rows, stream)
+    return stream.getvalue().encode("utf-8", "backslashreplace")
+
+
+def sidecars(rows: Sequence[Row]) -> bytes:
+    """As `--sidecar` writes them: photo.txt for photo.png. Where two would share a name the second keeps its ending:
+    photo.jpg.txt."""
+    stream, taken = io.BytesIO(), set[str]()
+    with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
+        for row in rows:
+            picture = PurePosixPath(*_parts(row["file"]))
+            names = [str(picture.with_suffix(".txt")), f"{picture}.txt"]
+            names += [f"{picture}.{number}.txt" for number in range(2, 2 + len(taken))]
+            name = next(name for name in names if name.lower() not in taken)
+            taken.add(name.lower())
+            archive.writestr(name, row["text"].encode("utf-8", "backslashreplace") + b"\n")
+    return stream.getvalue()
+
+
+def _parts(name: str) -> list[str]:
+    """The folders and the name of a picture as a browser calls it; none leads out of where the archive is opened."""
+    parts = [printable(part) for part in name.replace("\\", "/").replace(":", "/").split("/")]
+    return [part for part in parts if part.strip(" .")] or ["picture"]
+
+
+# --- the folder of the server ----------------------------------------------------------------------------------------
+
+
+def listed(root: Path, path: str) -> Any:
+    """The subfolders and pictures of a folder in the root."""
+    here = _inside(root, path)
+    if not here.is_dir():
+        raise BadInput(f"There is no folder {printable(path)!r}.")
+    folders, pictures = [], []
+    with os.scandir(here) as entries:
+        for entry in sorted(entries, key=lambda entry: entry.name.lower()):
+            if entry.name.startswith(".") or not Path(os.path.realpath(entry.path)).is_relative_to(root):
+                continue
+            if entry.is_dir():
+                folders.append(entry.name)
+            elif entry.name.lower().endswith(EXTENSIONS) and entry.is_file():
+                pictures.append(entry.name)
+    relative = here.relative_to(root).as_posix()
+    return {
+        "path": "" if relative == "." else relative,
+        "folders": folders,
+        "pictures": pictures[:MOST_LISTED],
+        "count": len(pictures),
+    }
+
+
+def picture_inside(root: Path, path: str) -> Path:
+    """A picture in the root, links followed only where they stay inside."""
+    picture = _inside(root, path)
+    if not picture.name.lower().endswith(EXTENSIONS) or not picture.is_file():
+        raise BadInput(f"There is no picture {printable(path)!r}.")
+    return picture
+
+
+def _inside(root: Path, path: str) -> Path:
+    try:
+        target = Path(os.path.realpath(root / path))
+    except (ValueError, OSError) as error:  # a zero byte, say
+        raise BadInput(f"There is no {printable(path)!r}.") from error
+    if not target.is_relative_to(root) or any(part.startswith(".") for part in target.relative_to(root).parts):
+        raise BadInput(f"There is no {printable(path)!r} in the server's folder.")
+    return target
+
+
+def thumbnail(picture: Path) -> bytes:
+    """A small JPEG."""
+    image = open_image(picture)
+    image.thumbnail((SMALL, SMALL))
+    stream = io.BytesIO()
+    try:
+        image.save(stream, "JPEG", quality=82)
+    except OSError as error:
+        raise BadImage(f"{printable(picture.name)} cannot be shown small ({error}).") from error
+    return stream.getvalue()
