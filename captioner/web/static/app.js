@@ -7,7 +7,8 @@
 //   api.request(path, options)    the same as `fetch` gives it: for uploads and downloads
 //   api.say(text)                 for screen readers, politely
 //   api.toast(text, { undo })     a short message at the foot, with a way back where `undo` is a function
-//   api.open(view, state)         another view; `state` is handed to its `shown`
+//   api.open(view, state)         another view; `state` is handed to its `shown`. Compare takes {left, right}, each
+//                                 {name, text} or {name, rows: [{file, text}, …]}
 //   api.settings                  what the server said of itself: {models, root, index, …} (`/page/settings`)
 //
 // dom.js makes elements and icons: text is always put in as text.

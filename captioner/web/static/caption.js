@@ -24,7 +24,8 @@ class Caption {
     this.running = 0;
     this.stopped = false;
     this.number = 0;
-    this.descriptions = new Map();
+    this.descriptions = new Map(); // asked for
+    this.known = new Map(); // told
     const kept = load(location.hash, api.settings.models);
     this.state = { ...kept, description: null, hasPictures: () => this.items.length > 0 };
     this.drawer = drawer(api, this.state, {
@@ -160,7 +161,10 @@ class Caption {
     if (!this.descriptions.has(name)) {
       const asked = this.api.json(`page/model?name=${encodeURIComponent(name)}`);
       this.descriptions.set(name, asked);
-      asked.catch(() => this.descriptions.delete(name));
+      asked.then(
+        (description) => this.known.set(name, description),
+        () => this.descriptions.delete(name),
+      );
     }
     return this.descriptions.get(name);
   }
@@ -168,8 +172,9 @@ class Caption {
   async settingsChanged() {
     const name = this.state.model;
     store(name, this.state.values, this.api.settings.models);
-    this.state.description = null;
+    this.state.description = this.known.get(name) ?? null;
     this.showSettings();
+    if (this.state.description) return;
     try {
       const description = await this.describe(name);
       if (this.state.model === name) this.state.description = description;
@@ -368,7 +373,8 @@ class Caption {
   async download(kind, name) {
     this.menu.open = false;
     this.menu.firstChild.focus();
-    const rows = this.items.filter((item) => item.status === "done").map((item) => ({ ...item.row, text: item.text }));
+    const done = this.items.filter((item) => item.status === "done");
+    const rows = done.map(({ row, text }) => (kind === "sidecars" ? { file: row.file, text } : { ...row, text }));
     if (rows.length === 0) {
       this.api.toast("There is no caption yet.");
       return;

@@ -27,6 +27,7 @@ class Compare {
     this.api = api;
     this.pictures = [];
     this.version = 0;
+    this.descriptions = new Map();
     this.shownPairs = SHOWN;
     this.sides = { left: new Side("left", this), right: new Side("right", this) };
     this.build();
@@ -139,6 +140,15 @@ class Compare {
     this.shownPairs = SHOWN;
     this.drawPairs();
     await this.measure(isOld);
+  }
+
+  describe(name) {
+    if (!this.descriptions.has(name)) {
+      const asked = this.api.json(`page/model?name=${encodeURIComponent(name)}`);
+      this.descriptions.set(name, asked);
+      asked.catch(() => this.descriptions.delete(name));
+    }
+    return this.descriptions.get(name);
   }
 
   async askModels(isOld) {
@@ -353,7 +363,7 @@ class Side {
     const { api } = this.view;
     const key = this.keyOf(picture);
     try {
-      const description = await api.json(`page/model?name=${encodeURIComponent(this.model)}`);
+      const description = await this.view.describe(this.model);
       const settings = { model: this.model, ...inUse(load("", api.settings.models).values, description) };
       const { text } = await answer(api, "v1/generate", picture.file, picture.name, settings);
       this.answers.set(key, { text: text.slice(0, LONGEST) });

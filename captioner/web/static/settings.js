@@ -168,7 +168,9 @@ export function drawer(api, state, { changed, describe, again }) {
 
   async function choose(name) {
     state.model = name;
-    await changed();
+    const told = changed();
+    draw();
+    await told;
     draw();
   }
 

@@ -67,5 +67,6 @@ export function csv(content) {
   }
   if (field !== "" || row.length > 0) rows.push([...row, field]);
   const [heading = [], ...rest] = rows;
-  return rest.map((values) => Object.fromEntries(heading.map((column, index) => [column, values[index] ?? ""])));
+  const filled = rest.filter((values) => values.length > 1 || values[0] !== ""); // an empty line is no row
+  return filled.map((values) => Object.fromEntries(heading.map((column, index) => [column, values[index] ?? ""])));
 }

@@ -1,0 +1,397 @@
+"""The page in a real Chromium on a real server: caption, settings, downloads, compare; phone, dark, keys and focus."""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import json
+import shlex
+import shutil
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, PngImagePlugin
+from typer.testing import CliRunner
+
+import captioner
+from captioner.cli.main import app as command_line
+from captioner.errors import BadInput
+from captioner.serving.engine import Engine
+from captioner.text.embedding import text_embedder
+from captioner.text.similarity import indel_ratio
+from captioner.web.routes import page as routes
+from captioner.web.settings import Settings
+from tests.browser import CHROMIUM, Browser, Page
+from tests.web.serving import served
+
+PICTURES = Path(__file__).parents[2] / "examples" / "pictures"
+CAT, COFFEE = PICTURES / "cat.jpg", PICTURES / "coffee.jpg"
+HOSTILE = "<img src=x onerror=document.title='run'> a painted cat"
+TEXTS = "[...document.querySelectorAll('textarea.text')].map((area) => area.value)"
+
+in_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine: the page was not run")
+
+
+@pytest.fixture(scope="module")
+def engine(tiny_checkpoint: Callable[[str], Path]) -> Iterator[Engine]:
+    """mini, and a tiny BLIP that attends to regions."""
+    running = Engine(["mini", str(tiny_checkpoint("blip"))])
+    running.start()
+    running.wait_ready()
+    yield running
+    running.close(5)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the server may look into, and what it may not."""
+    root = tmp_path_factory.mktemp("served") / "photos"
+    (root / "more").mkdir(parents=True)
+    (root / ".hidden").mkdir()
+    shutil.copy(CAT, root / "cat.jpg")
+    shutil.copy(COFFEE, root / "more" / "coffee.jpg")
+    shutil.copy(CAT, root / ".hidden" / "cat.jpg")
+    shutil.copy(CAT, root.parent / "outside.jpg")
+    (root / "notes.txt").write_text("no picture")
+    (root / "leads-out.jpg").symlink_to(root.parent / "outside.jpg")
+    return root
+
+
+@pytest.fixture(scope="module")
+def address(engine: Engine, folder: Path) -> Iterator[str]:
+    with served(engine, Settings(root=folder)) as where:
+        yield where
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    with Browser(tmp_path_factory.mktemp("profile")) as running:
+        yield running
+
+
+@pytest.fixture
+def page(browser: Browser, address: str) -> Iterator[Page]:
+    """The page at its beginning. However a test ends: nothing broke, and nothing was fetched from elsewhere."""
+    tab = opened(browser, address)
+    yield tab
+    assert tab.errors == []
+    assert [asked for asked in tab.requests if not asked.startswith((address, f"blob:{address}"))] == []
+    tab.close()
+
+
+def opened(browser: Browser, address: str, view: str = "caption", **window: int | bool) -> Page:
+    tab = browser.page(**window)
+    tab.open(f"{address}#{view}")
+    tab.wait(f"document.querySelector('#{view}').childElementCount && !document.querySelector('#{view}').hidden")
+    return tab
+
+
+def captioned(page: Page, count: int = 1) -> list[str]:
+    """The texts, when there are so many."""
+    return page.wait(f"document.querySelectorAll('[data-status=done]').length === {count} && {TEXTS}")
+
+
+@pytest.fixture(scope="module")
+def said() -> captioner.Prompt:
+    """What the library says of the cat."""
+    return captioner.load("mini").generate(CAT)
+
+
+# --- Caption ---------------------------------------------------------------------------------------------------------
+
+
+@in_browser
+def test_a_dropped_picture_gets_its_text_and_candidates(page: Page, said: captioner.Prompt) -> None:
+    page.drop("#caption", [CAT])
+    assert captioned(page) == [said.text]
+    shown = page.run("[...document.querySelectorAll('.candidates .said')].map((one) => one.textContent)")
+    assert shown == [candidate.text for candidate in said.candidates]
+    scores = page.run("[...document.querySelectorAll('.candidates .number')].map((one) => one.textContent)")
+    assert scores == [f"{np.exp(candidate.score):.3f}" for candidate in said.candidates]
+    page.click(".candidates li:nth-child(2) .use")
+    assert page.run(TEXTS) == [said.candidates[1].text]
+    page.click(".original")
+    assert page.run(TEXTS) == [said.text]
+    assert page.text(".count") == "1 of 1"
+
+
+@in_browser
+def test_settings_change_the_text_as_the_shown_command_does(
+    page: Page, address: str, said: captioner.Prompt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page.drop("#caption", [CAT], kind="paste")
+    captioned(page)
+    page.click(".work .open-settings")
+    page.wait("document.querySelector('#set-num_candidates')?.placeholder")  # the model's own value
+    page.fill("#set-do_sample", "false")
+    assert page.run("document.querySelector('[data-setting=temperature]').hidden")
+    page.fill("#set-num_beams", "2")
+    page.fill("#set-prefix", "it's sks")
+    page.fill("#set-forbid", "cute, kitten")
+    page.click(".drawer .primary")
+    page.wait("document.querySelector('textarea.text')?.value.startsWith(\"it's sks, \")")
+    (text,) = captioned(page)
+    command = page.text(".command-line code")
+    assert "--num-beams 2" in command
+    assert "--no-do-sample" in command
+    monkeypatch.chdir(PICTURES)
+    done = CliRunner().invoke(command_line, shlex.split(command)[1:])
+    assert (done.exit_code, done.stdout.strip()) == (0, text)
+    assert text != said.text
+    hash_ = page.run("location.hash")
+    assert "num_beams=2" in hash_
+    page.run("location.reload()")
+    page.wait("document.querySelector('.dropzone') && document.querySelector('.command-line code').textContent")
+    page.wait("document.querySelector('.command-line code').textContent.includes('--num-beams 2')")
+    assert page.run("location.hash") == hash_
+
+
+@in_browser
+def test_a_picture_that_fails_says_why_and_can_be_tried_again(page: Page, tmp_path: Path) -> None:
+    broken = tmp_path / "broken <b>.png"
+    broken.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(50))
+    page.drop("#caption", [CAT, broken])
+    page.wait("document.querySelector('[data-status=failed] .retry')")
+    assert len(captioned(page)) == 1
+    assert "broken <b>.png" in page.text("[data-status=failed] .name")
+    assert "broken" in page.text("[data-status=failed] .warning")
+    assert page.text(".count") == "1 of 2 · 1 failed"
+    page.click(".retry")
+    page.wait("document.querySelector('[data-status=failed] .retry')")
+    for _ in range(2):  # what is focused goes: the focus is handed on
+        page.click("article header button")
+        assert page.run("document.activeElement !== document.body && document.activeElement.isConnected")
+    assert not page.run("document.querySelector('.dropzone').hidden")
+    page.click(".toast button")  # undo
+    assert page.run("document.querySelectorAll('article').length") == 1
+
+
+@in_browser
+def test_a_busy_server_is_asked_again_and_a_run_can_be_stopped(page: Page) -> None:
+    page.run("""(() => { const real = window.fetch; window.refused = 0; window.hang = false;
+        window.fetch = (path, options) => {
+          if (!String(path).includes("v1/generate")) return real(path, options);
+          if (window.refused < 2) { window.refused += 1;
+            return Promise.resolve(new Response("{}", { status: 429, headers: { "Retry-After": "0" } })); }
+          if (!window.hang) return real(path, options);
+          return new Promise((_, no) => options.signal.addEventListener("abort",
+            () => no(new DOMException("stopped", "AbortError")))); }; })()""")
+    page.drop("#caption", [CAT])
+    captioned(page)
+    assert page.run("window.refused") == 2
+    page.run("window.hang = true")
+    page.drop("#caption", [COFFEE, PICTURES / "rocket.jpg"])
+    page.wait("document.querySelectorAll('[data-status=running]').length === 2")
+    page.click(".stop")
+    page.wait("document.querySelectorAll('[data-status=waiting]').length === 2")
+    assert page.text(".count") == "1 of 3"
+    page.run("window.hang = false")
+    page.click(".stop")  # it says "Go on" now
+    captioned(page, 3)
+
+
+@in_browser
+def test_downloads_hold_what_is_shown(page: Page, tmp_path: Path, said: captioner.Prompt) -> None:
+    page.downloads_into(tmp_path)
+    page.drop("#caption", [CAT, COFFEE])
+    captioned(page, 2)
+    page.fill("article:last-child textarea", 'a cup, "hot"\nand red')
+    for kind, name in (("sidecars", "captions.zip"), ("jsonl", "captions.jsonl"), ("csv", "captions.csv")):
+        page.click(".download summary")
+        page.click(f"[data-kind={kind}]")
+        wait_for(page, tmp_path / name)
+    with zipfile.ZipFile(tmp_path / "captions.zip") as archive:
+        texts = {name: archive.read(name).decode() for name in archive.namelist()}
+    assert texts == {"cat.txt": said.text + "\n", "coffee.txt": 'a cup, "hot"\nand red\n'}
+    rows = [json.loads(line) for line in (tmp_path / "captions.jsonl").read_text().splitlines()]
+    assert [row["file"] for row in rows] == ["cat.jpg", "coffee.jpg"]
+    assert rows[0]["candidates"] == [asdict(candidate) for candidate in said.candidates]
+    assert rows[1]["text"] == 'a cup, "hot"\nand red'
+    with open(tmp_path / "captions.csv", newline="") as stream:
+        assert [row["text"] for row in csv.DictReader(stream)] == [row["text"] for row in rows]
+
+
+def wait_for(page: Page, file: Path) -> None:
+    """Until a download has landed; Chromium gives it its name when it is whole."""
+    page.wait("true")
+    for _ in range(3000):
+        if file.exists():
+            return
+        page.run("new Promise((done) => setTimeout(done, 20))")
+    raise AssertionError(f"{file.name} did not come")
+
+
+@in_browser
+def test_what_a_file_carries_is_shown_as_text(page: Page, tmp_path: Path) -> None:
+    info = PngImagePlugin.PngInfo()
+    info.add_text("parameters", f"{HOSTILE}\nNegative prompt: blurry\nSteps: 20, Sampler: Euler a, Seed: 7")
+    Image.new("RGB", (40, 30), "teal").save(tmp_path / "made.png", pnginfo=info)
+    page.drop("#caption", [tmp_path / "made.png"])
+    page.click("[data-panel=carried]")
+    assert page.text(".carried blockquote") == HOSTILE
+    assert "Euler a" in page.text(".carried dl")
+    page.click(".use-carried")
+    assert page.run(TEXTS) == [HOSTILE]
+    page.click(".to-compare")
+    page.wait("document.querySelector('#compare .marked .said')")
+    assert page.run("document.title") == "Compare · captioner"
+    assert page.run("document.querySelectorAll('img[src=x]').length") == 0
+
+
+@in_browser
+def test_where_a_model_looked_and_the_servers_own_folder(page: Page, engine: Engine) -> None:
+    page.click(".dropzone .from-root")
+    page.click(".subfolder")
+    page.click(".picker .file")
+    page.click(".picker .take")
+    captioned(page)
+    assert page.run("document.querySelector('.chip[data-panel=attention]')") is None  # mini has none to show
+    page.click(".work .open-settings")
+    page.fill("#set-model", engine.models[1])
+    page.wait("document.querySelector('#set-num_beams')?.placeholder")
+    page.click(".drawer .primary")
+    page.click(".chip[data-panel=attention]")
+    page.wait("document.querySelector('.word[type]')")
+    page.run("document.querySelector('.word[type]').focus()")
+    assert page.run("document.querySelector('.frame canvas').width") == 480
+    assert page.text(".word[type]") in page.run(TEXTS)[0]
+
+
+# --- Compare ---------------------------------------------------------------------------------------------------------
+
+
+@in_browser
+def test_two_texts_and_how_alike_they_are(page: Page) -> None:
+    left, right = "a cat on a red sofa, oil painting", "a dog on a red sofa, watercolour"
+    page.run("location.hash = 'compare'")
+    page.wait("document.querySelector('.side textarea')")
+    page.fill(".side.left textarea", left)
+    page.fill(".side.right textarea", right)
+    page.wait(f"document.querySelector('.marked[data-side=right]')?.innerText.includes({json.dumps('watercolour')})")
+    page.wait("document.querySelector('.marked .number')")
+    words = "[...document.querySelectorAll('{}.word')].map((word) => word.textContent)"
+    assert page.run(words.format("del")) == ["cat", "oil painting"]
+    assert page.run(words.format("ins")) == ["dog", "watercolour"]
+    a, b = text_embedder()([left, right])
+    wanted = {
+        "cosine": float(a @ b),
+        "ratio": indel_ratio([left], [right])[0],
+        "quick_ratio": difflib.SequenceMatcher(None, left, right, autojunk=False).quick_ratio(),
+    }
+    shown = {name: float(page.text(f"[data-figure={name}] b")) for name in wanted}
+    assert shown == pytest.approx(wanted, abs=1e-4)
+
+
+@in_browser
+def test_predictions_against_truth_and_model_against_model(page: Page, engine: Engine, tmp_path: Path) -> None:
+    rows = [("cat", "a cat"), ("coffee", "a cup of coffee"), ("lost", "nothing")]
+    predicted = "".join(json.dumps({"file": f"out/{name}.png", "text": text}) + "\n" for name, text in rows)
+    (tmp_path / "predicted.jsonl").write_text(predicted)
+    truth = 'file_name,prompt\r\ncat.jpg,"a ""cat"", asleep"\r\ncoffee.jpg,a cup of coffee\r\n'
+    (tmp_path / "truth.csv").write_text(truth)
+    page.run("location.hash = 'compare'")
+    page.wait("document.querySelector('.side textarea')")
+    page.drop(".side.left", [tmp_path / "predicted.jsonl"])
+    page.drop(".side.right", [tmp_path / "truth.csv"])
+    page.wait("document.querySelectorAll('.measured').length === 2")
+    said = "[...document.querySelectorAll('.marked[data-side={}] .said')].map((text) => text.textContent)"
+    assert page.run(said.format("left")) == ["a cat", "a cup of coffee"]  # the least alike first
+    assert page.run(said.format("right")) == ['a "cat", asleep', "a cup of coffee"]
+    assert page.text("#compare .status").endswith("without a partner of the same name: 1.")
+    for side in ("left", "right"):
+        page.click(f".side.{side} [data-kind=model]")
+    page.drop("#compare", [CAT])
+    page.wait("document.querySelector('.pair img') && document.querySelector('.marked .number')")
+    models = [captioner.load(name).generate(CAT).text for name in engine.models]
+    assert page.run(said.format("left")) + page.run(said.format("right")) == models
+
+
+# --- every view ------------------------------------------------------------------------------------------------------
+
+
+@in_browser
+def test_phone_width_and_dark(browser: Browser, address: str, tmp_path: Path) -> None:
+    phone = opened(browser, address, width=390, height=844, dark=True, touch=True)
+    long = tmp_path / f"{'a-very-long-name-' * 8}.jpg"
+    shutil.copy(CAT, long)
+    phone.drop("#caption", [long, COFFEE])
+    captioned(phone, 2)
+    phone.fill("article textarea", "Donaudampfschifffahrtsgesellschaft" * 4)
+    assert phone.sticks_out == 0
+    phone.click(".work .open-settings")
+    assert phone.sticks_out == 0
+    phone.press("Escape")
+    phone.click("[data-view=compare]")
+    phone.wait("document.querySelector('.side textarea')")
+    phone.fill(".side.left textarea", "Donaudampfschifffahrtsgesellschaft" * 4)
+    phone.wait("document.querySelector('.marked .number')")
+    assert phone.sticks_out == 0
+    ground = "getComputedStyle(document.body).backgroundColor"
+    dark = phone.run(ground)
+    phone.click("#theme")
+    light = phone.run(ground)
+    assert light != dark
+    phone.run("location.reload()")
+    phone.wait("document.querySelector('.side textarea')")
+    assert phone.run(ground) == light  # it was chosen
+    phone.click("#theme")
+    phone.click("#theme")  # as the system again
+    assert phone.run(ground) == dark
+    phone.scheme("light")
+    assert phone.run(ground) == light
+    assert phone.errors == []
+    phone.close()
+
+
+@in_browser
+def test_every_control_has_a_name_and_every_picture_its_words(page: Page) -> None:
+    page.drop("#caption", [CAT])
+    captioned(page)
+    page.click(".work .open-settings")
+    page.wait("document.querySelector('#set-num_candidates')")
+    nameless = page.run("""[...document.querySelectorAll("button, input, select, textarea, a[href], summary")]
+        .filter((one) => !one.matches("[aria-hidden=true]") && !(one.textContent.trim() || one.labels?.length
+          || one.getAttribute("aria-label") || one.getAttribute("aria-labelledby"))).map((one) => one.outerHTML)""")
+    assert nameless == []
+    assert page.run("[...document.querySelectorAll('img')].every((image) => image.hasAttribute('alt'))")
+    page.press("Escape")  # the drawer gives the focus back
+    assert page.run("document.activeElement.className") == "open-settings"
+
+
+@in_browser
+def test_a_server_with_a_key(browser: Browser, engine: Engine) -> None:
+    with served(engine, Settings(api_key="a secret")) as address:
+        tab = opened(browser, address.replace("//", "//anyone:a%20secret@"))
+        tab.drop("#caption", [CAT])
+        captioned(tab)
+        assert tab.errors == []
+        tab.close()
+
+
+# --- the routes ------------------------------------------------------------------------------------------------------
+
+
+def test_nothing_outside_of_the_folder_is_listed_or_sent(folder: Path) -> None:
+    assert routes.listed(folder, "") == {"path": "", "folders": ["more"], "pictures": ["cat.jpg"], "count": 1}
+    assert routes.listed(folder, "more")["pictures"] == ["coffee.jpg"]
+    assert routes.picture_inside(folder, "more/coffee.jpg") == folder / "more" / "coffee.jpg"
+    for path in ("../outside.jpg", "leads-out.jpg", str(CAT), ".hidden/cat.jpg", "notes.txt", "no.jpg", "a\0b.jpg"):
+        with pytest.raises(BadInput):
+            routes.picture_inside(folder, path)
+    for path in ("..", "/", ".hidden", "cat.jpg", "nowhere"):
+        with pytest.raises(BadInput):
+            routes.listed(folder, path)
+
+
+def test_sidecars_lie_inside_of_the_archive_under_names_of_their_own(tmp_path: Path) -> None:
+    files = ["a.png", "sub/a.png", "a.jpg", "../../etc/passwd.png", "C:\\x\\b.png", "/c.png", "..", "A.webp", "a.jpg"]
+    (tmp_path / "made.zip").write_bytes(routes.sidecars([{"file": file, "text": file} for file in files]))
+    with zipfile.ZipFile(tmp_path / "made.zip") as archive:
+        names = archive.namelist()
+    assert len({name.lower() for name in names}) == len(files)
+    assert names[:4] == ["a.txt", "sub/a.txt", "a.jpg.txt", "etc/passwd.txt"]
+    assert not any(part in ("..", "") or ":" in part for name in names for part in name.split("/"))
