@@ -20,10 +20,10 @@ from captioner.web.settings import Settings
 
 
 @contextmanager
-def served(root: Path | None, engine: Engine) -> Iterator[str]:
+def served(root: Path | None, engine: Engine, **settings: Any) -> Iterator[str]:
     """The address of a service around an engine, which whoever calls this starts."""
     listener = server.listening("127.0.0.1", 0)
-    config = uvicorn.Config(make_app(engine, Settings(root=root)), log_config=None, ws="none", lifespan="on")
+    config = uvicorn.Config(make_app(engine, Settings(root=root, **settings)), log_config=None, ws="none", lifespan="on")
     service = uvicorn.Server(config)
     thread = threading.Thread(target=service.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()

@@ -24,9 +24,8 @@ from captioner.serving.engine import Engine
 from captioner.text.embedding import text_embedder
 from captioner.text.similarity import indel_ratio
 from captioner.web.routes import page as routes
-from captioner.web.settings import Settings
 from tests.browser import CHROMIUM, Browser, Page
-from tests.web.serving import served
+from tests.web.served import served
 
 PICTURES = Path(__file__).parents[2] / "examples" / "pictures"
 CAT, COFFEE = PICTURES / "cat.jpg", PICTURES / "coffee.jpg"
@@ -63,8 +62,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def address(engine: Engine, folder: Path) -> Iterator[str]:
-    with served(engine, Settings(root=folder)) as where:
-        yield where
+    with served(folder, engine) as where:
+        yield f"{where}/"
 
 
 @pytest.fixture(scope="module")
@@ -364,8 +363,8 @@ def test_every_control_has_a_name_and_every_picture_its_words(page: Page) -> Non
 
 @in_browser
 def test_a_server_with_a_key(browser: Browser, engine: Engine) -> None:
-    with served(engine, Settings(api_key="a secret")) as address:
-        tab = opened(browser, address.replace("//", "//anyone:a%20secret@"))
+    with served(None, engine, api_key="a secret") as address:
+        tab = opened(browser, address.replace("//", "//anyone:a%20secret@") + "/")
         tab.drop("#caption", [CAT])
         captioned(tab)
         assert tab.errors == []
