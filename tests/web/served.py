@@ -23,7 +23,8 @@ from captioner.web.settings import Settings
 def served(root: Path | None, engine: Engine, **settings: Any) -> Iterator[str]:
     """The address of a service around an engine, which whoever calls this starts."""
     listener = server.listening("127.0.0.1", 0)
-    config = uvicorn.Config(make_app(engine, Settings(root=root, **settings)), log_config=None, ws="none", lifespan="on")
+    app = make_app(engine, Settings(root=root, **settings))
+    config = uvicorn.Config(app, log_config=None, ws="none", lifespan="on")
     service = uvicorn.Server(config)
     thread = threading.Thread(target=service.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
