@@ -47,6 +47,8 @@ def test_the_wheel_holds_the_model_and_no_tests(wheel: Path) -> None:
         assert needed in names
     modules = {str(file.relative_to(ROOT)) for room in SHIPPED[:3] for file in (ROOT / room).rglob("*.py")}
     assert modules <= set(names)
+    static = {str(file.relative_to(ROOT)) for file in (ROOT / "captioner" / "web" / "static").iterdir()}
+    assert {"captioner/web/static/index.html", *static} <= set(names)
     assert wheel.stat().st_size < 50_000_000
 
 
