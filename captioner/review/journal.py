@@ -51,7 +51,8 @@ class Step:
     group: str | None
     starts: list[int] = field(default_factory=list)
     """Where its lines stand in the journal."""
-    names: set[str] = field(default_factory=set)
+    texts: int = 0
+    """How many it changes."""
 
 
 class Journal:
@@ -66,8 +67,13 @@ class Journal:
         self.pending: list[Changed] = []
         """What may not be in the files yet: a kill came in between."""
         self.originals: dict[str, str | None] = {}
-        """What stood in the folder before the first edit of each picture."""
+        """What stood in the folder before the first edit of each picture, since somebody else wrote it last."""
+        self.latest: dict[str, str | None] = {}
+        """What the last edit left there."""
         self.raw: dict[str, str] = {}
+        """Name → the very content of its sidecar then, where that was more than the text and a line break."""
+        self.grouped: set[str] = set()
+        """Names of the pictures of the newest step."""
         self.last = 0
         self.steps: dict[int, Step] = {}
         self.size = 0
@@ -120,6 +126,7 @@ class Journal:
             source.remove(step)
             target.append(step)
             changes = self.changes(step, back=takes_back)
+            self.latest |= {name: after for name, _, after in changes}
         else:
             return None
         self.actions += 1
@@ -134,9 +141,12 @@ class Journal:
             self.steps[step.number] = step
         self.undone.clear()
         step.starts.append(start)
-        step.names.update(change.name for change in changes)
-        for change in changes:
-            self.originals.setdefault(change.name, change.before)
+        self.grouped = {change.name for change in changes} | (self.grouped if len(step.starts) > 1 else set())
+        step.texts = len(self.grouped)
+        for name, before, after in changes:
+            if name not in self.latest or self.latest[name] != before:
+                self.originals[name] = before
+            self.latest[name] = after
         for name, raw in line.get("raw", {}).items():
             self.raw.setdefault(name, raw)
         self.last = line["edit"]

@@ -27,6 +27,10 @@ MOST_REPEATS = 1_000
 """The product of all counts in a pattern: `(a{1000}){1000}` takes a gigabyte before anything is looked for."""
 
 
+BRACES = re.compile(r"\\[pPN]\{[^}]*\}|\\.|\{([^}]*)\}?", re.DOTALL)
+"""What braces hold, if they are a count: not in \\p{Lu}, a kind of letter, nor after a backslash."""
+
+
 class BadPattern(BadInput):
     """What is wrong with a pattern, and at which of its characters, where that is known."""
 
@@ -103,9 +107,9 @@ class Replace:
 def _check_counts(pattern: str) -> None:
     """Refuses large counts, and the package's own {e<=1} (search with errors), which is slow in ways of its own."""
     counts = []
-    for braces in re.finditer(r"(?<!\\)(?:\\\\)*\{([^}]*)\}?", pattern):
-        if re.search(r"\\[pPNxg]$", pattern[: braces.start(1) - 1]):
-            continue  # \p{Lu} is a kind of letter
+    for braces in BRACES.finditer(pattern):
+        if braces[1] is None:
+            continue
         if not re.fullmatch(r"\d{1,6}(,\d{0,6})?|,\d{1,6}", braces[1], re.ASCII):
             raise BadPattern("Within { } there should be a count, as in {2,5}; \\{ is the sign.", braces.start(1))
         counts.append(max(int(number) for number in braces[1].split(",") if number))

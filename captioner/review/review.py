@@ -11,7 +11,6 @@ An edit is in the journal, and safe, when its call returns; a thread writes it i
 from __future__ import annotations
 
 import json
-import os
 import re
 import threading
 from collections import Counter
@@ -25,9 +24,12 @@ from captioner.images.open import identified, open_file
 from captioner.review import filter as filters
 from captioner.review.journal import Changed, Journal, Step
 from captioner.review.operations import LONGEST_TEXT, Operation
-from captioner.review.outputs import CHANGED, Candidate, Embed, Output, Sidecars, Table, Wanted, located
+from captioner.review.outputs import CHANGED, Candidate, Output
 from captioner.review.pictures import Thumbnails, files_in, is_picture
 from captioner.review.row import Row, term_key
+from captioner.review.sidecars import Sidecars
+from captioner.review.tables import Embed, Table, candidates_in, located
+from captioner.review.writer import Writer
 from captioner.sinks.row import as_text
 from captioner.text.length import clip_tokens_of
 
@@ -103,16 +105,11 @@ class Review:
             raise BadInput(f"There is no folder {root}.")
         self.embed = embed or _minilm
         self.lock = threading.RLock()
-        self.changed = threading.Condition(self.lock)
         self.rows: dict[str, Row] = {}
         self.sidecars = Sidecars()
         self.tables: list[Table] = []
-        self.unwritten: dict[Row, dict[Output, Wanted]] = {}
-        """What is in the journal and not yet in the files."""
-        self.stuck: dict[Row, str] = {}
-        """Of these, what could not be written, and why."""
-        self.closed = False
         self.journal = Journal(self.root)
+        self.writer = Writer(self.lock, self.journal, self._theirs)
         try:
             self.thumbnails = Thumbnails(self.root)
             self.look_again()
@@ -120,7 +117,6 @@ class Review:
         except BaseException:
             self.journal.close()
             raise
-        self.writer = threading.Thread(target=self._write, name="review", daemon=True)
         self.writer.start()
         threading.Thread(target=self._look_ahead, name="looks ahead", daemon=True).start()
 
@@ -132,10 +128,7 @@ class Review:
 
     def close(self) -> None:
         """What is saved is written first."""
-        with self.changed:
-            self.closed = True
-            self.changed.notify_all()
-        self.writer.join()
+        self.writer.close()
         self.journal.close()
 
     # --- what is there -----------------------------------------------------------------------------------------------
@@ -151,14 +144,12 @@ class Review:
                     key = as_text(name)
                     self.rows[key] = before.get(key) or Row(key, path)
             for row in self.rows.values():
-                row.problem = self.stuck.get(row)
+                row.problem = self.writer.stuck.get(row)
             self.sidecars.forget()
             self._look_at_tables([path for _, path in files])
             self.sidecars.look(self.rows.values())
             for row in self.rows.values():
                 self._show(row)
-                if row.name in self.journal.originals:
-                    row.was_edited, row.original = True, self.journal.originals[row.name]
             self._look_at_errors([path for _, path in files])
 
     def _look_ahead(self) -> None:
@@ -166,7 +157,7 @@ class Review:
         rows = list(self.rows.values())
         count_tokens(rows)
         for row in rows:
-            if self.closed:
+            if self.writer.closed:
                 return
             if row.text is None and row.problem is None:
                 try:
@@ -211,12 +202,14 @@ class Review:
 
     def _show(self, row: Row) -> None:
         """The text that stands first, unless a newer one is on its way."""
-        if row not in self.unwritten:
+        if row not in self.writer.waiting:
             row.text = next((row.places[output] for output in self.outputs if output in row.places), None)
+        row.was_edited = row.name in self.journal.latest and self.journal.latest[row.name] == row.text
+        row.original = self.journal.originals.get(row.name)
 
     def _refresh(self, rows: Iterable[Row]) -> None:
         """What another program has done to these since the last look."""
-        rows = [row for row in rows if row not in self.unwritten]
+        rows = [row for row in rows if row not in self.writer.waiting]
         before = [table.state for table in self.tables]
         for table in self.tables:
             table.look()
@@ -241,14 +234,15 @@ class Review:
     def candidates(self, row: Row) -> list[Candidate]:
         """What a model proposed for a picture: just now, or in the table that keeps it."""
         with self.lock:
-            return row.candidates or next(filter(None, (table.candidates(row) for table in self.tables)), [])
+            tables = (table.candidates(row) for table in self.tables)
+            return candidates_in(row.said) or next(filter(None, tables), [])
 
-    def proposed(self, name: str, candidates: Sequence[dict[str, Any]], score: float | None) -> None:
-        """A model was asked again: what it says stands here for this session."""
+    def said(self, name: str, answer: dict[str, Any]) -> None:
+        """A model was asked again: what it says stands here for this session, and in the line of a picture that gets
+        one by it."""
         with self.lock:
             row = self._row(name)
-            row.candidates = [Candidate(one["text"], one["score"]) for one in candidates]
-            row.score, row.problem = score, None
+            row.said, row.score, row.problem = answer, answer["score"], None
 
     def places(self, row: Row) -> list[str]:
         """Where a picture's text stands, or will."""
@@ -323,7 +317,7 @@ class Review:
         group that follow each other are taken back together.
         """
         text = _cleaned(text)
-        with self.changed:
+        with self.lock:
             row = self._row(name)
             self._refresh([row])
             if before is not None and before != (row.text or "") and text != row.text:
@@ -342,7 +336,7 @@ class Review:
 
     def apply(self, operation: Operation, scope: Scope) -> Outcome:
         """Do it, as one edit with one way back."""
-        with self.changed:
+        with self.lock:
             self._refresh(self._in(scope))
             outcome, changes = self._changes(operation, scope)
             writable: dict[Row, str | None] = {}
@@ -355,7 +349,7 @@ class Review:
                     outcome.skipped.append(change.name)
             outcome.pictures = len(writable)
             if writable:
-                title = f"{outcome.title} in {len(writable):,} texts"
+                title = f"{outcome.title} in {len(writable):,} text{'s' if len(writable) > 1 else ''}"
                 self._keep(title, [Changed(row.name, row.text, text) for row, text in writable.items()])
             return outcome
 
@@ -395,14 +389,15 @@ class Review:
         return self._turn(self.journal.undone, self.journal.redo, "There is nothing to redo.", back=False)
 
     def _turn(self, steps: list[Step], note: Callable[[Step], None], nothing: str, back: bool) -> Outcome:
-        with self.changed:
+        with self.lock:
             if not steps:
                 raise BadInput(nothing)
             step = steps[-1]
-            self._refresh(self.rows[name] for name in step.names if name in self.rows)
+            wanted = self.journal.changes(step, back=back)
+            self._refresh(self.rows[change.name] for change in wanted if change.name in self.rows)
             outcome = Outcome(step.title)
             changes = []
-            for change in self.journal.changes(step, back=back):
+            for change in wanted:
                 row = self.rows.get(change.name)
                 if row is None or row.text != change.before:
                     outcome.skipped.append(change.name)
@@ -411,11 +406,11 @@ class Review:
             note(step)
             for row, text in changes:
                 self._set(row, text)
+                self._show(row)
             outcome.pictures = len(changes)
             if len(changes) == 1:
                 row, text = changes[0]
                 outcome.examples = [Example(row.name, row.text or "", text or "")]
-            self.changed.notify_all()
             return outcome
 
     def _keep(self, title: str, changes: list[Changed], group: str | None = None) -> None:
@@ -425,23 +420,18 @@ class Review:
         for change in changes:
             row = self.rows[change.name]
             self._set(row, change.after)
-            row.was_edited, row.original = True, self.journal.originals[row.name]
-        self.changed.notify_all()
+            self._show(row)
 
     def _set(self, row: Row, text: str | None) -> None:
         targets = self._targets(row, row.text)
         row.text = text
         if text:
             row.problem = None
-        waiting = self.unwritten.setdefault(row, {})
-        for output in targets:
-            before = waiting[output].before if output in waiting else row.places.get(output)
-            waiting[output] = Wanted(before, text)
-        self.stuck.clear()  # tried again, with this one
+        self.writer.put(row, targets, text)
 
     def _targets(self, row: Row, text: str | None) -> list[Output]:
         """Every output that holds the text of now; where there is none, where its neighbours have theirs."""
-        held = row.places | {output: want.after for output, want in self.unwritten.get(row, {}).items()}
+        held = self.writer.held(row)
         if targets := [output for output in self.outputs if held.get(output) is not None and held[output] == text]:
             return targets
         if holding := [output for output in self.outputs if held.get(output) is not None]:
@@ -457,10 +447,7 @@ class Review:
     def _check(self, row: Row) -> None:
         """Whether a text of this picture can be kept: said before anything is."""
         for output in self._targets(row, row.text):
-            if output is self.sidecars:
-                self.sidecars.check(row)
-            elif isinstance(output, Table) and not os.access(output.path.parent, os.W_OK):
-                raise BadOutput(f"{output.title} cannot be written to.")
+            output.check(row)
 
     def history(self, most: int = 100) -> list[tuple[Step, bool]]:
         """The newest steps first; True: it stands, False: it was taken back."""
@@ -480,74 +467,22 @@ class Review:
                 continue
             if row.text in texts:
                 self._set(row, texts[-1])
+                self._show(row)
             else:
                 row.problem = CHANGED.format(row.name)
         self.sidecars.raw.update(self.journal.raw)
-        if self.journal.pending and not self.unwritten:
-            self.journal.written(self.journal.actions)
+        if self.journal.pending and not self.writer.waiting:
+            self.writer.note(self.journal.actions)
 
-    def _write(self) -> None:
-        """The thread: everything that waits, at once; what comes meanwhile, in the next round."""
-        while True:
-            with self.changed:
-                self.changed.wait_for(lambda: self.closed or self._waiting())
-                batch = {row: dict(self.unwritten[row]) for row in self._waiting()}
-                actions = self.journal.actions
-                if not batch:
-                    return
-            by_output: dict[Output, dict[Row, Wanted]] = {}
-            for row, wants in batch.items():
-                for output, want in wants.items():
-                    by_output.setdefault(output, {})[row] = want
-            problems = {output: _written(output, wanted) for output, wanted in by_output.items()}
-            with self.changed:
-                self._settle(by_output, problems)
-                if not self.unwritten:
-                    self.journal.written(actions)
-                self.changed.notify_all()
-
-    def _waiting(self) -> list[Row]:
-        return [row for row in self.unwritten if row not in self.stuck]
-
-    def _settle(self, by_output: dict[Output, dict[Row, Wanted]], problems: dict[Output, dict[Row, str]]) -> None:
-        """What is in the files now is no longer waited for."""
-        lost = []
-        for output, wanted in by_output.items():
-            for row, want in wanted.items():
-                waiting = self.unwritten.get(row, {})
-                reason = problems[output].get(row)
-                if reason is None:
-                    row.places.pop(output, None)
-                    if want.after is not None:
-                        row.places[output] = want.after
-                    newer = waiting.pop(output, want).after
-                    if newer != want.after:
-                        waiting[output] = Wanted(want.after, newer)
-                elif "by another program" in reason:
-                    waiting.pop(output, None)
-                    lost.append((row, reason))
-                else:
-                    row.problem = self.stuck[row] = reason
-                if not waiting:
-                    self.unwritten.pop(row, None)
-        if lost:
-            self._refresh([row for row, _ in lost])
-            for row, reason in lost:
-                row.problem = reason
+    def _theirs(self, rows: list[tuple[Row, str]]) -> None:
+        """What another program wrote meanwhile is shown, with the reason."""
+        self._refresh([row for row, _ in rows])
+        for row, reason in rows:
+            row.problem = reason
 
     def flush(self, seconds: float | None = None) -> int:
         """Wait until all is written; how much is not by then."""
-        with self.changed:
-            self.changed.wait_for(lambda: not self._waiting(), seconds)
-            return len(self.unwritten)
-
-    def retry(self) -> None:
-        """Try again what could not be written."""
-        with self.changed:
-            for row in self.stuck:
-                row.problem = None
-            self.stuck.clear()
-            self.changed.notify_all()
+        return self.writer.flush(seconds)
 
 
 def count_tokens(rows: Sequence[Row]) -> None:
@@ -557,15 +492,6 @@ def count_tokens(rows: Sequence[Row]) -> None:
         part = uncounted[begin : begin + 1024]
         for (row, text), count in zip(part, clip_tokens_of([text for _, text in part]), strict=True):
             row.counted(text, count)
-
-
-def _written(output: Output, wanted: dict[Row, Wanted]) -> dict[Row, str]:
-    """Whatever goes wrong in a thread is said, not lost with it."""
-    try:
-        return output.write(wanted)
-    except Exception as error:
-        reason = printable(f"{output.title} could not be written ({type(error).__name__}: {error}).")
-        return dict.fromkeys(wanted, reason)
 
 
 def _cleaned(text: str) -> str:

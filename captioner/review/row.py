@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from captioner.text.length import clip_tokens
 
 if TYPE_CHECKING:
-    from captioner.review.outputs import Candidate, Output
+    from captioner.review.outputs import Output
 
 
 @dataclass(slots=True, eq=False)
@@ -30,8 +30,8 @@ class Row:
     """Whether `original` holds what stood here before the first edit."""
     places: dict[Output, str | None] = field(default_factory=dict)
     """What each output holds of it now, the first of them the one that is shown. None: nothing yet."""
-    candidates: list[Candidate] = field(default_factory=list)
-    """Of a model that was asked in this session, best first."""
+    said: dict[str, Any] = field(default_factory=dict)
+    """What a model that was asked in this session answered: a row as `generate` writes it."""
     _of: str | None = None
     """The text that what follows was counted of."""
     _lower: str | None = None

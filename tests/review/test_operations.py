@@ -39,7 +39,8 @@ def test_operations(operation, before, after, matches):
 
 
 @pytest.mark.parametrize(
-    ("find", "position"), [("a(b", 3), ("[a", 2), ("a{2000}", 1), ("(a{40}){40}", 7), ("(?:cat){e<=2}", 7), ("*", 0)]
+    ("find", "position"),
+    [("a(b", 3), ("[a", 2), ("a{2000}", 1), (r"(\\p{9999}){9}", 5), ("(a{40}){40}", 7), ("(?:cat){e<=2}", 7), ("*", 0)],
 )
 def test_a_pattern_that_is_wrong_or_too_large_says_where(find: str, position: int) -> None:
     with pytest.raises(BadPattern) as raised:

@@ -94,6 +94,21 @@ def test_a_table_of_generate_is_edited_in_place(photos: Path, tmp_path: Path, mo
     assert not list(photos.glob("*.txt"))
 
 
+def test_a_picture_that_a_model_was_asked_about_gets_a_whole_line(photos: Path) -> None:
+    for sidecar in photos.glob("*.txt"):
+        sidecar.unlink()
+    write_rows(photos / "captions.jsonl", [f"{number}.png" for number in range(3)], score=-0.5)
+    said = rows_of(photos / "captions.jsonl")[0] | {"text": "a hen", "score": -2.0}
+    with Review(photos) as review:
+        review.said("5.png", {name: value for name, value in said.items() if name != "file"})
+        assert [one.text for one in review.candidates(review.row("5.png"))] == ["text of 0", "another of 0"]
+        review.edit("5.png", "a hen")
+        review.flush()
+        assert rows_of(photos / "captions.jsonl")[-1] == said | {"file": "5.png"}
+        review.undo()
+    assert len(rows_of(photos / "captions.jsonl")) == 3
+
+
 def test_a_run_goes_on_from_an_edited_table(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What `generate --out … --resume` would do: edited rows are done, and stay as they were edited."""
     from captioner.images import find_images
@@ -132,6 +147,22 @@ def test_an_image_folder_is_edited_in_its_metadata(photos: Path) -> None:
         assert (rows[-1]["file_name"], rows[-1]["text"]) == ("11.png", "new here")
         assert (photos / "0.txt").read_text().startswith("a cat 0")  # it said something else before
     assert sorted(made) == ["a dog", "new here"]
+
+
+def test_several_texts_of_a_picture_and_a_run_that_goes_on_are_left_alone(photos: Path) -> None:
+    row = {"file_name": "1.png", "text": ["one", "another"]}
+    (photos / "metadata.jsonl").write_text(
+        json.dumps(row) + "\n" + json.dumps(row | {"file_name": "2.png", "text": "a"})
+    )
+    (photos / "1.txt").unlink()
+    before = (photos / "metadata.jsonl").read_bytes()
+    with Review(photos) as review:
+        with pytest.raises(BadOutput, match="no single text"):
+            review.edit("1.png", "a dog")
+        (photos / "metadata.jsonl.part").write_text("")
+        with pytest.raises(BadOutput, match="not finished"):
+            review.edit("2.png", "a dog")
+    assert (photos / "metadata.jsonl").read_bytes() == before
 
 
 def test_outputs_that_agree_go_on_agreeing(photos: Path) -> None:
@@ -239,11 +270,11 @@ def test_what_cannot_be_written_is_said_and_tried_again(photos: Path, monkeypatc
 
     with Review(photos) as review:
         with monkeypatch.context() as patched:
-            patched.setattr("captioner.review.outputs.write_all", full)
+            patched.setattr("captioner.review.sidecars.write_all", full)
             review.edit("1.png", "a dog")
             assert review.flush() == 1
             assert "No space left" in review.row("1.png").problem
-        review.retry()
+        review.writer.retry()
         assert review.flush() == 0
     assert (photos / "1.txt").read_text() == "a dog\n"
 
@@ -273,7 +304,7 @@ def test_a_bulk_edit_is_one_step(photos: Path) -> None:
             "a dog 4, oil painting, 8k",
         ]
         assert [step.title for step, _ in review.history()] == [
-            "Prepend “sks” in 1 texts",
+            "Prepend “sks” in 1 text",
             "Delete the term “8K” in 2 texts",
             "Replace “cat” by “dog” in 10 texts",
         ]
@@ -362,6 +393,18 @@ def test_the_original_outlives_the_session(photos: Path) -> None:
         assert (review.row("1.png").original, review.row("1.png").is_edited) == ("a cat", True)
         review.undo()
     assert (photos / "1.txt").read_bytes() == b"a cat\r\n"
+
+
+def test_what_somebody_else_writes_later_is_no_edit(photos: Path) -> None:
+    with Review(photos) as review:
+        review.edit("1.png", "a dog")
+    (photos / "1.txt").write_text("captioned anew\n")
+    with Review(photos) as review:
+        assert not review.row("1.png").is_edited
+        review.edit("1.png", "a hen")
+        assert review.row("1.png").original == "captioned anew"
+        review.undo()
+        assert review.row("1.png").text == "captioned anew"
 
 
 def test_a_journal_of_something_else_is_refused(photos: Path) -> None:

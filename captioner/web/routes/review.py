@@ -28,6 +28,8 @@ from captioner.web.errors import one_line
 
 MOST_ROWS = 200
 """Of one request."""
+MOST_COMPARED = 2_000
+"""Texts before and after."""
 MOST_NAMES = 200_000
 PATIENCE = 2.0
 """Seconds that an edit waits for its file: whoever sees "saved" can open the file."""
@@ -225,7 +227,7 @@ def router(context: Context) -> APIRouter:
         content = await run_in_threadpool(lambda: review().content(asked.name))
         question = context.engine.ask(asked.model, num_candidates=asked.num_candidates)
         row = await context.prompt(request, Picture(content, asked.name), question)
-        await run_in_threadpool(lambda: review().proposed(asked.name, row["candidates"], row["score"]))
+        await run_in_threadpool(lambda: review().said(asked.name, row))
         return row
 
     @routes.post("/count")
@@ -266,10 +268,15 @@ def router(context: Context) -> APIRouter:
         steps = review().history()
         return {
             "steps": [
-                {"title": step.title, "time": step.time, "texts": len(step.names), "stands": stands}
+                {"title": step.title, "time": step.time, "texts": step.texts, "stands": stands}
                 for step, stands in steps
             ]
         }
+
+    @routes.get("/edited")
+    def edited_texts() -> Any:
+        rows = [row for row in review().rows.values() if row.is_edited][:MOST_COMPARED]
+        return {"rows": [{"file": row.name, "before": row.original or "", "after": row.text or ""} for row in rows]}
 
     @routes.post("/terms")
     def terms(asked: Terms) -> Any:
@@ -285,7 +292,7 @@ def router(context: Context) -> APIRouter:
 
     @routes.post("/retry")
     def retry() -> Any:
-        review().retry()
+        review().writer.retry()
         return settled(review(), {})
 
     @routes.get("/small")
@@ -310,8 +317,8 @@ def state_of(review: Review) -> dict[str, Any]:
         "failed": sum(row.problem is not None for row in rows),
         "edited": sum(row.is_edited for row in rows),
         "scored": any(row.score is not None for row in rows),
-        "unwritten": len(review.unwritten),
-        "stuck": next(iter(review.stuck.values()), None),
+        "unwritten": len(review.writer.waiting),
+        "stuck": next(iter(review.writer.stuck.values()), None),
         "undo": done[-1].title if done else None,
         "redo": undone[-1].title if undone else None,
     }

@@ -36,6 +36,16 @@ const PATHS = {
   check: "M5 12.5l4.5 4.5L19 7.5",
   left: "M15 5l-7 7 7 7",
   up: "M12 19V6M6 11l6-6 6 6",
+  right: "M9 5l7 7-7 7",
+  undo: "M9 7 4 12l5 5M4 12h10a6 6 0 0 1 6 6v1",
+  redo: "M15 7l5 5-5 5M20 12H10a6 6 0 0 0-6 6v1",
+  search: "M10.5 4a6.5 6.5 0 1 0 0 13 6.5 6.5 0 0 0 0-13M15.5 15.5 20 20",
+  list: "M8 6h12M8 12h12M8 18h12M4 6h.01M4 12h.01M4 18h.01",
+  pencil: "M4 20l1-4L16 5l3 3L8 19zM14 7l3 3",
+  tags: "M4 4h8l8 8-8 8-8-8zM8.5 8.5h.01",
+  history: "M4 12a8 8 0 1 0 2.5-5.8M4 4v4h4M12 8v4l3 2",
+  help: "M9.2 9a2.8 2.8 0 1 1 4 2.6c-.9.5-1.2 1-1.2 2M12 17h.01M12 3a9 9 0 1 0 0 18 9 9 0 0 0 0-18",
+  broken: "M4 5h16v14H4zM4 15l4-3 3 3M13 13l3-3 4 4M10 5l2 5-2 3 2 6",
 };
 
 /** A line drawing for a button; the button itself says in words what it does. */

@@ -148,7 +148,7 @@ export class Drawers {
     this.said.replaceChildren(...[words].flat().filter(Boolean));
     if (!examples.length) this.count = 0;
     this.apply.disabled = !this.count;
-    this.apply.textContent = this.count ? `Change ${this.count.toLocaleString()} texts` : "Change";
+    this.apply.textContent = this.count ? `Change ${texts(this.count)}` : "Change";
     this.examples.replaceChildren(
       ...examples.map(({ name, before, after }) => el("li", {}, el("span", { class: "name" }, name), ...marked(before, after))),
     );
@@ -156,13 +156,13 @@ export class Drawers {
 
   async change() {
     if (this.apply.disabled) return;
-    await this.review.save();
+    await this.review.editor.save();
     this.apply.disabled = true;
     try {
       const answer = await this.review.api.json("review/api/apply", this.asked());
       if (answer.error) return this.tell(answer.error.message, [], true);
       const left = answer.skipped.length ? `; ${answer.skipped.length} could not be changed` : "";
-      this.review.api.toast(`${answer.title}: ${answer.pictures.toLocaleString()} texts${left}`, { undo: () => this.review.turn("undo"), seconds: 12 });
+      this.review.api.toast(`${answer.title}: ${texts(answer.pictures)}${left}`, { undo: () => this.review.turn("undo"), seconds: 12 });
       await this.review.changed(answer.state);
       await this.preview();
     } catch (error) {
@@ -257,8 +257,20 @@ export class Drawers {
     }
     this.content.replaceChildren(
       el("p", { class: "note" }, "Every edit of this folder, the newest first. It outlives the server: what was saved can be taken back tomorrow, too."),
+      this.review.state?.edited ? button("Compare before and after", { picture: "compare", onclick: () => this.compare() }) : "",
       answer.steps.length ? list : el("p", {}, "Nothing has been changed yet."),
     );
+  }
+
+  /** All texts that are not as they were, side by side with what they were. */
+  async compare() {
+    try {
+      const { rows } = await this.review.api.json("review/api/edited");
+      const side = (name, key) => ({ name, rows: rows.map((row) => ({ file: row.file, text: row[key] })) });
+      this.review.api.open("compare", { left: side("Before", "before"), right: side("After", "after") });
+    } catch (error) {
+      this.review.api.toast(error.message);
+    }
   }
 
   async back(many) {
@@ -302,6 +314,10 @@ function stateOf(term, filter) {
 
 function quoted(text) {
   return `"${text.replace(/["\\]/g, "\\$&")}"`;
+}
+
+function texts(count) {
+  return `${count.toLocaleString()} ${count === 1 ? "text" : "texts"}`;
 }
 
 function when(seconds) {

@@ -78,7 +78,7 @@ export class List {
     this.anchor = -1;
     this.drawn = new Map();
     this.pictures = new Pictures(api, "small");
-    this.inner = el("div", { class: "rows" });
+    this.inner = el("div", { class: "rows", role: "presentation" });
     this.element = el(
       "div",
       {

@@ -12,8 +12,9 @@ export class Run {
   /** Which pictures, and whether texts that are there are replaced. */
   async ask() {
     if (this.stopper) return this.element.querySelector("button")?.focus();
-    const { api, list, filter, model } = this.review;
-    await this.review.save();
+    const { api, list, filter } = this.review;
+    const { model } = this.review.editor;
+    await this.review.editor.save();
     const empty = (await api.json("review/api/view", { filter: "is:empty" })).names;
     const shown = [...list.names];
     const selected = [...list.selected];
@@ -55,7 +56,7 @@ export class Run {
   }
 
   async start(names, model) {
-    const { api, list } = this.review;
+    const { api, list, editor } = this.review;
     this.stopper = new AbortController();
     this.tally = { done: 0, failed: 0, of: names.length };
     const group = `run-${Date.now().toString(36)}`;
@@ -74,20 +75,20 @@ export class Run {
     api.toast(words, { undo: done ? () => this.review.turn("undo") : null, seconds: 12 });
     list.refresh();
     await this.review.settle();
-    if (this.review.current) await this.review.load(this.review.current.name);
+    if (editor.current) await editor.load(editor.current.name);
   }
 
   async caption(name, model, group) {
-    const { api, list } = this.review;
+    const { api, list, editor } = this.review;
     const { signal } = this.stopper;
     try {
       const { text: before } = await api.json("review/api/row", { name });
       const row = await api.json("review/api/ask", { name, model }, { signal });
       const title = `Caption ${this.tally.of.toLocaleString()} pictures with ${row.model ?? "the model"}`;
       const answer = await api.json("review/api/edit", { name, text: row.text, before: before ?? "", group, title });
-      this.tally.done += 1;
+      this.tally[answer.conflict ? "failed" : "done"] += 1; // somebody wrote another text meanwhile
       list.put(answer.row);
-      if (this.review.current?.name === name && !this.review.isDirty()) this.review.load(name);
+      if (editor.current?.name === name && !editor.isDirty()) editor.load(name);
     } catch (error) {
       if (error.name === "AbortError") return;
       this.tally.failed += 1;

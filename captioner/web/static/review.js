@@ -1,44 +1,16 @@
 // Review: a folder's pictures and their texts, to be corrected by the keyboard. Everything that is typed saves itself.
 //
-// `Review` holds what is shown; the list is review-list.js, the drawers (many at once, terms, history) are
-// review-drawers.js, and captioning the whole folder is review-run.js.
+// `Review` is the frame: filter, keys, undo, the picture. The list is review-list.js, the text of the picture
+// review-editor.js, the drawers (many at once, terms, history) review-drawers.js, captioning the whole folder
+// review-run.js, and what the keys do is told in review-help.js.
 
 import { button, el, icon } from "./dom.js";
 import { Drawers } from "./review-drawers.js";
+import { Editor } from "./review-editor.js";
+import { help } from "./review-help.js";
 import { List, Pictures } from "./review-list.js";
 import { Run } from "./review-run.js";
-import { marked, pointed } from "./review-words.js";
-
-const SAVE_AFTER = 700; // milliseconds without a key
-const COUNT_AFTER = 150;
-const LIMIT = 77; // tokens that CLIP reads
-const CANDIDATES = 5; // asked for by R
-const KEYS = [
-  ["J", "next picture (or ↓)"],
-  ["K", "picture before (or ↑)"],
-  ["E", "into the text (or Enter)"],
-  ["Esc", "out of the text"],
-  ["Ctrl+Enter", "save and go on"],
-  ["Alt+↓ Alt+↑", "next, before: out of the text, too"],
-  ["R", "ask the model again"],
-  ["1 – 9", "take a candidate (Alt+1 – 9 within the text)"],
-  ["Ctrl+Z", "undo"],
-  ["Ctrl+Shift+Z", "redo"],
-  ["X", "select or not (Shift+click: a range)"],
-  ["/", "filter"],
-  ["B", "change many at once"],
-  ["T", "table of terms"],
-  ["H", "history"],
-  ["?", "these keys"],
-];
-const FILTERS = [
-  ["cat \"oil painting\"", "both are in the text"],
-  ["caption: name: term:", "in the text, in the name (with * and ?), a whole comma term"],
-  ["tokens:>77 chars:<20", "longer or shorter than"],
-  ["score:<-1.5", "what the model was unsure of"],
-  ["is:empty is:failed is:edited", "no text, a failure, changed by you"],
-  ["NOT a AND (b OR c)", "-a is NOT a; AND may be left out"],
-];
+import { pointed } from "./review-words.js";
 
 export async function mount(element, api) {
   if (!document.querySelector("link[data-review]")) {
@@ -67,22 +39,20 @@ export async function mount(element, api) {
 class Review {
   constructor(element, api) {
     this.api = api;
-    this.current = null; // the whole row, as the server told it
     this.index = -1;
-    this.group = ""; // what is typed into one text at a time is taken back together
-    this.saving = Promise.resolve();
-    this.saves = 0;
+    this.timers = new Map();
     this.list = new List(api, {
       onopen: (index) => this.go(index),
       onselect: () => this.drawSelection(),
     });
     this.large = new Pictures(api, "large", 8);
+    this.editor = new Editor(this);
     this.drawers = new Drawers(this);
     this.run = new Run(this);
     this.build(element);
     this.onkey = (event) => this.key(event);
-    window.addEventListener("beforeunload", (event) => this.isDirty() && (this.save(), event.preventDefault()));
-    document.addEventListener("visibilitychange", () => document.hidden && this.save());
+    window.addEventListener("beforeunload", (event) => this.editor.isDirty() && (this.editor.save(), event.preventDefault()));
+    document.addEventListener("visibilitychange", () => document.hidden && this.editor.save());
   }
 
   // --- what is seen --------------------------------------------------------------------------------------------------
@@ -115,33 +85,11 @@ class Review {
       ].map(([value, label]) => el("option", { value }, label)),
     );
     this.chips = el("div", { class: "row review-chips", role: "group", "aria-label": "Quick filters" });
-    this.saved = el("span", { class: "review-saved", role: "status" });
+    this.saved = el("span", { class: "review-saved" });
     this.undoButton = button("Undo", { picture: "undo", hideLabel: true, onclick: () => this.turn("undo") });
     this.redoButton = button("Redo", { picture: "redo", hideLabel: true, onclick: () => this.turn("redo") });
     this.place = el("span", { class: "name" });
     this.figure = el("figure", {});
-    this.area = el("textarea", {
-      id: "review-area",
-      "aria-label": "Text",
-      spellcheck: "true",
-      oninput: () => this.typed(),
-      onblur: () => this.save(),
-    });
-    this.problem = el("div", { class: "review-problem", role: "alert", hidden: true });
-    this.meter = el("span", {});
-    this.count = el("span", { class: "number" });
-    this.countRow = el("div", { class: "review-count" }, this.count, el("span", { class: "meter", "aria-hidden": "true" }, this.meter), (this.chars = el("span", { class: "number" })));
-    this.cut = el("p", { class: "review-cut", hidden: true });
-    this.was = el("p", { class: "review-was" });
-    this.wasBox = el("section", { hidden: true, "aria-label": "What was changed" }, el("h3", {}, "What was changed", button("Bring back", { picture: "undo", quiet: true, onclick: () => this.restore() })), this.was);
-    this.candidates = el("ol", { class: "review-candidates" });
-    this.model = el(
-      "select",
-      { "aria-label": "Model", hidden: modelsOf(this.api).length < 2 },
-      ...modelsOf(this.api).map((name) => el("option", { value: name }, name)),
-    );
-    this.askButton = button("Ask again", { picture: "retry", title: "Ask the model again (R)", onclick: () => this.ask() });
-    this.places = el("p", { class: "note" });
     this.side = el(
       "div",
       { class: "review-side" },
@@ -167,10 +115,16 @@ class Review {
           this.undoButton,
           this.redoButton,
           button("History", { picture: "history", hideLabel: true, onclick: () => this.drawers.open("history") }),
-          button("Keys (?)", { picture: "help", hideLabel: true, class: "keys", onclick: () => this.help() }),
+          button("Keys (?)", { picture: "help", hideLabel: true, class: "keys", onclick: () => this.showDialog(help()) }),
         ),
         this.wrong,
-        el("div", { class: "second" }, this.chips, this.saved),
+        el(
+          "div",
+          { class: "second" },
+          this.chips,
+          this.saved,
+          button("Look at the folder again", { picture: "retry", hideLabel: true, class: "again", onclick: () => this.lookAgain() }),
+        ),
         this.run.element,
       ),
       el(
@@ -190,22 +144,7 @@ class Review {
             button("Next picture (J)", { picture: "right", hideLabel: true, onclick: () => this.step(1) }),
           ),
         ),
-        el(
-          "div",
-          { class: "review-text" },
-          this.problem,
-          this.area,
-          this.countRow,
-          this.cut,
-          this.wasBox,
-          el("section", { "aria-label": "Candidates" }, el("h3", {}, "Candidates", el("span", { class: "row" }, this.model, this.askButton)), this.candidates),
-          this.places,
-          el(
-            "div",
-            { class: "review-keys-hint", "aria-hidden": "true" },
-            ...[["Ctrl+Enter", "save and go on"], ["J K", "move"], ["?", "all keys"]].map(([keys, words]) => el("span", {}, el("kbd", {}, keys), ` ${words}`)),
-          ),
-        ),
+        this.editor.element,
       ),
       this.drawers.element,
     );
@@ -227,18 +166,23 @@ class Review {
 
   hidden() {
     document.removeEventListener("keydown", this.onkey);
-    this.save();
+    this.editor.save();
   }
 
+  /** An action in a while; another of the same name takes its place. */
   later(name, milliseconds, action) {
-    this.timers ??= {};
-    clearTimeout(this.timers[name]);
-    this.timers[name] = setTimeout(action, milliseconds);
+    this.cancel(name);
+    this.timers.set(name, setTimeout(action, milliseconds));
+  }
+
+  cancel(name) {
+    clearTimeout(this.timers.get(name));
   }
 
   say(kind, words, picture, title = "") {
     this.saved.className = `review-saved ${kind === "wrong" ? "wrong" : ""}`;
     this.saved.title = title;
+    if (kind === "wrong") this.api.say(words);
     if (this.saved.dataset.words !== words) this.saved.replaceChildren(...(picture ? [icon(picture)] : []), el("span", {}, words));
     this.saved.dataset.words = words;
   }
@@ -253,7 +197,7 @@ class Review {
     try {
       answer = await this.api.json("review/api/view", { filter: this.filter.value, sort, descending: back !== undefined });
     } catch (error) {
-      if (this.viewing === asked) this.say("wrong", error.message, "stop");
+      if (this.viewing === asked) this.unreachable(error.message);
       return;
     }
     if (this.viewing !== asked) return; // another has been asked for meanwhile
@@ -261,10 +205,17 @@ class Review {
     if (answer.error) return;
     this.list.show(answer.names);
     this.draw(answer.state);
-    const index = this.current && !first ? this.list.indexOf(this.current.name) : -1;
+    const index = this.editor.current && !first ? this.list.indexOf(this.editor.current.name) : -1;
     if (index >= 0) this.mark(index);
     else await this.go(0);
     if (document.activeElement === this.filter) this.api.say(`${answer.names.length} pictures`);
+  }
+
+  /** The server does not answer, or the folder is open elsewhere. */
+  unreachable(reason) {
+    this.say("wrong", this.editor.current ? reason : "", this.editor.current ? "stop" : null);
+    if (this.editor.current) return;
+    this.figure.replaceChildren(el("div", { class: "notice" }, el("p", {}, reason), button("Try again", { picture: "retry", onclick: () => this.view() })));
   }
 
   setFilter(text) {
@@ -310,7 +261,7 @@ class Review {
     } else if (state.unwritten) {
       this.say("saved", `Saved · writing ${state.unwritten.toLocaleString()} files`, "check", "Safe in the journal; the files follow.");
       this.later("state", 1000, () => this.settle());
-    } else if (!this.isDirty()) this.say("saved", "Saved", "check", "All is in its files.");
+    } else if (!this.editor.isDirty()) this.say("saved", "Saved", "check", "All is in its files.");
   }
 
   async settle() {
@@ -321,8 +272,24 @@ class Review {
     }
   }
 
+  /** Files that came, went or were changed by other programs. */
+  async lookAgain() {
+    await this.editor.save();
+    try {
+      await this.changed(await this.api.json("review/api/look-again", {}));
+      await this.view();
+      this.api.say("Looked again");
+    } catch (error) {
+      this.api.toast(error.message);
+    }
+  }
+
   async retry() {
-    this.draw((await this.api.json("review/api/retry", {})).state);
+    try {
+      this.draw((await this.api.json("review/api/retry", {})).state);
+    } catch (error) {
+      this.say("wrong", error.message, "stop");
+    }
   }
 
   /** Many texts have changed: everything that is shown is asked for anew. */
@@ -330,24 +297,25 @@ class Review {
     this.list.refresh();
     if (this.filter.value.trim() || this.sort.value !== "name") await this.view();
     else this.draw(state);
-    if (this.current) await this.load(this.current.name);
+    if (this.editor.current) await this.editor.load(this.editor.current.name);
   }
 
   // --- one picture ---------------------------------------------------------------------------------------------------
 
   async go(index, { focus = null } = {}) {
-    this.save();
+    if (!this.editor.mayLeave()) return;
+    this.editor.save();
     if (index < 0 || index >= this.list.names.length) {
       if (!this.list.names.length) this.nothing();
       return;
     }
     this.mark(index);
     const name = this.list.names[index];
-    this.group = `${Date.now().toString(36)}-${Math.random().toString(36).slice(2, 8)}`;
+    this.editor.group = `${Date.now().toString(36)}-${Math.random().toString(36).slice(2, 8)}`;
     this.show(name);
     this.element.classList.remove("listing");
     if (focus) focus.focus({ preventScroll: true });
-    await this.load(name);
+    await this.editor.load(name);
     for (const next of [1, 2]) if (index + next < this.list.names.length) this.large.get(this.list.names[index + next]).catch(() => {}); // it is told when it is opened
   }
 
@@ -360,20 +328,19 @@ class Review {
   step(by) {
     const index = this.index + by;
     if (index < 0 || index >= this.list.names.length) return this.api.say(by > 0 ? "The last picture" : "The first picture");
-    return this.go(index, { focus: document.activeElement === this.area ? this.area : null });
+    return this.go(index, { focus: document.activeElement === this.editor.area ? this.editor.area : null });
+  }
+
+  /** The name of the picture that is shown. */
+  get name() {
+    return this.list.names[this.index];
   }
 
   nothing() {
     this.index = -1;
-    this.current = null;
     this.place.textContent = "";
-    this.area.value = this.area.placeholder = "";
-    this.area.disabled = true;
-    this.drawTokens(0, null);
     this.figure.replaceChildren(el("p", { class: "soft" }, this.filter.value ? "No picture is like that." : "There are no pictures in this folder."));
-    this.candidates.replaceChildren();
-    for (const part of [this.wasBox, this.problem, this.cut]) part.hidden = true;
-    this.places.textContent = "";
+    this.editor.empty();
   }
 
   /** The picture: the small one at once, the large one when it is there. */
@@ -392,193 +359,8 @@ class Review {
     }
   }
 
-  /**
-   * What the server knows of it. Until a text is known nothing can be typed: it would take the text's place. What is
-   * typed into a text that the list knew already stays, and is compared with the text that was seen.
-   */
-  async load(name) {
-    const known = this.list.rows.get(name);
-    if (this.current?.name !== name) this.fill({ name, text: known?.text ?? "", tokens: known?.tokens, problem: known?.problem, candidates: [], places: [], isKnown: known !== undefined, loading: true });
-    try {
-      await this.saving;
-      const saves = this.saves;
-      const row = await this.api.json("review/api/row", { name });
-      if (this.list.names[this.index] !== name) return;
-      if (this.saves !== saves) return this.load(name); // what has come may be the text from before
-      this.list.put(row);
-      const seen = this.current;
-      if (seen?.isKnown && this.isDirty()) this.fill({ ...row, text: seen.text }, this.area.value);
-      else this.fill(row);
-    } catch (error) {
-      this.api.toast(error.message);
-    }
-  }
-
-  fill(row, typed = null) {
-    const same = this.current?.name === row.name;
-    this.current = { isKnown: true, ...row };
-    this.area.disabled = false;
-    this.area.readOnly = !this.current.isKnown;
-    const value = typed ?? row.text ?? "";
-    if (this.area.value !== value || !same) this.area.value = value;
-    this.area.placeholder = row.loading ? "" : "No text yet. Write one, or press R to ask the model.";
-    this.drawProblem(row.problem);
-    this.drawTokens(row.tokens ?? 0, null);
-    this.drawWas();
-    if (row.loading) return;
-    this.drawCandidates(row.candidates);
-    this.places.textContent = row.places.length ? `Kept in ${row.places.join(" and ")}.` : "";
-    this.countTokens();
-  }
-
-  drawProblem(problem) {
-    this.problem.hidden = !problem;
-    this.problem.replaceChildren(el("span", {}, problem ?? ""), button("Try again", { picture: "retry", onclick: () => this.ask(true) }));
-  }
-
-  drawWas() {
-    const { original } = this.current;
-    const now = this.area.value.trim();
-    this.wasBox.hidden = typeof original !== "string" || original === "" || original === now;
-    if (!this.wasBox.hidden) this.was.replaceChildren(...marked(original, now));
-  }
-
-  drawCandidates(candidates) {
-    const now = this.area.value.trim();
-    this.candidates.replaceChildren(
-      ...candidates.slice(0, 9).map((one, index) =>
-        el(
-          "li",
-          {},
-          button(one.text, { "aria-pressed": String(one.text === now), "aria-keyshortcuts": String(index + 1), onclick: () => this.take(index) }),
-        ),
-      ),
-    );
-    [...this.candidates.querySelectorAll("button")].forEach((made, index) => {
-      made.prepend(el("kbd", { "aria-hidden": "true" }, index + 1));
-      if (candidates[index].score !== null) made.append(el("span", { class: "number" }, candidates[index].score.toFixed(2)));
-    });
-    if (!candidates.length) this.candidates.replaceChildren(el("li", { class: "note" }, "None are kept. R asks the model."));
-  }
-
-  drawTokens(tokens, cut) {
-    const over = tokens > LIMIT;
-    this.count.textContent = `${tokens} of ${LIMIT} tokens`;
-    this.chars.textContent = `${this.area.value.length.toLocaleString()} characters`;
-    this.meter.style.width = `${Math.min(100, (100 * tokens) / LIMIT)}%`;
-    this.countRow.classList.toggle("over", over);
-    this.cut.hidden = !over || cut === null;
-    if (over && cut !== null) this.cut.textContent = `CLIP stops reading before “${this.area.value.slice(cut, cut + 40).trim()}${cut + 40 < this.area.value.length ? "…" : ""}”.`;
-  }
-
-  async countTokens() {
-    const text = this.area.value;
-    try {
-      const { tokens, cut } = await this.api.json("review/api/count", { text });
-      if (this.area.value === text) this.drawTokens(tokens, cut);
-    } catch {
-      // The next key asks again, and saving says what is wrong.
-    }
-  }
-
-  // --- saving --------------------------------------------------------------------------------------------------------
-
-  typed() {
-    if (!this.current) return;
-    this.typedInto = this.group;
-    this.say("saved", "Typing …", "pencil");
-    this.drawWas();
-    this.later("count", COUNT_AFTER, () => this.countTokens());
-    this.later("save", SAVE_AFTER, () => this.save());
-  }
-
-  isDirty() {
-    return this.current?.isKnown && !this.area.disabled && !this.current.conflict && this.area.value.trim() !== (this.current.text ?? "").trim();
-  }
-
-  /** Keep what is typed. One after another, so that a later one never overtakes. */
-  save(title = null) {
-    clearTimeout(this.timers?.save);
-    if (!this.isDirty()) return this.saving;
-    const row = this.current;
-    const text = this.area.value;
-    const before = row.text ?? "";
-    row.text = text.trim();
-    this.say("saved", "Saving …", "up");
-    this.saves += 1;
-    const asked = { name: row.name, text, before, group: this.group, ...(title && { title }) };
-    this.saving = this.saving.then(() => this.send(row, asked));
-    return this.saving;
-  }
-
-  async send(row, asked) {
-    try {
-      const answer = await this.api.json("review/api/edit", asked);
-      if (answer.conflict) return this.conflict(row, asked, answer);
-      this.list.put(answer.row);
-      if (this.current === row) {
-        Object.assign(row, { ...answer.row, text: row.text, candidates: row.candidates });
-        this.drawProblem(answer.row.problem);
-        this.drawWas();
-        this.places.textContent = `Kept in ${answer.row.places.join(" and ")}.`;
-      }
-      this.draw(answer.state);
-    } catch (error) {
-      if (row.text === asked.text.trim()) row.text = asked.before;
-      this.say("wrong", `Not saved: ${error.message}`, "stop");
-      if (this.current === row) {
-        this.saved.append(button("Save again", { quiet: true, onclick: () => this.save() }));
-        this.saved.dataset.words = "";
-      } else this.api.toast(`The text of ${row.name} was not saved: ${error.message}`, { seconds: 20 });
-    }
-  }
-
-  /** Somebody else has written another text meanwhile: the user says which of the two stays. */
-  conflict(row, asked, answer) {
-    this.list.put(answer.row);
-    this.draw(answer.state);
-    if (this.current !== row) return this.api.toast(`${row.name}: ${answer.conflict}`, { seconds: 20 });
-    row.conflict = true;
-    const choose = (text) => {
-      Object.assign(row, answer.row, { conflict: false });
-      this.area.value = text;
-      this.drawProblem(null);
-      this.drawWas();
-      this.save();
-      this.area.focus();
-    };
-    this.say("wrong", "Not saved", "stop");
-    this.problem.hidden = false;
-    this.problem.replaceChildren(
-      el("span", {}, `${answer.conflict} It is now: “${answer.row.text ?? ""}”`),
-      el("span", { class: "row" }, button("Keep mine", { onclick: () => choose(this.area.value) }), button("Take that", { onclick: () => choose(answer.row.text ?? "") })),
-    );
-  }
-
-  /** Another text at once: a candidate, the one before. It is a step of its own. */
-  async put(text, title) {
-    await this.save();
-    this.group = `${Date.now().toString(36)}-taken`;
-    this.area.value = text;
-    this.drawTokens(this.current.tokens ?? 0, null);
-    this.countTokens();
-    await this.save(title);
-    this.drawCandidates(this.current.candidates);
-  }
-
-  take(index) {
-    const one = this.current?.candidates[index];
-    if (!one) return;
-    this.api.say(`Candidate ${index + 1}: ${one.text}`);
-    return this.put(one.text, `Candidate ${index + 1} for ${this.current.name}`);
-  }
-
-  restore() {
-    return this.put(this.current.original, `Bring back the text of ${this.current.name}`);
-  }
-
   async turn(way) {
-    await this.save();
+    await this.editor.save();
     try {
       const answer = await this.api.json(`review/api/${way}`, {});
       const one = answer.examples[0];
@@ -588,34 +370,10 @@ class Review {
       this.draw(answer.state);
       const index = one ? this.list.indexOf(one.name) : -1;
       if (index >= 0 && index !== this.index) await this.go(index);
-      else if (this.current) await this.load(this.current.name);
+      else if (this.editor.current) await this.editor.load(this.editor.current.name);
       this.drawers.refresh();
     } catch (error) {
       this.api.toast(error.message);
-    }
-  }
-
-  async ask(take = false) {
-    const row = this.current;
-    if (!row || this.askButton.disabled) return;
-    await this.save();
-    this.askButton.disabled = true;
-    this.api.say("The model is asked");
-    try {
-      const answer = await this.api.json("review/api/ask", { name: row.name, model: this.model.value || null, num_candidates: CANDIDATES });
-      this.list.rows.delete(row.name);
-      if (this.current !== row && this.current?.name !== row.name) return;
-      await this.load(row.name);
-      if (take || !this.area.value.trim()) await this.put(answer.text, `Ask ${answer.model ?? "the model"} about ${row.name}`);
-      this.api.say(`${answer.candidates.length} candidates: ${answer.candidates[0]?.text ?? answer.text}`);
-    } catch (error) {
-      this.api.toast(error.message);
-      const failed = await this.api.json("review/api/fail", { name: row.name, reason: error.message });
-      this.list.put(failed);
-      if (this.current?.name === row.name) this.drawProblem(failed.problem);
-      this.settle();
-    } finally {
-      this.askButton.disabled = false;
     }
   }
 
@@ -657,34 +415,34 @@ class Review {
     };
     if (key === "Escape") return this.escape(event);
     if (command && key === "Enter") return done(() => this.saveAndGoOn());
-    if (command && key.toLowerCase() === "s") return done(() => this.save());
+    if (command && key.toLowerCase() === "s") return done(() => this.editor.save());
     if (command && ["z", "y"].includes(key.toLowerCase())) {
       // While a text is being changed the browser's own undo takes letters back; afterwards ours takes the edit back.
-      if (typing && (within !== this.area || this.hasTyped())) return;
+      if (typing && (within !== this.editor.area || this.editor.hasTyped())) return;
       return done(() => this.turn(shiftKey || key.toLowerCase() === "y" ? "redo" : "undo"));
     }
     if (command) return;
     if (altKey && (key === "ArrowDown" || key === "ArrowUp")) return done(() => this.step(key === "ArrowDown" ? 1 : -1));
-    if (altKey && /^[1-9]$/.test(key)) return done(() => this.take(Number(key) - 1));
+    if (altKey && /^[1-9]$/.test(key)) return done(() => this.editor.take(Number(key) - 1));
     if (altKey || typing) return;
     const inDrawer = within?.closest(".review-drawer, .toasts");
     if (inDrawer && (key === "Enter" || key === " " || key.startsWith("Arrow"))) return;
-    if (/^[1-9]$/.test(key)) return done(() => this.take(Number(key) - 1));
+    if (/^[1-9]$/.test(key)) return done(() => this.editor.take(Number(key) - 1));
     if (key === "Enter" && within?.closest("button, a")) return; // it is pressed
     const action = {
       j: () => this.step(1),
       ArrowDown: () => this.step(1),
       k: () => this.step(-1),
       ArrowUp: () => this.step(-1),
-      e: () => this.edit(),
-      Enter: () => this.edit(),
-      r: () => this.ask(),
+      e: () => this.editor.edit(),
+      Enter: () => this.editor.edit(),
+      r: () => this.editor.ask(),
       x: () => this.index >= 0 && this.list.select(this.index),
       b: () => this.drawers.open("bulk"),
       t: () => this.drawers.open("terms"),
       h: () => this.drawers.open("history"),
       "/": () => (this.filter.focus(), this.filter.select()),
-      "?": () => this.help(),
+      "?": () => this.showDialog(help()),
       Home: () => this.go(0),
       End: () => this.go(this.list.names.length - 1),
     }[key.length === 1 ? key.toLowerCase() : key];
@@ -693,7 +451,7 @@ class Review {
 
   escape(event) {
     if (this.element.classList.contains("listing")) this.element.classList.remove("listing");
-    else if (document.activeElement === this.area) this.save();
+    else if (document.activeElement === this.editor.area) this.editor.save();
     else if (this.drawers.shown) return this.drawers.close();
     else if (this.list.selected.size) this.list.selectNone();
     else return;
@@ -701,41 +459,15 @@ class Review {
     this.list.element.focus({ preventScroll: true });
   }
 
-  /** Whether letters were typed since the picture was opened: the browser's undo knows of them. */
-  hasTyped() {
-    return this.isDirty() || this.typedInto === this.group;
-  }
-
-  edit() {
-    this.area.focus();
-    this.area.setSelectionRange(this.area.value.length, this.area.value.length);
-  }
-
   async saveAndGoOn() {
-    const typing = document.activeElement === this.area;
+    const typing = document.activeElement === this.editor.area;
     const last = this.index + 1 >= this.list.names.length;
-    const saved = this.save();
+    const saved = this.editor.save();
     if (last) {
       await saved;
       return this.api.toast("That was the last picture.");
     }
-    await this.go(this.index + 1, { focus: typing ? this.area : null });
-  }
-
-  help() {
-    const dialog = el(
-      "dialog",
-      { class: "review-dialog", "aria-labelledby": "review-keys" },
-      el(
-        "div",
-        { class: "content" },
-        el("div", { class: "row" }, el("h2", { class: "grow", id: "review-keys" }, "Keys"), button("Close", { picture: "close", hideLabel: true, onclick: () => dialog.close() })),
-        el("dl", { class: "review-keys" }, ...KEYS.map(([keys, words]) => el("div", {}, el("dt", {}, el("kbd", {}, keys)), el("dd", {}, words)))),
-        el("h2", {}, "Filter"),
-        el("dl", { class: "review-keys wide" }, ...FILTERS.map(([text, words]) => el("div", {}, el("dt", {}, el("code", {}, text)), el("dd", {}, words)))),
-      ),
-    );
-    this.showDialog(dialog);
+    await this.go(this.index + 1, { focus: typing ? this.editor.area : null });
   }
 
   /** A dialog that goes when it is closed; the focus returns to where it was. */
@@ -749,8 +481,4 @@ class Review {
     dialog.addEventListener("click", (event) => event.target === dialog && dialog.close());
     dialog.showModal();
   }
-}
-
-function modelsOf(api) {
-  return api.settings.models ?? [];
 }

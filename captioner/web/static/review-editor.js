@@ -1,0 +1,316 @@
+// The text of one picture: typed, saved by itself, compared with what was there, taken from a model's candidates.
+
+import { button, el } from "./dom.js";
+import { marked } from "./review-words.js";
+
+const SAVE_AFTER = 700; // milliseconds without a key
+const COUNT_AFTER = 150;
+const KEEPALIVE = 15_000; // characters: browsers send up to 64 kB after a page is closed
+const LIMIT = 77; // tokens that CLIP reads
+const CANDIDATES = 5; // asked for at a time
+
+export class Editor {
+  constructor(review) {
+    this.review = review;
+    this.api = review.api;
+    this.current = null; // the whole row, as the server told it
+    this.group = ""; // what is typed into one text at a time is taken back together
+    this.saving = Promise.resolve();
+    this.saves = 0;
+    this.build();
+  }
+
+  build() {
+    this.area = el("textarea", {
+      id: "review-area",
+      "aria-label": "Text",
+      spellcheck: "true",
+      oninput: () => this.typed(),
+      onblur: () => this.save(),
+    });
+    this.problem = el("div", { class: "review-problem", role: "alert", hidden: true });
+    this.meter = el("span", {});
+    this.count = el("span", { class: "number" });
+    this.countRow = el("div", { class: "review-count" }, this.count, el("span", { class: "meter", "aria-hidden": "true" }, this.meter), (this.chars = el("span", { class: "number" })));
+    this.cut = el("p", { class: "review-cut", hidden: true });
+    this.was = el("p", { class: "review-was" });
+    this.wasBox = el("section", { hidden: true, "aria-label": "What was changed" }, el("h3", {}, "What was changed", button("Bring back", { picture: "undo", quiet: true, onclick: () => this.restore() })), this.was);
+    this.candidates = el("ol", { class: "review-candidates" });
+    const models = this.api.settings.models ?? [];
+    this.model = el(
+      "select",
+      { "aria-label": "Model", hidden: models.length < 2 },
+      ...models.map((name) => el("option", { value: name }, name)),
+    );
+    this.askButton = button("Ask again", { picture: "retry", title: "Ask the model again (R)", onclick: () => this.ask() });
+    this.places = el("p", { class: "note" });
+    this.element = el(
+      "div",
+      { class: "review-text" },
+      this.problem,
+      this.area,
+      this.countRow,
+      this.cut,
+      this.wasBox,
+      el("section", { "aria-label": "Candidates" }, el("h3", {}, "Candidates", el("span", { class: "row" }, this.model, this.askButton)), this.candidates),
+      this.places,
+      el(
+        "div",
+        { class: "review-keys-hint", "aria-hidden": "true" },
+        ...[["Ctrl+Enter", "save and go on"], ["J K", "move"], ["?", "all keys"]].map(([keys, words]) => el("span", {}, el("kbd", {}, keys), ` ${words}`)),
+      ),
+    );
+  }
+
+  /**
+   * What the server knows of it. Until a text is known nothing can be typed: it would take the text's place. What is
+   * typed into a text that the list knew already stays, and is compared with the text that was seen.
+   */
+  async load(name) {
+    const known = this.review.list.rows.get(name);
+    if (this.current?.name !== name) this.fill({ name, text: known?.text ?? "", tokens: known?.tokens, problem: known?.problem, candidates: [], places: [], isKnown: known !== undefined, loading: true });
+    try {
+      await this.saving;
+      const saves = this.saves;
+      const row = await this.api.json("review/api/row", { name });
+      if (this.review.name !== name) return;
+      if (this.saves !== saves) return this.load(name); // what has come may be the text from before
+      this.review.list.put(row);
+      const seen = this.current;
+      if (seen?.isKnown && this.isDirty()) this.fill({ ...row, text: seen.text }, this.area.value);
+      else this.fill(row);
+    } catch (error) {
+      this.api.toast(error.message);
+    }
+  }
+
+  fill(row, typed = null) {
+    const same = this.current?.name === row.name;
+    this.current = { isKnown: true, ...row };
+    this.area.readOnly = !this.current.isKnown;
+    const value = typed ?? row.text ?? "";
+    if (this.area.value !== value || !same) this.area.value = value;
+    this.area.placeholder = row.loading ? "" : "No text yet. Write one, or press R to ask the model.";
+    this.drawProblem(row.problem);
+    this.drawTokens(row.tokens ?? 0, null);
+    this.drawWas();
+    if (row.loading) return;
+    this.drawCandidates(row.candidates);
+    this.drawPlaces(row);
+    this.countTokens();
+  }
+
+  /** No picture is shown. */
+  empty() {
+    this.current = null;
+    this.area.value = this.area.placeholder = "";
+    this.area.readOnly = true; // not disabled, which would lose the focus
+    this.drawTokens(0, null);
+    this.candidates.replaceChildren();
+    for (const part of [this.wasBox, this.problem, this.cut]) part.hidden = true;
+    this.places.textContent = "";
+  }
+
+  drawPlaces({ text, places }) {
+    this.places.textContent = `${text === null ? "A text will be kept" : "Kept"} in ${places.join(" and ")}.`;
+  }
+
+  drawProblem(problem) {
+    this.problem.hidden = !problem;
+    this.problem.replaceChildren(el("span", {}, problem ?? ""), button("Try again", { picture: "retry", onclick: () => this.ask(true) }));
+  }
+
+  drawWas() {
+    const { original } = this.current;
+    const now = this.area.value.trim();
+    this.wasBox.hidden = typeof original !== "string" || original === "" || original === now;
+    if (!this.wasBox.hidden) this.was.replaceChildren(...marked(original, now));
+  }
+
+  drawCandidates(candidates) {
+    const now = this.area.value.trim();
+    this.candidates.replaceChildren(
+      ...candidates.slice(0, 9).map((one, index) =>
+        el(
+          "li",
+          {},
+          button(one.text, { "aria-pressed": String(one.text === now), "aria-keyshortcuts": String(index + 1), onclick: () => this.take(index) }),
+        ),
+      ),
+    );
+    [...this.candidates.querySelectorAll("button")].forEach((made, index) => {
+      made.prepend(el("kbd", { "aria-hidden": "true" }, index + 1));
+      if (candidates[index].score !== null) made.append(el("span", { class: "number" }, candidates[index].score.toFixed(2)));
+    });
+    if (!candidates.length) this.candidates.replaceChildren(el("li", { class: "note" }, "None are kept. R asks the model."));
+  }
+
+  drawTokens(tokens, cut) {
+    const over = tokens > LIMIT;
+    this.count.textContent = `${tokens} of ${LIMIT} tokens`;
+    this.chars.textContent = `${this.area.value.length.toLocaleString()} characters`;
+    this.meter.style.width = `${Math.min(100, (100 * tokens) / LIMIT)}%`;
+    this.countRow.classList.toggle("over", over);
+    this.cut.hidden = !over || cut === null;
+    if (over && cut !== null) this.cut.textContent = `CLIP stops reading before “${this.area.value.slice(cut, cut + 40).trim()}${cut + 40 < this.area.value.length ? "…" : ""}”.`;
+  }
+
+  async countTokens() {
+    const text = this.area.value;
+    try {
+      const { tokens, cut } = await this.api.json("review/api/count", { text });
+      if (this.area.value === text) this.drawTokens(tokens, cut);
+    } catch {
+      // The next key asks again, and saving says what is wrong.
+    }
+  }
+
+  // --- saving ---------------------------------------------------------------------------------------------------------
+
+  typed() {
+    if (!this.current) return;
+    this.typedInto = this.group;
+    this.review.say("saved", "Typing …", "pencil");
+    this.drawWas();
+    this.review.later("count", COUNT_AFTER, () => this.countTokens());
+    this.review.later("save", SAVE_AFTER, () => this.save());
+  }
+
+  isDirty() {
+    return this.current?.isKnown && !this.current.conflict && this.area.value.trim() !== (this.current.text ?? "").trim();
+  }
+
+  /** Keep what is typed. One after another, so that a later one never overtakes. */
+  save(title = null) {
+    this.review.cancel("save");
+    if (!this.isDirty()) return this.saving;
+    const row = this.current;
+    const text = this.area.value;
+    const before = row.text ?? "";
+    row.text = text.trim();
+    this.review.say("saved", "Saving …", "up");
+    this.saves += 1;
+    const asked = { name: row.name, text, before, group: this.group, ...(title && { title }) };
+    this.saving = this.saving.then(() => this.send(row, asked));
+    return this.saving;
+  }
+
+  async send(row, asked) {
+    try {
+      const answer = await this.api.json("review/api/edit", asked, { keepalive: asked.text.length < KEEPALIVE }); // a closed tab saves, too
+      if (answer.conflict) return this.conflict(row, asked, answer);
+      this.review.list.put(answer.row);
+      if (this.current === row) {
+        Object.assign(row, { ...answer.row, text: row.text, candidates: row.candidates });
+        this.drawProblem(answer.row.problem);
+        this.drawWas();
+        this.drawPlaces(answer.row);
+      }
+      this.review.draw(answer.state);
+    } catch (error) {
+      if (row.text === asked.text.trim()) row.text = asked.before;
+      this.review.say("wrong", `Not saved: ${error.message}`, "stop");
+      if (this.current === row) {
+        this.review.saved.append(button("Save again", { quiet: true, onclick: () => this.save() }));
+        this.review.saved.dataset.words = "";
+      } else this.api.toast(`The text of ${row.name} was not saved: ${error.message}`, { seconds: 20 });
+    }
+  }
+
+  /** Somebody else has written another text meanwhile: the user says which of the two stays. */
+  conflict(row, asked, answer) {
+    this.review.list.put(answer.row);
+    this.review.draw(answer.state);
+    if (this.current !== row) return this.api.toast(`${row.name}: ${answer.conflict}`, { seconds: 20 });
+    row.conflict = true;
+    const choose = (text) => {
+      Object.assign(row, answer.row, { conflict: false });
+      this.area.value = text;
+      this.drawProblem(null);
+      this.drawWas();
+      this.save();
+      this.area.focus();
+    };
+    this.review.say("wrong", "Not saved", "stop");
+    this.problem.hidden = false;
+    this.problem.replaceChildren(
+      el("span", {}, `${answer.conflict} It is now: “${answer.row.text ?? ""}”`),
+      el("span", { class: "row" }, button("Keep mine", { onclick: () => choose(this.area.value) }), button("Take that", { onclick: () => choose(answer.row.text ?? "") })),
+    );
+  }
+
+  /** Whether the picture may be left: first the user says which of two texts stays. */
+  mayLeave() {
+    if (!this.current?.conflict) return true;
+    this.problem.querySelector("button").focus();
+    this.api.say(this.problem.innerText);
+    return false;
+  }
+
+  /** Another text at once: a candidate, the one before. It is a step of its own. */
+  async put(text, title) {
+    await this.save();
+    this.group = `${Date.now().toString(36)}-taken`;
+    this.area.value = text;
+    this.drawTokens(this.current.tokens ?? 0, null);
+    this.countTokens();
+    await this.save(title);
+    this.drawCandidates(this.current.candidates);
+  }
+
+  take(index) {
+    const one = this.current?.candidates[index];
+    if (!one) return;
+    this.api.say(`Candidate ${index + 1}: ${one.text}`);
+    return this.put(one.text, `Candidate ${index + 1} for ${this.current.name}`);
+  }
+
+  restore() {
+    return this.put(this.current.original, `Bring back the text of ${this.current.name}`);
+  }
+
+  // --- the model ------------------------------------------------------------------------------------------------------
+
+  async ask(take = false) {
+    const row = this.current;
+    if (!row || this.askButton.disabled) return;
+    await this.save();
+    this.askButton.disabled = true;
+    this.api.say("The model is asked");
+    try {
+      const answer = await this.api.json("review/api/ask", { name: row.name, model: this.model.value || null, num_candidates: CANDIDATES });
+      this.review.list.rows.delete(row.name);
+      if (this.current !== row && this.current?.name !== row.name) return;
+      await this.load(row.name);
+      if (take || !this.area.value.trim()) await this.put(answer.text, `Ask ${answer.model ?? "the model"} about ${row.name}`);
+      this.api.say(`${answer.candidates.length} candidates: ${answer.candidates[0]?.text ?? answer.text}`);
+    } catch (error) {
+      this.api.toast(error.message);
+      if (error.status) await this.failed(row.name, error.message);
+    } finally {
+      this.askButton.disabled = false;
+    }
+  }
+
+  /** The model has no answer: a row with its reason. */
+  async failed(name, reason) {
+    try {
+      const row = await this.api.json("review/api/fail", { name, reason });
+      this.review.list.put(row);
+      if (this.current?.name === name) this.drawProblem(row.problem);
+      await this.review.settle();
+    } catch (error) {
+      this.api.toast(error.message);
+    }
+  }
+
+  /** Whether letters were typed since the picture was opened: the browser's undo knows of them. */
+  hasTyped() {
+    return this.isDirty() || this.typedInto === this.group;
+  }
+
+  edit() {
+    this.area.focus();
+    this.area.setSelectionRange(this.area.value.length, this.area.value.length);
+  }
+}

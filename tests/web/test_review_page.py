@@ -1,0 +1,364 @@
+"""Review in a real browser, as somebody at a keyboard or on a phone would use it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from captioner.serving.engine import Engine
+from tests.browser import CHROMIUM, Browser, Page
+from tests.review.folders import picture, rows_of, write_rows
+from tests.web.served import call, served
+
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine: the page's script was not run")
+
+MANY = 300
+AREA = "#review-area"
+STEP = "document.querySelector('.review-step .name').innerText"
+SAVED = "document.querySelector('.review-saved').innerText.trim() === 'Saved'"
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three hundred pictures: ten in a table of scores and candidates, the others with sidecars, the last with nothing,
+    and one that is none."""
+    folder = tmp_path_factory.mktemp("review") / "photos"
+    folder.mkdir()
+    for number in range(MANY):
+        picture(folder / f"{number:03}.png", number)
+        if 10 <= number < MANY - 4:
+            (folder / f"{number:03}.txt").write_text(f"a cat {number}, oil painting, 8k\n")
+    (folder / f"{MANY - 1:03}.png").write_bytes(b"no picture")
+    write_rows(folder / "captions.jsonl", [f"{number:03}.png" for number in range(10)], score=-0.5)
+    rows = rows_of(folder / "captions.jsonl")
+    rows[7]["score"] = -3.25
+    (folder / "captions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def address(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    engine = Engine(["mini"])
+    engine.start()
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("CAPTIONER_CACHE", str(tmp_path_factory.mktemp("cache")))
+        with served(photos, engine) as found:
+            call(f"{found}/review/api/state")
+            engine.wait_ready(120)
+            yield found
+    engine.close()
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    with Browser(tmp_path_factory.mktemp("profile")) as opened:
+        yield opened
+
+
+@pytest.fixture
+def page(browser: Browser, address: str) -> Iterator[Page]:
+    yield from opened(browser, address)
+
+
+def opened(browser: Browser, address: str, **how) -> Iterator[Page]:
+    """Review, with its first picture shown; nothing may go wrong in it but what a broken picture says."""
+    page = browser.page(**how)
+    page.open(f"{address}/#review")
+    page.wait("document.querySelector('.review-picture img:not(.coming)')")
+    yield page
+    expected = (f"{MANY - 1:03}.png", "422 (Unprocessable Entity)")
+    assert [error for error in page.errors if not any(words in error for words in expected)] == []
+    page.close()
+
+
+def show(page: Page, name: str) -> None:
+    """This picture alone, and its text."""
+    page.fill(".review-filter input", f"name:{name}")
+    page.wait(f"{STEP}.startsWith('{name}')")
+    page.wait("document.querySelector('.review-candidates').children.length > 0")
+    page.run("document.querySelector('.review-list').focus()")
+
+
+def value(page: Page) -> str:
+    return page.run(f"document.querySelector('{AREA}').value")
+
+
+def settles(page: Page, text: str) -> None:
+    """The text that is shown, once it is."""
+    page.wait(f"document.querySelector('{AREA}').value === {json.dumps(text)} && {SAVED}")
+
+
+def focused(page: Page) -> str:
+    return page.run("document.activeElement.id || document.activeElement.className || document.activeElement.tagName")
+
+
+def test_texts_are_edited_by_the_keyboard_alone(page: Page, photos: Path) -> None:
+    page.press("j")
+    page.press("j")
+    page.press("k")
+    page.wait(f"{STEP}.startsWith('001.png')")
+    page.fill(".review-filter input", "cat name:02?.png")
+    page.wait(f"{STEP}.startsWith('020.png · 1 of 10')")
+    page.press("Escape")  # empties the filter, then leaves it
+    page.fill(".review-filter input", "cat name:02?.png")
+    page.wait(f"{STEP}.startsWith('020.png · 1 of 10')")
+    page.press("ArrowDown")
+    assert focused(page) == "review-list"
+    settles(page, "a cat 20, oil painting, 8k")
+    page.press("e")
+    assert focused(page) == "review-area"
+    page.type(", hello")
+    page.wait(SAVED)  # by itself
+    page.wait("document.querySelector('.review-count').innerText.includes('14 of 77 tokens')")
+    assert (photos / "020.txt").read_text() == "a cat 20, oil painting, 8k, hello\n"
+    page.wait("document.querySelector('.review-was ins').innerText === ', hello'")
+    page.type(" you")
+    page.press("Control+Enter")  # saves, and goes on in the text
+    page.wait(f"{STEP}.startsWith('021.png')")
+    assert focused(page) == "review-area"
+    settles(page, "a cat 21, oil painting, 8k")
+    assert (photos / "020.txt").read_text() == "a cat 20, oil painting, 8k, hello you\n"
+    page.press("Escape")
+    assert focused(page) == "review-list"
+    page.press("Control+z")  # all that was typed into one text, and back to where that was
+    page.wait(f"{STEP}.startsWith('020.png')")
+    settles(page, "a cat 20, oil painting, 8k")
+    assert (photos / "020.txt").read_text() == "a cat 20, oil painting, 8k\n"
+    page.press("Control+Shift+Z")
+    settles(page, "a cat 20, oil painting, 8k, hello you")
+    page.click("[aria-label^='Undo']")
+    settles(page, "a cat 20, oil painting, 8k")
+
+
+def test_nothing_is_typed_over_a_text_that_is_not_there_yet(page: Page, photos: Path) -> None:
+    """The picture is shown before its text is known: what was typed then would have taken the text's place."""
+    page.run(
+        "window.fetch = ((before) => (...given) => new Promise((answer) => "
+        "setTimeout(() => answer(before(...given)), 150)))(window.fetch)"
+    )
+    page.fill(".review-filter input", "name:200.png")
+    page.wait(f"{STEP}.startsWith('200.png')")
+    page.run(f"document.querySelector('{AREA}').focus()")
+    page.type("no")
+    settles(page, "a cat 200, oil painting, 8k")
+    page.type("!")
+    page.wait("document.querySelector('.review-was ins')")
+    page.wait(SAVED)
+    assert (photos / "200.txt").read_text() in ("a cat 200, oil painting, 8k!\n", "!a cat 200, oil painting, 8k\n")
+
+
+def test_candidates_and_the_model(page: Page, photos: Path) -> None:
+    show(page, "003.png")
+    settles(page, "text of 003")
+    page.press("2")
+    settles(page, "another of 003")
+    assert rows_of(photos / "captions.jsonl")[3]["text"] == "another of 003"
+    page.press("r")  # other candidates; a text that is there is not replaced
+    page.wait("!document.querySelector('.review-candidates').innerText.includes('another of 003')")
+    assert value(page) == "another of 003"
+    page.press("1")
+    first = page.text(".review-candidates button span:not(.number)")
+    settles(page, first)
+    page.wait(SAVED)
+    page.click("[aria-label='What was changed'] button")
+    settles(page, "text of 003")
+
+
+def test_filter_sort_and_what_is_wrong_with_a_filter(page: Page) -> None:
+    page.fill(".review-filter input", "cat (tokens:many")
+    page.wait("!document.querySelector('.review-wrong').hidden")
+    assert page.text(".review-wrong mark") == "many"
+    assert page.run("document.querySelector('.review-filter input').getAttribute('aria-invalid')") == "true"
+    page.fill(".review-filter input", "NOT cat score:<0")
+    page.wait(f"document.querySelector('.review-wrong').hidden && {STEP}.includes('of 10')")
+    page.fill(".review-head select", "score")
+    page.wait("document.querySelector('.review-row .name').innerText === '007.png'")  # the worst
+    page.click(".review-chips button:nth-child(2)")
+    page.wait("document.querySelector('.review-filter input').value === 'is:empty'")
+    page.wait("document.querySelectorAll('.review-row').length === 4")
+
+
+def test_many_texts_change_at_once_and_roll_back(page: Page, photos: Path) -> None:
+    page.fill(".review-filter input", "name:05?.png")
+    page.wait(f"{STEP}.includes('of 10')")
+    page.run("document.querySelector('.review-list').focus()")
+    page.press("b")
+    assert focused(page) == "review-find"
+    page.type("(\\w+) cat")
+    page.fill("#review-is_pattern", True)
+    page.fill("#review-replacement", "\\1 tabby")
+    page.wait("document.querySelector('.review-bulk .primary').innerText === 'Change 10 texts'")
+    page.wait("document.querySelector('.review-examples del').innerText === 'cat'")
+    page.click("[value=all] + span")
+    page.wait("document.querySelector('.review-bulk .primary').innerText === 'Change 286 texts'")
+    page.click("[value=filtered] + span")
+    page.wait("document.querySelector('.review-bulk .primary').innerText === 'Change 10 texts'")
+    page.click(".review-bulk .primary")
+    page.wait("document.querySelector('.toast')?.innerText.includes('10 texts')")
+    page.wait(SAVED)
+    assert (photos / "055.txt").read_text() == "a tabby 55, oil painting, 8k\n"
+    page.fill("#review-find", "a(")
+    page.wait("document.querySelector('.review-bulk .review-wrong')?.innerText.includes('not valid')")
+    page.click(".toast button")
+    page.wait("document.querySelector('.toast')?.innerText.startsWith('Taken back')")
+    assert {(photos / f"{number:03}.txt").read_text() for number in range(50, 60)} == {
+        f"a cat {number}, oil painting, 8k\n" for number in range(50, 60)
+    }
+    page.press("Escape")
+    assert focused(page) == "review-list"  # where it was before
+    page.press("h")
+    page.wait("document.querySelector('.review-steps .gone')?.innerText.startsWith('Replace')")
+
+
+def test_before_against_after_is_a_comparison(page: Page) -> None:
+    show(page, "110.png")
+    settles(page, "a cat 110, oil painting, 8k")
+    page.press("e")
+    page.type(", fog")
+    page.wait(SAVED)
+    page.press("Escape")
+    page.press("h")
+    page.wait("document.querySelector('.review-steps button')")
+    page.click(".review-drawer .content > button")
+    page.wait("!document.querySelector('#compare').hidden && document.querySelector('#compare ins, #compare .word')")
+    assert "110.png" in page.text("#compare")
+
+
+def test_a_selection_and_a_term_taken_out(page: Page, photos: Path) -> None:
+    page.fill(".review-filter input", "name:06?.png")
+    page.wait(f"{STEP}.includes('of 10')")
+    page.run("document.querySelector('.review-list').focus()")
+    page.press("x")
+    page.press("j")
+    page.press("x")
+    assert page.text(".review-picked").startswith("2 selected")
+    page.press("t")
+    page.wait("document.querySelector('[data-term=\"oil painting\"]')")
+    page.click("[data-term='oil painting']")
+    page.wait("document.querySelector('.review-filter input').value === 'term:\"oil painting\"'")
+    page.wait("document.activeElement.dataset.term === 'oil painting'")
+    page.click("[data-term='oil painting']")  # again excludes
+    page.wait("document.querySelector('.review-filter input').value === 'NOT term:\"oil painting\"'")
+    page.wait("document.querySelector('[data-term=\"oil painting\"].excluded')")
+    page.click("[aria-label='Delete “oil painting” everywhere']")
+    page.wait("document.querySelector('#review-term')?.value === 'oil painting'")
+    page.wait("document.querySelector('.review-bulk .primary').innerText === 'Change 2 texts'")  # of the two
+    page.press("Enter")
+    page.wait("document.querySelector('.toast')?.innerText.includes('2 texts')")
+    assert (photos / "060.txt").read_text() == "a cat 60, 8k\n"
+    page.press("Escape")
+    page.press("Control+z")
+    page.wait("document.querySelector('.toast')?.innerText.startsWith('Taken back')")
+    assert (photos / "060.txt").read_text() == "a cat 60, oil painting, 8k\n"
+
+
+def test_the_folder_is_captioned_and_one_undo_takes_it_back(page: Page, photos: Path) -> None:
+    page.click("[title='Caption the folder']")
+    page.wait("document.querySelector('dialog[open]')")
+    assert "The 4 without a text" in page.text("dialog")
+    page.press("Escape")
+    page.wait("!document.querySelector('dialog')")
+    assert "Caption" in page.run("document.activeElement.innerText")
+    page.press("Enter")
+    page.wait("document.querySelector('dialog[open] .primary')")
+    page.click("dialog .primary")
+    page.wait("document.querySelector('.toast')?.innerText.startsWith('3 captioned, 1 failed')")
+    assert (photos / f"{MANY - 2:03}.txt").read_text().strip()
+    page.fill(".review-filter input", "is:failed")  # a row with its reason and a way to try again
+    page.wait(f"document.querySelector('.review-row.failed .text')?.innerText.includes('{MANY - 1:03}.png')")
+    page.wait("document.querySelector('.review-problem').innerText.includes('Try again')")
+    page.run("document.querySelector('.review-list').focus()")
+    page.press("Control+z")
+    page.wait("document.querySelector('.toast')?.innerText.startsWith('Taken back: Caption 4 pictures with mini')")
+    page.wait(SAVED)
+    assert not list(photos.glob("29[6-9].txt"))
+
+
+def test_captioning_can_be_stopped(page: Page, photos: Path) -> None:
+    before = [(photos / f"{number:03}.txt").read_text() for number in range(150, MANY - 4)]
+    page.fill(".review-filter input", "name:1??.png OR name:2??.png")
+    page.wait(f"{STEP}.includes(' of 200')")
+    page.click("[title='Caption the folder']")
+    page.click("[value=shown] + span")
+    page.click("dialog .primary")
+    page.wait("document.querySelector('.review-run progress')?.value > 4")
+    page.click(".review-run button")
+    page.wait("document.querySelector('.toast')?.innerText.startsWith('Stopped: ')")
+    assert page.run("document.querySelector('.review-run').hidden")
+    page.click(".toast button")
+    page.wait("document.querySelector('.toast')?.innerText.startsWith('Taken back: Caption 200 pictures')")
+    page.wait(SAVED)
+    assert [(photos / f"{number:03}.txt").read_text() for number in range(150, MANY - 4)] == before
+
+
+def test_somebody_else_changes_a_text_meanwhile(page: Page, photos: Path) -> None:
+    show(page, "100.png")
+    settles(page, "a cat 100, oil painting, 8k")
+    (photos / "100.txt").write_text("by hand\n")
+    page.press("e")
+    page.type(", mine")
+    page.wait("document.querySelector('.review-problem').innerText.includes('by hand')")
+    assert (photos / "100.txt").read_text() == "by hand\n"
+    page.click(".review-problem button")  # keep mine
+    page.wait(SAVED)
+    assert (photos / "100.txt").read_text() == "a cat 100, oil painting, 8k, mine\n"
+
+
+def test_only_the_rows_that_are_seen_exist(page: Page) -> None:
+    count = "document.querySelectorAll('.review-row').length"
+    assert page.run(count) < 40
+    page.press("End")
+    page.wait(f"{STEP}.includes('{MANY} of {MANY}')")
+    page.wait(f"document.querySelector('[aria-current] .name')?.innerText === '{MANY - 1:03}.png'")
+    assert page.run(count) < 40
+    top, bottom, low, high = (
+        page.run("""(() => { const l = document.querySelector('.review-list').getBoundingClientRect();
+        const r = document.querySelector('.review-row[aria-current]').getBoundingClientRect();
+        return [l.top, l.bottom, r.top, r.bottom]; })()""")
+    )
+    assert top <= low < high <= bottom + 1
+
+
+NAMELESS = """[...document.querySelectorAll(".review button, .review input, .review select, .review textarea")]
+    .filter((e) => e.getClientRects().length)
+    .filter((e) => !(e.getAttribute("aria-label") || e.innerText?.trim() || e.labels?.length))
+    .map((e) => e.outerHTML)"""
+
+
+def test_everything_has_a_name_and_the_focus_is_never_lost(page: Page) -> None:
+    assert page.run(NAMELESS) == []
+    page.run("document.querySelector('.review-list').focus()")
+    for key in ("b", "t", "h", "?"):
+        page.press(key)
+        page.wait("document.querySelector('dialog[open], .review-drawer:not([hidden])')")
+        assert page.run(NAMELESS) == []
+        page.press("Escape")
+        page.wait("!document.querySelector('dialog') && document.querySelector('.review-drawer').hidden")
+        assert focused(page) == "review-list", key
+    current = page.run("document.querySelector('.review-list').getAttribute('aria-activedescendant')")
+    assert page.run(f"document.getElementById('{current}').getAttribute('role')") == "option"
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_on_a_phone(browser: Browser, address: str, tmp_path: Path, dark: bool) -> None:
+    for page in opened(browser, address, width=390, height=844, dark=dark, touch=True):
+        assert page.sticks_out == 0
+        page.click(".show-list")
+        page.click(".review-row[aria-posinset='3']")
+        page.wait(f"{STEP}.startsWith('002.png')")
+        assert not page.run("document.querySelector('.review').classList.contains('listing')")
+        page.click("[title^='Change many']")
+        page.wait("!document.querySelector('.review-drawer').hidden")
+        assert page.sticks_out == 0
+        page.click(".review-drawer header button")
+        ink = page.run(f"getComputedStyle(document.querySelector('{AREA}')).color")
+        paper = page.run("getComputedStyle(document.body).backgroundColor")
+        assert (luminance(ink) > luminance(paper)) == dark
+        page.screenshot(tmp_path / "phone.png")
+
+
+def luminance(colour: str) -> float:
+    return sum(map(float, colour.partition("(")[2].rstrip(")").replace(",", " ").split()[:3]))
