@@ -50,6 +50,7 @@ class Captioner:
         decoding: Decoding,
         consensus: bool = False,
         predicts: bool = True,
+        precision: str | None = None,
     ) -> None:
         self.name = name
         self.speaker = speaker
@@ -59,6 +60,8 @@ class Captioner:
         self.consensus = consensus
         self.predicts = predicts
         """Texts are embedded in the space of the model's own predictions, where it has any."""
+        self.precision = precision
+        """What it computes in; None: a server knows."""
 
     @overload
     def generate(
@@ -123,6 +126,7 @@ class Captioner:
             score=cleaned[best].score,
             candidates=(cleaned[best], *cleaned[:best], *cleaned[best + 1 :]),
             model=self.name,
+            precision=self.precision,
             raw=reading.candidates[list(indices.values())[best]].text,
             embed=self.embed_texts,
         )
@@ -180,6 +184,7 @@ class DirectEmbedder:
     speaks = False
     speaker = None
     decoding = None
+    precision = None
 
     def __init__(self, name: str, embedder: ImageEmbedder) -> None:
         self.name = name
@@ -240,12 +245,23 @@ class _Loader:
             if "ensemble" not in _modules(whole) and resolved.module != "interrogator":  # its captioner is loaded later
                 self._check_options(resolved.name, whole)
             module = importlib.import_module(f"captioner.models.{resolved.module}")
+            options = self._options(resolved)
             parts = (lambda other: self.load(other, whole),) if resolved.module in zoo.COMPOSED else ()
-            model = module.load(resolved.source, self.options, *parts)
-            self.loaded[resolved] = _ready(resolved, module, model, self.options)
+            model = module.load(resolved.source, options, *parts)
+            self.loaded[resolved] = _ready(resolved, module, model, options)
             if resolved.module == "ensemble" and not inside and "interrogator" not in _modules(self.loaded):
                 self._check_options(resolved.name, self.loaded)  # what one member has no use for may be another's
         return self.loaded[resolved]
+
+    def _options(self, resolved: zoo.Resolved) -> LoadOptions:
+        """The options of loading, with what "auto" means for this very model."""
+        if self.options.precision != "auto" or not resolved.speaks or resolved.folder is None:
+            return self.options
+        from captioner import compute
+
+        if compute.device(self.options.device).type != "cpu" or not compute.bf16_agrees(resolved.folder):
+            return self.options
+        return replace(self.options, precision="bf16")
 
     def _check_options(self, name: str, models: Iterable[zoo.Resolved]) -> None:
         """Refuse what none of these has a use for."""
@@ -267,7 +283,14 @@ def _ready(resolved: zoo.Resolved, module: ModuleType, model: Any, options: Load
         longest = max(1, min(decoding.max_new_tokens, model.longest))
         decoding = replace(decoding, max_new_tokens=longest, min_new_tokens=min(decoding.min_new_tokens, longest))
     predicts = suits(options.embedder, DEFAULT)
-    return Captioner(resolved.name, model, LazyEmbedder(options.embedder), decoding, by_consensus, predicts)
+    precision = None if resolved.folder is None else _precision(options)
+    return Captioner(resolved.name, model, LazyEmbedder(options.embedder), decoding, by_consensus, predicts, precision)
+
+
+def _precision(options: LoadOptions) -> str:
+    from captioner import compute
+
+    return compute.precision(options.precision, compute.device(options.device))
 
 
 @dataclass(frozen=True)

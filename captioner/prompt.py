@@ -46,6 +46,8 @@ class Prompt:
     source: Literal["model", "metadata"] = "model"
     raw: str = ""
     """The chosen candidate as the model said it."""
+    precision: str | None = None
+    """What the model computed in; None: a server knows."""
     embed: Callable[[list[str]], np.ndarray] | None = None
 
     @cached_property

@@ -1,5 +1,6 @@
 """Where a model computes, and how fast: devices and precisions, and kernels with their fallbacks."""
 
+from captioner.compute.agreement import bf16_agrees
 from captioner.compute.devices import (
     DTYPES,
     PRECISIONS,
@@ -26,6 +27,7 @@ __all__ = [
     "PRECISIONS",
     "HalfLinear",
     "PackedLinear",
+    "bf16_agrees",
     "convolved_relu6",
     "device",
     "fits",

@@ -68,7 +68,7 @@ class Blip(BlipForConditionalGeneration):
     def remember(self, features: Tensor) -> ImageMemory:
         heads = text_config(self.config).num_attention_heads
         layers = []
-        for attention in (layer.crossattention.self for layer in self._text_layers()):
+        for attention in (layer.crossattention.self for layer in self.text_layers()):
             keys, values = _heads(attention.key(features), heads), _heads(attention.value(features), heads)
             layers.append((keys.transpose(-1, -2), values))  # as attend_image wants them
         return ImageMemory(layers)
@@ -80,7 +80,7 @@ class Blip(BlipForConditionalGeneration):
         past = past or TextCache(text_config(self.config).num_hidden_layers)
         bert = self.text_decoder.bert
         x = bert.embeddings(input_ids=tokens, past_key_values_length=past.length)  # [rows, t, width]
-        for index, layer in enumerate(self._text_layers()):
+        for index, layer in enumerate(self.text_layers()):
             x = self._layer_step(x, index, layer, memory, past)
         return self.text_decoder.cls(x[:, -1]), past
 
@@ -94,7 +94,8 @@ class Blip(BlipForConditionalGeneration):
         x = layer.crossattention.output(_merged(mixed), x)
         return layer.feed_forward_chunk(x)
 
-    def _text_layers(self) -> list[BlipTextLayer]:
+    def text_layers(self) -> list[BlipTextLayer]:
+        """The layers of the text decoder."""
         return all_of(self.text_decoder.bert.encoder.layer, BlipTextLayer)
 
     def forward(

@@ -176,6 +176,7 @@ def row_of(prompt: Prompt) -> Row:
         "text": prompt.text,
         "score": prompt.score,
         "model": prompt.model,
+        "precision": prompt.precision,
         "source": prompt.source,
         "raw": prompt.raw,
         "candidates": listed,
@@ -185,7 +186,8 @@ def row_of(prompt: Prompt) -> Row:
 def row_of_carried(carried: str, finish: Finish) -> Row:
     """The prompt that a picture carries."""
     text = replace(finish, clean=False).text(carried)
-    return {"text": text, "score": None, "model": None, "source": "metadata", "raw": carried, "candidates": []}
+    plain = {"text": text, "score": None, "model": None, "precision": None, "source": "metadata", "raw": carried}
+    return plain | {"candidates": []}
 
 
 @dataclass

@@ -174,7 +174,7 @@ def _from_csv(column: str, value: str) -> Any:
 
 
 STRUCTURED = frozenset({"score", "candidates", "embedding"})
-TEXTS = ("file", "text", "model", "source", "raw")
+TEXTS = ("file", "text", "model", "precision", "source", "raw")
 ROW_GROUP = 4096
 LONGEST_FIELD = (1 << 31) - 1
 """Of a CSV, which we wrote ourselves: as long as C allows everywhere."""

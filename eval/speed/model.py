@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,12 +33,13 @@ from captioner.models.parts import checkpoint
 from captioner.models.parts.speaker import SearchedDecoder
 from captioner.search.search import Hypothesis, search
 from captioner.sinks.checks import explained
-from eval.speed.clock import check_file, flops, machine, peak, spread, timed, wait
+from eval.speed.clock import by_turns, check_file, flops, machine, peak, spread, timed, wait
 
 COLUMNS = (
     "encode, decode, total: reading the picture, writing its text, both. theirs: the same work by transformers' own "
-    "generate; times faster: theirs / total (lowest–highest). MB: the most memory that the work took beyond the loaded "
-    "model. ceiling: the share of this machine's fastest matrix product that encoding reaches."
+    "generate in fp32 (on a GPU in half precision); times faster: theirs / total (lowest–highest); alike: the same "
+    "with transformers in this precision. MB: the most memory that the work took beyond the loaded model. ceiling: the "
+    "share of this machine's fastest matrix product that encoding reaches."
 )
 """What the table's headings mean."""
 
@@ -73,28 +75,22 @@ def speed(
         raise BadInput("speed needs at least one batch size, one precision and one repeat, each above 0.")
     if out is not None:
         check_file(out)
+    where = compute.device(device)
     for precision in precisions:
-        compute.precision(precision, compute.device(device))
-    with tempfile.TemporaryDirectory() as scratch:
-        module: str
-        folder: Path | None
-        if model in RANDOM:
-            module, folder = "blip", random_blip(Path(scratch), model)
-        else:
-            resolved = zoo.resolve(model)
-            if not resolved.speaks:
-                raise BadInput(f"{model} writes no text: speed measures captioners.")
-            module, folder = resolved.module, resolved.folder
-        theirs = _theirs(module, folder, device)
+        compute.precision(precision, where)
+    with measured(model) as (module, folder):
+        theirs = _theirs(module, folder, device, "auto")  # fp32 on a CPU
         rows, caption = [], None
         for precision in precisions:
             options = LoadOptions(device=device, precision=precision)
             start = time.perf_counter()
-            captioner = _load(str(folder or model), options)
+            captioner = load(str(folder or model), options)
             loading = time.perf_counter() - start
+            as_precise = compute.precision(precision, where) != compute.precision("auto", where)
+            alike = _theirs(module, folder, device, precision) if as_precise else theirs
             for size in batch_sizes:
                 row = {"precision": precision, "batch": size, "load_seconds": loading}
-                rows.append(row | _measure(captioner.speaker, theirs, options, size, repeats))
+                rows.append(row | _measure(captioner.speaker, theirs, alike, options, size, repeats))
             caption = caption or _caption(captioner, repeats)  # of the first precision
     result = {"model": model, "machine": machine(), "repeats": repeats, "beams": DECODING.num_beams,
               "new_tokens": NEW_TOKENS, "rows": rows, "caption": caption}  # fmt: skip
@@ -104,7 +100,21 @@ def speed(
     return result
 
 
-def _load(model: str, options: LoadOptions) -> pipeline.Captioner:
+@contextmanager
+def measured(model: str) -> Iterator[tuple[str, Path | None]]:
+    """The architecture and the folder of a captioner; a random one's lasts as long as it is measured."""
+    if model in RANDOM:
+        with tempfile.TemporaryDirectory() as scratch:
+            yield "blip", random_blip(Path(scratch), model)
+        return
+    resolved = zoo.resolve(model)
+    if not resolved.speaks:
+        raise BadInput(f"{model} writes no text: speed measures captioners.")
+    yield resolved.module, resolved.folder
+
+
+def load(model: str, options: LoadOptions) -> pipeline.Captioner:
+    """A model that writes text."""
     captioner = pipeline.load(model, options)
     if not isinstance(captioner, pipeline.Captioner):
         raise BadInput(f"{model} writes no text: speed measures captioners.")
@@ -113,12 +123,13 @@ def _load(model: str, options: LoadOptions) -> pipeline.Captioner:
 
 def _caption(captioner: pipeline.Captioner, repeats: int) -> dict:
     """Seconds from one opened picture to its prompt, searched and chosen as the model's own settings say."""
-    first, *others = ([_noise(seed)] for seed in range(repeats + 1))
+    first, *others = ([picture(seed)] for seed in range(repeats + 1))
     captioner.generate(first)
     return spread([timed(partial(captioner.generate, picture))[0] for picture in others])
 
 
-def _noise(seed: int) -> Image.Image:
+def picture(seed: int) -> Image.Image:
+    """Noise of a usual size: what a picture shows does not change the work."""
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (512, 512, 3), dtype=np.uint8))
 
 
@@ -141,19 +152,24 @@ def random_blip(folder: Path, name: str) -> Path:
     return folder
 
 
-def _theirs(module: str, folder: Path | None, device: str) -> Blip | None:
-    """The same weights for transformers' own `generate`, in fp32 on a CPU; None where transformers has none."""
-    if module != "blip" or folder is None:
+def _theirs(module: str, folder: Path | None, device: str, precision: str) -> Blip | None:
+    """The same weights for transformers' own `generate` in this precision; None where transformers has none."""
+    if module != "blip" or folder is None or precision == "int8":
         return None
     where = compute.device(device)
-    dtype = compute.DTYPES[compute.precision("auto", where)]
+    dtype = compute.DTYPES[compute.precision(precision, where)]
     return checkpoint.read_model(Blip, folder, dtype).eval().to(where)
 
 
 @torch.inference_mode()
-def _measure(ours: Speaker, theirs: Blip | None, options: LoadOptions, batch: int, repeats: int) -> dict[str, Any]:
-    """One row: seconds per picture, ratios, peak memory, and the share of the machine's ceiling."""
-    pictures = [_noise(seed) for seed in range(batch)]
+def _measure(
+    ours: Speaker, theirs: Blip | None, alike: Blip | None, options: LoadOptions, batch: int, repeats: int
+) -> dict[str, Any]:
+    """One row: seconds per picture, ratios, peak memory, and the share of the machine's ceiling.
+
+    theirs: transformers' model in its usual precision; alike: in the same as ours.
+    """
+    pictures = [picture(seed) for seed in range(batch)]
     if not isinstance(ours, SearchedDecoder):  # no phases to tell apart
         total = timed(lambda: ours.read_images(pictures, DECODING), repeats)
         return {"total": spread(total, batch), "peak_bytes": peak(lambda: ours.read_images(pictures, DECODING))}
@@ -177,32 +193,40 @@ def _measure(ours: Speaker, theirs: Blip | None, options: LoadOptions, batch: in
         return decode()
 
     row: dict[str, Any] = {"peak_bytes": peak(both)}
-    their_seconds: list[float] = []
-    generate: Callable[[], torch.Tensor] | None = None
-    if theirs is not None:
-        generate = partial(
-            theirs.generate,
-            pixels.to(theirs.dtype),
-            num_beams=DECODING.num_beams,
-            max_new_tokens=NEW_TOKENS,
-            min_new_tokens=NEW_TOKENS,
-        )
+    generate = None if theirs is None else _generating(theirs, pixels)
+    generate_alike = None if alike is None or alike is theirs else _generating(alike, pixels)
+    if generate is not None:
         row["their_peak_bytes"] = peak(generate)
         start = len(ours.processor.start_ids)
         same = [a[0].ids == b[start:].tolist() for a, b in zip(both(), generate(), strict=True)]
         row["same_ids"] = sum(same) / batch
-    seconds: dict[str, list[float]] = {"encode": [], "decode": [], "total": []}
+    seconds: dict[str, list[float]] = {"encode": [], "decode": [], "total": [], "theirs": [], "alike": []}
     for _ in range(repeats):  # in turns: what else the machine does meets both alike
         if generate is not None:
-            their_seconds += timed(generate)
+            seconds["theirs"] += timed(generate)
+        if generate_alike is not None:
+            seconds["alike"] += timed(generate_alike)
         seconds["encode"] += timed(encode)
         seconds["decode"] += timed(decode)
         seconds["total"].append(seconds["encode"][-1] + seconds["decode"][-1])
-    row |= {phase: spread(taken, batch) for phase, taken in seconds.items()}
-    if their_seconds:
-        row["theirs"] = spread(their_seconds, batch)
-        row["ratio"] = spread([a / b for a, b in zip(their_seconds, seconds["total"], strict=True)])
+    row |= {phase: spread(taken, batch) for phase, taken in seconds.items() if taken}
+    for phase, name in (("theirs", "ratio"), ("alike", "ratio_alike")):
+        if seconds[phase]:
+            row[name] = spread([a / b for a, b in zip(seconds[phase], seconds["total"], strict=True)])
+    if alike is theirs and "ratio" in row:
+        row["ratio_alike"] = row["ratio"]
     return row | _ceiling(options, flops(encode), min(seconds["encode"]))
+
+
+def _generating(theirs: Blip, pixels: torch.Tensor) -> Callable[[], torch.Tensor]:
+    """transformers' own beam search over the same pixels."""
+    return partial(
+        theirs.generate,
+        pixels.to(theirs.dtype),
+        num_beams=DECODING.num_beams,
+        max_new_tokens=NEW_TOKENS,
+        min_new_tokens=NEW_TOKENS,
+    )
 
 
 def _ceiling(options: LoadOptions, operations: int, seconds: float) -> dict:
@@ -210,22 +234,30 @@ def _ceiling(options: LoadOptions, operations: int, seconds: float) -> dict:
 
     8-bit products are not seen by the counter of operations, so int8 has a ceiling and no share.
     """
-    where = compute.device(options.device)
-    precision = compute.precision(options.precision, where)
-    layer = compute.prepare(torch.nn.Sequential(torch.nn.Linear(768, 3072)), options)
-    x = torch.randn(1154, 768).to(where, compute.DTYPES.get(precision, torch.float32))
-
-    def product() -> None:
-        layer(x)
-        wait(x.device)
-
-    fastest = 2 * x.numel() * 3072 / min(timed(product, 8))
-    counted = precision != "int8"
+    fastest = peak_flops(options)
+    counted = compute.precision(options.precision, compute.device(options.device)) != "int8"
     return {
         "ceiling_gflops": fastest / 1e9,
         "encode_gflops": operations / seconds / 1e9 if counted else None,
         "share_of_ceiling": operations / seconds / fastest if counted else None,
     }
+
+
+@torch.inference_mode()
+def peak_flops(options: LoadOptions) -> float:
+    """Operations a second of the fastest product of a vision layer's size: packed or plain, whichever is faster."""
+    where = compute.device(options.device)
+    dtype = compute.DTYPES.get(compute.precision(options.precision, where), torch.float32)
+    x = torch.randn(1154, 768).to(where, dtype)
+
+    def product(layer: torch.nn.Module) -> None:
+        layer(x)
+        wait(x.device)
+
+    plain = torch.nn.Sequential(torch.nn.Linear(768, 3072)).to(where, dtype)
+    packed = compute.prepare(torch.nn.Sequential(torch.nn.Linear(768, 3072)), options)
+    taken = by_turns(partial(product, plain), partial(product, packed), repeats=8)
+    return 2 * x.numel() * 3072 / min(map(min, taken))
 
 
 def print_table(result: dict) -> None:
@@ -234,7 +266,7 @@ def print_table(result: dict) -> None:
     title = f"{name}: {result['beams']} beams, {result['new_tokens']} tokens, milliseconds per picture"
     table = Table(title=Text(title), box=None, padding=(0, 1, 0, 0))
     for heading in (
-        "precision", "batch", "load s", "encode", "decode", "total", "theirs", "times faster", "MB", "ceiling"
+        "precision", "batch", "load s", "encode", "decode", "total", "theirs", "times faster", "alike", "MB", "ceiling"
     ):  # fmt: skip
         table.add_column(heading, justify="right", no_wrap=True)
     for row in result["rows"]:
@@ -246,6 +278,7 @@ def print_table(result: dict) -> None:
             f"{row['load_seconds']:.1f}",
             *(f"{1000 * phase['median']:.0f}" if phase else "–" for phase in phases),
             "{median:.2f} ({min:.2f}–{max:.2f})".format(**row["ratio"]) if "ratio" in row else "–",
+            f"{row['ratio_alike']['median']:.2f}" if "ratio_alike" in row else "–",
             f"{row['peak_bytes'] / 1e6:.0f}",
             f"{share:.0%}" if share is not None else "–",
         )

@@ -26,7 +26,7 @@ def test_json_and_form_give_the_row_of_generate(client: TestClient) -> None:
     assert by_form.json()["file"] == "cat.jpg"
     for answer in (by_json, by_form, by_body):
         assert answer.json()["text"] == expected.text
-        assert answer.json().keys() == {"file", "text", "score", "model", "source", "raw", "candidates"}
+        assert answer.json().keys() == {"file", "text", "score", "model", "precision", "source", "raw", "candidates"}
 
 
 def test_settings_of_every_kind(client: TestClient) -> None:
