@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor, nn
+from torch import nn
 from torch.profiler import record_function
 
 from captioner import compute
@@ -77,16 +77,32 @@ class Profile:
         return {"precision": self.precision, "batch": self.batch, "phases": rows}
 
 
-class _Watched:
-    """A decoder whose steps are seen by the profiler."""
+@contextmanager
+def _seen(model: Any) -> Iterator[None]:
+    """Each step of a decoder, and of BLIP's what gives its logits, is seen by the profiler under its name."""
+    step, hooks, scopes = model.step, [], []
 
-    def __init__(self, decoder: Any) -> None:
-        self.decoder = decoder
-        self.device, self.dtype = decoder.device, decoder.dtype
-
-    def step(self, tokens: Tensor, memory: Any, past: Any) -> tuple[Tensor, Any]:
+    def seen_step(*given: Any) -> Any:
         with record_function("step"):
-            return self.decoder.step(tokens, memory, past)
+            return step(*given)
+
+    def enter(*_called: object) -> None:
+        scopes.append(record_function("head"))
+        scopes[-1].__enter__()
+
+    def leave(*_called: object) -> None:
+        scopes.pop().__exit__(None, None, None)
+
+    if isinstance(model, Blip):
+        head = model.text_decoder.cls
+        hooks = [head.register_forward_pre_hook(enter), head.register_forward_hook(leave)]
+    model.step = seen_step
+    try:
+        yield
+    finally:
+        del model.step  # the class has its own
+        for hook in hooks:
+            hook.remove()
 
 
 @torch.inference_mode()
@@ -105,14 +121,14 @@ def profile(speaker: SearchedDecoder, options: LoadOptions, batch: int) -> Profi
         with record_function("project"):
             memory = speaker.model.remember(features)
         with record_function("search"):
-            candidates = search(_Watched(speaker.model), memory, speaker.processor, DECODING)
+            candidates = search(speaker.model, memory, speaker.processor, DECODING)
         with record_function("post-process"):
             for hypotheses in candidates:
                 for candidate in speaker.reading(hypotheses).candidates:
                     finish.body(candidate.text, candidate.finished)
 
     caption()
-    with _named_head(speaker.model), torch.profiler.profile() as watched:
+    with _seen(speaker.model), torch.profiler.profile() as watched:
         caption()
     stacks: dict[tuple[str, ...], float] = defaultdict(float)
     for event in watched.events() or []:
@@ -130,29 +146,6 @@ def _jpeg(seed: int) -> bytes:
     file = io.BytesIO()
     picture(seed).save(file, "JPEG")
     return file.getvalue()
-
-
-@contextmanager
-def _named_head(model: nn.Module) -> Iterator[None]:
-    """What gives a decoder's logits, where it is a module of its own, is seen by the profiler as "head"."""
-    if not isinstance(model, Blip):
-        yield
-        return
-    head, open_scopes = model.text_decoder.cls, []
-
-    def enter(*_called: object) -> None:
-        open_scopes.append(record_function("head"))
-        open_scopes[-1].__enter__()
-
-    def leave(*_called: object) -> None:
-        open_scopes.pop().__exit__(None, None, None)
-
-    hooks = (head.register_forward_pre_hook(enter), head.register_forward_hook(leave))
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def _path(event: Any) -> tuple[str, ...]:
