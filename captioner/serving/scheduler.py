@@ -95,7 +95,7 @@ class Scheduler:
         self.changed = threading.Condition()
         self.waiting: dict[Unit, None] = {}
         self.budget = Budget(held_bytes)
-        self.readers = ThreadPoolExecutor(readers, "reader")
+        self.readers = ThreadPoolExecutor(readers, "request-reader")
         self.pace = 0.1
         """Seconds that a unit took of late."""
 
