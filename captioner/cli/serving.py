@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from captioner.cli.options import Device, Embedder, Precision, Quiet, grouped, panel_option
+from captioner.cli.options import Quiet, grouped, panel_option
+from captioner.contracts import LoadOptions
 from captioner.errors import BadInput, MissingExtra
 
 _reached = panel_option("Who may ask")
@@ -19,6 +20,7 @@ NEEDED = ("fastapi", "uvicorn", "python_multipart")
 
 @grouped
 def serve(
+    options: LoadOptions,
     folder: Annotated[
         str | None, typer.Argument(help="Open Review on this folder of pictures; it may be written to.")
     ] = None,
@@ -52,9 +54,6 @@ def serve(
     ] = 256,
     timeout: Annotated[float, _limits("Seconds for a whole request.", min=0.1, show_default=True)] = 120.0,
     max_mb: Annotated[float, _limits("Megabytes of one request.", min=0.001, max=2000, show_default=True)] = 20.0,
-    embedder: Embedder = None,
-    device: Device = "auto",
-    precision: Precision = "auto",
     quiet: Quiet = False,
 ) -> None:
     """Keep models loaded and answer over HTTP: our own API, those that existing clients speak, and a page.
@@ -70,7 +69,6 @@ def serve(
     captioner serve --host 0.0.0.0 --api-key "$(openssl rand -hex 24)"
     """
     _need_extra()
-    from captioner.contracts import LoadOptions
     from captioner.serving.engine import Engine
     from captioner.web import server
     from captioner.web.settings import Settings
@@ -80,7 +78,6 @@ def serve(
     named = folder if folder is not None else root
     settings = Settings(host, api_key, no_auth, allow_urls, int(max_mb * 1e6), _folder(named), page)
     names = [name.strip() for name in (models or "").split(",") if name.strip()]
-    options = LoadOptions(device=device, precision=precision, embedder=embedder)
     engine = Engine(names, options, index=None if index is None else Path(index), queue=queue, timeout=timeout)
     listener = server.listening(host, port)
     address = server.address_of(listener)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Hashable
-from typing import NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple
 
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Remembered(NamedTuple):
@@ -17,9 +18,6 @@ class Remembered(NamedTuple):
     """`[1, …]`, on the device that encoded it."""
     seed: int
     """What a sampled text depends on."""
-
-
-Key = TypeVar("Key", bound=Hashable)
 
 
 class Memories:

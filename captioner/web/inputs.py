@@ -11,6 +11,8 @@ import base64
 import binascii
 import json
 import re
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 from fastapi import Request
@@ -29,8 +31,8 @@ MAX_FIELDS = 200
 MAX_PICTURES = 64
 """Of one request."""
 DATA_URL = re.compile(r"data:([^,;]{0,100})((?:;[^,;]{0,100}){0,10}),", re.IGNORECASE)
-FETCHES = asyncio.Semaphore(16)
-"""Addresses that are fetched at once."""
+FETCHERS = ThreadPoolExecutor(16, "fetch")
+"""As many addresses are fetched at once; they take no thread from anything else."""
 
 
 async def picture(text: object, settings: Settings, name: str = "-") -> Picture:
@@ -67,9 +69,8 @@ async def _fetched(url: str, settings: Settings) -> Picture:
         raise BadInput("Addresses are not fetched here: send the picture itself, or start the server with allow_urls.")
     from captioner.web.addresses import PUBLIC_ONLY
 
-    async with FETCHES:
-        data = await run_in_threadpool(fetch_image, url, max_bytes=settings.max_bytes, handlers=PUBLIC_ONLY)
-    return Picture(data, "-")
+    fetch = partial(fetch_image, url, max_bytes=settings.max_bytes, handlers=PUBLIC_ONLY)
+    return Picture(await asyncio.get_running_loop().run_in_executor(FETCHERS, fetch))
 
 
 async def body(request: Request, settings: Settings) -> dict[str, Any]:

@@ -47,7 +47,7 @@ def test_settings_of_every_kind(client: TestClient) -> None:
     assert "cute" not in row["text"]
     assert len(row["candidates"]) > 1
     assert np.linalg.norm(row["embedding"]) == pytest.approx(1, abs=1e-4)
-    listed = {**fields, "image": ("cat.jpg", CAT), "require": '["moody"]', "forbid": '["cute"]'}
+    listed = {**fields, "image": ("cat.jpg", CAT), "require": '["moody"]', "forbid": "cute, ugly"}
     form = client.post(GENERATE, files={"image": listed.pop("image")}, data={k: str(v) for k, v in listed.items()})
     assert form.json()["text"] == row["text"]
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request
 from fastapi.responses import PlainTextResponse, Response
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from captioner import __version__, contracts
 from captioner.decoding import DecodingChanges
@@ -28,7 +28,7 @@ MOST_TEXTS = 2048
 
 Words = Annotated[str, Field(max_length=4000)]
 Word = Annotated[str, Field(min_length=1, max_length=200)]
-Few = Annotated[list[Word], Field(max_length=200)]
+Few = Annotated[list[Word], Field(max_length=200), BeforeValidator(lambda words: _listed(words))]
 Image = Annotated[str, Field(description="Base64, a data URL, or (where the server allows it) an http(s) address.")]
 
 
@@ -139,8 +139,14 @@ def router(context: Context) -> APIRouter:
     async def generate(request: Request) -> Any:
         """The prompts that could have made pictures: rows as `captioner generate --json` prints them."""
         pictures, many, settings = await _asked(request, context, Generate)
-        ask = Ask(engine.known(settings.model), settings.request(), settings.finish(), "prompt", settings.embed)
-        return await _rows(request, context, pictures, many, ask, settings.metadata)
+        ask = Ask(
+            engine.known(settings.model),
+            settings.request(),
+            settings.finish(),
+            embed=settings.embed,
+            metadata=settings.metadata,
+        )
+        return _answer(pictures, many, await context.rows(request, pictures, ask))
 
     @routes.post("/v1/embed", tags=["captioner"], openapi_extra=_bodies(Embed, texts=True), responses=_ERRORS)
     async def embed(request: Request) -> Any:
@@ -150,7 +156,7 @@ def router(context: Context) -> APIRouter:
         if texts is None:
             pictures, many, settings = await _parsed(fields, context, Embed)
             ask = Ask(engine.known(settings.model), settings.request(), wants="embedding", expected=settings.expected)
-            return await _rows(request, context, pictures, many, ask)
+            return _answer(pictures, many, await context.rows(request, pictures, ask))
         if fields:
             raise BadInput("Texts are embedded as they are: leave everything else out.")
         texts = _texts(texts)
@@ -284,6 +290,11 @@ def _value(value: Any) -> Any:
     return value
 
 
+def _listed(words: Any) -> Any:
+    """Words with commas between, as on the command line, are a list too."""
+    return [word.strip() for word in words.split(",") if word.strip()] if isinstance(words, str) else words
+
+
 def _texts(texts: Any) -> list[str]:
     texts = [texts] if isinstance(texts, str) else texts
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
@@ -291,14 +302,6 @@ def _texts(texts: Any) -> list[str]:
     if not 0 < len(texts) <= MOST_TEXTS:
         raise BadInput(f"Give 1 to {MOST_TEXTS:,} texts.")
     return texts
-
-
-async def _rows(
-    request: Request, context: Context, pictures: list[Picture], many: bool, ask: Ask, metadata: Any = "ignore"
-) -> Any:
-    from dataclasses import replace
-
-    return _answer(pictures, many, await context.rows(request, pictures, replace(ask, metadata=metadata)))
 
 
 def _answer(pictures: Sequence[Picture], many: bool, rows: Sequence[Row | CaptionerError]) -> Any:

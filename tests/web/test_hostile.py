@@ -1,0 +1,128 @@
+"""Requests that were made to break it: never a 500, no growth of memory, no file written.
+
+A few of each here; `HOSTILE=1000 pytest tests/web/test_hostile.py` sends a thousand.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import hypothesis
+import psutil
+import pytest
+import schemathesis
+from fastapi.testclient import TestClient
+
+from captioner.serving.engine import Engine
+from captioner.web.app import make_app
+from captioner.web.settings import Settings
+from tests.images.test_hostile_pictures import bad, good
+from tests.web.conftest import CAT, CAT_URL
+
+COUNT = int(os.environ.get("HOSTILE", "60"))
+GROWTH = 150_000_000
+"""Bytes that the process may grow by; the allocator keeps what the largest picture took."""
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Neither where the server was started nor among temporary files."""
+    temporary, here = tmp_path / "tmp", tmp_path / "here"
+    temporary.mkdir()
+    here.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    monkeypatch.chdir(here)
+    yield
+    assert [*temporary.iterdir(), *here.iterdir()] == []
+
+
+def test_pictures_of_all_kinds(client: TestClient) -> None:
+    sound = [(name, content, {"num_beams": "1", "max_new_tokens": "1"}) for name, content in good().items()]
+    for name, content, settings in sound[:: max(1, 120 // COUNT)]:
+        files = {"image": (name.encode("utf-8", "replace").decode(), content)}
+        answer = client.post("/v1/generate", files=files, data=settings)
+        assert answer.status_code == 200, (name, answer.text)
+    for name, (content, says) in bad().items():
+        answer = client.post("/v1/generate", files={"image": (name, content)})
+        assert answer.status_code == 422, name
+        assert (says if content else "") in answer.json()["detail"]
+
+
+def test_damaged_pictures_do_not_make_it_grow(client: TestClient) -> None:
+    generator = random.Random(0)
+    process = psutil.Process()
+
+    def damaged() -> bytes:
+        data = bytearray(CAT[: generator.randrange(1, len(CAT))] if generator.random() < 0.5 else CAT)
+        for _ in range(generator.randrange(20)):
+            data[generator.randrange(len(data))] = generator.randrange(256)
+        return bytes(data)
+
+    def send(count: int) -> None:
+        for _ in range(count):
+            settings = {"num_beams": "1", "max_new_tokens": "1"}
+            answer = client.post("/v1/generate", files={"image": ("x.jpg", damaged())}, data=settings)
+            assert answer.status_code in (200, 422)
+
+    send(COUNT // 4)
+    before = process.memory_info().rss
+    send(COUNT)
+    assert process.memory_info().rss - before < GROWTH
+
+
+def test_forms_and_bodies_of_the_wrong_shape(client: TestClient) -> None:
+    shapes: tuple[object, ...] = (
+        *(None, True, 0, -1, 1e308, "", "x", [], {}, [[]], ["x"] * 100, {"a": {"b": []}}, "\ud800", "\0", "🐱" * 3000),
+        *(float("nan"), float("inf"), 2**70, "a" * 100_000),
+    )
+    fields = (
+        "image",
+        "images",
+        "model",
+        "prompt",
+        "num_beams",
+        "seed",
+        "forbid",
+        "require",
+        "prefix",
+        "early_stopping",
+    )
+    for field in fields:
+        for shape in shapes:
+            body = json.dumps({"image": CAT_URL, "max_new_tokens": "x"} | {field: shape})  # never reaches the model
+            answer = client.post("/v1/generate", content=body, headers={"content-type": "application/json"})
+            assert answer.status_code == 422, (field, shape)
+    for name in ('"; x="', "a\r\nb", "../../etc/passwd", "\0", "é" * 300):
+        answer = client.post("/v1/read", files={"image": (name, CAT)})
+        assert answer.status_code == 422
+    many = [("image", (f"{n}.jpg", b"x")) for n in range(70)]
+    assert client.post("/v1/read", files=many).status_code == 422
+    assert client.post("/v1/read", data={f"x{n}": "y" for n in range(300)}, files=many[:1]).status_code == 422
+
+
+def test_what_schemathesis_thinks_of(engine: Engine) -> None:
+    app = make_app(engine, Settings(page=False))
+    schema = schemathesis.openapi.from_asgi("/openapi.json", app, headers={"host": "localhost"})
+    operations = [one.ok() for one in schema.get_all_operations()]
+    for operation in operations:
+
+        @hypothesis.given(case=operation.as_strategy())
+        @hypothesis.settings(
+            max_examples=max(3, COUNT // len(operations)),
+            deadline=None,
+            database=None,
+            derandomize=True,
+            suppress_health_check=list(hypothesis.HealthCheck),
+            phases=[hypothesis.Phase.generate],
+        )
+        def send(case: schemathesis.Case) -> None:
+            headers = {**(case.headers or {}), "host": "localhost"}
+            assert case.call(headers=headers).status_code < 500
+
+        send()
+    assert len(operations) > 8
