@@ -24,7 +24,7 @@ from captioner.web.settings import Settings
 from tests.images.test_hostile_pictures import bad, good
 from tests.web.conftest import CAT, CAT_URL
 
-COUNT = int(os.environ.get("HOSTILE", "60"))
+COUNT = int(os.environ.get("HOSTILE", "30"))
 GROWTH = 150_000_000
 """Bytes that the process may grow by; the allocator keeps what the largest picture took."""
 
