@@ -1,10 +1,14 @@
 """The repository keeps its own promises: style, no torch before it is needed, no import that points upwards."""
 
+import configparser
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parent.parent
 
@@ -38,3 +42,33 @@ def test_mypy() -> None:
 def test_a_command_line_imports_nothing_large_for_its_help(module: str, large: set[str]) -> None:
     done = run(sys.executable, "-c", f"import sys, {module}; sys.exit(', '.join({large} & sys.modules.keys()) or None)")
     assert done.returncode == 0, done.stderr
+
+
+def setup() -> configparser.ConfigParser:
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg", encoding="utf-8")
+    return config
+
+
+def requirements(text: str) -> dict[str, Requirement]:
+    lines = (line.partition("#")[0].strip() for line in text.splitlines())
+    return {canonicalize_name(one.name): one for one in map(Requirement, filter(None, lines))}
+
+
+@pytest.mark.parametrize("name", ["constraints.txt", "constraints-newest.txt"])
+def test_pinned_versions_are_such_as_are_asked_for(name: str) -> None:
+    pinned = requirements((ROOT / name).read_text(encoding="utf-8"))
+    config = setup()
+    for asked in (config["options"]["install_requires"], *config["options.extras_require"].values()):
+        for package, requirement in requirements(asked).items():
+            for pin in pinned[package].specifier if package in pinned else ():
+                assert requirement.specifier.contains(pin.version), (package, pin.version)
+
+
+def test_a_forge_tests_every_python_that_is_promised() -> None:
+    workflow = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text(encoding="utf-8"))
+    matrix = workflow["jobs"]["tests"]["strategy"]["matrix"]
+    assert setup()["options"]["python_requires"] == f">={matrix['python'][0]}"
+    assert {system.partition("-")[0] for system in matrix["os"]} == {"ubuntu", "macos", "windows"}
+    for versions in filter(None, (added["versions"] for added in matrix["include"])):
+        assert (ROOT / versions).is_file()

@@ -12,7 +12,7 @@ import struct
 import subprocess
 import sys
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -199,7 +199,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Folder:
         (path / name).symlink_to(target)
         said[name] = says
     os.mkfifo(path / "pipe.png")
-    with contextlib.chdir(path), socket.socket(socket.AF_UNIX) as listening:  # a socket's path may not be long
+    with in_folder(path), socket.socket(socket.AF_UNIX) as listening:  # a socket's path may not be long
         listening.bind("socket.png")
     said |= {"pipe.png": "is not a regular file", "socket.png": "is not a regular file"}
     for name in ("folder.png", ".hidden"):
@@ -208,6 +208,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Folder:
     (path / "notes.txt").write_bytes(b"passed over")
     assert all(name.lower().endswith(EXTENSIONS) for name in (*rows, *said))
     return Folder(path, sorted([*rows, "link.png"], key=os.fsencode), said)
+
+
+@contextlib.contextmanager
+def in_folder(path: Path) -> Iterator[None]:
+    """`contextlib.chdir`, which Python 3.10 has not."""
+    before = os.getcwd()
+    os.chdir(path)
+    try:
+        yield
+    finally:
+        os.chdir(before)
 
 
 def captioner(*arguments: str) -> subprocess.CompletedProcess[str]:
