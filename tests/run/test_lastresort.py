@@ -101,17 +101,22 @@ lastresort.run("tool", command)
     assert run(script).returncode == 130
 
 
-SHOWS_POLICY = "import os\nlastresort.run('tool', lambda: print(os.environ.get('OMP_WAIT_POLICY')))"
+def policy(load: float, **environment: str) -> str:
+    """What is said about waiting threads on a machine of such a load."""
+    said = "print(*(os.environ.get(name) for name in ('OMP_WAIT_POLICY', 'GOMP_SPINCOUNT')))"
+    script = f"import os\nos.getloadavg = lambda: ({load}, 0, 0)\nlastresort.run('tool', lambda: {said})"
+    return run(script, **environment).stdout.strip()
 
 
-def test_waiting_threads_sleep_unless_the_user_says_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_waiting_threads_sleep_or_spin_briefly_unless_the_user_says_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"):
         monkeypatch.delenv(name, raising=False)
-    assert run(SHOWS_POLICY).stdout == "passive\n"
-    assert run(SHOWS_POLICY, OMP_WAIT_POLICY="active").stdout == "active\n"
-    assert run(SHOWS_POLICY, GOMP_SPINCOUNT="9").stdout == "None\n"
-    untouched = run("import os, captioner\nprint(os.environ.get('OMP_WAIT_POLICY'))")
-    assert untouched.stdout == "None\n"
+    assert policy(load=10_000) == "passive None"
+    assert policy(load=0) == "None 10000"
+    assert policy(load=0, OMP_WAIT_POLICY="active") == "active None"
+    assert policy(load=10_000, GOMP_SPINCOUNT="9") == "None 9"
+    untouched = run("import os, captioner\nprint(os.environ.get('OMP_WAIT_POLICY'), os.environ.get('GOMP_SPINCOUNT'))")
+    assert untouched.stdout == "None None\n"
 
 
 def test_streams_that_hold_no_unicode_or_are_closed() -> None:
