@@ -361,6 +361,16 @@ def test_every_control_has_a_name_and_every_picture_its_words(page: Page) -> Non
     assert page.run("document.activeElement.className") == "open-settings"
 
 
+@in_browser
+def test_a_server_with_a_key(browser: Browser, engine: Engine) -> None:
+    with served(None, engine, api_key="a secret") as address:
+        tab = opened(browser, address.replace("//", "//anyone:a%20secret@") + "/")
+        tab.drop("#caption", [CAT])
+        captioned(tab)
+        assert tab.errors == []
+        tab.close()
+
+
 # --- the routes ------------------------------------------------------------------------------------------------------
 
 

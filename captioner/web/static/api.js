@@ -41,8 +41,9 @@ async function send(path, options) {
   const headers = new Headers(options.headers);
   const key = stored();
   if (key) headers.set("Authorization", `Bearer ${key}`);
+  const address = new URL(path, location.origin + location.pathname); // without a name and password, which fetch refuses
   try {
-    return await fetch(path, { ...options, headers, cache: "no-store", credentials: "same-origin" });
+    return await fetch(address, { ...options, headers, cache: "no-store", credentials: "same-origin" });
   } catch (error) {
     if (error.name === "AbortError") throw error;
     throw new Refused(0, "The server does not answer. Is `captioner serve` still running?");
