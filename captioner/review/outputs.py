@@ -29,19 +29,26 @@ class Problem(NamedTuple):
     """Another program wrote there meanwhile: what it wrote stays."""
 
 
+class Moved(Exception):
+    """The file was changed since the last look: look again, then write."""
+
+
 class Output(Protocol):
     """One place where texts stand."""
 
     title: str
 
     def look(self, rows: Iterable[Row]) -> None:
-        """Bring `row.places` up to date where something has changed since the last look."""
+        """Bring `row.places` up to date where something has changed since the last look.
+
+        Nothing else touches `places`, but for whoever settles what was written; both hold the review's lock.
+        """
 
     def check(self, row: Row) -> None:
         """Whether a text can be kept here; a `BadOutput` says why not."""
 
     def write(self, wanted: Mapping[Row, Wanted]) -> dict[Row, Problem]:
-        """Write these; what could not be kept comes back with the reason."""
+        """Write these, in a thread; what could not be kept comes back with the reason. `Moved`: not yet."""
 
 
 class Candidate(NamedTuple):
@@ -54,7 +61,10 @@ class Candidate(NamedTuple):
 CHANGED = "{} was changed by another program meanwhile: what it holds now is shown, nothing was overwritten."
 
 
-def state_of(path: Path) -> tuple[int, int, int] | None:
+State = tuple[int, int, int]
+
+
+def state_of(path: Path) -> State | None:
     """What changes whenever a file is written; None of a file that is not there."""
     try:
         status = os.stat(path)

@@ -137,12 +137,8 @@ class Review:
         """All pictures, their texts and what failed, as they are on the disk now."""
         files = list(files_in(self.root))
         with self.lock:
-            before = self.rows
-            self.rows = {}
-            for name, path in files:
-                if is_picture(name):
-                    key = as_text(name)
-                    self.rows[key] = before.get(key) or Row(key, path)
+            named = ((as_text(name), path) for name, path in files if is_picture(name))
+            self.rows = {name: self.rows.get(name) or Row(name, path) for name, path in named}
             for row in self.rows.values():
                 row.problem = self.writer.stuck.get(row)
             self.sidecars.forget()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from captioner.errors import BadOutput, CaptionerError, printable
 from captioner.files.atomic import replacing
 from captioner.pairs.layouts import IMAGE_COLUMNS, TEXT_COLUMNS
 from captioner.review.operations import LONGEST_TEXT
-from captioner.review.outputs import CHANGED, Candidate, Problem, Wanted, state_of
+from captioner.review.outputs import CHANGED, Candidate, Moved, Problem, State, Wanted, state_of
 from captioner.review.row import Row
 from captioner.sinks.checks import explained
 from captioner.sinks.imagefolder import METADATA
@@ -49,13 +50,15 @@ class Table:
         self.embed = embed
         self.title = path.relative_to(root).as_posix()
         self.is_metadata = path.name == METADATA
-        self.state: tuple[int, int, int] | None = None
+        self.state: State | None = None
         self.lines: list[Line] = []
         self.columns: list[str] = []
         self.foreign: set[Row] = set()
         """Pictures whose texts it holds in some other form: a list of several."""
         self.base = path.parent
         """Where names of pictures begin."""
+        self.lock = threading.RLock()
+        """One thread writes, others look: where each line stands is true of one file alone."""
 
     @property
     def count(self) -> int:
@@ -68,8 +71,12 @@ class Table:
 
     def look(self, rows: Iterable[Row] = ()) -> None:
         """All lines are read again if the file has changed."""
-        if (state := state_of(self.path)) == self.state and state is not None:
-            return
+        with self.lock:
+            state = state_of(self.path)
+            if state is None or state != self.state:
+                self._read(state)
+
+    def _read(self, state: State | None) -> None:
         self.state = state
         for line in self.lines:
             if line.row is not None:
@@ -130,12 +137,13 @@ class Table:
 
     def candidates(self, row: Row) -> list[Candidate]:
         """What the model proposed for a picture, best first."""
-        line = next((line for line in reversed(self.lines) if line.row is row), None)
-        if line is None or state_of(self.path) != self.state:
-            return []
-        with open(self.path, "rb") as stream:
-            stream.seek(line.start)
-            return candidates_in(_fields(stream.read(line.length)))
+        with self.lock:
+            line = next((line for line in reversed(self.lines) if line.row is row), None)
+            if line is None or state_of(self.path) != self.state:
+                return []
+            with open(self.path, "rb") as stream:
+                stream.seek(line.start)
+                return candidates_in(_fields(stream.read(line.length)))
 
     def check(self, row: Row) -> None:
         """As of any output."""
@@ -147,8 +155,13 @@ class Table:
             raise BadOutput(f"The folder of {self.title} cannot be written to.")
 
     def write(self, wanted: Mapping[Row, Wanted]) -> dict[Row, Problem]:
+        vectors = self._vectors([want.after for want in wanted.values() if want.after is not None])
+        with self.lock:
+            return self._write(wanted, vectors)
+
+    def _write(self, wanted: Mapping[Row, Wanted], vectors: Mapping[str, list[float]]) -> dict[Row, Problem]:
         if state_of(self.path) != self.state:
-            self.look()
+            raise Moved
         holds = {line.row: line.text for line in self.lines if line.row in wanted}
         theirs = Problem(CHANGED.format(printable(self.title)), is_theirs=True)
         problems = {
@@ -160,26 +173,28 @@ class Table:
         if todo:
             try:
                 with explained(self.path, "Make room, or see to its permissions."):
-                    self._rewrite(todo)
+                    self._rewrite(todo, vectors)
             except (BadOutput, ValueError) as error:
                 problems |= dict.fromkeys(todo, Problem(printable(str(error))))
         return problems
 
-    def _rewrite(self, todo: Mapping[Row, Wanted]) -> None:
+    def _rewrite(self, todo: Mapping[Row, Wanted], vectors: Mapping[str, list[float]]) -> None:
         """The whole file with other texts in some of its lines; the others are copied byte by byte."""
-        vectors = self._vectors([want.after for want in todo.values() if want.after is not None])
         if self.path.is_symlink() and not Path(os.path.realpath(self.path)).is_relative_to(self.root):
             raise BadOutput(f"{self.title} is a link that leads out of the folder: remove it.")
         lines: list[Line] = []
         with open(self.path, "rb") as old, replacing(Path(os.path.realpath(self.path))) as new, open(new, "wb") as out:
+            status = os.fstat(old.fileno())
+            if (status.st_mtime_ns, status.st_size, status.st_ino) != self.state:
+                raise Moved
             for line in self.lines:
-                content = old.read(line.length)
+                content, text = old.read(line.length), line.text
                 want = todo.get(line.row) if line.row is not None else None
-                if want is not None and line.text == want.before:
+                if want is not None and text == want.before:
                     if want.after is None:
                         continue
-                    content = self._with_text(_fields(content), want.after, vectors)
-                lines.append(self._put(out, content, line.row, line.text if want is None else want.after or ""))
+                    content, text = self._with_text(_fields(content), want.after, vectors), want.after
+                lines.append(self._put(out, content, line.row, text))
             present = {line.row for line in lines}
             for row, want in todo.items():
                 if row not in present and want.after is not None:
@@ -214,8 +229,8 @@ class Table:
         """The embeddings of new texts, where the table has some: one of the old text would be wrong."""
         if "embedding" not in self.columns or not texts:
             return {}
-        first = next(line for line in self.lines if line.row is not None)
-        with open(self.path, "rb") as stream:
+        with self.lock, open(self.path, "rb") as stream:
+            first = next(line for line in self.lines if line.row is not None)
             stream.seek(first.start)
             example = _fields(stream.read(first.length)).get("embedding")
         if not isinstance(example, list) or len(example) != EMBEDDING:

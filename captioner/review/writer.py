@@ -12,11 +12,12 @@ from collections.abc import Callable, Iterable
 
 from captioner.errors import BadOutput, printable
 from captioner.review.journal import Journal
-from captioner.review.outputs import Output, Problem, Wanted
+from captioner.review.outputs import Moved, Output, Problem, Wanted
 from captioner.review.row import Row
 
 logger = logging.getLogger(__name__)
 
+Problems = dict[Row, Problem]
 Theirs = Callable[[list[tuple[Row, str]]], None]
 """Told of the rows where another program's text stays, and why; called with the lock held."""
 
@@ -98,17 +99,21 @@ class Writer:
             problems = {output: _written(output, wanted) for output, wanted in batch.items()}
             with self.changed:
                 self._settle(batch, problems)
+                if None in problems.values():
+                    self.theirs([])  # looks again; what waits is written in the next round
                 if not self.waiting:
                     self.note(actions)
                 self.changed.notify_all()
 
-    def _settle(self, batch: dict[Output, dict[Row, Wanted]], problems: dict[Output, dict[Row, Problem]]) -> None:
+    def _settle(self, batch: dict[Output, dict[Row, Wanted]], problems: dict[Output, Problems | None]) -> None:
         """What is in the files now does not wait any more."""
         theirs = []
         for output, wanted in batch.items():
+            if (of_output := problems[output]) is None:
+                continue
             for row, want in wanted.items():
                 waiting = self.waiting.get(row, {})
-                problem = problems[output].get(row)
+                problem = of_output.get(row)
                 if problem is None:
                     _holds(row, output, want.after)
                     newer = waiting.pop(output, want).after
@@ -132,10 +137,12 @@ def _holds(row: Row, output: Output, text: str | None) -> None:
         row.places[output] = text
 
 
-def _written(output: Output, wanted: dict[Row, Wanted]) -> dict[Row, Problem]:
-    """Whatever goes wrong in a thread is said, not lost with it."""
+def _written(output: Output, wanted: dict[Row, Wanted]) -> Problems | None:
+    """Whatever goes wrong in a thread is said, not lost with it. None: the output has to be looked at first."""
     try:
         return output.write(wanted)
+    except Moved:
+        return None
     except Exception as error:
         logger.exception("%s could not be written", output.title)
         reason = printable(f"{output.title} could not be written ({type(error).__name__}: {error}).")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -197,6 +198,34 @@ def test_what_failed_is_a_row_with_its_reason(photos: Path) -> None:
         assert review.row("10.png").problem is None
         review.flush()
     assert (photos / "2.txt").read_bytes() == b"caf\xe9"
+
+
+@pytest.mark.parametrize("where", ["table", "sidecars"])
+def test_looking_again_while_texts_are_written(photos: Path, where: str) -> None:
+    """Two threads read and write the same files: each line of a table stays one line, each text the last one."""
+    if where == "table":
+        for sidecar in photos.glob("*.txt"):
+            sidecar.unlink()
+        write_rows(photos / "captions.jsonl", [f"{number}.png" for number in range(12)] * 40)
+    with Review(photos) as review:
+        looking = threading.Event()
+
+        def look() -> None:
+            while not looking.is_set():
+                review.look_again()
+
+        thread = threading.Thread(target=look)
+        thread.start()
+        for number in range(60):
+            review.edit(f"{number % 12}.png", f"edit {number}")
+        looking.set()
+        thread.join()
+        review.flush()
+    last = [f"edit {48 + number}" for number in range(12)]
+    if where == "table":
+        assert [row["text"] for row in rows_of(photos / "captions.jsonl")] == last * 40
+    else:
+        assert [(photos / f"{number}.txt").read_text().strip() for number in range(12)] == last
 
 
 # --- never outside, never unasked ------------------------------------------------------------------------------------
