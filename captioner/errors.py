@@ -36,6 +36,32 @@ class MissingExtra(CaptionerError):
     """An optional package is needed: the message names the `pip install` that brings it."""
 
 
+EXTRAS = {
+    "accelerate": "train",
+    "bitsandbytes": "train",
+    "peft": "train",
+    "tensorboard": "train",
+    "datasets": "eval",
+    "evaluate": "eval",
+    "matplotlib": "eval",
+    "sentence_transformers": "eval",
+    "faiss": "knn",
+    "scipy": "knn",
+    "fastapi": "web",
+    "uvicorn": "web",
+    "diffusers": "synth",
+}
+"""Packages that not everybody needs → the extra of captioner that brings them."""
+
+
+def missing_extra(error: BaseException) -> MissingExtra | None:
+    """What to install, where an import failed for one of these packages."""
+    package = (error.name or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
+    if package not in EXTRAS:
+        return None
+    return MissingExtra(f"This needs {package}, which is not installed: pip install 'captioner[{EXTRAS[package]}]'")
+
+
 class BadOutput(CaptionerError):
     """A place that cannot be written to, or that holds something we will not overwrite."""
 

@@ -24,7 +24,7 @@ import numpy as np
 from captioner import contracts, zoo
 from captioner.contracts import PLAIN_REQUEST, LoadOptions, Model
 from captioner.decoding import DecodingChanges
-from captioner.errors import BadInput
+from captioner.errors import BadInput, missing_extra
 from captioner.files import atomic
 from captioner.models.openai import spent
 from eval import baselines, tables
@@ -212,7 +212,7 @@ def ask(
         answered.answers, *answered.repeats = runs
         answered.run_names = names if len(runs) > 1 else []
     except Exception as error:  # whatever is wrong with one model, the others still count; the report shows the reason
-        answered.failure = " ".join(f"{error or type(error).__name__}".split())[:500]
+        answered.failure = " ".join(f"{missing_extra(error) or error or type(error).__name__}".split())[:500]
         answered.traceback = traceback.format_exc()
     asked = [] if request.tables else [answer for run in answered.runs for answer in run]
     if broken := sum(not np.isfinite(answer.vector).all() for answer in asked):

@@ -1,5 +1,6 @@
 """What `pip install` brings: a wheel from a clean copy of the tree, run outside of it."""
 
+import configparser
 import os
 import shutil
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import captioner
+from captioner.errors import EXTRAS
 
 ROOT = Path(__file__).parents[1]
 SHIPPED = ("captioner", "training", "eval", "setup.cfg", "pyproject.toml", "README.md", "LICENSE")
@@ -75,3 +77,25 @@ def test_what_was_installed_writes_a_caption(wheel: Path, tmp_path: Path) -> Non
 
 def test_one_version_from_one_place(wheel: Path) -> None:
     assert wheel.name.startswith(f"captioner-{captioner.__version__}-")
+
+
+def test_the_core_is_thin_and_every_extra_that_is_named_exists() -> None:
+    settings = configparser.ConfigParser()
+    settings.read(ROOT / "setup.cfg")
+    core = settings["options"]["install_requires"].replace("-", "_")
+    extras = settings["options.extras_require"]
+    for package, extra in EXTRAS.items():
+        assert package not in core
+        assert extra in extras
+
+
+def test_a_caption_needs_none_of_the_extras(tmp_path: Path) -> None:
+    """None in sys.modules: to Python's import there is no such package."""
+    picture = ROOT / "examples" / "pictures" / "cat.jpg"
+    hidden = f"import sys; sys.modules.update(dict.fromkeys({list(EXTRAS)}))"
+    start = f"{hidden}; from captioner.__main__ import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", start, "generate", str(picture)], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.strip() == captioner.load("mini").generate(picture).text

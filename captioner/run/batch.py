@@ -20,7 +20,16 @@ from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 from PIL.Image import Image
 
-from captioner.errors import BadAnswer, BadCheckpoint, BadImage, BadInput, BadOutput, CaptionerError, Stopped
+from captioner.errors import (
+    BadAnswer,
+    BadCheckpoint,
+    BadImage,
+    BadInput,
+    BadOutput,
+    CaptionerError,
+    Stopped,
+    missing_extra,
+)
 from captioner.images import Source, find_images, printable
 from captioner.images.ahead import read_ahead
 from captioner.images.open import bytes_of
@@ -311,6 +320,8 @@ class _Work(Generic[Look]):
         except CaptionerError:
             raise
         except Exception as error:
+            if (missing := missing_extra(error)) is not None:
+                raise missing from error
             if not _out_of_memory(error):
                 return error
         # Outside the handler, where the failed pass and its tensors are let go of.

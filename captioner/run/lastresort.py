@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Callable
 from types import TracebackType
 
-from captioner.errors import CaptionerError, printable
+from captioner.errors import CaptionerError, missing_extra, printable
 
 DEBUG = "--debug"
 
@@ -52,6 +52,8 @@ def run(name: str, command: Callable[[], object]) -> None:
     except Exception as error:
         if _interrupted(error):
             leave(name, "Stopped.", 130)
+        if (missing := missing_extra(error)) is not None:
+            leave(name, str(missing), 2)
         if debug:
             raise
         leave(name, f"This is a bug in captioner: {describe(error)}; run again with {DEBUG} to see where.", 70)

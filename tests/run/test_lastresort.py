@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from captioner.errors import BadInput
+from captioner.errors import EXTRAS, BadInput
 from captioner.run import lastresort
 
 
@@ -158,3 +158,12 @@ def test_ctrl_c_before_the_command_is_reached_is_no_traceback() -> None:
     done = run("raise KeyboardInterrupt")
     assert done.returncode in (130, -signal.SIGINT)
     assert done.stderr.split() == ["Stopped."]
+
+
+@pytest.mark.parametrize("package", ["faiss", "peft", "matplotlib", "fastapi"])
+def test_a_package_that_was_left_out_is_named_with_its_extra(package: str) -> None:
+    """None in sys.modules: to Python's import there is no such package."""
+    done = run(f"import sys\nsys.modules[{package!r}] = None\nlastresort.run('tool', lambda: __import__({package!r}))")
+    assert done.returncode == 2
+    wanted = f"pip install 'captioner[{EXTRAS[package]}]'"
+    assert done.stderr == f"tool: This needs {package}, which is not installed: {wanted}\n"
