@@ -321,6 +321,9 @@ def test_phone_width_and_dark(browser: Browser, address: str, tmp_path: Path) ->
     captioned(phone, 2)
     phone.fill("article textarea", "Donaudampfschifffahrtsgesellschaft" * 4)
     assert phone.sticks_out == 0
+    phone.click(".download summary")
+    assert "Sidecars" in phone.text(".download .card")
+    assert phone.sticks_out == 0
     phone.click(".work .open-settings")
     assert phone.sticks_out == 0
     phone.press("Escape")

@@ -219,6 +219,7 @@ class Caption {
     const before = document.activeElement;
     this.section.classList.toggle("filled", this.items.length > 0);
     this.gallery.classList.toggle("single", this.items.length === 1);
+    if (this.items.length > 1) for (const item of this.items) item.card.makeRoom();
     this.drop.hidden = this.items.length > 0;
     this.toolbar.hidden = this.items.length === 0;
     this.showSettings();
@@ -541,13 +542,16 @@ class Card {
     if (!chips.some((chip) => chip.dataset.panel === this.shown)) this.open(null);
     else this.open(this.shown, true);
     const isAlone = this.view.items.length === 1 && chips[0]?.dataset.panel === "candidates";
-    if (isAlone && !this.shown) this.open("candidates", false, () => this.candidates()); // there is room for it
+    if (isAlone && !this.shown) {
+      this.open("candidates", false, () => this.candidates()); // there is room for it
+      this.openedItself = true;
+    }
   }
 
   chip(name, label, make) {
     return el(
       "button",
-      { type: "button", class: "chip", "data-panel": name, "aria-expanded": "false", "aria-controls": this.panel.id, onclick: () => this.open(this.shown === name ? null : name, false, make) },
+      { type: "button", class: "chip", "data-panel": name, "aria-expanded": "false", "aria-controls": this.panel.id, onclick: () => ((this.openedItself = false), this.open(this.shown === name ? null : name, false, make)) },
       label,
     );
   }
@@ -559,6 +563,12 @@ class Card {
     if (keep || (before === name && name === null && !this.panel.firstChild)) return;
     this.frame.querySelector("canvas")?.remove();
     this.panel.replaceChildren(...(name === null ? [] : [make()]));
+  }
+
+  /** Others have come: what was opened because there was room for it closes. */
+  makeRoom() {
+    if (this.openedItself) this.open(null);
+    this.openedItself = false;
   }
 
   candidates() {
