@@ -19,6 +19,8 @@ from captioner.errors import CaptionerError
 from captioner.images.ahead import HELD_BYTES, READERS
 from captioner.images.budget import Budget, Ticket
 
+AHEAD = 48
+"""Units that are opened before the models ask for them: more would hold memory and gain nothing."""
 PATIENCE = 0.01
 """Seconds that a batch that is not full waits for a picture which is being opened."""
 
@@ -92,8 +94,11 @@ class Scheduler:
     def __init__(self, limit: int, readers: int = READERS, held_bytes: int = HELD_BYTES) -> None:
         self.limit = limit
         self.closed = False
+        self.abandoned = False
         self.changed = threading.Condition()
         self.waiting: dict[Unit, None] = {}
+        self.ahead = 0
+        """Of those, how many are opened or being opened."""
         self.budget = Budget(held_bytes)
         self.readers = ThreadPoolExecutor(readers, "request-reader")
         self.pace = 0.1
@@ -108,10 +113,8 @@ class Scheduler:
                 raise Busy(min(60.0, max(1.0, len(self.waiting) * self.pace)))
             for unit in units:
                 self.waiting[unit] = None
-                unit.ticket = self.budget.ticket()
-        for unit in units:
-            unit.future.add_done_callback(partial(self._forget, unit))
-            self.readers.submit(self._open, unit)
+                unit.future.add_done_callback(partial(self._forget, unit))
+            self._open_more()
 
     def take(self, size_of: Callable[[Hashable], int]) -> list[Unit]:
         """The next batch, of at most `size_of(its group)`; nothing when the scheduler was closed and all is done."""
@@ -126,7 +129,7 @@ class Scheduler:
                     continue
                 batch = self._batch(first, size_of(first.group))
                 for unit in batch:
-                    del self.waiting[unit]
+                    self._leave(unit)
                 if batch := [unit for unit in batch if unit.future.set_running_or_notify_cancel()]:
                     return batch
 
@@ -154,10 +157,28 @@ class Scheduler:
     def abandon(self) -> None:
         """Send away all that still waits."""
         self.close()
+        self.abandoned = True
         self.budget.close()
         for unit in list(self.waiting):
             unit.fail(Closed())
         self.readers.shutdown(wait=False, cancel_futures=True)
+
+    def _open_more(self) -> None:
+        """Let the readers open who has waited longest, as far ahead as is good."""
+        for unit in self.waiting:
+            if self.ahead >= AHEAD or self.abandoned:
+                return
+            if unit.ticket is None:
+                unit.ticket = self.budget.ticket()
+                self.ahead += 1
+                self.readers.submit(self._open, unit)
+
+    def _leave(self, unit: Unit) -> None:
+        """It waits no more."""
+        if unit in self.waiting:
+            del self.waiting[unit]
+            self.ahead -= unit.ticket is not None
+            self._open_more()
 
     def _open(self, unit: Unit) -> None:
         assert unit.ticket is not None, "a unit is put before it is opened"
@@ -184,12 +205,12 @@ class Scheduler:
     def _send_away_late(self) -> None:
         for unit in [unit for unit in self.waiting if unit.late]:
             unit.fail(Late())
-            self.waiting.pop(unit, None)
+            self._leave(unit)
 
     def _forget(self, unit: Unit, future: Future) -> None:
         """It is answered, or nobody waits for it any more."""
         with self.changed:
-            self.waiting.pop(unit, None)
+            self._leave(unit)
             self.changed.notify_all()
         if unit.ticket is not None:
             unit.ticket.settle(0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import errno
 import logging
 import os
@@ -28,6 +29,8 @@ HEADER_SECONDS = 10.0
 HEADER_BYTES = 32_768
 CONNECTIONS = 900
 """At once; more are answered 503."""
+TRIM = 300
+"""Looks at the clock, ten a second, after which memory is given back."""
 LIMIT = 20
 """Seconds in which what runs is finished after SIGTERM."""
 TRIES = 100
@@ -103,6 +106,13 @@ def config_of(engine: Engine, settings: Settings) -> uvicorn.Config:
     )
 
 
+def trim() -> None:
+    """Give freed memory back to the system, where the C library can. Pictures and batches of all sizes, in several
+    threads, leave it in so many pieces that it would keep twice what is used: 870 MB, and 470 after this."""
+    if sys.platform == "linux" and (give_back := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:
+        give_back(0)
+
+
 class Service(uvicorn.Server):
     """Stops for SIGTERM and Ctrl+C with exit status 0, and when the model cannot be loaded."""
 
@@ -130,6 +140,8 @@ class Service(uvicorn.Server):
         if self.engine.ready and not self.told:
             self.told = True
             self.ready()
+        if counter % TRIM == TRIM - 1:
+            await asyncio.get_running_loop().run_in_executor(None, trim)
         return self.engine.failure is not None or await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:

@@ -145,3 +145,17 @@ def test_a_worker_that_waits_is_woken(scheduler: Scheduler) -> None:
     scheduler.put([one])
     worker.join(10)
     assert taken == [[one]]
+
+
+def test_only_so_many_are_opened_ahead(scheduler: Scheduler, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("captioner.serving.scheduler.AHEAD", 2)
+    units = [unit() for _ in range(4)]
+    scheduler.put(units)
+    wait_opened(*units[:2])
+    assert [one.ticket is not None for one in units] == [True, True, False, False]
+    units[1].future.cancel()  # the next one takes its place
+    wait_opened(units[2])
+    assert scheduler.take(eight) == [units[0], units[2]]
+    wait_opened(units[3])
+    assert scheduler.take(eight) == [units[3]]
+    assert (scheduler.ahead, len(scheduler.waiting)) == (0, 0)
