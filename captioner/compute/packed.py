@@ -65,11 +65,7 @@ def multiplies_well() -> bool:
 
 def pays_to_pack(weight: Tensor) -> bool:
     """Measured for 1 to 600 rows: with AVX-512 always; with AVX2 a small plain product is up to twice as fast."""
-    return (
-        weight.dtype != torch.float32
-        or torch.backends.cpu.get_cpu_capability().startswith("AVX512")
-        or weight.numel() >= LARGE
-    )
+    return weight.dtype != torch.float32 or has_avx512() or weight.numel() >= LARGE
 
 
 class PackedLinear(nn.Module):
@@ -107,6 +103,25 @@ def convolved_relu6(
     if fused and x.device.type == "cpu" and x.dtype == torch.float32 and not torch.is_grad_enabled():
         return fused(x, weight, bias, padding, stride, (1, 1), groups, "hardtanh", [0.0, 6.0], "")
     return nn.functional.relu6(nn.functional.conv2d(x, weight, bias, stride, padding, groups=groups), inplace=True)
+
+
+def multiplied_relu6(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """A linear layer and ReLU6; of many rows by a small weight, without gradients on a CPU with AVX-512, in one pass.
+
+    oneDNN lays out the weight anew each time, which pays where it is small beside what comes out: half of the time for
+    130 × 130 rows of 16 numbers, eight tenths for 33 × 33 of 48. The rows of one item decide, so that the size of a
+    batch does not.
+    """
+    fused = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+    plain = x.device.type == "cpu" and x.dtype == torch.float32 and not torch.is_grad_enabled()
+    if fused and plain and has_avx512() and x[0].numel() > 4 * x.shape[-1] ** 2:
+        return fused(x, weight, bias, "hardtanh", [0.0, 6.0], "")
+    return nn.functional.relu6(nn.functional.linear(x, weight, bias), inplace=True)
+
+
+def has_avx512() -> bool:
+    """Does torch compute with vectors of 512 bits here?"""
+    return torch.backends.cpu.get_cpu_capability().startswith("AVX512")
 
 
 def read_as_half(model: nn.Module) -> None:

@@ -7,6 +7,7 @@ import random
 from dataclasses import replace
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ from transformers.generation import logits_process as lp
 
 from captioner.decoding import Decoding
 from captioner.errors import BadInput
-from captioner.search.search import Hypothesis, nucleus, search
+from captioner.search.search import Hypothesis, draw, nucleus, search
 from tests.tiny import blip as tiny_blip
 
 # --- parity with transformers -----------------------------------------------------------------------------------------
@@ -248,8 +249,22 @@ def test_top_p_keeps_what_transformers_keeps(top_p: float, vocabulary: int, spre
     scores = torch.randn(16, vocabulary, generator=torch.Generator().manual_seed(0)) * spread
     scores[3, : vocabulary // 2] = -torch.inf
     theirs = lp.TopPLogitsWarper(top_p)(torch.zeros(16, 1, dtype=torch.long), scores).isfinite()
-    for chances, kept in zip(scores.softmax(-1).numpy(), theirs & (scores > -torch.inf), strict=True):
-        assert nucleus(chances, top_p).tolist() == kept.nonzero().flatten().tolist()
+    tokens, chances = nucleus(scores.softmax(-1).numpy(), top_p)
+    for row, kept in enumerate(theirs & (scores > -torch.inf)):
+        assert tokens[row][chances[row] > 0].tolist() == kept.nonzero().flatten().tolist()
+
+
+@pytest.mark.parametrize("top_p", [0.6, 1.0])
+def test_a_quantile_is_found_in_the_rows_own_distribution(top_p: float) -> None:
+    rng = np.random.default_rng(0)
+    probabilities = rng.dirichlet(np.full(30, 0.1), size=50).astype(np.float32)
+    probabilities[7] = np.eye(30)[4]
+    quantiles = rng.random(50)
+    for token, row, quantile in zip(draw(probabilities, quantiles, top_p), probabilities, quantiles, strict=True):
+        descending = np.sort(row)[::-1].astype(np.float64)
+        kept = row >= descending[descending.cumsum() - descending < top_p * row.sum()][-1]
+        cumulative = np.where(kept, row, 0).cumsum(dtype=np.float64)
+        assert token == np.flatnonzero(cumulative > quantile * cumulative[-1])[0]
 
 
 def test_equal_images_are_sampled_independently_by_their_seeds() -> None:
