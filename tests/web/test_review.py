@@ -17,7 +17,7 @@ from captioner.serving.engine import Engine
 from tests.review.folders import picture, snapshot, write_rows
 from tests.web.served import call, refusal, served
 
-MANY = 260
+MANY = 120
 
 
 @pytest.fixture(scope="module")
@@ -140,11 +140,11 @@ def test_a_kill_loses_nothing_that_was_said_to_be_saved(photos: Path, tmp_path: 
 def edit_until_it_dies(api: str, process: subprocess.Popen) -> dict[str, str]:
     """Name → the text of every edit that was answered before the kill."""
     saved = {}
-    append = {"operation": {"kind": "append", "words": "8k"}, "names": [f"{number}.png" for number in range(160, MANY)]}
+    append = {"operation": {"kind": "append", "words": "8k"}, "names": [f"{number}.png" for number in range(80, MANY)]}
     call(api + "apply", append)
     saved |= {name: f"text of {name.partition('.')[0]}, 8k" for name in append["names"]}
-    for number in range(3, 160):
-        if number == 40:
+    for number in range(3, 80):
+        if number == 25:
             process.send_signal(signal.SIGKILL)
         try:
             text = f"kept {number}"
