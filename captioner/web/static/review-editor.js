@@ -94,7 +94,7 @@ export class Editor {
     this.drawProblem(row.problem);
     this.drawTokens(row.tokens ?? 0, null);
     this.drawWas();
-    if (row.loading) return;
+    if (row.loading) return this.candidates.replaceChildren(); // those of the picture before are no choice
     this.drawCandidates(row.candidates);
     this.drawPlaces(row);
     this.countTokens();
