@@ -28,6 +28,7 @@ for verb in (
     pictures.similar,
     models.merge,
     serving.serve,
+    models.doctor,
 ):
     app.command()(verb)
 for name, group in {

@@ -1,4 +1,4 @@
-"""Verbs about models: models, merge, convert, ensemble."""
+"""Verbs about models: models, merge, convert, ensemble, doctor."""
 
 from __future__ import annotations
 
@@ -62,6 +62,20 @@ def merge(
     adapters.merge(Path(adapter), Path(out))
     verb = "generate" if zoo.resolve(out).speaks else "embed"
     typer.echo(f"{out} is whole. Use it: captioner {verb} --model {out} picture.png")
+
+
+@grouped
+def doctor(json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False) -> None:
+    """Versions, devices, precisions, caches, and what is missing: what a bug report should say."""
+    from captioner.run.doctor import as_text, examine
+
+    found = examine()
+    if json:
+        import json as format
+
+        typer.echo(format.dumps(found, indent=2))
+        return
+    typer.echo(as_text(found))
 
 
 @ensemble.command("fit")

@@ -1,0 +1,41 @@
+"""A bug report says what is there and what is missing, and nothing of the user's own."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import captioner
+from captioner.cli.main import app
+from captioner.run import doctor
+
+
+def test_every_chapter_says_what_is_here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("CAPTIONER_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    found = doctor.examine()
+    assert found["versions"]["captioner"] == captioner.__version__
+    assert found["versions"]["torch"] == torch.__version__
+    assert torch.backends.cpu.get_cpu_capability() in found["machine"]["processor"]
+    assert "mini" in found["models"]["ready here"]
+    assert found["caches"]["captioner"] == "~/cache, 0 MB"
+    assert found["environment"]["CAPTIONER_CACHE"] == str(tmp_path / "cache")
+
+
+def test_what_is_missing_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "find_spec", lambda package: None if package in ("peft", "ray") else object())
+    extras = doctor._extras()
+    assert extras["train"] == "misses peft: pip install 'captioner[train]'"
+    assert extras["web"] == "complete"
+
+
+def test_the_verb_prints_lines_or_json() -> None:
+    lines = CliRunner().invoke(app, ["doctor"]).stdout.splitlines()
+    assert "versions:" in lines
+    assert any(line.startswith("  torch ") for line in lines)
+    whole = json.loads(CliRunner().invoke(app, ["doctor", "--json"]).stdout)
+    assert list(whole) == ["versions", "machine", "models", "caches", "extras", "environment"]
