@@ -13,7 +13,8 @@ from dataclasses import Field, dataclass, fields, is_dataclass
 from functools import partial, wraps
 from operator import itemgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_type_hints
+from types import UnionType
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from typer import Argument, Option
 from typer.models import ArgumentInfo
@@ -32,6 +33,7 @@ def grouped(verb: Callable[..., None]) -> Callable[..., None]:
     parameters: list[inspect.Parameter] = []
     groups: dict[str, type] = {}
     for name, hint in get_type_hints(verb, include_extras=True).items():
+        hint = _as_written(hint)
         if isinstance(hint, type) and is_dataclass(hint):
             groups[name] = hint
             parameters += _of_group(hint)
@@ -47,6 +49,12 @@ def grouped(verb: Callable[..., None]) -> Callable[..., None]:
     called.__dict__["__signature__"] = inspect.Signature(parameters)
     called.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return called
+
+
+def _as_written(hint: Any) -> Any:
+    """Python 3.10 makes `Optional[Annotated[…]]` of an `Annotated[…]` whose default is None."""
+    inner = [one for one in get_args(hint) if get_origin(one) is Annotated]
+    return inner[0] if get_origin(hint) in (Union, UnionType) and inner else hint
 
 
 def names(group: type) -> list[str]:
