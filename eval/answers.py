@@ -15,7 +15,9 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
@@ -26,6 +28,8 @@ from captioner.contracts import PLAIN_REQUEST, LoadOptions, Model
 from captioner.decoding import DecodingChanges
 from captioner.errors import BadInput, missing_extra
 from captioner.files import atomic
+from captioner.images.ahead import read_ahead
+from captioner.images.open import bytes_of
 from captioner.models.openai import spent
 from eval import baselines, tables
 from eval.provenance import weights_hash
@@ -296,11 +300,12 @@ def answer_all(
     whole = [done[identifier].line() for identifier in ids if identifier in done]
     atomic.write_text(file, json.dumps(header) + "\n" + "".join(whole))
     model = load()
-    with file.open("a", encoding="utf-8") as out:
+    ahead = read_ahead(missing, lambda index, _: pairs.image(index), bytes_of)
+    with closing(ahead) as opened, file.open("a", encoding="utf-8") as out:
         starts = range(0, len(missing), batch_size)
         for start in track(starts, len(starts), label):
-            batch = missing[start : start + batch_size]
-            images, of_batch = [pairs.image(i) for i in batch], [ids[i] for i in batch]
+            of_batch = [ids[i] for i in missing[start : start + batch_size]]
+            images = list(islice(opened, len(of_batch)))
             answers = _ask_batch(model, images, of_batch, embed_texts, asked)
             out.write("".join(answer.line() for answer in answers))
             out.flush()

@@ -51,7 +51,12 @@ class Row:
         return {**asdict(self), "ratios": list(self.ratios), "median": self.median}
 
 
-SUBJECTS: tuple[str, ...] = ("interrogator",)
+SUBJECTS: tuple[str, ...] = (
+    "folder",
+    "text",
+    "start",
+    "interrogator",
+)
 """Modules of this package, each with `measure(say) -> list[Row]`, in the order in which they are run."""
 
 

@@ -192,6 +192,22 @@ def test_it_captions_at_once_as_one_by_one_and_every_picture_differently(photogr
     assert all(len(text.split()) > 1 for text in at_once)
 
 
+@pytest.mark.parametrize("settings", [{}, {"seed": None}, {"do_sample": False, "num_beams": 2}])
+def test_side_by_side_it_says_what_it_says_in_turn(photographs, settings):
+    captioner = pipeline.load("mini", device="cpu")
+    before = torch.get_num_threads()
+    said = []
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            torch.manual_seed(3)
+            said.append([prompt.text for prompt in captioner.generate(photographs, **settings)])
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    assert said[0] == said[1]
+
+
 def test_another_embedder_expects_without_the_predicted_embedding(photographs):
     captioner = pipeline.load("mini", device="cpu", embedder="mpnet")
     captioner.embed_texts = lambda texts: np.eye(8, dtype=np.float32)[[len(text) % 8 for text in texts]]

@@ -1,0 +1,148 @@
+"""Texts: every metric against a plain loop of difflib, MiniLM against its matrix products, a report against its models.
+
+Prompts are drawn at random: words by Zipf's law, 3 to 12 comma terms; a prediction has half of its truth's terms.
+"""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import random
+import tempfile
+from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
+from unittest import mock
+
+import torch
+
+from captioner.models.parts.narrow import all_of
+from captioner.pipeline import Captioner
+from captioner.text.bert import Layer
+from captioner.text.embedding import text_embedder
+from captioner.text.minilm import BATCH, MiniLM
+from eval import anatomy, metrics
+from eval.answers import Step
+from eval.report import report
+from eval.speed.clock import by_turns, timed
+from eval.speed.folder import photographs
+from eval.speed.suite import Row
+
+PAIRS = 16_000
+LOOPED = 400
+"""Pairs that the loop is timed with: its time grows with their number."""
+EMBEDDED = 768
+PICTURES = 200
+REPEATS = 3
+
+
+def measure(say: Callable[[str], object]) -> list[Row]:
+    """All three."""
+    return [*every_metric(PAIRS), minilm(EMBEDDED), models_in_a_report(PICTURES)]
+
+
+def prompts(count: int) -> tuple[list[str], list[str]]:
+    """Predictions and true prompts."""
+    draw = random.Random(0)
+    words = ["".join(draw.choices("etaoinshrdlucmfwypvbgkq", k=draw.randint(2, 10))) for _ in range(8000)]
+    chances = [1 / (rank + 3) for rank in range(len(words))]
+
+    def terms(number: int) -> list[str]:
+        return [" ".join(draw.choices(words, chances, k=draw.randint(1, 5))) for _ in range(number)]
+
+    truths = [terms(draw.randint(3, 12)) for _ in range(count)]
+    predictions = [[*truth[: len(truth) // 2], *terms(len(truth) - len(truth) // 2)] for truth in truths]
+    return [", ".join(text) for text in predictions], [", ".join(text) for text in truths]
+
+
+def every_metric(count: int) -> list[Row]:
+    """Each metric that needs no model, and all together."""
+    predictions, truths = prompts(count)
+    every = (*metrics.TEXT_METRICS, *metrics.modifier_metrics(), metrics.rouge_l_coco, metrics.cider_d_coco)
+    (loop,) = timed(lambda: list(map(difflib_ratio, predictions[:LOOPED], truths[:LOOPED])))
+    loop *= count / LOOPED
+    seconds = {}
+    for metric in every:
+        anatomy.split.cache_clear()
+        (seconds[metric.name],) = timed(partial(metric, predictions, truths))
+    subject = f"{count:,} pairs"
+    figure = "times faster than a loop of difflib's ratio"
+    rows = [Row(f"{subject}, {name}", figure, [loop / taken], least=20) for name, taken in seconds.items()]
+    details = {"seconds": seconds, "seconds_of_the_loop": loop}
+    together = [loop / sum(seconds.values())]
+    return [*rows, Row(f"{subject}, all {len(every)} together", figure, together, details=details)]
+
+
+def difflib_ratio(a: str, b: str) -> float:
+    """As everybody writes it, without the guess for long texts."""
+    return difflib.SequenceMatcher(None, a, b, autojunk=False).ratio()
+
+
+@torch.inference_mode()
+def minilm(count: int) -> Row:
+    """Texts a second against the matrix products alone, of the same shapes by the same packed weights."""
+    texts, _ = prompts(count)
+    model = MiniLM()
+    by_length = sorted(texts, key=len)
+    tokens = [
+        sum(len(encoded.ids) - encoded.attention_mask.count(0) for encoded in model.tokenizer.encode_batch(batch))
+        for batch in (by_length[start : start + BATCH] for start in range(0, count, BATCH))
+    ]
+    narrow, wide = torch.randn(max(tokens), 384), torch.randn(max(tokens), 1536)
+
+    def products() -> None:
+        for number in tokens:
+            for layer in all_of(model.model.layers, Layer):
+                for product in (layer.query_key_value, layer.mix, layer.widen):
+                    product(narrow[:number])
+                layer.narrow(wide[:number])
+
+    whole, alone = by_turns(lambda: model(texts), products, repeats=REPEATS)
+    return Row(
+        f"MiniLM, {count} prompts",
+        "share of its matrix products' speed",
+        [a / b for a, b in zip(alone, whole, strict=True)],
+        least=0.9,
+        details={"texts_a_second": [count / seconds for seconds in whole]},
+    )
+
+
+def models_in_a_report(count: int) -> Row:
+    """Of `python -m eval report`, the share of time in mini and MiniLM. Pictures of 512 × 512."""
+    _, truths = prompts(count)
+    within: list[float] = []
+
+    def watched(call: Callable) -> Callable:
+        def run(*args, **kwargs):
+            results: list = []
+            within.extend(timed(lambda: results.append(call(*args, **kwargs))))
+            return results[0]
+
+        return run
+
+    with tempfile.TemporaryDirectory() as scratch:
+        data = Path(scratch) / "data"
+        photographs(data, count, ((512, 512),))
+        files = sorted(data.iterdir())
+        with (data / "metadata.csv").open("w", newline="", encoding="utf-8") as table:
+            rows = csv.writer(table)
+            rows.writerow(("file_name", "text"))
+            rows.writerows((file.name, text) for file, text in zip(files, truths, strict=True))
+        embedder = text_embedder()
+        embedder(["warm"])
+        with (
+            mock.patch.object(Captioner, "generate", watched(Captioner.generate)),
+            mock.patch.object(MiniLM, "__call__", watched(MiniLM.__call__)),
+        ):
+            (whole,) = timed(lambda: report([str(data)], ["mini"], Path(scratch) / "report", _untracked))
+    return Row(
+        f"eval report, {count} pictures, mini",
+        "share of time in models",
+        [sum(within) / whole],
+        least=0.9,
+        details={"seconds": whole},
+    )
+
+
+def _untracked(steps: Iterable[Step], total: int | None, what: str, /) -> Iterable[Step]:
+    return steps
