@@ -10,11 +10,10 @@ import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from PIL.Image import Image
 from torch import Tensor
 
@@ -22,6 +21,9 @@ from captioner.contracts import PLAIN_REQUEST, Attentive, Processor, Request
 from captioner.errors import BadInput, BadOutput
 from captioner.files.atomic import replacing
 from captioner.models.parts.speaker import SearchedDecoder
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 COLUMNS = 5
 SIDE = 320  # pixels of a panel; larger pictures are drawn smaller
@@ -69,6 +71,8 @@ def draw(image: Image, words: Sequence[str], maps: np.ndarray | Tensor, out: str
 
 
 def _figure(image: Image, words: Sequence[str], maps: np.ndarray) -> Figure:
+    from matplotlib.figure import Figure  # who asks for the maps alone needs no matplotlib
+
     picture = image.convert("RGB")
     picture.thumbnail((SIDE, SIDE))
     width, height = picture.size
@@ -98,6 +102,8 @@ def _shade(light: np.ndarray) -> np.ndarray:
 
 def _save(figure: Figure, out: Path) -> None:
     """Whole or not at all."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
     try:
         with replacing(out) as new, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a letter that the font lacks is drawn as a box
