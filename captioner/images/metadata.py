@@ -93,6 +93,14 @@ def read_parameters(source: str | Path | bytes | Image.Image, name: str | None =
         return _parse(_hidden(image))
 
 
+def read_texts(source: bytes, name: str = "the data") -> dict[str, str]:
+    """All texts in a picture by their names, as the programs wrote them: "parameters", "workflow", "Software" …"""
+    with identified(source, name, MAX_TEXT) as image:
+        texts = _texts(image)
+    # Half a surrogate pair cannot be sent on.
+    return {name: text.encode("utf-8", "replace").decode() for name, text in texts.items() if isinstance(text, str)}
+
+
 # --- the texts in a picture ------------------------------------------------------------------------------------------
 
 

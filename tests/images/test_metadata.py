@@ -15,7 +15,7 @@ from PIL import Image, PngImagePlugin
 
 from captioner.errors import BadImage
 from captioner.images import comfyui
-from captioner.images.metadata import MAX_PROMPT, Parameters, read_parameters
+from captioner.images.metadata import MAX_PROMPT, Parameters, read_parameters, read_texts
 from tests.images.test_images import chunk, png_of_size
 
 A1111 = (
@@ -333,3 +333,13 @@ def test_fifty_megabytes_of_text_carry_nothing() -> None:
     squeezed = chunk(b"zTXt", b"parameters\0\0" + zlib.compress(b"x" * 50_000_000, 1))
     with pytest.raises(BadImage, match="too large"):
         read_parameters(whole[:at] + squeezed + whole[at:])
+
+
+def test_texts_are_told_as_they_were_written() -> None:
+    assert read_texts(png(parameters=A1111, Software="us")) == {"parameters": A1111, "Software": "us"}
+    comment = with_comment("JPEG", b"UNICODE\0" + A1111.encode("utf-16-be") + b"\xd8\x00\xd8\x01")
+    assert read_texts(comment)["parameters"].startswith(A1111)
+    read_texts(comment)["parameters"].encode()  # half a surrogate pair would not be sent
+    assert read_texts(png()) == {}
+    with pytest.raises(BadImage, match="the data is empty"):
+        read_texts(b"")

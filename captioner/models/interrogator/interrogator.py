@@ -24,6 +24,7 @@ from captioner.decoding import Decoding
 from captioner.errors import BadInput
 from captioner.models.interrogator.tables import (
     CLASSIC,
+    KINDS,
     TermTable,
     TermTables,
     check_lists,
@@ -79,6 +80,21 @@ class Interrogator:
         ways = (captions, *(way(pictures, captions) for way in (choose.classic, choose.fast, choose.best)))
         rivals = [list(dict.fromkeys(of_image)) for of_image in zip(*ways, strict=True)]
         return self._readings(pictures, rivals, decoding.num_return_sequences)
+
+    def analyze(
+        self, images: Sequence[Image], count: int = 5, terms: tuple[Path, ...] | None = None
+    ) -> list[dict[str, dict[str, float]]]:
+        """For each picture the nearest terms of every kind but the negative, with their cosines, nearest first."""
+        tables = self.tables(terms, "fast").of_kind
+        pictures = self.ranker.pictures(images)
+        analyses: list[dict[str, dict[str, float]]] = [{} for _ in images]
+        for kind in (kind for kind in KINDS if kind in tables and kind != "negative"):
+            nearest = tables[kind].nearest(pictures, count)
+            cosines = self.ranker.similarities(pictures, nearest)
+            for analysis, of_picture, scores in zip(analyses, nearest, cosines, strict=True):
+                scored = zip(of_picture, scores.tolist(), strict=True)
+                analysis[kind] = {term: score for term, score in scored if math.isfinite(score)}
+        return analyses
 
     def tables(self, files: tuple[Path, ...] | None, mode: str) -> TermTables:
         """The terms of these files, or those of the package, ranked by the ranker's text tower."""

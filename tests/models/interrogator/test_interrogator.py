@@ -495,3 +495,23 @@ def test_by_its_name_in_the_zoo(package: Path, options: LoadOptions) -> None:
     (prompt,) = captioner.generate(pictures(1), decoding=SHORT, mode="fast")
     assert prompt.model == "interrogator"
     assert "," in prompt.text
+
+
+def test_analysis_tells_the_nearest_terms_of_every_kind(package: Path, options: LoadOptions) -> None:
+    speaker = load(options)
+    tables_of_kind = own_tables(speaker).of_kind
+    analyses = speaker.analyze(pictures(2), 2)
+    seen = speaker.ranker.pictures(pictures(2))
+    for number, analysis in enumerate(analyses):
+        assert list(analysis) == ["mediums", "movements", "trending", "artists", "flavors"]
+        for kind, terms in analysis.items():
+            expected = dict(zip(*nearest_by_hand(speaker, seen[number], tables_of_kind[kind].terms, 2), strict=True))
+            assert terms == pytest.approx(expected)
+
+
+def nearest_by_hand(
+    speaker: Interrogator, picture: torch.Tensor, terms: list[str], count: int
+) -> tuple[list[str], list[float]]:
+    scores = speaker.ranker.texts(terms) @ picture
+    best = scores.topk(count)
+    return [terms[index] for index in best.indices.tolist()], best.values.tolist()
