@@ -174,7 +174,8 @@ class Bench:
         """Unit vectors of texts."""
         from captioner.text.embedding import text_embedder
 
-        return [questions.as_numbers(vector) for vector in text_embedder(self.options.embedder)(texts)]
+        readable = [text.encode("utf-8", "replace").decode() for text in texts]  # half a surrogate pair is no text
+        return [questions.as_numbers(vector) for vector in text_embedder(self.options.embedder)(readable)]
 
     def similar(self, images: Sequence[Image], count: int) -> list[Row]:
         """The reference pictures that look most like each."""
