@@ -29,6 +29,7 @@ for verb in (
     models.merge,
     serving.serve,
     models.doctor,
+    serving.mcp,
 ):
     app.command()(verb)
 for name, group in {

@@ -1,4 +1,4 @@
-"""Verbs that stay: serve."""
+"""Verbs that stay: serve, and mcp."""
 
 from __future__ import annotations
 
@@ -14,7 +14,12 @@ from captioner.errors import BadInput, MissingExtra
 _reached = panel_option("Who may ask")
 _limits = panel_option("Limits")
 
-NEEDED = ("fastapi", "uvicorn", "python_multipart")
+Models = Annotated[
+    str | None,
+    typer.Option("--models", "-m", help="Models that may be asked, comma-separated; the first is the default."),
+]
+
+NEEDED = ("fastapi", "uvicorn", "python_multipart", "mcp")
 """What the extra brings."""
 
 
@@ -24,10 +29,7 @@ def serve(
     folder: Annotated[
         str | None, typer.Argument(help="Open Review on this folder of pictures; it may be written to.")
     ] = None,
-    models: Annotated[
-        str | None,
-        typer.Option("--models", "-m", help="Models that may be asked, comma-separated; the first is the default."),
-    ] = None,
+    models: Models = None,
     index: Annotated[str | None, typer.Option("--index", "-i", help="An index folder, for similar pictures.")] = None,
     root: Annotated[
         str | None, typer.Option(help="The folder that the page may look into, where it is not FOLDER.")
@@ -77,8 +79,7 @@ def serve(
         raise BadInput("FOLDER is the root: give it, or --root, not both.")
     named = folder if folder is not None else root
     settings = Settings(host, api_key, no_auth, allow_urls, int(max_mb * 1e6), _folder(named), page)
-    names = [name.strip() for name in (models or "").split(",") if name.strip()]
-    engine = Engine(names, options, index=None if index is None else Path(index), queue=queue, timeout=timeout)
+    engine = Engine(_names(models), options, index=None if index is None else Path(index), queue=queue, timeout=timeout)
     listener = server.listening(host, port)
     address = server.address_of(listener)
 
@@ -100,8 +101,31 @@ def _folder(name: str | None) -> Path | None:
     return path.resolve()
 
 
-def _need_extra() -> None:
+def _names(models: str | None) -> list[str]:
+    """Names between commas."""
+    return [name.strip() for name in (models or "").split(",") if name.strip()]
+
+
+def _need_extra(verb: str = "serve") -> None:
     from importlib.util import find_spec
 
     if missing := [name for name in NEEDED if find_spec(name) is None]:
-        raise MissingExtra(f"captioner serve needs {' and '.join(missing)}: pip install 'captioner[web]'")
+        raise MissingExtra(f"captioner {verb} needs {' and '.join(missing)}: pip install 'captioner[web]'")
+
+
+@grouped
+def mcp(options: LoadOptions, models: Models = None) -> None:
+    """Offer tools about pictures to a language model: the Model Context Protocol on standard input and output.
+
+    The tools are caption_image, read_prompt and compare_prompts; any file of yours may be named. The program that
+    starts this (Claude Desktop, an editor …) is told of it in its settings: the command is captioner, the argument mcp.
+
+    captioner mcp
+
+    captioner mcp --models blip-large,mini
+    """
+    _need_extra("mcp")
+    from captioner.serving.engine import Engine
+    from captioner.web import stdio
+
+    stdio.run(Engine(_names(models), options, timeout=stdio.TIMEOUT))

@@ -18,7 +18,7 @@ from captioner.web.limits import Limits
 from captioner.web.routes import native
 from captioner.web.settings import Settings
 
-ROUTES: tuple[str, ...] = ("native", "page", "review")
+ROUTES = ("native", "page", "review", "openai", "a1111", "interrogator", "tei", "hub", "mcp")
 """Modules under captioner/web/routes/; each offers `router(context)`, and may offer `ERRORS`."""
 STATIC = Path(__file__).parent / "static"
 
