@@ -195,7 +195,7 @@ class Scheduler:
         else:
             unit.ticket.settle(0 if unit.future.done() else opened.bytes)
             with self.changed:
-                unit.opened = opened
+                unit.opened = None if unit.future.done() else opened
                 self.changed.notify_all()
             return
         finally:
@@ -208,9 +208,20 @@ class Scheduler:
             self._leave(unit)
 
     def _forget(self, unit: Unit, future: Future) -> None:
-        """It is answered, or nobody waits for it any more."""
+        """It is answered, or nobody waits for it any more.
+
+        The unit, its future and this callback hold each other, until Python looks for such circles, which it does not
+        hurry to do: what is large is let go of now.
+        """
         with self.changed:
             self._leave(unit)
+            unit.opened = unit.asked = None
+            unit.open = _answered
             self.changed.notify_all()
         if unit.ticket is not None:
             unit.ticket.settle(0)
+
+
+def _answered(admit: Callable[[int], object]) -> Opened:
+    """In the place of what read a picture."""
+    raise CancelledError

@@ -197,3 +197,15 @@ def test_a_model_that_cannot_be_loaded_is_told(tmp_path: Path) -> None:
         engine.wait_ready(60)
     assert not engine.ready
     engine.close()
+
+
+def test_each_device_has_its_worker(mini: Captioner, photos: list[Picture]) -> None:
+    engine = Engine(["mini"], LoadOptions(device="cpu,cpu"), batch_size=1, timeout=60)
+    engine.start()
+    engine.wait_ready(60)
+    assert (len(engine.benches), engine.ready) == (2, True)
+    ask = engine.ask(num_beams=1, max_new_tokens=8)
+    texts = [future.result(60)["text"] for future in engine.submit_all(photos[:4], ask)]
+    assert texts == [mini.generate(photo.data, ask.request).text for photo in photos[:4]]
+    engine.close()
+    assert not any(thread.is_alive() for thread in engine.threads)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
+import weakref
 from collections.abc import Callable, Hashable, Iterator
 from concurrent.futures import CancelledError
 
@@ -159,3 +161,25 @@ def test_only_so_many_are_opened_ahead(scheduler: Scheduler, monkeypatch: pytest
     wait_opened(units[3])
     assert scheduler.take(eight) == [units[3]]
     assert (scheduler.ahead, len(scheduler.waiting)) == (0, 0)
+
+
+def test_a_picture_is_let_go_of_with_its_answer(scheduler: Scheduler) -> None:
+    class Large:
+        pass
+
+    picture = Large()
+    gone = weakref.ref(picture)
+    one = unit(value=picture)
+    scheduler.put([one])
+    wait_opened(one)
+    assert scheduler.take(eight) == [one]
+    del picture
+    gc.disable()  # without looking for circles
+    try:
+        one.succeed("answer")
+        deadline = time.monotonic() + 10
+        while gone() is not None and time.monotonic() < deadline:
+            time.sleep(0.001)  # the reader's thread may still be on its last line
+        assert gone() is None
+    finally:
+        gc.enable()
