@@ -266,7 +266,7 @@ def print_table(result: dict) -> None:
     title = f"{name}: {result['beams']} beams, {result['new_tokens']} tokens, milliseconds per picture"
     table = Table(title=Text(title), box=None, padding=(0, 1, 0, 0))
     for heading in (
-        "precision", "batch", "load s", "encode", "decode", "total", "theirs", "times faster", "alike", "MB", "ceiling"
+        "precision", "batch", "encode", "decode", "total", "theirs", "times faster", "alike", "MB", "ceiling"
     ):  # fmt: skip
         table.add_column(heading, justify="right", no_wrap=True)
     for row in result["rows"]:
@@ -275,7 +275,6 @@ def print_table(result: dict) -> None:
         table.add_row(
             row["precision"],
             str(row["batch"]),
-            f"{row['load_seconds']:.1f}",
             *(f"{1000 * phase['median']:.0f}" if phase else "–" for phase in phases),
             "{median:.2f} ({min:.2f}–{max:.2f})".format(**row["ratio"]) if "ratio" in row else "–",
             f"{row['ratio_alike']['median']:.2f}" if "ratio_alike" in row else "–",
