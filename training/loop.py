@@ -249,6 +249,7 @@ def learnt_from(job: Job) -> dict[str, Any]:
     rows, validation = job.train_rows, job.validation_rows
     return {
         "sources": [name_of(parse(source)) for source in job.recipe.data],
+        "pictures_a_step": job.recipe.batch_size * job.recipe.accumulate * int(os.environ.get("WORLD_SIZE", 1)),
         "pairs": None if isinstance(rows, StreamedPairs) else len(rows),
         "training_digest": None if isinstance(rows, StreamedPairs) else rows.digest(),
         "validation_pairs": 0 if validation is None else len(validation),

@@ -23,6 +23,7 @@ MAY_DIFFER = {
     "out", "resume", "device", "workers", "compile", "gradient_checkpointing", "cache_features",  # the same numbers
     "eval_every", "save_every", "keep", "log_every", "samples", "push_to_hub",  # what is looked at and kept
     "epochs", "max_steps",  # a run may be made longer
+    "batch_size", "accumulate",  # compared by how many pictures a step has, whatever the processes
     "data", "validation",  # compared by what they hold, since folders move
 }  # fmt: skip
 """Settings that a run may go on with although it was begun with others."""
@@ -65,6 +66,12 @@ def check_data(recipe: Recipe, data: dict[str, Any]) -> None:
     if not (recipe.resume and file.is_file()):
         return
     begun_with = json.read_object(file, BadInput, "Name another --out.")
+    step = data.get("pictures_a_step")
+    if (before := begun_with.get("pictures_a_step", step)) != step:
+        raise BadInput(
+            f"The run in {recipe.out} was begun with {before} pictures a step and now there are {step} "
+            "(--batch-size × --accumulate × processes). Go on with as many, or name another --out."
+        )
     for part, count in (("training", "pairs"), ("validation", "validation_pairs")):
         if begun_with.get(f"{part}_digest", data[f"{part}_digest"]) != data[f"{part}_digest"]:
             raise BadInput(

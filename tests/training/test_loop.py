@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -388,17 +389,34 @@ def test_an_output_folder_in_use_is_left_alone(train, tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="gloo under torchrun needs POSIX")
-def test_two_processes_give_the_losses_of_one(train, tiny_checkpoint, pairs: Path, tmp_path: Path) -> None:
-    one = train("one", "--max-steps", "3")
+def test_two_machines_give_the_losses_of_one_which_then_goes_on(
+    train, tiny_checkpoint, pairs: Path, tmp_path: Path
+) -> None:
+    """Two launchers that meet over the network, one process each; the run is then resumed by one process."""
+    one = train("one", "--max-steps", "5", "--schedule", "constant")
     out = tmp_path / "two"
-    arguments = [*command(tiny_checkpoint("blip"), pairs, out), "--max-steps", "3", "--batch-size", "4"]
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
-    done = subprocess.run(
-        [*launcher, "-m", "training.blip", *arguments],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "2 processes a step" in done.stdout
+    steps = ["--max-steps", "3", "--schedule", "constant"]
+    arguments = [*command(tiny_checkpoint("blip"), pairs, out), *steps, "--batch-size", "4"]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    meeting = ["--nnodes", "2", "--nproc-per-node", "1", "--master-addr", "127.0.0.1", "--master-port", str(port)]
+    launcher = [sys.executable, "-m", "torch.distributed.run", *meeting]
+    nodes = [
+        subprocess.Popen(
+            [*launcher, "--node-rank", str(rank), "-m", "training.blip", *arguments],
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in (0, 1)
+    ]
+    said = [node.communicate(timeout=240) for node in nodes]
+    assert [node.returncode for node in nodes] == [0, 0], said
+    assert "2 processes a step" in said[0][0]
+    torch.testing.assert_close(losses(out), losses(one)[:3], rtol=1e-4, atol=1e-5)
+    with pytest.raises(BadInput, match="begun with 8 pictures a step and now there are 4"):
+        train("two", "--max-steps", "5", "--schedule", "constant", "--resume", "--batch-size", "4")
+    train("two", "--max-steps", "5", "--schedule", "constant", "--resume")
     torch.testing.assert_close(losses(out), losses(one), rtol=1e-4, atol=1e-5)

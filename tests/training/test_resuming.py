@@ -33,7 +33,7 @@ def test_the_same_settings_go_on(begun: LoraRecipe) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"lr": 0.01, "batch_size": 2}, r"--batch-size 8 \(now 2\), --lr 0.0001 \(now 0.01\)"),
+        ({"lr": 0.01, "warmup": 2}, r"--lr 0.0001 \(now 0.01\), --warmup 0.1 \(now 2\)"),
         ({"lora": True, "lora_rank": 4}, r"--lora False \(now True\), --lora-rank 8 \(now 4\)"),
         ({"seed": 1}, "--seed 0"),
         ({"augment": True}, "--augment False"),
