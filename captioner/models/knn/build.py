@@ -7,11 +7,16 @@ kept beside it, in `NAME.part`.
 
 from __future__ import annotations
 
+import heapq
+import json
+import re
 import shutil
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field, replace
+from operator import itemgetter
 from pathlib import Path
 
 import faiss
@@ -31,7 +36,7 @@ from captioner.pairs import sources
 from captioner.pairs.layouts import LeftOut, Record
 from captioner.pairs.provenance import name_of
 from captioner.pairs.readable import opened
-from captioner.sinks import RESUME, Journal, check_new_folder, check_place, explained
+from captioner.sinks import RESUME, Journal, Row, check_new_folder, check_place, explained, groups
 from captioner.text.embedding import DEFAULT as DEFAULT_EMBEDDER
 from captioner.text.embedding import text_embedder
 
@@ -40,6 +45,8 @@ FLAT_UP_TO = 200_000
 LINKS = 16
 """Links a picture of the HNSW graph has, twice as many on its lowest level."""
 CHUNK = 20_000
+MADE_BY, DONE = "made-by.json", "done.json"
+ANEW = "Remove it to start anew."
 Progress = Callable[[str, int, int | None], None]
 """Is told of a step, how much of it was done just now, and how much there is in all, if that is known."""
 
@@ -87,6 +94,114 @@ def build(
     resume: go on with what a stopped run has read.
     """
     options, out = options or LoadOptions(), Path(out).expanduser()
+    records, backbone = _begun(data, out, recipe, options)
+    made_by = _made_by(recipe, backbone)
+    with _Partial(out.with_name(f"{out.name}.part"), backbone.width, made_by, resume) as partial:
+        _collect(records, records.total(), compute.prepare(backbone, options), partial, batch_size, progress)
+        partial.left_out = [*records.left_out, *partial.left_out]
+        _finish(partial, out, recipe, _about(made_by, backbone, options, records), progress)
+    return Built(len(partial.pictures), len(partial.prompts), partial.left_out)
+
+
+def build_shard(
+    data: Sequence[str | Path],
+    out: str | Path,
+    share: tuple[int, int],
+    recipe: Recipe,
+    options: LoadOptions | None = None,
+    batch_size: int = 32,
+    progress: Progress = lambda step, done, total: None,
+) -> Built:
+    """The I-th of N equal shares of the work of `build`: features, beside OUT, of every N-th picture. One that was
+    stopped goes on. `merge` makes an index of all."""
+    options, out = options or LoadOptions(), Path(out).expanduser()
+    records, backbone = _begun(data, out, recipe, options)
+    made_by = _made_by(recipe, backbone)
+    about = {**_about(made_by, backbone, options, records), "recipe": asdict(recipe)}
+    folder = out.with_name(f"{out.name}.shard-{share[0]}-of-{share[1]}")
+    mine = (
+        replace(record, id=str(number))  # its place among all
+        for number, record in enumerate(records)
+        if number % share[1] == share[0] - 1
+    )
+    total = None if (count := records.total()) is None else len(range(share[0] - 1, count, share[1]))
+    with _Partial(folder, backbone.width, json.loads(json.dumps(about)), True, numbered=True) as partial:
+        (folder / DONE).unlink(missing_ok=True)
+        _collect(mine, total, compute.prepare(backbone, options), partial, batch_size, progress)
+        partial.left_out += records.left_out if share[0] == 1 else []  # every share has met these
+        left_out = [asdict(one) for one in partial.left_out]
+        write_object(folder / DONE, {"pictures": len(partial.pictures), "left_out": left_out})
+    return Built(len(partial.pictures), len(partial.prompts), partial.left_out)
+
+
+def merge(out: str | Path, progress: Progress = lambda step, done, total: None) -> Built:
+    """One index of all shards, the same as `build` makes of the same data; the shards go when it is there."""
+    out = Path(out).expanduser()
+    check_new_folder(out)
+    folders = _shards_of(out)
+    about = read_object(folders[0] / MADE_BY, BadOutput, ANEW)
+    recipe = Recipe(**about.pop("recipe"))
+    counts = [read_object(folder / DONE, BadOutput, ANEW) for folder in folders]
+    made_by = {name: about[name] for name in ("backbone", "settings", "fingerprint")}
+    with ExitStack() as stack:
+        shards = [
+            stack.enter_context(_Partial(folder, about["width"], None, True, numbered=True)) for folder in folders
+        ]
+        if [len(shard.pictures) for shard in shards] != [count["pictures"] for count in counts]:
+            raise BadOutput(f"The shards of {out} have changed since they were done. {ANEW}")
+        whole = out.with_name(f"{out.name}.merging")
+        shutil.rmtree(whole, ignore_errors=True)  # a merge that was killed; it is soon made anew
+        partial = stack.enter_context(_Partial(whole, about["width"], made_by, False))
+        total = sum(len(shard.pictures) for shard in shards)
+        for batch, features in _in_order(shards):
+            partial.append(batch, features)
+            progress("pictures", len(batch), total)
+        partial.left_out = [LeftOut(**one) for count in counts for one in count["left_out"]]
+        _finish(partial, out, recipe, about, progress)
+        for shard in shards:
+            shard.over = True
+    return Built(len(partial.pictures), len(partial.prompts), partial.left_out)
+
+
+def _shards_of(out: Path) -> list[Path]:
+    """The folders of all shards: as many as their names say, all done, of one recipe."""
+    named = re.compile(rf"{re.escape(out.name)}\.shard-(\d+)-of-(\d+)")
+    found = {
+        (int(match[1]), int(match[2])): folder
+        for folder in out.absolute().parent.iterdir()
+        if (match := named.fullmatch(folder.name))
+    }
+    if not found:
+        raise BadInput(f"There are no shards of {out}: make them with captioner index build --shard I/N.")
+    count = max(count for _, count in found)
+    missing = [f"{number}/{count}" for number in range(1, count + 1) if (number, count) not in found]
+    missing += [f"{number}/{count}" for (number, count), folder in found.items() if not (folder / DONE).exists()]
+    if missing or len(found) > count:
+        raise BadInput(f"{out}: shards {', '.join(missing) or 'of several counts'} are not done, or in the way.")
+    folders = [found[number, count] for number in range(1, count + 1)]
+    abouts = [read_object(folder / MADE_BY, BadOutput, ANEW) for folder in folders]
+    if any(about != abouts[0] for about in abouts):
+        raise BadInput(f"The shards of {out} were made with different settings or data: make them anew.")
+    return folders
+
+
+def _in_order(shards: Sequence[_Partial]) -> Iterator[tuple[list[Record], np.ndarray]]:
+    """All pictures of all shards in the order that one process would have met them in, some thousands at a time."""
+    features = [shard.features() for shard in shards]
+
+    def numbered(which: int) -> Iterator[tuple[int, int, int, Row]]:
+        return ((row["number"], which, at, row) for at, row in enumerate(shards[which].journal))
+
+    streams = map(numbered, range(len(shards)))
+    for group in groups(heapq.merge(*streams, key=itemgetter(0)), CHUNK):
+        records = [Record("", row["prompt"], "", row["file"]) for *_, row in group]
+        yield records, np.stack([features[which][at] for _, which, at, _ in group])
+
+
+def _begun(
+    data: Sequence[str | Path], out: Path, recipe: Recipe, options: LoadOptions
+) -> tuple[sources.Records, Backbone]:
+    """What is wrong is said before an hour of reading."""
     check_new_folder(out)
     records = sources.read(data)
     records.check()
@@ -97,19 +212,27 @@ def build(
     if recipe.dims is not None and not 0 < recipe.dims <= backbone.width:
         raise BadInput(f"{recipe.backbone} gives {backbone.width} features; {recipe.dims} of them cannot be kept.")
     check_place(next(folder for folder in out.absolute().parents if folder.exists()))
-    embedder = options.embedder or DEFAULT_EMBEDDER
-    text_embedder(embedder)  # one that is not there is named before an hour of reading
-    made_by = {"backbone": recipe.backbone, "settings": recipe.settings, "fingerprint": backbone.fingerprint()}
-    with _Partial(out.with_name(f"{out.name}.part"), backbone.width, made_by, resume) as partial:
-        _collect(records, compute.prepare(backbone, options), partial, batch_size, progress)
-        partial.over = len(partial.prompts) < recipe.k  # so few are soon read again
-        _check_enough(len(partial.prompts), recipe.k)
-        of_data = [name_of(source) for source in records.sources]
-        about = {**made_by, "embedder": embedder, "width": backbone.width, "data": of_data}
-        with explained(out, RESUME), replacing_folder(out) as work:
-            _write(work, partial, recipe, about, progress)
-        partial.over = True
-    return Built(len(partial.pictures), len(partial.prompts), partial.left_out)
+    text_embedder(options.embedder or DEFAULT_EMBEDDER)
+    return records, backbone
+
+
+def _made_by(recipe: Recipe, backbone: Backbone) -> dict:
+    return {"backbone": recipe.backbone, "settings": recipe.settings, "fingerprint": backbone.fingerprint()}
+
+
+def _about(made_by: dict, backbone: Backbone, options: LoadOptions, records: sources.Records) -> dict:
+    """What is told of an index beside the recipe."""
+    data = [name_of(source) for source in records.sources]
+    return {**made_by, "embedder": options.embedder or DEFAULT_EMBEDDER, "width": backbone.width, "data": data}
+
+
+def _finish(partial: _Partial, out: Path, recipe: Recipe, about: dict, progress: Progress) -> None:
+    """The index of all that was read."""
+    partial.over = len(partial.prompts) < recipe.k  # so few are soon read again
+    _check_enough(len(partial.prompts), recipe.k)
+    with explained(out, RESUME), replacing_folder(out) as work:
+        _write(work, partial, recipe, about, progress)
+    partial.over = True
 
 
 def _check_enough(prompts: int, k: int) -> None:
@@ -154,19 +277,20 @@ class _Partial:
     over = False
     """Whether its folder can go, because the index is written or the data are too few."""
 
-    def __init__(self, folder: Path, width: int, made_by: dict, resume: bool) -> None:
-        self.folder, self.width = folder, width
+    def __init__(self, folder: Path, width: int, made_by: dict | None, resume: bool, numbered: bool = False) -> None:
+        """made_by: None takes what is there. numbered: a record's id is its place among those of all shards."""
+        self.folder, self.width, self.numbered = folder, width, numbered
         self.prompts: dict[str, int] = {}
         """Prompt → its row."""
         self.prompt_rows: list[int] = []
         self.pictures: list[str] = []
         self.left_out: list[LeftOut] = []
-        begun = folder / "made-by.json"
-        remedy = "Remove it to start anew."
-        if folder.exists() and not (begun.is_file() and read_object(begun, BadOutput, remedy) == made_by):
-            raise BadOutput(f"{folder} was not begun with this backbone. {remedy}")
-        folder.mkdir(parents=True, exist_ok=True)
-        write_object(begun, made_by)
+        begun = folder / MADE_BY
+        if made_by is not None:
+            if folder.exists() and not (begun.is_file() and read_object(begun, BadOutput, ANEW) == made_by):
+                raise BadOutput(f"{folder} was not begun with this backbone. {ANEW}")
+            folder.mkdir(parents=True, exist_ok=True)
+            write_object(begun, made_by)
         self.journal = Journal(folder / "pictures.jsonl", resume=resume)
         for row in self.journal:
             self._note(row)
@@ -193,7 +317,9 @@ class _Partial:
         with explained(self.folder, RESUME):
             self.raw.write(features.astype(np.float16).data)
             self.raw.flush()
-        rows = [{"file": record.name, "prompt": record.text} for record in batch]
+        rows: list[Row] = [{"file": record.name, "prompt": record.text} for record in batch]
+        if self.numbered:
+            rows = [row | {"number": int(record.id)} for row, record in zip(rows, batch, strict=True)]
         self.journal.append(rows)
         for row in rows:
             self._note(row)
@@ -223,16 +349,18 @@ class _Partial:
 
 
 def _collect(
-    records: sources.Records, backbone: Backbone, partial: _Partial, batch_size: int, progress: Progress
+    records: Iterable[Record],
+    total: int | None,
+    backbone: Backbone,
+    partial: _Partial,
+    batch_size: int,
+    progress: Progress,
 ) -> None:
     """Read and embed every picture that is not read yet."""
-    total = records.total()
     progress("pictures", len(partial.pictures), total)
-    unreadable: list[LeftOut] = []
-    for batch, images in opened(_unread(records, Counter(partial.pictures)), batch_size, unreadable):
+    for batch, images in opened(_unread(records, Counter(partial.pictures)), batch_size, partial.left_out):
         partial.append(batch, knn.pooled(backbone, images))
         progress("pictures", len(batch), total)
-    partial.left_out = [*records.left_out, *unreadable]
 
 
 def _unread(records: Iterable[Record], read: Counter[str]) -> Iterator[Record]:

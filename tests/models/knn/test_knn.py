@@ -301,6 +301,31 @@ def test_a_stopped_build_goes_on_where_it_was(built, data, weights, tmp_path):
     assert not part.exists()
 
 
+def test_shards_are_merged_to_the_same_index(built, data, weights, tmp_path):
+    out, recipe = tmp_path / "index", Recipe("vit", str(weights), k=3)
+    with pytest.raises(BadInput, match="There are no shards"):
+        build.merge(out)
+    for share in ((2, 3), (1, 3)):
+        build.build_shard([data], out, share, recipe, CPU, batch_size=5)
+    with pytest.raises(BadInput, match="shards 3/3 are not done"):
+        build.merge(out)
+    build.build_shard([data], out, (3, 3), recipe, CPU)
+    report = build.merge(out)
+    assert (report.pictures, report.prompts, len(report.left_out)) == (12, 6, 1)
+    for name in ("features", "embeddings", "prompt_rows", "centre"):
+        assert np.allclose(np.load(out / f"{name}.npy"), np.load(built / f"{name}.npy"), atol=1e-3)
+    assert knn.Index(out).texts == knn.Index(built).texts
+    assert json.loads((out / "index.json").read_text()) == json.loads((built / "index.json").read_text())
+    assert [path.name for path in tmp_path.iterdir()] == ["index"]
+
+
+def test_a_shard_of_another_recipe_is_refused(data, weights, tmp_path):
+    for share, k in (((1, 2), 3), ((2, 2), 4)):
+        build.build_shard([data], tmp_path / "index", share, Recipe("vit", str(weights), k=k), CPU)
+    with pytest.raises(BadInput, match="different settings"):
+        build.merge(tmp_path / "index")
+
+
 def stopped_at_prompts(data, recipe, out):
     def stop(step: str, count: int, total: int) -> None:
         if step == "prompts" and count:
