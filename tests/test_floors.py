@@ -9,10 +9,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 FLOORS = (
-    ("cli",),
+    ("cli", "cluster"),
     ("web",),
     ("serving",),
-    ("training", "eval", "run", "review"),
+    ("training", "eval", "run", "review", "shards"),
     ("models",),
     ("pipeline",),
     ("text",),
@@ -27,6 +27,8 @@ SIDEWAYS = {
     ("eval", "training"),  # a report reads the same data as a training
     ("eval", "run"),  # every entry point begins with run/lastresort.py
     ("training", "run"),
+    ("cli", "cluster"),
+    ("shards", "run"),  # a part is a run over a shard
     ("zoo", "files"),
     ("images", "files"),
     ("sinks", "contracts"),

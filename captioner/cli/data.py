@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from captioner.cli.options import BatchSize, Device, Embedder, Precision, Quiet, grouped
+from captioner.cli.options import BatchSize, Device, Embedder, Precision, Quiet, grouped, share_of
 from captioner.cli.verbs import group
 from captioner.errors import BadInput, printable
+
+if TYPE_CHECKING:
+    from captioner.models.knn.build import Built
 
 index = group("Reference pictures for the knn model.")
 terms = group("Term lists for the interrogator.")
@@ -45,6 +48,16 @@ def index_build(
     precision: Precision = "auto",
     batch_size: BatchSize = 32,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with what a stopped run has read.")] = False,
+    shard: Annotated[
+        str | None,
+        typer.Option(help="I/N: read the I-th of N equal shares of the pictures; `index merge` makes one of all."),
+    ] = None,
+    engine: Annotated[
+        Literal["ray"] | None, typer.Option(help="Let Ray's workers read a share each, and merge these.")
+    ] = None,
+    address: Annotated[str | None, typer.Option(help="Of a Ray that runs, or auto (default: start one here).")] = None,
+    workers: Annotated[int, typer.Option(help="Shares, with --engine ray.", min=1)] = 2,
+    gpus_per_worker: Annotated[float, typer.Option(help="GPUs that each worker needs.", min=0.0)] = 0.0,
     quiet: Quiet = False,
 ) -> None:
     """Make a reference index: features of all pictures, embeddings of all prompts. Name it as a model: --model DIR."""
@@ -55,19 +68,49 @@ def index_build(
     named = Path(parse_all(data)[0].name)
     folder = Path(out or f"{named.stem if named.suffix in ('.parquet', '.json', '.zip') else named.name}-index")
     check_new_folder(folder.expanduser())  # before the imports below, which take seconds
-    from captioner.models.knn.build import Recipe, build
+    from captioner.cluster.index import build_with_ray
+    from captioner.cluster.pool import Cluster
+    from captioner.models.knn.build import Recipe, build, build_shard
     from captioner.run.progress import counting
 
     settings = {"pool": pool} if pool else {}
     recipe = Recipe(backbone, weights, settings, dims, centred, scaled, graph, k, temperature)
     options = LoadOptions(device=device, precision=precision, embedder=embedder)
+    share = share_of(shard)
+    if engine is not None and share is not None:
+        raise BadInput("--shard is a share to be read here, --engine ray reads all of them: give one of the two.")
     with counting(quiet) as count:
-        built = build(data, folder, recipe, options, batch_size, count, resume)
+        if engine is not None:
+            cluster = Cluster(address, workers, gpus_per_worker)
+            built = build_with_ray(data, folder, recipe, options, batch_size, cluster, count)
+        elif share is None:
+            built = build(data, folder, recipe, options, batch_size, count, resume)
+        else:
+            built = build_shard(data, folder, share, recipe, options, batch_size, count)
+    _tell(str(folder) if share is None else f"{folder}, shard {shard}", built)
+
+
+@index.command("merge")
+@grouped
+def index_merge(
+    folder: Annotated[str, typer.Argument(help="The --out of the shards.")],
+    quiet: Quiet = False,
+) -> None:
+    """Make one index of the shards that `index build --shard I/N` has read."""
+    from captioner.models.knn.build import merge
+    from captioner.run.progress import counting
+
+    with counting(quiet) as count:
+        built = merge(folder, count)
+    _tell(folder, built)
+
+
+def _tell(what: str, built: Built) -> None:
     for item in built.left_out[:LISTED]:
         typer.echo(f"left out: {printable(str(item))}", err=True)
     if (more := len(built.left_out) - LISTED) > 0:
         typer.echo(f"left out: {more:,} more", err=True)
-    typer.echo(f"{folder}: {built.pictures:,} pictures, {built.prompts:,} prompts, {len(built.left_out):,} left out")
+    typer.echo(f"{what}: {built.pictures:,} pictures, {built.prompts:,} prompts, {len(built.left_out):,} left out")
 
 
 @index.command("tune")

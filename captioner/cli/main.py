@@ -1,6 +1,6 @@
 """The command line: one function a verb, no logic of its own. Imports of a verb happen inside it, so help is instant.
 
-The verbs stand in `pictures.py`, `models.py` and `data.py`, their options in `options.py`.
+The verbs stand in `pictures.py`, `shards.py`, `models.py` and `data.py`, their options in `options.py`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from captioner import __version__
-from captioner.cli import data, models, pictures, serving
+from captioner.cli import data, models, pictures, serving, shards
 from captioner.cli.verbs import Verbs
 
 app = typer.Typer(
@@ -26,7 +26,9 @@ for verb in (
     pictures.read,
     models.models,
     pictures.similar,
-    models.merge,
+    shards.plan,
+    shards.status,
+    shards.merge,
     serving.serve,
     models.doctor,
     serving.mcp,

@@ -1,4 +1,4 @@
-"""Verbs about models: models, merge, convert, ensemble, doctor."""
+"""Verbs about models: models, convert, ensemble, doctor."""
 
 from __future__ import annotations
 
@@ -48,20 +48,6 @@ def models(json: Annotated[bool, typer.Option("--json", help="As JSON.")] = Fals
         "here: on this machine; Hub: fetched when it is first used; yours: you train or build it and name its folder\n"
         "openai:ADDRESS#NAME: a model of a server that speaks OpenAI's chat completions (LM Studio, Ollama, vLLM …)"
     )
-
-
-@grouped
-def merge(
-    adapter: Annotated[str, typer.Argument(help="A folder that training with --lora wrote.")],
-    out: Annotated[str, typer.Argument(help="The folder to write; it must not be there yet.")],
-) -> None:
-    """Merge a LoRA adapter into its base model: one folder that stands alone."""
-    from captioner import zoo
-    from captioner.models.parts import adapters
-
-    adapters.merge(Path(adapter), Path(out))
-    verb = "generate" if zoo.resolve(out).speaks else "embed"
-    typer.echo(f"{out} is whole. Use it: captioner {verb} --model {out} picture.png")
 
 
 @grouped

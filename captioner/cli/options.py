@@ -8,6 +8,7 @@ in the default.
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import Field, dataclass, fields, is_dataclass
 from functools import partial, wraps
@@ -129,6 +130,14 @@ Images = Annotated[
     list[str],
     Argument(
         help="Files, folders, globs, http(s) addresses, @FILE (a list), or - (standard input).", metavar="PICTURE"
+    ),
+]
+ImagesOrPlan = Annotated[
+    list[str] | None,
+    Argument(
+        help="Files, folders, globs, http(s) addresses, @FILE (a list), or - (standard input). None where --out is "
+        "the folder of a plan.",
+        metavar="[PICTURE]...",
     ),
 ]
 Embedder = Annotated[str | None, Option(help="Another sentence-transformers model than MiniLM-L6.")]
@@ -282,6 +291,51 @@ class CaptionInputFlags(InputFlags):
             show_default=True,
         ),
     ] = "ignore"
+
+
+# --- many pictures, many processes --------------------------------------------------------------------------------
+
+_shards = panel_option("Shards")
+
+
+@dataclass(frozen=True)
+class ShardFlags:
+    """Which shards of a plan are done here; `captioner plan` makes one."""
+
+    shard: Annotated[
+        str | None,
+        _shards("With --out PLAN: I/N, the I-th of N equal shares (default: whichever is free next, until none is)."),
+    ] = None
+    engine: Annotated[
+        Literal["ray"] | None, _shards("Let Ray start workers for the plan, here or on a cluster (default: work here).")
+    ] = None
+    address: Annotated[str | None, _shards("Of a Ray that runs, or auto (default: start one on this machine).")] = None
+    workers: Annotated[int | None, _shards("How many Ray starts (default: as many as fit).", min=1)] = None
+    gpus_per_worker: Annotated[float, _shards("GPUs that each needs; 0.5 lets two share one.", min=0.0)] = 0.0
+
+    def __post_init__(self) -> None:
+        if self.engine is None and (names := [name for name in self.given() if name != "--shard"]):
+            raise BadInput(f"{' and '.join(names)} would change nothing: add --engine ray.")
+
+    def given(self) -> list[str]:
+        """The flags that were given."""
+        return [f"--{item.name.replace('_', '-')}" for item in fields(self) if getattr(self, item.name) != item.default]
+
+    @property
+    def share(self) -> tuple[int, int] | None:
+        """(I, N), counted from 1."""
+        return share_of(self.shard)
+
+
+def share_of(text: str | None) -> tuple[int, int] | None:
+    """--shard I/N as two numbers."""
+    if text is None:
+        return None
+    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    share = (int(match[1]), int(match[2])) if match else (0, 0)
+    if not 1 <= share[0] <= share[1]:
+        raise BadInput(f"--shard {printable(text)}: write I/N with I from 1 to N, as in 1/8.")
+    return share
 
 
 # --- where it goes ---------------------------------------------------------------------------------------------------

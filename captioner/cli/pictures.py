@@ -16,33 +16,38 @@ from captioner.cli.options import (
     CaptionInputFlags,
     CaptionOutputFlags,
     Images,
+    ImagesOrPlan,
     InputFlags,
     Json,
     Model,
     OutputFlags,
     Quiet,
     Recursive,
+    ShardFlags,
     TextFlags,
     grouped,
 )
+from captioner.cli.shards import is_of_plan, work
 from captioner.cli.verbs import looks_like_pictures
 from captioner.contracts import LoadOptions, Request
 from captioner.errors import BadInput
 
 if TYPE_CHECKING:
     from captioner.run.batch import Answers
+    from captioner.run.questions import Embeddings, Prompts
     from captioner.sinks import Sink
 
 
 @grouped
 def generate(
-    images: Images,
     read: CaptionInputFlags,
     write: CaptionOutputFlags,
     text: TextFlags,
     request: Request,
     options: LoadOptions,
+    shards: ShardFlags,
     model: Model = None,
+    images: ImagesOrPlan = None,
 ) -> None:
     """Write the prompt that could have made a picture.
 
@@ -69,6 +74,11 @@ def generate(
         write.attention,
     )
     loading = str if read.metadata == "only" else prompts.model.label
+    if is_of_plan(images, read, write, shards):
+        columns = (*questions.COLUMNS, *["embedding"][: write.embed])
+        _work(write, shards, prompts, columns, "generate", read.batch_size)
+        return
+    images = _named(images)
 
     def sink(many: bool) -> Sink:
         return write.caption_sink(images, many, prompts.settings)
@@ -84,6 +94,7 @@ def embed(
     write: OutputFlags,
     request: Request,
     options: LoadOptions,
+    shards: ShardFlags,
     model: Model = None,
     inputs: Annotated[
         list[str] | None, typer.Argument(help="Texts; or pictures, wherever all are files, folders or addresses.")
@@ -107,6 +118,10 @@ def embed(
     from captioner.run import questions
 
     inputs = inputs or []
+    if is_of_plan(inputs, read, write, shards):
+        embeddings = questions.Embeddings(questions.Model(model, options), request, read.max_pixels, expected)
+        _work(write, shards, embeddings, ("embedding",), "embed", read.batch_size)
+        return
     if model is None and (missing := [text for text in inputs if _is_missing(text)]):
         raise BadInput(f"There is no picture {missing[0]!r}. If it is a text, give it by --file.")
     if questions.are_pictures(inputs, model):
@@ -124,6 +139,30 @@ def embed(
         tally = questions.embed_texts(questions.read_texts(inputs, file), options.embedder, sink)
         if sink.resumable and not write.quiet:
             typer.echo(f"captioner: {sink.summary(tally.done, tally.skipped, tally.failed)}", err=True)
+
+
+def _named(images: list[str] | None) -> list[str]:
+    """What a verb is about; none is right for a plan alone."""
+    if not images:
+        raise BadInput("Name a picture, a folder or an address; or, by --out, the folder of a plan.")
+    return images
+
+
+def _work(
+    write: OutputFlags,
+    shards: ShardFlags,
+    answers: Prompts | Embeddings,
+    columns: tuple[str, ...],
+    verb: str,
+    batch_size: int | None,
+) -> None:
+    """Work off the plan that --out names."""
+    from captioner.shards.part import Job
+
+    assert write.out is not None, "it is where the plan is"
+    settings = {"verb": verb, **answers.settings, "columns": ", ".join(columns)}
+    answers.model.name = settings.get("model", answers.model.name)  # absolute: a worker may stand in another folder
+    work(write.out, shards, Job(answers, columns, settings, batch_size), write.quiet)
 
 
 def _is_missing(text: str) -> bool:

@@ -30,7 +30,7 @@ def replacing(target: Path, keep: bool = False) -> Iterator[Path]:
     A target that is there keeps its mode bits.
     """
     clear_leftovers(target)
-    temporary = _beside(target)
+    temporary = beside(target)
     mode = _create(temporary)
     try:
         yield temporary
@@ -48,7 +48,7 @@ def replacing(target: Path, keep: bool = False) -> Iterator[Path]:
 def replacing_folder(target: Path) -> Iterator[Path]:
     """A new folder that becomes the target when it is whole. The target must not be there yet, or be empty."""
     clear_leftovers(target)
-    temporary = _beside(target)
+    temporary = beside(target)
     temporary.mkdir()
     mode = stat.S_IMODE(temporary.stat().st_mode) & 0o666
     try:
@@ -91,7 +91,7 @@ def write_all(contents: Mapping[Path, bytes]) -> None:
 
 
 def _replace(target: Path, content: bytes) -> None:
-    temporary = _beside(target)
+    temporary = beside(target)
     mode = _create(temporary)
     try:
         temporary.write_bytes(content)
@@ -100,6 +100,28 @@ def _replace(target: Path, content: bytes) -> None:
         os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_first(target: Path, content: bytes) -> bool:
+    """A whole file, unless there is one: of several processes that begin at once, on whatever machines, one wins."""
+    clear_leftovers(target)
+    temporary = beside(target)
+    _create(temporary)
+    try:
+        temporary.write_bytes(content)
+        flush(temporary)
+        return link(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def link(temporary: Path, target: Path) -> bool:
+    """Give a finished file its name; False where something has that name already. Nobody sees it half written."""
+    try:
+        os.link(temporary, target)
+    except FileExistsError:
+        return False
+    return True
 
 
 def create(path: Path) -> int:
@@ -148,7 +170,8 @@ def _prefix(target: Path) -> str:
     return f".captioner-{zlib.crc32(os.fsencode(f'{platform.node()}/{target.name}')):08x}-"
 
 
-def _beside(target: Path) -> Path:
+def beside(target: Path) -> Path:
+    """An unguessable name in the target's folder, for what becomes the target when it is whole."""
     return target.with_name(f"{_prefix(target)}{os.getpid()}-{secrets.token_hex(8)}.tmp")
 
 
@@ -172,4 +195,7 @@ def _mode_of(target: Path, otherwise: int) -> int:
 def _alive(process: int) -> bool:
     import psutil  # only where something was left
 
-    return psutil.pid_exists(process)
+    try:
+        return psutil.Process(process).status() != psutil.STATUS_ZOMBIE  # one that nobody has waited for yet
+    except psutil.NoSuchProcess:
+        return False

@@ -43,6 +43,8 @@ class Source:
     data: bytes | None = None
     """Read from standard input."""
     problem: str | None = None
+    id: str | None = None
+    """What its row calls it, where that is not its path or name: how a plan of shards knows it."""
     admit: Callable[[int], object] = field(default=at_once, repr=False, compare=False)
     """Asked before the picture is decoded, with the bytes that takes: it may wait until there is room."""
 

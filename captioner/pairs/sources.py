@@ -182,7 +182,7 @@ def _count(source: PairSource, options: ReadOptions) -> int | None:
     if source.kind == "hub":
         return None
     if source.kind == "parquet":
-        return sum(_open_parquet(file).metadata.num_rows for file in parquet_files(source.location, options.split))
+        return sum(open_parquet(file).metadata.num_rows for file in parquet_files(source.location, options.split))
     if source.kind == "parameters":
         return sum(1 for _ in layouts.pictures_in(Path(source.location)))
     return sum(1 for _ in records_of(source, options))
@@ -215,7 +215,7 @@ def _read_parquet(source: PairSource, options: ReadOptions) -> Iterator[Record |
 def _parquet_rows(file: str, options: ReadOptions) -> Iterator[dict[str, Any]]:
     import pyarrow
 
-    table = _open_parquet(file)
+    table = open_parquet(file)
     names = table.schema_arrow.names
     columns = {"text": options.text_in(names, file), "image": options.image_in(names, file)}
     columns |= {name: name for name in ("id", "source") if name in names}
@@ -227,7 +227,7 @@ def _parquet_rows(file: str, options: ReadOptions) -> Iterator[dict[str, Any]]:
         raise BadInput(f"{file} is damaged ({' '.join(str(error).split())[:200]}).") from error
 
 
-def _open_parquet(file: str) -> Any:
+def open_parquet(file: str) -> Any:
     import pyarrow
     import pyarrow.parquet
 
@@ -270,14 +270,14 @@ def _read_hub(source: PairSource, options: ReadOptions) -> Iterator[Record | Lef
         )
 
 
-def load_hub(source: PairSource, split: str, streaming: bool = False) -> Any:
-    """A data set of the Hugging Face Hub as `datasets` gives it."""
+def load_hub(source: PairSource, split: str, streaming: bool = False, revision: str | None = None) -> Any:
+    """A data set of the Hugging Face Hub as `datasets` gives it; revision: the commit that it must be of."""
     from datasets import load_dataset
 
     name, _, configuration = source.location.partition(":")
     _refuse_unreachable(name)
     try:
-        return load_dataset(name, configuration or None, split=split, streaming=streaming)
+        return load_dataset(name, configuration or None, split=split, streaming=streaming, revision=revision)
     except (OSError, ValueError, RuntimeError) as error:  # what `datasets` raises has no common ancestor
         raise BadInput(f"{source.location} cannot be loaded: {reason_of(error)}") from error
 

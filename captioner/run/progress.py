@@ -106,7 +106,7 @@ class Lines(Silent):
         self.last = time.monotonic()
         of = f" of {self.total.count:,}" if self.total.count is not None else ""
         pace = f", {rate:.1f}/s" if rate else ""  # after one batch it is not known yet
-        left = f", {_duration((self.total.count - tally.seen) / rate)} left" if self.total.count and rate else ""
+        left = f", {duration((self.total.count - tally.seen) / rate)} left" if self.total.count and rate else ""
         self.say(f"captioner: {tally.seen:,}{of} pictures{pace}{left}")
 
 
@@ -157,6 +157,13 @@ class Total:
         self.count: int | None = None
         threading.Thread(target=self._count, args=(inputs, recursive), daemon=True, name="count").start()
 
+    @classmethod
+    def known(cls, count: int) -> Total:
+        """Of a plan, which has counted them."""
+        total = cls.__new__(cls)  # without a thread that counts
+        total.count = count
+        return total
+
     def _count(self, inputs: Sequence[str], recursive: bool) -> None:
         named = [text for text in inputs if not reads_once(text)]
         count = sum(1 for _ in find_images(named, recursive=recursive)) + ("-" in inputs)
@@ -170,7 +177,8 @@ def watch(inputs: Sequence[str], recursive: bool, loading: str = "") -> Progress
     return Bar(total, loading) if sys.stderr.isatty() else Lines(total)
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Hours, minutes and seconds."""
     minutes, seconds = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

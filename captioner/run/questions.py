@@ -169,6 +169,10 @@ class Prompts:
         attention_map.draw(image, words, maps, out)
 
 
+COLUMNS = ("text", "score", "model", "precision", "source", "raw", "candidates")
+"""Of a row of `Prompts`."""
+
+
 def row_of(prompt: Prompt) -> Row:
     """What a model says of a picture."""
     listed = [asdict(candidate) for candidate in prompt.candidates]

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 from captioner.errors import BadOutput
 from captioner.files.atomic import is_temporary, replacing
-from captioner.images import Source, is_url
+from captioner.images import EXTENSIONS, Source, is_url
 from captioner.sinks.checks import RESUME, check_name, check_place, explained
 from captioner.sinks.journal import Settings, is_error_list
 from captioner.sinks.row import Result, as_text
@@ -108,4 +108,6 @@ def _plain_name(file: str) -> str:
     name = PurePosixPath(urlsplit(file).path).name if is_url(file) else os.path.basename(file)
     plain = "".join(c if c.isalnum() or c in " ._-()+,@" else "_" for c in as_text(name)).lstrip(" .-")
     stem, suffix = os.path.splitext(plain)
+    if "#" in file and suffix.lower() not in EXTENSIONS:  # a row of a table: `datasets` goes by the ending
+        stem, suffix = plain, ".png"
     return f"{stem[:200] or 'picture'}{suffix[:10] or '.png'}"

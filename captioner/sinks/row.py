@@ -50,6 +50,8 @@ class Sink(Protocol):
 
 def file_of(source: Source) -> str:
     """What a row calls its picture: the path as the user gave it, the address, or "-"."""
+    if source.id is not None:
+        return source.id
     return source.name if source.path is None else os.fspath(source.path)
 
 

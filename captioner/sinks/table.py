@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 import numpy as np
 
@@ -19,6 +19,9 @@ from captioner.images import Source
 from captioner.sinks.checks import RESUME, check_name, check_place, explained
 from captioner.sinks.journal import Errors, Journal, Run, Settings, file_size, summary_line, write_rows
 from captioner.sinks.row import Result, Row, as_text, groups
+
+if TYPE_CHECKING:
+    import pyarrow
 
 
 class FileSink:
@@ -174,15 +177,15 @@ def _from_csv(column: str, value: str) -> Any:
 
 
 STRUCTURED = frozenset({"score", "candidates", "embedding"})
-TEXTS = ("file", "text", "model", "precision", "source", "raw")
+TEXTS = ("file", "text", "model", "precision", "source", "raw", "error")
 ROW_GROUP = 4096
 LONGEST_FIELD = (1 << 31) - 1
 """Of a CSV, which we wrote ourselves: as long as C allows everywhere."""
 
 
-def write_parquet(journal: Journal, path: Path) -> None:
+def schema_of(columns: Sequence[str]) -> pyarrow.Schema:
+    """The types of these columns of a row."""
     import pyarrow
-    from pyarrow import parquet
 
     candidate = {"text": pyarrow.string(), "score": pyarrow.float64(), "finished": pyarrow.bool_()}
     types = {
@@ -191,12 +194,25 @@ def write_parquet(journal: Journal, path: Path) -> None:
         "candidates": pyarrow.list_(pyarrow.struct(candidate)),
         "embedding": pyarrow.list_(pyarrow.float32()),
     }
-    schema = pyarrow.schema([(column, types[column]) for column in journal.columns])
+    return pyarrow.schema([(column, types[column]) for column in columns])
+
+
+def table_of(rows: list[Row], schema: pyarrow.Schema) -> pyarrow.Table:
+    """Rows as parquet keeps them: what is not UTF-8 is escaped."""
+    import pyarrow
+
+    for row in rows:
+        row |= {column: as_text(row[column]) for column in TEXTS if row.get(column) is not None}
+    return pyarrow.Table.from_pylist(rows, schema)
+
+
+def write_parquet(journal: Journal, path: Path) -> None:
+    from pyarrow import parquet
+
+    schema = schema_of(journal.columns)
     with parquet.ParquetWriter(path, schema) as writer:
         for rows in groups(journal, ROW_GROUP):
-            for row in rows:
-                row |= {column: as_text(row[column]) for column in TEXTS if row.get(column) is not None}
-            writer.write_table(pyarrow.Table.from_pylist(rows, schema))
+            writer.write_table(table_of(rows, schema))
 
 
 def read_parquet(path: Path) -> Iterator[Row]:

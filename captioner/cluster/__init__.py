@@ -1,0 +1,1 @@
+"""Workers that Ray starts, on this machine or on a cluster: `pool.py`."""

@@ -1,0 +1,309 @@
+"""Pictures in great numbers: what a user names → items of a plan, and items → pictures to be opened.
+
+An item says where one picture lies, so that it is found again without a search: a file, an address, a row of a parquet
+file or of a Hub data set, or the bytes of a member of a tar (webdataset).
+"""
+
+from __future__ import annotations
+
+import glob
+import json
+import os
+import tarfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from captioner.errors import BadInput
+from captioner.images import EXTENSIONS, MAX_BYTES, Source, find_images, is_url, printable
+from captioner.pairs.layouts import ReadOptions
+from captioner.pairs.sources import PATIENCE, PairSource, load_hub, open_parquet, parquet_files
+from captioner.sinks import as_text
+
+KINDS = ("parquet", "webdataset", "hub")
+"""What a prefix may say; everything else is pictures."""
+ROWS = 64
+"""Of a parquet file, held at once."""
+
+
+class Item(NamedTuple):
+    """One picture of a plan."""
+
+    id: str
+    """What its row calls it; no other picture of the plan has it."""
+    kind: str
+    """file, address, row, member, hub, or missing: a name that led nowhere."""
+    location: bytes
+    """A path, an address, a data set, or what is wrong."""
+    place: int = 0
+    """Its row, or where its bytes begin."""
+    length: int = 0
+    """Of its bytes in a tar."""
+    size: int = 0
+    """Of the whole file that it lies in: another size is another file."""
+
+
+class BadShard(BadInput):
+    """What a whole shard lies in cannot be read. Other shards may be sound."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """How inputs are read."""
+
+    recursive: bool = False
+    split: str = "train"
+    image_column: str | None = None
+
+    @property
+    def columns(self) -> ReadOptions:
+        return ReadOptions(image_column=self.image_column, split=self.split)
+
+
+def find(inputs: Sequence[str], finding: Finding) -> Iterator[Item]:
+    """All pictures that these name, each once: plain pictures first, then those of each container."""
+    kinds = [_kind_of(text) for text in inputs]
+    pictures = [rest for kind, rest in kinds if kind == "pictures"]
+    missing: set[str] = set()
+    for item in map(_plain, find_images(pictures, recursive=finding.recursive)):
+        if item.kind != "missing" or item.id not in missing:
+            yield item
+        if item.kind == "missing":
+            missing.add(item.id)
+    named = (place for kind, rest in kinds if kind != "pictures" for place in _containers(kind, rest, finding))
+    containers = dict.fromkeys(named)
+    for kind, where in containers:
+        yield from CONTAINERS[kind](where, finding)
+
+
+def _kind_of(text: str) -> tuple[str, str]:
+    """What an input is: said by its prefix or its ending, or seen in a folder that holds no picture."""
+    prefix, colon, rest = text.partition(":")
+    if colon and prefix in KINDS:
+        return prefix, rest
+    if text.startswith("@") or is_url(text):
+        return "pictures", text
+    if text.lower().endswith((".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")):
+        raise BadInput(
+            f"{text} is compressed, so no picture in it can be found without reading it all: unpack the tar."
+        )
+    endings = {".tar": "webdataset", ".parquet": "parquet"}
+    if os.path.isdir(text):
+        names = sorted(entry.name.lower() for entry in os.scandir(text))
+        if any(name.endswith(EXTENSIONS) for name in names):
+            return "pictures", text
+        return next((kind for end, kind in endings.items() if any(n.endswith(end) for n in names)), "pictures"), text
+    return endings.get(Path(text).suffix.lower(), "pictures"), text
+
+
+def _containers(kind: str, text: str, finding: Finding) -> list[tuple[str, str]]:
+    if kind == "hub":
+        return [(kind, text)]
+    text = os.path.expanduser(text)
+    if kind == "parquet":
+        return [(kind, os.path.normpath(file)) for file in parquet_files(text, finding.split)]
+    pattern = os.path.join(glob.escape(text), "*.tar") if os.path.isdir(text) else text
+    files = [text] if os.path.isfile(text) else sorted(glob.glob(pattern))
+    if not files:
+        raise BadInput(f"There is no tar at {printable(text)}.")
+    return [(kind, os.path.normpath(file)) for file in files]
+
+
+# --- what inputs hold ------------------------------------------------------------------------------------------------
+
+
+def _plain(source: Source) -> Item:
+    if source.problem is not None:
+        return Item(as_text(source.name), "missing", source.problem.encode())
+    if source.url is not None:
+        return Item(source.name, "address", source.url.encode())
+    if source.path is None:
+        raise BadInput("A plan is read again by every worker, and standard input only once: write it to a file.")
+    return Item(as_text(os.fspath(source.path)), "file", os.fsencode(source.path))
+
+
+def _rows_in(file: str, finding: Finding) -> Iterator[Item]:
+    table, size = open_parquet(file), os.path.getsize(file)
+    finding.columns.image_in(table.schema_arrow.names, file)
+    for row in range(table.metadata.num_rows):
+        yield Item(f"{as_text(file)}#{row}", "row", os.fsencode(file), row, 0, size)
+
+
+def _members_in(file: str, _: Finding) -> Iterator[Item]:
+    seen: set[str] = set()
+    size = os.path.getsize(file)
+    try:
+        with tarfile.open(file, "r:") as archive:
+            for member in archive:
+                archive.members = []  # type: ignore[attr-defined]  # it would keep them all
+                if not member.isreg() or not member.name.lower().endswith(EXTENSIONS):
+                    continue
+                name = as_text(member.name)
+                name = name if name not in seen else f"{name}@{member.offset_data}"  # a tar may hold two of one name
+                seen.add(name)
+                yield Item(
+                    f"{as_text(file)}#{name}", "member", os.fsencode(file), member.offset_data, member.size, size
+                )
+    except (OSError, tarfile.TarError) as error:
+        raise BadInput(f"{file} is no tar, or is cut off ({printable(str(error))}).") from error
+
+
+def _rows_of(name: str, finding: Finding) -> Iterator[Item]:
+    revision = _revision(name)
+    rows = load_hub(PairSource("hub", name), finding.split, revision=revision)
+    finding.columns.image_in(rows.column_names, name)
+    where = json.dumps([name, finding.split, revision]).encode()
+    for row in range(len(rows)):
+        yield Item(f"hub:{name}#{row}", "hub", where, row, 0, len(rows))
+
+
+def _revision(name: str) -> str | None:
+    """The commit that a data set of the Hub is at, so that all workers read the same; None of one on this machine."""
+    from huggingface_hub import HfApi, constants
+
+    repository = name.partition(":")[0]
+    if constants.HF_HUB_OFFLINE or os.path.exists(repository):
+        return None
+    try:
+        return HfApi().dataset_info(repository, timeout=PATIENCE).sha
+    except (OSError, ValueError):
+        return None  # one that the cache holds is loaded all the same; what else is wrong, load_hub says
+
+
+CONTAINERS: dict[str, Callable[[str, Finding], Iterator[Item]]] = {
+    "parquet": _rows_in,
+    "webdataset": _members_in,
+    "hub": _rows_of,
+}
+
+
+# --- pictures of items -----------------------------------------------------------------------------------------------
+
+
+def sources(items: Iterable[Item], folder: str, columns: ReadOptions) -> Iterator[Source]:
+    """The pictures of a plan's items, in order; relative names begin in `folder`.
+
+    What is wrong with one is its source's problem, what is wrong with the file that many lie in a `BadShard`.
+    """
+    for (kind, location, size), group in groupby(items, key=lambda item: (item.kind, item.location, item.size)):
+        yield from READERS[kind](list(group), _Place(location, size, folder, columns))
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where some items lie."""
+
+    location: bytes
+    size: int
+    folder: str
+    columns: ReadOptions
+
+    @property
+    def path(self) -> str:
+        """A file that is as large as when it was planned."""
+        path = self.below(os.fsdecode(self.location))
+        try:
+            size = os.path.getsize(path)
+        except OSError as error:
+            raise BadShard(f"{printable(path)} cannot be read ({error.strerror}).") from error
+        if size != self.size:
+            raise BadShard(f"{printable(path)} has changed since the plan was made: make a new plan.")
+        return path
+
+    def below(self, path: str) -> str:
+        return os.path.join(self.folder, path)
+
+
+def _files(items: Sequence[Item], place: _Place) -> Iterator[Source]:
+    path = place.below(os.fsdecode(place.location))
+    return (Source(printable(item.id), path=Path(path), id=item.id) for item in items)
+
+
+def _addresses(items: Sequence[Item], place: _Place) -> Iterator[Source]:
+    return (Source(item.id, url=place.location.decode(), id=item.id) for item in items)
+
+
+def _missing(items: Sequence[Item], place: _Place) -> Iterator[Source]:
+    return (Source(printable(item.id), problem=place.location.decode(), id=item.id) for item in items)
+
+
+def _members(items: Sequence[Item], place: _Place) -> Iterator[Source]:
+    path = place.path
+    with open(path, "rb") as stream:
+        for item in items:
+            if item.length > MAX_BYTES:
+                yield _problem(item, f"is larger than {MAX_BYTES:,} bytes")
+                continue
+            try:
+                stream.seek(item.place)
+                data = stream.read(item.length)
+            except OSError as error:
+                raise BadShard(f"{printable(path)} cannot be read ({error.strerror}).") from error
+            yield Source(printable(item.id), data=data, id=item.id)
+
+
+def _rows(items: Sequence[Item], place: _Place) -> Iterator[Source]:
+    import pyarrow
+
+    path = place.path
+    table = open_parquet(path)
+    column = place.columns.image_in(table.schema_arrow.names, path)
+    wanted, begin = {item.place: item for item in items}, 0
+    try:
+        for group in range(table.num_row_groups):
+            end = begin + table.metadata.row_group(group).num_rows
+            if items[0].place < end and items[-1].place >= begin:
+                row = begin
+                for batch in table.iter_batches(ROWS, row_groups=[group], columns=[column]):
+                    if row + len(batch) > items[0].place and row <= items[-1].place:
+                        cells = enumerate(batch[column].to_pylist(), row)
+                        yield from (_of_cell(wanted[n], cell, place) for n, cell in cells if n in wanted)
+                    row += len(batch)
+            begin = end
+    except (OSError, pyarrow.ArrowException) as error:
+        raise BadShard(f"{printable(path)} is damaged ({' '.join(str(error).split())[:200]}).") from error
+
+
+def _hub_rows(items: Sequence[Item], place: _Place) -> Iterator[Source]:
+    from datasets import Image
+
+    name, split, revision = json.loads(place.location)
+    rows = load_hub(PairSource("hub", name), split, revision=revision)
+    if len(rows) != place.size:
+        raise BadShard(f"hub:{name} has changed since the plan was made: make a new plan.")
+    column = place.columns.image_in(rows.column_names, name)
+    rows = rows.select_columns([column])
+    if isinstance(rows.features[column], Image):  # as it lies in the file, not decoded and encoded again
+        rows = rows.cast_column(column, Image(decode=False))
+    return (_of_cell(item, rows[item.place][column], place) for item in items)
+
+
+def _of_cell(item: Item, cell: Any, place: _Place) -> Source:
+    """The picture in a cell: its bytes, a path, an address, or what `datasets` makes of them."""
+    if isinstance(cell, dict):
+        cell = cell.get("bytes") if cell.get("bytes") is not None else cell.get("path")
+    name = printable(item.id)
+    if isinstance(cell, bytes):
+        return Source(name, data=cell, id=item.id)
+    if isinstance(cell, str) and is_url(cell):
+        return Source(name, url=cell, id=item.id)
+    if isinstance(cell, str) and cell:
+        return Source(name, path=Path(place.below(cell)), id=item.id)
+    return _problem(item, "holds no picture")
+
+
+def _problem(item: Item, what: str) -> Source:
+    name = printable(item.id)
+    return Source(name, problem=f"{name} {what}.", id=item.id)
+
+
+READERS: dict[str, Callable[[Sequence[Item], _Place], Iterator[Source]]] = {
+    "file": _files,
+    "address": _addresses,
+    "missing": _missing,
+    "member": _members,
+    "row": _rows,
+    "hub": _hub_rows,
+}

@@ -1,0 +1,58 @@
+"""A plan worked off from the command line, with the model of the package."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pyarrow.parquet
+import pytest
+
+import captioner
+from tests.cli.test_main import call
+
+PICTURES = Path(__file__).parents[2] / "examples" / "pictures"
+
+
+def test_a_plan_from_its_beginning_to_its_end(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    bad = tmp_path / "bad.png"
+    bad.write_bytes(b"no picture")
+    planned = call("plan", PICTURES, bad, "--out", folder, "--shard-size", "2")
+    assert planned.stderr == f"{folder}: 6 pictures in 3 shards\n"
+    assert call("generate", "--out", folder, "--shard", "1/3").exit_code == 0
+    now = json.loads(call("status", folder, "--json", "--price-per-hour", "2").stdout)
+    assert (now["shards_done"], now["pictures_done"], now["running"]) == (1, 2, 0)
+    assert now["cost_per_million"] > 0
+    refused = call("generate", "--out", folder, "--num-beams", "2")
+    assert (refused.exit_code, "begun with other settings: " in refused.stderr) == (2, True)
+    done = call("generate", "--out", folder, "--batch-size", "1")
+    assert (done.exit_code, done.stderr.splitlines()[-1][:44]) == (0, "captioner: 2 shards written here; captioner ")
+    assert "6 of 6 pictures, 1 could not be read" in call("status", folder).stdout
+    out = tmp_path / "all.parquet"
+    assert call("merge", folder, out).stdout == f"{out}: 6 rows, 1 of which could not be read\n"
+    rows = pyarrow.parquet.read_table(out).to_pylist()
+    pictures = sorted(PICTURES.glob("*.jpg"))
+    assert [row["file"] for row in rows] == [*map(str, pictures), str(bad)]
+    assert [row["text"] for row in rows[:-1]] == [p.text for p in captioner.load("mini").generate(pictures)]
+    assert rows[-1]["error"] == f"{bad} is not a picture of a kind that can be read, or is cut off."
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["generate", "--shard", "1/2"], "there is no plan"),
+        (["generate", "cat.png", "--out", "RUN"], "holds a plan, which names its pictures"),
+        (["generate", "--out", "RUN", "--resume"], "--resume would change nothing"),
+        (["generate", "--out", "RUN", "--shard", "3/2"], "write I/N with I from 1 to N"),
+        (["generate"], "Name a picture"),
+        (["status", "nothing"], "nothing holds no plan"),
+        (["merge", "RUN", "a.parquet"], "parts for 0 of 1 shards"),
+    ],
+)
+def test_what_is_wrong_is_said_before_a_model_is_loaded(tmp_path: Path, words: list[str], told: str) -> None:
+    run = tmp_path / "run"
+    call("plan", PICTURES, "--out", run, "--quiet")
+    result = call(*(str(run) if word == "RUN" else word for word in words))
+    assert result.exit_code == 2
+    assert told in result.stderr

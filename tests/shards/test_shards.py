@@ -1,0 +1,306 @@
+"""Whatever is planned, and whoever is killed: rows = pictures, each once, as one process would have written them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from collections.abc import Callable
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet
+import pytest
+
+from captioner.errors import BadInput, BadOutput
+from captioner.files import lease
+from captioner.shards import merge, part, plan
+from captioner.shards.inputs import Finding
+from captioner.shards.status import status
+from tests.shards.colours import Colours, job
+from tests.shards.conftest import BAD, COUNT, picture
+
+Planned = Callable[..., plan.Plan]
+TEXTS = [f"colour {n} {20 * n} 7" if n != BAD else None for n in range(COUNT)]
+
+
+def merged(of: plan.Plan, out: Path) -> list[dict]:
+    merge.merge(of, out, "table")
+    return pyarrow.parquet.read_table(out).to_pylist()
+
+
+def worker(out: Path, *words: str) -> subprocess.Popen:
+    command = [sys.executable, "-m", "tests.shards.colours", str(out), *words]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+
+
+def check(of: plan.Plan, out: Path) -> None:
+    rows = merged(of, out)
+    assert [row["text"] for row in rows] == TEXTS
+    assert [row["file"] for row in rows] == [id for shard in range(of.shards) for id in of.ids(shard)]
+    assert len({row["file"] for row in rows}) == of.pictures == COUNT
+    assert [row["error"] is None for row in rows] == [text is not None for text in TEXTS]
+
+
+# --- plans -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["pictures", "pictures/*.png", "@list.txt", "a.parquet", "a.tar"])
+def test_every_input_gives_a_row_a_picture(planned: Planned, inputs: Path, tmp_path: Path, name: str) -> None:
+    made = planned(name) if name[0] != "@" else plan.make(tmp_path / "run", [f"@{inputs / name[1:]}"], 3)
+    assert (made.pictures, made.shards, made.size(0), made.size(3)) == (COUNT, 4, 3, 2)
+    assert made == plan.read(made.out)
+    assert [what.shard for what in part.work(made, job(), (1, 1))] == [0, 1, 2, 3]
+    check(made, tmp_path / "all.parquet")
+
+
+def test_a_data_set_of_the_hub(inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By its local copy: `datasets` treats a folder as it treats a name."""
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path / "set"
+    folder.mkdir()
+    os.link(inputs / "a.parquet", folder / "train.parquet")
+    made = plan.make(tmp_path / "run", [f"hub:{folder}"], 4)
+    assert made.ids(2)[-1] == f"hub:{folder}#{COUNT - 1}"
+    assert len(list(part.work(made, job()))) == 3
+    check(made, tmp_path / "all.parquet")
+
+
+def test_relative_names_are_found_from_anywhere(inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(inputs)
+    made = plan.make(tmp_path / "run", ["pictures"], 20)
+    monkeypatch.chdir(tmp_path)
+    assert made.ids(0)[0] == "pictures/00.png"
+    assert next(iter(part.work(made, job()))).failed == 1
+
+
+def test_names_that_lead_nowhere_are_rows_of_errors(inputs: Path, tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text(f"{inputs}/pictures/00.png\ngone.png\ngone.png\n")
+    made = plan.make(tmp_path / "run", [f"@{tmp_path / 'list.txt'}"], 10)
+    [manifest] = part.work(made, job())
+    assert (manifest.pictures, manifest.failed) == (2, 1)
+    assert manifest.errors == [{"file": "gone.png", "error": "gone.png does not exist."}]
+    with pytest.raises(BadInput, match="gone does not exist"):
+        plan.make(tmp_path / "other", ["gone"], 10)
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_plan_is_made_once(planned: Planned, inputs: Path) -> None:
+    made = planned()
+    with pytest.raises(BadOutput, match="is already there"):
+        planned()
+    with pytest.raises(BadInput, match=r"is compressed"):
+        plan.make(made.out / "b", [str(inputs / "a.tar.gz")])
+    with pytest.raises(BadInput, match="holds no plan"):
+        plan.read(inputs)
+
+
+def test_two_members_of_one_name_are_two_pictures(inputs: Path, tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "twice.tar", "w") as archive:
+        for _ in range(2):
+            archive.add(inputs / "pictures" / "01.png", "same.png")
+    made = plan.make(tmp_path / "run", [str(tmp_path / "twice.tar")])
+    assert len(set(made.ids(0))) == 2
+
+
+# --- killed, doubled, half written -----------------------------------------------------------------------------------
+
+
+def test_a_worker_that_is_killed_at_any_moment_loses_its_shard_alone(planned: Planned, tmp_path: Path) -> None:
+    """Each is killed a little later than the one before, until one comes to the end."""
+    made = planned()
+    moments = (2, 7, 9, 12, 16, 20, 24, 28, 999)
+    said, complaint = worker(made.out, ",".join(map(str, moments))).communicate(timeout=60)
+    assert said.split().count("killed") == len(moments) - 1, complaint
+    assert len(part.done(made)) == made.shards
+    check(made, tmp_path / "all.parquet")
+    assert os.listdir(made.out / "leases") == []
+    assert {path.name for path in made.out.iterdir()} == {"plan.json", "plan", "parts", "leases", "settings.json"}
+
+
+def test_what_was_half_written_counts_for_nothing(planned: Planned, tmp_path: Path) -> None:
+    made = planned()
+    slow = worker(made.out, "0", "60")
+    while not list((made.out / "parts").glob(".captioner-*")):
+        assert slow.poll() is None
+        time.sleep(0.02)
+    os.killpg(slow.pid, signal.SIGKILL)
+    slow.communicate()
+    assert status(made).running == 0
+    assert len(list(part.work(made, job()))) == 4
+    assert not list((made.out / "parts").glob(".captioner-*"))
+    check(made, tmp_path / "all.parquet")
+
+
+def test_two_drivers_at_once_share_the_shards(planned: Planned, tmp_path: Path) -> None:
+    made = planned()
+    both = [worker(made.out, "0", "0.3") for _ in range(2)]
+    said = [driver.communicate(timeout=60)[0].split() for driver in both]
+    assert sorted(chain(*said)) == ["0", "1", "2", "3"]
+    assert all(said)
+    check(made, tmp_path / "all.parquet")
+
+
+def test_shares_are_disjoint_and_whole(planned: Planned) -> None:
+    made = planned()
+    shares = [[what.shard for what in part.work(made, job(), (share, 3))] for share in (1, 2, 3)]
+    assert shares == [[0, 3], [1], [2]]
+
+
+def test_a_shard_that_was_doubled_has_the_same_rows(planned: Planned) -> None:
+    """As after a lease that ran out under a worker who only slept."""
+    made = planned()
+    list(part.work(made, job()))
+    path = part.done(made)[1]
+    before = path.read_bytes()
+    path.unlink()
+    list(part.work(made, job()))
+    assert path.read_bytes() == before
+
+
+def test_other_settings_are_refused(planned: Planned) -> None:
+    made = planned()
+    list(part.work(made, job(prompt="a"), (1, 4)))
+    with pytest.raises(BadOutput, match=r"begun with other settings: prompt was a and is now b\. Give the same"):
+        list(part.work(made, job(prompt="b")))
+    other = made.out / "parts" / "00001-000000000000.parquet"
+    other.write_bytes(part.done(made)[0].read_bytes())
+    with pytest.raises(BadOutput, match="parts of 2 settings"):
+        merge.merge(made, made.out / "x.parquet", "table", partial=True)
+
+
+def test_a_container_that_cannot_be_read_fails_its_shards_alone(inputs: Path, tmp_path: Path) -> None:
+    for name in ("a.tar", "b.tar"):
+        (tmp_path / name).write_bytes((inputs / "a.tar").read_bytes())
+    made = plan.make(tmp_path / "run", [str(tmp_path / "a.tar"), str(tmp_path / "b.tar")], COUNT)
+    (tmp_path / "a.tar").write_bytes(b"")
+    outcome = {what.shard: type(what) for what in part.work(made, job())}
+    assert outcome == {0: part.Failure, 1: part.Manifest}
+    [failure] = status(made).failed
+    assert "has changed since the plan was made" in failure.error
+    with pytest.raises(BadInput, match="parts for 1 of 2 shards"):
+        merge.merge(made, tmp_path / "all.jsonl", "table")
+    (tmp_path / "a.tar").write_bytes((inputs / "a.tar").read_bytes())
+    assert [what.shard for what in part.work(made, job())] == [0]
+    assert status(made).failed == []
+
+
+def test_a_part_that_lies_is_not_merged(planned: Planned, tmp_path: Path) -> None:
+    made = planned()
+    list(part.work(made, job()))
+    parts = part.done(made)
+    parts[1].write_bytes(parts[0].read_bytes())
+    with pytest.raises(BadOutput, match="does not hold the pictures of its shard"):
+        merge.merge(made, tmp_path / "x.parquet", "table")
+    assert not (tmp_path / "x.parquet").exists()
+
+
+# --- leases between machines -----------------------------------------------------------------------------------------
+
+
+def test_a_lease_of_another_machine_lasts_as_long_as_its_heart_beats(tmp_path: Path) -> None:
+    path = tmp_path / "00000.json"
+    path.write_text(json.dumps({"machine": "another", "process": 1}))
+    assert lease.take(path) is None
+    assert lease.is_held(path)
+    old = time.time() - lease.EXPIRES - 1
+    os.utime(path, (old, old))
+    assert not lease.is_held(path)
+    with lease.take(path) as held:
+        assert held is not None
+        assert lease.read(path)["machine"] == lease.machine()
+        assert lease.take(path) is None
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_lease_of_a_dead_process_of_this_machine_is_free_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "00000.json"
+    path.write_text(json.dumps({"machine": lease.machine(), "process": 1}))
+    held = lease.take(path)
+    assert held is not None
+    held.release()
+
+
+def test_who_lost_a_lease_does_not_take_it_from_its_next_holder(tmp_path: Path) -> None:
+    path = tmp_path / "00000.json"
+    slept = lease.take(path)
+    assert slept is not None
+    path.unlink()  # as another machine does when the heart has stopped
+    with lease.take(path):
+        slept.release()
+        assert path.exists()
+
+
+def test_a_heart_beats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lease, "BEAT", 0.01)
+    done = iter(range(1000))
+    with lease.take(tmp_path / "x.json", lambda: {"done": next(done)}):
+        while lease.read(tmp_path / "x.json").get("done", 0) < 3:
+            time.sleep(0.01)
+
+
+# --- what they come to -----------------------------------------------------------------------------------------------
+
+
+def test_status_counts_and_reckons(planned: Planned) -> None:
+    made = planned()
+    assert (status(made).pace, status(made).seconds_left, status(made).cost_per_million(2)) == (None, None, None)
+    list(part.work(made, job(), (2, 4)))
+    with lease.take(made.out / "leases" / "00000.json", lambda: {"done": 2, "failed": 0}):
+        now = status(made)
+    assert (now.shards_done, now.pictures_done, now.pictures_failed, now.running) == (1, 3, 1, 1)
+    assert now.pace is not None
+    assert now.seconds_left == pytest.approx((COUNT - 3 - 2) / now.pace)
+    assert now.cost_per_million(3.6) == pytest.approx(1000 / now.pace)
+
+
+@pytest.mark.parametrize("name", ["pictures", "a.parquet", "a.tar"])
+def test_a_webdataset_of_the_parts(planned: Planned, tmp_path: Path, name: str) -> None:
+    made = planned(name)
+    list(part.work(made, job()))
+    first = merge.merge(made, tmp_path / "tars", "webdataset")
+    assert (first.rows, first.failed) == (COUNT - 1, 1)
+    with tarfile.open(tmp_path / "tars" / "00001.tar") as archive:
+        members = {member.name: archive.extractfile(member).read() for member in archive}  # type: ignore[union-attr]
+    assert list(members) == [f"00001{n:06}.{kind}" for n in (0, 2) for kind in ("png", "txt", "json")]
+    assert members["00001000002.png"] == picture(5)
+    assert members["00001000002.txt"].decode() == TEXTS[5]
+    (tmp_path / "tars" / "00001.tar").unlink()  # as if the merge had been killed there
+    assert merge.merge(made, tmp_path / "tars", "webdataset") == first
+
+
+def test_an_imagefolder_of_the_parts(planned: Planned, tmp_path: Path) -> None:
+    from datasets import load_dataset
+
+    made = planned("a.parquet")
+    list(part.work(made, job()))
+    merge.merge(made, tmp_path / "folder", "imagefolder")
+    rows = load_dataset("imagefolder", data_dir=str(tmp_path / "folder"), split="train", cache_dir=str(tmp_path / "c"))
+    assert sorted(rows["text"]) == sorted(text for text in TEXTS if text)
+
+
+def test_rows_of_embeddings(planned: Planned, tmp_path: Path) -> None:
+    class Vectors(Colours):
+        def answer(self, looks):
+            return [{"embedding": [float(row["text"].split()[1]), 1.0]} for row in super().answer(looks)]
+
+    made = planned()
+    list(part.work(made, part.Job(Vectors(), ("embedding",), {})))
+    rows = merged(made, tmp_path / "x.parquet")
+    assert np.array_equal(rows[3]["embedding"], [3.0, 1.0])
+    assert rows[BAD]["embedding"] is None
+
+
+def test_the_column_of_the_pictures_can_be_named(inputs: Path, tmp_path: Path) -> None:
+    table = pyarrow.parquet.read_table(inputs / "a.parquet").rename_columns(["picture", "other"])
+    pyarrow.parquet.write_table(table, tmp_path / "b.parquet")
+    with pytest.raises(BadInput, match="no picture column"):
+        plan.make(tmp_path / "run", [str(tmp_path / "b.parquet")])
+    made = plan.make(tmp_path / "run", [str(tmp_path / "b.parquet")], finding=Finding(image_column="picture"))
+    list(part.work(made, job()))
+    check(made, tmp_path / "all.parquet")
