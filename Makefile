@@ -18,7 +18,7 @@ test: $(VENV)/.installed-test
 
 $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
 	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[eval]'
+	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[eval,web]'
 	touch $@
 
 $(VENV)/.installed-train: $(VENV)/.installed
