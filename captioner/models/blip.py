@@ -79,7 +79,8 @@ class Blip(BlipForConditionalGeneration):
     def step(self, tokens: Tensor, memory: ImageMemory, past: TextCache | None) -> tuple[Tensor, TextCache]:
         past = past or TextCache(text_config(self.config).num_hidden_layers)
         bert = self.text_decoder.bert
-        x = bert.embeddings(input_ids=tokens, past_key_values_length=past.length)  # [rows, t, width]
+        positions = bert.embeddings.position_ids[:, past.length : past.length + tokens.shape[1]]
+        x = bert.embeddings(input_ids=tokens, position_ids=positions)  # [rows, t, width]
         for index, layer in enumerate(self.text_layers()):
             x = self._layer_step(x, index, layer, memory, past)
         return self.text_decoder.cls(x[:, -1]), past
