@@ -192,6 +192,8 @@ class LoadOptions:
 
 MODES = ("best", "fast", "classic", "negative")
 """Ways of the interrogator to join a caption and terms."""
+QUALITIES = ("best", "fast")
+"""Ways of mini to choose among its texts."""
 
 
 @dataclass(frozen=True)
@@ -212,6 +214,8 @@ class Request:
     """Interrogator: the user's own term lists."""
     style: str | None = None
     """Models that can be asked: one of `captioner.styles.STYLES`, which words the instruction and the length."""
+    quality: str | None = None
+    """mini: one of `QUALITIES`: many texts, judged by MiniLM, or a few, judged by a table."""
 
     def __post_init__(self) -> None:
         if self.style not in (None, *STYLES):
@@ -220,6 +224,8 @@ class Request:
             raise BadInput("A style is a ready-made instruction: give one of the two.")
         if self.mode not in (None, *MODES):
             raise BadInput(f"There is no mode {self.mode!r}: use one of {', '.join(MODES)}.")
+        if self.quality not in (None, *QUALITIES):
+            raise BadInput(f"There is no quality {self.quality!r}: use one of {', '.join(QUALITIES)}.")
 
     def given(self) -> set[str]:
         """What is asked beside the decoding, by name."""

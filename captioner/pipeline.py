@@ -137,10 +137,15 @@ class Captioner:
         if not by_consensus or len(candidates) == 1:
             return 0
         scores = [candidate.score for candidate in candidates]
-        if reading.gists is not None:  # embedding the texts takes as long as reading the picture
-            return consensus.choose(reading.gists[indices], scores, reading.embedding)
-        vectors = self.embed_texts([candidate.text for candidate in candidates])
-        return consensus.choose(vectors, scores, self._predicted(reading))
+        if reading.gists is None:
+            vectors = self.embed_texts([candidate.text for candidate in candidates])
+            return consensus.choose(vectors, scores, self._predicted(reading))
+        nearest = consensus.order(reading.gists[indices], scores, reading.embedding)
+        if reading.embedding is None or not self.predicts or reading.shortlist < 2:
+            return nearest[0]  # embedding the texts takes as long as reading the picture
+        shortlist = nearest[: reading.shortlist]
+        vectors = self.embed_texts([candidates[index].text for index in shortlist])
+        return shortlist[int(np.argmax(vectors @ reading.embedding))]
 
     def _predicted(self, reading: Reading) -> np.ndarray | None:
         """What the model predicts from the pixels, where that can be compared with embedded texts."""

@@ -32,6 +32,8 @@ class Reading:
     """The prompt embedding `[384]` that the model itself predicts from the pixels, where it has such a head."""
     gists: np.ndarray | None = None
     """`[candidates, 384]`: what the model takes the candidates' embeddings to be, where it can tell."""
+    shortlist: int = 0
+    """So many candidates, the best by their gists, are worth embedding to choose among them; 0: the gists choose."""
 
 
 @dataclass(frozen=True)

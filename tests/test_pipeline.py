@@ -84,6 +84,23 @@ def test_the_models_own_gists_choose_without_embedding_a_text(model, monkeypatch
     assert model.prompt(Reading(candidates, house, gists), Finish(consensus=True)).text == "a house"
 
 
+def test_a_shortlist_by_the_gists_is_judged_by_the_texts_themselves(model, monkeypatch) -> None:
+    candidates = tuple(Candidate(text, -1.0) for text in ("a small cat", "a cat", "a house", "a spaceship"))
+    [cat] = model.embed_texts(["a cat"])
+    gists = np.stack([np.eye(len(cat), dtype=np.float32)[axis] for axis in range(4)])
+    gists = gists + np.array([[0.1], [0.2], [0.4], [0.3]]) * 20 * cat  # house, spaceship, cat, small cat
+    gists = (gists / np.linalg.norm(gists, axis=1, keepdims=True)).astype(np.float32)
+    texts = {
+        shortlist: model.prompt(Reading(candidates, cat, gists, shortlist), Finish(consensus=True)).text
+        for shortlist in (0, 2, 4)
+    }
+    assert texts[0] == "a house"
+    assert texts[2] in ("a house", "a spaceship")
+    assert texts[4] == "a cat"
+    monkeypatch.setattr(model, "predicts", False)  # texts are embedded elsewhere: the gists alone can choose
+    assert model.prompt(Reading(candidates, cat, gists, 4), Finish(consensus=True)).text == "a house"
+
+
 def test_a_trigger_word_does_not_change_the_choice(model) -> None:
     reading = Reading(tuple(Candidate(text, -1.0) for text in ("a spaceship", "a small cat", "a little cat", "a cat")))
     plain = model.prompt(reading, Finish(consensus=True))

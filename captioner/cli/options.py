@@ -177,6 +177,7 @@ LIBRARY: dict[str, Any] = {
     "mode": _model("Interrogator: best (default), fast, classic or negative."),
     "terms": _model("Interrogator: your own terms, one a line. Repeatable."),
     "style": _model("Chat models: what is written, e.g. tags for SD 1.5, a sentence for SDXL, a paragraph for Flux."),
+    "quality": _model("mini: best (default) judges many texts by MiniLM, fast a few by a table of its own."),
     # DecodingChanges
     "num_beams": _search("Hypotheses kept per picture; 1 is greedy. Searches where the model would draw."),
     "num_candidates": _first("Texts made per picture, of which the best is chosen; --all-candidates shows them."),
@@ -198,6 +199,7 @@ LIBRARY: dict[str, Any] = {
 SPELLED: dict[str, Any] = {
     "load_in": Literal["8bit", "4bit"] | None,
     "style": Literal["prompt", "tags", "sentence", "paragraph"] | None,
+    "quality": Literal["best", "fast"] | None,
     "terms": list[Path] | None,
     "early_stopping": Literal["true", "false", "never"] | None,
     "forbid": list[str] | None,

@@ -9,7 +9,12 @@ import numpy as np
 
 def choose(embeddings: np.ndarray, scores: Sequence[float], target: np.ndarray | None = None) -> int:
     """The index of the candidate nearest to the expected embedding."""
-    return int(np.argmax(embeddings @ expected_embedding(embeddings, scores, target)))
+    return order(embeddings, scores, target)[0]
+
+
+def order(embeddings: np.ndarray, scores: Sequence[float], target: np.ndarray | None = None) -> list[int]:
+    """The indices of the candidates, the nearest to the expected embedding first."""
+    return np.argsort(-(embeddings @ expected_embedding(embeddings, scores, target)), kind="stable").tolist()
 
 
 def expected_embedding(embeddings: np.ndarray, scores: Sequence[float], target: np.ndarray | None = None) -> np.ndarray:

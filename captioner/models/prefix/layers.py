@@ -18,11 +18,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from captioner.contracts import PLAIN_REQUEST, Request
-from captioner.decoding import Decoding
+from captioner.decoding import Decoding, DecodingChanges
 from captioner.models.parts.attention import ImageMemory, TextCache, attend_text
 from captioner.models.parts.speaker import SearchedDecoder
 from captioner.prompt import Reading
 from captioner.search.search import Hypothesis
+
+FAST, SHORTLIST = 4, 8
+"""Texts of a picture that are written where they are wanted fast, and those that are embedded where they are not."""
 
 
 class JointHead(nn.Module):
@@ -293,14 +296,30 @@ class PrefixSpeaker(SearchedDecoder[PrefixMemory]):
 
     model: PrefixDecoder
 
+    def __init__(self, model: PrefixDecoder, processor: PrefixProcessor, positions: int | None = None) -> None:
+        super().__init__(model, processor, positions)
+        self.uses = super().uses | ({"quality"} if self._judges else set())
+
+    @property
+    def _judges(self) -> bool:
+        """It tells where the picture's prompt lies, and its candidates: those can be judged in more ways than one."""
+        return self.model.head is not None and self.model.gist is not None
+
     def readings(
         self, memory: PrefixMemory, seeds: Sequence[int] | None, decoding: Decoding, request: Request = PLAIN_REQUEST
     ) -> list[Reading]:
+        fast, changes = request.quality == "fast", request.decoding
+        if fast and isinstance(changes, DecodingChanges) and changes.num_candidates is None:
+            decoding = replace(decoding, num_return_sequences=min(FAST, decoding.num_return_sequences))
         readings = super().readings(memory, seeds, decoding, request)
         if self.model.head is None:
             return readings
         embeddings = memory.features.float().cpu().numpy()
-        return [replace(reading, embedding=vector) for reading, vector in zip(readings, embeddings, strict=True)]
+        shortlist = SHORTLIST if self._judges and not fast else 0
+        return [
+            replace(reading, embedding=vector, shortlist=shortlist)
+            for reading, vector in zip(readings, embeddings, strict=True)
+        ]
 
     def reading(self, hypotheses: Sequence[Hypothesis]) -> Reading:
         gists = self.model.gists([text.ids for text in hypotheses])

@@ -47,6 +47,7 @@ class Asked(BaseModel):
     style: Annotated[
         Literal["prompt", "tags", "sentence", "paragraph"] | None, Field(description="Chat models: what is written.")
     ] = None
+    quality: Annotated[Literal["best", "fast"] | None, Field(description="mini: how it chooses.")] = None
     num_beams: Annotated[int | None, Field(ge=1, le=32)] = None
     num_candidates: Annotated[int | None, Field(ge=1, le=64)] = None
     max_new_tokens: Annotated[int | None, Field(ge=1, le=1024)] = None
@@ -64,7 +65,7 @@ class Asked(BaseModel):
 
     def request(self) -> contracts.Request:
         """The same in the library's terms."""
-        given = self.model_dump(include={*DECODING, "prompt", "question", "instruction", "mode", "style"})
+        given = self.model_dump(include={*DECODING, "prompt", "question", "instruction", "mode", "style", "quality"})
         forbid = tuple(given.pop("forbid") or ()) or None
         return contracts.PLAIN_REQUEST.changed(**given, forbid=forbid)
 
