@@ -40,7 +40,17 @@ FARTHEST = 0.85
 """Of the way to a real guess: to write well from less is learnt better by stage `reward`, from the texts themselves."""
 NEAREST_FROM, NEAREST_TO = 0.47, 0.85
 """The part of training in which the decoder learns to write the text nearest to its blurred embedding."""
-TWICE = {"pairs", "captions", "partiprompts", "tifa", "drawbench", "geneval", "t2i-compbench"}
+TWICE = {
+    "pairs",
+    "captions",
+    "flickr8k-captions",
+    "parts",
+    "partiprompts",
+    "tifa",
+    "drawbench",
+    "geneval",
+    "t2i-compbench",
+}
 """Sources of plain, short captions: seen twice as often, since prompts of the wild are mostly long lists of styles."""
 
 

@@ -34,15 +34,35 @@ def measure(data: Path, work: Path, out: Path) -> None:
     if not isinstance(captioner, Captioner) or not isinstance(captioner.speaker, PrefixSpeaker):
         raise BadInput(f"{out} is no model of mini's kind: name the folder that stage `export` has written.")
     pairs, embed = load_pairs(data, work), text_embedder()
-    measured = {}
+    measured = {"photographs": photographs(captioner, work / "validation-photographs.parquet", embed)}
+    print("photographs", measured["photographs"], flush=True)
     for name in ("pairs", "other-models"):
         rows = parquet.read_table(data / "heldout-dev" / f"{name}.parquet", columns=["image", "text"]).to_pylist()
-        pictures = [Image.open(BytesIO(row["image"]["bytes"])).convert("RGB") for row in rows]
+        pictures = [opened(row) for row in rows]
         prompts = [row["text"] for row in rows]
         nearest = nearest_training_text(captioner.speaker, pictures, pairs)
         measured[name] = table(captioner, pictures, prompts, pairs, nearest, embed)
         print(name, json.dumps(measured[name], indent=1), flush=True)
     write_object(work / "measured.json", measured)
+
+
+def photographs(captioner: Captioner, file: Path, embed: TextEmbedder) -> dict[str, Any]:
+    """Mean cosine of the captions and the nearest of each photograph's own, on photographs that were kept apart."""
+    rows = parquet.read_table(file, columns=["image", "texts"]).to_pylist()
+    captions = captioner.generate([opened(row) for row in rows])
+    vectors = embed([caption.text for caption in captions])
+    truths = [embed(row["texts"]) for row in rows]
+    nearest = np.array([(truth @ vector).max() for truth, vector in zip(truths, vectors, strict=True)])
+    return {
+        "text to the nearest caption": _rounded(bootstrap_interval(nearest)),
+        "photographs": len(rows),
+        "distinct captions": round(len({caption.text for caption in captions}) / len(rows), 3),
+    }
+
+
+def opened(row: dict[str, Any]) -> Image.Image:
+    """The picture of a row of a parquet file."""
+    return Image.open(BytesIO(row["image"]["bytes"])).convert("RGB")
 
 
 def table(
@@ -57,12 +77,14 @@ def table(
     truth = embed(prompts)
     readings = list(captioner.readings(pictures))
     captions = [captioner.prompt(reading, Finish()).text for reading in readings]
+    quick = [prompt.text for prompt in captioner.generate(pictures, quality="fast")]
     weights = pairs.weights()[:, None]
     mean = (pairs.embeddings[pairs.prompt] * weights).sum(0)
     constant = pairs.texts[int((pairs.embeddings @ mean).argmax())]
     predicted = [reading.embedding for reading in readings if reading.embedding is not None]
     cosine = {
         "text": (embed(captions) * truth).sum(1),
+        "text, fast": (embed(quick) * truth).sum(1),
         "predicted embedding": (np.stack(predicted) * truth).sum(1),
         "best constant prompt": (embed([constant]) * truth).sum(1),
         "text of the nearest training picture": (embed(nearest) * truth).sum(1),

@@ -47,9 +47,8 @@ def pairs(data: Path, work: Path, out: Path, seed: int) -> None:
 
 
 def cleaned(file: Path) -> pyarrow.Table:
-    """The pairs of one file, thinned as everywhere, their texts cleaned."""
+    """The pairs of one file, their texts cleaned."""
     table = parquet.read_table(file, columns=["image", "text", "source", "kind"])
-    table = table.take(np.arange(len(table))[:: sources.EVERY.get(file.stem, 1)])
     texts = pyarrow.array([sources.clean(text) for text in table["text"].to_pylist()])
     return table.set_column(1, "text", texts)
 

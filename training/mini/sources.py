@@ -18,13 +18,14 @@ from PIL import Image
 
 from captioner.errors import BadInput
 
+PHOTOGRAPHS = {"flickr8k"}
+"""Sources of photographs with several captions each."""
 LONGEST = 120
 """Characters: what follows is rarely visible in a picture, and long texts cost the most to learn."""
+SHORTEST_PART = 30
+"""Characters that a part of a long prompt has at least."""
 TOO_NEAR = 0.9
 """A training text this near (MiniLM cosine) to a held-out prompt is left out."""
-
-EVERY = {"flickr8k": 2}
-"""Only every n-th picture of a file: photographs are plenty, and no generated pictures."""
 
 SWITCHES = re.compile(
     r"https?://\S+|<[^<>]*>|(?<!\w)--?[a-z]+\b(\s+[\d.:]+)?|::\s*-?[\d.]*|:\s*-?\d+(\.\d+)?(?=[\s,)\]}]|$)"
@@ -38,17 +39,33 @@ INVISIBLE = re.compile(
 
 def clean(text: str) -> str:
     """A prompt in lower-case ASCII without weights, switches, links and words of resolution, cut at a comma."""
+    text = cleaned_whole(text)
+    if len(text) > LONGEST:
+        head = text[:LONGEST]
+        text = head[: max(head.rfind(","), head.rfind(". "), 0) or head.rfind(" ")]
+    return text.strip(" ,.;:-'")
+
+
+def parts(text: str) -> list[str]:
+    """What `clean` cuts off a long prompt, cut at commas and ends of sentences into texts of the usual length."""
+    found, part = [], ""
+    for piece in re.split(r"(?<=[,.;!?]) ", cleaned_whole(text)):
+        if part and len(part) + len(piece) >= LONGEST:
+            found.append(part)
+            part = ""
+        part = f"{part} {piece}".strip()
+    return [clean(part) for part in [*found, part][1:] if len(part) > SHORTEST_PART]
+
+
+def cleaned_whole(text: str) -> str:
+    """A prompt cleaned, but of any length."""
     text = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode().lower()
     text = re.sub(r"(?<=\d) (?=\d\b)", "", text)  # one corpus writes "3 5 mm"
     text = SWITCHES.sub(" ", text)
     text = INVISIBLE.sub(" ", text)
     text = re.sub(r"[\[\](){}|*_\\/\"<>=+~^`#@]+", " ", text)
     text = re.sub(r"\s+", " ", text)
-    text = re.sub(r"\s*([,.;:!?])[\s,.;:!?]*", r"\1 ", text).strip(" ,.;:-'")
-    if len(text) > LONGEST:
-        head = text[:LONGEST]
-        text = head[: max(head.rfind(","), head.rfind(". "), 0) or head.rfind(" ")]
-    return text.strip(" ,.;:-'")
+    return re.sub(r"\s*([,.;:!?])[\s,.;:!?]*", r"\1 ", text).strip(" ,.;:-'")
 
 
 def prompts(folder: Path) -> Iterator[tuple[str, str]]:
@@ -82,26 +99,23 @@ def pair_files(folder: Path) -> list[Path]:
     raise BadInput(f"{folder / 'pairs'} holds no *.parquet files: name the data folder with --data.")
 
 
-def pair_rows(file: Path, every: bool = False) -> list[dict[str, Any]]:
-    """Text and source of the pairs of one file: those learnt from, or every one."""
-    rows = parquet.read_table(file, columns=["text", "source"]).to_pylist()
-    return rows if every else rows[:: EVERY.get(file.stem, 1)]
+def pair_rows(file: Path) -> list[dict[str, Any]]:
+    """Text and source of the pairs of one file, and as `texts` of photographs all captions."""
+    columns = ["text", "source", *(["texts"] if file.stem in PHOTOGRAPHS else [])]
+    return parquet.read_table(file, columns=columns).to_pylist()
 
 
 def pictures(file: Path) -> Iterator[Image.Image]:
     """The pictures of one file, in the same order."""
-    number = 0
     for batch in parquet.ParquetFile(file).iter_batches(batch_size=64, columns=["image"]):
         for cell in batch.column("image").to_pylist():
-            if number % EVERY.get(file.stem, 1) == 0:
-                yield Image.open(BytesIO(cell["bytes"])).convert("RGB")
-            number += 1
+            yield Image.open(BytesIO(cell["bytes"])).convert("RGB")
 
 
-def clear_of(held_out: np.ndarray, embeddings: np.ndarray) -> np.ndarray:
+def clear_of(held_out: np.ndarray, embeddings: np.ndarray, near: float = TOO_NEAR) -> np.ndarray:
     """True where a text is no near copy of any held-out prompt."""
     clear = np.empty(len(embeddings), dtype=bool)
     for start in range(0, len(embeddings), 20_000):
         part = embeddings[start : start + 20_000].astype(np.float32)
-        clear[start : start + 20_000] = (part @ held_out.T).max(1) < TOO_NEAR
+        clear[start : start + 20_000] = (part @ held_out.T).max(1) < near
     return clear

@@ -19,6 +19,7 @@ from captioner.decoding import Decoding
 from captioner.errors import BadCheckpoint, BadInput
 from captioner.models.parts.checkpoint import read_model
 from captioner.models.prefix import clip_prefix, mini
+from captioner.models.prefix.layers import FAST
 from captioner.run import lastresort
 from captioner.text.embedding import text_embedder
 from training.mini import gist, head, language, reward, saving, sources, split
@@ -43,6 +44,14 @@ def test_long_prompts_end_at_a_comma():
     text = sources.clean(", ".join(f"word{number}" for number in range(60)))
     assert len(text) <= sources.LONGEST
     assert text.split(", ")[-1].startswith("word")
+
+
+def test_what_is_cut_off_a_long_prompt_becomes_parts():
+    text = ", ".join(f"word{number} of the long prompt" for number in range(20))
+    parts = sources.parts(f"{text}, 8k")
+    assert f"{sources.clean(text)}, {', '.join(parts)}" == text
+    assert all(sources.SHORTEST_PART < len(part) <= sources.LONGEST for part in parts)
+    assert sources.parts("a castle") == []
 
 
 def test_thinning_spares_the_small_lists():
@@ -80,7 +89,7 @@ def test_near_prompts_are_one_group_and_never_split():
     embeddings = np.concatenate([seeds, unit(seeds + 0.01 * random.normal(size=seeds.shape))])
     group = split.groups(embeddings)
     assert len(set(group)) == 40
-    chosen = split.choose(group, dict.fromkeys(range(80), "flickr8k"))
+    chosen = split.choose(group, dict.fromkeys(range(80), "captions"), {"captions": split.CHOSEN_FROM_CAPTIONS})
     assert 0 < chosen.sum() <= split.CHOSEN_FROM_CAPTIONS
     assert (chosen[:40] == chosen[40:]).all()
     held_out = seeds[:3]
@@ -118,7 +127,7 @@ def test_a_prompt_counts_once_however_many_pictures_it_has(pairs):
 def test_style_studies_and_photographs_weigh_little(pairs):
     pairs.source[:3] = ["flickr8k"] * 3
     weights = head.importance(pairs)
-    assert weights[0].item() == pytest.approx(head.ASIDE * 3**-0.5)
+    assert weights[0].item() == pytest.approx(head.WEIGHTS["flickr8k"] * 3**-0.5)
     assert weights[3].item() == pytest.approx(3**-0.5)
 
 
@@ -206,6 +215,19 @@ def test_side_by_side_it_says_what_it_says_in_turn(photographs, settings):
     finally:
         torch.set_num_threads(before)
     assert said[0] == said[1]
+
+
+def test_fast_writes_few_texts_and_embeds_none(photographs, monkeypatch):
+    captioner = pipeline.load("mini", device="cpu")
+    best, chosen = captioner.generate(photographs[0]), captioner.generate(photographs[0], quality="fast")
+    assert len(best.candidates) > FAST
+    assert len(captioner.generate(photographs[0], quality="fast", num_candidates=6).candidates) > FAST
+    monkeypatch.setattr(captioner, "embed_texts", None)
+    fast = captioner.generate(photographs[0], quality="fast")
+    assert fast.text == chosen.text
+    assert len(fast.candidates) <= FAST
+    with pytest.raises(BadInput, match="no quality 'slow'"):
+        captioner.generate(photographs[0], quality="slow")
 
 
 def test_another_embedder_expects_without_the_predicted_embedding(photographs):

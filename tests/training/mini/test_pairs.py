@@ -62,8 +62,7 @@ def test_a_prompt_trains_or_validates_never_both(folders, tmp_path):
 def test_photographs_are_thinned(folders, tmp_path):
     pairs(*folders, tmp_path / "out", seed=7)
     texts = {row["text"] for row in read(tmp_path / "out/train/flickr8k.parquet")}
-    assert 5 < len(texts) < 45  # every second one, and a tenth of those
-    assert all(int(text.split()[-1]) % 2 == 0 for text in texts)
+    assert 20 < len(texts) < 60  # a tenth
     assert "a man 0" not in texts
     pairs(*folders, tmp_path / "again", seed=7)
     assert read(tmp_path / "again/train/flickr8k.parquet") == read(tmp_path / "out/train/flickr8k.parquet")
