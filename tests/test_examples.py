@@ -1,13 +1,26 @@
-"""The scripts under examples/: what they draw, and what they say when something is missing."""
+"""What lies under examples/: the scripts run as they are, and the clients ask a real server."""
 
+import importlib.util
+import json
+import os
+import re
+import shutil
+import socket
 import subprocess
 import sys
+import time
+import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
+import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
+KEY = "a key of the tests"
 
 
 def contact_sheet(*arguments: str) -> subprocess.CompletedProcess:
@@ -53,3 +66,127 @@ def test_without_arguments_a_script_says_what_it_needs(script: str) -> None:
     done = subprocess.run(["bash", str(EXAMPLES / script)], capture_output=True, text=True)
     assert done.returncode == 2
     assert "needs DATA WORK OUT: the data folder" in done.stderr
+
+
+def example(script: str, *arguments: str | Path) -> str:
+    """What a script prints."""
+    command = (sys.executable, str(EXAMPLES / script), *map(str, arguments))
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stdout
+
+
+def test_a_folder_is_captioned_and_the_command_to_review_it_is_told(tmp_path: Path) -> None:
+    shutil.copy(EXAMPLES / "pictures" / "cat.jpg", tmp_path)
+    (tmp_path / "mine.txt").write_text("mine")
+    shown = example("caption_and_review.py", tmp_path)
+    assert "cat" in (tmp_path / "cat.txt").read_text()
+    assert (tmp_path / "mine.txt").read_text() == "mine"
+    assert f"captioner serve {tmp_path}" in shown
+
+
+@pytest.fixture(scope="module")
+def shown(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """Where the two scripts that learn have written, and what they have printed: one process, torch is loaded once."""
+    folder = tmp_path_factory.mktemp("examples")
+    code = """import sys; sys.path.insert(0, sys.argv[1]); folder = sys.argv[2]
+import index_and_ensemble, train_and_compare
+train_and_compare.main([f"{folder}/trained", "--pairs", "12", "--epochs", "2"])
+index_and_ensemble.main([f"{folder}/fitted", "--pairs", "10"])"""
+    settings = {"OMP_NUM_THREADS": "1", "CAPTIONER_CACHE": str(folder / "cache")}
+    command = [sys.executable, "-c", code, str(EXAMPLES), str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | settings)
+    assert done.returncode == 0, done.stderr
+    return folder, done.stdout
+
+
+def test_what_is_trained_stands_beside_its_base_in_a_report(shown: tuple[Path, str]) -> None:
+    folder, printed = shown
+    assert "$ python -m training.direct --data" in printed
+    report = json.loads((folder / "trained/report/report.json").read_text())
+    means = {model["label"]: model["figures"]["cosine"]["mean"] for model in report["models"]}
+    assert means["trained"] > means["mini"]
+
+
+def test_an_ensemble_is_fitted_and_its_gain_is_told(shown: tuple[Path, str]) -> None:
+    folder, printed = shown
+    assert (folder / "fitted/ensemble.json").is_file()
+    assert re.search(r"The ensemble gains [+-]0\.\d{3} over \w+ \(0\.\d{3}\); 95 % interval .+: (it|more)", printed)
+
+
+def test_a_base_that_is_no_model_ends_the_script_with_one_sentence(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, EXAMPLES / "train_and_compare.py", tmp_path / "out", "--base", "nope"],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert "No model 'nope'" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def module_of(file: Path) -> ModuleType:
+    specification = importlib.util.spec_from_file_location(f"example_{file.parent.name}", file)
+    assert specification is not None
+    assert specification.loader is not None
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    """The address of `captioner serve` with a key, as a user starts it."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    command = [sys.executable, "-m", "captioner", "serve", "--models", "mini", "--no-page", "--port", str(port)]
+    settings = {"CAPTIONER_SERVE_KEY": KEY, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(command, env=os.environ | settings, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as run:
+        address = f"http://127.0.0.1:{port}"
+        while True:
+            assert run.poll() is None, run.stderr and run.stderr.read()
+            try:
+                with urllib.request.urlopen(f"{address}/ready", timeout=5):
+                    break
+            except OSError:
+                time.sleep(0.1)
+        yield address
+        run.terminate()
+
+
+def test_the_comfyui_node_gives_a_text_for_every_picture(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    node = module_of(EXAMPLES / "comfyui" / "__init__.py")
+    monkeypatch.setenv("CAPTIONER_ADDRESS", server)
+    monkeypatch.setenv("CAPTIONER_SERVE_KEY", KEY)
+    with Image.open(EXAMPLES / "pictures" / "cat.jpg") as cat:
+        pixels = np.asarray(cat.convert("RGB").resize((96, 96)), dtype=np.float32) / 255
+    batch = torch.from_numpy(np.stack([pixels, pixels]))
+    names = node.CaptionerPrompt.INPUT_TYPES()["required"]
+    assert not {"address", "key"} & set(names)  # a workflow travels with its pictures
+    make = getattr(node.NODE_CLASS_MAPPINGS["CaptionerPrompt"](), node.CaptionerPrompt.FUNCTION)
+    (texts,) = make(batch, 2, "", "sks style")
+    assert len(texts) == 2
+    assert texts[0] == texts[1]
+    assert texts[0].startswith("sks style, ")
+    with pytest.raises(RuntimeError, match="blip-large"):
+        make(batch[:1], 2, "blip-large", "")
+    monkeypatch.setenv("CAPTIONER_SERVE_KEY", "wrong")
+    with pytest.raises(RuntimeError, match="key"):
+        make(batch[:1], 2, "", "")
+    monkeypatch.setenv("CAPTIONER_ADDRESS", "http://127.0.0.1:9")
+    with pytest.raises(RuntimeError, match="captioner serve"):
+        make(batch[:1], 2, "", "")
+
+
+def test_the_space_gives_several_texts_and_says_what_is_wrong(server: str, tmp_path: Path) -> None:
+    space = module_of(EXAMPLES / "space" / "app.py")
+    texts = space.prompts(str(EXAMPLES / "pictures" / "cat.jpg"), 3, server, KEY)
+    assert 1 < len(texts) <= 3
+    assert any("cat" in text for text in texts)
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"no picture")
+    with pytest.raises(ValueError, match="picture"):
+        space.prompts(str(broken), 3, server, KEY)
+    with pytest.raises(ValueError, match="does not answer"):
+        space.prompts(str(EXAMPLES / "pictures" / "cat.jpg"), 3, "http://127.0.0.1:9", KEY)
