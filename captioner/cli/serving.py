@@ -79,7 +79,7 @@ def serve(
         raise BadInput("FOLDER is the root: give it, or --root, not both.")
     named = folder if folder is not None else root
     settings = Settings(host, api_key, no_auth, allow_urls, int(max_mb * 1e6), _folder(named), page)
-    engine = Engine(_names(models), options, index=None if index is None else Path(index), queue=queue, timeout=timeout)
+    engine = Engine(_names(models), options, index=_index(index), queue=queue, timeout=timeout)
     listener = server.listening(host, port)
     address = server.address_of(listener)
 
@@ -99,6 +99,15 @@ def _folder(name: str | None) -> Path | None:
     if not path.is_dir():
         raise BadInput(f"There is no folder {name!r}.")
     return path.resolve()
+
+
+def _index(name: str | None) -> Path | None:
+    """The folder of an index, which must be one."""
+    if name is None:
+        return None
+    if not (Path(name).expanduser() / "index.json").is_file():
+        raise BadInput(f"{name} holds no index: make one with captioner index build.")
+    return Path(name).expanduser()
 
 
 def _names(models: str | None) -> list[str]:

@@ -188,6 +188,7 @@ def test_sigterm_finishes_what_runs_and_exits_0(process: tuple[subprocess.Popen[
         (["no-such-folder"], "There is no folder 'no-such-folder'"),
         (["--models", "no-such-model", "--port", "0"], "No model 'no-such-model'"),
         ([".", "--root", "/"], "give it, or --root, not both"),
+        (["--index", "no-such-index"], "no-such-index holds no index"),
     ],
 )
 def test_what_is_wrong_with_the_command_line(arguments: list[str], words: str) -> None:
