@@ -19,6 +19,7 @@ from captioner.serving.engine import Engine
 from captioner.web.app import make_app
 from captioner.web.server import config_of
 from captioner.web.settings import Settings
+from tests.browser import Browser
 
 PICTURES = sorted((Path(__file__).parents[2] / "examples" / "pictures").glob("*.jpg"))
 CAT = next(file for file in PICTURES if file.stem == "cat").read_bytes()
@@ -32,6 +33,13 @@ def engine() -> Iterator[Engine]:
     engine.wait_ready(60)
     yield engine
     engine.close()
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    """One process; every page of it has its own storage."""
+    with Browser(tmp_path_factory.mktemp("profile")) as running:
+        yield running
 
 
 @pytest.fixture(scope="session")

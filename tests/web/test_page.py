@@ -66,12 +66,6 @@ def address(engine: Engine, folder: Path) -> Iterator[str]:
         yield f"{where}/"
 
 
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    with Browser(tmp_path_factory.mktemp("profile")) as running:
-        yield running
-
-
 @pytest.fixture
 def page(browser: Browser, address: str) -> Iterator[Page]:
     """The page at its beginning. However a test ends: nothing broke, and nothing was fetched from elsewhere."""

@@ -52,12 +52,6 @@ def address(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     engine.close()
 
 
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    with Browser(tmp_path_factory.mktemp("profile")) as opened:
-        yield opened
-
-
 @pytest.fixture
 def page(browser: Browser, address: str) -> Iterator[Page]:
     yield from opened(browser, address)
