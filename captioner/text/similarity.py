@@ -17,6 +17,13 @@ def indel_ratio(a: Sequence[str], b: Sequence[str]) -> np.ndarray:
     return cpdist(a, b, scorer=Indel.normalized_similarity, dtype=np.float64)
 
 
+def likeness(a: Sequence[str], b: Sequence[str], vectors: np.ndarray) -> list[dict[str, float]]:
+    """Cosine, ratio and quick ratio of each pair; vectors: unit vectors of all texts of a, then of b."""
+    cosines = np.einsum("nd,nd->n", vectors[: len(a)], vectors[len(a) :])
+    figures = zip(cosines, indel_ratio(a, b), quick_ratios(a, b), strict=True)
+    return [{"cosine": float(x), "ratio": float(y), "quick_ratio": float(z)} for x, y, z in figures]
+
+
 def quick_ratios(a: Sequence[str], b: Sequence[str]) -> np.ndarray:
     """`difflib.SequenceMatcher(None, a, b, autojunk=False).quick_ratio()` of many pairs at once.
 

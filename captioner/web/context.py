@@ -26,6 +26,7 @@ from typing import Any
 
 from fastapi import Request
 
+from captioner import __version__
 from captioner.errors import CaptionerError
 from captioner.serving.engine import Ask, Engine, Picture
 from captioner.serving.scheduler import Late
@@ -41,6 +42,20 @@ class Context:
 
     engine: Engine
     settings: Settings
+
+    def about(self) -> dict[str, Any]:
+        """What this server offers."""
+        root = self.settings.root
+        return {
+            "version": __version__,
+            "models": list(self.engine.models),
+            "default": self.engine.default,
+            "similar": self.engine.index is not None,
+            "urls": self.settings.allow_urls,
+            "root": None if root is None else root.resolve().name,
+            "max_bytes": self.settings.max_bytes,
+            "timeout": self.engine.timeout,
+        }
 
     async def prompt(self, request: Request, picture: Picture, ask: Ask) -> Row:
         """One picture's row, as `captioner generate --json` gives it."""

@@ -13,6 +13,7 @@ import json
 import re
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from fastapi import Request
@@ -42,6 +43,15 @@ async def picture(text: object, settings: Settings, name: str = "-") -> Picture:
     if is_url(text):
         return await _fetched(text.strip(), settings)
     return Picture(await run_in_threadpool(decoded, text, settings.max_bytes), name)
+
+
+def inside(root: Path, path: str) -> Path | None:
+    """What a path below the root leads to, links followed; None where that lies elsewhere."""
+    try:
+        target = (root / path).resolve()
+    except (OSError, RuntimeError, ValueError):  # a circle of links, a zero byte
+        return None
+    return target if target.is_relative_to(root.resolve()) else None
 
 
 def decoded(text: str, max_bytes: int) -> bytes:

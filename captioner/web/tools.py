@@ -24,7 +24,7 @@ from captioner.images.open import open_file
 from captioner.serving.engine import Engine, Picture
 from captioner.serving.scheduler import Late
 from captioner.styles import STYLES
-from captioner.text.similarity import indel_ratio, quick_ratios
+from captioner.text.similarity import likeness
 from captioner.web import inputs
 from captioner.web.errors import one_line, validation
 from captioner.web.settings import Settings
@@ -221,9 +221,8 @@ class Tools:
     async def compare_prompts(self, asked: ComparePrompts) -> tuple[str, Comparison]:
         """How near two texts are."""
         (vectors,) = await self._answers(self.engine.embed_texts([asked.first, asked.second]))
-        first, second = np.float32(vectors)
-        ratio, quick_ratio = (float(of([asked.first], [asked.second])[0]) for of in (indel_ratio, quick_ratios))
-        comparison = Comparison(cosine=float(first @ second), ratio=ratio, quick_ratio=quick_ratio)
+        (figures,) = likeness([asked.first], [asked.second], np.float32(vectors))
+        comparison = Comparison(**figures)
         words = (f"{name.replace('_', ' ')} {value:.3f}" for name, value in comparison.model_dump().items())
         return ", ".join(words), comparison
 
@@ -260,11 +259,8 @@ def below(root: Path | None, path: str) -> Path:
     """A file in a folder or in those below it, wherever links lead. What lies elsewhere is as if it were not there."""
     if root is None:
         raise BadInput("Files are not read here: send the picture itself, or start the server with a root folder.")
-    try:
-        file = (root / path).resolve(strict=True)
-    except (OSError, RuntimeError, ValueError):
-        file = None
-    if file is None or not file.is_relative_to(root.resolve()):
+    file = inputs.inside(root, path)
+    if file is None or not file.exists():
         raise BadImage(f"There is no file {printable(path)} in the server's folder.")
     return file
 

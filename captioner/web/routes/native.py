@@ -12,7 +12,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import PlainTextResponse, Response
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from captioner import __version__, contracts
+from captioner import contracts
 from captioner.decoding import DecodingChanges
 from captioner.errors import BadInput, CaptionerError
 from captioner.serving.engine import Ask, Picture
@@ -209,16 +209,7 @@ def router(context: Context) -> APIRouter:
     @routes.get("/v1/about", tags=["captioner"])
     async def about() -> Any:
         """What this server offers."""
-        return {
-            "version": __version__,
-            "models": list(engine.models),
-            "default": engine.default,
-            "similar": engine.index is not None,
-            "urls": context.settings.allow_urls,
-            "root": context.settings.root.name if context.settings.root else None,
-            "max_bytes": context.settings.max_bytes,
-            "timeout": engine.timeout,
-        }
+        return context.about()
 
     @routes.get("/health", tags=["service"])
     async def health() -> Any:

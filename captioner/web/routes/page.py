@@ -20,7 +20,6 @@ from fastapi.responses import FileResponse, Response
 from pydantic import BaseModel, Field
 from starlette.concurrency import run_in_threadpool
 
-from captioner import __version__
 from captioner.contracts import MODES, Attentive
 from captioner.errors import BadImage, BadInput, printable
 from captioner.images import EXTENSIONS, open_image
@@ -28,8 +27,9 @@ from captioner.sinks.row import Row, to_json
 from captioner.sinks.table import write_csv_rows
 from captioner.styles import STYLES
 from captioner.text.length import clip_tokens
-from captioner.text.similarity import indel_ratio, quick_ratios
+from captioner.text.similarity import likeness
 from captioner.web.context import Context, one
+from captioner.web.inputs import inside
 
 MOST_PAIRS = 256
 """Compared in one request."""
@@ -86,17 +86,7 @@ def router(context: Context) -> APIRouter:
 
     @routes.get("/settings")
     async def about() -> Any:
-        return {
-            "version": __version__,
-            "models": list(engine.models),
-            "default": engine.default,
-            "similar": engine.index is not None,
-            "root": settings.root.resolve().name if settings.root else None,
-            "max_bytes": settings.max_bytes,
-            "at_once": AT_ONCE,
-            "modes": list(MODES),
-            "styles": list(STYLES),
-        }
+        return context.about() | {"at_once": AT_ONCE, "modes": list(MODES), "styles": list(STYLES)}
 
     @routes.get("/model")
     async def model(request: Request, name: Annotated[str | None, Field(max_length=4000)] = None) -> Any:
@@ -153,17 +143,9 @@ def described(model: Any, images: Sequence[Any]) -> Any:
 
 def compared(left: Sequence[str], right: Sequence[str], vectors: np.ndarray) -> list[dict[str, float]]:
     """How alike each pair is; vectors: of all texts of the left, then of the right."""
-    cosines = np.einsum("nd,nd->n", vectors[: len(left)], vectors[len(left) :])
-    figures = zip(cosines, indel_ratio(left, right), quick_ratios(left, right), strict=True)
     return [
-        {
-            "cosine": float(cosine),
-            "ratio": float(ratio),
-            "quick_ratio": float(quick),
-            "left_tokens": clip_tokens(a),
-            "right_tokens": clip_tokens(b),
-        }
-        for a, b, (cosine, ratio, quick) in zip(left, right, figures, strict=True)
+        figures | {"left_tokens": clip_tokens(a), "right_tokens": clip_tokens(b)}
+        for a, b, figures in zip(left, right, likeness(left, right, vectors), strict=True)
     ]
 
 
@@ -238,11 +220,8 @@ def picture_inside(root: Path, path: str) -> Path:
 
 
 def _inside(root: Path, path: str) -> Path:
-    try:
-        target = Path(os.path.realpath(root / path))
-    except (ValueError, OSError) as error:  # a zero byte, say
-        raise BadInput(f"There is no {printable(path)!r}.") from error
-    if not target.is_relative_to(root) or any(part.startswith(".") for part in target.relative_to(root).parts):
+    target = inside(root, path)
+    if target is None or any(part.startswith(".") for part in target.relative_to(root).parts):
         raise BadInput(f"There is no {printable(path)!r} in the server's folder.")
     return target
 
