@@ -4,6 +4,7 @@ The command line turns any `CaptionerError` into that message and exit status 2,
 """
 
 import re
+from importlib.util import find_spec
 
 
 def printable(name: str) -> str:
@@ -49,9 +50,17 @@ EXTRAS = {
     "scipy": "knn",
     "fastapi": "web",
     "uvicorn": "web",
+    "python_multipart": "web",
+    "mcp": "web",
+    "ray": "cluster",
     "diffusers": "synth",
 }
 """Packages that not everybody needs → the extra of captioner that brings them."""
+
+
+def absent(extra: str) -> list[str]:
+    """Those packages of an extra that are not installed."""
+    return [package for package, its in EXTRAS.items() if its == extra and find_spec(package) is None]
 
 
 def missing_extra(error: BaseException) -> MissingExtra | None:

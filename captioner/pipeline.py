@@ -288,7 +288,7 @@ def _ready(resolved: zoo.Resolved, module: ModuleType, model: Any, options: Load
         longest = max(1, min(decoding.max_new_tokens, model.longest))
         decoding = replace(decoding, max_new_tokens=longest, min_new_tokens=min(decoding.min_new_tokens, longest))
     predicts = suits(options.embedder, DEFAULT)
-    precision = None if resolved.folder is None else _precision(options)
+    precision = None if resolved.address is not None else _precision(options)
     return Captioner(resolved.name, model, LazyEmbedder(options.embedder), decoding, by_consensus, predicts, precision)
 
 

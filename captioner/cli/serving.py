@@ -9,7 +9,7 @@ import typer
 
 from captioner.cli.options import Quiet, grouped, panel_option
 from captioner.contracts import LoadOptions
-from captioner.errors import BadInput, MissingExtra
+from captioner.errors import BadInput, MissingExtra, absent
 
 _reached = panel_option("Who may ask")
 _limits = panel_option("Limits")
@@ -18,9 +18,6 @@ Models = Annotated[
     str | None,
     typer.Option("--models", "-m", help="Models that may be asked, comma-separated; the first is the default."),
 ]
-
-NEEDED = ("fastapi", "uvicorn", "python_multipart", "mcp")
-"""What the extra brings."""
 
 
 @grouped
@@ -116,9 +113,7 @@ def _names(models: str | None) -> list[str]:
 
 
 def _need_extra(verb: str = "serve") -> None:
-    from importlib.util import find_spec
-
-    if missing := [name for name in NEEDED if find_spec(name) is None]:
+    if missing := absent("web"):
         raise MissingExtra(f"captioner {verb} needs {' and '.join(missing)}: pip install 'captioner[web]'")
 
 

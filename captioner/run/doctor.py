@@ -9,11 +9,10 @@ import os
 import platform
 import sys
 from importlib.metadata import PackageNotFoundError, version
-from importlib.util import find_spec
 from pathlib import Path
 
 from captioner import __version__, zoo
-from captioner.errors import EXTRAS, MissingModel
+from captioner.errors import EXTRAS, MissingModel, absent
 from captioner.files.cache import cache_folder
 
 PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "pillow", "huggingface-hub")
@@ -102,10 +101,7 @@ def _folder(folder: Path) -> str:
 
 
 def _extras() -> dict[str, str]:
-    missing: dict[str, list[str]] = {extra: [] for extra in EXTRAS.values()}
-    for package, extra in EXTRAS.items():
-        if find_spec(package) is None:
-            missing[extra].append(package)
+    missing = {extra: absent(extra) for extra in EXTRAS.values()}
     return {
         extra: f"misses {', '.join(packages)}: pip install 'captioner[{extra}]'" if packages else "complete"
         for extra, packages in missing.items()

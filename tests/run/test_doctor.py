@@ -10,6 +10,7 @@ import torch
 from typer.testing import CliRunner
 
 import captioner
+from captioner import errors
 from captioner.cli.main import app
 from captioner.run import doctor
 
@@ -27,7 +28,7 @@ def test_every_chapter_says_what_is_here(monkeypatch: pytest.MonkeyPatch, tmp_pa
 
 
 def test_what_is_missing_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "find_spec", lambda package: None if package in ("peft", "ray") else object())
+    monkeypatch.setattr(errors, "find_spec", lambda package: None if package in ("peft", "ray") else object())
     extras = doctor._extras()
     assert extras["train"] == "misses peft: pip install 'captioner[train]'"
     assert extras["web"] == "complete"

@@ -19,7 +19,7 @@ import pytest
 from typer.testing import CliRunner
 
 from captioner.cli.main import app
-from captioner.errors import BadInput
+from captioner.errors import EXTRAS, BadInput
 from captioner.serving.engine import Engine
 from captioner.serving.scheduler import Scheduler
 from captioner.web import server as web
@@ -198,7 +198,7 @@ def test_what_is_wrong_with_the_command_line(arguments: list[str], words: str) -
 
 
 def test_without_the_extra_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("captioner.cli.serving.NEEDED", ("no_such_package",))
+    monkeypatch.setitem(EXTRAS, "no_such_package", "web")
     result = CliRunner().invoke(app, ["serve"])
     assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
     assert "pip install 'captioner[web]'" in result.stderr
