@@ -7,6 +7,7 @@ import os
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+import gc
 import importlib
 import itertools
 import json
@@ -65,6 +66,13 @@ def pytest_report_header() -> str:
     kinds = [torch.backends.cpu.get_cpu_capability(), *(name for name, is_there in supported.items() if is_there)]
     limit = os.environ.get("ONEDNN_MAX_CPU_ISA", "none")
     return f"processor: {', '.join(kinds)}; oneDNN limit {limit}; {torch.get_num_threads()} of {os.cpu_count()} threads"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _settled() -> None:
+    """What was imported and shared so far stays to the end: to collect garbage need not walk through it each time."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
