@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet  # noqa: F401 (once, before all forks)
 from PIL import Image
 
 from captioner.images import Source
@@ -69,6 +70,7 @@ def run(out: Path, events: int, seconds: float) -> None:
 
 if __name__ == "__main__":
     words = [*sys.argv[1:], "0", "0"]
+    Image.init()
     for moment in words[1].split(","):  # one after the other; forked, since Python takes half a second to begin
         if (child := os.fork()) == 0:
             run(Path(words[0]), int(moment), float(words[2]))
