@@ -1,4 +1,4 @@
-"""What `pip install` brings: a wheel from a clean copy of the tree, run outside of it."""
+"""What `pip install` brings: an sdist from a clean copy of the tree, a wheel from the sdist, run outside of both."""
 
 import configparser
 import os
@@ -18,9 +18,22 @@ ROOT = Path(__file__).parents[1]
 SHIPPED = ("captioner", "training", "eval", "setup.cfg", "pyproject.toml", "README.md", "LICENSE")
 
 
+BUILD = """
+import os, sys, tarfile
+from setuptools.build_meta import build_sdist, build_wheel
+out = sys.argv[1]
+sdist = build_sdist(out)
+with tarfile.open(f"{out}/{sdist}") as archive:
+    archive.extractall(out, filter="data")
+os.chdir(f"{out}/{sdist.removesuffix('.tar.gz')}")
+build_wheel(out)
+"""
+
+
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Built of tracked files alone, without network: the build tool is one of the tests' own needs."""
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the sdist of a clean copy, and the wheel that is built of the sdist alone. It takes no network:
+    the build tool is one of the tests' own needs."""
     folder = tmp_path_factory.mktemp("package")
     for name in SHIPPED:
         source, target = ROOT / name, folder / "tree" / name
@@ -28,12 +41,17 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
             shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
         else:
             shutil.copy(source, target)
-    build = "from setuptools.build_meta import build_wheel; import sys; print(build_wheel(sys.argv[1]))"
     done = subprocess.run(
-        [sys.executable, "-c", build, str(folder)], cwd=folder / "tree", capture_output=True, text=True
+        [sys.executable, "-c", BUILD, str(folder)], cwd=folder / "tree", capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    return folder / done.stdout.splitlines()[-1]
+    return folder
+
+
+@pytest.fixture(scope="module")
+def wheel(built: Path) -> Path:
+    (file,) = built.glob("*.whl")
+    return file
 
 
 def test_the_wheel_holds_the_model_and_no_tests(wheel: Path) -> None:
@@ -54,29 +72,34 @@ def test_the_wheel_holds_the_model_and_no_tests(wheel: Path) -> None:
     assert wheel.stat().st_size < 50_000_000
 
 
-def test_what_was_installed_writes_a_caption(wheel: Path, tmp_path: Path) -> None:
-    """In a folder of its own, before everything else on the path: the tree of the tests plays no part."""
+def test_what_was_installed_writes_a_caption_with_none_of_the_extras(wheel: Path, tmp_path: Path) -> None:
+    """In a folder of its own, before everything else on the path: the tree of the tests plays no part. Nor do the
+    packages of the extras: None in sys.modules is no such package to Python's import."""
     site = tmp_path / "site"
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(site)
+    (entry_points,) = site.glob("captioner-*.dist-info/entry_points.txt")
+    assert "captioner = captioner.__main__:main" in entry_points.read_text()
     picture = ROOT / "examples" / "pictures" / "cat.jpg"
-    start = "from captioner.__main__ import main; import sys, captioner; print(captioner.__file__, flush=True); main()"
+    start = f"import sys; sys.modules.update(dict.fromkeys({list(EXTRAS)})); import captioner.__main__ as program; "
+    start += "print(program.__file__, flush=True); program.main()"
     paths = os.pathsep.join([str(site), sysconfig.get_paths()["purelib"]])
     done = subprocess.run(
-        [sys.executable, "-c", start, "generate", str(picture)],
+        [sys.executable, "-c", start, "generate", str(picture), "--quality", "fast"],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": paths, "HF_HUB_OFFLINE": "1"},
         capture_output=True,
         text=True,
     )
-    assert done.returncode == 0, done.stderr
+    assert (done.returncode, done.stderr) == (0, "")
     where, caption = done.stdout.splitlines()
     assert Path(where).is_relative_to(site)
-    assert caption == captioner.load("mini").generate(picture).text
+    assert caption == captioner.load("mini").generate(picture, quality="fast").text
 
 
-def test_one_version_from_one_place(wheel: Path) -> None:
+def test_one_version_from_one_place(built: Path, wheel: Path) -> None:
     assert wheel.name.startswith(f"captioner-{captioner.__version__}-")
+    assert (built / f"captioner-{captioner.__version__}.tar.gz").is_file()
 
 
 def test_the_core_is_thin_and_every_extra_that_is_named_exists() -> None:
@@ -87,15 +110,3 @@ def test_the_core_is_thin_and_every_extra_that_is_named_exists() -> None:
     for package, extra in EXTRAS.items():
         assert package not in core
         assert extra in extras
-
-
-def test_a_caption_needs_none_of_the_extras(tmp_path: Path) -> None:
-    """None in sys.modules: to Python's import there is no such package."""
-    picture = ROOT / "examples" / "pictures" / "cat.jpg"
-    hidden = f"import sys; sys.modules.update(dict.fromkeys({list(EXTRAS)}))"
-    start = f"{hidden}; from captioner.__main__ import main; main()"
-    done = subprocess.run(
-        [sys.executable, "-c", start, "generate", str(picture)], cwd=tmp_path, capture_output=True, text=True
-    )
-    assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.strip() == captioner.load("mini").generate(picture).text

@@ -25,6 +25,7 @@ from tests.images.test_hostile_pictures import bad, good
 from tests.web.conftest import CAT, CAT_URL
 
 COUNT = int(os.environ.get("HOSTILE", "30"))
+SHORT = {"num_beams": "1", "num_candidates": "1", "max_new_tokens": "1"}
 GROWTH = 150_000_000
 """Bytes that the process may grow by; the allocator keeps what the largest picture took."""
 
@@ -42,7 +43,7 @@ def nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Itera
 
 
 def test_pictures_of_all_kinds(client: TestClient) -> None:
-    sound = [(name, content, {"num_beams": "1", "max_new_tokens": "1"}) for name, content in good().items()]
+    sound = [(name, content, SHORT) for name, content in good().items()]
     for name, content, settings in sound[:: max(1, 120 // COUNT)]:
         files = {"image": (name.encode("utf-8", "replace").decode(), content)}
         answer = client.post("/v1/generate", files=files, data=settings)
@@ -65,7 +66,7 @@ def test_damaged_pictures_do_not_make_it_grow(client: TestClient) -> None:
 
     def send(count: int) -> None:
         for _ in range(count):
-            settings = {"num_beams": "1", "max_new_tokens": "1"}
+            settings = SHORT
             answer = client.post("/v1/generate", files={"image": ("x.jpg", damaged())}, data=settings)
             assert answer.status_code in (200, 422)
 

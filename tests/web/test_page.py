@@ -25,6 +25,7 @@ from captioner.text.embedding import text_embedder
 from captioner.text.similarity import indel_ratio
 from captioner.web.routes import page as routes
 from tests.browser import CHROMIUM, Browser, Page
+from tests.web.conftest import Quick
 from tests.web.served import served
 
 PICTURES = Path(__file__).parents[2] / "examples" / "pictures"
@@ -38,7 +39,7 @@ in_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this ma
 @pytest.fixture(scope="module")
 def engine(tiny_checkpoint: Callable[[str], Path]) -> Iterator[Engine]:
     """mini, and a tiny BLIP that attends to regions."""
-    running = Engine(["mini", str(tiny_checkpoint("blip"))])
+    running = Quick(["mini", str(tiny_checkpoint("blip"))])
     running.start()
     running.wait_ready()
     yield running
@@ -91,7 +92,7 @@ def captioned(page: Page, count: int = 1) -> list[str]:
 @pytest.fixture(scope="module")
 def said() -> captioner.Prompt:
     """What the library says of the cat."""
-    return captioner.load("mini").generate(CAT)
+    return captioner.load("mini").generate(CAT, quality="fast")
 
 
 # --- Caption ---------------------------------------------------------------------------------------------------------
@@ -123,6 +124,7 @@ def test_settings_change_the_text_as_the_shown_command_does(
     page.fill("#set-do_sample", "false")
     assert page.run("document.querySelector('[data-setting=temperature]').hidden")
     page.fill("#set-num_beams", "2")
+    page.fill("#set-quality", "fast")
     page.fill("#set-prefix", "it's sks")
     page.fill("#set-forbid", "cute, kitten")
     page.click(".drawer .primary")
@@ -280,7 +282,9 @@ def test_two_texts_and_how_alike_they_are(page: Page) -> None:
 
 
 @in_browser
-def test_predictions_against_truth_and_model_against_model(page: Page, engine: Engine, tmp_path: Path) -> None:
+def test_predictions_against_truth_and_model_against_model(
+    page: Page, engine: Engine, said: captioner.Prompt, tmp_path: Path
+) -> None:
     rows = [("cat", "a cat"), ("coffee", "a cup of coffee"), ("lost", "nothing")]
     predicted = "".join(json.dumps({"file": f"out/{name}.png", "text": text}) + "\n" for name, text in rows)
     (tmp_path / "predicted.jsonl").write_text(predicted)
@@ -291,16 +295,16 @@ def test_predictions_against_truth_and_model_against_model(page: Page, engine: E
     page.drop(".side.left", [tmp_path / "predicted.jsonl"])
     page.drop(".side.right", [tmp_path / "truth.csv"])
     page.wait("document.querySelectorAll('.measured').length === 2")
-    said = "[...document.querySelectorAll('.marked[data-side={}] .said')].map((text) => text.textContent)"
-    assert page.run(said.format("left")) == ["a cat", "a cup of coffee"]  # the least alike first
-    assert page.run(said.format("right")) == ['a "cat", asleep', "a cup of coffee"]
+    shown = "[...document.querySelectorAll('.marked[data-side={}] .said')].map((text) => text.textContent)"
+    assert page.run(shown.format("left")) == ["a cat", "a cup of coffee"]  # the least alike first
+    assert page.run(shown.format("right")) == ['a "cat", asleep', "a cup of coffee"]
     assert page.text("#compare .status").endswith("without a partner of the same name: 1.")
     for side in ("left", "right"):
         page.click(f".side.{side} [data-kind=model]")
     page.drop("#compare", [CAT])
     page.wait("document.querySelector('.pair img') && document.querySelector('.marked .number')")
-    models = [captioner.load(name).generate(CAT).text for name in engine.models]
-    assert page.run(said.format("left")) + page.run(said.format("right")) == models
+    models = [said.text, captioner.load(engine.models[1]).generate(CAT).text]
+    assert page.run(shown.format("left")) + page.run(shown.format("right")) == models
 
 
 # --- every view ------------------------------------------------------------------------------------------------------

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import signal
+import socket
 import subprocess
 import sys
+import time
 import urllib.error
 from collections.abc import Iterator
 from pathlib import Path
@@ -117,12 +119,13 @@ def test_a_kill_loses_nothing_that_was_said_to_be_saved(photos: Path, tmp_path: 
     for number in range(MANY):
         picture(photos / f"{number}.png", number)
         (photos / f"{number}.txt").write_text(f"text of {number}\n")
-    command = [sys.executable, "-m", "captioner", "serve", str(photos), "--port", "0"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "captioner", "serve", str(photos), "--port", str(port)]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
         try:
-            said = process.stderr.readline()
-            api = said.split()[1].partition("#")[0] + "review/api/"
-            saved = edit_until_it_dies(api, process)
+            answers(port, process)  # before any model is loaded
+            saved = edit_until_it_dies(f"http://127.0.0.1:{port}/review/api/", process)
         finally:
             process.kill()
     assert len(saved) >= 20
@@ -135,6 +138,16 @@ def test_a_kill_loses_nothing_that_was_said_to_be_saved(photos: Path, tmp_path: 
             review.undo()
         review.flush()
         assert all((photos / f"{n}.txt").read_text() == f"text of {n}\n" for n in range(3, MANY))
+
+
+def answers(port: int, process: subprocess.Popen) -> None:
+    """Until it listens."""
+    while process.poll() is None:
+        try:
+            return socket.create_connection(("127.0.0.1", port)).close()
+        except ConnectionRefusedError:
+            time.sleep(0.01)
+    raise AssertionError("it has ended")
 
 
 def edit_until_it_dies(api: str, process: subprocess.Popen) -> dict[str, str]:

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from captioner.serving.engine import Engine
 from tests.browser import CHROMIUM, Browser, Page
 from tests.review.folders import picture, rows_of, write_rows
+from tests.web.conftest import Quick
 from tests.web.served import call, served
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine: the page's script was not run")
@@ -41,7 +41,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def address(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    engine = Engine(["mini"])
+    engine = Quick(["mini"])
     engine.start()
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv("CAPTIONER_CACHE", str(tmp_path_factory.mktemp("cache")))
@@ -278,7 +278,7 @@ def test_captioning_can_be_stopped(page: Page, photos: Path) -> None:
     page.click("[title='Caption the folder']")
     page.click("[value=shown] + span")
     page.click("dialog .primary")
-    page.wait("document.querySelector('.review-run progress')?.value > 4")
+    page.wait("document.querySelector('.review-run progress')?.value > 1")
     page.click(".review-run button")
     page.wait("document.querySelector('.toast')?.innerText.startsWith('Stopped: ')")
     assert page.run("document.querySelector('.review-run').hidden")

@@ -167,7 +167,7 @@ def process() -> Iterator[tuple[subprocess.Popen[str], str]]:
 
 def test_sigterm_finishes_what_runs_and_exits_0(process: tuple[subprocess.Popen[str], str]) -> None:
     started, address = process
-    body = b'{"image": "' + CAT_URL.encode() + b'", "num_beams": 16, "max_new_tokens": 40, "min_new_tokens": 30}'
+    body = b'{"image": "' + CAT_URL.encode() + b'", "num_beams": 16, "max_new_tokens": 25, "min_new_tokens": 25}'
     with connect(address) as connection:
         connection.sendall(b"POST /v1/generate HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(body))
         connection.sendall(body)

@@ -16,6 +16,7 @@ export const SETTINGS = [
   { name: "style", group: "Ask", label: "Style", needs: "style", kind: "choice", from: "styles", help: "Tags for SD 1.5, a sentence for SDXL, a paragraph for Flux." },
   { name: "mode", group: "Ask", label: "Mode", needs: "mode", kind: "choice", from: "modes" },
 
+  { name: "quality", group: "Search", label: "Quality", needs: "quality", kind: "choice", options: ["best", "fast"], words: { best: "Best", fast: "Fast" }, help: "Fast writes fewer texts and takes half the time." },
   { name: "num_candidates", group: "Search", label: "Candidates", own: "num_return_sequences", kind: "whole", min: 1, max: 64, help: "Texts made per picture, of which the best is chosen." },
   { name: "consensus", group: "Search", label: "Choose by consensus", kind: "yesno", own: "consensus", top: true, help: "The candidate nearest in meaning to all of them." },
   { name: "do_sample", group: "Search", label: "How", kind: "yesno", own: "do_sample", yes: "Sample", no: "Search", help: "Draw at random, or look for the likeliest." },
