@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import captioner
-from captioner.contracts import LoadOptions
+from captioner.contracts import PLAIN_REQUEST, LoadOptions
 from captioner.errors import BadImage, BadInput, MissingModel
 from captioner.pipeline import Captioner
 from captioner.run import questions
@@ -42,7 +42,7 @@ def mini() -> Captioner:
 
 
 def test_rows_are_those_of_generate(engine: Engine, mini: Captioner, photos: list[Picture]) -> None:
-    few = photos[:3]
+    few = photos[:2]
     expected = [questions.row_of(prompt) for prompt in mini.generate([photo.data for photo in few], batch_size=1)]
     rows = [future.result(60) for future in engine.submit_all(few, engine.ask())]
     for row, wanted, photo in zip(rows, expected, few, strict=True):
@@ -82,14 +82,14 @@ def test_a_picture_is_encoded_once_whatever_is_asked(engine: Engine, encoded: li
 
 
 def test_embeddings_are_those_of_embed(engine: Engine, mini: Captioner, photos: list[Picture]) -> None:
-    images = [photo.data for photo in photos[:2]]
+    images, fast = [photo.data for photo in photos[:2]], PLAIN_REQUEST.changed(quality="fast")
     for expected in (False, True):
-        ask = Ask("mini", wants="embedding", expected=expected)
+        ask = Ask("mini", fast, wants="embedding", expected=expected)
         rows = [future.result(60) for future in engine.submit_all(photos[:2], ask)]
         assert [set(row) for row in rows] == [{"file", "embedding"}] * 2
-        vectors = mini.embed(images, expected=expected)
+        vectors = mini.embed(images, fast, expected=expected)
         assert np.allclose([row["embedding"] for row in rows], vectors, atol=1e-4)
-    whole = engine.submit(photos[0], replace(engine.ask(), embed=True)).result(60)
+    whole = engine.submit(photos[0], replace(engine.ask(quality="fast"), embed=True)).result(60)
     assert np.allclose(whole["embedding"], mini.embed_texts([whole["text"]])[0], atol=1e-5)
 
 

@@ -121,10 +121,10 @@ def test_settings_change_the_text_as_the_shown_command_does(
     captioned(page)
     page.click(".work .open-settings")
     page.wait("document.querySelector('#set-num_candidates')?.placeholder")  # the model's own value
+    page.fill("#set-quality", "fast")
     page.fill("#set-do_sample", "false")
     assert page.run("document.querySelector('[data-setting=temperature]').hidden")
     page.fill("#set-num_beams", "2")
-    page.fill("#set-quality", "fast")
     page.fill("#set-prefix", "it's sks")
     page.fill("#set-forbid", "cute, kitten")
     page.click(".drawer .primary")

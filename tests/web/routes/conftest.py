@@ -49,6 +49,18 @@ def _online(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="session")
-def prompt() -> str:
+def said() -> captioner.Prompt:
     """What the command line says of the picture with --quality fast."""
-    return captioner.load("mini").generate(COFFEE, quality="fast").text
+    return captioner.load("mini").generate(COFFEE, quality="fast")
+
+
+@pytest.fixture(scope="session")
+def prompt(said: captioner.Prompt) -> str:
+    """Its text."""
+    return said.text
+
+
+@pytest.fixture(scope="session")
+def reason(said: captioner.Prompt) -> str:
+    """Why it ends, in OpenAI's words."""
+    return "stop" if said.candidates[0].finished else "length"
