@@ -46,18 +46,20 @@ def uneven(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
-def train(tiny_checkpoint: Callable[[str], Path], uneven: Path, tmp_path: Path):
-    """`train("blip", "out", "--max-steps", "2")` → the log, without dropout: each draw would differ."""
+@pytest.fixture(scope="module")
+def train(tiny_checkpoint: Callable[[str], Path], uneven: Path, tmp_path_factory: pytest.TempPathFactory):
+    """`train("blip", "--max-steps", "2")` → the log, and the folder in which the run lies."""
 
-    def run(name: str, out: str, *more: str) -> list[dict]:
+    def run(name: str, *more: str) -> tuple[list[dict], Path]:
         module, options = TRAINERS[name]
-        folder = tmp_path / out
+        folder = tmp_path_factory.mktemp(name) / "out"
         where = ["--data", str(uneven), "--validation", str(uneven), "--out", str(folder)]
         steps = ["--samples", "0", "--log-every", "1", "--batch-size", "8", "--max-steps", "2", "--eval-every", "2"]
-        module.main([*where, *steps, *(placed(option) for option in options), *more])
+        with pytest.MonkeyPatch.context() as patch:  # each draw of a dropout would differ
+            patch.setattr(torch.nn.functional, "dropout", lambda x, *_, **__: x)
+            module.main([*where, *steps, *(placed(option) for option in options), *more])
         state = json.loads((newest_whole(folder) / "trainer_state.json").read_text())
-        return [entry for entry in state["log_history"] if "loss" in entry]
+        return [entry for entry in state["log_history"] if "loss" in entry], folder
 
     def placed(option: str) -> str:
         family, _, below = option.partition("/")
@@ -66,9 +68,10 @@ def train(tiny_checkpoint: Callable[[str], Path], uneven: Path, tmp_path: Path):
     return run
 
 
-@pytest.fixture
-def _no_dropout(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.nn.functional, "dropout", lambda x, *_, **__: x)
+@pytest.fixture(scope="module", params=TRAINERS)
+def plain(train, request: pytest.FixtureRequest) -> tuple[str, list[dict]]:
+    """Each trainer's name, and the log of its plain run, with which the others are compared."""
+    return request.param, train(request.param)[0]
 
 
 def same(one: list[dict], other: list[dict], tolerance: float = 1e-4) -> None:
@@ -78,42 +81,42 @@ def same(one: list[dict], other: list[dict], tolerance: float = 1e-4) -> None:
         torch.testing.assert_close(*seen, rtol=tolerance, atol=1e-6)
 
 
-@pytest.mark.usefixtures("_no_dropout")
-@pytest.mark.parametrize("name", TRAINERS)
-def test_one_large_batch_equals_many_small_ones(train, name: str) -> None:
-    many = train(name, "many", "--batch-size", "1", "--accumulate", "8")
-    same(train(name, "one"), many)
+def test_one_large_batch_equals_many_small_ones(train, plain: tuple[str, list[dict]]) -> None:
+    name, log = plain
+    same(train(name, "--batch-size", "1", "--accumulate", "8")[0], log)
 
 
-@pytest.mark.parametrize("name", TRAINERS)
-def test_gradient_checkpointing_changes_no_loss(train, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gradient_checkpointing_changes_no_loss(
+    train, plain: tuple[str, list[dict]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, log = plain
     if name in ("resnet-lstm", "resnet-lstm-words"):
         with pytest.raises(BadInput, match="--gradient-checkpointing is for transformer layers"):
-            train(name, "frugal", "--gradient-checkpointing")
+            train(name, "--gradient-checkpointing")
         return
     again = Mock(side_effect=checkpoint)
     monkeypatch.setattr("transformers.modeling_utils.checkpoint", again)
-    frugal = train(name, "frugal", "--gradient-checkpointing")
+    same(train(name, "--gradient-checkpointing")[0], log)
     assert again.called
-    same(train(name, "plain"), frugal)
 
 
-@pytest.mark.parametrize("name", TRAINERS)
-def test_bf16_is_near_fp32(train, name: str) -> None:
-    whole, half = ([entry["loss"] for entry in train(name, p, "--precision", p)] for p in ("fp32", "bf16"))
+def test_bf16_is_near_fp32(train, plain: tuple[str, list[dict]]) -> None:
+    name, log = plain
+    whole, half = ([entry["loss"] for entry in of] for of in (log, train(name, "--precision", "bf16")[0]))
     assert whole != half
     np.testing.assert_allclose(whole, half, rtol=0.05)
 
 
 @pytest.mark.parametrize("optimizer", ["adamw-8bit", "adamw-paged", "adamw-8bit-paged"])
-def test_optimizers_of_bitsandbytes(train, tmp_path: Path, optimizer: str) -> None:
-    log = train("resnet-lstm", "run", "--optimizer", optimizer, "--max-steps", "8", "--eval-every", "8", "--lr", "3e-3")
+def test_optimizers_of_bitsandbytes(train, optimizer: str) -> None:
+    steps = ["--max-steps", "8", "--eval-every", "8", "--lr", "3e-3"]
+    log, folder = train("resnet-lstm", "--optimizer", optimizer, *steps)
     assert log[-1]["loss"] < 0.9 * log[0]["loss"]
-    kept = torch.load(newest_whole(tmp_path / "run") / "optimizer.pt", weights_only=True)["state"].values()
+    kept = torch.load(newest_whole(folder) / "optimizer.pt", weights_only=True)["state"].values()
     kept = [state.get("__bnb_optimizer_quant_state__", state) for state in kept]
     assert any("qmap1" in state for state in kept) == ("8bit" in optimizer)
 
 
 def test_compiled_it_learns_the_same(train, tmp_path: Path) -> None:
     head = ["--freeze", "backbone", "--cache-features", str(tmp_path / "features")]  # as little as can be compiled
-    same(train("direct", "plain", *head), train("direct", "fast", *head, "--compile"))
+    same(train("direct", *head)[0], train("direct", *head, "--compile")[0])

@@ -46,10 +46,10 @@ def said_back(pairs: Path, model: Path) -> int:
 
 @pytest.fixture
 def few_pairs(pairs: Path, tmp_path: Path) -> Path:
-    """The first eight pairs: as good a task to overfit, in half the time."""
+    """The first four pairs: as good a task to overfit, in a quarter of the time."""
     folder = tmp_path / "few"
     folder.mkdir()
-    lines = (pairs / "metadata.jsonl").read_text().splitlines(keepends=True)[:8]
+    lines = (pairs / "metadata.jsonl").read_text().splitlines(keepends=True)[:4]
     (folder / "metadata.jsonl").write_text("".join(lines))
     for line in lines:
         name = json.loads(line)["file_name"]
@@ -59,26 +59,26 @@ def few_pairs(pairs: Path, tmp_path: Path) -> Path:
 
 def test_clip_prefix(towers: Path, few_pairs: Path, tmp_path: Path) -> None:
     parts = ["--weights", str(towers / "clip"), "--language-model", str(towers / "gpt2"), "--prefix-length", "4"]
-    learn = ["--max-steps", "200", "--eval-every", "200", "--lr", "5e-3", "--freeze", "none"]
+    learn = ["--max-steps", "120", "--eval-every", "120", "--lr", "5e-3", "--freeze", "none"]
     clip_prefix.main(shared(few_pairs, tmp_path / "run", *parts, *learn))
     assert losses(tmp_path / "run")[-1] < 0.1
-    assert said_back(few_pairs, tmp_path / "run") >= 7
+    assert said_back(few_pairs, tmp_path / "run") == 4
 
 
 def test_resnet_lstm(towers: Path, few_pairs: Path, tmp_path: Path) -> None:
     parts = ["--weights", str(towers / "resnet"), "--vocabulary-size", "300", "--hidden-size", "64"]
-    learn = ["--max-steps", "200", "--eval-every", "200", "--lr", "5e-3", "--freeze", "none"]
+    learn = ["--max-steps", "120", "--eval-every", "120", "--lr", "5e-3", "--freeze", "none"]
     resnet_lstm.main(shared(few_pairs, tmp_path / "run", *parts, *learn))
     assert losses(tmp_path / "run")[-1] < 0.2
-    assert said_back(few_pairs, tmp_path / "run") >= 7
+    assert said_back(few_pairs, tmp_path / "run") == 4
 
 
 def test_resnet_lstm_gpt2(towers: Path, few_pairs: Path, tmp_path: Path) -> None:
     parts = ["--gpt2", "--weights", str(towers / "resnet"), "--language-model", str(towers / "gpt2")]
-    learn = ["--max-steps", "200", "--eval-every", "200", "--lr", "5e-3", "--freeze", "none"]
+    learn = ["--max-steps", "120", "--eval-every", "120", "--lr", "5e-3", "--freeze", "none"]
     resnet_lstm.main(shared(few_pairs, tmp_path / "run", *parts, *learn))
     assert losses(tmp_path / "run")[-1] < 0.3
-    assert said_back(few_pairs, tmp_path / "run") >= 6
+    assert said_back(few_pairs, tmp_path / "run") == 4
 
 
 def test_ofa(tiny_checkpoint: Callable[[str], Path], pairs: Path, tmp_path: Path) -> None:
