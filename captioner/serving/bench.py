@@ -150,7 +150,11 @@ class Bench:
         for key, value in zip(keys, opened, strict=True):
             if isinstance(value, Remembered):
                 known[key] = value
-            elif key not in new:
+            elif key in known or key in new:
+                continue
+            elif (kept := self.memories.get(key, counted=False)) is not None:  # encoded since it was opened
+                known[key] = kept
+            else:
                 new[key] = _pixels(speaker, value) if isinstance(value, Image) else value
         new = {key: pixels for key, pixels in new.items() if key not in known}
         if new:

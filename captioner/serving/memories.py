@@ -31,14 +31,15 @@ class Memories:
         self._kept: OrderedDict[Hashable, Remembered] = OrderedDict()
         self._lock = threading.Lock()
 
-    def get(self, key: Hashable) -> Remembered | None:
+    def get(self, key: Hashable, counted: bool = True) -> Remembered | None:
         """One that is kept."""
         with self._lock:
-            if (memory := self._kept.get(key)) is None:
-                self.misses += 1
-                return None
-            self.hits += 1
-            self._kept.move_to_end(key)
+            memory = self._kept.get(key)
+            if memory is not None:
+                self._kept.move_to_end(key)
+            if counted:
+                self.hits += memory is not None
+                self.misses += memory is None
             return memory
 
     def keep(self, key: Hashable, memory: Remembered) -> None:

@@ -81,6 +81,16 @@ def test_a_picture_is_encoded_once_whatever_is_asked(engine: Engine, encoded: li
     assert sum(encoded) == 3  # by content, not by name
 
 
+def test_what_was_opened_before_it_was_encoded_is_not_encoded_again(
+    engine: Engine, encoded: list[int], photos: list[Picture]
+) -> None:
+    bench, ask = engine.benches[0], engine.ask(num_beams=1, max_new_tokens=3, num_candidates=1)
+    opened = [bench.open(ask, photos[0], lambda size: None).value for _ in range(2)]
+    first, second = (bench.answer_pictures([ask], photos[:1], [value]) for value in opened)
+    assert first == second
+    assert encoded == [1]
+
+
 def test_embeddings_are_those_of_embed(engine: Engine, mini: Captioner, photos: list[Picture]) -> None:
     images, fast = [photo.data for photo in photos[:2]], PLAIN_REQUEST.changed(quality="fast")
     for expected in (False, True):
