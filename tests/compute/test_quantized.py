@@ -20,63 +20,48 @@ def python(code: str, *arguments: str) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
 
 
-def test_an_adapter_is_trained_and_used_without_bitsandbytes(tiny_checkpoint, pairs: Path, tmp_path: Path) -> None:
+def test_only_what_is_quantized_takes_bitsandbytes_along(tiny_checkpoint, pairs: Path, tmp_path: Path) -> None:
+    """One process, since what is imported stays: another embedder, an adapter, and at last quantized weights."""
+    code = """
+import sys
+from captioner.text import embedding
+base, data, out, empty = sys.argv[1:]
+try:
+    embedding.foreign(empty)
+except embedding.MissingModel:
+    print("asked", "sentence_transformers" in sys.modules, "bitsandbytes" in sys.modules)
+
+from training import blip
+plain, quantized = ([*options, "--base", base, "--data", data, "--max-steps", "1", "--samples", "2"]
+                    for options in (["--lora"], ["--qlora", "4bit"]))
+blip.main([*plain, "--out", f"{out}/plain"])
+import captioner
+captioner.load(f"{out}/plain", device="cpu").generate([f"{data}/0.png"])
+assert "bitsandbytes" not in sys.modules
+from transformers.utils import is_bitsandbytes_available
+assert is_bitsandbytes_available()  # it is there for whoever needs it
+
+blip.main([*quantized, "--out", f"{out}/quantized"])
+assert "bitsandbytes" in sys.modules
+"""
+    (tmp_path / "empty").mkdir()
+    done = python(code, str(tiny_checkpoint("blip")), str(pairs), str(tmp_path), str(tmp_path / "empty"))
+    assert done.returncode == 0, done.stderr
+    assert "asked True False" in done.stdout
+    assert not [word for word in NOISE if word in done.stderr]
+
+
+def test_an_optimizer_of_bitsandbytes_says_nothing_either(tiny_checkpoint, pairs: Path, tmp_path: Path) -> None:
     code = """
 import sys
 from training import blip
 base, data, out = sys.argv[1:]
-blip.main(["--base", base, "--data", data, "--out", out, "--lora", "--max-steps", "1", "--samples", "2"])
-import captioner
-captioner.load(out, device="cpu").generate([data + "/0.png"])
-assert "bitsandbytes" not in sys.modules
-from transformers.utils import is_bitsandbytes_available
-assert is_bitsandbytes_available()  # it is there for whoever needs it
-"""
-    done = python(code, str(tiny_checkpoint("blip")), str(pairs), str(tmp_path / "run"))
-    assert done.returncode == 0, done.stderr
-    assert not [word for word in NOISE if word in done.stderr]
-
-
-@pytest.mark.parametrize("options", ["'--qlora', '8bit'", "'--optimizer', 'adamw-8bit-paged'"])
-def test_what_is_quantized_says_nothing_either(tiny_checkpoint, pairs: Path, tmp_path: Path, options: str) -> None:
-    code = f"""
-import sys
-from training import blip
-base, data, out = sys.argv[1:]
-blip.main(["--base", base, "--data", data, "--out", out, {options}, "--max-steps", "2", "--samples", "2"])
+blip.main(["--base", base, "--data", data, "--out", out, "--optimizer", "adamw-8bit-paged", "--max-steps", "2"])
 assert "bitsandbytes" in sys.modules
 """
     done = python(code, str(tiny_checkpoint("blip")), str(pairs), str(tmp_path / "run"))
     assert done.returncode == 0, done.stderr
     assert not [word for word in NOISE if word in done.stderr]
-
-
-def test_first_without_then_with(tiny_checkpoint, pairs: Path, tmp_path: Path) -> None:
-    """One process may adapt plain weights first and quantized ones later."""
-    code = """
-import sys
-from training import blip
-base, data, out = sys.argv[1:]
-for number, options in enumerate((["--lora"], ["--qlora", "4bit"])):
-    where = ["--base", base, "--data", data, "--out", f"{out}{number}"]
-    blip.main([*where, "--max-steps", "1", "--samples", "0", *options])
-"""
-    done = python(code, str(tiny_checkpoint("blip")), str(pairs), str(tmp_path / "run"))
-    assert done.returncode == 0, done.stderr
-
-
-def test_another_embedder_without_bitsandbytes(tmp_path: Path) -> None:
-    code = """
-import sys
-from captioner.text import embedding
-try:
-    embedding.foreign(sys.argv[1])
-except embedding.MissingModel:
-    print("asked", "sentence_transformers" in sys.modules, "bitsandbytes" in sys.modules)
-"""
-    (tmp_path / "empty").mkdir()
-    done = python(code, str(tmp_path / "empty"))
-    assert done.stdout.split() == ["asked", "True", "False"], done.stderr
 
 
 def test_a_merged_model_is_whole_or_not_there(
