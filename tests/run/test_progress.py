@@ -38,11 +38,11 @@ def photos(tmp_path: Path) -> Path:
 
 
 def test_one_picture_says_what_is_loaded_and_takes_it_back(photos: Path) -> None:
-    out, seen = on_terminal("generate", photos / "0.png", "-m", "mini")
+    out, seen = on_terminal("generate", photos / "0.png", "-m", "mini", "--quality", "fast")
     note = "loading mini …"
     assert out.strip()
     assert seen == f"{note}\r{' ' * len(note)}\r"
-    assert on_terminal("generate", photos / "0.png", "-m", "mini", "--quiet")[1] == ""
+    assert on_terminal("generate", photos / "0.png", "-m", "mini", "--quality", "fast", "--quiet")[1] == ""
 
 
 def test_the_bar_says_it_too(photos: Path) -> None:
