@@ -51,10 +51,13 @@ class Answer:
     """`[d]`: the embedding of the text, or the one predicted directly."""
     seconds: float | None
     """Time the model took for this picture; None: nobody measured."""
+    precision: str | None = None
+    """In which the model computed; None: nobody told."""
 
     def line(self) -> str:
         packed = base64.b64encode(np.asarray(self.vector, dtype="<f4").tobytes()).decode()
-        return json.dumps({"id": self.id, "text": self.text, "seconds": self.seconds, "vector": packed}) + "\n"
+        about = {"id": self.id, "text": self.text, "seconds": self.seconds, "precision": self.precision}
+        return json.dumps({**about, "vector": packed}) + "\n"
 
     @classmethod
     def parse(cls, line: str) -> Answer:
@@ -63,13 +66,14 @@ class Answer:
         if not isinstance(row, dict) or not all(isinstance(row.get(key), kinds) for key, kinds in _KINDS.items()):
             raise ValueError("no answer")
         vector = np.frombuffer(base64.b64decode(row["vector"], validate=True), dtype="<f4")
-        return cls(row["id"], row["text"], vector, row["seconds"])
+        return cls(row["id"], row["text"], vector, row["seconds"], row.get("precision"))
 
 
 _KINDS: dict[str, tuple[type, ...]] = {
     "id": (str,),
     "text": (str, type(None)),
     "seconds": (int, float, type(None)),
+    "precision": (str, type(None)),
     "vector": (str,),
 }
 
@@ -181,6 +185,11 @@ class Answered:
     def images_per_second(self) -> float | None:
         seconds = [answer.seconds for answer in self.answers if answer.seconds is not None]
         return len(seconds) / sum(seconds) if seconds and len(seconds) == len(self.answers) else None
+
+    @property
+    def precision(self) -> str | None:
+        """In which the model computed: both, where a run began in one and went on in another."""
+        return " and ".join(sorted({answer.precision for answer in self.answers if answer.precision})) or None
 
 
 Step = TypeVar("Step")
@@ -317,16 +326,17 @@ def _ask_batch(
     model: Model, images: list[Image], ids: list[str], embed_texts: TextEmbedder, asked: contracts.Request
 ) -> list[Answer]:
     start = time.perf_counter()
-    texts: list[str | None]
-    if model.speaks:
-        written = [prompt.text for prompt in model.generate(images, asked, batch_size=len(images))]
-        texts = [*written]
-        seconds = time.perf_counter() - start  # the evaluation's own embedding of texts is no part of it
-        vectors = embed_texts(written)
-    else:
-        texts, vectors = [None] * len(images), model.embed(images, batch_size=len(images))
-        seconds = time.perf_counter() - start
-    return [Answer(i, text, vector, seconds / len(images)) for i, text, vector in zip(ids, texts, vectors, strict=True)]
+    if not model.speaks:
+        vectors = model.embed(images, batch_size=len(images))
+        seconds = (time.perf_counter() - start) / len(images)
+        return [Answer(id_, None, vector, seconds) for id_, vector in zip(ids, vectors, strict=True)]
+    prompts = model.generate(images, asked, batch_size=len(images))
+    seconds = (time.perf_counter() - start) / len(images)  # the evaluation's own embedding of texts is no part of it
+    vectors = embed_texts([prompt.text for prompt in prompts])
+    return [
+        Answer(id_, prompt.text, vector, seconds, prompt.precision)
+        for id_, prompt, vector in zip(ids, prompts, vectors, strict=True)
+    ]
 
 
 def _was_begun(file: Path, header: Mapping[str, object]) -> bool:

@@ -127,6 +127,7 @@ def _row_of(one: Answered, pairs: Pairs) -> ModelRow:
     row["weights"] = one.weights
     row["load_seconds"] = one.load_seconds
     row["images_per_second"] = one.images_per_second
+    row["precision"] = one.precision
     row["warning"] = one.warning
     if one.failure is not None or one.weights is None:
         return row

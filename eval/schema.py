@@ -116,6 +116,8 @@ class ModelRow(TypedDict):
     """sha256 of its files."""
     load_seconds: float | None
     images_per_second: float | None
+    precision: str | None
+    """In which it computed, where it tells."""
     distinct: float | None
     """Share of different texts."""
     trained_on: list[str]

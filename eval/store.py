@@ -149,6 +149,7 @@ def model_row(label: str, distinct: float | None = None) -> ModelRow:
         "weights": None,
         "load_seconds": None,
         "images_per_second": None,
+        "precision": None,
         "distinct": distinct,
         "trained_on": [],
         "warning": None,

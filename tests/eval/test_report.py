@@ -84,6 +84,8 @@ def test_a_whole_report(pictures: Path, tmp_path: Path, tiny_checkpoint) -> None
     assert rows["truth"]["distinct"] == pytest.approx(4 / 12)
     assert rows["constant"]["figures"]["cosine"]["n"] == 10
     assert rows["blip"]["images_per_second"] > 0
+    assert rows["blip"]["precision"] == "fp32"
+    assert "computed in fp32" in (tmp_path / "out" / "report.html").read_text()
     assert rows["vit"]["figures"]["cosine"]["n"] == 12
     for metric in ("levenshtein_ratio", "bleu4", "cider_d", "length"):
         assert rows["vit"]["figures"][metric]["n"] == 0
