@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
+from safetensors import safe_open
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -49,17 +49,19 @@ class Bert(nn.Module):
 
     def __init__(self, folder: Path, heads: int = 12, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
-        weights = {key: tensor.to(dtype) for key, tensor in load_file(folder / "model.safetensors").items()}
-        self.words = weights["embeddings.word_embeddings.weight"]
-        first_segment = weights["embeddings.token_type_embeddings.weight"][0]
-        self.positions = weights["embeddings.position_embeddings.weight"] + first_segment
-        self.first_norm = norm(weights, "embeddings.LayerNorm")
+        file = folder / "model.safetensors"
+        embeddings = _below(file, "embeddings.", dtype)
+        self.words = embeddings["word_embeddings.weight"]
+        first_segment = embeddings["token_type_embeddings.weight"][0]
+        self.positions = embeddings["position_embeddings.weight"] + first_segment
+        self.first_norm = norm(embeddings, "LayerNorm")
         self.layers = nn.ModuleList()
-        while layer := _below(weights, f"encoder.layer.{len(self.layers)}."):
-            self.layers.append(Layer(layer, heads))
+        while weights := _below(file, f"encoder.layer.{len(self.layers)}.", dtype):
+            layer = Layer(weights, heads).eval().requires_grad_(False)
+            if dtype == torch.float32:
+                compute.pack(layer)
+            self.layers.append(layer)
         self.eval().requires_grad_(False)
-        if dtype == torch.float32:
-            compute.pack(self)
 
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
         mask = mask.bool()
@@ -86,6 +88,12 @@ def norm(weights: dict[str, Tensor], name: str) -> nn.LayerNorm:
     return layer
 
 
-def _below(weights: dict[str, Tensor], start: str) -> dict[str, Tensor]:
-    """The weights whose names begin so, under the rest of their names."""
-    return {key.removeprefix(start): tensor for key, tensor in weights.items() if key.startswith(start)}
+def _below(file: Path, start: str, dtype: torch.dtype) -> dict[str, Tensor]:
+    """The weights whose names begin so, under the rest of their names.
+
+    Matrices lie in the mapped file, every part's in a mapping of its own: what is packed gives its pages back, and of
+    the words only those that are looked up are read.
+    """
+    with safe_open(file, "pt") as weights:
+        parts = {key: weights.get_tensor(key).to(dtype) for key in weights.keys() if key.startswith(start)}  # noqa: SIM118
+    return {key.removeprefix(start): part if part.ndim > 1 else part.clone() for key, part in parts.items()}

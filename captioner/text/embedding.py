@@ -22,14 +22,18 @@ TextEmbedder = Callable[[Sequence[str]], np.ndarray]
 """list of n texts → float32 [n, d], each row of length 1."""
 
 
-@lru_cache(maxsize=2)
 def text_embedder(name: str | None = None, precision: str = "fp32") -> TextEmbedder:
     """The packaged MiniLM-L6, or by name any sentence-transformers model (folder or Hub id).
 
     precision "bf16" is three times as fast on CPUs that have it and moves cosines by less than 0.01: right for
     preparing training data, wrong for scoring.
     """
-    if name in MINILM:
+    return _loaded(None if name in MINILM else name, precision)  # MiniLM by all its names is in memory once
+
+
+@lru_cache(maxsize=2)
+def _loaded(name: str | None, precision: str) -> TextEmbedder:
+    if name is None:
         from captioner.text.minilm import MiniLM
 
         return MiniLM(precision)

@@ -8,7 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from captioner.compute.packed import has_avx512
 from captioner.errors import MissingModel
+from captioner.text.bert import Bert
 from captioner.text.embedding import suits, text_embedder
 from captioner.text.minilm import packaged_minilm
 
@@ -85,3 +87,19 @@ def test_one_embedder_has_several_names() -> None:
     assert suits("mpnet", "mpnet")
     assert suits("sentence-transformers/all-MiniLM-L6-v2", "all-MiniLM-L6-v2")
     assert not suits("mpnet", "all-MiniLM-L6-v2")
+
+
+def test_minilm_is_in_memory_once_and_what_is_packed_is_not_mapped_as_well() -> None:
+    assert text_embedder("all-MiniLM-L6-v2") is text_embedder()
+    if not has_avx512() or not Path("/proc/self/maps").exists():
+        pytest.skip("small layers are packed with AVX-512, mappings are told by Linux")
+    before = mapped()
+    bert = Bert(packaged_minilm())
+    assert mapped() - before == 1  # of the words
+    assert bert.words.shape == (30522, 384)
+
+
+def mapped() -> int:
+    """How often the weights lie in this process's memory as a file."""
+    file = str(packaged_minilm() / "model.safetensors")
+    return Path("/proc/self/maps").read_text().count(file)
