@@ -108,6 +108,8 @@ class Review:
         self.rows: dict[str, Row] = {}
         self.sidecars = Sidecars()
         self.tables: list[Table] = []
+        self.unread: list[str] = []
+        """Tables of kinds that are not read here."""
         self.journal = Journal(self.root)
         self.writer = Writer(self.lock, self.journal, self._theirs)
         try:
@@ -162,7 +164,8 @@ class Review:
                 except BadImage as error:
                     row.problem = str(error)
 
-    def _look_at_tables(self, files: Iterable[Path]) -> None:
+    def _look_at_tables(self, files: Sequence[Path]) -> None:
+        self.unread = sorted(path.name for path in files if path.suffix in (".csv", ".parquet"))
         known = {table.path: table for table in self.tables}
         tables = []
         for path in files:

@@ -238,6 +238,26 @@ def test_what_a_file_carries_is_shown_as_text(page: Page, tmp_path: Path) -> Non
 
 
 @in_browser
+def test_similar_pictures_are_shown_where_the_server_may(
+    browser: Browser, address: str, engine: Engine, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "index.json").write_text(json.dumps({"data": [str(folder), str(folder.parent)]}))
+    found = [{"picture": name, "prompt": HOSTILE, "similarity": 0.5} for name in ("more/coffee.jpg", "outside.jpg")]
+    monkeypatch.setattr(engine, "index", tmp_path)
+    monkeypatch.setattr(engine.benches[0], "similar", lambda images, count: [{"similar": found} for _ in images])
+    tab = opened(browser, address)
+    tab.drop("#caption", [CAT])
+    captioned(tab)
+    tab.click(".chip[data-panel=similar]")
+    tab.wait("document.querySelector('.similar img')?.naturalWidth > 0")
+    assert tab.run("document.querySelectorAll('.similar img').length") == 1
+    assert tab.run("document.querySelectorAll('.similar li').length") == 2
+    assert tab.text(".similar .said") == HOSTILE
+    assert tab.errors == []
+    tab.close()
+
+
+@in_browser
 def test_where_a_model_looked_and_the_servers_own_folder(page: Page, engine: Engine) -> None:
     page.click(".dropzone .from-root")
     page.click(".subfolder")
@@ -364,11 +384,20 @@ def test_every_control_has_a_name_and_every_picture_its_words(page: Page) -> Non
 
 @in_browser
 def test_a_server_with_a_key(browser: Browser, engine: Engine) -> None:
+    """The browser asks for it as for any password; where it does not send it on, the page asks and remembers it."""
     with served(None, engine, api_key="a secret") as address:
         tab = opened(browser, address.replace("//", "//anyone:a%20secret@") + "/")
+        tab.run("window.fetch = ((real) => (path, how) => real(path, { ...how, credentials: 'omit' }))(window.fetch)")
         tab.drop("#caption", [CAT])
+        tab.wait("document.querySelector('dialog.ask[open] #key')")
+        tab.fill("#key", "wrong")
+        tab.click("dialog.ask .primary")
+        tab.wait("document.querySelectorAll('dialog.ask[open]').length === 1 && !document.querySelector('#key').value")
+        tab.fill("#key", "a secret")
+        tab.click("dialog.ask .primary")
         captioned(tab)
-        assert tab.errors == []
+        assert tab.run("localStorage.getItem('captioner.key')") == "a secret"
+        assert all("401 (Unauthorized)" in error for error in tab.errors)
         tab.close()
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 from collections.abc import Iterator
@@ -16,6 +18,7 @@ import pytest
 
 from captioner.review import Review
 from captioner.serving.engine import Engine
+from captioner.web.captioning import Captioning
 from tests.review.folders import picture, snapshot, write_rows
 from tests.web.served import call, refusal, served
 
@@ -100,6 +103,50 @@ def test_what_is_refused(api: str, photos: Path) -> None:
     assert call(api + "view", {"filter": "is:failed"})["names"] == ["broken.png"]
     (photos / "broken.png").unlink()
     assert snapshot(photos) == before
+
+
+def test_captioning_goes_on_without_a_page(api: str, photos: Path, idle: Engine) -> None:
+    before = snapshot(photos)
+    assert call(api + "captioning") == {"total": 0, "over": True}
+    assert refusal(api + "caption", {"names": ["../x.png"]})[0] == 404
+    assert refusal(api + "caption", {"names": ["1.png"], "model": "blip"})[0] == 404
+    assert call(api + "caption", {"names": ["1.png", "2.png"]})["total"] == 2
+    assert refusal(api + "caption", {"names": ["1.png"]})[0] == 409
+    assert call(api + "captioning")["over"] is False  # no model has been loaded: they wait
+    call(api + "stop", {})  # which comes before, while or after they are read
+    told = call(api + "captioning")
+    assert (told["stopped"], told["over"], told["done"], told["rows"]) == (True, True, 0, [])
+    assert snapshot(photos) == before
+
+
+def test_a_stop_while_pictures_are_being_read(photos: Path, idle: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    stopped = threading.Event()
+    with Review(photos) as review:
+        read = review.content
+        monkeypatch.setattr(review, "content", lambda name: read(name) if stopped.wait(20) else b"")
+
+        async def ended() -> dict:
+            run = Captioning(review, idle, ["0.png", "1.png"], idle.ask())
+            run.start()
+            await asyncio.sleep(0.02)
+            run.stop()
+            stopped.set()
+            await asyncio.wait_for(run.end(), 20)
+            return run.state()
+
+        assert asyncio.run(ended()) == {
+            "total": 2,
+            "done": 0,
+            "failed": 0,
+            "stopped": True,
+            "over": True,
+            "changed": [],
+        }
+
+
+def test_tables_that_are_not_read_are_named(api: str, photos: Path) -> None:
+    (photos / "texts.csv").write_text("file,text\n0.png,a cat\n")
+    assert call(api + "look-again", {})["unread"] == ["texts.csv"]
 
 
 def test_without_a_folder_there_is_no_review(idle: Engine) -> None:

@@ -279,6 +279,8 @@ def test_captioning_can_be_stopped(page: Page, photos: Path) -> None:
     page.click("[value=shown] + span")
     page.click("dialog .primary")
     page.wait("document.querySelector('.review-run progress')?.value > 1")
+    page.run("location.reload()")  # the server goes on, and the page finds it
+    page.wait("document.querySelector('.review-run:not([hidden]) progress')?.value > 1")
     page.click(".review-run button")
     page.wait("document.querySelector('.toast')?.innerText.startsWith('Stopped: ')")
     assert page.run("document.querySelector('.review-run').hidden")

@@ -22,12 +22,14 @@ from starlette.concurrency import run_in_threadpool
 
 from captioner.contracts import MODES, Attentive
 from captioner.errors import BadImage, BadInput, printable
+from captioner.files.json import read_object
 from captioner.images import EXTENSIONS, open_image
 from captioner.sinks.row import Row, to_json
 from captioner.sinks.table import write_csv_rows
 from captioner.styles import STYLES
 from captioner.text.length import clip_tokens
 from captioner.text.similarity import likeness
+from captioner.web.captioning import AT_ONCE
 from captioner.web.context import Context, one
 from captioner.web.inputs import inside
 
@@ -39,9 +41,6 @@ MOST_LISTED = 5000
 """Pictures of one folder that are shown to be picked from."""
 SMALL = 256
 """Pixels of the longest side of a picture in the list."""
-AT_ONCE = 8
-"""Pictures that the page asks about at the same time: enough to fill a batch."""
-
 Text = Annotated[str, Field(max_length=MOST_LETTERS)]
 
 
@@ -79,6 +78,12 @@ class Download(BaseModel):
     rows: Annotated[list[Written], Field(min_length=1, max_length=100_000)]
 
 
+class Near(BaseModel):
+    """Pictures as an index names them."""
+
+    pictures: Annotated[list[Annotated[str, Field(max_length=4000)]], Field(max_length=100)]
+
+
 def router(context: Context) -> APIRouter:
     """The routes of this module."""
     routes = APIRouter(prefix="/page", include_in_schema=False)
@@ -108,6 +113,14 @@ def router(context: Context) -> APIRouter:
         }[asked.kind]
         rows = [row.model_dump() for row in asked.rows]
         return Response(await run_in_threadpool(make, rows), media_type=kind)
+
+    @routes.post("/near")
+    async def near(asked: Near) -> Any:
+        """Which of an index's pictures lie in the server's folder, so that they can be shown."""
+        index = engine.index
+        if index is None or settings.root is None:
+            return {"paths": [None] * len(asked.pictures)}
+        return {"paths": await run_in_threadpool(shown, root(), index, asked.pictures)}
 
     @routes.get("/folder")
     async def folder(path: str = "") -> Any:
@@ -224,6 +237,22 @@ def _inside(root: Path, path: str) -> Path:
     if target is None or any(part.startswith(".") for part in target.relative_to(root).parts):
         raise BadInput(f"There is no {printable(path)!r} in the server's folder.")
     return target
+
+
+def shown(root: Path, index: Path, pictures: Sequence[str]) -> list[str | None]:
+    """The paths below the root of pictures that an index names as its data's folders do; None: it lies elsewhere."""
+    named = [Path(name) for name in read_object(index / "index.json").get("data", [])]
+    folders = [folder.absolute() for folder in named if folder.is_dir()]
+
+    def path_of(picture: str) -> str | None:
+        for folder in folders:
+            try:
+                return picture_inside(root, str(folder / picture)).relative_to(root).as_posix()
+            except BadInput:
+                continue
+        return None
+
+    return [path_of(picture) for picture in pictures]
 
 
 def thumbnail(picture: Path) -> bytes:

@@ -23,6 +23,7 @@ from captioner.errors import BadInput, BadOutput
 from captioner.review import BadFilter, BadPattern, Conflict, Review, Row, Scope, Unknown, operations
 from captioner.serving.engine import Picture
 from captioner.text.length import clip_length
+from captioner.web.captioning import Captioning
 from captioner.web.context import Context
 from captioner.web.errors import one_line
 
@@ -90,6 +91,13 @@ class Count(Strict):
     """A text that is being typed."""
 
     text: Text
+
+
+class Caption(Strict):
+    """Pictures for a model, one after the other."""
+
+    names: Annotated[list[Name], Field(min_length=1, max_length=MOST_NAMES)]
+    model: Annotated[str, Field(max_length=500)] | None = None
 
 
 class Failed(Strict):
@@ -186,13 +194,33 @@ class Opening:
                 self.review.close()
 
 
+class Runs:
+    """Captioning the folder: one run at a time."""
+
+    def __init__(self) -> None:
+        self.current: Captioning | None = None
+
+    def start(self, run: Captioning) -> None:
+        """Begin one, unless another is on its way."""
+        if self.current is not None and not self.current.over:
+            raise BadOutput("The folder is being captioned already: wait, or stop that first.")
+        self.current = run
+        run.start()
+
+    async def end(self) -> None:
+        """Stop what runs."""
+        if self.current is not None:
+            await self.current.end()
+
+
 def router(context: Context) -> APIRouter:
     """The routes of this module."""
-    review = Opening(context.settings.root)
+    review, runs = Opening(context.settings.root), Runs()
 
     @asynccontextmanager
     async def life(_: Any) -> AsyncIterator[None]:
         yield
+        await runs.end()
         await run_in_threadpool(review.close)
 
     routes = APIRouter(prefix="/review/api", include_in_schema=False, route_class=Polite, lifespan=life)
@@ -229,6 +257,33 @@ def router(context: Context) -> APIRouter:
         row = await context.prompt(request, Picture(content, asked.name), question)
         await run_in_threadpool(lambda: review().said(asked.name, row))
         return row
+
+    @routes.post("/caption")
+    async def caption(asked: Caption) -> Any:
+        ask = context.engine.ask(asked.model)
+        run = await run_in_threadpool(lambda: Captioning(review(), context.engine, asked.names, ask))
+        runs.start(run)
+        return run.state()
+
+    @routes.get("/captioning")
+    def captioning(since: Annotated[int, Field(ge=0)] = 0) -> Any:
+        run = runs.current
+        if run is None:
+            return {"total": 0, "over": True}
+        told = run.state(since)
+        known, changed = review().rows, told.pop("changed")
+        names = changed[:MOST_ROWS]
+        return {
+            **told,
+            "over": told["over"] and names == changed,
+            "rows": [brief(known[name]) for name in names if name in known],
+            "since": since + len(names),
+        }
+
+    @routes.post("/stop")
+    async def stop() -> Any:
+        await runs.end()
+        return {"stopped": runs.current is not None}
 
     @routes.post("/count")
     def count(asked: Count) -> Any:
@@ -317,6 +372,7 @@ def state_of(review: Review) -> dict[str, Any]:
         "failed": sum(row.problem is not None for row in rows),
         "edited": sum(row.is_edited for row in rows),
         "scored": any(row.score is not None for row in rows),
+        "unread": review.unread[:3],
         "unwritten": len(review.writer.waiting),
         "stuck": next(iter(review.writer.stuck.values()), None),
         "undo": done[-1].title if done else None,

@@ -608,13 +608,10 @@ class Card {
     view
       .content(item)
       .then((blob) => answer(view.api, "v1/similar", blob, item.name, { count: 5 }))
-      .then(({ similar }) =>
-        list.replaceChildren(
-          ...similar.map((near) =>
-            el("li", {}, el("span", { class: "number note" }, near.similarity.toFixed(3)), el("span", { class: "said" }, near.prompt), el("span", { class: "note path" }, String(near.picture))),
-          ),
-        ),
-      )
+      .then(async ({ similar }) => {
+        const { paths } = await view.api.json("page/near", { pictures: similar.map((near) => String(near.picture)) });
+        list.replaceChildren(...similar.map((near, index) => neighbour(near, paths[index])));
+      })
       .catch((error) => list.replaceChildren(el("li", { class: "warning" }, error.message)));
     return list;
   }
@@ -630,6 +627,18 @@ export async function answer(api, path, blob, name, settings, signal) {
   const { results } = await (await api.request(path, { method: "POST", body: form(blob, name, settings, "images"), signal })).json();
   if (results[0].error !== undefined) throw new Refused(422, results[0].error);
   return results[0];
+}
+
+/** A reference picture: small, where the server may show it, and its prompt. */
+function neighbour(near, path) {
+  const small = path !== null && el("img", { src: `page/file?small=true&path=${encodeURIComponent(path)}`, alt: "", loading: "lazy" });
+  return el(
+    "li",
+    {},
+    small,
+    el("div", {}, el("span", { class: "said" }, near.prompt), el("span", { class: "note path" }, String(near.picture))),
+    el("span", { class: "number note" }, near.similarity.toFixed(3)),
+  );
 }
 
 /** A picture and settings as a form: lists as JSON, the rest as text. */

@@ -1,7 +1,9 @@
-// Captioning many pictures of the folder: several are asked about at a time, each is saved as it comes, and all of them
-// are one step for undo. It can be stopped; what fails is a row with its reason.
+// Captioning many pictures of the folder. The server does it, and goes on when this page is closed; here it is begun,
+// followed and stopped. Each text is saved as it comes, and all of them are one step for undo.
 
 import { button, el } from "./dom.js";
+
+const PAUSE = 300; // milliseconds between two looks at how far it is
 
 export class Run {
   constructor(review) {
@@ -11,7 +13,7 @@ export class Run {
 
   /** Which pictures, and whether texts that are there are replaced. */
   async ask() {
-    if (this.stopper) return this.element.querySelector("button")?.focus();
+    if (!this.element.hidden) return this.element.querySelector("button")?.focus();
     const { api, list, filter } = this.review;
     const { model } = this.review.editor;
     await this.review.editor.save();
@@ -48,7 +50,7 @@ export class Run {
         el("h2", { id: "review-run-title" }, "Caption the folder"),
         el("div", { class: "review-choice", role: "radiogroup", "aria-label": "Which pictures" }, ...radios),
         models,
-        el("p", { class: "note" }, "Each text is saved as it comes. Texts that are there are replaced; one undo brings all of them back."),
+        el("p", { class: "note" }, "Each text is saved as it comes, and it goes on when this page is closed. Texts that are there are replaced; one undo brings all of them back."),
         el("div", { class: "row end" }, button("Cancel", { quiet: true, onclick: () => dialog.close() }), start),
       ),
     );
@@ -56,59 +58,66 @@ export class Run {
   }
 
   async start(names, model) {
+    const { api } = this.review;
+    try {
+      await api.json("review/api/caption", { names, model });
+      api.say(`Captioning ${names.length} pictures`);
+      await this.follow(0);
+    } catch (error) {
+      api.toast(error.message);
+    }
+  }
+
+  /** One that is on its way when the page is opened. */
+  async find() {
+    const { api } = this.review;
+    try {
+      const { over, done, failed } = await api.json("review/api/captioning");
+      if (!over) await this.follow(done + failed);
+    } catch (error) {
+      api.toast(error.message);
+    }
+  }
+
+  /** Until it is over; the pictures up to `since` are shown as they are. */
+  async follow(since) {
     const { api, list, editor } = this.review;
-    this.stopper = new AbortController();
-    this.tally = { done: 0, failed: 0, of: names.length };
-    const group = `run-${Date.now().toString(36)}`;
-    const waiting = [...names];
     this.build();
-    api.say(`Captioning ${names.length} pictures`);
-    const one = async () => {
-      while (waiting.length && !this.stopper.signal.aborted) await this.caption(waiting.shift(), model, group);
-    };
-    await Promise.all(Array.from({ length: Math.min(api.settings.at_once ?? 4, names.length) }, one));
-    const { done, failed } = this.tally;
-    const stopped = this.stopper.signal.aborted ? "Stopped: " : "";
-    this.stopper = null;
-    this.element.hidden = true;
-    const words = `${stopped}${done.toLocaleString()} captioned${failed ? `, ${failed.toLocaleString()} failed` : ""}`;
-    api.toast(words, { undo: done ? () => this.review.turn("undo") : null, seconds: 12 });
+    try {
+      for (let told = { over: false }; !told.over; since = told.since) {
+        told = await api.json(`review/api/captioning?since=${since}`);
+        for (const row of told.rows) list.put(row);
+        if (told.rows.some((row) => row.name === editor.current?.name) && !editor.isDirty()) editor.load(editor.current.name);
+        this.draw(told);
+        if (told.over) this.tell(told);
+        else if (told.rows.length === 0) await new Promise((resolve) => setTimeout(resolve, PAUSE));
+      }
+    } finally {
+      if (this.element.contains(document.activeElement)) list.element.focus();
+      this.element.hidden = true;
+    }
     list.refresh();
     await this.review.settle();
     if (editor.current) await editor.load(editor.current.name);
   }
 
-  async caption(name, model, group) {
-    const { api, list, editor } = this.review;
-    const { signal } = this.stopper;
-    try {
-      const { text: before } = await api.json("review/api/row", { name });
-      const row = await api.json("review/api/ask", { name, model }, { signal });
-      const title = `Caption ${this.tally.of.toLocaleString()} pictures with ${row.model ?? "the model"}`;
-      const answer = await api.json("review/api/edit", { name, text: row.text, before: before ?? "", group, title });
-      this.tally[answer.conflict ? "failed" : "done"] += 1; // somebody wrote another text meanwhile
-      list.put(answer.row);
-      if (editor.current?.name === name && !editor.isDirty()) editor.load(name);
-    } catch (error) {
-      if (error.name === "AbortError") return;
-      this.tally.failed += 1;
-      if (error.status === 0) this.stopper.abort(); // the server is gone
-      else list.put(await api.json("review/api/fail", { name, reason: error.message }).catch(() => ({ name, text: null, score: null, tokens: 0, problem: error.message, edited: false })));
-    }
-    this.draw();
-  }
-
   build() {
-    this.bar = el("progress", { max: this.tally.of, value: 0, "aria-label": "Captioned" });
+    const { api } = this.review;
+    this.bar = el("progress", { value: 0, "aria-label": "Captioned" });
     this.words = el("span", { class: "number" });
-    this.element.replaceChildren(this.words, this.bar, button("Stop", { picture: "stop", onclick: () => this.stopper?.abort() }));
+    const stop = button("Stop", { picture: "stop", onclick: () => api.json("review/api/stop", {}).catch((error) => api.toast(error.message)) });
+    this.element.replaceChildren(this.words, this.bar, stop);
     this.element.hidden = false;
-    this.draw();
   }
 
-  draw() {
-    const { done, failed, of } = this.tally;
+  draw({ done, failed, total }) {
+    this.bar.max = total;
     this.bar.value = done + failed;
-    this.words.textContent = `${(done + failed).toLocaleString()} of ${of.toLocaleString()}${failed ? ` · ${failed.toLocaleString()} failed` : ""}`;
+    this.words.textContent = `${(done + failed).toLocaleString()} of ${total.toLocaleString()}${failed ? ` · ${failed.toLocaleString()} failed` : ""}`;
+  }
+
+  tell({ done, failed, stopped }) {
+    const words = `${stopped ? "Stopped: " : ""}${done.toLocaleString()} captioned${failed ? `, ${failed.toLocaleString()} failed` : ""}`;
+    this.review.api.toast(words, { undo: done ? () => this.review.turn("undo") : null, seconds: 12 });
   }
 }

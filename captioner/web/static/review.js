@@ -86,6 +86,7 @@ class Review {
     );
     this.chips = el("div", { class: "row review-chips", role: "group", "aria-label": "Quick filters" });
     this.saved = el("span", { class: "review-saved" });
+    this.unread = el("p", { class: "note review-unread", hidden: true });
     this.undoButton = button("Undo", { picture: "undo", hideLabel: true, onclick: () => this.turn("undo") });
     this.redoButton = button("Redo", { picture: "redo", hideLabel: true, onclick: () => this.turn("redo") });
     this.place = el("span", { class: "name" });
@@ -125,6 +126,7 @@ class Review {
           this.saved,
           button("Look at the folder again", { picture: "retry", hideLabel: true, class: "again", onclick: () => this.lookAgain() }),
         ),
+        this.unread,
         this.run.element,
       ),
       el(
@@ -156,6 +158,7 @@ class Review {
     this.say("saved", "Opening the folder …", "");
     await this.view();
     this.settle();
+    this.run.find();
   }
 
   shown(state) {
@@ -254,6 +257,8 @@ class Review {
       made.title = title ? `${name}: ${title}` : `Nothing to ${name.toLowerCase()}`;
       made.setAttribute("aria-label", made.title);
     }
+    this.unread.hidden = state.unread.length === 0;
+    this.unread.textContent = `Review reads and writes .txt and .jsonl files, not ${state.unread.join(", ")}.`;
     if (state.stuck) {
       this.say("wrong", `Not in its file yet: ${state.stuck}`, "stop");
       this.saved.append(button("Try again", { quiet: true, onclick: () => this.retry() }));

@@ -1,0 +1,138 @@
+"""Captioning many pictures of Review's folder: a job of the server, which goes on when the page is closed.
+
+Several pictures are asked about at a time; each text is saved as it comes, and all of them are one step for undo. It
+can be stopped; a picture that fails keeps its reason.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Sequence
+from typing import Any
+from uuid import uuid4
+
+from starlette.concurrency import run_in_threadpool
+
+from captioner.errors import CaptionerError, printable
+from captioner.review import Conflict, Review, Unknown
+from captioner.serving.engine import Ask, Engine, Picture
+from captioner.serving.scheduler import Busy, Closed
+from captioner.sinks import Row
+from captioner.web.errors import one_line
+
+AT_ONCE = 8
+"""Pictures that are asked about at the same time: enough to fill a batch."""
+
+
+class Captioning:
+    """One run over these pictures; `start` begins it, in the running event loop."""
+
+    def __init__(self, review: Review, engine: Engine, names: Sequence[str], ask: Ask) -> None:
+        for name in names:
+            review.row(name)
+        self.review = review
+        self.engine = engine
+        self.ask = ask
+        self.total = len(names)
+        self.done = 0
+        self.failed = 0
+        self.stopped = False
+        self.over = False
+        self.changed: list[str] = []
+        """Pictures that are through, in this order."""
+        self._waiting = deque(names)
+        self._asking: set[asyncio.Task[Row]] = set()
+        self._group = f"run-{uuid4().hex}"
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin."""
+        self._task = asyncio.create_task(self._run())
+
+    def stop(self) -> None:
+        """Ask about nothing more; texts that have come are still saved."""
+        self.stopped = self.stopped or not self.over
+        for asking in self._asking:
+            asking.cancel()
+
+    async def end(self) -> None:
+        """Stop, and wait for what is being saved."""
+        self.stop()
+        if self._task is not None:
+            await self._task
+
+    def state(self, since: int = 0) -> dict[str, Any]:
+        """How far it is. since: how many of `changed` whoever asks knows of."""
+        return {
+            "total": self.total,
+            "done": self.done,
+            "failed": self.failed,
+            "stopped": self.stopped,
+            "over": self.over,
+            "changed": self.changed[since:],
+        }
+
+    async def _run(self) -> None:
+        try:
+            await asyncio.gather(*(self._work() for _ in range(min(AT_ONCE, self.total))))
+        finally:
+            self.over = True
+
+    async def _work(self) -> None:
+        while self._waiting and not self.stopped:
+            name = self._waiting.popleft()
+            try:
+                await self._caption(name)
+            except asyncio.CancelledError:
+                if not self.stopped:
+                    raise
+            except Closed:
+                self.stop()
+            except Unknown:  # removed meanwhile
+                self.failed += 1
+            except Conflict:  # somebody wrote another text meanwhile
+                self._through(name, failed=True)
+            except CaptionerError as error:
+                self.review.fail(name, one_line(error))
+                self._through(name, failed=True)
+
+    async def _caption(self, name: str) -> None:
+        row = await run_in_threadpool(self.review.row, name)
+        before = row.text or ""
+        picture = Picture(await run_in_threadpool(self.review.content, name), name)
+        if self.stopped:  # while it was being read
+            return
+        answer = await self._asked(picture)
+        title = f"Caption {self.total:,} pictures with {printable(answer.get('model') or self.ask.model)}"
+        await run_in_threadpool(self._save, name, before, answer, title[:200])
+        self._through(name)
+
+    def _save(self, name: str, before: str, answer: Row, title: str) -> None:
+        self.review.said(name, answer)
+        self.review.edit(name, answer["text"], before=before, group=self._group, title=title)
+
+    async def _asked(self, picture: Picture) -> Row:
+        """The model's row; while others fill the queue it is waited for."""
+        asking = asyncio.create_task(self._answer(picture))
+        self._asking.add(asking)
+        try:
+            return await asking
+        finally:
+            self._asking.discard(asking)
+
+    async def _answer(self, picture: Picture) -> Row:
+        while True:
+            try:
+                (answer,) = await self.engine.answers([self.engine.submit(picture, self.ask)])
+            except Busy as error:
+                await asyncio.sleep(error.wait)
+            else:
+                if isinstance(answer, CaptionerError):
+                    raise answer
+                return answer
+
+    def _through(self, name: str, failed: bool = False) -> None:
+        self.done += not failed
+        self.failed += failed
+        self.changed.append(name)
