@@ -6,12 +6,10 @@ the tokens of the Penn Treebank in lower case without punctuation, so that "don'
 
 from __future__ import annotations
 
-import math
 import re
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from functools import reduce
-from operator import or_
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from rapidfuzz.distance import LCSseq
@@ -32,8 +30,6 @@ TINY, SMALL = 1e-15, 1e-9
 """What COCO's BLEU adds to matches and to totals, instead of smoothing."""
 
 Tokenise = Callable[[str], list[str]]
-Grams = Counter[tuple[str, ...]]
-"""How often each sequence of words of one length occurs."""
 
 
 def words(text: str) -> list[str]:
@@ -46,68 +42,137 @@ def ptb_words(text: str) -> list[str]:
     return [part for word in _PTB_WORD.findall(text.lower()) for part in _PTB_SPLIT.get(word, (word,))]
 
 
-def count_grams(tokens: list[str]) -> list[Grams]:
-    """The sequences of 1, 2, 3 and 4 words."""
-    return [Counter(zip(*(tokens[start:] for start in range(order)), strict=False)) for order in range(1, ORDERS + 1)]
+@dataclass(frozen=True)
+class Counts:
+    """How often each text has each sequence of words of one length: a row for every sequence that it has."""
+
+    texts: np.ndarray
+    """`[rows]`, ascending."""
+    grams: np.ndarray
+    """`[rows]`: the number of the sequence, ascending within a text."""
+    times: np.ndarray
+    """`[rows]`"""
+
+    def at(self, texts: np.ndarray, grams: np.ndarray) -> np.ndarray:
+        """`[n]`: how often those texts have those sequences."""
+        span = 1 + max(self.grams.max(initial=0), grams.max(initial=0))
+        keys, wanted = self.texts * span + self.grams, texts * span + grams
+        row = np.searchsorted(keys, wanted)
+        found = np.append(keys, -1)[row] == wanted
+        return np.where(found, np.append(self.times, 0)[row], 0)
+
+
+def count_grams(texts: list[list[str]]) -> list[Counts]:
+    """The sequences of 1, 2, 3 and 4 words of many texts."""
+    text = np.repeat(np.arange(len(texts)), [len(tokens) for tokens in texts])
+    word = gram = _numbered(token for tokens in texts for token in tokens)
+    orders = []
+    for order in range(ORDERS):
+        if order:
+            whole = text[order:] == text[: len(text) - order]  # the sequence ends in the text that it began in
+            pairs = gram[: len(whole)] * (1 + word.max(initial=0)) + word[order:]
+            gram = np.unique(pairs, return_inverse=True)[1]
+        else:
+            whole = np.ones(len(text), dtype=bool)
+        span = 1 + gram.max(initial=0)
+        keys, times = np.unique((text[: len(whole)] * span + gram)[whole], return_counts=True)
+        orders.append(Counts(keys // span, keys % span, times))
+    return orders
+
+
+def _numbered(tokens: Iterable[str]) -> np.ndarray:
+    """Equal words get equal numbers, from 0 on."""
+    numbers: dict[str, int] = {}
+    return np.fromiter((numbers.setdefault(token, len(numbers)) for token in tokens), np.int64)
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Texts beside their references."""
+
+    predicted: list[Counts]
+    """By order."""
+    true: list[Counts]
+    lengths: np.ndarray
+    """`[items]`: words of the texts."""
+    true_lengths: np.ndarray
+    """`[references]`"""
+    items: np.ndarray
+    """`[references]`, ascending: whose each is."""
+
+    @classmethod
+    def of(cls, predictions: list[str], references: list[tuple[str, ...]], tokenise: Tokenise) -> Compared:
+        """Each item has one reference at least."""
+        texts = [tokenise(text) for text in (*predictions, *(truth for truths in references for truth in truths))]
+        count = len(predictions)
+        lengths = np.array([len(tokens) for tokens in texts], dtype=np.int64)
+        items = np.repeat(np.arange(count), [len(truths) for truths in references])
+        orders = [(rows, np.searchsorted(rows.texts, count)) for rows in count_grams(texts)]
+        predicted = [Counts(rows.texts[:cut], rows.grams[:cut], rows.times[:cut]) for rows, cut in orders]
+        true = [Counts(rows.texts[cut:] - count, rows.grams[cut:], rows.times[cut:]) for rows, cut in orders]
+        return cls(predicted, true, lengths[:count], lengths[count:], items)
+
+    @property
+    def nearest(self) -> np.ndarray:
+        """`[items]`: the length of the reference that is nearest in length, the shorter of two equally near ones."""
+        span = 1 + self.true_lengths.max(initial=0)
+        ranked = np.abs(self.true_lengths - self.lengths[self.items]) * span + self.true_lengths
+        return np.minimum.reduceat(ranked, _firsts(self.items)) % span
+
+    def matches(self) -> tuple[np.ndarray, np.ndarray]:
+        """`[items, 4]` each: how many predicted sequences are right, and how many there are.
+
+        A sequence counts as often as it is predicted, but not more often than in the reference that has it most.
+        """
+        right, totals = zip(*map(self._matches, self.predicted, self.true), strict=True)
+        return np.stack(right, axis=1), np.stack(totals, axis=1)
+
+    def _matches(self, predicted: Counts, true: Counts) -> tuple[np.ndarray, np.ndarray]:
+        count = len(self.lengths)
+        span = 1 + max(predicted.grams.max(initial=0), true.grams.max(initial=0))
+        keys = self.items[true.texts] * span + true.grams
+        order = np.argsort(keys, kind="stable")
+        distinct, first = np.unique(keys[order], return_index=True)
+        most = np.maximum.reduceat(true.times[order], first) if len(first) else true.times
+        allowed = Counts(distinct // span, distinct % span, most).at(predicted.texts, predicted.grams)
+        right = np.bincount(predicted.texts, np.minimum(predicted.times, allowed), minlength=count)
+        return right, np.bincount(predicted.texts, predicted.times, minlength=count)
+
+
+def _firsts(ascending: np.ndarray) -> np.ndarray:
+    """Where each run of equal values begins."""
+    return np.flatnonzero(np.diff(ascending, prepend=-1))
 
 
 def bleu(predictions: list[str], references: list[tuple[str, ...]]) -> np.ndarray:
     """Sentence BLEU-4; matches and totals of the orders above 1 are raised by one (Lin and Och, 2004), so that one
     missing four-word sequence does not make the whole sentence 0."""
-    return np.array([_bleu(words(a), [words(b) for b in of]) for a, of in zip(predictions, references, strict=True)])
-
-
-def _bleu(prediction: list[str], references: list[list[str]]) -> float:
-    log_precision = 0.0
-    for order, (matches, total) in enumerate(_matches(prediction, references)):
-        smooth = int(order > 0)
-        if not matches + smooth:
-            return 0.0
-        log_precision += math.log((matches + smooth) / max(total + smooth, 1)) / ORDERS
-    return math.exp(log_precision + min(0.0, 1 - _nearest(prediction, references) / max(len(prediction), 1)))
-
-
-def _matches(prediction: list[str], references: list[list[str]]) -> Iterator[tuple[int, int]]:
-    """Of each order, how many of how many predicted sequences are right.
-
-    A sequence counts as often as it is predicted, but not more often than in the reference that has it most.
-    """
-    most = (reduce(or_, counts) for counts in zip(*map(count_grams, references), strict=True))
-    for predicted, allowed in zip(count_grams(prediction), most, strict=True):
-        yield sum(min(count, allowed[gram]) for gram, count in predicted.items()), predicted.total()
-
-
-def _nearest(prediction: list[str], references: list[list[str]]) -> int:
-    """The length of the reference that is nearest in length, the shorter of two equally near ones."""
-    return min((abs(len(reference) - len(prediction)), len(reference)) for reference in references)[1]
+    compared = Compared.of(predictions, references, words)
+    matches, totals = compared.matches()
+    smooth = np.array([0, *[1] * (ORDERS - 1)])
+    right = matches[:, 0] > 0
+    precisions = np.where(right[:, None], matches + smooth, 1) / np.maximum(totals + smooth, 1)
+    brevity = np.minimum(0.0, 1 - compared.nearest / np.maximum(compared.lengths, 1))
+    return np.where(right, np.exp(np.log(precisions).mean(axis=1) + brevity), 0.0)
 
 
 def coco_bleu(predictions: list[str], references: list[tuple[str, ...]]) -> np.ndarray:
     """Sentence BLEU-4 as the COCO caption evaluation gives it: not smoothed, so that most single texts score near 0."""
-    counts = [_coco_counts(text, truths) for text, truths in zip(predictions, references, strict=True)]
-    return np.array([_coco_bleu(matches, totals, *lengths) for matches, totals, lengths in counts])
+    compared = Compared.of(predictions, references, ptb_words)
+    return _coco_bleu(*compared.matches(), compared.lengths, compared.nearest)
 
 
 def coco_corpus_bleu(predictions: list[str], references: list[tuple[str, ...]]) -> float:
     """BLEU-4 of all texts as one: what papers on COCO print. Matches, totals and lengths are summed first."""
-    matches, totals, lengths = np.zeros(ORDERS), np.zeros(ORDERS), np.zeros(2)
-    for text, truths in zip(predictions, references, strict=True):
-        of_text = _coco_counts(text, truths)
-        matches, totals, lengths = matches + of_text[0], totals + of_text[1], lengths + of_text[2]
-    return _coco_bleu(matches, totals, *lengths)
+    compared = Compared.of(predictions, references, ptb_words)
+    columns = (*compared.matches(), compared.lengths, compared.nearest)
+    return float(_coco_bleu(*(column.sum(axis=0, keepdims=True) for column in columns))[0])
 
 
-def _coco_counts(text: str, truths: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Matches `[4]` and totals `[4]` of the orders, and the lengths of the text and of the reference that counts."""
-    tokens, true = ptb_words(text), [ptb_words(truth) for truth in truths]
-    matches, totals = np.array(list(_matches(tokens, true)), float).T
-    return matches, totals, np.array([len(tokens), _nearest(tokens, true)])
-
-
-def _coco_bleu(matches: np.ndarray, totals: np.ndarray, length: float, nearest: float) -> float:
-    score = float(np.prod((matches + TINY) / (totals + SMALL)) ** (1 / ORDERS))
-    ratio = (length + TINY) / (nearest + SMALL)
-    return score * math.exp(1 - 1 / ratio) if ratio < 1 else score
+def _coco_bleu(matches: np.ndarray, totals: np.ndarray, lengths: np.ndarray, nearest: np.ndarray) -> np.ndarray:
+    scores = np.prod((matches + TINY) / (totals + SMALL), axis=1) ** (1 / ORDERS)
+    ratios = (lengths + TINY) / (nearest + SMALL)
+    return scores * np.exp(np.minimum(0.0, 1 - 1 / ratios))
 
 
 def rouge_l(
@@ -129,38 +194,29 @@ def cider_d(
 ) -> np.ndarray:
     """CIDEr-D (Vedantam et al., 2015): cosine of tf-idf vectors with clipped counts and a penalty on the difference of
     lengths, mean over the orders and the references, times 10. NaN for a single item: its words have no idf."""
-    items = len(predictions)
-    if items < 2:
-        return np.full(items, np.nan)
-    true = [[tokenise(text) for text in texts] for texts in references]
-    occurs = Counter(gram for texts in true for gram in _distinct_grams(texts))
-    inverse = {gram: math.log(items / count) for gram, count in occurs.items()}
-    unseen = math.log(items)
-
-    def weigh(tokens: list[str]) -> list[dict[tuple[str, ...], float]]:
-        return [
-            {gram: count * inverse.get(gram, unseen) for gram, count in grams.items()} for grams in count_grams(tokens)
-        ]
-
-    values = []
-    for tokens, of_item in zip(map(tokenise, predictions), true, strict=True):
-        predicted = weigh(tokens)
-        similarities = [
-            math.exp(-((len(tokens) - len(reference)) ** 2) / (2 * sigma**2))
-            * sum(map(_clipped_cosine, predicted, weigh(reference)))
-            for reference in of_item
-        ]
-        values.append(10 / ORDERS * sum(similarities) / len(similarities))
-    return np.array(values)
+    count = len(predictions)
+    if count < 2:
+        return np.full(count, np.nan)
+    compared = Compared.of(predictions, references, tokenise)
+    similarities = sum(map(partial(_clipped_cosines, items=compared.items), compared.predicted, compared.true))
+    differences = compared.lengths[compared.items] - compared.true_lengths
+    similarities *= np.exp(-(differences**2) / (2 * sigma**2)) * 10 / ORDERS
+    return np.bincount(compared.items, similarities) / np.bincount(compared.items)
 
 
-def _distinct_grams(texts: Iterable[list[str]]) -> set[tuple[str, ...]]:
-    return {gram for tokens in texts for grams in count_grams(tokens) for gram in grams}
-
-
-def _clipped_cosine(predicted: dict[tuple[str, ...], float], true: dict[tuple[str, ...], float]) -> float:
-    """No weight of the prediction counts for more than the reference has of it."""
-    product = math.hypot(*predicted.values()) * math.hypot(*true.values())
-    if not product:
-        return 0.0
-    return sum(min(weight, true[gram]) * true[gram] for gram, weight in predicted.items() if gram in true) / product
+def _clipped_cosines(predicted: Counts, true: Counts, items: np.ndarray) -> np.ndarray:
+    """`[references]`: of the tf-idf vectors of one order. No weight of the prediction counts for more than the
+    reference has of it."""
+    count, size = int(items[-1]) + 1, 1 + max(predicted.grams.max(initial=0), true.grams.max(initial=0))
+    of_items = np.sort(items[true.texts] * size + true.grams)
+    each_once = of_items[_firsts(of_items)] % size
+    inverse = np.log(count / np.maximum(np.bincount(each_once, minlength=size), 1))
+    said, meant = (rows.times * inverse[rows.grams] for rows in (predicted, true))
+    lengths = [
+        np.sqrt(np.bincount(rows.texts, weights**2, minlength=number))
+        for rows, weights, number in ((predicted, said, count), (true, meant, len(items)))
+    ]
+    weights = predicted.at(items[true.texts], true.grams) * inverse[true.grams]
+    common = np.bincount(true.texts, np.minimum(weights, meant) * meant, minlength=len(items))
+    product = lengths[0][items] * lengths[1]
+    return np.divide(common, product, out=np.zeros(len(items)), where=product > 0)
