@@ -33,6 +33,8 @@ swig: Any = faiss
 """FAISS, whose type stubs lack what a graph is made of."""
 BREADTH = 4
 """An approximate search looks at this many candidates for each neighbour that is wanted."""
+CANDIDATES = 100
+"""A picture's links are chosen from so many. FAISS's 40 leave groups of like pictures to which no link leads."""
 EXTRA = 3
 """Pictures fetched for each prompt that is wanted: many pictures share one."""
 
@@ -267,7 +269,9 @@ def load(folder: Path, options: LoadOptions) -> Knn:
 
 def new_graph(dims: int, links: int) -> Any:
     """An empty graph over float16 vectors: FAISS's IndexHNSWSQ."""
-    return swig.IndexHNSWSQ(dims, faiss.ScalarQuantizer.QT_fp16, links, faiss.METRIC_INNER_PRODUCT)
+    index = swig.IndexHNSWSQ(dims, faiss.ScalarQuantizer.QT_fp16, links, faiss.METRIC_INNER_PRODUCT)
+    index.hnsw.efConstruction = CANDIDATES
+    return index
 
 
 def _view(kind: Any, array: np.ndarray, like: Any) -> Any:
