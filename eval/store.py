@@ -188,8 +188,10 @@ def load(path: Path) -> tuple[dict, Results]:
 
 def load_report(file: Path) -> dict:
     """A report.json, named itself or by its folder, or an error that says why it is none."""
-    file = report_file(file)
-    content = read_object(file, BadInput, "Name a report.json of `python -m eval`, or the folder it is in.")
+    file, remedy = report_file(file), "Name a report.json of `python -m eval`, or the folder it is in."
+    if not file.exists():
+        raise BadInput(f"There is no report at {file}. {remedy}")
+    content = read_object(file, BadInput, remedy)
     parts = {"data": dict, "models": list, "metrics": list}
     whole = all(isinstance(content.get(key), kind) for key, kind in parts.items())
     if not whole or not all(isinstance(row, dict) and isinstance(row.get("label"), str) for row in content["models"]):

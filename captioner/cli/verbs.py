@@ -29,6 +29,14 @@ class Verbs(TyperGroup):
         except EOFError as error:  # click would call it "Aborted!"
             raise RuntimeError("A file ended too early.") from error
 
+    def get_params(self, ctx: Any):
+        """Without the Python type of what takes no value."""
+        parameters = super().get_params(ctx)
+        for parameter in parameters:
+            if getattr(parameter, "is_flag", False):
+                parameter.metavar = ""
+        return parameters
+
     def get_command(self, ctx: Any, cmd_name: str):
         """Its help without the Python type of an argument, and of what takes no value."""
         command = super().get_command(ctx, cmd_name)

@@ -30,6 +30,15 @@ from captioner.text.embedding import suits, unit
 DROPOUT = {"mlp3": 0.1, "bn": 0.1, "tanh": 0.4, "linear": 0.0, "residual": 0.5}
 
 
+class Normed(nn.BatchNorm1d):
+    """Batch norm that takes a batch of one picture, as the last of an epoch may be: it has no variance of its own."""
+
+    def forward(self, values: Tensor) -> Tensor:
+        if self.training and len(values) == 1:
+            return F.batch_norm(values, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+        return super().forward(values)
+
+
 def head(name: str, inputs: int, outputs: int, dropout: float) -> nn.Module:
     """A head by name. The hidden sizes are the published ones, whatever the backbone's width.
 
@@ -43,7 +52,7 @@ def head(name: str, inputs: int, outputs: int, dropout: float) -> nn.Module:
         )
     if name == "bn":
         return nn.Sequential(
-            nn.Linear(inputs, 512), nn.BatchNorm1d(512), nn.ReLU(), nn.Dropout(dropout), nn.Linear(512, outputs)
+            nn.Linear(inputs, 512), Normed(512), nn.ReLU(), nn.Dropout(dropout), nn.Linear(512, outputs)
         )
     if name == "tanh":
         return nn.Sequential(nn.Linear(inputs, 2048), nn.Tanh(), nn.Dropout(dropout), nn.Linear(2048, outputs))
@@ -51,7 +60,7 @@ def head(name: str, inputs: int, outputs: int, dropout: float) -> nn.Module:
         differs = nn.Linear(1024, outputs)
         nn.init.zeros_(differs.weight)
         return nn.Sequential(
-            nn.BatchNorm1d(inputs, affine=False),  # statistics of early and late layers differ in scale a hundredfold
+            Normed(inputs, affine=False),  # statistics of early and late layers differ in scale a hundredfold
             *(nn.Dropout(dropout), nn.Linear(inputs, 1024)),
             *(nn.GELU(), nn.Dropout(dropout), differs),
         )

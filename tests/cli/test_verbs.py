@@ -4,6 +4,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from captioner.cli.main import app
 from captioner.cli.verbs import Verbs
 from captioner.errors import CaptionerError, Stopped
 
@@ -37,3 +38,19 @@ def test_an_error_of_many_lines_is_said_on_one() -> None:
 
     result = CliRunner().invoke(verbs, ["fail"])
     assert (result.exit_code, result.stderr) == (2, "captioner: Something is wrong.\n")
+
+
+@pytest.mark.parametrize(
+    ("line", "completed"),
+    [("captioner gen", "generate"), ("captioner index b", "build"), ("captioner generate --num-c", "--num-candidates")],
+)
+def test_a_shell_completes_verbs_and_options(line: str, completed: str) -> None:
+    """Asked as the scripts of --show-completion ask."""
+    bash = {"_CAPTIONER_COMPLETE": "complete_bash", "COMP_WORDS": line, "COMP_CWORD": str(len(line.split()) - 1)}
+    zsh = {"_CAPTIONER_COMPLETE": "complete_zsh", "_TYPER_COMPLETE_ARGS": line}
+    assert CliRunner().invoke(app, env=bash, prog_name="captioner").stdout.split() == [completed]
+    assert f'"{completed}"' in CliRunner().invoke(app, env=zsh, prog_name="captioner").stdout
+
+
+def test_the_help_names_no_types_of_what_takes_no_value() -> None:
+    assert "<bool>" not in CliRunner().invoke(app, ["--help"]).stdout

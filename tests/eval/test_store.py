@@ -28,6 +28,11 @@ def test_what_is_no_report_is_said_in_a_sentence(tmp_path: Path, content: str) -
             store.load_report(path)
 
 
+def test_a_report_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="There is no report at .*nope"):
+        store.load(tmp_path / "nope")
+
+
 def test_nothing_that_is_no_number_gets_into_the_json() -> None:
     plain = without_nan({"a": [1.5, float("nan")], "b": {"c": float("inf")}, "d": "x"})
     assert json.dumps(plain, allow_nan=False) == '{"a": [1.5, null], "b": {"c": null}, "d": "x"}'

@@ -53,7 +53,7 @@ def test_heads_have_the_published_parameters():
     ("name", "layers"),
     [
         ("mlp3", "Linear Dropout GELU Linear Dropout GELU Linear"),
-        ("bn", "Linear BatchNorm1d ReLU Dropout Linear"),
+        ("bn", "Linear Normed ReLU Dropout Linear"),
         ("tanh", "Linear Tanh Dropout Linear"),
         ("linear", "Dropout Linear"),
     ],
@@ -62,6 +62,18 @@ def test_heads_are_made_of(name, layers):
     made = direct.head(name, 8, 384, 0.4)
     assert " ".join(type(layer).__name__ for layer in made) == layers
     assert all(layer.p == 0.4 for layer in made if isinstance(layer, nn.Dropout))
+
+
+@pytest.mark.parametrize("name", ["bn", "residual"])
+def test_a_last_batch_of_one_picture_is_learnt_from(name):
+    made = direct.head(name, 8, 384, 0.0).train()
+    made(torch.randn(4, 8))
+    (norm,) = (layer for layer in made if isinstance(layer, torch.nn.BatchNorm1d))
+    before = norm.running_mean.clone()
+    one = torch.randn(1, 8)
+    learning = made(one)
+    assert torch.equal(norm.running_mean, before)
+    torch.testing.assert_close(learning, made.eval()(one))
 
 
 def test_the_tanh_head_drops_forty_per_cent():
