@@ -29,7 +29,7 @@ def test_what_is_no_report_is_said_in_a_sentence(tmp_path: Path, content: str) -
 
 
 def test_a_report_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match="There is no report at .*nope"):
+    with pytest.raises(BadInput, match="There is no report at "):
         store.load(tmp_path / "nope")
 
 
