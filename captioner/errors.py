@@ -13,6 +13,12 @@ def printable(name: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in name)
 
 
+def counted(number: int, noun: str) -> str:
+    """1 pair, 2 pairs, 1,234 pairs; 1 batch, 2 batches."""
+    plural = f"{noun}es" if noun.endswith(("s", "x", "ch", "sh")) else f"{noun}s"
+    return f"{number:,} {noun if number == 1 else plural}"
+
+
 class CaptionerError(Exception):
     """Something the user can put right."""
 

@@ -186,6 +186,11 @@ def listing() -> list[Listed]:
     return rows
 
 
+def is_adapter(folder: Path) -> bool:
+    """Whether a folder holds what LoRA has learnt, and no whole model."""
+    return (folder / "adapter_config.json").is_file()
+
+
 def base_of(adapter: Path) -> Resolved:
     """The whole model that a LoRA adapter stands on, as its adapter_config.json names it."""
     name = read_object(adapter / "adapter_config.json").get("base_model_name_or_path")
@@ -201,7 +206,7 @@ def base_of(adapter: Path) -> Resolved:
         folder = base.folder if base else weights_folder(Path(base_name).expanduser())
     except MissingModel as error:
         raise MissingModel(f"The adapter {adapter} needs its base: {error}") from error
-    if folder is None or (folder / "adapter_config.json").is_file():
+    if folder is None or is_adapter(folder):
         raise BadCheckpoint(f"{adapter} names {name!r} as its base, which is no whole model. Name one that is.")
     return base or Resolved(base_name, _module_of(folder), folder)
 
@@ -239,7 +244,7 @@ def _module_of(path: Path) -> str:
         return _module_of_file(path)
     if (path / "index.json").exists():
         return ARCHITECTURES["knn"]
-    if (path / "adapter_config.json").exists():
+    if is_adapter(path):
         return base_of(path).module
     if not (path / "config.json").exists():
         inside = ", ".join(sorted(os.listdir(path))[:5]) or "nothing"

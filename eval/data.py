@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from captioner.errors import BadImage, BadInput, printable
+from captioner.errors import BadImage, BadInput, counted, printable
 from captioner.pairs import layouts
 from captioner.pairs.fingerprint import picture_fingerprint
 from captioner.pairs.layouts import LeftOut, ReadOptions
@@ -138,10 +138,12 @@ def _image_hashes(rows: Dataset, ahead: int = 256) -> Iterator[str | None]:
 def _oddities(items: list[Item], unreadable: list[str], named: bool) -> list[str]:
     notes = []
     if unreadable:
-        notes.append(f"{_count(unreadable, 'picture')} cannot be read and left out{_some(unreadable, named)}.")
+        notes.append(f"{counted(len(unreadable), 'picture')} cannot be read and left out{_some(unreadable, named)}.")
     seen = Counter(item.image_hash for item in items)
     if doubles := [item.id for item in items if seen[item.image_hash] > 1]:
-        notes.append(f"{_count(doubles, 'row')} with a picture that occurs more than once{_some(doubles, named)}.")
+        notes.append(
+            f"{counted(len(doubles), 'row')} with a picture that occurs more than once{_some(doubles, named)}."
+        )
     return notes
 
 
@@ -157,12 +159,8 @@ def _unique_ids(items: list[Item], notes: list[str], named: bool) -> list[Item]:
         unique.append(item)
     if renamed:
         which = _some(renamed, named)
-        notes.append(f"{_count(renamed, 'id')} used for another picture too; renamed to id#2 …{which}.")
+        notes.append(f"{counted(len(renamed), 'id')} used for another picture too; renamed to id#2 …{which}.")
     return unique
-
-
-def _count(things: list, noun: str) -> str:
-    return f"{len(things):,} {noun}" + ("s" if len(things) > 1 else "")
 
 
 def _some(names: list[str], named: bool, most: int = 5) -> str:

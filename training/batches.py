@@ -19,9 +19,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from captioner.contracts import Processor
+from captioner.errors import counted
 from captioner.pairs.fingerprint import fingerprint
 from training.data.readable import ReadableRows
-from training.words import counted
 
 IGNORED = -100  # the label that no loss counts
 

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from captioner import zoo
+from captioner.errors import counted
 from captioner.files import atomic
 from training.bases import hub_name
-from training.words import counted, without_folders
+from training.words import without_folders
 
 if TYPE_CHECKING:
     from transformers import TrainerState

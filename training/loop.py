@@ -37,7 +37,7 @@ from transformers import (
 )
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from captioner.errors import BadInput, BadOutput, CaptionerError
+from captioner.errors import BadInput, BadOutput, CaptionerError, counted
 from captioner.files import atomic
 from captioner.files.json import write_object
 from captioner.pairs.provenance import name_of
@@ -51,7 +51,6 @@ from training.progress import Watch, show
 from training.recipe import OPTIMIZERS, Recipe
 from training.resuming import DATA, RECIPE, check_data, folder_of_run
 from training.streamed import StreamedPairs
-from training.words import counted
 
 CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 WHOLE = "whole.json"  # written last into a checkpoint: without it, the checkpoint was cut off

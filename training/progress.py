@@ -12,9 +12,10 @@ from rich.table import Table
 from rich.text import Text
 from transformers import TrainerCallback
 
+from captioner.errors import counted
 from captioner.images import printable
 from training.job import Sample
-from training.words import counted, duration
+from training.words import duration
 
 console = Console(stderr=True, highlight=False)
 

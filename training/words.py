@@ -1,14 +1,8 @@
-"""How numbers and names are written in messages and in the model card. Light."""
+"""How durations and names are written in messages and in the model card. Light."""
 
 from __future__ import annotations
 
 import re
-
-
-def counted(number: int, noun: str) -> str:
-    """1 pair, 2 pairs, 1,234 pairs; 1 batch, 2 batches."""
-    plural = f"{noun}es" if noun.endswith(("s", "x", "ch", "sh")) else f"{noun}s"
-    return f"{number:,} {noun if number == 1 else plural}"
 
 
 def without_folders(argument: str) -> str:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from captioner.cli.options import InputFlags, OutputFlags, Quiet, Recursive, ShardFlags, grouped
-from captioner.errors import BadInput, Stopped, printable
+from captioner.errors import BadInput, Stopped, counted, printable
 
 if TYPE_CHECKING:
     from captioner.shards.part import Failure, Job, Manifest
@@ -54,7 +54,7 @@ def plan(
 
     made = plans.make(out, inputs, shard_size, Finding(recursive, split, image_column))
     if not quiet:
-        typer.echo(f"{out}: {made.pictures:,} pictures in {made.shards:,} shards", err=True)
+        typer.echo(f"{out}: {counted(made.pictures, 'picture')} in {counted(made.shards, 'shard')}", err=True)
 
 
 @grouped
@@ -90,7 +90,7 @@ def status(
     if now.pace is not None and now.seconds_left is not None:
         left = f", {duration(now.seconds_left)} left" if now.seconds_left else ""
         workers = now.running or 1
-        typer.echo(f"{now.pace * workers:.1f} pictures/s by {workers} worker{'s'[: workers != 1]}{left}")
+        typer.echo(f"{now.pace * workers:.1f} pictures/s by {counted(workers, 'worker')}{left}")
     if cost is not None:
         typer.echo(f"{cost:,.2f} per million pictures, at {price_per_hour:g} an hour for each worker")
     for failure in now.failed[:20]:
@@ -130,12 +130,15 @@ def merge(
     failed = f", {merged.failed:,} of which could not be read" if merged.failed else ""
     if kind in ("webdataset", "imagefolder") or not Path(out).suffix:
         failed = f"; {merged.failed:,} that could not be read are left out" if merged.failed else ""
-    missing = f"; {merged.missing:,} shards are missing" if merged.missing else ""
-    typer.echo(f"{out}: {merged.rows:,} rows{failed}{missing}")
+    missing = f"; without {counted(merged.missing, 'shard')} that nobody has made" if merged.missing else ""
+    typer.echo(f"{out}: {counted(merged.rows, 'row')}{failed}{missing}")
 
 
 def _merge_adapter(adapter: str, out: str) -> None:
     from captioner import zoo
+
+    if not zoo.is_adapter(Path(adapter)):
+        raise BadInput(f"{adapter} holds neither a plan (of captioner plan) nor an adapter (of training with --lora).")
     from captioner.models.parts import adapters
 
     adapters.merge(Path(adapter), Path(out))
@@ -195,7 +198,8 @@ def work(out: Path, shards: ShardFlags, job: Job, quiet: bool) -> None:
         except KeyboardInterrupt:
             raise Stopped("Stopped. The parts that are written stay; the same command makes the others.") from None
     if not quiet:
-        typer.echo(f"captioner: {made - failed:,} shards written here; captioner status {out} tells of all", err=True)
+        here = counted(made - failed, "shard")
+        typer.echo(f"captioner: {here} written here; captioner status {out} tells of all", err=True)
     if failed:
         raise typer.Exit(1)
 
@@ -249,4 +253,4 @@ def line_of(what: Manifest | Failure, shards: int) -> str:
         return f"shard {what.shard} of {shards:,} failed: {printable(what.error)}"
     failed = f", {what.failed:,} could not be read" if what.failed else ""
     pace = f", {what.pictures / what.seconds:.1f}/s" if what.seconds else ""
-    return f"shard {what.shard} of {shards:,}: {what.pictures:,} pictures{failed}{pace}"
+    return f"shard {what.shard} of {shards:,}: {counted(what.pictures, 'picture')}{failed}{pace}"

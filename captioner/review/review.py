@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from captioner.errors import BadImage, BadInput, BadOutput, printable
+from captioner.errors import BadImage, BadInput, BadOutput, counted, printable
 from captioner.images.open import identified, open_file
 from captioner.review import filter as filters
 from captioner.review.journal import Changed, Journal, Step
@@ -348,7 +348,7 @@ class Review:
                     outcome.skipped.append(change.name)
             outcome.pictures = len(writable)
             if writable:
-                title = f"{outcome.title} in {len(writable):,} text{'s' if len(writable) > 1 else ''}"
+                title = f"{outcome.title} in {counted(len(writable), 'text')}"
                 self._keep(title, [Changed(row.name, row.text, text) for row, text in writable.items()])
             return outcome
 

@@ -29,6 +29,7 @@ from captioner.models.hub.processors import load_processor
 from captioner.models.hub.speaker import HubModel, is_paired
 from captioner.models.parts import checkpoint
 from captioner.models.parts.backbones.preprocess import LARGEST, image_settings
+from captioner.zoo import is_adapter
 
 CONVERTED = {
     "florence2": "florence-community (Florence-2-base, Florence-2-large …)",
@@ -42,7 +43,7 @@ NO_FLOAT64 = ("kosmos-2",)
 
 def load(folder: Path, options: LoadOptions) -> HubModel:
     """A folder in the layout of transformers."""
-    if (folder / "adapter_config.json").is_file():
+    if is_adapter(folder):
         raise BadCheckpoint(f"{folder} is an adapter of a foreign model. Merge it into its base and name the result.")
     where = compute.device(options.device)
     quantized = _quantization(options, where)  # said before anything large is read

@@ -21,7 +21,7 @@ WEIGHTS = (".safetensors", ".bin", ".index.json")
 
 def merge(adapter: Path, out: Path) -> None:
     """Write the merged model, with the processor files of its base, to a new folder."""
-    if not (adapter / "adapter_config.json").is_file():
+    if not zoo.is_adapter(adapter):
         raise BadCheckpoint(f"{adapter} holds no adapter: there is no adapter_config.json in it.")
     if out.exists() or out.is_symlink():
         raise BadOutput(f"{out} is there already. Name a folder that is not.")
