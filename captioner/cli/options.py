@@ -155,7 +155,7 @@ _model = panel_option("Model")
 _search = panel_option("Search")
 
 Model = Annotated[
-    str | None, _first("Zoo name (see `captioner models`), folder, Hub id or openai:ADDRESS#NAME.", "--model", "-m")
+    str | None, _first("A name that `captioner models` lists, a folder, a Hub id or openai:ADDRESS#NAME.", "--model", "-m")
 ]
 
 LIBRARY: dict[str, Any] = {
@@ -179,7 +179,7 @@ LIBRARY: dict[str, Any] = {
     "style": _model("Chat models: what is written, e.g. tags for SD 1.5, a sentence for SDXL, a paragraph for Flux."),
     "quality": _model("mini: best (default) judges many texts by MiniLM, fast a few by a table of its own."),
     # DecodingChanges
-    "num_beams": _search("Hypotheses kept per picture; 1 is greedy. Searches where the model would draw."),
+    "num_beams": _search("Search with so many texts side by side; 1 takes the likeliest token each time."),
     "num_candidates": _first("Texts made per picture, of which the best is chosen; --all-candidates shows them."),
     "max_new_tokens": _search("The longest text, in tokens."),
     "min_new_tokens": _search("The shortest text, in tokens."),

@@ -38,9 +38,11 @@ class Verbs(TyperGroup):
         return parameters
 
     def get_command(self, ctx: Any, cmd_name: str):
-        """Its help without the Python type of an argument, and of what takes no value."""
+        """Its help without the Python type of an argument, and of what takes no value; a paragraph is as wide as the
+        terminal, not as the source."""
         command = super().get_command(ctx, cmd_name)
         if command is not None:
+            command.help = re.sub(r"(?<=\S)\n(?=\S)", " ", command.help or "")
             if (help_option := command.get_help_option(ctx)) is not None:
                 help_option.metavar = ""
             for parameter in command.params:

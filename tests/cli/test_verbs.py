@@ -54,3 +54,8 @@ def test_a_shell_completes_verbs_and_options(line: str, completed: str) -> None:
 
 def test_the_help_names_no_types_of_what_takes_no_value() -> None:
     assert "<bool>" not in CliRunner().invoke(app, ["--help"]).stdout
+
+
+def test_a_paragraph_of_help_is_as_wide_as_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    assert "What cannot be read is reported" in CliRunner().invoke(app, ["generate", "--help"]).stdout
