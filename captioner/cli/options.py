@@ -155,7 +155,7 @@ _model = panel_option("Model")
 _search = panel_option("Search")
 
 Model = Annotated[
-    str | None, _first("A name that `captioner models` lists, a folder, a Hub id or openai:ADDRESS#NAME.", "--model", "-m")
+    str | None, _first("A name of `captioner models`, a folder, a Hub id or openai:ADDRESS#NAME.", "--model", "-m")
 ]
 
 LIBRARY: dict[str, Any] = {
