@@ -176,11 +176,11 @@ class Captioner:
         return self.embed(images, batch_size=len(images))
 
     def expected(self, reading: Reading, finish: Finishing) -> np.ndarray:
-        """The mean of all that a reading says, weighted by probability, as a unit vector `[d]`."""
+        """The mean of all that a reading says, weighted by probability, and of what was predicted, `[d]`, length 1."""
         candidates = self.prompt(reading, finish).candidates
         vectors = self.embed_texts([candidate.text for candidate in candidates])
         scores = [candidate.score for candidate in candidates]
-        return consensus.expected_embedding(vectors, scores, self._predicted(reading))
+        return consensus.expected_embedding(vectors, scores, self._predicted(reading), weight=consensus.PREDICTED)
 
 
 class DirectEmbedder:

@@ -27,6 +27,7 @@ def test_a_predicted_embedding_counts_as_much_as_all_candidates() -> None:
     assert choose(vectors, [0, -9], target=unit(1, 0.9)) == 0
     expected = expected_embedding(vectors, [0, 0], target=unit(0, 1))
     np.testing.assert_allclose(expected, unit(1, 3), atol=1e-6)
+    np.testing.assert_allclose(expected_embedding(vectors, [0, 0], target=unit(0, 1), weight=3), unit(1, 7), atol=1e-6)
 
 
 def test_expected_embedding_is_the_weighted_mean_on_the_sphere() -> None:
