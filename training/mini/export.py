@@ -28,7 +28,7 @@ from training.mini.split import Pairs, load_pairs
 
 FILES = {"config.json", "model.safetensors", "tokenizer.json", "decoding.json", "training_data.json"}
 """What an export consists of."""
-MAX_NEW_TOKENS = 28
+MAX_NEW_TOKENS = 34
 DECODING = {"do_sample": True, "num_return_sequences": 16, "temperature": 0.7, "top_p": 0.9, "seed": 0,
             "max_new_tokens": MAX_NEW_TOKENS, "consensus": True}  # fmt: skip
 """As many texts as let a caption stay under 300 milliseconds on one core."""
@@ -170,7 +170,9 @@ class Trial:
         vectors, scores = self.vectors[:, part], self.scores[:, part]
         best = [consensus.choose(*reading) for reading in zip(self.gists[:, part], scores, self.predicted, strict=True)]
         readings = zip(vectors, scores, self.predicted, strict=True)
-        expected = np.stack([consensus.expected_embedding(*reading) for reading in readings])
+        expected = np.stack(
+            [consensus.expected_embedding(*reading, weight=consensus.PREDICTED) for reading in readings]
+        )
         chosen = vectors[np.arange(len(best)), best]
         captions = [texts[part][index] for texts, index in zip(self.texts, best, strict=True)]
         return {

@@ -1,14 +1,18 @@
-"""Stage `reward`: the decoder learns from its own texts, those nearer to the true prompt the more (REINFORCE).
+"""Stage `reward`: the decoder learns from its own texts, those nearer to what is known the more (REINFORCE).
 
 A text is read as its embedding. What counts is not how likely the decoder finds the true prompt, but how near the texts
-come that it writes for a blurred guess. The reward is the cosine to the true prompt's embedding, and to the guess: its
-error averages out over prompts. Each text is compared with the others of the same guess. A little of the old task is
-kept in the mix, so that the decoder goes on to write as people do.
+come that it writes for a blurred guess. Such a guess is all that is known of the prompt, and on the mean of many the
+truth lies where the guess does: so the reward is mostly the cosine to the guess, which has no noise, and less that to
+the true prompt. Each text is compared with the others of the same guess. A little of the old task is kept in the mix,
+so that the decoder goes on to write as people do.
 """
 
 from __future__ import annotations
 
+import copy
+import math
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -21,25 +25,34 @@ from captioner.models.prefix.clip_prefix import ClipPrefix
 from captioner.models.prefix.layers import PrefixProcessor
 from captioner.text import clean
 from captioner.text.embedding import TextEmbedder
-from training.mini.export import Trial, assembled, head_of, one_each
+from training.mini.export import MAX_NEW_TOKENS, Trial, assembled, head_of, one_each
 from training.mini.features import quick_embedder
 from training.mini.head import importance
 from training.mini.language import BATCH, LONGEST, Blur, batches, load_texts, resume, save_checkpoint
 from training.mini.split import REBUILT, Pairs, load_pairs
 
-GUESSES, TEXTS_EACH = 16, 8
+GUESSES, TEXTS_EACH = 24, 6
 """A step's blurred guesses, half of them of pictures, and the texts written for each."""
-TEMPERATURE, MOST = 0.8, 28
-"""How texts are drawn, and their tokens at most."""
-CHECKED_BY = Decoding(do_sample=True, num_return_sequences=4, temperature=0.7, top_p=0.9, max_new_tokens=28, seed=0)
+TEMPERATURE = 0.8
+"""How texts are drawn."""
+GAINED = ("true", "to the guess", "the nearest to it", "strange", "tokens")
+"""Means that tell how it goes: of all texts, but for the nearest of each guess."""
+CHECKED_BY = Decoding(
+    do_sample=True, num_return_sequences=4, temperature=0.7, top_p=0.9, max_new_tokens=MAX_NEW_TOKENS, seed=0
+)
 CHECKED = 120
 """Validation prompts that are written for now and then."""
 END, USUAL_LENGTH = 0, 14
-RATE, WARM_UP, AS_BEFORE, SPREAD = 1.5e-4, 20, 0.3, 0.1
+OF_TRUTH, OF_MEAN, CHOSEN_OF = 0.6, 0.5, 4
+"""A picture's truth beside the guess (their weights are together 2), and all of a guess beside one chosen of some."""
+OF_STRANGE = 0.003
+"""What a text costs for each nat by which the decoder as it was finds it less likely: without it the texts became
+nearer to the guess, but lists of a few words that suit everything ("neon signs, cinematic lighting")."""
+RATE, WARM_UP, AS_BEFORE, SPREAD = 4e-4, 20, 0.4, 0.1
 """AS_BEFORE: the weight of the loss of stage `language`. SPREAD: a usual deviation of a text's reward."""
 
 
-def reward(data: Path, work: Path, seed: int, steps: int = 500) -> None:
+def reward(data: Path, work: Path, seed: int, steps: int = 560) -> None:
     """Stage `reward`: from language.pt to reward.pt; resumes from its last checkpoint."""
     model, processor = assembled(work, "head-without-validation.pt", "language.pt")
     pairs, embed = load_pairs(data, work), quick_embedder()
@@ -50,32 +63,72 @@ def reward(data: Path, work: Path, seed: int, steps: int = 500) -> None:
     parts = torch.nn.ModuleList([model.mapper, model.gpt])
     optimizer = torch.optim.AdamW(parts.parameters(), lr=RATE, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
     checkpoint = work / "reward.pt"
+    before = Quick(model).model.requires_grad_(False)
     first = resume(checkpoint, parts, optimizer)
-    since, smooth = time.time(), 0.0
+    quick = Quick(model)
+    since, smooth = time.time(), np.zeros(len(GAINED))
     for step, rows in zip(range(steps), tasks.order, strict=False):
         if step < first:
             continue
         for group in optimizer.param_groups:
             group["lr"] = RATE * min((step + 1) / WARM_UP, 1, max((steps - step) / (0.5 * steps), 0.02))
-        given, truth = tasks.guesses(step)
-        loss, gained = policy_loss(model, processor, embed, given, truth, step)
+        loss, gained = policy_loss(quick.model, before, processor, embed, tasks.guesses(step), step)
         blurred, tokens = tasks.as_before(rows[: BATCH // 2], step)
-        loss = loss + AS_BEFORE * model(features=blurred, input_ids=tokens.clamp(min=0), labels=tokens).loss
+        loss = loss + AS_BEFORE * surprise(quick.model, blurred, tokens).sum() / (tokens >= 0).sum()
         loss.backward()
+        quick.give_gradients()
         torch.nn.utils.clip_grad_norm_(parts.parameters(), 1.0)
         optimizer.step()
-        optimizer.zero_grad()
+        quick.take_weights()
         smooth = gained if step == first else 0.95 * smooth + 0.05 * gained
         if (step + 1) % 10 == 0:
             pace = (time.time() - since) / (step + 1 - first)
-            print(f"step {step + 1} reward {smooth:.4f} {pace:.2f} s/step", flush=True)
+            figures = ", ".join(f"{name} {mean:.4f}" for name, mean in zip(GAINED, smooth, strict=True))
+            print(f"step {step + 1} {figures}, {pace:.2f} s/step", flush=True)
         if (step + 1) % 25 == 0 or step + 1 == steps:
             save_checkpoint(checkpoint, parts, optimizer, step + 1)
-        if (step + 1) % 100 == 0 or step + 1 == steps:
+        if (step + 1) % 500 == 0 or step + 1 == steps:
             of_unseen = pairs.embeddings[pairs.prompt[unseen]]
             trial = Trial(model, processor, embed, predicted, of_unseen, CHECKED_BY)
-            figures, captions = trial.figures(CHECKED_BY.num_return_sequences)
-            print(figures, *captions[:5], sep="\n  ", flush=True)
+            checked, captions = trial.figures(CHECKED_BY.num_return_sequences)
+            print(checked, *captions[:5], sep="\n  ", flush=True)
+
+
+@dataclass
+class Guesses:
+    """What texts are written for. Every row is of one guess."""
+
+    given: Tensor
+    """Blurred embeddings."""
+    truth: Tensor
+    """The true ones."""
+    wanted: Tensor
+    """A text's reward is its product with this sum of both, whose weights add up to 2."""
+
+
+class Quick:
+    """A copy of the decoder in bf16, where the processor has it: it computes, the model itself is updated."""
+
+    def __init__(self, model: ClipPrefix) -> None:
+        dtype = torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else torch.float32
+        self.model = copy.deepcopy(model).to(dtype)
+        self.pairs = [
+            both
+            for mine, its in ((model.mapper, self.model.mapper), (model.gpt, self.model.gpt))
+            for both in zip(mine.parameters(), its.parameters(), strict=True)
+        ]
+
+    def give_gradients(self) -> None:
+        """From the copy to the model."""
+        for mine, its in self.pairs:
+            mine.grad = None if its.grad is None else its.grad.float()
+            its.grad = None
+
+    @torch.no_grad()
+    def take_weights(self) -> None:
+        """From the model to the copy."""
+        for mine, its in self.pairs:
+            its.copy_(mine)
 
 
 class Tasks:
@@ -89,13 +142,15 @@ class Tasks:
         self.of_pictures = torch.from_numpy(np.load(work / "guesses.npz")["guesses"]).float()
         self.pictures = np.flatnonzero(~pairs.validation[pairs.prompt] & ~np.isin(pairs.source, list(REBUILT)))
 
-    def guesses(self, step: int) -> tuple[Tensor, Tensor]:
-        """Blurred embeddings, half of them real guesses of unseen pictures, and the true ones. [GUESSES, 384] each"""
+    def guesses(self, step: int) -> Guesses:
+        """Half of them real ones of unseen pictures, the others as they may be of a prompt alone."""
         generator, weights = np.random.default_rng((self.seed, step)), importance(self.pairs).numpy()[self.pictures]
         pictures = generator.choice(self.pictures, GUESSES // 2, p=weights / weights.sum())
         texts = torch.from_numpy(self.embeddings[generator.choice(len(self.ids), GUESSES // 2)]).float()
         given = torch.cat((self.of_pictures[pictures], self.blur.whole(texts, self._generator(step))))
-        return given, torch.cat((torch.from_numpy(self.pairs.embeddings[self.pairs.prompt[pictures]]), texts))
+        truth = torch.cat((torch.from_numpy(self.pairs.embeddings[self.pairs.prompt[pictures]]), texts))
+        of_truth = torch.tensor([[OF_TRUTH]] * len(pictures) + [[0.0]] * len(texts))
+        return Guesses(given, truth, of_truth * truth + (2 - of_truth) * given)
 
     def as_before(self, rows: list[int], step: int) -> tuple[Tensor, Tensor]:
         """Blurred embeddings and tokens of these texts, as in stage `language`."""
@@ -107,23 +162,61 @@ class Tasks:
 
 
 def policy_loss(
-    model: ClipPrefix, processor: PrefixProcessor, embed: TextEmbedder, given: Tensor, truth: Tensor, seed: int
-) -> tuple[Tensor, float]:
-    """The REINFORCE loss, and the texts' mean cosine to the truth: the negative log-likelihood of the texts just
-    written, each weighted by its advantage, its reward above the mean of the others of its guess."""
-    tokens = draw(model.eval(), given, torch.Generator().manual_seed(seed))  # [guesses * TEXTS_EACH, length]
-    vectors = torch.from_numpy(embed(written(tokens, processor))).unflatten(0, (len(given), TEXTS_EACH))
-    near = (vectors @ truth[:, :, None]).squeeze(-1)  # [guesses, texts]
-    rewards = near + (vectors @ given[:, :, None]).squeeze(-1)
-    others = (rewards.sum(1, keepdim=True) - rewards) / (TEXTS_EACH - 1)
-    advantage = ((rewards - others) / (2 * SPREAD)).flatten()
-    prefix = model.prefix(given).repeat_interleave(TEXTS_EACH, 0)
-    embedded = torch.cat((prefix, model.gpt.transformer.wte(tokens[:, :-1].clamp(min=0))), dim=1)
-    hidden = model.gpt.transformer(inputs_embeds=embedded, use_cache=False)[0][:, prefix.shape[1] - 1 :]
-    logits = model.gpt.lm_head(hidden) / TEMPERATURE
-    of_tokens = F.cross_entropy(logits.flatten(0, 1), tokens.flatten(), ignore_index=-100, reduction="none")
-    of_texts = of_tokens.unflatten(0, tokens.shape).sum(1) / USUAL_LENGTH  # not its own: long texts count as much
-    return (of_texts * advantage).mean(), near.mean().item()
+    model: ClipPrefix,
+    before: ClipPrefix,
+    processor: PrefixProcessor,
+    embed: TextEmbedder,
+    guesses: Guesses,
+    seed: int,
+) -> tuple[Tensor, np.ndarray]:
+    """The REINFORCE loss: the negative log-likelihood of the texts just written, each weighted by its advantage. And
+    what GAINED names. `before` is the decoder as it was: what it would not have written costs something."""
+    tokens = draw(model, guesses.given, torch.Generator().manual_seed(seed))  # [guesses * TEXTS_EACH, length]
+    vectors = torch.from_numpy(embed(written(tokens, processor))).unflatten(0, (-1, TEXTS_EACH))
+    targets = guesses.truth, guesses.given, guesses.wanted
+    near, to_guess, rewards = ((vectors @ target[:, :, None]).squeeze(-1) for target in targets)  # [guesses, texts]
+    for_each = guesses.given.repeat_interleave(TEXTS_EACH, 0)
+    of_texts = surprise(model, for_each, tokens, TEMPERATURE).sum(1)
+    with torch.no_grad():
+        strange = (surprise(before, for_each, tokens, TEMPERATURE).sum(1) - of_texts).view_as(near)
+    advantage = advantages(rewards - OF_STRANGE * strange, to_guess).flatten() / (2 * SPREAD)
+    nearest, length = to_guess.max(1).values, (tokens >= 0).sum(1).float()
+    figures = [figure.mean().item() for figure in (near, to_guess, nearest, strange, length)]
+    loss = (of_texts / USUAL_LENGTH * advantage).mean()  # not by its own length: long texts count as much
+    return loss, np.array(figures)
+
+
+def advantages(rewards: Tensor, to_guess: Tensor) -> Tensor:
+    """How much a text adds: to the mean of its guess's texts, and to the one chosen of some. [guesses, texts]
+
+    A caption is of several texts the nearest to the guess. So the second part is, over all choices of CHOSEN_OF - 1 of
+    the other texts, the mean of what is won where this text is nearer than all of them: its reward without theirs.
+    """
+    count = rewards.shape[1]
+    others = (rewards.sum(1, keepdim=True) - rewards) / (count - 1)
+    order = to_guess.argsort(1)
+    ascending = rewards.gather(1, order)
+    # The nearest of CHOSEN_OF - 1 texts is the k-th of those that lie farther in this share of the choices.
+    ways = [math.comb(farther, CHOSEN_OF - 2) / math.comb(count - 1, CHOSEN_OF - 1) for farther in range(count)]
+    won = (ascending[:, :, None] - ascending[:, None, :]).tril(-1) @ torch.tensor(ways).to(rewards)
+    return OF_MEAN * (rewards - others) + torch.zeros_like(rewards).scatter(1, order, won)
+
+
+def surprise(model: ClipPrefix, given: Tensor, tokens: Tensor, temperature: float = 1.0) -> Tensor:
+    """The negative log-likelihood of each token, 0 where there is none. [n, length]"""
+    prefix = model.prefix(given.to(model.dtype))
+    hidden = torch.cat((prefix, model.gpt.transformer.wte(tokens[:, :-1].clamp(min=0))), dim=1)
+    hidden = hidden + model.gpt.transformer.wpe.weight[: hidden.shape[1]]
+    for block in model.gpt.transformer.h:
+        heads = block.attn.c_attn(block.ln_1(hidden)).unflatten(2, (3, model.gpt.config.n_head, -1))
+        # In float32: torch's backward pass of attention is ten times as slow in bf16.
+        mixed = F.scaled_dot_product_attention(*heads.permute(2, 0, 3, 1, 4).float().unbind(), is_causal=True)
+        hidden = hidden + block.attn.c_proj(mixed.to(hidden.dtype).transpose(1, 2).flatten(2))
+        hidden = hidden + block.mlp(block.ln_2(hidden))
+    there = tokens >= 0
+    predicting = model.gpt.transformer.ln_f(hidden[:, prefix.shape[1] - 1 :][there])
+    of_tokens = F.cross_entropy(model.gpt.lm_head(predicting).float() / temperature, tokens[there], reduction="none")
+    return of_tokens.new_zeros(tokens.shape).masked_scatter(there, of_tokens)
 
 
 @torch.no_grad()
@@ -132,16 +225,19 @@ def draw(model: ClipPrefix, given: Tensor, generator: torch.Generator) -> Tensor
 
     `search` draws the same way, but row by row, so that a batch changes no text: nothing that matters here.
     """
-    memory = model.remember(given)
+    memory = model.remember(given.to(model.dtype))
     past, logits = memory.begin(TEXTS_EACH), memory.first_logits.repeat_interleave(TEXTS_EACH, 0)
     tokens = torch.zeros(len(logits), 0, dtype=torch.long)
     ended = torch.zeros(len(logits), dtype=torch.bool)
-    while tokens.shape[1] < MOST and not ended.all():
-        drawn = torch.multinomial((logits / TEMPERATURE).softmax(-1), 1, generator=generator)
+    while True:
+        sums = (logits.float() / TEMPERATURE).softmax(-1).cumsum(-1)  # torch.multinomial takes ten times as long
+        drawn = torch.searchsorted(sums, torch.rand(len(sums), 1, generator=generator) * sums[:, -1:])
+        drawn = drawn.clamp(max=sums.shape[1] - 1)
         tokens = torch.cat((tokens, drawn.masked_fill(ended[:, None], -100)), dim=1)
         ended |= drawn[:, 0] == END
+        if tokens.shape[1] == MAX_NEW_TOKENS or ended.all():
+            return tokens
         logits, past = model.step(drawn, memory, past)
-    return tokens
 
 
 def written(tokens: Tensor, processor: PrefixProcessor) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import subprocess
 import sys
@@ -263,15 +264,54 @@ def test_texts_nearer_to_the_truth_become_likelier():
     processor, embed = clip_prefix.load_processor(BUNDLED, model), text_embedder()
     truth = torch.from_numpy(embed(["a black and white photograph of a cat"])).repeat(4, 1)
     given = torch.nn.functional.normalize(truth + torch.from_numpy(embed(["a city at night, oil painting"])), dim=-1)
-    optimizer = torch.optim.AdamW([*model.mapper.parameters(), *model.gpt.parameters()], lr=2e-4)
-    gained = []
+    guesses = reward.Guesses(given, truth, given + truth)
+    optimizer = torch.optim.AdamW([*model.mapper.parameters(), *model.gpt.parameters()], lr=4e-4)
+    before, gained = reward.Quick(model).model, []
     for step in range(4):
-        loss, near = reward.policy_loss(model, processor, embed, given, truth, seed=step)
+        loss, figures = reward.policy_loss(model, before, processor, embed, guesses, seed=step)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-        gained.append(near)
+        gained.append(figures[reward.GAINED.index("true")])
     assert gained[-1] > gained[0] + 0.02
+
+
+def test_a_text_counts_by_what_it_adds_to_the_mean_and_to_the_one_that_is_chosen():
+    rewards, to_guess = torch.rand(2, 2, 5, generator=torch.Generator().manual_seed(0))
+    advantages = reward.advantages(rewards, to_guess)
+    for row in range(2):
+        for mine in range(5):
+            others = [text for text in range(5) if text != mine]
+            won = []
+            for rivals in itertools.combinations(others, reward.CHOSEN_OF - 1):
+                nearest = max(rivals, key=lambda text: to_guess[row, text])
+                won.append(
+                    (rewards[row, mine] - rewards[row, nearest]) * (to_guess[row, mine] > to_guess[row, nearest])
+                )
+            expected = reward.OF_MEAN * (rewards[row, mine] - rewards[row, others].mean()) + sum(won) / len(won)
+            assert advantages[row, mine].item() == pytest.approx(expected.item(), abs=1e-5)
+
+
+def test_the_quick_copy_computes_and_the_model_learns():
+    model = read_model(clip_prefix.ClipPrefix, BUNDLED)
+    processor = clip_prefix.load_processor(BUNDLED, model)
+    quick = reward.Quick(model)
+    tokens = torch.nn.utils.rnn.pad_sequence(
+        [torch.tensor([*processor.encode(text), reward.END]) for text in ("a cat", "a city at night")], True, -100
+    )
+    given = torch.nn.functional.normalize(torch.ones(2, 384), dim=-1)
+    loss = reward.surprise(quick.model, given, tokens).sum() / (tokens >= 0).sum()
+    expected = model(features=given, input_ids=tokens.clamp(min=0), labels=tokens).loss
+    assert loss.item() == pytest.approx(expected.item(), rel=0.01)
+    loss.backward()
+    quick.give_gradients()
+    word = model.gpt.transformer.wte.weight
+    assert word.grad is not None
+    assert word.grad.dtype == torch.float32
+    torch.optim.SGD([word], lr=1.0).step()
+    quick.take_weights()
+    copied = quick.model.gpt.lm_head.weight
+    assert torch.equal(copied, word.to(copied.dtype))
 
 
 def test_a_damaged_bundle_is_named(tmp_path):
