@@ -110,8 +110,9 @@ class Quick:
     """A copy of the decoder in bf16, where the processor has it: it computes, the model itself is updated."""
 
     def __init__(self, model: ClipPrefix) -> None:
-        dtype = torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else torch.float32
-        self.model = copy.deepcopy(model).to(dtype)
+        self.model = copy.deepcopy(model)
+        if torch.cpu._is_avx512_bf16_supported():
+            self.model.bfloat16()
         self.pairs = [
             both
             for mine, its in ((model.mapper, self.model.mapper), (model.gpt, self.model.gpt))
@@ -210,7 +211,8 @@ def surprise(model: ClipPrefix, given: Tensor, tokens: Tensor, temperature: floa
     for block in model.gpt.transformer.h:
         heads = block.attn.c_attn(block.ln_1(hidden)).unflatten(2, (3, model.gpt.config.n_head, -1))
         # In float32: torch's backward pass of attention is ten times as slow in bf16.
-        mixed = F.scaled_dot_product_attention(*heads.permute(2, 0, 3, 1, 4).float().unbind(), is_causal=True)
+        query, key, value = heads.permute(2, 0, 3, 1, 4).float()
+        mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True)
         hidden = hidden + block.attn.c_proj(mixed.to(hidden.dtype).transpose(1, 2).flatten(2))
         hidden = hidden + block.mlp(block.ln_2(hidden))
     there = tokens >= 0
