@@ -8,6 +8,7 @@ there.
 
 from __future__ import annotations
 
+import errno
 import os
 import platform
 import re
@@ -19,8 +20,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from captioner.errors import BadOutput
+
 TEMPORARY = re.compile(r"(\.captioner-[0-9a-f]{8}-)(\d+)-[0-9a-f]+\.tmp")
 NO_LINKS = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+NO_HARD_LINKS = (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
+"""What systems say where a file can have one name only."""
 
 
 @contextmanager
@@ -121,6 +126,13 @@ def link(temporary: Path, target: Path) -> bool:
         os.link(temporary, target)
     except FileExistsError:
         return False
+    except OSError as error:
+        if error.errno not in NO_HARD_LINKS:
+            raise
+        raise BadOutput(
+            f"{target.parent} lies on a disk without hard links (FAT, some shares), by which processes agree who does "
+            "what: name a folder on another."
+        ) from error
     return True
 
 

@@ -1,5 +1,6 @@
 """Files are written whole or not at all, follow no planted link, and have the mode bits that the user's umask gives."""
 
+import errno
 import os
 import signal
 import struct
@@ -181,3 +182,13 @@ def test_what_is_no_file_is_one_sentence(tmp_path: Path) -> None:
         sparse.truncate(10**12)
     with pytest.raises(BadCheckpoint, match="larger than"):
         read_object(tmp_path / "large.json")
+
+
+def test_a_disk_without_hard_links_is_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")  # as FAT does
+
+    monkeypatch.setattr(os, "link", refuse)
+    with pytest.raises(BadOutput, match="without hard links"):
+        atomic.write_first(tmp_path / "plan.json", b"{}")
+    assert os.listdir(tmp_path) == []
