@@ -52,11 +52,12 @@ class Counts:
     """`[rows]`: the number of the sequence, ascending within a text."""
     times: np.ndarray
     """`[rows]`"""
+    size: int
+    """The numbers of sequences lie below it, those of every text that was counted at once."""
 
     def at(self, texts: np.ndarray, grams: np.ndarray) -> np.ndarray:
         """`[n]`: how often those texts have those sequences."""
-        span = 1 + max(self.grams.max(initial=0), grams.max(initial=0))
-        keys, wanted = self.texts * span + self.grams, texts * span + grams
+        keys, wanted = self.texts * self.size + self.grams, texts * self.size + grams
         row = np.searchsorted(keys, wanted)
         found = np.append(keys, -1)[row] == wanted
         return np.where(found, np.append(self.times, 0)[row], 0)
@@ -74,9 +75,9 @@ def count_grams(texts: list[list[str]]) -> list[Counts]:
             gram = np.unique(pairs, return_inverse=True)[1]
         else:
             whole = np.ones(len(text), dtype=bool)
-        span = 1 + gram.max(initial=0)
-        keys, times = np.unique((text[: len(whole)] * span + gram)[whole], return_counts=True)
-        orders.append(Counts(keys // span, keys % span, times))
+        size = 1 + int(gram.max(initial=0))
+        keys, times = np.unique((text[: len(whole)] * size + gram)[whole], return_counts=True)
+        orders.append(Counts(keys // size, keys % size, times, size))
     return orders
 
 
@@ -108,8 +109,8 @@ class Compared:
         lengths = np.array([len(tokens) for tokens in texts], dtype=np.int64)
         items = np.repeat(np.arange(count), [len(truths) for truths in references])
         orders = [(rows, np.searchsorted(rows.texts, count)) for rows in count_grams(texts)]
-        predicted = [Counts(rows.texts[:cut], rows.grams[:cut], rows.times[:cut]) for rows, cut in orders]
-        true = [Counts(rows.texts[cut:] - count, rows.grams[cut:], rows.times[cut:]) for rows, cut in orders]
+        predicted = [Counts(rows.texts[:cut], rows.grams[:cut], rows.times[:cut], rows.size) for rows, cut in orders]
+        true = [Counts(rows.texts[cut:] - count, rows.grams[cut:], rows.times[cut:], rows.size) for rows, cut in orders]
         return cls(predicted, true, lengths[:count], lengths[count:], items)
 
     @property
@@ -129,12 +130,12 @@ class Compared:
 
     def _matches(self, predicted: Counts, true: Counts) -> tuple[np.ndarray, np.ndarray]:
         count = len(self.lengths)
-        span = 1 + max(predicted.grams.max(initial=0), true.grams.max(initial=0))
-        keys = self.items[true.texts] * span + true.grams
+        keys = self.items[true.texts] * true.size + true.grams
         order = np.argsort(keys, kind="stable")
         distinct, first = np.unique(keys[order], return_index=True)
         most = np.maximum.reduceat(true.times[order], first) if len(first) else true.times
-        allowed = Counts(distinct // span, distinct % span, most).at(predicted.texts, predicted.grams)
+        of_items = Counts(distinct // true.size, distinct % true.size, most, true.size)
+        allowed = of_items.at(predicted.texts, predicted.grams)
         right = np.bincount(predicted.texts, np.minimum(predicted.times, allowed), minlength=count)
         return right, np.bincount(predicted.texts, predicted.times, minlength=count)
 
@@ -207,10 +208,10 @@ def cider_d(
 def _clipped_cosines(predicted: Counts, true: Counts, items: np.ndarray) -> np.ndarray:
     """`[references]`: of the tf-idf vectors of one order. No weight of the prediction counts for more than the
     reference has of it."""
-    count, size = int(items[-1]) + 1, 1 + max(predicted.grams.max(initial=0), true.grams.max(initial=0))
-    of_items = np.sort(items[true.texts] * size + true.grams)
-    each_once = of_items[_firsts(of_items)] % size
-    inverse = np.log(count / np.maximum(np.bincount(each_once, minlength=size), 1))
+    count = int(items[-1]) + 1
+    of_items = np.sort(items[true.texts] * true.size + true.grams)
+    each_once = of_items[_firsts(of_items)] % true.size
+    inverse = np.log(count / np.maximum(np.bincount(each_once, minlength=true.size), 1))
     said, meant = (rows.times * inverse[rows.grams] for rows in (predicted, true))
     lengths = [
         np.sqrt(np.bincount(rows.texts, weights**2, minlength=number))
