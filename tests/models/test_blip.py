@@ -46,19 +46,22 @@ def change(folder: Path, **tensors: torch.Tensor | None) -> None:
 # --- the same model as transformers' ----------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("joined", [False, True])
 @torch.inference_mode()
-def test_steps_give_the_logits_of_transformers(folder: Path) -> None:
+def test_steps_give_the_logits_of_transformers(folder: Path, joined: bool) -> None:
     theirs = BlipForConditionalGeneration.from_pretrained(folder).double().eval()
-    ours = checkpoint.load_pretrained(Blip, folder, LoadOptions(precision="float64"))
+    ours = checkpoint.read_model(Blip, folder, torch.float64).eval()
     pixels = torch.randn(2, 3, 32, 32, dtype=torch.float64)
     ids = torch.randint(0, 60, (6, 7))  # 2 images × 3 beams
     expected = theirs(pixels.repeat_interleave(3, dim=0), ids).logits
+    torch.testing.assert_close(ours(pixels.repeat_interleave(3, dim=0), input_ids=ids).logits, expected)
+    if joined:
+        blip.join_projections(ours)
     logits, past = ours.step(ids[:, :3], memory := ours.read(pixels), None)
     torch.testing.assert_close(logits, expected[:, 2])
     for place in range(3, 7):
         logits, past = ours.step(ids[:, place : place + 1], memory, past)
         torch.testing.assert_close(logits, expected[:, place])
-    torch.testing.assert_close(ours(pixels.repeat_interleave(3, dim=0), input_ids=ids).logits, expected)
 
 
 def test_training_loss_and_gradients_are_those_of_transformers(folder: Path) -> None:
@@ -130,6 +133,11 @@ def test_look_is_attention_over_the_patches(folder: Path) -> None:
     assert (first.sum((1, 2)) < 1).all()  # the class token has the rest
     assert not torch.allclose(first, second)
     torch.testing.assert_close(first[:2], speaker.model.look(pixels[:1], ids[:2]))  # later ids change nothing
+    theirs = BlipForConditionalGeneration.from_pretrained(folder, attn_implementation="eager").double().eval()
+    features = theirs.vision_model(pixels[:1]).last_hidden_state
+    output = theirs.text_decoder(torch.tensor([ids]), encoder_hidden_states=features, output_attentions=True)
+    mean = torch.stack(output.cross_attentions).mean((0, 2))[0]
+    torch.testing.assert_close(first, mean[:, 1:].unflatten(1, (4, 4)))
 
 
 @pytest.mark.parametrize(("precision", "cosine"), [("fp32", 0.999999), ("bf16", 0.999), ("int8", 0.99)])

@@ -51,7 +51,7 @@ def golden() -> dict[str, torch.Tensor]:
     with torch.no_grad():
         rows = []
         for picture, question, text in zip(pixels.split(1), questions, texts.split(1), strict=True):
-            states = model.decoder(text, model.read(picture, question), TextCache(2))
+            states = model.decoder(text, model.read(picture, question), TextCache())
             rows.append(model.decoder.output_projection(states))
     return {"logits": torch.cat(rows)[..., ::97].float().contiguous()}
 

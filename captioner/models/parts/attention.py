@@ -31,9 +31,9 @@ class TextCache:
 
     ROOM = 32
 
-    def __init__(self, num_layers: int) -> None:
+    def __init__(self) -> None:
         self.layers: list[tuple[Tensor, Tensor]] = []  # the first token of a text appends them, in order
-        self._buffers: list[tuple[Tensor, Tensor] | None] = [None] * num_layers  # what the layers are the beginning of
+        self._buffer: Tensor | None = None  # [layers, 2, rows, heads, room, head_dim]; they are the beginning of it
 
     @property
     def length(self) -> int:
@@ -52,18 +52,21 @@ class TextCache:
 
     def extend(self, layer: int, added: int) -> tuple[Tensor, Tensor]:
         """All keys and values of one layer, and after them so many new positions for the caller to write."""
-        (keys, values), buffers = self.layers[layer], self._buffers[layer]
-        length = keys.shape[2] + added
-        if buffers is None or buffers[0].shape[2] < length:
-            buffers = self._buffers[layer] = self._wider(keys, length), self._wider(values, length)
-        self.layers[layer] = buffers[0].narrow(2, 0, length), buffers[1].narrow(2, 0, length)
-        return self.layers[layer]
+        length = self.layers[layer][0].shape[2] + added
+        if self._buffer is None or self._buffer.shape[4] < length:
+            self._buffer = self._wider(length)
+        keys, values = self._buffer[layer].narrow(3, 0, length).unbind()
+        self.layers[layer] = keys, values
+        return keys, values
 
-    def _wider(self, part: Tensor, needed: int) -> Tensor:
-        """The same beginning, and room behind it."""
-        rows, heads, length, head_dim = part.shape
-        buffer = part.new_empty(rows, heads, 2 * needed + self.ROOM, head_dim)
-        buffer.narrow(2, 0, length).copy_(part)
+    def _wider(self, needed: int) -> Tensor:
+        """The same beginning of every layer, and room behind it."""
+        first = self.layers[0][0]
+        rows, heads, _, head_dim = first.shape
+        buffer = first.new_empty(len(self.layers), 2, rows, heads, 2 * needed + self.ROOM, head_dim)
+        for of_layer, parts in zip(buffer, self.layers, strict=True):
+            for room, part in zip(of_layer, parts, strict=True):
+                room.narrow(2, 0, part.shape[2]).copy_(part)
         return buffer
 
     def select(self, rows: Tensor) -> TextCache:
@@ -71,12 +74,11 @@ class TextCache:
         before = self.layers[0][0].shape[0]
         if torch.equal(rows, torch.arange(before, device=rows.device)):
             return self  # every beam went on in its place
-        for layer, (keys, values) in enumerate(self.layers):
-            if len(rows) == before and self._buffers[layer] is not None:
-                keys.copy_(keys[rows])
-                values.copy_(values[rows])
-            else:
-                self.layers[layer], self._buffers[layer] = (keys[rows], values[rows]), None
+        if self._buffer is not None and len(rows) == before:
+            filled = self._buffer.narrow(4, 0, self.length)
+            filled.copy_(filled.index_select(2, rows))  # all layers at once
+        else:
+            self.layers, self._buffer = [(keys[rows], values[rows]) for keys, values in self.layers], None
         return self
 
 
@@ -96,11 +98,11 @@ def attend_image(
     rows, heads, t, dim = query.shape
     images = keys.shape[0]
     beams = rows // images
-    folded = query.view(images, beams, heads, t, dim).transpose(1, 2).reshape(images, heads, beams * t, dim)
-    scores = folded * (scale or dim**-0.5) @ keys  # [images, heads, beams·t, regions]
+    folded = query.view(images, beams, heads, t, dim).transpose(1, 2).reshape(images * heads, beams * t, dim)
+    scores = torch.bmm(folded * (scale or dim**-0.5), keys.flatten(0, 1))  # [images·heads, beams·t, regions]
     if bias is not None:
-        scores = scores + bias.repeat(1, beams, 1)
-    mixed = scores.softmax(-1) @ values  # [images, heads, beams·t, head_dim]
+        scores = scores + bias.repeat(images, beams, 1)
+    mixed = torch.bmm(scores.softmax(-1), values.flatten(0, 1))  # [images·heads, beams·t, head_dim]
     return mixed.view(images, heads, beams, t, dim).transpose(1, 2).reshape(rows, heads, t, dim)
 
 

@@ -43,10 +43,21 @@ SMALL = 10_000_000
 """Weights that any model may have, whatever its files hold."""
 
 
-def load_pretrained(cls: type[Model], folder: Path, options: LoadOptions, encoder: str | None = None) -> Model:
-    """The model of this folder, placed for inference as the options say; encoder: see `compute.prepare`."""
+def load_pretrained(
+    cls: type[Model],
+    folder: Path,
+    options: LoadOptions,
+    encoder: str | None = None,
+    before: Callable[[Model], object] | None = None,
+) -> Model:
+    """The model of this folder, placed for inference as the options say.
+
+    encoder: see `compute.prepare`. before: what is done to the model while its layers are plain ones.
+    """
     precision = compute.precision(options.precision, compute.device(options.device))
     model = read_model(cls, folder, compute.DTYPES.get(precision, torch.float32))
+    if before is not None:
+        before(model)
     return compute.prepare(model, options, encoder=model.get_submodule(encoder) if encoder else None)
 
 

@@ -169,7 +169,7 @@ class PrefixMemory:
 
     def begin(self, copies: int) -> TextCache:
         """The past of so many texts of every picture: the prefix, which is so short that copies of it cost little."""
-        past = TextCache(len(self.prefix.layers))
+        past = TextCache()
         for layer, both in enumerate(self.prefix.layers):
             past.append(layer, *(of_images.repeat_interleave(copies, 0) for of_images in both))
         return past
@@ -222,7 +222,7 @@ class PrefixDecoder:
     def remember(self, features: Tensor) -> PrefixMemory:
         hidden = self.prefix(features)
         nothing = hidden.unflatten(2, (self.gpt.config.n_head, -1)).transpose(1, 2)[:, :, :0]
-        past = TextCache(len(self.gpt.transformer.h))
+        past = TextCache()
         for layer in range(len(self.gpt.transformer.h)):
             past.append(layer, nothing, nothing)
         logits = self._read_on(hidden, past)

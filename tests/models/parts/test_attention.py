@@ -35,7 +35,7 @@ def test_text_attention_is_causal(t: int) -> None:
 
 
 def test_text_cache_grows_and_follows_its_beams() -> None:
-    cache = TextCache(2)
+    cache = TextCache()
     assert cache.length == 0
     first, second = random(4, HEADS, 2, DIM), random(4, HEADS, 1, DIM)
     for layer in range(2):
