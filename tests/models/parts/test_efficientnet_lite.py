@@ -7,7 +7,7 @@ import torch
 
 from captioner.models.parts.backbones.efficientnet_lite import EfficientNetLite, fold_published
 
-published = pytest.importorskip("efficientnet_lite_pytorch", reason="the extra `train` brings it")
+published = pytest.importorskip("efficientnet_lite_pytorch", reason="the extra `test` brings it")
 
 
 @pytest.mark.parametrize(("size", "pixels"), [("lite0", 96), ("lite2", 130), ("lite4", 64)])

