@@ -67,6 +67,9 @@ PRIVATE = ("_clip_grad_norm", "_save_checkpoint", "_load_from_checkpoint")
 if missing := [name for name in PRIVATE if not hasattr(Trainer, name)]:
     raise ImportError(f"This version of transformers has no Trainer.{missing[0]}: its training loop is another one.")
 
+RECOMPUTES = f"{'activation' if hasattr(TrainingArguments, 'activation_checkpointing') else 'gradient'}_checkpointing"
+"""The Trainer's word for it, since transformers 5.23 and before."""
+
 
 class DivergedError(CaptionerError):
     """The loss is no number any more."""
@@ -400,7 +403,7 @@ def arguments(recipe: Recipe, job: Job) -> TrainingArguments:
         data_seed=recipe.seed,
         dataloader_num_workers=recipe.workers,
         accelerator_config={"dispatch_batches": False},  # each process makes its own batches, of a stream too
-        activation_checkpointing=recipe.gradient_checkpointing,
+        **{RECOMPUTES: recipe.gradient_checkpointing},
         torch_compile=recipe.compile,
         use_cpu=on_cpu,
         ddp_backend="gloo" if on_cpu and "RANK" in os.environ else None,

@@ -39,9 +39,9 @@ def replacing(target: Path, keep: bool = False) -> Iterator[Path]:
     mode = _create(temporary)
     try:
         yield temporary
+        flush(temporary)  # first: it needs a file that may be written to
         # Some libraries write to a file of their own and rename it, with other mode bits.
         os.chmod(temporary, _mode_of(target, mode))
-        flush(temporary)
         if not keep:
             os.replace(temporary, target)
             flush(target.parent)
@@ -100,8 +100,8 @@ def _replace(target: Path, content: bytes) -> None:
     mode = _create(temporary)
     try:
         temporary.write_bytes(content)
-        os.chmod(temporary, _mode_of(target, mode))
         flush(temporary)
+        os.chmod(temporary, _mode_of(target, mode))
         os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)

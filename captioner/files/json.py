@@ -43,7 +43,7 @@ def write_object(path: Path, content: Any) -> None:
 
 def _read(path: Path) -> str:
     """The text of a regular file. It is opened without waiting: a pipe that nobody writes to would never open."""
-    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     with open(descriptor, "rb") as stream:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):

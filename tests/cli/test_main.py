@@ -419,7 +419,7 @@ def test_a_model_that_gives_embeddings_sends_to_embed(tiny_checkpoint: Callable[
 
 def test_standard_output_that_is_full(tmp_path: Path) -> None:
     picture = drawn(tmp_path / "a.png", A1111)
-    with open("/dev/full", "w") as full:
+    with open("/dev/full", "w", encoding="utf-8") as full:
         done = subprocess.run(
             [sys.executable, "-m", "captioner", "read", str(picture)], stdout=full, stderr=subprocess.PIPE, text=True
         )

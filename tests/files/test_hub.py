@@ -147,7 +147,7 @@ def test_offline(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_cache_that_is_no_folder(online: Path, cache: Path, capfd: pytest.CaptureFixture) -> None:
-    cache.write_text("")
+    cache.write_text("", encoding="utf-8")
     with pytest.raises(MissingModel, match=r"cannot be kept in \S+ \(Not a directory\). Set HF_HOME elsewhere"):
         hub.hub_folder("somebody/model")
 

@@ -390,7 +390,7 @@ def test_adapters_of_each_other(tmp_path):
 
 
 def ensemble(file: Path, members: object, **more: object) -> Path:
-    file.write_text(json.dumps({"kind": "ensemble", "members": members, **more}))
+    file.write_text(json.dumps({"kind": "ensemble", "members": members, **more}), encoding="utf-8")
     return file
 
 

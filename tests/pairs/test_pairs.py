@@ -231,7 +231,7 @@ def test_rows_without_a_picture_or_a_caption_are_left_out(tmp_path: Path) -> Non
 def test_names_and_files_that_are_meant_to_harm(tmp_path: Path) -> None:
     picture(tmp_path / "a.png")
     os.rename(tmp_path / "a.png", os.fsencode(tmp_path) + b"/\xff.png")
-    Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff.txt")).write_text("a cat")
+    Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff.txt")).write_text("a cat", encoding="utf-8")
     picture(tmp_path / "b.png")
     os.mkfifo(tmp_path / "b.txt")
     (tmp_path / "b.caption").write_text("b")

@@ -60,7 +60,7 @@ class Colours:
 
 
 def texts(out: Path) -> list[str]:
-    return [json.loads(line)["text"] for line in out.read_text().splitlines()]
+    return [json.loads(line)["text"] for line in out.read_text(encoding="utf-8").splitlines()]
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, None, 100])

@@ -499,7 +499,7 @@ def test_a_list_of_errors_that_is_not_ours_is_left_alone(tmp_path: Path, kind: s
 
     def plant(path: Path) -> None:
         if kind == "text":
-            path.write_text("mine\n")
+            path.write_text("mine\n", encoding="utf-8")
         elif kind == "folder":
             path.mkdir()
         else:

@@ -102,4 +102,4 @@ def test_minilm_is_in_memory_once_and_what_is_packed_is_not_mapped_as_well() -> 
 def mapped() -> int:
     """How often the weights lie in this process's memory as a file."""
     file = str(packaged_minilm() / "model.safetensors")
-    return Path("/proc/self/maps").read_text().count(file)
+    return Path("/proc/self/maps").read_text(encoding="utf-8").count(file)

@@ -349,7 +349,7 @@ def test_ctrl_c_is_one_line(when: str, tiny_checkpoint, pairs: Path, tmp_path: P
         text=True,
     )
     if when == "imports":
-        while "torch" not in Path(f"/proc/{process.pid}/maps").read_text():
+        while "torch" not in Path(f"/proc/{process.pid}/maps").read_text(encoding="utf-8"):
             time.sleep(0.01)
     else:
         while newest_whole(out) is None:

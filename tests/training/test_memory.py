@@ -39,7 +39,11 @@ def in_parquet(folder: Path) -> Path:
 
 def in_memory() -> int:
     """Bytes that no file stands behind: pages of a mapped file are given back when memory is short."""
-    [line] = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon")]
+    [line] = [
+        line
+        for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+        if line.startswith("RssAnon")
+    ]
     return 1024 * int(line.split()[1])
 
 

@@ -206,7 +206,7 @@ def test_downloads_hold_what_is_shown(page: Page, tmp_path: Path, said: captione
     assert [row["file"] for row in rows] == ["cat.jpg", "coffee.jpg"]
     assert rows[0]["candidates"] == [asdict(candidate) for candidate in said.candidates]
     assert rows[1]["text"] == 'a cup, "hot"\nand red'
-    with open(tmp_path / "captions.csv", newline="") as stream:
+    with open(tmp_path / "captions.csv", encoding="utf-8", newline="") as stream:
         assert [row["text"] for row in csv.DictReader(stream)] == [row["text"] for row in rows]
 
 

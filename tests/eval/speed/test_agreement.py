@@ -17,7 +17,7 @@ from eval.speed import agreement
 
 @pytest.fixture
 def pairs(tmp_path: Path) -> Pairs:
-    with open(tmp_path / "prompts.csv", "w", newline="") as stream:
+    with open(tmp_path / "prompts.csv", "w", encoding="utf-8", newline="") as stream:
         rows = csv.writer(stream)
         rows.writerow(("imgId", "prompt"))
         for index, colour in enumerate(("red", "green", "blue")):

@@ -70,7 +70,7 @@ def unit(array: np.ndarray) -> np.ndarray:
 
 
 def write(file: Path, members: list[dict], **more) -> Path:
-    file.write_text(json.dumps({"kind": "ensemble", "members": members, **more}))
+    file.write_text(json.dumps({"kind": "ensemble", "members": members, **more}), encoding="utf-8")
     return file
 
 

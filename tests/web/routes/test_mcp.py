@@ -126,7 +126,7 @@ def test_on_standard_input(tmp_path: Path) -> None:
     drawn, said = tmp_path / "drawn.png", tmp_path / "said.jsonl"
     drawn.write_bytes(png(parameters=A1111))
     line = f"{shlex.quote(sys.executable)} -m captioner mcp --models mini | tee {shlex.quote(str(said))}"
-    with open(tmp_path / "log.txt", "w+") as log:
+    with open(tmp_path / "log.txt", "w+", encoding="utf-8") as log:
         _, caption, carried, refused = ask(
             stdio_client(StdioServerParameters(command="sh", args=["-c", line]), errlog=log),
             ("caption_image", {"path": str(COFFEE)}),
