@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import base64
-import fcntl
 import fnmatch
 import json
 import os
@@ -160,6 +159,8 @@ def copy(image: Image, names: list[str]) -> None:
 
 def try_out(image: Image) -> None:
     """Start it as Docker would, wait until it says that it is healthy, ask for a caption, and end it."""
+    import fcntl  # Linux has it
+
     with socket.socket() as any_socket:  # the loopback of a network of our own is down at first: SIOCSIFFLAGS, IFF_UP
         fcntl.ioctl(any_socket, 0x8914, struct.pack("16sH14x", b"lo", 1))
     subprocess.run(["mount", "-t", "proc", "proc", str(image.root / "proc")], check=True)

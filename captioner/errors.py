@@ -72,12 +72,20 @@ def absent(extra: str) -> list[str]:
     return [package for package, its in EXTRAS.items() if its == extra and find_spec(package) is None]
 
 
-def missing_extra(error: BaseException) -> MissingExtra | None:
-    """What to install, where an import failed for one of these packages."""
+CONTAIN = {"python -m eval": ("eval", ("knn",)), "python -m training": ("train", ("knn", "eval"))}
+"""Programs → the extra that they need, and the extras that it contains."""
+
+
+def missing_extra(error: BaseException, program: str = "") -> MissingExtra | None:
+    """What to install, where an import failed for one of these packages: all that the program needs, in one line."""
     package = (error.name or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
     if package not in EXTRAS:
         return None
-    return MissingExtra(f"This needs {package}, which is not installed: pip install 'captioner[{EXTRAS[package]}]'")
+    extra = EXTRAS[package]
+    for name, (whole, parts) in CONTAIN.items():
+        if program.startswith(name) and extra in parts:
+            extra = whole
+    return MissingExtra(f"This needs {package}, which is not installed: pip install 'captioner[{extra}]'")
 
 
 class BadOutput(CaptionerError):

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from captioner.cli.options import grouped
+from captioner.cli.verbs import PlainHelp
 from captioner.errors import BadInput
 from captioner.run import lastresort
 
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 NAME = "python -m eval"
 
 app = typer.Typer(
+    cls=PlainHelp,
     add_completion=False,
     no_args_is_help=True,
     rich_markup_mode="markdown",
@@ -29,9 +32,9 @@ app = typer.Typer(
 Models = Annotated[
     str,
     typer.Option(
-        help="Comma-separated: zoo names, folders, Hub ids, ensemble .json files. `label=NAME` gives a label, "
-        "`NAME+expected` takes what a captioner expects instead of what it says, a .csv or .jsonl (columns "
-        "id,prediction, or file,text as `captioner generate` writes them) brings texts from elsewhere. "
+        help="Comma-separated: names that `captioner models` lists, folders, Hub ids, ensemble .json files. "
+        "`label=NAME` gives a label, `NAME+expected` takes what a captioner expects instead of what it says, a .csv or "
+        ".jsonl (columns id,prediction, or file,text as `captioner generate` writes them) brings texts from elsewhere. "
         "E.g. `mini,vit=runs/vit,others=texts.csv`."
     ),
 ]
@@ -73,6 +76,7 @@ def about() -> None:
 
 
 @app.command()
+@grouped
 def report(
     data: Data,
     models: Models = "mini",
@@ -173,6 +177,7 @@ def report(
 
 
 @app.command()
+@grouped
 def redraw(
     report: Annotated[Path, typer.Option(help="Folder of the report whose texts are drawn, or its report.json.")],
     pipeline: Annotated[str, typer.Option(help="A text-to-image pipeline of diffusers: folder or Hub id.")],
@@ -191,7 +196,7 @@ def redraw(
     precision: Annotated[str, typer.Option(help="auto (fp16 on a GPU, else fp32), fp32, bf16 or fp16.")] = "auto",
     seed: Annotated[int, typer.Option(help="For the noise that pictures begin with.")] = 0,
 ) -> None:
-    """Draw again: what would the models' texts make? Needs `pip install captioner[synth]`.
+    """Draw again: what would the models' texts make? Needs `pip install 'captioner[synth]'`.
 
     Writes OUT/LABEL/ID.png and OUT/metadata.jsonl. The same command goes on where it was stopped. Then
     `python -m eval report … --redrawn OUT` measures how like the pictures are; pictures drawn elsewhere under the same
@@ -227,6 +232,7 @@ def redraw(
 
 
 @app.command()
+@grouped
 def page(
     report: Annotated[Path, typer.Argument(help="Folder of the report, or its report.json.")],
     data: Annotated[
@@ -249,6 +255,7 @@ def page(
 
 
 @app.command()
+@grouped
 def score(
     table: Annotated[
         Path,
@@ -276,6 +283,7 @@ def score(
 
 
 @app.command()
+@grouped
 def compare(
     a: Annotated[Path, typer.Argument(help="Folder of the first report, or its report.json.")],
     b: Annotated[Path, typer.Argument(help="Folder of the second report, or its report.json.")],
@@ -300,10 +308,11 @@ def compare(
 
 
 @app.command()
+@grouped
 def submission(
     data: Annotated[str | None, typer.Option(help="Folder of images, or any data source.")] = None,
     model: Annotated[
-        str | None, typer.Option(help="Who embeds them: zoo name, folder, Hub id, ensemble .json, NAME+expected.")
+        str | None, typer.Option(help="Who embeds them: name, folder, Hub id, ensemble .json, NAME+expected.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="The file to write.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with what a stopped run left in OUT.part.")] = False,
@@ -338,10 +347,11 @@ def submission(
 
 
 @app.command()
+@grouped
 def speed(
     model: Annotated[
         str | None,
-        typer.Option(help="Zoo name, folder or Hub id; blip-base-random and blip-large-random need no weights."),
+        typer.Option(help="Name, folder or Hub id; blip-base-random and blip-large-random need no weights."),
     ] = None,
     batch_sizes: Annotated[str, typer.Option(help="Comma-separated.")] = "1,8",
     precisions: Annotated[str, typer.Option(help="Comma-separated: fp32, bf16, int8 …")] = "fp32",

@@ -1,6 +1,9 @@
 """The repository keeps its own promises: style, no torch before it is needed, no import that points upwards."""
 
 import configparser
+import json
+import runpy
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -72,3 +75,33 @@ def test_a_forge_tests_every_python_that_is_promised() -> None:
     assert {system.partition("-")[0] for system in matrix["os"]} == {"ubuntu", "macos", "windows"}
     for versions in filter(None, (added["versions"] for added in matrix["include"])):
         assert (ROOT / versions).is_file()
+
+
+def test_hadolint_has_nothing_to_say_of_the_dockerfile() -> None:
+    hadolint = shutil.which("hadolint", path=str(Path(sys.executable).parent)) or shutil.which("hadolint")
+    if hadolint is None:
+        pytest.skip("hadolint is not packaged for this machine")
+    done = run(hadolint, "--failure-threshold", "style", "Dockerfile")
+    assert (done.returncode, done.stdout) == (0, "")
+
+
+def test_the_container_is_one_that_can_be_built_without_an_engine() -> None:
+    """`.ci/container.py` knows every instruction; health, port and command of the Dockerfile and compose file agree."""
+    steps = runpy.run_path(str(ROOT / ".ci/container.py"))["read"]((ROOT / "Dockerfile").read_text(encoding="utf-8"))
+    last = dict(steps)
+    command = json.loads(last["CMD"])
+    port = command[command.index("--port") + 1]
+    assert last["USER"] not in ("root", "0")
+    assert last["EXPOSE"] == port
+    assert f"127.0.0.1:{port}/health" in last["HEALTHCHECK"]
+    services = yaml.safe_load((ROOT / "compose.yaml").read_text(encoding="utf-8"))["services"]
+    arguments = {rest.partition("=")[0] for name, rest in steps if name == "ARG"}
+    for service in services.values():
+        assert [published.split(":")[-1] for published in service["ports"]] == [port]
+        assert [mounted.split(":")[1] for mounted in service["volumes"]] == json.loads(last["VOLUME"])
+        if isinstance(service["build"], dict):
+            assert service["build"]["args"].keys() <= arguments
+    copied = {file for name, rest in steps if name == "COPY" for file in rest.split()[:-1]}
+    assert {"captioner", "training", "eval", "setup.cfg", "pyproject.toml", "README.md", "LICENSE"} <= copied
+    for file in copied:
+        assert (ROOT / file).exists()

@@ -22,7 +22,7 @@ ADAPTABLE = r"(vision_model.*\.(qkv|projection|fc1|fc2))|(text_decoder\.bert.*\.
 class BlipRecipe(LoraRecipe):
     batch_size: int = changed("batch_size", 4)
     max_tokens: int = changed("max_tokens", 40)
-    base: str = option("blip", "What to start from: a zoo name, a folder or a Hub id")
+    base: str = option("blip", "What to start from: a name of `captioner models`, a folder or a Hub id")
     prompt: str = option("", "What every caption begins with, e.g. 'a picture of'; no loss is taken on it")
     freeze: str = option("none", "What does not learn", choices=["none", "vision", "text"])
 

@@ -20,7 +20,7 @@ ADAPTABLE = r"(encoder|decoder)\.layers\..*\.(q_proj|k_proj|v_proj|out_proj|fc1|
 @dataclass
 class OFARecipe(LoraRecipe):
     batch_size: int = changed("batch_size", 4)
-    base: str = option("ofa", "What to start from: a zoo name, a folder or a Hub id")
+    base: str = option("ofa", "What to start from: a name of `captioner models`, a folder or a Hub id")
     question: str = option("", "What the picture is asked; left out: 'what does the image describe?'")
     freeze: str = option("none", "What does not learn", choices=["none", "encoder", "decoder"])
 

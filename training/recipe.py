@@ -51,7 +51,7 @@ class Recipe:
 
     data: list[str] = option(
         [],
-        "Where pairs come from: a folder, parquet, kaggle:DIR, coco:DIR, diffusiondb:DIR, hub:NAME; DIR@2.0 weights it",
+        "Where pairs come from: a folder, parquet, kaggle:DIR, coco:DIR, diffusiondb:DIR, hub:NAME; DIR@2 counts twice",
     )
     text_column: str = option("", "The column of captions, where it has an unusual name")
     image_column: str = option("", "The column of pictures, likewise")
@@ -117,6 +117,7 @@ def parse(kind: type[RecipeType], description: str | None, argv: list[str] | Non
     """The command line → a checked recipe."""
     parser = argparse.ArgumentParser(
         prog=f"python -m {kind.__module__}" if kind.__module__ != "__main__" else f"python -m {_main_module()}",
+        usage="%(prog)s --data DATA --out FOLDER [--OPTION VALUE ...]",
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -143,6 +144,10 @@ def before_the_first_weight(recipe: Recipe) -> None:
     set_seed(recipe.seed)
 
 
+METAVARS: dict[type, str] = {int: "N", float: "X", str: "TEXT"}
+"""What stands for a value in the help: the option says what it is."""
+
+
 def add_options(parser: argparse.ArgumentParser, kind: type[DataclassInstance]) -> None:
     """One `--option` a field; a list's may be given several times."""
     types = get_type_hints(kind)
@@ -154,10 +159,11 @@ def add_options(parser: argparse.ArgumentParser, kind: type[DataclassInstance]) 
         if types[setting.name] is bool:
             form |= {"action": "store_true"}
         elif types[setting.name] == list[str]:
-            form |= {"action": "append", "metavar": setting.name.upper()}
+            form |= {"action": "append", "metavar": METAVARS[str]}
         else:
-            form |= {"type": types[setting.name], "choices": setting.metadata.get("choices")}
-            form["metavar"] = None if form["choices"] else setting.name.upper()
+            kind_of_value, choices = types[setting.name], setting.metadata.get("choices")
+            shown_as = "|".join(filter(None, choices)) if choices else METAVARS[kind_of_value]
+            form |= {"type": kind_of_value, "choices": choices, "metavar": shown_as}
         parser.add_argument("--" + setting.name.replace("_", "-"), **form)
 
 

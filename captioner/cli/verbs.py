@@ -13,21 +13,8 @@ from captioner.cli.flags import with_flags
 from captioner.errors import BadInput, CaptionerError, printable
 
 
-class Verbs(TyperGroup):
-    """Turns errors into one line and an exit status."""
-
-    def invoke(self, ctx: Any):
-        try:
-            return super().invoke(ctx)
-        except CaptionerError as error:
-            line = " ".join(str(error).split())  # a library's own words may have many
-            typer.echo(f"captioner: {printable(with_flags(line))}", err=True)
-            raise typer.Exit(2) from None
-        except KeyboardInterrupt as stopped:
-            typer.echo(f"\ncaptioner: {with_flags(str(stopped)) or 'Stopped.'}", err=True)
-            raise typer.Exit(130) from None
-        except EOFError as error:  # click would call it "Aborted!"
-            raise RuntimeError("A file ended too early.") from error
+class PlainHelp(TyperGroup):
+    """Its help speaks of no types of Python."""
 
     def get_params(self, ctx: Any):
         """Without the Python type of what takes no value."""
@@ -49,6 +36,23 @@ class Verbs(TyperGroup):
                 if isinstance(parameter, TyperArgument):
                     parameter.display_type_rich = lambda ctx: None  # type: ignore[method-assign]  # typer has no other way
         return command
+
+
+class Verbs(PlainHelp):
+    """Turns errors into one line and an exit status."""
+
+    def invoke(self, ctx: Any):
+        try:
+            return super().invoke(ctx)
+        except CaptionerError as error:
+            line = " ".join(str(error).split())  # a library's own words may have many
+            typer.echo(f"captioner: {printable(with_flags(line))}", err=True)
+            raise typer.Exit(2) from None
+        except KeyboardInterrupt as stopped:
+            typer.echo(f"\ncaptioner: {with_flags(str(stopped)) or 'Stopped.'}", err=True)
+            raise typer.Exit(130) from None
+        except EOFError as error:  # click would call it "Aborted!"
+            raise RuntimeError("A file ended too early.") from error
 
     def resolve_command(self, ctx: Any, args: list[str]):
         """`captioner help` and `captioner help VERB` are help; `captioner cat.png` is nearly right."""

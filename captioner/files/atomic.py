@@ -24,6 +24,8 @@ from captioner.errors import BadOutput
 
 TEMPORARY = re.compile(r"(\.captioner-[0-9a-f]{8}-)(\d+)-[0-9a-f]+\.tmp")
 NO_LINKS = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+OPEN_FILES_STAY = os.name == "nt"
+"""Whether a file that is open can be neither removed nor renamed."""
 NO_HARD_LINKS = (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 """What systems say where a file can have one name only."""
 

@@ -22,7 +22,6 @@ import errno
 import json
 import os
 import platform
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -49,8 +48,10 @@ def machine() -> str:
 class Lease:
     """A lease that this process holds until it is released or the process ends."""
 
-    def __init__(self, path: Path, stream: FileIO, about: Callable[[], dict[str, Any]]) -> None:
+    def __init__(self, path: Path, temporary: Path, stream: FileIO, about: Callable[[], dict[str, Any]]) -> None:
         self.path = path
+        self.temporary = temporary
+        """Another name of the same file, where an open one cannot lose it."""
         self.stream = stream
         self.about = about
         self.over = threading.Event()
@@ -64,13 +65,14 @@ class Lease:
     def release(self) -> None:
         """Let go of it; it may have been taken over meanwhile."""
         self.over.set()
-        if sys.platform == "win32":
-            self.stream.close()
-        if not self.stream.closed and _is_at(self.stream, self.path):
+        is_ours = not self.stream.closed and _is_at(self.stream, self.path)
+        if is_ours and not atomic.OPEN_FILES_STAY:
             self.path.unlink(missing_ok=True)
         self.stream.close()
-        if sys.platform == "win32":
-            self.path.unlink(missing_ok=True)
+        if atomic.OPEN_FILES_STAY:
+            for name in (self.temporary, self.path)[: 1 + is_ours]:
+                with suppress(PermissionError):  # another has opened it since
+                    name.unlink(missing_ok=True)
 
     def __enter__(self) -> Lease:
         return self
@@ -84,17 +86,17 @@ def take(path: Path, about: Callable[[], dict[str, Any]] = dict) -> Lease | None
     atomic.clear_leftovers(path)
     temporary = atomic.beside(path)
     stream = _open_locked(temporary)
+    lease = None
     try:
         _write(stream, about())
         if atomic.link(temporary, path) or (_free(path, stream) and atomic.link(temporary, path)):
-            return Lease(path, stream, about)
-        stream.close()
-        return None
-    except BaseException:
-        stream.close()
-        raise
+            lease = Lease(path, temporary, stream, about)
+        return lease
     finally:
-        temporary.unlink(missing_ok=True)
+        if lease is None:
+            stream.close()
+        if lease is None or not atomic.OPEN_FILES_STAY:
+            temporary.unlink(missing_ok=True)
 
 
 def _open_locked(path: Path) -> FileIO:
@@ -130,7 +132,7 @@ def _free(path: Path, mine: FileIO) -> bool:
         if holder.get("machine") != machine() and now - os.fstat(stream.fileno()).st_mtime < EXPIRES:
             return False
         if _is_at(stream, path):
-            if sys.platform == "win32":
+            if atomic.OPEN_FILES_STAY:
                 stream.close()
             path.unlink(missing_ok=True)
     return True

@@ -183,7 +183,7 @@ class Table:
         if self.path.is_symlink() and not Path(os.path.realpath(self.path)).is_relative_to(self.root):
             raise BadOutput(f"{self.title} is a link that leads out of the folder: remove it.")
         lines: list[Line] = []
-        with open(self.path, "rb") as old, replacing(Path(os.path.realpath(self.path))) as new, open(new, "wb") as out:
+        with replacing(Path(os.path.realpath(self.path))) as new, open(self.path, "rb") as old, open(new, "wb") as out:
             status = os.fstat(old.fileno())
             if (status.st_mtime_ns, status.st_size, status.st_ino) != self.state:
                 raise Moved

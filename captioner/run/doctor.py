@@ -44,7 +44,9 @@ def examine() -> Findings:
 
 def _versions() -> dict[str, str]:
     ours = {"captioner": __version__, "python": sys.version.split()[0], "system": platform.platform()}
-    return ours | {package: _version(package) for package in PACKAGES}
+    import torch
+
+    return ours | {package: _version(package) for package in PACKAGES} | {"torch": torch.__version__}  # +cpu, +cu130 …
 
 
 def _version(package: str) -> str:

@@ -53,7 +53,7 @@ def run(name: str, command: Callable[[], object]) -> None:
     except Exception as error:
         if _interrupted(error):
             leave(name, "Stopped.", 130)
-        if (missing := missing_extra(error)) is not None:
+        if (missing := missing_extra(error, name)) is not None:
             leave(name, str(missing), 2)
         if debug:
             raise

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import filecmp
 import os
+import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
@@ -19,6 +20,7 @@ from captioner.sinks.table import FileSink
 
 METADATA = "metadata.jsonl"
 ERRORS = "errors.jsonl"
+NOT_ON_WINDOWS = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\.|$)", re.IGNORECASE)
 
 
 class ImageFolder(FileSink):
@@ -40,7 +42,8 @@ class ImageFolder(FileSink):
             folder.mkdir(exist_ok=True)
         super().__init__(folder / METADATA, resume=resume, settings=settings, errors=ERRORS)
         self.folder = folder.resolve()
-        self.taken = {row.get("file_name") for row in self.journal}
+        self.taken = {str(row.get("file_name")).casefold() for row in self.journal}
+        """A.png and a.png are one file on some systems."""
 
     SAME_AGAIN = "Give the same again, or name another output."
 
@@ -73,11 +76,11 @@ class ImageFolder(FileSink):
         while True:
             name = f"{stem}{suffix}" if number == 1 else f"{stem}-{number}{suffix}"
             number += 1
-            if name in self.taken:
+            if name.casefold() in self.taken:
                 continue
             with explained(self.folder / name, RESUME):
                 if self._copy(source, self.folder / name):
-                    self.taken.add(name)
+                    self.taken.add(name.casefold())
                     return name
 
     def _copy(self, source: Source, target: Path) -> bool:
@@ -104,10 +107,12 @@ def _is_begun(folder: Path, names: list[str]) -> bool:
 
 
 def _plain_name(file: str) -> str:
-    """A file name of letters, digits and harmless signs, at most 210 long, that ends like a picture."""
+    """A file name of letters, digits and harmless signs, at most 210 long, that ends like a picture and that every
+    system can make."""
     name = PurePosixPath(urlsplit(file).path).name if is_url(file) else os.path.basename(file)
     plain = "".join(c if c.isalnum() or c in " ._-()+,@" else "_" for c in as_text(name)).lstrip(" .-")
     stem, suffix = os.path.splitext(plain)
     if "#" in file and suffix.lower() not in EXTENSIONS:  # a row of a table: `datasets` goes by the ending
         stem, suffix = plain, ".png"
-    return f"{stem[:200] or 'picture'}{suffix[:10] or '.png'}"
+    stem = f"_{stem}" if NOT_ON_WINDOWS.match(stem) else stem
+    return f"{stem[:200] or 'picture'}{suffix[:10].rstrip(' .') or '.png'}"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import stat
-import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, fields
 from io import FileIO
@@ -221,10 +220,10 @@ class Journal:
 
     def close(self, *, remove: bool) -> None:
         """Let go of the file, and remove it if it is of no more use."""
-        if remove and sys.platform != "win32":
+        if remove and not atomic.OPEN_FILES_STAY:
             self.path.unlink(missing_ok=True)  # while it is locked: another run may be waiting to begin one
         self.stream.close()
-        if remove and sys.platform == "win32":
+        if remove and atomic.OPEN_FILES_STAY:
             self.path.unlink(missing_ok=True)
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -135,10 +136,12 @@ def test_what_others_wrote_is_only_text_on_the_terminal(tmp_path: Path, monkeypa
     assert "\x1b" not in shown.err + capsys.readouterr().err
 
 
-@pytest.mark.parametrize("verb", ["report", "score", "compare", "submission", "speed"])
-def test_h_is_help(verb: str, monkeypatch, capsys) -> None:
+@pytest.mark.parametrize("verb", ["report", "redraw", "page", "score", "compare", "submission", "speed"])
+def test_h_is_help_without_types_of_python(verb: str, monkeypatch, capsys) -> None:
     assert run(verb, "-h", monkeypatch=monkeypatch) == 0
-    assert f"python -m eval {verb}" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert f"python -m eval {verb}" in shown
+    assert not re.search(r"<\w", shown)
 
 
 def test_ctrl_c_says_what_is_kept(tmp_path: Path, images: Path, tiny_checkpoint, monkeypatch, capsys) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from captioner.errors import EXTRAS, BadInput
+from captioner.errors import EXTRAS, BadInput, missing_extra
 from captioner.run import lastresort
 
 
@@ -179,3 +179,19 @@ def test_a_package_that_was_left_out_is_named_with_its_extra(package: str) -> No
     assert done.returncode == 2
     wanted = f"pip install 'captioner[{EXTRAS[package]}]'"
     assert done.stderr == f"tool: This needs {package}, which is not installed: {wanted}\n"
+
+
+@pytest.mark.parametrize(
+    ("program", "package", "extra"),
+    [
+        ("captioner", "datasets", "knn"),
+        ("python -m eval", "datasets", "eval"),
+        ("python -m eval", "diffusers", "synth"),
+        ("python -m training.blip", "datasets", "train"),
+        ("python -m training.data", "matplotlib", "train"),
+    ],
+)
+def test_the_one_line_brings_all_that_a_program_needs(program: str, package: str, extra: str) -> None:
+    """And not one package after the other."""
+    missing = missing_extra(ModuleNotFoundError(name=package), program)
+    assert str(missing).endswith(f"pip install 'captioner[{extra}]'")
