@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from captioner.cli.options import grouped
-from captioner.cli.verbs import PlainHelp
 from captioner.errors import BadInput
 from captioner.run import lastresort
+from captioner.run.help import PlainHelp, worded
 
 if TYPE_CHECKING:
     from eval.compare import Change
@@ -76,7 +75,7 @@ def about() -> None:
 
 
 @app.command()
-@grouped
+@worded
 def report(
     data: Data,
     models: Models = "mini",
@@ -177,7 +176,7 @@ def report(
 
 
 @app.command()
-@grouped
+@worded
 def redraw(
     report: Annotated[Path, typer.Option(help="Folder of the report whose texts are drawn, or its report.json.")],
     pipeline: Annotated[str, typer.Option(help="A text-to-image pipeline of diffusers: folder or Hub id.")],
@@ -232,7 +231,7 @@ def redraw(
 
 
 @app.command()
-@grouped
+@worded
 def page(
     report: Annotated[Path, typer.Argument(help="Folder of the report, or its report.json.")],
     data: Annotated[
@@ -255,7 +254,7 @@ def page(
 
 
 @app.command()
-@grouped
+@worded
 def score(
     table: Annotated[
         Path,
@@ -283,7 +282,7 @@ def score(
 
 
 @app.command()
-@grouped
+@worded
 def compare(
     a: Annotated[Path, typer.Argument(help="Folder of the first report, or its report.json.")],
     b: Annotated[Path, typer.Argument(help="Folder of the second report, or its report.json.")],
@@ -308,7 +307,7 @@ def compare(
 
 
 @app.command()
-@grouped
+@worded
 def submission(
     data: Annotated[str | None, typer.Option(help="Folder of images, or any data source.")] = None,
     model: Annotated[
@@ -347,7 +346,7 @@ def submission(
 
 
 @app.command()
-@grouped
+@worded
 def speed(
     model: Annotated[
         str | None,

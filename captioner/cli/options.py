@@ -14,8 +14,7 @@ from dataclasses import Field, dataclass, fields, is_dataclass
 from functools import partial, wraps
 from operator import itemgetter
 from pathlib import Path
-from types import UnionType
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_type_hints
 
 from typer import Argument, Option
 from typer.models import ArgumentInfo
@@ -23,6 +22,7 @@ from typer.models import ArgumentInfo
 from captioner.contracts import LoadOptions, MetadataUse, Request
 from captioner.decoding import DecodingChanges
 from captioner.errors import BadInput, printable
+from captioner.run.help import as_written, name_value
 
 if TYPE_CHECKING:
     from captioner.sinks import Row, Settings, Sink
@@ -34,7 +34,7 @@ def grouped(verb: Callable[..., None]) -> Callable[..., None]:
     parameters: list[inspect.Parameter] = []
     groups: dict[str, type] = {}
     for name, hint in get_type_hints(verb, include_extras=True).items():
-        hint = _as_written(hint)
+        hint = as_written(hint)
         if isinstance(hint, type) and is_dataclass(hint):
             groups[name] = hint
             parameters += _of_group(hint)
@@ -50,12 +50,6 @@ def grouped(verb: Callable[..., None]) -> Callable[..., None]:
     called.__dict__["__signature__"] = inspect.Signature(parameters)
     called.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return called
-
-
-def _as_written(hint: Any) -> Any:
-    """Python 3.10 makes `Optional[Annotated[…]]` of an `Annotated[…]` whose default is None."""
-    inner = [one for one in get_args(hint) if get_origin(one) is Annotated]
-    return inner[0] if get_origin(hint) in (Union, UnionType) and inner else hint
 
 
 def names(group: type) -> list[str]:
@@ -90,24 +84,11 @@ def _value(field: Field, given: dict[str, Any]) -> Any:
     return READ[field.name](value) if field.name in READ and value is not None else value
 
 
-METAVARS: dict[Any, str] = {
-    bool: "",
-    int: "N",
-    float: "X",
-    str: "TEXT",
-    list[str]: "TEXT",
-    Path: "PATH",
-    list[Path]: "PATH",
-}
-"""Short names for values: typer's own leave little room for the help beside them."""
-
-
 def _parameter(name: str, hint: Any, default: Any) -> inspect.Parameter:
     kind, option = get_args(hint)
     if isinstance(option, ArgumentInfo) and option.metavar is None:
         option.metavar = name.upper()
-    if option.metavar is None:
-        option.metavar = next((METAVARS[one] for one in (kind, *get_args(kind)) if one in METAVARS), None)
+    name_value(kind, option)
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=hint)
 
 

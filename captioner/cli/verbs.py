@@ -7,35 +7,10 @@ import re
 from typing import Any
 
 import typer
-from typer.core import TyperArgument, TyperGroup
 
 from captioner.cli.flags import with_flags
 from captioner.errors import BadInput, CaptionerError, printable
-
-
-class PlainHelp(TyperGroup):
-    """Its help speaks of no types of Python."""
-
-    def get_params(self, ctx: Any):
-        """Without the Python type of what takes no value."""
-        parameters = super().get_params(ctx)
-        for parameter in parameters:
-            if getattr(parameter, "is_flag", False):
-                parameter.metavar = ""
-        return parameters
-
-    def get_command(self, ctx: Any, cmd_name: str):
-        """Its help without the Python type of an argument, and of what takes no value; a paragraph is as wide as the
-        terminal, not as the source."""
-        command = super().get_command(ctx, cmd_name)
-        if command is not None:
-            command.help = re.sub(r"(?<=\S)\n(?=\S)", " ", command.help or "")
-            if (help_option := command.get_help_option(ctx)) is not None:
-                help_option.metavar = ""
-            for parameter in command.params:
-                if isinstance(parameter, TyperArgument):
-                    parameter.display_type_rich = lambda ctx: None  # type: ignore[method-assign]  # typer has no other way
-        return command
+from captioner.run.help import PlainHelp
 
 
 class Verbs(PlainHelp):
