@@ -372,6 +372,7 @@ def arguments(recipe: Recipe, job: Job) -> TrainingArguments:
     by_steps = "steps" if every else "epoch"
     on_cpu = recipe.device == "cpu" or not torch.cuda.is_available()
     cosine = recipe.select_by == "cosine"
+    recomputes: dict[str, Any] = {RECOMPUTES: recipe.gradient_checkpointing}
     return TrainingArguments(
         output_dir=recipe.out,
         num_train_epochs=recipe.epochs,
@@ -403,7 +404,7 @@ def arguments(recipe: Recipe, job: Job) -> TrainingArguments:
         data_seed=recipe.seed,
         dataloader_num_workers=recipe.workers,
         accelerator_config={"dispatch_batches": False},  # each process makes its own batches, of a stream too
-        **{RECOMPUTES: recipe.gradient_checkpointing},
+        **recomputes,
         torch_compile=recipe.compile,
         use_cpu=on_cpu,
         ddp_backend="gloo" if on_cpu and "RANK" in os.environ else None,
