@@ -65,8 +65,8 @@ class Blip(BlipForConditionalGeneration):
         for layer in all_of(vision.encoder.layers, BlipEncoderLayer):
             projected = layer.self_attn.qkv(layer.layer_norm1(x)).unflatten(-1, (3, heads, -1))
             query, keys, values = projected.permute(2, 0, 3, 1, 4)  # each [n, heads, 1 + patches, head_dim]
-            x = x + layer.self_attn.projection(_merged(attend(query, keys, values)))
-            x = x + layer.mlp(layer.layer_norm2(x))
+            x = layer.self_attn.projection(_merged(attend(query, keys, values))).add_(x)
+            x = layer.mlp(layer.layer_norm2(x)).add_(x)
         return vision.post_layernorm(x)
 
     def remember(self, features: Tensor) -> ImageMemory:
