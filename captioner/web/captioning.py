@@ -7,8 +7,10 @@ can be stopped; a picture that fails keeps its reason.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 from uuid import uuid4
 
@@ -19,7 +21,9 @@ from captioner.review import Conflict, Review, Unknown
 from captioner.serving.engine import Ask, Engine, Picture
 from captioner.serving.scheduler import Busy, Closed
 from captioner.sinks import Row
-from captioner.web.errors import one_line
+from captioner.web.errors import BUG, one_line
+
+logger = logging.getLogger(__name__)
 
 AT_ONCE = 8
 """Pictures that are asked about at the same time: enough to fill a batch."""
@@ -94,8 +98,10 @@ class Captioning:
             except Conflict:  # somebody wrote another text meanwhile
                 self._through(name, failed=True)
             except CaptionerError as error:
-                self.review.fail(name, one_line(error))
-                self._through(name, failed=True)
+                self._fail(name, one_line(error))
+            except Exception:
+                logger.exception("captioning %s failed", name)
+                self._fail(name, BUG)
 
     async def _caption(self, name: str) -> None:
         row = await run_in_threadpool(self.review.row, name)
@@ -131,6 +137,11 @@ class Captioning:
                 if isinstance(answer, CaptionerError):
                     raise answer
                 return answer
+
+    def _fail(self, name: str, reason: str) -> None:
+        with suppress(Unknown):  # removed meanwhile
+            self.review.fail(name, reason)
+        self._through(name, failed=True)
 
     def _through(self, name: str, failed: bool = False) -> None:
         self.done += not failed

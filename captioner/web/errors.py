@@ -28,6 +28,9 @@ STATUS: tuple[tuple[type[CaptionerError], int], ...] = (
     (BadInput, 422),
 )
 
+BUG = "This is a bug in captioner; the server's log says more."
+"""What is said of an error that is none of ours."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -85,7 +88,7 @@ def install(app: FastAPI, forms: Mapping[str, Form]) -> None:
     @app.exception_handler(Exception)
     async def of_a_bug(request: Request, error: Exception) -> Response:
         logger.error("%s failed", request.url.path, exc_info=error)
-        return body(request, 500, "This is a bug in captioner; the server's log says more.")
+        return body(request, 500, BUG)
 
 
 def respond(

@@ -144,6 +144,25 @@ def test_a_stop_while_pictures_are_being_read(photos: Path, idle: Engine, monkey
         }
 
 
+def test_a_bug_while_a_picture_is_captioned_ends_no_run(
+    photos: Path, idle: Engine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Review(photos) as review:
+        monkeypatch.setattr(review, "content", lambda name: {}[name])
+
+        async def ended() -> dict:
+            run = Captioning(review, idle, ["0.png", "1.png"], idle.ask())
+            run.start()
+            while not run.over:
+                await asyncio.sleep(0.01)
+            return run.state()
+
+        state = asyncio.run(ended())
+        assert (state["done"], state["failed"], state["stopped"]) == (0, 2, False)
+        assert review.row("0.png").problem == "This is a bug in captioner; the server's log says more."
+    assert "KeyError: '1.png'" in caplog.text
+
+
 def test_tables_that_are_not_read_are_named(api: str, photos: Path) -> None:
     (photos / "texts.csv").write_text("file,text\n0.png,a cat\n")
     assert call(api + "look-again", {})["unread"] == ["texts.csv"]
