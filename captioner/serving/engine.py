@@ -31,7 +31,7 @@ from captioner.images.metadata import read_parameters
 from captioner.images.open import open_named
 from captioner.serving.memories import Memories
 from captioner.serving.metrics import SECONDS, SIZES, Histogram
-from captioner.serving.scheduler import Opened, Scheduler, Unit
+from captioner.serving.scheduler import Closed, Opened, Scheduler, Unit
 from captioner.sinks import Row
 from captioner.text.finish import Finish
 
@@ -163,6 +163,8 @@ class Engine:
             if thread.ident is not None:
                 thread.join(max(0.0, until - time.monotonic()))
         self.scheduler.abandon()
+        if not self._settled.is_set():
+            self.fail(Closed())  # threads that wait for the model would keep the process
 
     # --- questions ---------------------------------------------------------------------------------------------------
 

@@ -185,19 +185,19 @@ def test_a_caller_that_is_cancelled_drops_its_questions(photos: list[Picture]) -
             await waiting
         assert all(future.cancelled() for future in futures)
         assert not engine.scheduler.waiting
-        engine.fail(Closed())
-        engine.scheduler.abandon()
+        engine.close()
 
     asyncio.run(cancelled())
 
 
 def test_a_full_queue_refuses(photos: list[Picture]) -> None:
     engine = Engine(["mini"], queue=2)
-    engine.submit_all(photos[:2], engine.ask())
+    waiting = engine.submit_all(photos[:2], engine.ask())
     with pytest.raises(Busy):
         engine.submit(photos[2], engine.ask())
-    engine.fail(Closed())
-    engine.scheduler.abandon()
+    engine.close()  # before any model has been loaded: its readers wait no longer
+    assert all(isinstance(future.exception(5), Closed) for future in waiting)
+    engine.scheduler.readers.shutdown(wait=True)
 
 
 def test_a_model_that_cannot_be_loaded_is_told(tmp_path: Path) -> None:

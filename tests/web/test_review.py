@@ -26,9 +26,11 @@ MANY = 120
 
 
 @pytest.fixture(scope="module")
-def idle() -> Engine:
+def idle() -> Iterator[Engine]:
     """An engine that no model is loaded into: nobody asks it here."""
-    return Engine(["mini"])
+    engine = Engine(["mini"])
+    yield engine
+    engine.close()
 
 
 @pytest.fixture
