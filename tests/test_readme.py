@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -39,11 +40,16 @@ def test_the_readme_names_options_that_exist(line: str) -> None:
         return
     verbs = words[1:] if words[0] == "captioner" else words[3:]
     verb = verbs[: 2 if verbs[0] in ("index", "ensemble", "terms", "convert") else 1]
-    shown = run(*program, *(word for word in verb if not word.startswith("--")), "--help")
-    assert shown.returncode == 0, shown.stderr
-    plain = re.sub(r"\x1b\[[0-9;]*m", "", shown.stdout)
+    shown = shown_help(*program, *(word for word in verb if not word.startswith("--")))
     for option in options:
-        assert option in plain
+        assert option in shown
+
+
+@cache
+def shown_help(*command: str) -> str:
+    shown = run(*command, "--help")
+    assert shown.returncode == 0, shown.stderr
+    return re.sub(r"\x1b\[[0-9;]*m", "", shown.stdout)
 
 
 def draw_pairs(folder: Path, count: int, prompt: str) -> None:
