@@ -55,6 +55,8 @@ class Captioner:
         self.name = name
         self.speaker = speaker
         self.embed_texts = embed_texts
+        self.judge: TextEmbedder = LazyEmbedder(None, "fp16")
+        """MiniLM in half the memory, where a text is only chosen by it."""
         self.decoding = decoding
         """The model's own default settings."""
         self.consensus = consensus
@@ -144,7 +146,7 @@ class Captioner:
         if reading.embedding is None or not self.predicts or reading.shortlist < 2:
             return nearest[0]  # embedding the texts takes as long as reading the picture
         shortlist = nearest[: reading.shortlist]
-        vectors = self.embed_texts([candidates[index].text for index in shortlist])
+        vectors = self.judge([candidates[index].text for index in shortlist])
         return shortlist[int(np.argmax(vectors @ reading.embedding))]
 
     def _predicted(self, reading: Reading) -> np.ndarray | None:
@@ -304,11 +306,12 @@ class LazyEmbedder:
     pickled with it."""
 
     name: str | None
+    precision: str = "fp32"
 
     def __call__(self, texts: Sequence[str]) -> np.ndarray:
         from captioner.text.embedding import text_embedder
 
-        return text_embedder(self.name)(texts)
+        return text_embedder(self.name, self.precision)(texts)
 
 
 def _refuse(model: str, unused: set[str]) -> None:

@@ -8,10 +8,12 @@ from captioner.compute.devices import (
     fits,
     free_memory,
     fused_attention_pays,
+    give_back,
     has_bf16,
     precision,
 )
 from captioner.compute.packed import (
+    Conv1D,
     HalfLinear,
     PackedLinear,
     convolved_relu6,
@@ -26,6 +28,7 @@ from captioner.compute.packed import (
 __all__ = [
     "DTYPES",
     "PRECISIONS",
+    "Conv1D",
     "HalfLinear",
     "PackedLinear",
     "bf16_agrees",
@@ -34,6 +37,7 @@ __all__ = [
     "fits",
     "free_memory",
     "fused_attention_pays",
+    "give_back",
     "has_bf16",
     "multiplied_relu6",
     "pack",

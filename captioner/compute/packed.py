@@ -15,7 +15,6 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
 from captioner.compute.devices import DTYPES, device, precision
 from captioner.contracts import LoadOptions
@@ -66,6 +65,18 @@ def multiplies_well() -> bool:
 def pays_to_pack(weight: Tensor) -> bool:
     """Measured for 1 to 600 rows: with AVX-512 always; with AVX2 a small plain product is up to twice as fast."""
     return weight.dtype != torch.float32 or has_avx512() or weight.numel() >= LARGE
+
+
+class Conv1D(nn.Module):
+    """GPT-2's linear layer, whose weight is stored transposed `[in, out]`."""
+
+    def __init__(self, outputs: int, inputs: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(inputs, outputs))
+        self.bias = nn.Parameter(torch.zeros(outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(x, self.weight.t(), self.bias)
 
 
 class PackedLinear(nn.Module):
@@ -125,17 +136,18 @@ def has_avx512() -> bool:
     return torch.backends.cpu.get_cpu_capability().startswith("AVX512")
 
 
-def read_as_half(model: nn.Module) -> None:
-    """Store the weights of linear layers in float16 wherever that is lossless, in place."""
+def read_as_half(model: nn.Module, rounded: bool = False) -> None:
+    """Store the weights of linear layers in float16 wherever that is lossless, in place; rounded: everywhere."""
     if "fbgemm" not in torch.backends.quantized.supported_engines:
         return
     if not hasattr(torch.ops.quantized, "linear_prepack_fp16"):
         return
-    _replace_linear(model, lambda weight: torch.equal(weight.half().float(), weight), HalfLinear)
+    _replace_linear(model, lambda weight: rounded or torch.equal(weight.half().float(), weight), HalfLinear)
 
 
 class HalfLinear(nn.Module):
-    """A linear layer that reads float16 weights and multiplies in fp32: the same numbers from half the bytes.
+    """A linear layer that reads float16 weights and multiplies in fp32: half the bytes, the same numbers if the weights
+    are float16 numbers.
 
     Two thirds of the time for few rows, where reading the weights takes longest; the same time for 128 rows.
     """
@@ -210,7 +222,11 @@ def _linear(layer: nn.Module) -> tuple[Tensor, Tensor | None] | None:
     # Only the very classes: others (the projection inside nn.MultiheadAttention) have their weight read directly.
     if type(layer) is nn.Linear:
         return layer.weight, layer.bias
-    return (layer.weight.t(), layer.bias) if type(layer) is Conv1D else None
+    # transformers' `Conv1D` by its name: its import costs 20 MB, and who has none of it needs none of it.
+    foreign = type(layer).__module__ == "transformers.pytorch_utils" and type(layer).__qualname__ == "Conv1D"
+    if not foreign and type(layer) is not Conv1D:
+        return None
+    return layer.get_parameter("weight").t(), layer.get_parameter("bias")
 
 
 def _quantize(model: Module) -> Module:

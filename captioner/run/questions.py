@@ -67,7 +67,8 @@ class Model:
     def loaded(self) -> Captioner | DirectEmbedder:
         from captioner.pipeline import load
 
-        if self.is_remote:  # needs neither torch nor transformers, which take seconds to import
+        # A server needs neither torch nor transformers, which take seconds to import, and mini no transformers.
+        if self.is_remote or zoo.resolve(self.label()).module == "prefix.mini":
             return load(self.label(), self.options)
         from captioner.quiet import without_bars
 

@@ -16,7 +16,6 @@ from itertools import compress
 import numpy as np
 import torch
 from torch import Tensor
-from transformers.generation import logits_process as lp
 
 from captioner.contracts import Decoder, MemoryType, PastType, Processor
 from captioner.decoding import Decoding
@@ -63,25 +62,34 @@ def logits_processors(
 ) -> Callable[[Tensor, Tensor], Tensor]:
     """Ids and scores → scores, by transformers' own processors in the order in which its `generate` applies them.
 
-    But for top-p, the last of them: `_sampler` sees to it. Not by its `LogitsProcessorList`, which inspects the
-    signature of each at every step.
+    But for temperature, one division, and top-p, the last of them: `_sampler` sees to it. Not by its
+    `LogitsProcessorList`, which inspects the signature of each at every step.
     """
     start, eos = len(processor.start_ids), torch.tensor(processor.eos_ids, device=device)
-    chain: list[lp.LogitsProcessor] = []
+    chain: list[Callable[[Tensor, Tensor], Tensor]] = []
     if decoding.repetition_penalty != 1:
-        chain.append(lp.RepetitionPenaltyLogitsProcessor(decoding.repetition_penalty))
+        chain.append(_published("RepetitionPenaltyLogitsProcessor", decoding.repetition_penalty))
     if decoding.no_repeat_ngram_size:
-        chain.append(lp.NoRepeatNGramLogitsProcessor(decoding.no_repeat_ngram_size))
+        chain.append(_published("NoRepeatNGramLogitsProcessor", decoding.no_repeat_ngram_size))
     if forbidden := forbidden_sequences(decoding.forbid, processor):
-        chain.append(lp.NoBadWordsLogitsProcessor(forbidden, eos))
+        chain.append(_published("NoBadWordsLogitsProcessor", forbidden, eos))
     if decoding.min_new_tokens:
-        chain.append(lp.MinNewTokensLengthLogitsProcessor(start, decoding.min_new_tokens, eos, device=str(device)))
+        chain.append(
+            _published("MinNewTokensLengthLogitsProcessor", start, decoding.min_new_tokens, eos, device=str(device))
+        )
     if decoding.do_sample:
         if decoding.temperature != 1:
-            chain.append(lp.TemperatureLogitsWarper(decoding.temperature))
+            chain.append(lambda _ids, scores: scores / decoding.temperature)
         if decoding.top_k:
-            chain.append(lp.TopKLogitsWarper(decoding.top_k))
+            chain.append(_published("TopKLogitsWarper", decoding.top_k))
     return lambda ids, scores: reduce(lambda scores, process: process(ids, scores), chain, scores)
+
+
+def _published(name: str, *settings, **more) -> Callable[[Tensor, Tensor], Tensor]:
+    """transformers' processor of this name, imported when one is asked for: 20 MB that most searches do without."""
+    from transformers.generation import logits_process
+
+    return getattr(logits_process, name)(*settings, **more)
 
 
 def _read_start(

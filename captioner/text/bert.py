@@ -48,8 +48,10 @@ class Bert(nn.Module):
     """Token ids `[B, T]` and their mask → hidden states `[B, T, width]`."""
 
     def __init__(self, folder: Path, heads: int = 12, dtype: torch.dtype = torch.float32) -> None:
+        """dtype float16: weights are rounded to it and kept in it, and multiplied in fp32."""
         super().__init__()
         file = folder / "model.safetensors"
+        halved, dtype = dtype == torch.float16, torch.float32 if dtype == torch.float16 else dtype
         embeddings = _below(file, "embeddings.", dtype)
         self.words = embeddings["word_embeddings.weight"]
         first_segment = embeddings["token_type_embeddings.weight"][0]
@@ -58,6 +60,9 @@ class Bert(nn.Module):
         self.layers = nn.ModuleList()
         while weights := _below(file, f"encoder.layer.{len(self.layers)}.", dtype):
             layer = Layer(weights, heads).eval().requires_grad_(False)
+            if halved:
+                compute.read_as_half(layer, rounded=True)
+                compute.give_back()
             if dtype == torch.float32:
                 compute.pack(layer)
             self.layers.append(layer)

@@ -26,7 +26,8 @@ def text_embedder(name: str | None = None, precision: str = "fp32") -> TextEmbed
     """The packaged MiniLM-L6, or by name any sentence-transformers model (folder or Hub id).
 
     precision "bf16" is three times as fast on CPUs that have it and moves cosines by less than 0.01: right for
-    preparing training data, wrong for scoring.
+    preparing training data, wrong for scoring. "fp16" takes as long as "fp32" and half the memory, and moves cosines by
+    less than 0.0001: right for choosing among texts.
     """
     return _loaded(None if name in MINILM else name, precision)  # MiniLM by all its names is in memory once
 

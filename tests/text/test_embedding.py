@@ -30,6 +30,10 @@ def test_equals_sentence_transformers() -> None:
     np.testing.assert_allclose(text_embedder()(TEXTS), theirs, atol=2e-6)
 
 
+def test_half_of_the_memory_gives_nearly_the_same_numbers() -> None:
+    np.testing.assert_allclose(text_embedder(precision="fp16")(TEXTS), text_embedder()(TEXTS), atol=5e-4)
+
+
 def test_golden_cosine_of_a_published_pair() -> None:
     said = (
         "a cartoon dinosaur with a piece of cheese in its mouth, an illustration of, sumatraism, mmmmm, "

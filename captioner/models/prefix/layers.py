@@ -41,8 +41,8 @@ class JointHead(nn.Module):
         self.scale = nn.Parameter(torch.ones(inputs))
         self.linear = nn.Linear(inputs, joint_dim)
         self.axes = nn.Linear(inputs, rank, bias=False)
-        self.keys = nn.Parameter(F.normalize(torch.randn(prototypes, rank), dim=-1))
-        self.values = nn.Parameter(torch.randn(prototypes, joint_dim))
+        self.keys = nn.Parameter(nn.init.normal_(torch.empty(prototypes, rank), std=rank**-0.5))
+        self.values = nn.Parameter(nn.init.normal_(torch.empty(prototypes, joint_dim)))
         self.prior = nn.Parameter(torch.zeros(prototypes))
         self.sharpness = nn.Parameter(torch.tensor(20.0))
         self.share = nn.Parameter(torch.tensor(0.5))
@@ -50,10 +50,18 @@ class JointHead(nn.Module):
 
     def forward(self, pooled: Tensor) -> Tensor:
         pooled = (pooled - self.centre) * self.scale
-        likeness = F.normalize(self.axes(pooled), dim=-1) @ self.keys.T  # [n, prototypes]
-        recalled = (self.sharpness * likeness + self.prior).softmax(-1) @ self.values
+        likeness = self.likeness(F.normalize(self.axes(pooled), dim=-1))
+        recalled = self.recall((self.sharpness * likeness + self.prior).softmax(-1))
         guesses = F.normalize(self.linear(pooled), dim=-1), F.normalize(recalled, dim=-1)
         return F.normalize(torch.lerp(*guesses, self.share), dim=-1)
+
+    def likeness(self, picture: Tensor) -> Tensor:
+        """On the axes → to every prototype `[n, prototypes]`."""
+        return picture @ self.keys.T
+
+    def recall(self, shares: Tensor) -> Tensor:
+        """Shares of the prototypes → the sum of their embeddings `[n, joint_dim]`."""
+        return shares @ self.values
 
 
 class LinearMapper(nn.Linear):
@@ -264,8 +272,8 @@ class PrefixDecoder:
         """The texts' embeddings as their tokens alone suggest them, unit vectors `[texts, joint_dim]`."""
         if self.gist is None:
             return None
-        sums = [self.gist(torch.tensor(ids, dtype=torch.long, device=self.device)).sum(0) for ids in texts]
-        return F.normalize(torch.stack(sums).float(), dim=-1).cpu().numpy()
+        sums = [self.gist(torch.tensor(ids, dtype=torch.long, device=self.device)).float().sum(0) for ids in texts]
+        return F.normalize(torch.stack(sums), dim=-1).cpu().numpy()
 
 
 class PrefixProcessor:

@@ -16,14 +16,15 @@ from types import SimpleNamespace
 
 import torch
 from PIL.Image import Image
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers.pytorch_utils import Conv1D
+from torch.overrides import TorchFunctionMode
 
 from captioner import compute
+from captioner.compute import Conv1D
 from captioner.contracts import PLAIN_REQUEST, LoadOptions, Request
 from captioner.decoding import Decoding
 from captioner.errors import BadCheckpoint
@@ -110,6 +111,41 @@ class Statistics(nn.Module):
         return torch.cat([self.tower.statistics(some) for some in pixels.split(AT_ONCE)])
 
 
+class Unfilled(TorchFunctionMode):
+    """Modules made meanwhile take memory for their weights only when these are loaded. (On torch's device "meta",
+    which is there for that, random values import a compiler.)"""
+
+    def __torch_function__(self, function, types, arguments=(), named=None):
+        if getattr(function, "__module__", "") == "torch.nn.init":
+            return (named or {}).get("tensor", *arguments[:1])
+        return function(*arguments, **(named or {}))
+
+
+class HalfHead(JointHead):
+    """A head whose matrices stay in float16, as they are in the file, and are multiplied in fp32: the same numbers."""
+
+    def __init__(self, head: JointHead) -> None:
+        nn.Module.__init__(self)
+        for name, part in chain(head.named_parameters(recurse=False), head.named_children()):
+            setattr(self, name, part)
+        self.near, self.recalled = _linear(head.keys), _linear(head.values.T)
+        del self.keys, self.values
+        compute.read_as_half(self)
+
+    def likeness(self, picture: Tensor) -> Tensor:
+        return self.near(picture)
+
+    def recall(self, shares: Tensor) -> Tensor:
+        return self.recalled(shares)
+
+
+def _linear(weight: Tensor) -> nn.Linear:
+    outputs, inputs = weight.shape
+    layer = nn.Linear(inputs, outputs, bias=False, device="meta")
+    layer.weight = nn.Parameter(weight, requires_grad=False)
+    return layer
+
+
 class Gpt2(nn.Module):
     """GPT-2's modules as `PrefixDecoder` walks through them."""
 
@@ -158,17 +194,27 @@ class Mlp(nn.Module):
 
 def load(folder: Path, options: LoadOptions) -> MiniSpeaker:
     """The bundled folder → a speaker."""
+    file = folder / "model.safetensors"
     try:
         config = read_object(folder / "config.json")
-        weights = load_file(folder / "model.safetensors")
+        weights = load_file(file)
         tokenizer = Tokenizer.from_str((folder / "tokenizer.json").read_text(encoding="utf-8"))
-        model = Mini(config)
         preprocess = Preprocess.from_dict(config["backbone"]["preprocess"])
-        unmatched = model.load_state_dict(weights, strict=False)
+        with Unfilled():
+            model = Mini(config)
+        unmatched = model.load_state_dict({name: part.float() for name, part in weights.items()}, False, assign=True)
+        del weights
+        model.gpt.lm_head.weight = model.gpt.transformer.wte.weight
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise BadCheckpoint(f"The model in {folder} is damaged ({error}). Reinstall captioner.") from error
     if unmatched.unexpected_keys or set(unmatched.missing_keys) - {"gpt.lm_head.weight"}:
         raise BadCheckpoint(f"The model in {folder} lacks weights. Reinstall captioner.")
     processor = PrefixProcessor(preprocess, tokenizer, model.config)
     positions = model.gpt.config.n_positions - model.config.prefix_length
-    return MiniSpeaker(compute.prepare(model, options, small=model.gpt), processor, positions)
+    model = compute.prepare(model, options, small=nn.ModuleList([model.gpt, model.head]))
+    if model.device.type == "cpu" and model.dtype == torch.float32:
+        model.head = HalfHead(model.head)
+        with safe_open(file, "pt") as weights:  # of a table that stays in the file only the rows looked up are read
+            model.gist = nn.Embedding.from_pretrained(weights.get_tensor("gist.weight"))
+        compute.give_back()
+    return MiniSpeaker(model, processor, positions)
