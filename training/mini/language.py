@@ -26,6 +26,7 @@ from captioner.models.parts.backbones.backbones import blank
 from captioner.models.prefix.clip_prefix import ClipPrefix, ClipPrefixConfig
 from captioner.text.embedding import text_embedder
 from training.mini import sources
+from training.mini.quick import Quick, surprise
 from training.mini.saving import save_state
 
 VOCABULARY = 5000
@@ -40,7 +41,7 @@ FARTHEST = 0.85
 """Of the way to a real guess: to write well from less is learnt better by stage `reward`, from the texts themselves."""
 NEAREST_FROM, NEAREST_TO = 0.47, 0.85
 """The part of training in which the decoder learns to write the text nearest to its blurred embedding."""
-TWICE = {
+PLAIN = {
     "pairs",
     "captions",
     "flickr8k-captions",
@@ -51,7 +52,11 @@ TWICE = {
     "geneval",
     "t2i-compbench",
 }
-"""Sources of plain, short captions: seen twice as often, since prompts of the wild are mostly long lists of styles."""
+"""Sources of plain, short captions: seen OFTEN times as often, since prompts of the wild are mostly long lists of
+styles, and six times as many."""
+OFTEN = 4
+SEARCHED = 30_000
+"""Of all texts of like lengths, at most about so many are looked through for the nearest one, others in every step."""
 
 
 def load_texts(work: Path) -> tuple[list[str], list[str], np.ndarray]:
@@ -149,9 +154,12 @@ class NearestText:
     def __call__(self, blurred: Tensor, shortest: int, longest: int, generator: torch.Generator) -> list[int]:
         """One of the three nearest texts for each row of `blurred`: drawn by likeness."""
         first, last = torch.searchsorted(self.lengths, torch.tensor([shortest - 4, longest + 1])).tolist()
-        near = (blurred @ self.embeddings[first:last].T).topk(min(3, last - first), dim=1)
+        apart = math.ceil((last - first) / SEARCHED)
+        first += int(torch.randint(apart, (1,), generator=generator))
+        searched = self.embeddings[first:last:apart]
+        near = (blurred @ searched.T).topk(min(3, len(searched)), dim=1)
         pick = torch.multinomial((near.values / 0.02).softmax(-1), 1, generator=generator)
-        return self.order[first + near.indices.gather(1, pick)[:, 0]].tolist()
+        return self.order[first + apart * near.indices.gather(1, pick)[:, 0]].tolist()
 
 
 def batches(lengths: list[int], weights: list[int], seed: int) -> Iterator[list[int]]:
@@ -188,7 +196,7 @@ def save_checkpoint(checkpoint: Path, parts: torch.nn.Module, optimizer: torch.o
     save_state(checkpoint, {"parts": parts.state_dict(), "optimizer": optimizer.state_dict(), "step": steps})
 
 
-def language(work: Path, seed: int, steps: int = 7000) -> None:
+def language(work: Path, seed: int, steps: int = 6000) -> None:
     """Stage `language`; resumes from its last checkpoint."""
     torch.manual_seed(seed)
     origins, lines, embeddings = load_texts(work)
@@ -207,11 +215,11 @@ def language(work: Path, seed: int, steps: int = 7000) -> None:
     optimizer = torch.optim.AdamW(groups, lr=PEAK_RATE, betas=(0.9, 0.98), fused=True)
     checkpoint = work / "language.pt"
     first = resume(checkpoint, parts, optimizer)
+    quick = Quick(model)
     generator = torch.Generator()
     lengths = [len(row) for row in ids]
     nearest = NearestText(truth, lengths)
-    order = batches(lengths, [2 if source in TWICE else 1 for source in origins], seed)
-    model.train()
+    order = batches(lengths, [OFTEN if source in PLAIN else 1 for source in origins], seed)
     smooth, since = 0.0, time.time()
     for step, rows in zip(range(steps), order, strict=False):
         if step < first:
@@ -222,13 +230,14 @@ def language(work: Path, seed: int, steps: int = 7000) -> None:
             of_rows = [lengths[row] for row in rows]
             rows = nearest(blurred, min(of_rows), max(of_rows), generator)
         tokens = torch.nn.utils.rnn.pad_sequence([torch.tensor(ids[row]) for row in rows], True, -100)
-        loss = model(features=blurred, input_ids=tokens.clamp(min=0), labels=tokens).loss
+        loss = surprise(quick.model, blurred, tokens).sum() / (tokens >= 0).sum()
         loss.backward()
+        quick.give_gradients()
         torch.nn.utils.clip_grad_norm_(parts.parameters(), 1.0)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, steps)
         optimizer.step()
-        optimizer.zero_grad()
+        quick.take_weights()
         smooth = loss.item() if step == first else 0.98 * smooth + 0.02 * loss.item()
         if (step + 1) % 50 == 0:
             print(

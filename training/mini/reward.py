@@ -9,7 +9,6 @@ so that the decoder goes on to write as people do.
 
 from __future__ import annotations
 
-import copy
 import math
 import time
 from dataclasses import dataclass
@@ -18,7 +17,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from captioner.decoding import Decoding
 from captioner.models.prefix.clip_prefix import ClipPrefix
@@ -29,6 +27,7 @@ from training.mini.export import MAX_NEW_TOKENS, Trial, assembled, head_of, one_
 from training.mini.features import quick_embedder
 from training.mini.head import importance
 from training.mini.language import BATCH, LONGEST, Blur, batches, load_texts, resume, save_checkpoint
+from training.mini.quick import Quick, surprise
 from training.mini.split import REBUILT, Pairs, load_pairs
 
 GUESSES, TEXTS_EACH = 24, 6
@@ -52,7 +51,7 @@ RATE, WARM_UP, AS_BEFORE, SPREAD = 4e-4, 20, 0.4, 0.1
 """AS_BEFORE: the weight of the loss of stage `language`. SPREAD: a usual deviation of a text's reward."""
 
 
-def reward(data: Path, work: Path, seed: int, steps: int = 560) -> None:
+def reward(data: Path, work: Path, seed: int, steps: int = 340) -> None:
     """Stage `reward`: from language.pt to reward.pt; resumes from its last checkpoint."""
     model, processor = assembled(work, "head-without-validation.pt", "language.pt")
     pairs, embed = load_pairs(data, work), quick_embedder()
@@ -104,32 +103,6 @@ class Guesses:
     """The true ones."""
     wanted: Tensor
     """A text's reward is its product with this sum of both, whose weights add up to 2."""
-
-
-class Quick:
-    """A copy of the decoder in bf16, where the processor has it: it computes, the model itself is updated."""
-
-    def __init__(self, model: ClipPrefix) -> None:
-        self.model = copy.deepcopy(model)
-        if torch.cpu._is_avx512_bf16_supported():
-            self.model.bfloat16()
-        self.pairs = [
-            both
-            for mine, its in ((model.mapper, self.model.mapper), (model.gpt, self.model.gpt))
-            for both in zip(mine.parameters(), its.parameters(), strict=True)
-        ]
-
-    def give_gradients(self) -> None:
-        """From the copy to the model."""
-        for mine, its in self.pairs:
-            mine.grad = None if its.grad is None else its.grad.float()
-            its.grad = None
-
-    @torch.no_grad()
-    def take_weights(self) -> None:
-        """From the model to the copy."""
-        for mine, its in self.pairs:
-            its.copy_(mine)
 
 
 class Tasks:
@@ -201,24 +174,6 @@ def advantages(rewards: Tensor, to_guess: Tensor) -> Tensor:
     ways = [math.comb(farther, CHOSEN_OF - 2) / math.comb(count - 1, CHOSEN_OF - 1) for farther in range(count)]
     won = (ascending[:, :, None] - ascending[:, None, :]).tril(-1) @ torch.tensor(ways).to(rewards)
     return OF_MEAN * (rewards - others) + torch.zeros_like(rewards).scatter(1, order, won)
-
-
-def surprise(model: ClipPrefix, given: Tensor, tokens: Tensor, temperature: float = 1.0) -> Tensor:
-    """The negative log-likelihood of each token, 0 where there is none. [n, length]"""
-    prefix = model.prefix(given.to(model.dtype))
-    hidden = torch.cat((prefix, model.gpt.transformer.wte(tokens[:, :-1].clamp(min=0))), dim=1)
-    hidden = hidden + model.gpt.transformer.wpe.weight[: hidden.shape[1]]
-    for block in model.gpt.transformer.h:
-        heads = block.attn.c_attn(block.ln_1(hidden)).unflatten(2, (3, model.gpt.config.n_head, -1))
-        # In float32: torch's backward pass of attention is ten times as slow in bf16.
-        query, key, value = heads.permute(2, 0, 3, 1, 4).float()
-        mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True)
-        hidden = hidden + block.attn.c_proj(mixed.to(hidden.dtype).transpose(1, 2).flatten(2))
-        hidden = hidden + block.mlp(block.ln_2(hidden))
-    there = tokens >= 0
-    predicting = model.gpt.transformer.ln_f(hidden[:, prefix.shape[1] - 1 :][there])
-    of_tokens = F.cross_entropy(model.gpt.lm_head(predicting).float() / temperature, tokens[there], reduction="none")
-    return of_tokens.new_zeros(tokens.shape).masked_scatter(there, of_tokens)
 
 
 @torch.no_grad()
