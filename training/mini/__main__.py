@@ -29,7 +29,7 @@ def main() -> None:
     parser.add_argument("stage", choices=STAGES)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--most", type=int, default=100_000, help="texts: prompts taken of the largest list")
+    parser.add_argument("--most", type=int, default=400_000, help="texts: prompts taken of the largest list")
     parser.add_argument("--backwards", action="store_true", help="features: begin with the last file")
     parser.add_argument("--steps", type=int, help="language, reward: optimizer steps, as planned if left out")
     parser.add_argument("--count", type=int, default=400, help="choose: at most so many validation prompts")

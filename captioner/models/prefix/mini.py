@@ -41,6 +41,8 @@ AT_ONCE = 2
 class Mini(PrefixDecoder, nn.Module):
     """EfficientNet-Lite2, head, mapper, GPT-2 and gist under the key names of the clip-prefix family."""
 
+    head: JointHead
+
     def __init__(self, config: dict) -> None:
         super().__init__()
         self.config = SimpleNamespace(**config)
@@ -214,7 +216,7 @@ def load(folder: Path, options: LoadOptions) -> MiniSpeaker:
     model = compute.prepare(model, options, small=nn.ModuleList([model.gpt, model.head]))
     if model.device.type == "cpu" and model.dtype == torch.float32:
         model.head = HalfHead(model.head)
-        with safe_open(file, "pt") as weights:  # of a table that stays in the file only the rows looked up are read
-            model.gist = nn.Embedding.from_pretrained(weights.get_tensor("gist.weight"))
+        with safe_open(file, "pt") as stored:  # of a table that stays in the file only the rows looked up are read
+            model.gist = nn.Embedding.from_pretrained(stored.get_tensor("gist.weight"))
         compute.give_back()
     return MiniSpeaker(model, processor, positions)
