@@ -2,6 +2,8 @@
 #
 #   --build-arg DEVICE=cuda     for NVIDIA GPUs (run with --gpus all); the default, cpu, needs a fifth of the disk
 #   --build-arg EXTRAS=all      what else of captioner is installed; web alone is what the service needs
+#
+# Where no engine runs, .ci/container.py does the same steps in a chroot, and tries what they make.
 FROM python:3.11-slim-bookworm
 
 ARG DEVICE=cpu

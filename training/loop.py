@@ -307,13 +307,17 @@ def quiet() -> Iterator[None]:
 
 @contextmanager
 def with_advice(out: Path) -> Iterator[None]:
-    """The messages of a full disk, wherever it is met, and of Ctrl-C tell how to go on."""
+    """The messages of a full disk, wherever it is met, of a missing compiler and of Ctrl-C tell how to go on."""
     try:
         yield
     except OSError as error:
         if error.errno not in NO_ROOM:
             raise
         raise BadOutput(f"{out} cannot be written ({error.strerror}). Make room and go on with --resume.") from error
+    except RuntimeError as error:
+        if "No working C++ compiler" not in str(error):
+            raise
+        raise BadInput("--compile needs a C++ compiler, and none was found: install g++ or leave it out.") from error
     except KeyboardInterrupt as error:
         newest = newest_whole(out)
         where = f"from {newest.name}" if newest else "from the beginning: there is no checkpoint yet"

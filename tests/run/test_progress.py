@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pty
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +13,7 @@ from PIL import Image
 
 def on_terminal(*words: object) -> tuple[str, str]:
     """Standard output, and what a terminal shows of standard error."""
+    pty = pytest.importorskip("pty")
     master, slave = pty.openpty()
     command = [sys.executable, "-m", "captioner", *map(str, words)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=slave, text=True)

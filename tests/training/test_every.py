@@ -1,6 +1,7 @@
 """What every trainer promises, each through its real command on a tiny model of its family."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from unittest.mock import Mock
@@ -13,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from captioner.errors import BadInput
 from training import blip, clip_prefix, direct, ofa, resnet_lstm
-from training.loop import newest_whole
+from training.loop import newest_whole, with_advice
 
 PREFIX = ["--weights", "towers/clip", "--language-model", "towers/gpt2", "--prefix-length", "4"]
 LSTM = ["--weights", "towers/resnet", "--hidden-size", "32"]
@@ -117,6 +118,12 @@ def test_optimizers_of_bitsandbytes(train, optimizer: str) -> None:
     assert any("qmap1" in state for state in kept) == ("8bit" in optimizer)
 
 
+def test_a_missing_compiler_is_named(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=r"--compile needs a C\+\+ compiler"), with_advice(tmp_path):
+        raise RuntimeError("InvalidCxxCompiler: No working C++ compiler found in torch._inductor.config.cpp.cxx")
+
+
+@pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++", "cl"))), reason="no compiler here")
 def test_compiled_it_learns_the_same(train, tmp_path: Path) -> None:
     head = ["--freeze", "backbone", "--cache-features", str(tmp_path / "features")]  # as little as can be compiled
     same(train("direct", *head)[0], train("direct", *head, "--compile")[0])

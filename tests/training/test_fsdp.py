@@ -46,7 +46,7 @@ def test_a_spread_run_goes_on_on_another_number_of_processes(
     (later / "checkpoints" / "2").symlink_to(whole / "checkpoints" / "2")
     words = [str(EXAMPLE), str(tiny_checkpoint("blip")), str(pairs), f"2={whole}", f"1={later}"]
     done = subprocess.run(
-        [sys.executable, "-c", LAUNCHER, *words],
+        [sys.executable, "-W", "ignore:This process:DeprecationWarning", "-c", LAUNCHER, *words],  # it forks
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
