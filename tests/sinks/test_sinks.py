@@ -251,7 +251,7 @@ def test_places_that_cannot_be(tmp_path: Path, out: str) -> None:
 
 
 def test_a_folder_that_cannot_even_be_looked_for(tmp_path: Path) -> None:
-    with pytest.raises(BadOutput, match="cannot be reached|There is no folder"):
+    with pytest.raises(BadOutput, match=r"cannot be reached|There is no folder"):
         open_out(tmp_path / ("a" * 300) / "a.jsonl")
 
 
