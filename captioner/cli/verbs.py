@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import re
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal, get_args, get_origin
 
 import typer
 
@@ -29,6 +32,21 @@ class Verbs(PlainHelp):
         except EOFError as error:  # click would call it "Aborted!"
             raise RuntimeError("A file ended too early.") from error
 
+    def get_params(self, ctx: Any):
+        """With plain values read plainly."""
+        parameters = super().get_params(ctx)
+        for parameter in parameters:
+            _read_plainly(parameter)
+        return parameters
+
+    def get_command(self, ctx: Any, cmd_name: str):
+        """With plain values read plainly."""
+        command = super().get_command(ctx, cmd_name)
+        if command is not None:
+            for parameter in command.get_params(ctx):
+                _read_plainly(parameter)
+        return command
+
     def resolve_command(self, ctx: Any, args: list[str]):
         """`captioner help` and `captioner help VERB` are help; `captioner cat.png` is nearly right."""
         if args == ["help"]:
@@ -39,6 +57,34 @@ class Verbs(PlainHelp):
         if args and args[0] not in self.commands and looks_like_pictures(args[0]):
             raise BadInput(f"There is no command {args[0]!r}. Did you mean: captioner generate {args[0]}")
         return super().resolve_command(ctx, args)
+
+
+def _read_plainly(parameter: Any) -> None:
+    """Ask pydantic, as typer does since it is its own click, only where a value has to be checked.
+
+    Its import, and one checker for each of fifty options, take a quarter of a second.
+    """
+    build = getattr(parameter, "get_runtime_param", None)
+    if build is not None and not isinstance(build, partial):
+        parameter.get_runtime_param = partial(_Plain, build)
+
+
+@dataclass(frozen=True)
+class _Plain:
+    """Reads the values of a parameter: what is left out, or as it should be, is not checked."""
+
+    checked: Callable[[], Any]
+
+    def coerce(self, value: Any, param: Any, ctx: Any) -> Any:
+        """As typer's own class of this purpose."""
+        kind, is_many = param.type_descriptor.annotation, param.multiple or param.nargs == -1
+        if value is None:
+            return () if is_many else None
+        if type(value) is kind or (get_origin(kind) is Literal and value in get_args(kind)):  # a text, or a default
+            return value
+        if is_many and kind == list[str] and all(type(one) is str for one in value):
+            return list(value)
+        return self.checked().coerce(value, param=param, ctx=ctx)
 
 
 def looks_like_pictures(text: str) -> bool:

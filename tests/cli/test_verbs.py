@@ -1,5 +1,8 @@
 """A group of verbs ends in one line and an exit status, whatever happens inside."""
 
+import subprocess
+import sys
+
 import pytest
 import typer
 from typer.testing import CliRunner
@@ -59,3 +62,20 @@ def test_the_help_names_no_types_of_what_takes_no_value() -> None:
 def test_a_paragraph_of_help_is_as_wide_as_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "200")
     assert "What cannot be read is reported" in CliRunner().invoke(app, ["generate", "--help"]).stdout
+
+
+def test_what_is_as_it_should_be_is_read_without_pydantic() -> None:
+    """Its import, and a checker for each option, take a tenth of a cold caption."""
+    words = ["generate", "no.jpg", "--prefix", "a", "--metadata", "first"]
+    code = (
+        f"import sys\nfrom captioner.cli.main import app\ntry: app({words})\n"
+        "except SystemExit: print('pydantic' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"
+
+
+@pytest.mark.parametrize(("option", "value"), [("--num-beams", "four"), ("--quality", "good"), ("--max-pixels", "0")])
+def test_values_are_checked_all_the_same(option: str, value: str) -> None:
+    result = CliRunner().invoke(app, ["generate", "no.jpg", option, value])
+    assert result.exit_code == 2
+    assert f"Invalid value for '{option}'" in result.stderr
