@@ -51,6 +51,7 @@ class Captioner:
         consensus: bool = False,
         predicts: bool = True,
         precision: str | None = None,
+        side: int | None = None,
     ) -> None:
         self.name = name
         self.speaker = speaker
@@ -64,6 +65,8 @@ class Captioner:
         """Texts are embedded in the space of the model's own predictions, where it has any."""
         self.precision = precision
         """What it computes in; None: a server knows."""
+        self.side = side
+        """Pixels a side that it reads of a picture, where that is known (see `open_image`)."""
 
     @overload
     def generate(
@@ -103,7 +106,7 @@ class Captioner:
     ) -> Iterator[Reading]:
         """What the model itself says, uncleaned: all candidates of every image, in order."""
         decoding = self.settings(request)
-        for batch in _batches(images, batch_size):
+        for batch in _batches(images, batch_size, self.side):
             yield from self.speaker.read_images(batch, decoding, request)
 
     def settings(self, request: Request) -> Decoding:
@@ -291,7 +294,8 @@ def _ready(resolved: zoo.Resolved, module: ModuleType, model: Any, options: Load
         decoding = replace(decoding, max_new_tokens=longest, min_new_tokens=min(decoding.min_new_tokens, longest))
     predicts = suits(options.embedder, DEFAULT)
     precision = None if resolved.address is not None else _precision(options)
-    return Captioner(resolved.name, model, LazyEmbedder(options.embedder), decoding, by_consensus, predicts, precision)
+    embed = LazyEmbedder(options.embedder)
+    return Captioner(resolved.name, model, embed, decoding, by_consensus, predicts, precision, resolved.side)
 
 
 def _precision(options: LoadOptions) -> str:
@@ -372,6 +376,6 @@ def several(images: OneImage | Sequence[AnyImage]) -> Sequence[AnyImage]:
     return list(images)
 
 
-def _batches(images: Sequence[AnyImage], size: int) -> Iterator[list[Image]]:
+def _batches(images: Sequence[AnyImage], size: int, side: int | None = None) -> Iterator[list[Image]]:
     for start in range(0, len(images), size):
-        yield [open_image(image) for image in images[start : start + size]]
+        yield [open_image(image, side=side) for image in images[start : start + size]]

@@ -86,6 +86,10 @@ SERVER = "openai:"
 """Before the address of a server that speaks OpenAI's chat completions."""
 
 
+SIDES = {"prefix.mini": 260, "blip": 384}
+"""Pixels a side that these architectures read; the others may want all that a picture has."""
+
+
 MADE_BY = {
     "knn": "captioner index build",
     "ensemble": "captioner ensemble fit",
@@ -111,6 +115,11 @@ class Resolved:
     def source(self) -> Path | str | None:
         """What its file loads it from."""
         return self.folder if self.address is None else self.address
+
+    @property
+    def side(self) -> int | None:
+        """Pixels a side that it reads of a picture (see `open_image`); None where its kind does not tell."""
+        return SIDES.get(self.module)
 
     @property
     def speaks(self) -> bool:

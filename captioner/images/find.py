@@ -68,9 +68,9 @@ class Source:
         """The same with the bytes behind its address, where it has one: fetched once for all who want them."""
         return self if self.url is None else replace(self, url=None, data=fetch_image(self.url))
 
-    def open(self, max_pixels: int = MAX_PIXELS) -> Image.Image:
-        """The picture, upright RGB. Whatever is wrong is a `BadImage` that begins with the name."""
-        return open_named(self.content(), self.title, max_pixels, self.admit)
+    def open(self, max_pixels: int = MAX_PIXELS, side: int | None = None) -> Image.Image:
+        """The picture, upright RGB, as `open_image`. Whatever is wrong is a `BadImage` that begins with the name."""
+        return open_named(self.content(), self.title, max_pixels, self.admit, side)
 
 
 def find_images(inputs: Sequence[str], *, recursive: bool = False) -> Iterator[Source]:

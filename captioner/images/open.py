@@ -18,6 +18,7 @@ from typing import BinaryIO
 
 import numpy as np
 from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
+from PIL.JpegImagePlugin import JpegImageFile
 
 from captioner.errors import BadImage, BadInput, printable
 from captioner.images import png
@@ -48,12 +49,15 @@ def open_image(
     *,
     max_pixels: int = MAX_PIXELS,
     admit: Callable[[int], object] = at_once,
+    side: int | None = None,
 ) -> Image.Image:
     """Any picture as upright RGB: first frame, alpha laid on white, 16 bits scaled to 8, colours brought to sRGB.
 
     Arrays are `[h, w]`, `[h, w, 1]`, `[h, w, 3]` or `[h, w, 4]` of uint8, uint16, bool, or floats in 0..1.
     max_pixels guards against what would be decoded: a picture that lies decoded in memory is no danger any more.
     admit: called before a file is decoded with the bytes that this will take at most; it may make the caller wait.
+    side: pixels a side that the picture will be made of. A JPEG that has at least four times as many both ways is
+    decoded at a half, a quarter or an eighth of its size, the least that leaves twice as many; None: at its own.
     """
     if isinstance(source, Image.Image):
         is_decoded = not (isinstance(source, ImageFile.ImageFile) and source.tile)
@@ -63,16 +67,24 @@ def open_image(
     if not isinstance(source, (str, os.PathLike, bytes)):
         raise BadInput(f"{type(source).__name__} is no picture: give a path, a PIL image, an array or bytes.")
     name = "the data" if isinstance(source, bytes) else printable(os.fspath(source))
-    return open_named(source, name, max_pixels, admit)
+    return open_named(source, name, max_pixels, admit, side)
 
 
 def open_named(
-    source: str | Path | bytes, name: str, max_pixels: int, admit: Callable[[int], object] = at_once
+    source: str | Path | bytes,
+    name: str,
+    max_pixels: int,
+    admit: Callable[[int], object] = at_once,
+    side: int | None = None,
 ) -> Image.Image:
     """As `open_image`, with a name for the messages."""
     with identified(source, name) as image:
         _check_size(image, name, max_pixels)
-        admit(bytes_to_open(image))
+        whole = bytes_to_open(image)
+        if side is not None and isinstance(image, JpegImageFile):
+            image.draft(None, (2 * side, 2 * side))
+        # Of a progressive JPEG the decoder holds every pixel, whatever size it gives it.
+        admit(whole if image.info.get("progressive") else bytes_to_open(image))
         return _finish(image, name, max_pixels, is_ours=True)
 
 

@@ -13,6 +13,7 @@ from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING
 
 from captioner import __version__, zoo
@@ -40,6 +41,8 @@ BATCH_ON_GPU = 32
 """Pictures at a time where nothing else is said; a run halves it when memory does not suffice."""
 TEXTS = 256
 """Texts embedded at a time."""
+_RESOLVING = Lock()
+"""A model may have to be fetched, once."""
 
 
 @dataclass
@@ -94,6 +97,16 @@ class Model:
         """A server runs it, which answers many requests at once."""
         return self.label().startswith(zoo.SERVER)
 
+    @property
+    def side(self) -> int | None:
+        """Pixels a side that it reads of a picture, loaded or not. Asked in threads."""
+        with _RESOLVING:
+            return self._resolved.side
+
+    @cached_property
+    def _resolved(self) -> zoo.Resolved:
+        return zoo.resolve(self.label())
+
     def spent(self) -> str | None:
         """What a server has counted in this run, where one was asked."""
         if "loaded" not in self.__dict__ or "captioner.models.openai" not in sys.modules:
@@ -136,7 +149,7 @@ class Prompts:
                 return row_of_carried(carried.prompt, self.finish)
             if self.metadata == "only":
                 raise BadImage(f"{source.title} carries no prompt. Without --metadata only the model is asked.")
-        return opened(source, self.max_pixels, self.request, self.varies)
+        return opened(source, self.max_pixels, self.model.side, self.request, self.varies)
 
     def batch_size(self) -> int:
         return BATCH if self.metadata == "only" else self.model.batch_size()
@@ -213,7 +226,7 @@ class Embeddings:
         return {**self.model.settings(self.request), "expected": self.expected}
 
     def look(self, source: Source) -> Image | Asked:
-        return opened(source, self.max_pixels, self.request, self.varies)
+        return opened(source, self.max_pixels, self.model.side, self.request, self.varies)
 
     def batch_size(self) -> int:
         return self.model.batch_size()
@@ -226,12 +239,12 @@ class Embeddings:
         return [{"embedding": as_numbers(vector)} for vector in vectors]
 
 
-def opened(source: Source, max_pixels: int, request: Request, varies: bool) -> Image | Asked:
+def opened(source: Source, max_pixels: int, side: int | None, request: Request, varies: bool) -> Image | Asked:
     """The picture; where what is asked depends on it, with that."""
     if not varies:
-        return source.open(max_pixels)
+        return source.open(max_pixels, side)
     filled = templates.filled(request, source)  # before the picture, which takes room
-    return Asked(source.open(max_pixels), filled)
+    return Asked(source.open(max_pixels, side), filled)
 
 
 def grouped(

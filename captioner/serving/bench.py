@@ -12,6 +12,7 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
+from captioner import zoo
 from captioner.contracts import LoadOptions, MetadataUse
 from captioner.errors import BadAnswer, BadCheckpoint, BadImage, BadInput, CaptionerError
 from captioner.images.metadata import read_parameters
@@ -90,7 +91,7 @@ class Bench:
             memory = self.memories.get(_key(ask, speaker, picture))
             if memory is not None:
                 return Opened(memory)
-        image = open_named(picture.data, picture.title, self.max_pixels, admit)
+        image = open_named(picture.data, picture.title, self.max_pixels, admit, self._side(ask.model))
         if speaker is None:
             return Opened(image, bytes_of(image))
         pixels = _pixels(speaker, image)
@@ -101,6 +102,10 @@ class Bench:
         model = self._models.get(name)
         speaker = model.loaded.speaker if model is not None else None
         return speaker if isinstance(speaker, SearchedDecoder) else None
+
+    def _side(self, name: str) -> int | None:
+        model = self._models.get(name)
+        return zoo.resolve(name).side if model is None else model.side
 
     # --- answering, in the thread of the device ----------------------------------------------------------------------
 

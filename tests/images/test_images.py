@@ -112,6 +112,33 @@ def test_cmyk_jpeg_keeps_its_colours() -> None:
     assert near(opened.getpixel((8, 8)), RED)
 
 
+@pytest.mark.parametrize(
+    ("size", "opened"),
+    [((79, 200), (79, 200)), ((80, 200), (40, 100)), ((159, 200), (80, 100)), ((160, 320), (40, 80))],
+)
+def test_a_jpeg_much_larger_than_needed_is_decoded_smaller(size: tuple[int, int], opened: tuple[int, int]) -> None:
+    for mode in ("RGB", "L", "CMYK"):
+        data = encoded(two_colours(size).convert(mode), "JPEG", quality=95)
+        picture = open_image(data, side=20)
+        assert (picture.mode, picture.size) == ("RGB", opened)
+        assert open_image(data).size == size
+        if size != opened:
+            smaller = open_image(data).resize(opened, Image.Resampling.BOX)
+            assert np.abs(np.asarray(picture, dtype=int) - np.asarray(smaller, dtype=int)).mean() < 3
+    assert open_image(encoded(two_colours(size)), side=20).size == size  # no other kind has its sizes within
+
+
+def test_a_jpeg_decoded_smaller_is_upright_and_under_the_limit() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = encoded(two_colours((160, 320)), "JPEG", exif=exif, progressive=True)
+    admitted: list[int] = []
+    assert open_image(data, side=20, admit=admitted.append).size == (80, 40)
+    assert admitted[0] >= 160 * 320 * 6  # the decoder of a progressive one holds it whole
+    with pytest.raises(BadImage, match="above the limit"):
+        open_image(data, side=20, max_pixels=160 * 320 - 1)
+
+
 @pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP", "TIFF"])
 def test_first_frame_of_an_animation(kind: str) -> None:
     frames = [Image.new("RGB", (4, 4), colour) for colour in (RED, BLUE, WHITE)]

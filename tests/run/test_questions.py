@@ -6,8 +6,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from PIL import Image
 
+from captioner.contracts import LoadOptions, Request
+from captioner.images import Source
+from captioner.images.open import at_once
+from captioner.run.questions import Model, Prompts
+from captioner.serving.bench import Bench
+from captioner.serving.engine import Ask, Picture
+from captioner.serving.memories import Memories
+from captioner.text.finish import Finish
 from tests.chat_server import serving
 
 ASKING = """
@@ -24,3 +33,19 @@ def test_a_model_of_a_server_costs_no_import_of_torch(tmp_path: Path) -> None:
         words = ["generate", str(tmp_path / "red.png"), "--model", f"openai:{server.address}#painter"]
         done = subprocess.run([sys.executable, "-c", ASKING, *words], capture_output=True, text=True)
     assert done.stdout.splitlines() == ["a red square, oil on canvas", ""], done.stderr
+
+
+def test_a_picture_is_the_same_whichever_way_it_comes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a JPEG is decoded to is known before the model is loaded."""
+    file = tmp_path / "large.jpg"
+    Image.linear_gradient("L").resize((1100, 1600)).convert("RGB").save(file)
+    asked = Prompts(Model("mini", LoadOptions()), Request(), Finish(), "ignore", 10**8)
+    in_a_run = asked.look(Source(file.name, file))
+    assert in_a_run.size == (550, 800)
+    seen: list[Image.Image] = []
+    captioner = asked.model.loaded
+    monkeypatch.setattr(captioner.speaker, "read_images", lambda images, *_: seen.extend(images) or [])
+    captioner.generate([file, file.read_bytes()])
+    served = Bench(LoadOptions(), Memories(0), None, 10**8).open(Ask("mini"), Picture(file.read_bytes()), at_once)
+    assert all(picture.tobytes() == in_a_run.tobytes() for picture in (*seen, served.value))
+    assert len(seen) == 2
