@@ -152,10 +152,14 @@ def drop_repeated_phrases(text: str) -> str:
     """ "a cat on a mat on a mat" → "a cat on a mat". A single word must come three times: "duran duran" is a name."""
     words = text.split(" ")
     keys = text.lower().rstrip(".").split(" ")
+    if len(set(keys)) == len(keys):  # as in most texts
+        return text
     at = 0
     while at < len(words):
         for length in range(1, _LONGEST_PHRASE + 1):
             phrase, end = keys[at : at + length], at + length
+            if keys[end : end + 1] != phrase[:1]:  # nothing begins anew here
+                continue
             if not any(map(str.isalpha, "".join(phrase))):
                 continue
             while keys[end : end + length] == phrase:
