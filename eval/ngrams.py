@@ -7,9 +7,10 @@ the tokens of the Penn Treebank in lower case without punctuation, so that "don'
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 
 import numpy as np
 from rapidfuzz.distance import LCSseq
@@ -25,6 +26,10 @@ _PTB_WORD = re.compile(
     r"|\w+(?:[-/&@]\w+)*"  # black-and-white
     r"|[^\w\s.?!,:;'\"`’‘“”(){}\[\]…–—-]"  # $ and other signs that are no punctuation
 )
+_NO_WORD = {code: " " for code in range(128) if not re.match(r"\w", chr(code))}
+_PLAIN = dict.fromkeys(map(ord, "abcdefghijklmnopqrstuvwxyz0123456789 ,"))
+"""Taken out of a text whose words are what stands between spaces and commas, nothing is left."""
+_THOUSANDS = re.compile(r"\d,\d")
 _PTB_SPLIT = {"cannot": ("can", "not"), "gonna": ("gon", "na"), "gotta": ("got", "ta"), "wanna": ("wan", "na")}
 TINY, SMALL = 1e-15, 1e-9
 """What COCO's BLEU adds to matches and to totals, instead of smoothing."""
@@ -34,12 +39,22 @@ Tokenise = Callable[[str], list[str]]
 
 def words(text: str) -> list[str]:
     """The words of a text."""
-    return _WORD.findall(text.casefold())
+    folded = text.casefold()
+    if folded.isascii() and "'" not in folded:  # the same, in a third of the time
+        return folded.translate(_NO_WORD).split()
+    return _WORD.findall(folded)
 
 
 def ptb_words(text: str) -> list[str]:
     """The words of a text as COCO counts them: Penn Treebank tokens in lower case, punctuation left out."""
-    return [part for word in _PTB_WORD.findall(text.lower()) for part in _PTB_SPLIT.get(word, (word,))]
+    lowered = text.lower()
+    if lowered.translate(_PLAIN) or _THOUSANDS.search(lowered):
+        found = _PTB_WORD.findall(lowered)
+    else:  # words and commas alone: the same, in a fifth of the time
+        found = lowered.replace(",", " ").split()
+    if _PTB_SPLIT.keys().isdisjoint(found):
+        return found
+    return [part for word in found for part in _PTB_SPLIT.get(word, (word,))]
 
 
 @dataclass(frozen=True)
@@ -65,8 +80,8 @@ class Counts:
 
 def count_grams(texts: list[list[str]]) -> list[Counts]:
     """The sequences of 1, 2, 3 and 4 words of many texts."""
-    text = np.repeat(np.arange(len(texts)), [len(tokens) for tokens in texts])
-    word = gram = _numbered(token for tokens in texts for token in tokens)
+    text = np.repeat(np.arange(len(texts)), list(map(len, texts)))
+    word = gram = _numbered(list(chain.from_iterable(texts)))
     orders = []
     for order in range(ORDERS):
         if order:
@@ -81,10 +96,10 @@ def count_grams(texts: list[list[str]]) -> list[Counts]:
     return orders
 
 
-def _numbered(tokens: Iterable[str]) -> np.ndarray:
+def _numbered(tokens: list[str]) -> np.ndarray:
     """Equal words get equal numbers, from 0 on."""
-    numbers: dict[str, int] = {}
-    return np.fromiter((numbers.setdefault(token, len(numbers)) for token in tokens), np.int64)
+    numbers = {token: number for number, token in enumerate(dict.fromkeys(tokens))}
+    return np.fromiter(map(numbers.__getitem__, tokens), np.int64, len(tokens))
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,12 @@ def test_a_prompt_is_split_at_its_commas() -> None:
     assert split("a cat，水彩、4k").terms == ("水彩", "4k")
 
 
+@pytest.mark.parametrize("text", ["a Red cat, by day, oil painting, by day, x-ray, l'art", "ﬁne Art, by BY, b"])
+def test_a_text_with_nothing_to_clean_is_split_the_same(text: str) -> None:
+    assert split(text) == split(f"{text}, ")
+    assert split(text).terms == split(text.replace(", ", " ,")).terms
+
+
 def test_modifiers_are_what_the_corpus_has_ten_times() -> None:
     corpus = [f"castle {n}, 4k, rare {n}" for n in range(10)] + ["a cat, nine"] * 9
     vocabulary = from_corpus(corpus)

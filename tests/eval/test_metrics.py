@@ -90,6 +90,15 @@ def test_coco_tokens_are_those_of_the_penn_treebank() -> None:
         assert ngrams.ptb_words(text) == theirs
 
 
+def test_words_of_plain_texts_are_those_of_all() -> None:
+    """Most texts need no regular expression; a sign at the end makes the way through it."""
+    draw = random.Random(0)
+    for _ in range(300):
+        text = "".join(draw.choices(["cat", "Cannot", "8k", "1", "_", "-", ".", ",", " ", "\t", "\x1c", "é", "'"], k=9))
+        assert ngrams.words(text) == ngrams.words(f"{text} ’")
+        assert ngrams.ptb_words(text) == ngrams.ptb_words(f"{text} ’")
+
+
 def test_coco_bleu_is_cocos() -> None:
     """Values of pycocoevalcap's own Bleu, of single texts and of all as one."""
     said = ["w1 w2 w3 w4 w5", "w9 w2 w9 w4 w1 w1", "w7 w8 w1 w2 w3"]
