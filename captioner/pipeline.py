@@ -11,6 +11,7 @@ import importlib
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import chain
 from pathlib import Path
 from types import ModuleType, NoneType
 from typing import TYPE_CHECKING, Any, NoReturn, TypeGuard, overload
@@ -98,16 +99,20 @@ class Captioner:
         """
         finish = finish or Finish()
         request = (request or PLAIN_REQUEST).changed(**settings)
-        prompts = [self.prompt(reading, finish) for reading in self.readings(several(images), request, batch_size)]
+        batches = self._readings(several(images), request, batch_size)
+        prompts = [prompt for readings in batches for prompt in self.prompts(readings, [finish] * len(readings))]
         return prompts[0] if is_one(images) else prompts
 
     def readings(
         self, images: Sequence[AnyImage], request: Request = PLAIN_REQUEST, batch_size: int = 8
     ) -> Iterator[Reading]:
         """What the model itself says, uncleaned: all candidates of every image, in order."""
+        return chain.from_iterable(self._readings(images, request, batch_size))
+
+    def _readings(self, images: Sequence[AnyImage], request: Request, batch_size: int) -> Iterator[list[Reading]]:
         decoding = self.settings(request)
         for batch in _batches(images, batch_size, self.side):
-            yield from self.speaker.read_images(batch, decoding, request)
+            yield self.speaker.read_images(batch, decoding, request)
 
     def settings(self, request: Request) -> Decoding:
         """How a request is searched for; what this model has no use for is refused by name."""
@@ -120,37 +125,62 @@ class Captioner:
 
     def prompt(self, reading: Reading, finish: Finishing) -> Prompt:
         """Clean the candidates, drop doubles, choose the best."""
-        indices: dict[str, int] = {}  # cleaned text → its first candidate
-        for index, candidate in enumerate(reading.candidates):
-            indices.setdefault(finish.body(candidate.text, candidate.finished), index)
-        cleaned = [replace(reading.candidates[index], text=text) for text, index in indices.items()]
-        best = self._best(cleaned, list(indices.values()), reading, finish)
-        cleaned = [replace(candidate, text=finish.dress(candidate.text)) for candidate in cleaned]
+        return self.prompts([reading], [finish])[0]
+
+    def prompts(self, readings: Sequence[Reading], finishes: Sequence[Finishing]) -> list[Prompt]:
+        """As `prompt`, each as it is to be finished; what has to be embedded to choose is embedded together."""
+        cleaned = list(map(_Cleaned.of, readings, finishes))
+        contenders = list(map(self._contenders, cleaned, finishes))
+        best = map(self._best, cleaned, contenders, self._embedded(cleaned, contenders))
+        return list(map(self._prompt, cleaned, best, finishes))
+
+    def _prompt(self, cleaned: _Cleaned, best: int, finish: Finishing) -> Prompt:
+        candidates = [replace(candidate, text=finish.dress(candidate.text)) for candidate in cleaned.candidates]
         return Prompt(
-            text=cleaned[best].text,
-            score=cleaned[best].score,
-            candidates=(cleaned[best], *cleaned[:best], *cleaned[best + 1 :]),
+            text=candidates[best].text,
+            score=candidates[best].score,
+            candidates=(candidates[best], *candidates[:best], *candidates[best + 1 :]),
             model=self.name,
             precision=self.precision,
-            raw=reading.candidates[list(indices.values())[best]].text,
+            raw=cleaned.reading.candidates[cleaned.indices[best]].text,
             embed=self.embed_texts,
         )
 
-    def _best(self, candidates: list[Candidate], indices: list[int], reading: Reading, finish: Finishing) -> int:
-        """The index of the best of these cleaned candidates, whose indices in the reading are told."""
+    def _contenders(self, cleaned: _Cleaned, finish: Finishing) -> list[int]:
+        """The candidates that may be the best, as far as can be told without embedding them; one alone is chosen."""
         by_consensus = self.consensus if finish.consensus is None else finish.consensus
-        if not by_consensus or len(candidates) == 1:
-            return 0
-        scores = [candidate.score for candidate in candidates]
+        if not by_consensus or len(cleaned.candidates) == 1:
+            return [0]
+        reading = cleaned.reading
         if reading.gists is None:
-            vectors = self.embed_texts([candidate.text for candidate in candidates])
-            return consensus.choose(vectors, scores, self._predicted(reading))
-        nearest = consensus.order(reading.gists[indices], scores, reading.embedding)
-        if reading.embedding is None or not self.predicts or reading.shortlist < 2:
-            return nearest[0]  # embedding the texts takes as long as reading the picture
-        shortlist = nearest[: reading.shortlist]
-        vectors = self.judge([candidates[index].text for index in shortlist])
-        return shortlist[int(np.argmax(vectors @ reading.embedding))]
+            return list(range(len(cleaned.candidates)))
+        nearest = consensus.order(reading.gists[cleaned.indices], cleaned.scores, reading.embedding)
+        # Where they cannot be compared with what was predicted, the gist decides: to embed takes as long as to read.
+        to_compare = reading.embedding is not None and self.predicts and reading.shortlist >= 2
+        return nearest[: reading.shortlist] if to_compare else nearest[:1]
+
+    def _embedded(self, cleaned: Sequence[_Cleaned], contenders: Sequence[list[int]]) -> list[np.ndarray]:
+        """For each picture, its contenders' vectors; none of one alone."""
+        counts = [len(indices) if len(indices) > 1 else 0 for indices in contenders]
+        texts = [
+            one.candidates[index].text
+            for one, indices, count in zip(cleaned, contenders, counts, strict=True)
+            for index in indices[:count]
+        ]
+        embed = self.embed_texts if any(one.reading.gists is None for one in cleaned) else self.judge
+        vectors = embed(texts) if texts else np.empty((0, 0), np.float32)
+        ends = np.cumsum(counts)
+        return [vectors[end - count : end] for end, count in zip(ends, counts, strict=True)]
+
+    def _best(self, cleaned: _Cleaned, contenders: list[int], vectors: np.ndarray) -> int:
+        """The index of the best candidate."""
+        reading = cleaned.reading
+        if len(contenders) == 1:
+            return contenders[0]
+        if reading.gists is None:
+            return consensus.choose(vectors, cleaned.scores, self._predicted(reading))
+        assert reading.embedding is not None, "contenders are compared with it"
+        return contenders[int(np.argmax(vectors @ reading.embedding))]
 
     def _predicted(self, reading: Reading) -> np.ndarray | None:
         """What the model predicts from the pixels, where that can be compared with embedded texts."""
@@ -186,6 +216,28 @@ class Captioner:
         vectors = self.embed_texts([candidate.text for candidate in candidates])
         scores = [candidate.score for candidate in candidates]
         return consensus.expected_embedding(vectors, scores, self._predicted(reading), weight=consensus.PREDICTED)
+
+
+@dataclass(frozen=True)
+class _Cleaned:
+    """A reading's candidates, cleaned, each once."""
+
+    reading: Reading
+    candidates: list[Candidate]
+    indices: list[int]
+    """Where each stands in the reading."""
+
+    @classmethod
+    def of(cls, reading: Reading, finish: Finishing) -> _Cleaned:
+        indices: dict[str, int] = {}  # cleaned text → its first candidate
+        for index, candidate in enumerate(reading.candidates):
+            indices.setdefault(finish.body(candidate.text, candidate.finished), index)
+        cleaned = [replace(reading.candidates[index], text=text) for text, index in indices.items()]
+        return cls(reading, cleaned, list(indices.values()))
+
+    @property
+    def scores(self) -> list[float]:
+        return [candidate.score for candidate in self.candidates]
 
 
 class DirectEmbedder:

@@ -24,6 +24,7 @@ from captioner.compute.packed import (
     read_as_half,
     traced,
 )
+from captioner.compute.threads import side_by_side
 
 __all__ = [
     "DTYPES",
@@ -45,5 +46,6 @@ __all__ = [
     "precision",
     "prepare",
     "read_as_half",
+    "side_by_side",
     "traced",
 ]

@@ -19,7 +19,7 @@ from captioner.images.metadata import read_parameters
 from captioner.images.open import bytes_of, open_named
 from captioner.models.parts.speaker import SearchedDecoder, seed_of
 from captioner.pipeline import Captioner, DirectEmbedder
-from captioner.prompt import Reading
+from captioner.prompt import Prompt, Reading
 from captioner.run import questions
 from captioner.run.batch import DAMAGED
 from captioner.serving.memories import Memories, Remembered
@@ -120,8 +120,8 @@ class Bench:
             readings = self._readings(
                 model, [asks[i] for i in wanted], [pictures[i] for i in wanted], [opened[i] for i in wanted]
             )
-            for index, reading in zip(wanted, readings, strict=True):
-                rows[index] = _finished(model, reading, asks[index])
+            for index, row in zip(wanted, _finished(model, readings, [asks[i] for i in wanted]), strict=True):
+                rows[index] = row
         elif wanted:
             if any(asks[index].wants == "prompt" for index in wanted):
                 model.generate([])  # says that it has no text to give
@@ -214,14 +214,26 @@ def _carried(picture: Picture, metadata: MetadataUse, finish: Finish) -> Row | N
     return None
 
 
-def _finished(model: Captioner, reading: Reading, ask: Ask) -> Row | CaptionerError:
-    """One picture's row."""
-    if ask.wants == "embedding" and ask.expected:
-        return {"embedding": questions.as_numbers(model.expected(reading, Finish(consensus=False)))}
+def _finished(model: Captioner, readings: Sequence[Reading], asks: Sequence[Ask]) -> list[Row | CaptionerError]:
+    """A row for each picture."""
+    expected = [ask.wants == "embedding" and ask.expected for ask in asks]
+    plain = [(reading, ask.finish) for reading, ask, mean in zip(readings, asks, expected, strict=True) if not mean]
     try:
-        row = questions.row_of(model.prompt(reading, ask.finish))
+        prompts = iter(model.prompts([reading for reading, _ in plain], [finish for _, finish in plain]))
     except BadAnswer as error:
-        return error
+        if len(readings) == 1:
+            return [error]
+        return [_finished(model, [reading], [ask])[0] for reading, ask in zip(readings, asks, strict=True)]
+    return [
+        {"embedding": questions.as_numbers(model.expected(reading, Finish(consensus=False)))}
+        if mean
+        else _row(next(prompts), ask)
+        for reading, ask, mean in zip(readings, asks, expected, strict=True)
+    ]
+
+
+def _row(prompt: Prompt, ask: Ask) -> Row:
+    row = questions.row_of(prompt)
     return {"text": row["text"]} if ask.wants == "embedding" else row
 
 

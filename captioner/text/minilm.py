@@ -38,15 +38,21 @@ class MiniLM:
         self.tokenizer.enable_padding()
         compute.give_back()
 
-    @torch.inference_mode()
     def __call__(self, texts: Sequence[str]) -> np.ndarray:
         vectors = np.empty((len(texts), self.dimension), dtype=np.float32)
         by_length = sorted(range(len(texts)), key=lambda i: len(texts[i]))  # short with short: little padding
-        for start in range(0, len(texts), BATCH):
-            rows = by_length[start : start + BATCH]
+        batches = [by_length[start : start + BATCH] for start in range(0, len(texts), BATCH)]
+
+        def embed(rows: list[int]) -> None:
             vectors[rows] = self._embed([texts[row] for row in rows])
+
+        if len(batches) > 1 and torch.get_num_threads() > 1:  # threads that share a batch wait for each other
+            list(compute.side_by_side().map(embed, reversed(batches)))
+        else:
+            list(map(embed, batches))
         return vectors
 
+    @torch.inference_mode()
     def _embed(self, texts: list[str]) -> np.ndarray:
         encoded = self.tokenizer.encode_batch(texts)
         ids = torch.tensor([e.ids for e in encoded])  # [B, T]

@@ -6,12 +6,10 @@ transformers' model classes take longer to import than torch itself, and longer 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from functools import cached_property, partial
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from threading import Barrier
 from types import SimpleNamespace
 
 import torch
@@ -86,18 +84,9 @@ class MiniSpeaker(PrefixSpeaker):
         _ = self.model.traced  # before any thread asks for it
         size = -(-len(images) // threads)
         parts = [images[start : start + size] for start in range(0, len(images), size)]
-        readings = self.pool.map(lambda part: super(MiniSpeaker, self).read_images(part, decoding, request), parts)
+        read = super().read_images
+        readings = compute.side_by_side().map(lambda part: read(part, decoding, request), parts)
         return list(chain.from_iterable(readings))
-
-    @cached_property
-    def pool(self) -> ThreadPoolExecutor:
-        """Threads that compute alone."""
-        threads = torch.get_num_threads()
-        pool = ThreadPoolExecutor(threads, "mini", partial(torch.set_num_threads, 1))
-        barrier = Barrier(threads)
-        list(pool.map(lambda _: barrier.wait(), range(threads)))
-        torch.set_num_threads(threads)  # it is also what threads begin with that are started from now on
-        return pool
 
 
 class Statistics(nn.Module):
