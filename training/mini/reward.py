@@ -51,7 +51,7 @@ RATE, WARM_UP, AS_BEFORE, SPREAD = 4e-4, 20, 0.4, 0.1
 """AS_BEFORE: the weight of the loss of stage `language`. SPREAD: a usual deviation of a text's reward."""
 
 
-def reward(data: Path, work: Path, seed: int, steps: int = 340) -> None:
+def reward(data: Path, work: Path, seed: int, steps: int = 480) -> None:
     """Stage `reward`: from language.pt to reward.pt; resumes from its last checkpoint."""
     model, processor = assembled(work, "head-without-validation.pt", "language.pt")
     pairs, embed = load_pairs(data, work), quick_embedder()
