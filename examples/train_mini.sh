@@ -4,8 +4,9 @@
 # DATA holds pairs/*.parquet, prompts/*.txt.gz and heldout-dev/*.parquet. Every stage keeps its results in WORK and a
 # long one resumes where it stopped. What ships was not made in one go: `language` and `gist` are those of an earlier
 # version's data, `reward` ran anew from them. One go of the recipe as it is here gave a decoder that is 0.018 and 0.008
-# below it on validation prompts (training/mini/TRIALS.md). On one core with AMX, shared at times: texts 20 min of its
-# own time, features 14 on a slower one, head 2, language 41, gist 3, reward 19. Needs the extra `train`.
+# below it on validation prompts, and within noise of it on the held-out pairs (training/mini/TRIALS.md). On one core
+# with AMX, shared at times: texts 20 min of its own time, features 14 on a slower one, head 2, language 41, gist 3,
+# reward 19. Needs the extra `train`.
 set -euo pipefail
 if [ $# -ne 3 ]; then
   echo "$0 needs DATA WORK OUT: the data folder (pairs/, prompts/, heldout-dev/), a folder for results in between, and the folder of the new model." >&2
