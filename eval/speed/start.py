@@ -58,5 +58,5 @@ def spent(command: list[str]) -> tuple[float, float]:
     before, start = os.times(), time.perf_counter()
     subprocess.run(command, check=True, capture_output=True)
     after = os.times()
-    used = after.children_user + after.children_system - before.children_user - before.children_system
+    used = (after.children_user - before.children_user) + (after.children_system - before.children_system)
     return used, time.perf_counter() - start
