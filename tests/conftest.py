@@ -11,6 +11,7 @@ import gc
 import importlib
 import itertools
 import json
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+
+# A shell that starts the tests in the background has them ignore Ctrl-C, and so the processes that they start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SUBJECTS, LOOKS = ("cat", "dog", "dragon", "castle"), ("red", "blue", "green", "golden")
 
