@@ -8,7 +8,6 @@ from captioner.compute.devices import (
     fits,
     free_memory,
     fused_attention_pays,
-    give_back,
     has_bf16,
     precision,
 )
@@ -38,7 +37,6 @@ __all__ = [
     "fits",
     "free_memory",
     "fused_attention_pays",
-    "give_back",
     "has_bf16",
     "multiplied_relu6",
     "pack",

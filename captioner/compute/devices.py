@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-import sys
-
 import psutil
 import torch
 
@@ -64,12 +61,6 @@ def free_memory(target: torch.device) -> int:
     if target.type == "cuda":
         return torch.cuda.mem_get_info(target)[0]
     return psutil.virtual_memory().available
-
-
-def give_back() -> None:
-    """Let the system have what this process has freed: after a model is loaded, 10 to 30 MB. (glibc keeps it.)"""
-    if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):
-        trim(0)
 
 
 def fits(weights: int, target: torch.device, most: int = 32) -> int:

@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from threading import Lock
@@ -52,6 +52,7 @@ class Model:
     name: str | None
     """None: the default, which is looked for once, so that a run is of the model that its settings name."""
     options: LoadOptions
+    _found: zoo.Resolved | None = field(default=None, init=False, repr=False)
 
     def label(self) -> str:
         """What it is called, loaded or not."""
@@ -71,7 +72,7 @@ class Model:
         from captioner.pipeline import load
 
         # A server needs neither torch nor transformers, which take seconds to import, and mini no transformers.
-        if self.is_remote or zoo.resolve(self.label()).module == "prefix.mini":
+        if self.is_remote or self._resolved.module == "prefix.mini":
             return load(self.label(), self.options)
         from captioner.quiet import without_bars
 
@@ -82,7 +83,7 @@ class Model:
         """Pictures at a time: as many as pay, or as fit into memory."""
         if self.is_remote:
             return BATCH  # requests at once; whose memory it is, the server knows
-        folder = zoo.resolve(self.label()).folder  # before the import, which takes seconds
+        folder = self._resolved.folder  # before the import, which takes seconds
         from captioner import compute
 
         where = compute.device(self.options.device)
@@ -99,13 +100,14 @@ class Model:
 
     @property
     def side(self) -> int | None:
-        """Pixels a side that it reads of a picture, loaded or not. Asked in threads."""
-        with _RESOLVING:
-            return self._resolved.side
+        """Pixels a side that it reads of a picture, loaded or not."""
+        return self._resolved.side
 
-    @cached_property
+    @property
     def _resolved(self) -> zoo.Resolved:
-        return zoo.resolve(self.label())
+        with _RESOLVING:  # `side` is asked in threads
+            self._found = self._found or zoo.resolve(self.label())
+        return self._found
 
     def spent(self) -> str | None:
         """What a server has counted in this run, where one was asked."""

@@ -9,7 +9,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from captioner import compute
+from captioner import compute, memory
 
 EPSILON = 1e-12
 KINDS = ("weight", "bias")
@@ -62,7 +62,7 @@ class Bert(nn.Module):
             layer = Layer(weights, heads).eval().requires_grad_(False)
             if halved:
                 compute.read_as_half(layer, rounded=True)
-                compute.give_back()
+                memory.give_back()
             if dtype == torch.float32:
                 compute.pack(layer)
             self.layers.append(layer)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer
 
-from captioner import compute
+from captioner import compute, memory
 from captioner.errors import MissingModel
 from captioner.text.bert import Bert
 from captioner.text.embedding import DEFAULT
@@ -30,13 +30,13 @@ class MiniLM:
     dimension = 384
 
     def __init__(self, precision: str = "fp32") -> None:
-        compute.give_back()  # before and after: a caption's memory is largest here
+        memory.give_back()  # before and after: a caption's memory is largest here
         folder = packaged_minilm()
         self.model = Bert(folder, dtype=compute.DTYPES[precision])
         self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         self.tokenizer.enable_truncation(MAX_TOKENS)
         self.tokenizer.enable_padding()
-        compute.give_back()
+        memory.give_back()
 
     def __call__(self, texts: Sequence[str]) -> np.ndarray:
         vectors = np.empty((len(texts), self.dimension), dtype=np.float32)

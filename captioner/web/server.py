@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import errno
 import logging
 import os
@@ -19,6 +18,7 @@ import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from captioner import memory
 from captioner.errors import BadInput
 from captioner.serving.engine import Engine
 from captioner.web.app import make_app
@@ -106,13 +106,6 @@ def config_of(engine: Engine, settings: Settings) -> uvicorn.Config:
     )
 
 
-def trim() -> None:
-    """Give freed memory back to the system, where the C library can. Pictures and batches of all sizes, in several
-    threads, leave it in so many pieces that it would keep twice what is used: 870 MB, and 470 after this."""
-    if sys.platform == "linux" and (give_back := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:
-        give_back(0)
-
-
 class Service(uvicorn.Server):
     """Stops for SIGTERM and Ctrl+C with exit status 0, and when the model cannot be loaded."""
 
@@ -141,7 +134,7 @@ class Service(uvicorn.Server):
             self.told = True
             self.ready()
         if counter % TRIM == TRIM - 1:
-            await asyncio.get_running_loop().run_in_executor(None, trim)
+            await asyncio.get_running_loop().run_in_executor(None, memory.give_back)
         return self.engine.failure is not None or await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from captioner import compute
+from captioner import compute, memory
 from captioner.compute import Conv1D
 from captioner.contracts import PLAIN_REQUEST, LoadOptions, Request
 from captioner.decoding import Decoding
@@ -207,5 +207,5 @@ def load(folder: Path, options: LoadOptions) -> MiniSpeaker:
         model.head = HalfHead(model.head)
         with safe_open(file, "pt") as stored:  # of a table that stays in the file only the rows looked up are read
             model.gist = nn.Embedding.from_pretrained(stored.get_tensor("gist.weight"))
-        compute.give_back()
+        memory.give_back()
     return MiniSpeaker(model, processor, positions)
