@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
@@ -44,10 +45,10 @@ def by_turns(*actions: Callable[[], object], repeats: int) -> tuple[list[float],
     return tuple(list(seconds) for seconds in zip(*rounds, strict=True))
 
 
-def spread(values: list[float], pictures: int = 1) -> dict[str, float]:
-    """Lowest, median and highest, of each picture's share."""
-    per_picture = [value / pictures for value in values]
-    return {"min": min(per_picture), "median": statistics.median(per_picture), "max": max(per_picture)}
+def spread(values: list[float], pictures: int = 1) -> dict[str, Any]:
+    """Lowest, median and highest, of each picture's share, and that of every turn."""
+    each = [value / pictures for value in values]
+    return {"min": min(each), "median": statistics.median(each), "max": max(each), "turns": each}
 
 
 def wait(device: torch.device) -> None:

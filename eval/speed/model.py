@@ -24,6 +24,7 @@ from transformers import BertTokenizer, BlipConfig
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 
 from captioner import compute, pipeline, zoo
+from captioner.compute.packed import has_avx512
 from captioner.contracts import LoadOptions, Speaker
 from captioner.decoding import Decoding
 from captioner.errors import BadInput, printable
@@ -34,6 +35,7 @@ from captioner.models.parts.speaker import SearchedDecoder
 from captioner.search.search import Hypothesis, search
 from captioner.sinks.checks import explained
 from eval.speed.clock import by_turns, check_file, flops, machine, peak, spread, timed, wait
+from eval.speed.suite import Row
 
 COLUMNS = (
     "encode, decode, total: reading the picture, writing its text, both. theirs: the same work by transformers' own "
@@ -57,6 +59,39 @@ RANDOM = {
     },
 }
 """Vision towers of random models of these sizes; the text decoder is BLIP base's in all but the tiny one."""
+
+
+REPEATS = 3
+LEAST = {
+    True: {("fp32", 1): 4, ("fp32", 8): 6, ("bf16", 1): 6, ("bf16", 8): 10},
+    False: {("fp32", 1): 2.2, ("fp32", 8): 3.5},
+}
+"""How many times faster than transformers in fp32, with AVX-512 and without, for a precision and a batch."""
+LEAST_ALIKE = 3
+"""And than transformers in bf16."""
+
+
+def measure(say: Callable[[str], object]) -> list[Row]:
+    """BLIP of the base size with random weights beside transformers: a picture and eight, in bf16 too where it pays."""
+    precisions = ["fp32", *(["bf16"] if compute.has_bf16() else [])]
+    return [row for found in speed("blip-base-random", [1, 8], precisions, REPEATS)["rows"] for row in ratios(found)]
+
+
+def ratios(row: dict[str, Any]) -> list[Row]:
+    """What a row of `speed` says, beside what it should."""
+    precision, batch = row["precision"], row["batch"]
+    subject = f"BLIP base, {precision}, {batch} at a time"
+    least = LEAST[has_avx512()].get((precision, batch))
+    rows = [Row(subject, "times faster than transformers in fp32", row["ratio"]["turns"], least, details=row)]
+    if precision != "fp32":
+        rows.append(
+            Row(subject, f"times faster than transformers in {precision}", row["ratio_alike"]["turns"], LEAST_ALIKE)
+        )
+    return [
+        *rows,
+        Row(subject, "share of the fastest product in encoding", [row["share_of_ceiling"]], least=0.65),
+        Row(subject, "of transformers' memory beyond the model", [row["peak_bytes"] / row["their_peak_bytes"]], most=1),
+    ]
 
 
 def speed(

@@ -52,6 +52,7 @@ class Row:
 
 
 SUBJECTS: tuple[str, ...] = (
+    "model",
     "folder",
     "text",
     "start",
