@@ -358,7 +358,9 @@ def speed(
     out: Annotated[Path | None, typer.Option(help="JSON file to write.")] = None,
     device: Device = "auto",
     suite: Annotated[bool, typer.Option("--suite", help="Everything that this package measures. Minutes.")] = False,
-    only: Annotated[str, typer.Option(help="Parts of the suite, comma-separated: model, folder, text, start, interrogator.")] = "",
+    only: Annotated[
+        str, typer.Option(help="Parts of the suite, comma-separated: model, folder, text, start, interrogator.")
+    ] = "",
     profile: Annotated[
         Path | None, typer.Option(help="Tell where the time goes instead; draws a flame picture to this SVG file.")
     ] = None,
