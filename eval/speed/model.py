@@ -62,8 +62,8 @@ RANDOM = {
 
 
 REPEATS = 3
-LEAST = {
-    True: {("fp32", 1): 4, ("fp32", 8): 6, ("bf16", 1): 6, ("bf16", 8): 10},
+LEAST: dict[bool, dict[tuple[str, int], float]] = {
+    True: {("fp32", 1): 4.0, ("fp32", 8): 6.0, ("bf16", 1): 6.0, ("bf16", 8): 10.0},
     False: {("fp32", 1): 2.2, ("fp32", 8): 3.5},
 }
 """How many times faster than transformers in fp32, with AVX-512 and without, for a precision and a batch."""
