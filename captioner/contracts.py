@@ -70,7 +70,10 @@ class Decoder(Protocol[MemoryType, PastType]):
     def step(self, tokens: Tensor, memory: MemoryType, past: PastType | None) -> tuple[Tensor, PastType]:
         """Read more text. tokens `[rows, t]`, rows = images × beams, image-major (so beams = rows // len(memory));
         the first call has `past=None` and the whole start of the text, later ones t = 1.
-        Returns the logits after the last token `[rows, vocabulary]` and the new past."""
+        Returns the logits after the last token `[rows, vocabulary]` and the new past.
+
+        A decoder with the attribute `forks = True` looks at the memory in the first call only: after that its rows are
+        any number, in any order."""
 
     # Training: forward(pixel_values=None, features=None, input_ids, attention_mask, labels) -> ModelOutput with
     # `loss` (mean cross-entropy over labels != -100, labels aligned with input_ids and shifted inside) and `logits`.

@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import reduce
-from itertools import compress
 
 import numpy as np
 import torch
@@ -21,6 +20,8 @@ from captioner.contracts import Decoder, MemoryType, PastType, Processor
 from captioner.decoding import Decoding
 from captioner.search.words import forbidden_sequences
 
+CACHED = 160_000
+"""Logits that are looked at together: what is made of them stays in a core's cache, and takes no fresh memory."""
 NEVER = -1e9
 """The score of what must not be chosen; finite, as in transformers, so that such scores keep an order."""
 
@@ -50,10 +51,10 @@ def search(
     the image alone), so that neither the batch size nor the position in the batch changes an image's text.
     """
     if decoding.do_sample:
-        choose = _sampler(decoding, image_seeds or [0] * len(memory))
-        return _extend(decoder, memory, processor, decoding, choose, decoding.num_return_sequences)
+        quantiles = _quantiles(decoding, image_seeds or [0] * len(memory))
+        return _extend(decoder, memory, processor, decoding, decoding.num_return_sequences, quantiles)
     if decoding.num_beams == 1:
-        return _extend(decoder, memory, processor, decoding, lambda scores, images: scores.argmax(-1), copies=1)
+        return _extend(decoder, memory, processor, decoding)
     return _beam_search(decoder, memory, processor, decoding)
 
 
@@ -62,7 +63,7 @@ def logits_processors(
 ) -> Callable[[Tensor, Tensor], Tensor]:
     """Ids and scores → scores, by transformers' own processors in the order in which its `generate` applies them.
 
-    But for temperature, one division, and top-p, the last of them: `_sampler` sees to it. Not by its
+    But for temperature, one division, and top-p, the last of them: `draw` sees to it. Not by its
     `LogitsProcessorList`, which inspects the signature of each at every step.
     """
     start, eos = len(processor.start_ids), torch.tensor(processor.eos_ids, device=device)
@@ -109,79 +110,141 @@ def _is_any(tokens: Tensor, wanted: Tensor) -> Tensor:
     return (tokens[..., None] == wanted).any(-1)
 
 
-def _rows_of(images: Tensor, copies: int) -> Tensor:
-    """The rows of these images, image-major."""
-    return (images[:, None] * copies + torch.arange(copies, device=images.device)).flatten()
-
-
 def _extend(
     decoder: Decoder[MemoryType, PastType],
     memory: MemoryType,
     processor: Processor,
     decoding: Decoding,
-    choose: Callable[[Tensor, list[int]], Tensor],
-    copies: int,
+    copies: int = 1,
+    quantiles: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> list[list[Hypothesis]]:
-    """Greedy search and sampling: `copies` texts per image, extended token by token until all of an image's ended."""
+    """Greedy search and sampling: `copies` texts per image, extended token by token until all of an image's ended.
+
+    Where the decoder forks, texts of an image with the same words so far are one row, and texts that ended are none:
+    of mini's sixteen that leaves ten in the mean. quantiles: what each image's texts draw, `[images, copies]`.
+    """
     process = logits_processors(processor, decoding, decoder.device)
-    eos = torch.tensor(processor.eos_ids, device=decoder.device)
-    images = list(range(len(memory)))  # those still in the batch
-    hypotheses: list[list[Hypothesis]] = [[] for _ in images]
-    ids, logits, past = _read_start(decoder, memory, processor, copies)
-    ended = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
-    log_probs = torch.zeros(len(ids), 0, device=ids.device)  # of the generated tokens
+    forks = copies > 1 and getattr(decoder, "forks", False)
+    texts = np.arange(len(memory) * copies)  # those that have not ended; text // copies is its image
+    rows = texts // copies if forks else texts  # of each, where the decoder has its words
+    written: list[list[int]] = [[] for _ in texts]
+    log_probs: list[list[float]] = [[] for _ in texts]
+    ids, logits, past = _read_start(decoder, memory, processor, 1 if forks else copies)
     for length in range(1, decoding.max_new_tokens + 1):
-        logits = logits.to(torch.float32, copy=True)  # some processors write into it
-        plain = logits.log_softmax(-1)
-        tokens = choose(process(ids, logits), images).masked_fill(ended, processor.pad_id)  # [rows]
-        ids = torch.cat((ids, tokens[:, None]), dim=1)
-        log_probs = torch.cat((log_probs, plain.gather(1, tokens[:, None])), dim=1)
-        ended |= _is_any(tokens, eos)
-        over = (ended.view(-1, copies).all(1) | (length == decoding.max_new_tokens)).tolist()
-        for index in compress(range(len(images)), over):
-            of_image = slice(index * copies, (index + 1) * copies)
-            generated = ids[of_image, len(processor.start_ids) :].tolist()
-            texts = [_hypothesis(t, p, processor) for t, p in zip(generated, log_probs[of_image], strict=True)]
-            hypotheses[images[index]] = sorted(texts, key=lambda text: -text.score)
-        if all(over):
-            return hypotheses
-        if any(over):
-            left = [index for index, done in enumerate(over) if not done]
-            images = [images[index] for index in left]
-            stay = torch.tensor(left, device=ids.device)
-            rows = _rows_of(stay, copies)
-            memory, past = memory.select(stay), past.select(rows)
-            ids, log_probs, ended = ids[rows], log_probs[rows], ended[rows]
-        logits, past = decoder.step(ids[:, -1:], memory, past)
-    raise AssertionError("the last step ends every text")
+        drawn = None if quantiles is None else quantiles(np.unique(texts // copies)).flatten()[texts]
+        tokens, scores = _next_tokens(logits, ids, rows, process, drawn, decoding.top_p)
+        for text, token, score in zip(texts.tolist(), tokens.tolist(), scores.tolist(), strict=True):
+            written[text].append(token)
+            log_probs[text].append(score)
+        going = ~np.isin(tokens, processor.eos_ids)
+        if length == decoding.max_new_tokens or not going.any():
+            break
+        texts, rows, tokens = texts[going], rows[going], tokens[going]
+        if forks:
+            parents, tokens, rows = _shared(rows, tokens)
+        else:
+            images, parents, tokens, rows = _together(rows, tokens, copies, processor.pad_id)
+            if len(images) < len(memory):
+                memory = memory.select(torch.from_numpy(images).to(ids.device))
+        order, read = torch.from_numpy(parents).to(ids.device), torch.from_numpy(tokens[:, None]).to(ids.device)
+        ids = torch.cat((ids[order], read), dim=1)
+        logits, past = decoder.step(read, memory, past.select(order))
+    hypotheses = [_hypothesis(*text, processor) for text in zip(written, log_probs, strict=True)]
+    of_images = (hypotheses[first : first + copies] for first in range(0, len(hypotheses), copies))
+    return [sorted(of_image, key=lambda text: -text.score) for of_image in of_images]
 
 
-def _hypothesis(ids: list[int], log_probs: Tensor, processor: Processor) -> Hypothesis:
-    """Cut at the end token; its log-probability counts, as it does in a beam's score."""
-    end = next((index for index, token in enumerate(ids) if token in processor.eos_ids), len(ids))
-    length = min(end + 1, len(ids))
-    return Hypothesis(ids[:end], log_probs[:length].mean().item(), end < len(ids))
+def _hypothesis(ids: list[int], log_probs: list[float], processor: Processor) -> Hypothesis:
+    """Without the end token; its log-probability counts, as it does in a beam's score."""
+    finished = ids[-1] in processor.eos_ids
+    return Hypothesis(ids[:-1] if finished else ids, torch.tensor(log_probs).mean().item(), finished)
 
 
-def _sampler(decoding: Decoding, image_seeds: Sequence[int]) -> Callable[[Tensor, list[int]], Tensor]:
-    """Draw tokens by inverse-CDF sampling, with one generator per image, on the CPU so that devices agree."""
+def _next_tokens(
+    logits: Tensor,
+    ids: Tensor,
+    rows: np.ndarray,
+    process: Callable[[Tensor, Tensor], Tensor],
+    quantiles: np.ndarray | None,
+    top_p: float,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The next token of every text, at its quantile or the likeliest, and the token's log-probability.
+
+    logits `[rows, vocabulary]` and ids `[rows, length]` of the decoder's rows; rows `[texts]`: where each text is.
+    """
+    tokens, log_probs = np.empty(len(rows), np.int64), np.empty(len(rows), np.float32)
+    at_once = max(1, CACHED // logits.shape[1]) if logits.device.type == "cpu" else len(logits)
+    for start in range(0, len(logits), at_once):
+        part = slice(start, start + at_once)
+        some = logits[part].to(torch.float32, copy=True)  # some processors write into it
+        plain = some.log_softmax(-1)
+        scores = process(ids[part], some)
+        texts = np.flatnonzero((start <= rows) & (rows < start + at_once))
+        of_texts = rows[texts] - start
+        if quantiles is None:
+            tokens[texts] = scores.argmax(-1).cpu().numpy()[of_texts]
+        else:  # on the CPU, so that devices agree
+            tokens[texts] = draw(scores.softmax(-1).cpu().numpy(), quantiles[texts], top_p, of_texts)
+        chosen = torch.from_numpy(np.stack((of_texts, tokens[texts]))).to(plain.device)
+        log_probs[texts] = plain[chosen[0], chosen[1]].cpu().numpy()
+    return tokens, log_probs
+
+
+def _shared(rows: np.ndarray, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """One row for all texts that were in the same row and go on by the same token.
+
+    Returns of every new row its parent and its token, and the new row of every text. A row keeps its place where it
+    can, for what moves is copied.
+    """
+    forks, of_texts = np.unique(rows << 32 | tokens, return_inverse=True)
+    parents, tokens = forks >> 32, forks & 0xFFFFFFFF
+    stays = np.append(True, parents[1:] != parents[:-1]) & (parents < len(forks))  # a parent's first
+    places = np.empty_like(parents)
+    places[stays] = parents[stays]
+    places[~stays] = np.setdiff1d(np.arange(len(forks)), parents[stays])
+    order = places.argsort()
+    return parents[order], tokens[order], places[of_texts]
+
+
+def _together(
+    rows: np.ndarray, tokens: np.ndarray, copies: int, pad: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """The images of which texts go on, with all of their rows: those that share one memory stay side by side.
+
+    Returns these images, of every new row its parent and its token, and the new row of every text.
+    """
+    images = np.unique(rows // copies)
+    parents = (images[:, None] * copies + np.arange(copies)).flatten()
+    rows = np.searchsorted(parents, rows)
+    read = np.full(len(parents), pad)
+    read[rows] = tokens
+    return images, parents, read, rows
+
+
+def _quantiles(decoding: Decoding, image_seeds: Sequence[int]) -> Callable[[np.ndarray], np.ndarray]:
+    """What the texts of these images draw next, from one generator per image, on the CPU so that devices agree."""
     seed = int(torch.randint(2**31, ())) if decoding.seed is None else decoding.seed
     # Generators seeded with neighbouring numbers are only unrelated if the numbers are mixed first.
     generators = [torch.Generator().manual_seed(hash((seed, image_seed)) % 2**63) for image_seed in image_seeds]
+    quantiles = np.zeros((len(generators), decoding.num_return_sequences))
 
-    def choose(scores: Tensor, images: list[int]) -> Tensor:
-        copies = len(scores) // len(images)
-        uniform = torch.cat([torch.rand(copies, dtype=torch.float64, generator=generators[i]) for i in images])
-        drawn = draw(scores.softmax(-1).cpu().numpy(), uniform.numpy(), decoding.top_p)
-        return torch.from_numpy(drawn).to(scores.device)
+    def draw_for(images: np.ndarray) -> np.ndarray:
+        for image in images.tolist():
+            quantiles[image] = torch.rand(quantiles.shape[1], dtype=torch.float64, generator=generators[image]).numpy()
+        return quantiles
 
-    return choose
+    return draw_for
 
 
-def draw(probabilities: np.ndarray, quantiles: np.ndarray, top_p: float = 1.0) -> np.ndarray:
-    """Inverse-CDF sampling, after top-p: the token at every row's quantile. `[rows, tokens]`, `[rows]` → `[rows]`"""
+def draw(
+    probabilities: np.ndarray, quantiles: np.ndarray, top_p: float = 1.0, rows: np.ndarray | None = None
+) -> np.ndarray:
+    """Inverse-CDF sampling, after top-p: the token at each quantile `[texts]` of a row of probabilities
+    `[rows, tokens]`: of its own, or of the one that `rows` `[texts]` names."""
     tokens, likely = nucleus(probabilities, top_p)
     cumulative = likely.cumsum(axis=1, dtype=np.float64)
+    if rows is not None:
+        tokens, cumulative = tokens[rows], cumulative[rows]
     passed = (cumulative <= quantiles[:, None] * cumulative[:, -1:]).sum(axis=1, keepdims=True)
     return np.take_along_axis(tokens, np.minimum(passed, tokens.shape[1] - 1), axis=1)[:, 0]
 
@@ -192,19 +255,31 @@ def nucleus(probabilities: np.ndarray, top_p: float) -> tuple[np.ndarray, np.nda
     Tokens in the order of the vocabulary and their probabilities, both `[rows, most]`; 0 of what is not kept.
     transformers sorts the whole vocabulary to find them, which took a third of a small model's time.
     """
-    # Tokens that are less likely than this have less than 1 - top_p all together.
-    wanted = probabilities > (1 - top_p) / probabilities.shape[1]
-    counts = wanted.sum(axis=1, keepdims=True)
-    filled = np.arange(max(1, counts.max())) < counts  # [rows, most]: what is wanted, moved to the beginning of its row
-    tokens, likely = np.zeros(filled.shape, dtype=np.int64), np.zeros(filled.shape, dtype=probabilities.dtype)
-    tokens[filled], likely[filled] = wanted.nonzero()[1], probabilities[wanted]
+    least = (1 - top_p) / probabilities.shape[1]  # tokens that are less likely have less than 1 - top_p all together
     if top_p == 1:
-        return tokens, likely
+        return _likely(probabilities, np.full(len(probabilities), least))
+    # For almost all rows those suffice that are sixteen times as likely: they reach top_p, and are few to sort.
+    wanted = top_p * probabilities.sum(axis=1)
+    tokens, likely = _likely(probabilities, np.full(len(probabilities), 16 * least))
+    short = likely.sum(axis=1, dtype=np.float64) < 1.000001 * wanted
+    if short.any():
+        tokens, likely = _likely(probabilities, np.where(short, least, 16 * least))
     descending = np.sort(likely)[:, ::-1]
     before = descending.cumsum(axis=1, dtype=np.float64) - descending
-    short = filled & (before < top_p * probabilities.sum(axis=1, keepdims=True))
-    least = np.take_along_axis(descending, short.sum(axis=1, keepdims=True) - 1, axis=1)
-    return tokens, np.where(likely >= least, likely, 0)
+    kept = (descending > 0) & (before < wanted[:, None])
+    last = np.take_along_axis(descending, kept.sum(axis=1, keepdims=True) - 1, axis=1)
+    return tokens, np.where(likely >= last, likely, 0)
+
+
+def _likely(probabilities: np.ndarray, least: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Of every row the tokens above its least probability, and their probabilities: both `[rows, most]`, then 0."""
+    indices = np.flatnonzero(probabilities > least[:, None])  # by far quicker than where in two dimensions
+    rows, chosen = np.divmod(indices, probabilities.shape[1])
+    counts = np.bincount(rows, minlength=len(probabilities))
+    filled = np.arange(max(1, counts.max())) < counts[:, None]
+    tokens, likely = np.zeros(filled.shape, dtype=np.int64), np.zeros(filled.shape, dtype=probabilities.dtype)
+    tokens[filled], likely[filled] = chosen, probabilities.ravel()[indices]
+    return tokens, likely
 
 
 @dataclass

@@ -52,33 +52,42 @@ class TextCache:
 
     def extend(self, layer: int, added: int) -> tuple[Tensor, Tensor]:
         """All keys and values of one layer, and after them so many new positions for the caller to write."""
-        length = self.layers[layer][0].shape[2] + added
-        if self._buffer is None or self._buffer.shape[4] < length:
-            self._buffer = self._wider(length)
-        keys, values = self._buffer[layer].narrow(3, 0, length).unbind()
-        self.layers[layer] = keys, values
+        rows, _, length, _ = self.layers[layer][0].shape
+        self.layers[layer] = self._view(layer, rows, length + added)
+        return self.layers[layer]
+
+    def _view(self, layer: int, rows: int, length: int) -> tuple[Tensor, Tensor]:
+        """The beginning of one layer's part of the buffer, which is made larger where it has to be."""
+        if self._buffer is None or self._buffer.shape[2] < rows or self._buffer.shape[4] < length:
+            self._buffer = self._larger(rows, length)
+        keys, values = self._buffer[layer, :, :rows, :, :length].unbind()
         return keys, values
 
-    def _wider(self, needed: int) -> Tensor:
-        """The same beginning of every layer, and room behind it."""
+    def _larger(self, rows: int, length: int) -> Tensor:
+        """The same beginning of every layer, and room for more rows and positions."""
         first = self.layers[0][0]
-        rows, heads, _, head_dim = first.shape
-        buffer = first.new_empty(len(self.layers), 2, rows, heads, 2 * needed + self.ROOM, head_dim)
+        before, heads, _, head_dim = first.shape
+        rows = max(rows, 2 * before) if rows > before else before
+        room = 0 if self._buffer is None else self._buffer.shape[4]
+        room = room if length <= room else 2 * length + self.ROOM
+        buffer = first.new_empty(len(self.layers), 2, rows, heads, room, head_dim)
         for of_layer, parts in zip(buffer, self.layers, strict=True):
-            for room, part in zip(of_layer, parts, strict=True):
-                room.narrow(2, 0, part.shape[2]).copy_(part)
+            for whole, part in zip(of_layer, parts, strict=True):
+                whole[:before, :, : part.shape[2]] = part
         return buffer
 
     def select(self, rows: Tensor) -> TextCache:
-        """These rows alone, in this order; a row may come several times."""
-        before = self.layers[0][0].shape[0]
-        if torch.equal(rows, torch.arange(before, device=rows.device)):
-            return self  # every beam went on in its place
-        if self._buffer is not None and len(rows) == before:
+        """These rows alone, in this order; a row may come several times. One that keeps its place is not copied."""
+        before, after = self.layers[0][0].shape[0], len(rows)
+        moved = (rows != torch.arange(after, device=rows.device)).nonzero()[:, 0]
+        if self._buffer is None:
+            if before != after or len(moved):
+                self.layers = [(keys[rows], values[rows]) for keys, values in self.layers]
+            return self
+        self.layers = [self._view(layer, after, part.shape[2]) for layer, (part, _) in enumerate(self.layers)]
+        if len(moved):
             filled = self._buffer.narrow(4, 0, self.length)
-            filled.copy_(filled.index_select(2, rows))  # all layers at once
-        else:
-            self.layers, self._buffer = [(keys[rows], values[rows]) for keys, values in self.layers], None
+            filled.index_copy_(2, moved, filled.index_select(2, rows[moved]))  # all layers at once
         return self
 
 

@@ -209,6 +209,8 @@ class PrefixDecoder:
     """transformers' GPT-2 or mini's: two classes that share no base, but the names of their modules."""
     gist: nn.Embedding | None
     """What each token adds to a text's embedding."""
+    forks = True
+    """The past holds the prefix: once begun, a text needs no memory (see contracts.py)."""
 
     @property
     def device(self) -> torch.device:

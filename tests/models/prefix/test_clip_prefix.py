@@ -68,6 +68,26 @@ def test_batch_equals_singles(folder):
     decoders.assert_batch_equals_singles(clip_prefix.load(folder, LoadOptions(device="cpu", precision="float64")))
 
 
+@pytest.mark.parametrize("settings", [{}, {"repetition_penalty": 1.5, "top_k": 5}, {"num_return_sequences": 1}])
+@torch.inference_mode()
+def test_texts_with_the_same_words_are_one_row_and_drawn_as_if_they_were_not(settings, monkeypatch):
+    model = tiny.model(1, mapper="mlp").double()
+    memory = model.remember(torch.randn(3, 16, generator=torch.Generator().manual_seed(1)).double())
+    decoding = Decoding(**{"do_sample": True, "num_return_sequences": 16, "max_new_tokens": 40, "seed": 2, **settings})
+    rows, step = [], model.step
+    monkeypatch.setattr(model, "step", lambda tokens, *more: rows.append(len(tokens)) or step(tokens, *more))
+    found = []
+    for forks in (True, False):
+        monkeypatch.setattr(model, "forks", forks)
+        rows.append(0)
+        found.append(search(model, memory, processor(model), decoding, [4, 5, 6]))
+    shared, apart = rows[1 : rows.index(0, 1)], rows[rows.index(0, 1) + 1 :]
+    assert found[0] == found[1]
+    assert sum(shared) <= sum(apart)
+    assert decoding.num_return_sequences == 1 or shared[1] < apart[1]
+    assert len({tuple(text.ids) for texts in found[0] for text in texts}) > 1
+
+
 def test_saved_and_loaded_says_the_same(folder, tmp_path):
     model = read_model(clip_prefix.ClipPrefix, folder)
     model.save_pretrained(tmp_path)
