@@ -28,6 +28,7 @@ class Layer(nn.Module):
         self.mix = linear(*(weights[f"attention.output.dense.{kind}"] for kind in KINDS))
         self.mixed_norm = norm(weights, "attention.output.LayerNorm")
         self.widen = linear(*(weights[f"intermediate.dense.{kind}"] for kind in KINDS))
+        self.gelu: nn.Module = nn.GELU()
         self.narrow = linear(*(weights[f"output.dense.{kind}"] for kind in KINDS))
         self.norm = norm(weights, "output.LayerNorm")
 
@@ -40,8 +41,15 @@ class Layer(nn.Module):
         query, key, value = padded.view(*mask.shape, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
         mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask[:, None, None])
         mixed = mixed.transpose(1, 2).reshape(mask.numel(), -1)[rows]  # [tokens, width]
-        x = self.mixed_norm(x + self.mix(mixed))
-        return self.norm(x + self.narrow(F.gelu(self.widen(x))))
+        x = self.mixed_norm(self.mix(mixed).add_(x))
+        return self.norm(self.narrow(self.gelu(self.widen(x))).add_(x))
+
+    def pack(self) -> None:
+        """Lay out the weights for this processor, and let the product before GELU apply it, where that pays."""
+        compute.pack(self)
+        if isinstance(self.widen, compute.PackedLinear):
+            self.widen.activation = "gelu"
+            self.gelu = nn.Identity()
 
 
 class Bert(nn.Module):
@@ -64,7 +72,7 @@ class Bert(nn.Module):
                 compute.read_as_half(layer, rounded=True)
                 memory.give_back()
             if dtype == torch.float32:
-                compute.pack(layer)
+                layer.pack()
             self.layers.append(layer)
         self.eval().requires_grad_(False)
 
