@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,7 @@ from captioner.text.embedding import TextEmbedder, text_embedder
 from training.mini import sources
 from training.mini.features import imagenet_backbone
 from training.mini.language import load_tokenizer, new_model
-from training.mini.split import Pairs, load_pairs
+from training.mini.split import Pairs, load_pairs, validation_texts
 
 FILES = {"config.json", "model.safetensors", "tokenizer.json", "decoding.json", "training_data.json"}
 """What an export consists of."""
@@ -81,12 +82,13 @@ def export(data: Path, work: Path, out: Path, held_back: bool = False) -> None:
     if not holds_an_export(out):
         check_new_folder(out)
     model, processor = assembled(work, "head-without-validation.pt" if held_back else "head.pt")
+    unmet = validation_texts(work) if held_back else set()
     out.parent.mkdir(parents=True, exist_ok=True)
     with atomic.replacing_folder(out) as new:
         model.half().save_pretrained(new)
         processor.save_pretrained(new)
         write_object(new / "decoding.json", DECODING)
-        atomic.write_text(new / "training_data.json", json.dumps(learnt_from(data)))
+        atomic.write_text(new / "training_data.json", json.dumps(learnt_from(data, unmet)))
         if holds_an_export(out):
             shutil.rmtree(out)
     size = sum(file.stat().st_size for file in out.iterdir())
@@ -98,11 +100,13 @@ def holds_an_export(out: Path) -> bool:
     return out.is_dir() and {file.name for file in out.iterdir()} == FILES
 
 
-def learnt_from(data: Path) -> dict[str, list[str]]:
-    """The names of all sources, and the fingerprints of the prompts whose pictures were learnt from."""
+def learnt_from(data: Path, unmet: Collection[str]) -> dict[str, list[str]]:
+    """The names of all sources, and the fingerprints of the prompts whose pictures were learnt from: all but those
+    whose cleaned texts are unmet."""
     files = sources.pair_files(data)
     lists = [file.name.removesuffix(".txt.gz") for file in sorted((data / "prompts").glob("*.txt.gz"))]
-    prompts = {fingerprint(row["text"]) for file in files for row in sources.pair_rows(file)}
+    texts = (row["text"] for file in files for row in sources.pair_rows(file))
+    prompts = {fingerprint(text) for text in texts if not unmet or sources.clean(text) not in unmet}
     return {"sources": [file.stem for file in files] + lists, "fingerprints": sorted(prompts)}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from dataclasses import dataclass
+from itertools import compress
 from pathlib import Path
 
 import numpy as np
@@ -156,6 +157,12 @@ def chosen_texts(texts: Texts) -> np.ndarray:
     more = {"prompts": CHOSEN_FROM_LATER, "photographs": CHOSEN_FROM_PHOTOGRAPHS}
     chosen |= choose(groups(texts.embeddings), later | photographs, more)
     return chosen | ~sources.clear_of(texts.embeddings[chosen], texts.embeddings, NEAR)
+
+
+def validation_texts(work: Path) -> set[str]:
+    """The cleaned prompts that are held back to choose by."""
+    texts = json.loads((work / "pair-texts.json").read_text())["text"]
+    return set(compress(texts, np.load(work / "validation.npy")))
 
 
 def split(data: Path, work: Path) -> None:

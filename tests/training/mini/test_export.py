@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -12,6 +14,7 @@ from PIL import Image
 from captioner import pipeline
 from captioner.errors import BadOutput
 from captioner.models.prefix.layers import JointHead
+from captioner.pairs.fingerprint import fingerprint
 from training.mini import export, language
 from training.mini.saving import save_state
 
@@ -52,6 +55,17 @@ def test_an_export_speaks_and_takes_the_place_of_an_earlier_one(work: Path, data
     assert json.loads((out / "training_data.json").read_text())["sources"] == ["made"]
     [prompt] = pipeline.load(str(out), device="cpu").generate([Image.new("RGB", (32, 32), "red")])
     assert prompt.embedding.shape == (384,)
+
+
+def test_a_held_back_export_has_not_met_the_validation_prompts(
+    work: Path, data: Path, tmp_path: Path
+) -> None:
+    (work / "pair-texts.json").write_text(json.dumps({"text": ["a castle", "a red fox"]}))
+    np.save(work / "validation.npy", np.array([True, False]))
+    shutil.copy(work / "head.pt", work / "head-without-validation.pt")
+    export.export(data, work, tmp_path / "mini", held_back=True)
+    learnt = json.loads((tmp_path / "mini/training_data.json").read_text())
+    assert learnt["fingerprints"] == [fingerprint("a red fox")]
 
 
 def test_a_folder_with_something_else_is_left_alone(work: Path, data: Path, tmp_path: Path) -> None:
