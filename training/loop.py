@@ -26,6 +26,7 @@ import torch
 from peft import PeftModel
 from safetensors import SafetensorError
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 from transformers import (
     EarlyStoppingCallback,
     PreTrainedModel,
@@ -122,6 +123,13 @@ class LoopTrainer(Trainer):
             self.add_callback(EarlyStoppingCallback(job.recipe.early_stopping))
         if job.recipe.save_every and not job.recipe.eval_every:
             self.add_callback(SaveEvery(job.recipe.save_every))
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Its workers draw nothing at random (`batches.py`). To seed them nevertheless each would import peft and
+        bitsandbytes, which speaks, wherever a process is no fork: on Python 3.14, macOS and Windows."""
+        loader = super().get_train_dataloader()
+        getattr(loader, "base_dataloader", loader).worker_init_fn = None  # accelerate wraps it
+        return loader
 
     def get_batch_samples(self, *args, **kwargs):
         batches, labels = super().get_batch_samples(*args, **kwargs)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from importlib.util import find_spec
 
 PACKAGE = "bitsandbytes"
 
@@ -13,9 +14,10 @@ def peft_without_bitsandbytes() -> None:
 
     peft imports it whenever it is there, and transformers' Trainer and sentence-transformers import peft. On CPUs with
     AVX-512 bitsandbytes then asks for one more package (`pip install kernels`), which reads like a broken installation.
-    Call this before any of them is imported. It does nothing when peft or bitsandbytes is in use already.
+    Call this before any of them is imported. It does nothing when peft or bitsandbytes is in use already, or where
+    there is no peft: sentence-transformers does without.
     """
-    if PACKAGE in sys.modules or "peft" in sys.modules:
+    if PACKAGE in sys.modules or "peft" in sys.modules or find_spec("peft") is None:
         return
     sys.modules[PACKAGE] = None  # type: ignore[assignment]  # to Python's import: there is no such package
     try:

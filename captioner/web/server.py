@@ -21,6 +21,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from captioner import memory
 from captioner.errors import BadInput
 from captioner.serving.engine import Engine
+from captioner.serving.scheduler import Closed
 from captioner.web.app import make_app
 from captioner.web.settings import PORT, Settings
 
@@ -80,7 +81,7 @@ def run(engine: Engine, settings: Settings, listener: socket.socket, ready: Call
     logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # what goes wrong is answered, or logged by us
     Service(config_of(engine, settings), engine, ready).run(sockets=[listener])
     engine.close(1.0)
-    if engine.failure is not None:
+    if engine.failure is not None and not isinstance(engine.failure, Closed):  # stopped before its model was loaded
         raise engine.failure
     if any(thread.is_alive() for thread in engine.threads):  # a batch that is far from its end
         sys.stdout.flush()

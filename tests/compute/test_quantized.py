@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from safetensors import SafetensorError
 
+from captioner.compute.quantized import peft_without_bitsandbytes
 from captioner.errors import BadOutput
 from captioner.models.parts.adapters import merge
 from training import blip
@@ -49,6 +50,15 @@ assert "bitsandbytes" in sys.modules
     assert done.returncode == 0, done.stderr
     assert "asked True False" in done.stdout
     assert not [word for word in NOISE if word in done.stderr]
+
+
+def test_where_there_is_no_peft_nothing_is_kept_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with the extra eval: another embedder needs sentence-transformers, and that no peft."""
+    for name in [name for name in sys.modules if name.partition(".")[0] in ("peft", "bitsandbytes")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(sys, "path", [])
+    peft_without_bitsandbytes()
+    assert "peft" not in sys.modules
 
 
 def test_an_optimizer_of_bitsandbytes_says_nothing_either(tiny_checkpoint, pairs: Path, tmp_path: Path) -> None:

@@ -40,13 +40,13 @@ def text(tokens: PreTrainedTokenizerFast) -> LlamaConfig:
 def make(folder: Path) -> None:
     torch.manual_seed(0)
     tokens = words()
-    vision = TOWER | {"image_size": 32, "patch_size": 8}
+    vision = TOWER | {"image_size": 16, "patch_size": 4}  # no more than tokens a piece: transformers 5.20
     config = SmolVLMConfig(
         vision_config=vision, text_config=text(tokens), scale_factor=2, image_token_id=tokens.image_token_id
     )
     model = scrambled(SmolVLMForConditionalGeneration(config))
     model.generation_config.eos_token_id = tokens.convert_tokens_to_ids("<end_of_utterance>")
     model.save_pretrained(folder)
-    pixels = SmolVLMImageProcessorPil(size={"longest_edge": 64}, max_image_size={"longest_edge": 32})
+    pixels = SmolVLMImageProcessorPil(size={"longest_edge": 32}, max_image_size={"longest_edge": 16})
     chat.save_processor(folder, "SmolVLMProcessor", pixels, tokens, TEMPLATE, image_seq_len=4)
     chat.save_video_part(folder, "SmolVLMVideoProcessor")

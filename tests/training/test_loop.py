@@ -2,6 +2,8 @@
 
 import json
 import os
+import pickle
+import pickletools
 import re
 import shutil
 import signal
@@ -22,7 +24,7 @@ from captioner.decoding import Decoding
 from captioner.errors import BadInput, BadOutput
 from training import blip
 from training.batches import Pairs
-from training.loop import WHOLE, DivergedError, drop_old_checkpoints, newest_whole
+from training.loop import WHOLE, DivergedError, LoopTrainer, drop_old_checkpoints, newest_whole
 from training.progress import show
 
 GREEDY = Request(decoding=Decoding(num_beams=1, max_new_tokens=16))
@@ -73,6 +75,24 @@ def test_worker_processes_change_nothing_even_with_augmentation(train) -> None:
     alone = train("alone", "--max-steps", "3", "--augment")
     helped = train("helped", "--max-steps", "3", "--augment", "--workers", "2")
     assert losses(alone) == losses(helped)
+
+
+def test_a_worker_is_sent_nothing_of_the_trainer(train, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To unpickle it, a process that is no fork would import transformers' Trainer, peft and bitsandbytes."""
+    loaders = []
+
+    def stop(trainer: LoopTrainer, **_) -> None:
+        loaders.append(trainer.get_train_dataloader().base_dataloader)
+        raise BadInput("Enough.")
+
+    monkeypatch.setattr(LoopTrainer, "train", stop)
+    with pytest.raises(BadInput, match="Enough"):
+        train("run", "--max-steps", "1", "--workers", "2")
+    [loader] = loaders
+    sent = pickle.dumps((loader.dataset, loader.collate_fn, loader.worker_init_fn), protocol=2)
+    modules = {name.split()[0] for code, name, _ in pickletools.genops(sent) if code.name == "GLOBAL"}
+    assert "training.batches" in modules
+    assert not [name for name in modules if name.startswith(("transformers.trainer", "peft", "bitsandbytes"))]
 
 
 def test_killed_and_resumed_is_bit_for_bit_the_unbroken_run(

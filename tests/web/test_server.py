@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from urllib.parse import urlsplit
@@ -20,8 +21,9 @@ from typer.testing import CliRunner
 from captioner.cli.main import app
 from captioner.errors import EXTRAS, BadInput
 from captioner.serving.engine import Engine
-from captioner.serving.scheduler import Scheduler
+from captioner.serving.scheduler import Closed, Scheduler
 from captioner.web import server as web
+from captioner.web.settings import Settings
 from tests.web.conftest import CAT_URL
 
 
@@ -167,6 +169,22 @@ def test_sigterm_finishes_what_runs_and_exits_0(process: tuple[subprocess.Popen[
     assert started.wait(30) == 0
     with pytest.raises(OSError):  # noqa: PT011 - refused or reset
         connect(address)
+
+
+def test_stopped_before_its_model_is_loaded_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = Engine(["mini"])
+    monkeypatch.setattr(engine, "start", lambda: None)
+    listener = web.listening("127.0.0.1", 0)
+
+    def stop() -> None:
+        httpx.get(f"{web.address_of(listener)}/health")  # an answer: from now on the signal is the server's
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    stopping = threading.Thread(target=stop)
+    stopping.start()
+    web.run(engine, Settings(page=False), listener)
+    stopping.join()
+    assert isinstance(engine.failure, Closed)  # whoever waited for the model was told
 
 
 @pytest.mark.parametrize(

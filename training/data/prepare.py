@@ -40,6 +40,8 @@ ROW_GROUP = 100  # pictures: what a reader must hold in memory at least
 
 def prepare(options: Preparation) -> None:
     """Run the whole preparation."""
+    import matplotlib.figure  # noqa: F401 - for `draw`: where it is missing, that is said before the work, not after it
+
     out = Path(options.out)
     _refuse_to_overwrite(out, options)
     prompts_only = all(source.endswith((".txt", ".txt.gz")) for source in options.data)
