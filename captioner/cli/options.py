@@ -118,7 +118,7 @@ ImagesOrPlan = Annotated[
     Argument(
         help="Files, folders, globs, http(s) addresses, @FILE (a list), or - (standard input). None where --out is "
         "the folder of a plan.",
-        metavar="[PICTURE]...",
+        metavar="PICTURE",
     ),
 ]
 Embedder = Annotated[str | None, Option(help="Another sentence-transformers model than MiniLM-L6.")]

@@ -84,7 +84,20 @@ class _Plain:
             return value
         if is_many and kind == list[str] and all(type(one) is str for one in value):
             return list(value)
-        return self.checked().coerce(value, param=param, ctx=ctx)
+        try:
+            return self.checked().coerce(value, param=param, ctx=ctx)
+        except typer.BadParameter as error:
+            error.message = _plainly(error.message, value)
+            raise
+
+
+def _plainly(message: str, value: Any) -> str:
+    """What pydantic says of a value, in words for who typed it."""
+    for words, kind in (("a valid integer", "a whole number"), ("a valid number", "a number")):
+        if words in message:
+            return f"{value!r} is not {kind}."
+    message = message.removeprefix("Value error, ").replace("Input should be", f"{value!r} should be", 1)
+    return message if message.endswith(".") else f"{message}."
 
 
 def looks_like_pictures(text: str) -> bool:

@@ -74,8 +74,16 @@ def test_what_is_as_it_should_be_is_read_without_pydantic() -> None:
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"
 
 
-@pytest.mark.parametrize(("option", "value"), [("--num-beams", "four"), ("--quality", "good"), ("--max-pixels", "0")])
-def test_values_are_checked_all_the_same(option: str, value: str) -> None:
+@pytest.mark.parametrize(
+    ("option", "value", "told"),
+    [
+        ("--num-beams", "four", "'four' is not a whole number."),
+        ("--temperature", "hot", "'hot' is not a number."),
+        ("--quality", "good", "'good' is not one of"),
+        ("--max-pixels", "0", "'0' should be greater"),
+    ],
+)
+def test_values_are_checked_all_the_same(option: str, value: str, told: str) -> None:
     result = CliRunner().invoke(app, ["generate", "no.jpg", option, value])
     assert result.exit_code == 2
-    assert f"Invalid value for '{option}'" in result.stderr
+    assert f"Invalid value for '{option}': {told}" in result.stderr

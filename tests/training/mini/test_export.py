@@ -57,9 +57,7 @@ def test_an_export_speaks_and_takes_the_place_of_an_earlier_one(work: Path, data
     assert prompt.embedding.shape == (384,)
 
 
-def test_a_held_back_export_has_not_met_the_validation_prompts(
-    work: Path, data: Path, tmp_path: Path
-) -> None:
+def test_a_held_back_export_has_not_met_the_validation_prompts(work: Path, data: Path, tmp_path: Path) -> None:
     (work / "pair-texts.json").write_text(json.dumps({"text": ["a castle", "a red fox"]}))
     np.save(work / "validation.npy", np.array([True, False]))
     shutil.copy(work / "head.pt", work / "head-without-validation.pt")
