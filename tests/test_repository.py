@@ -75,6 +75,8 @@ def test_a_forge_tests_every_python_that_is_promised() -> None:
     assert {system.partition("-")[0] for system in matrix["os"]} == {"ubuntu", "macos", "windows"}
     for versions in filter(None, (added["versions"] for added in matrix["include"])):
         assert (ROOT / versions).is_file()
+    alone = {added["extra"] for added in workflow["jobs"]["extras"]["strategy"]["matrix"]["include"]}
+    assert alone == {"core", *setup()["options.extras_require"]} - {"test"}
 
 
 def test_hadolint_has_nothing_to_say_of_the_dockerfile() -> None:
