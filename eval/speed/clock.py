@@ -18,6 +18,7 @@ import torch
 import transformers
 from torch.utils.flop_counter import FlopCounterMode
 
+from captioner import memory
 from captioner.errors import BadOutput
 from captioner.sinks.checks import check_place
 
@@ -60,6 +61,7 @@ def wait(device: torch.device) -> None:
 def peak(action: Callable[[], object]) -> int:
     """Bytes that the action needs above what the process held before, looked at every few milliseconds."""
     process, done, most = psutil.Process(), threading.Event(), 0
+    memory.give_back()  # what an earlier action freed would be used again unseen
     before = process.memory_info().rss
 
     def watch() -> None:

@@ -90,7 +90,12 @@ def ratios(row: dict[str, Any]) -> list[Row]:
     return [
         *rows,
         Row(subject, "share of the fastest product in encoding", [row["share_of_ceiling"]], least=0.65),
-        Row(subject, "of transformers' memory beyond the model", [row["peak_bytes"] / row["their_peak_bytes"]], most=1),
+        Row(
+            subject,
+            "of transformers' memory beyond the model",
+            [row["peak_bytes"] / max(1, row["their_peak_bytes"])],
+            most=1,
+        ),
     ]
 
 

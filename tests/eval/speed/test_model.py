@@ -59,6 +59,11 @@ def test_peak_memory_is_seen() -> None:
     assert 150e6 < grown < 400e6
 
 
+def test_memory_that_was_freed_before_counts_again() -> None:
+    for _ in range(2):
+        assert peak(lambda: [bytes(100_000) for _ in range(1000)]) > 80e6
+
+
 def test_a_folder_can_be_measured(tiny_checkpoint: Callable[[str], Path]) -> None:
     result = model.speed(str(tiny_checkpoint("blip")), [2], ["float64"], repeats=1)
     assert result["rows"][0]["same_ids"] >= 0
