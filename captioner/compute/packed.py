@@ -99,6 +99,14 @@ class PackedLinear(nn.Module):
         return nn.functional.gelu(y) if self.activation == "gelu" else y
 
 
+def fuse_gelu(module: nn.Module, linear: str, activation: str) -> None:
+    """Let a packed layer of the module apply the GELU that follows it, in place; other layers leave it where it is."""
+    layer = getattr(module, linear)
+    if type(layer) is PackedLinear:
+        layer.activation = "gelu"
+        setattr(module, activation, nn.Identity())
+
+
 def _packed(weight: Tensor) -> Tensor | None:
     """None where this build of torch lacks the operator, or this CPU the instructions for the precision."""
     try:

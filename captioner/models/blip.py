@@ -30,7 +30,6 @@ from transformers.models.blip.modeling_blip_text import (
 )
 
 from captioner import compute
-from captioner.compute import PackedLinear
 from captioner.contracts import LoadOptions
 from captioner.errors import BadCheckpoint
 from captioner.models.parts import checkpoint
@@ -251,10 +250,7 @@ def fuse_gelu(model: Blip) -> None:
     for module in model.modules():
         for kind, layer, activation in GELU_AFTER:
             if isinstance(module, kind) and _is_gelu(getattr(module, activation)):
-                linear = getattr(module, layer)
-                if type(linear) is PackedLinear:
-                    linear.activation = "gelu"
-                    setattr(module, activation, nn.Identity())
+                compute.fuse_gelu(module, layer, activation)
 
 
 def _is_gelu(activation: object) -> bool:

@@ -47,9 +47,7 @@ class Layer(nn.Module):
     def pack(self) -> None:
         """Lay out the weights for this processor, and let the product before GELU apply it, where that pays."""
         compute.pack(self)
-        if isinstance(self.widen, compute.PackedLinear):
-            self.widen.activation = "gelu"
-            self.gelu = nn.Identity()
+        compute.fuse_gelu(self, "widen", "gelu")
 
 
 class Bert(nn.Module):

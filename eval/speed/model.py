@@ -60,7 +60,6 @@ RANDOM = {
 }
 """Vision towers of random models of these sizes; the text decoder is BLIP base's in all but the tiny one."""
 
-
 REPEATS = 2
 LEAST: dict[bool, dict[tuple[str, int], float]] = {
     True: {("fp32", 1): 4.0, ("fp32", 8): 6.0, ("bf16", 1): 6.0, ("bf16", 8): 10.0},
