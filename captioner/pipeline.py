@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeGuard, overload
 
 import numpy as np
 
-from captioner import zoo
+from captioner import memory, zoo
 from captioner.contracts import PLAIN_REQUEST, Finishing, ImageEmbedder, LoadOptions, Request, Speaker
 from captioner.decoding import Decoding
 from captioner.errors import BadCheckpoint, BadInput
@@ -309,7 +309,9 @@ class _Loader:
             module = importlib.import_module(f"captioner.models.{resolved.module}")
             options = self._options(resolved)
             parts = (lambda other: self.load(other, whole),) if resolved.module in zoo.COMPOSED else ()
-            model = module.load(resolved.source, options, *parts)
+            # Twice: what is laid out for the processor is there beside what was read.
+            with memory.on_large_pages(2 * sum(file.stat().st_size for file in resolved.weights)):
+                model = module.load(resolved.source, options, *parts)
             self.loaded[resolved] = _ready(resolved, module, model, options)
             if resolved.module == "ensemble" and not inside and "interrogator" not in _modules(self.loaded):
                 self._check_options(resolved.name, self.loaded)  # what one member has no use for may be another's

@@ -117,6 +117,14 @@ class Resolved:
         return self.folder if self.address is None else self.address
 
     @property
+    def weights(self) -> list[Path]:
+        """The files that its weights are read from, those of an adapter's base too."""
+        folders = [self.folder] if self.folder is not None and self.folder.is_dir() else []
+        if folders and (folders[0] / "adapter_config.json").is_file():
+            folders += [base for base in (base_of(folders[0]).folder,) if base is not None]
+        return [file for folder in folders for file in folder.iterdir() if file.suffix in (".safetensors", ".bin")]
+
+    @property
     def side(self) -> int | None:
         """Pixels a side that it reads of a picture (see `open_image`); None where its kind does not tell."""
         return SIDES.get(self.module)

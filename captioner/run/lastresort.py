@@ -16,6 +16,7 @@ import warnings
 from collections.abc import Callable
 from types import TracebackType
 
+from captioner import memory
 from captioner.errors import CaptionerError, missing_extra, printable
 
 DEBUG = "--debug"
@@ -76,6 +77,8 @@ def prepare() -> None:
             os.environ["GOMP_SPINCOUNT"] = "10000"
         else:
             os.environ["OMP_WAIT_POLICY"] = "passive"
+    if "MALLOC_ARENA_MAX" not in os.environ:
+        memory.share_heap()
     # Pillow takes memory in blocks of 16 MiB, which the C library keeps when they are freed; those of 64 go back to the
     # system. 24 photographs of 50 megapixels took 2.4 GB at most, and take 1.1. Read when Pillow is imported.
     os.environ.setdefault("PILLOW_BLOCK_SIZE", "64m")

@@ -83,15 +83,12 @@ class Model:
         """Pictures at a time: as many as pay, or as fit into memory."""
         if self.is_remote:
             return BATCH  # requests at once; whose memory it is, the server knows
-        folder = self._resolved.folder  # before the import, which takes seconds
+        weights = self._resolved.weights  # before the import, which takes seconds
         from captioner import compute
 
         where = compute.device(self.options.device)
-        files = (
-            [f for f in folder.iterdir() if f.suffix in (".safetensors", ".bin")] if folder and folder.is_dir() else []
-        )
         most = BATCH if where.type == "cpu" else BATCH_ON_GPU
-        return compute.fits(sum(file.stat().st_size for file in files), where, most)
+        return compute.fits(sum(file.stat().st_size for file in weights), where, most)
 
     @property
     def is_remote(self) -> bool:
