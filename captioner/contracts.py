@@ -193,6 +193,8 @@ class LoadOptions:
     """Another sentence-transformers model than the packaged MiniLM-L6."""
 
 
+PRECISIONS = ("auto", "fp32", "bf16", "fp16", "float64", "int8")
+"""As `captioner.compute` has them, for who does not import torch."""
 MODES = ("best", "fast", "classic", "negative")
 """Ways of the interrogator to join a caption and terms."""
 QUALITIES = ("best", "fast")

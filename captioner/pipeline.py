@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import math
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import chain
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeGuard, overload
 import numpy as np
 
 from captioner import memory, zoo
-from captioner.contracts import PLAIN_REQUEST, Finishing, ImageEmbedder, LoadOptions, Request, Speaker
+from captioner.contracts import PLAIN_REQUEST, PRECISIONS, Finishing, ImageEmbedder, LoadOptions, Request, Speaker
 from captioner.decoding import Decoding
 from captioner.errors import BadCheckpoint, BadInput
 from captioner.files.json import read_object
@@ -261,7 +262,7 @@ class DirectEmbedder:
         **settings: Any,
     ) -> NoReturn:
         """It has no text to give."""
-        raise BadInput(f"{self.name} gives embeddings, not text: use `captioner embed`.")
+        raise BadInput(_NO_TEXT.format(self.name))
 
     def embed(
         self,
@@ -286,6 +287,32 @@ class DirectEmbedder:
 def load(name: str | None = None, options: LoadOptions | None = None, **settings: Any) -> Captioner | DirectEmbedder:
     """Load a model by zoo name, folder or Hub id; None: the default. Settings are the fields of `LoadOptions`."""
     return _Loader(replace(options or LoadOptions(), **settings)).load(name or zoo.default(), ())
+
+
+def check(name: str, options: LoadOptions, request: Request, speaks: bool) -> None:
+    """Refuse what can be told to be wrong before anything is loaded or fetched; loading and asking say the rest.
+
+    speaks: a text is wanted.
+    """
+    resolved = zoo.at_hand(name)
+    if options.precision not in PRECISIONS:
+        raise BadInput(f"There is no precision {options.precision!r}: use one of {', '.join(PRECISIONS)}.")
+    if resolved is None or resolved.module == "ensemble":
+        return
+    if not resolved.speaks:
+        if speaks:
+            raise BadInput(_NO_TEXT.format(resolved.name))
+        _refuse(resolved.name, request.named())
+        return
+    _refuse(resolved.name, _Loader(options).given - zoo.LOADS_WITH.get(resolved.module, frozenset()))
+    _refuse(resolved.name, request.given() - zoo.asked_with(resolved.module))
+    if resolved.folder is not None and resolved.module not in DEFAULTS_OF_THEIR_OWN:
+        request.decoding.over(replace(_defaults(resolved.folder, {})[0], max_new_tokens=sys.maxsize))
+
+
+DEFAULTS_OF_THEIR_OWN = frozenset({"hub", "ofa", "openai", "interrogator"})
+"""Architectures whose search settings are not those of the checkpoint's decoding.json alone."""
+_NO_TEXT = "{} gives embeddings, not text: use `captioner embed`."
 
 
 class _Loader:
@@ -341,6 +368,7 @@ def _ready(resolved: zoo.Resolved, module: ModuleType, model: Any, options: Load
         return DirectEmbedder(resolved.name, model)
     from captioner.text.embedding import DEFAULT, suits
 
+    assert model.uses <= zoo.asked_with(resolved.module), "`check` would refuse what the model has a use for"
     of_architecture = getattr(module, "DEFAULT_DECODING", {}) | getattr(model, "own_decoding", {})
     decoding, by_consensus = _defaults(resolved.folder, of_architecture)
     if model.longest is not None:

@@ -1,22 +1,44 @@
-"""Keep libraries from talking while something is loaded."""
+"""Keep libraries from talking while something is loaded or drawn."""
 
 from __future__ import annotations
 
+import logging
+import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import ModuleType
 
-from transformers.utils import logging
+from transformers.utils import logging as of_transformers
 
 
 @contextmanager
 def without_bars() -> Iterator[None]:
-    """A bar for each file, and transformers' reports, would hide what matters. Afterwards all is as before."""
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    """A bar for each file, and the reports of transformers and diffusers, would hide what matters. Afterwards all is
+    as before."""
+    diffusers = sys.modules.get("diffusers.utils.logging")  # where it is in use, its settings of the same kind
+    libraries: list[ModuleType] = [of_transformers, *([diffusers] if diffusers else [])]
+    before = [(library, library.get_verbosity(), library.is_progress_bar_enabled()) for library in libraries]
+    for library in libraries:
+        library.set_verbosity_error()
+        library.disable_progress_bar()
     try:
         yield
     finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
+        for library, verbosity, bars in before:
+            library.set_verbosity(verbosity)
+            if bars:
+                library.enable_progress_bar()
+
+
+@contextmanager
+def silenced() -> Iterator[None]:
+    """As `without_bars`, and without the notes of any other library: those that they log, and Python's warnings."""
+    disabled = logging.root.manager.disable
+    with warnings.catch_warnings(), without_bars():
+        warnings.simplefilter("ignore")
+        logging.disable(logging.WARNING)
+        try:
+            yield
+        finally:
+            logging.disable(disabled)

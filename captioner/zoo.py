@@ -82,6 +82,17 @@ LOADS_WITH: dict[str, frozenset[str]] = {
     "interrogator": frozenset({"caption_model", "clip_model"}),
 }
 """The fields of `LoadOptions` that these architectures alone have a use for; all have one for the others."""
+OF_A_CAPTION = frozenset({"prompt", "question", "instruction"})
+"""The fields of a `Request` that the interrogator passes on to the model that writes its caption."""
+CHATS = frozenset({"instruction", "style"})
+_ASKED_WITH: dict[str, frozenset[str]] = {
+    "prefix.mini": frozenset({"prompt", "quality"}),
+    "prefix.clip_prefix": frozenset({"prompt", "quality"}),
+    "ofa": frozenset({"prompt", "question"}),
+    "hub": CHATS,
+    "openai": CHATS,
+    "interrogator": frozenset({"mode", "terms"}) | OF_A_CAPTION,
+}
 SERVER = "openai:"
 """Before the address of a server that speaks OpenAI's chat completions."""
 
@@ -133,6 +144,23 @@ class Resolved:
     def speaks(self) -> bool:
         """False for what gives unit vectors only."""
         return self.module not in EMBEDDERS
+
+
+def asked_with(module: str) -> frozenset[str]:
+    """The fields of a `Request` beside its decoding that an architecture may have a use for, whatever its weights."""
+    return _ASKED_WITH.get(module, frozenset({"prompt"}))
+
+
+def at_hand(name: str) -> Resolved | None:
+    """As `resolve`, of what is known here without the network: None for a Hub id whose kind nothing here tells."""
+    entry = ENTRIES.get(name)
+    if entry is not None and entry.weights not in (None, "bundled"):
+        return Resolved(name, entry.module, _ready_folder(entry))
+    identifier = _hub_id(name.removeprefix("hub:"))
+    is_folder = name in ENTRIES or os.path.exists(Path(identifier).expanduser())
+    if not is_folder and "/" in identifier and HUB_ID.fullmatch(identifier) and cached_folder(identifier) is None:
+        return Resolved(name, "hub", None) if name.startswith("hub:") else None
+    return resolve(name)
 
 
 HUB_ADDRESS = re.compile(r"https?://(?:www\.)?(?:huggingface\.co|hf\.co)/([^/?#]+/[^/?#]+).*")

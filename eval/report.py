@@ -12,7 +12,7 @@ from pathlib import Path
 
 from captioner import compute
 from captioner.errors import BadInput, CaptionerError
-from captioner.files.cache import cache_folder
+from captioner.files.cache import cache_to_write
 from captioner.pairs.layouts import ReadOptions
 from captioner.statistics import RESAMPLES, SEED
 from eval import anatomy, measure, protocols, provenance, store
@@ -62,7 +62,7 @@ def report(
     store.refuse_other_report(out, pairs.fingerprint, labels)
     instruments.learn(pairs.corpus, data, reading.split)
     embed_texts = instruments.embed_texts
-    folder = cache_folder("answers", pairs.fingerprint[:16]) if figures_only else out / "answers"
+    folder = cache_to_write("answers", pairs.fingerprint[:16]) if figures_only else out / "answers"
     seeds = range(seed, seed + measures.seeds) if measures.seeds > 1 else ()
     answered = [ask(request, pairs, folder, settings, embed_texts, track, seeds) for request in wanted]
     notes = [*pairs.notes, *(note for one in answered for note in one.notes)]

@@ -12,7 +12,7 @@ from PIL.Image import Image
 from torch import Tensor
 
 from captioner.files import atomic
-from captioner.files.cache import cache_folder
+from captioner.files.cache import cache_to_write
 from captioner.models.direct import DirectModel
 from captioner.models.parts.backbones.towers import Backbone
 from captioner.text.embedding import text_embedder
@@ -30,7 +30,7 @@ class Vectors:
     def __init__(self, texts: Sequence[str], embedder: str) -> None:
         unique = sorted(set(texts))
         digest = hashlib.sha256("\0".join([embedder, *unique]).encode("utf-8", "surrogatepass")).hexdigest()[:16]
-        file = cache_folder("targets") / f"{digest}.npy"
+        file = cache_to_write("targets") / f"{digest}.npy"
         if not file.exists():
             vectors = text_embedder(embedder)(unique)
             with atomic.replacing(file) as new, open(new, "wb") as stream:

@@ -160,6 +160,7 @@ def _work(
     from captioner.shards.part import Job
 
     assert write.out is not None, "it is where the plan is"
+    answers.check()  # before the settings are written into the plan, and before Ray is started
     settings = {"verb": verb, **answers.settings, "columns": ", ".join(columns)}
     answers.model.name = settings.get("model", answers.model.name)  # absolute: a worker may stand in another folder
     work(write.out, shards, Job(answers, columns, settings, batch_size), write.quiet)

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 
 from captioner.errors import BadOutput
 from captioner.files import atomic
-from captioner.files.cache import cache_folder
+from captioner.files.cache import cache_to_write
 from captioner.files.lock import lock
 from captioner.sinks.checks import explained
 from captioner.sinks.journal import open_to_append, write_rows
@@ -215,13 +215,7 @@ class Journal:
 def journal_path(root: Path) -> Path:
     """Where the journal of this folder lies: in the user's cache."""
     digest = hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:16]
-    try:
-        return cache_folder("review") / f"{digest}.jsonl"
-    except OSError as error:
-        raise BadOutput(
-            f"There is no place for the journal of the review ({error.filename}: {error.strerror}). "
-            "Set CAPTIONER_CACHE to a folder of yours."
-        ) from error
+    return cache_to_write("review") / f"{digest}.jsonl"
 
 
 def _parsed(content: bytes) -> dict[str, Any] | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import platform
 import sys
+import tempfile
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -89,17 +90,30 @@ def _models() -> dict[str, str]:
 def _caches() -> dict[str, str]:
     from huggingface_hub import constants
 
-    return {"captioner": _folder(cache_folder()), "Hugging Face": _folder(Path(constants.HF_HUB_CACHE))}
+    return {
+        "captioner": _folder(cache_folder(), "CAPTIONER_CACHE"),
+        "Hugging Face": _folder(Path(constants.HF_HUB_CACHE), "HF_HOME"),
+    }
 
 
-def _folder(folder: Path) -> str:
-    """Where it is, with the home folder left out, and how much it holds."""
+def _folder(folder: Path, variable: str) -> str:
+    """Where it is, with the home folder left out, and how much it holds; what to do if it takes nothing."""
     shown = str(folder).replace(str(Path.home()), "~", 1)
-    if not folder.is_dir():
-        return f"{shown}, not there yet"
     files = (file for file in folder.rglob("*") if file.is_file() and not file.is_symlink())
-    writable = "" if os.access(folder, os.W_OK) else ", NOT WRITABLE"
-    return f"{shown}, {sum(file.stat().st_size for file in files) / 1e6:,.0f} MB{writable}"
+    size = f"{sum(file.stat().st_size for file in files) / 1e6:,.0f} MB" if folder.is_dir() else "not there yet"
+    problem = _unwritable(folder)
+    return f"{shown}, {size}{f', NOT WRITABLE ({problem}): set {variable} to a folder of yours' if problem else ''}"
+
+
+def _unwritable(folder: Path) -> str | None:
+    """Why nothing can be kept in a folder, or in the one that it would be made in; None if it can. It is tried: what
+    a file system allows, its permissions alone do not tell."""
+    nearest = next(path for path in (folder, *folder.absolute().parents) if os.path.exists(path))
+    try:
+        with tempfile.TemporaryFile(dir=nearest):
+            return None
+    except OSError as error:
+        return error.strerror
 
 
 def _extras() -> dict[str, str]:

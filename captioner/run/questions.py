@@ -106,6 +106,12 @@ class Model:
             self._found = self._found or zoo.resolve(self.label())
         return self._found
 
+    def check(self, request: Request, speaks: bool) -> None:
+        """Refuse what can be told to be wrong before it is loaded: where others will, elsewhere."""
+        from captioner.pipeline import check
+
+        check(self.label(), self.options, request, speaks)
+
     def spent(self) -> str | None:
         """What a server has counted in this run, where one was asked."""
         if "loaded" not in self.__dict__ or "captioner.models.openai" not in sys.modules:
@@ -140,6 +146,11 @@ class Prompts:
     def settings(self) -> Settings:
         asked = {} if self.metadata == "only" else self.model.settings(self.request)
         return {"metadata": self.metadata, **asked, **given(self.finish)}
+
+    def check(self) -> None:
+        """As `Model.check`, where it is asked."""
+        if self.metadata != "only":
+            self.model.check(self.request, speaks=True)
 
     def look(self, source: Source) -> Image | Asked | Row:
         if self.metadata != "ignore":
@@ -223,6 +234,10 @@ class Embeddings:
     @property
     def settings(self) -> Settings:
         return {**self.model.settings(self.request), "expected": self.expected}
+
+    def check(self) -> None:
+        """As `Model.check`."""
+        self.model.check(self.request, speaks=False)
 
     def look(self, source: Source) -> Image | Asked:
         return opened(source, self.max_pixels, self.model.side, self.request, self.varies)

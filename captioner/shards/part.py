@@ -91,7 +91,10 @@ def begin(plan: Plan, job: Job) -> None:
         begun = Run.parse(read_object(path, BadOutput, "Make a new plan."))
     except ValueError as error:
         raise BadOutput(f"{path} does not tell the settings of a run: make a new plan.") from error
-    begun.check(Run.here(job.settings), str(plan.out), "Give the same, or make a plan in another folder.")
+    remedy = "Give the same, or make a plan in another folder."
+    if not done(plan):
+        remedy = f"No part is made yet: give the same, or remove {path} and begin with others."
+    begun.check(Run.here(job.settings), str(plan.out), remedy)
 
 
 def path_of(plan: Plan, job_hash: str, shard: int) -> Path:

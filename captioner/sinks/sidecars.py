@@ -14,7 +14,7 @@ from pathlib import Path
 
 from captioner.errors import BadOutput
 from captioner.files.atomic import NO_LINKS, write_bytes
-from captioner.files.cache import cache_folder
+from captioner.files.cache import cache_to_write
 from captioner.images import Source
 from captioner.sinks.checks import RESUME, check_place, explained
 from captioner.sinks.journal import Errors, Journal, Run, Settings, is_ended, read_header, summary_line
@@ -132,13 +132,7 @@ def journal_path(folder: Path) -> Path:
     """Where the journal of this folder's sidecars lies: in the user's cache, where no stranger can have put it."""
     resolved = folder.resolve()
     digest = hashlib.sha256(os.fsencode(resolved)).hexdigest()[:16]
-    try:
-        return cache_folder("sidecars") / f"{digest}.jsonl"
-    except OSError as error:
-        raise BadOutput(
-            f"There is no place for the journal of sidecars ({error.filename}: {error.strerror}). "
-            "Set CAPTIONER_CACHE to a folder of yours."
-        ) from error
+    return cache_to_write("sidecars") / f"{digest}.jsonl"
 
 
 def _sidecar(source: Source) -> Path:

@@ -13,9 +13,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from captioner.compute.agreement import bf16_agrees
 from captioner.errors import BadCheckpoint, BadInput, BadOutput
 from captioner.files import atomic, lock
+from captioner.files.cache import cache_to_write
 from captioner.files.json import read_object, write_object
+from captioner.zoo import BUNDLED
 
 
 @pytest.fixture
@@ -192,3 +195,14 @@ def test_a_disk_without_hard_links_is_told_of(tmp_path: Path, monkeypatch: pytes
     with pytest.raises(BadOutput, match="without hard links"):
         atomic.write_first(tmp_path / "plan.json", b"{}")
     assert os.listdir(tmp_path) == []
+
+
+def test_a_cache_that_takes_nothing_keeps_nobody_from_captioning(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("CAPTIONER_CACHE", str(tmp_path / "file"))
+    monkeypatch.setattr("captioner.compute.agreement.has_bf16", lambda: True)
+    assert not bf16_agrees(BUNDLED / "mini")  # nothing is known of it
+    with pytest.raises(BadOutput, match=r"file/sidecars: Not a directory\). Set CAPTIONER_CACHE"):
+        cache_to_write("sidecars")

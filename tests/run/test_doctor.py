@@ -40,3 +40,15 @@ def test_the_verb_prints_lines_or_json() -> None:
     assert any(line.startswith("  torch ") for line in lines)
     whole = json.loads(CliRunner().invoke(app, ["doctor", "--json"]).stdout)
     assert list(whole) == ["versions", "machine", "models", "caches", "extras", "environment"]
+
+
+def test_a_cache_that_takes_nothing_is_told_of_with_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("CAPTIONER_CACHE", str(tmp_path / "file" / "cache"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    assert doctor.examine()["caches"] == {
+        "captioner": "~/file/cache, not there yet, NOT WRITABLE (Not a directory): "
+        "set CAPTIONER_CACHE to a folder of yours",
+        "Hugging Face": "~/hub, not there yet",
+    }

@@ -18,6 +18,7 @@ from captioner.cluster.pool import Cluster, Died
 from captioner.errors import BadInput, BadOutput
 from captioner.files import lease
 from captioner.shards import plan
+from tests.cli.test_main import call
 from tests.shards.colours import Colours, job
 from tests.shards.test_shards import check, worker
 
@@ -87,6 +88,30 @@ def test_what_is_wrong_with_the_settings_ends_the_run(ray: Any) -> None:
 
     with pytest.raises(BadInput, match="no such model"):
         list(pool.each([0], make, Cluster(workers=1)))
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--model", "blip-larg"], "No model 'blip-larg'"),
+        (["--model", "blip", "--quality", "fast"], "blip has no use for --quality"),
+        (["--question", "what?"], "mini has no use for --question"),
+        (["--load-in", "8bit"], "mini has no use for --load-in"),
+        (["--model", "hub:nobody/nothing", "--quality", "fast"], "has no use for --quality"),
+        (["--precision", "fp13"], "There is no precision 'fp13'"),
+        (["--no-do-sample", "--temperature", "0.5"], "--temperature would change nothing"),
+        (["--model", "efficientnet"], "'efficientnet' has no ready-made weights"),
+    ],
+)
+def test_wrong_settings_start_no_ray_and_do_not_bind_the_plan(
+    planned: Planned, monkeypatch: pytest.MonkeyPatch, words: list[str], told: str
+) -> None:
+    out = planned().out
+    monkeypatch.setattr(pool, "connected", lambda cluster: pytest.fail("Ray is asked"))
+    refused = call("generate", "--out", out, "--engine", "ray", *words)
+    assert (refused.exit_code, refused.stderr.count("\n")) == (2, 1)
+    assert told in refused.stderr
+    assert not (out / "settings.json").exists()
 
 
 DRIVER = """

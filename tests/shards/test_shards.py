@@ -167,6 +167,10 @@ def test_a_shard_that_was_doubled_has_the_same_rows(planned: Planned) -> None:
 
 def test_other_settings_are_refused(planned: Planned) -> None:
     made = planned()
+    part.begin(made, job(prompt="wrong"))
+    with pytest.raises(BadOutput, match=r"No part is made yet: .* remove .*settings\.json"):
+        part.begin(made, job(prompt="a"))
+    (made.out / "settings.json").unlink()
     list(part.work(made, job(prompt="a"), (1, 4)))
     with pytest.raises(BadOutput, match=r"begun with other settings: prompt was a and is now b\. Give the same"):
         list(part.work(made, job(prompt="b")))

@@ -16,9 +16,10 @@ from typing import Any
 import torch
 from PIL import Image
 
-from captioner.errors import BadInput, BadOutput, MissingExtra, MissingModel
+from captioner.errors import BadInput, BadOutput, MissingExtra, MissingModel, counted
 from captioner.files.atomic import replacing, write_text
 from captioner.files.json import read_object, write_object
+from captioner.quiet import silenced
 from captioner.sinks import check_place
 from training.data.progress import track
 
@@ -78,7 +79,9 @@ def draw_missing(out: Path, plan: str, settings: dict[str, Any], jobs: Sequence[
     pipeline = load_pipeline(drawing)  # before anything is written: it may be missing
     try:
         _begin(out, plan, settings)
-        return _draw_all(pipeline, missing, drawing, out)
+        _tell_of_cut(pipeline, missing)
+        with silenced():
+            return _draw_all(pipeline, missing, drawing, out)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"Stopped. {KEPT}") from None
     except OSError as error:
@@ -134,22 +137,43 @@ def _json(line: str) -> Any:
 def load_pipeline(drawing: Drawing) -> Any:
     """The pipeline on its device; only safetensors are read."""
     try:
-        from diffusers import DiffusionPipeline
+        with silenced():
+            from diffusers import DiffusionPipeline
     except ImportError as error:
         raise MissingExtra("Drawing needs diffusers: pip install 'captioner[synth]'") from error
     device = drawing.device if drawing.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     precision = drawing.precision if drawing.precision != "auto" else "fp16" if device == "cuda" else "fp32"
-    if not Path(drawing.model).is_dir():
-        print(
-            f"Loading {drawing.model}; what is not in the cache is fetched from the Hub (gigabytes) …", file=sys.stderr
-        )
+    folder = drawing.model
     try:
-        pipeline = DiffusionPipeline.from_pretrained(drawing.model, use_safetensors=True)
+        if not Path(folder).is_dir():
+            print(f"Loading {folder}; what is not in the cache is fetched from the Hub (gigabytes) …", file=sys.stderr)
+            folder = DiffusionPipeline.download(folder, use_safetensors=True)  # with a bar for what is fetched
+        with silenced():
+            pipeline = DiffusionPipeline.from_pretrained(folder, use_safetensors=True)
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise MissingModel(f"No pipeline {drawing.model!r}: name a folder or a Hub id ({reason})") from error
     pipeline.set_progress_bar_config(disable=True)
-    return pipeline.to(device, DTYPES[precision])
+    with silenced():
+        return pipeline.to(device, DTYPES[precision])
+
+
+def _tell_of_cut(pipeline: Any, jobs: Sequence[Job]) -> None:
+    """What the pipeline itself would say of every single text that is longer than it reads."""
+    tokenizers = [
+        part for name, part in pipeline.components.items() if name.startswith("tokenizer") and part is not None
+    ]
+    if not tokenizers:
+        return
+    widest = max(tokenizers, key=lambda tokenizer: tokenizer.model_max_length)
+    with silenced():
+        cut = sum(len(ids) > widest.model_max_length for ids in widest([job.text for job in jobs]).input_ids)
+    if cut:
+        print(
+            f"{cut:,} of {counted(len(jobs), 'text')} longer than the {widest.model_max_length} tokens that the "
+            "pipeline reads: drawn from the beginning.",
+            file=sys.stderr,
+        )
 
 
 def _draw_all(pipeline: Any, jobs: Sequence[Job], drawing: Drawing, out: Path) -> int:

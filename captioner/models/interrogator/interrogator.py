@@ -36,8 +36,6 @@ from captioner.models.parts.ranker import Ranker
 from captioner.prompt import Candidate, Reading
 from captioner.text.length import cut_to_tokens
 
-OF_THE_CAPTIONER = frozenset({"prompt", "question", "instruction"})
-"""What a request may say to the model that writes the caption."""
 CAPTION_MODEL = "blip"
 FAST_TERMS = 32
 CLASSIC_FLAVORS = 3
@@ -51,7 +49,7 @@ class Interrogator:
     """A captioner, a ranker and tables of terms, each made when it is first needed: what is wrong with a request is
     said before anything large is loaded."""
 
-    uses = frozenset({"mode", "terms", *OF_THE_CAPTIONER})
+    uses = zoo.asked_with("interrogator")
     longest = None
     """The captioner knows what it can write."""
 
@@ -65,7 +63,7 @@ class Interrogator:
         self, images: Sequence[Image], decoding: Decoding, request: Request = PLAIN_REQUEST
     ) -> list[Reading]:
         mode = request.mode or "best"
-        if mode == "negative" and (unused := sorted(request.given() & OF_THE_CAPTIONER)):
+        if mode == "negative" and (unused := sorted(request.given() & zoo.OF_A_CAPTION)):
             raise BadInput(f"The negative mode writes no caption: leave out {' and '.join(unused)}.")
         tables = self.tables(request.terms, mode)
         choose = Chooser(self.ranker, tables, decoding.forbid)

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from captioner.errors import BadInput, MissingExtra
 from captioner.files.atomic import replacing
-from captioner.files.cache import cache_folder
+from captioner.files.cache import cache_folder, cache_to_write
 from captioner.models.parts.ranker import Ranker
 from captioner.text.terms import read_terms
 
@@ -140,6 +140,7 @@ def _vectors(ranker: Ranker, kind: str, terms: list[str]) -> Tensor:
     cached = [_read_vectors(file, len(part)) for file, part in zip(files, parts, strict=True)]
     missing = [number for number, vectors in enumerate(cached) if vectors is None]
     if missing:
+        cache_to_write("terms")  # before what may take minutes
         count = sum(len(parts[number]) for number in missing)
         print(f"Reading {count:,} {kind} for the ranking; this is done once …", file=sys.stderr)
     computed = {}

@@ -37,15 +37,22 @@ def contents(folder: str) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in Path(folder).iterdir()}
 
 
-def test_an_image_folder_to_train_on(options: Synthesis, capsys: pytest.CaptureFixture[str]) -> None:
-    synthesize(options)
+def test_an_image_folder_to_train_on(options: Synthesis, capfd: pytest.CaptureFixture[str]) -> None:
+    with (Path(options.prompts)).open("a") as lines:
+        lines.write("long " * 30)
+    synthesize(replace(options, count=5))
+    said = capfd.readouterr()
+    assert said.out.startswith(f"{options.out}: 5 pictures")
+    cut, bar = said.err.split("\n")[:2]  # and no word, bar or warning of diffusers and of transformers
+    assert cut == "1 of 5 texts longer than the 24 tokens that the pipeline reads: drawn from the beginning."
+    assert bar.startswith("drawing ")
+    assert said.err.count("\n") == 2
     rows = load_pairs([options.out])
-    assert sorted(rows["text"]) == sorted(PROMPTS)
+    assert sorted(rows["text"]) == sorted([*PROMPTS, ("long " * 30).strip()])
     assert all(row["image"].size == (12, 12) for row in rows)
-    assert len({row["image"].tobytes() for row in rows}) == 4  # another seed for each
+    assert len({row["image"].tobytes() for row in rows}) == 5  # another seed for each
     lines = [json.loads(line) for line in (Path(options.out) / "metadata.jsonl").read_text().splitlines()]
-    assert [line["seed"] for line in lines] == [0, 1, 2, 3]
-    assert "4 pictures" in capsys.readouterr().out
+    assert [line["seed"] for line in lines] == [0, 1, 2, 3, 4]
 
 
 def test_stopped_at_any_moment_it_goes_on_to_the_same_pictures(
