@@ -7,7 +7,7 @@ transformers copies them to every beam and moves the copies at every step.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -69,12 +69,14 @@ class Blip(BlipForConditionalGeneration):
         return vision.post_layernorm(x)
 
     def remember(self, features: Tensor) -> ImageMemory:
+        return ImageMemory(self._keys_and_values(features))
+
+    def _keys_and_values(self, features: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Each layer's of the image, as `attend_image` wants them."""
         heads = text_config(self.config).num_attention_heads
-        layers = []
         for attention in (layer.crossattention.self for layer in self.text_layers()):
             keys, values = _heads(attention.key(features), heads), _heads(attention.value(features), heads)
-            layers.append((keys.transpose(-1, -2), values))  # as attend_image wants them
-        return ImageMemory(layers)
+            yield keys.transpose(-1, -2), values
 
     def read(self, pixels: Tensor) -> ImageMemory:
         return self.remember(self.encode(pixels))

@@ -7,6 +7,8 @@ dimension, and only the small text cache is reordered.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -15,15 +17,16 @@ from torch.nn import functional as F
 class ImageMemory:
     """Tensors that depend on the image alone, per layer: keys, values, each with one row per image."""
 
-    def __init__(self, layers: list[tuple[Tensor, Tensor]]) -> None:
-        # Laid out once: a product with the strided views that projections give would copy them at every step.
+    def __init__(self, layers: Iterable[tuple[Tensor, Tensor]]) -> None:
+        # Laid out once: a product with the strided views that projections give would copy them at every step. One after
+        # the other, so that not all are there twice.
         self.layers = [(keys.contiguous(), values.contiguous()) for keys, values in layers]
 
     def __len__(self) -> int:
         return self.layers[0][0].shape[0]
 
     def select(self, images: Tensor) -> ImageMemory:
-        return ImageMemory([(keys[images], values[images]) for keys, values in self.layers])
+        return ImageMemory((keys[images], values[images]) for keys, values in self.layers)
 
 
 class TextCache:
