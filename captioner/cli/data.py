@@ -9,7 +9,7 @@ import typer
 
 from captioner.cli.options import BatchSize, Device, Embedder, Precision, Quiet, grouped, share_of
 from captioner.cli.verbs import group
-from captioner.errors import BadInput, printable
+from captioner.errors import BadInput, counted, printable
 
 if TYPE_CHECKING:
     from captioner.models.knn.build import Built
@@ -157,6 +157,7 @@ def terms_mine(
         raise BadInput(f"No term occurs {least} times. --min-count 1 lists all.")
     if out is not None:
         write_lines(out, lines, overwrite=overwrite)
+        typer.echo(f"captioner: {out}: {counted(len(lines), 'term')}", err=True)
     else:
         for line in lines:
             typer.echo(line)

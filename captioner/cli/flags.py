@@ -24,7 +24,6 @@ _PHRASES = {
     r"\b(with|instead of) resume\b": r"\1 --resume",
     r"^overwrite (?=does not )": "--overwrite ",
     r"\bname an(other)? output\b": r"name an\1 --out",
-    r"\bwhat sidecars are for\b": "what --sidecar is for",
     r"\bas terms\b": "with --terms FILE",
     r"\b([Ll])eave embedder out\b": r"\1eave --embedder out",
     r"\bprecision bf16\b": "--precision bf16",

@@ -391,6 +391,10 @@ class CaptionOutputFlags(OutputFlags):
             raise BadInput("--embed needs --json or --out; `captioner embed` prints embeddings alone.")
         if self.out is not None and self.out.suffix == ".npy":
             raise BadInput("A .npy file holds no text: use `captioner embed`.")
+        if self.out is not None and self.out.suffix == ".txt" and not self.out.is_dir():
+            raise BadInput(
+                f"{self.out}: a .txt beside each picture is what --sidecar is for; for one list name a .jsonl."
+            )
 
     def caption_sink(self, inputs: Sequence[str], named: bool, settings: Settings | None = None) -> Sink:
         """As `sink`, sidecars included."""

@@ -22,8 +22,6 @@ def open_out(out: Path, *, resume: bool = False, overwrite: bool = False, settin
     check_name(out)
     if out.suffix in WRITERS and not out.is_dir():
         return FileSink(out, resume=resume, overwrite=overwrite, settings=settings)
-    if out.suffix == ".txt" and not out.is_dir():
-        raise BadInput(f"{out}: a .txt beside each picture is what sidecars are for; for one list name a .jsonl.")
     if out.suffix and not out.is_dir():
         raise BadInput(f"{out}: name a file that ends in {', '.join(WRITERS)}, or a folder, without an ending.")
     return ImageFolder(out, resume=resume, overwrite=overwrite, settings=settings)

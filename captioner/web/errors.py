@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from http import HTTPStatus
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -74,7 +75,18 @@ def install(app: FastAPI, forms: Mapping[str, Form]) -> None:
 
     @app.exception_handler(HTTPException)
     async def of_http(request: Request, error: HTTPException) -> Response:
+        if error.status_code in (404, 405) and error.detail == HTTPStatus(error.status_code).phrase:
+            return of_path(request)
         return body(request, error.status_code, str(error.detail), error.headers)
+
+    def of_path(request: Request) -> Response:
+        """Nothing is there, or it is asked for otherwise: an address that takes POST, opened in a browser."""
+        path, methods = printable(request.url.path)[:200], methods_at(request)
+        if not methods:
+            return body(request, 404, f"There is nothing at {path}: /docs lists what there is.")
+        allowed = ", ".join(methods)
+        message = f"{path} takes {allowed}, not {printable(request.method)}: /docs tells how."
+        return body(request, 405, message, {"Allow": allowed})
 
     @app.exception_handler(RequestValidationError)
     async def of_form(request: Request, error: RequestValidationError) -> Response:
@@ -91,6 +103,12 @@ def install(app: FastAPI, forms: Mapping[str, Form]) -> None:
         return body(request, 500, BUG)
 
 
+def methods_at(request: Request) -> list[str]:
+    """What may be asked at a request's path, as the documentation has it."""
+    methods: dict[str, Any] = request.app.openapi()["paths"].get(request.url.path, {})
+    return sorted(method.upper() for method in methods)
+
+
 def respond(
     forms: Mapping[str, Form], path: str, status: int, message: str, headers: Mapping[str, str] | None = None
 ) -> Response:
@@ -103,12 +121,28 @@ def _begins(path: str, start: str) -> bool:
     return start.endswith("/") and len(start) > 1 and path.startswith(start)
 
 
+WORDS = {
+    "extra_forbidden": "there is no such field",
+    "missing": "is missing",
+    "int_parsing": "not a whole number",
+    "int_type": "not a whole number",
+    "int_from_float": "not a whole number",
+    "float_parsing": "not a number",
+    "float_type": "not a number",
+    "bool_parsing": "neither true nor false",
+    "bool_type": "neither true nor false",
+    "string_type": "not a text",
+}
+"""pydantic's names of what is wrong → the same in plain words; of the others it says it well enough."""
+
+
 def validation(errors: Any) -> str:
     """What pydantic has against a body, without repeating what was sent."""
     words = []
     for error in list(errors)[:5]:
         place = ".".join(str(part) for part in error.get("loc", ()) if part != "body")
-        words.append(f"{printable(place)[:100]}: {error.get('msg', 'not valid')}" if place else error.get("msg", ""))
+        told = error.get("msg", "not valid")
+        words.append(f"{printable(place)[:100]}: {WORDS.get(error.get('type'), told)}" if place else told)
     return printable("; ".join(words)) or "The request is not valid."
 
 

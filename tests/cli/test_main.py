@@ -380,6 +380,7 @@ def test_max_pixels(blip: str, photos: Path) -> None:
         (["--attention", "a.png", "--metadata", "first"], "--metadata"),
         (["--device", "cuda:77"], "Use cpu"),
         (["--precision", "fp13"], "fp32"),
+        (["--out", "x.txt"], "what --sidecar is for"),
     ],
 )
 def test_what_cannot_be_is_one_clear_line_and_status_2(
@@ -471,6 +472,7 @@ def test_embed_pictures(blip: str, tiny_checkpoint: Callable[[str], Path], photo
         (["a castle", "--num-beams", "3", "--question", "what?"], "--num-beams and --question would"),
         (["--file", "{photos}/gone.txt"], "cannot be read"),
         (["--file", "{photos}/a.png"], "not UTF-8"),
+        (["a castle", "--out", "v.txt"], "v.txt: name a file that ends in"),
     ],
 )
 def test_embed_says_what_is_wrong(photos: Path, words: list[str], reason: str) -> None:
@@ -513,7 +515,8 @@ def test_terms_are_mined(tmp_path: Path) -> None:
     (tmp_path / "prompts.txt").write_text("a cat, oil painting\na dog, Oil Painting, 8k\n")
     assert call("terms", "mine", tmp_path / "prompts.txt").stdout == "oil painting\t2\n"
     out = tmp_path / "terms.tsv"
-    assert call("terms", "mine", tmp_path / "prompts.txt", "--min-count", "1", "--out", out).exit_code == 0
+    written = call("terms", "mine", tmp_path / "prompts.txt", "--min-count", "1", "--out", out)
+    assert (written.exit_code, written.stderr) == (0, f"captioner: {out}: {len(out.read_text().splitlines())} terms\n")
     assert out.read_text().splitlines()[0] == "oil painting\t2"
     assert len(out.read_text().splitlines()) == 4
     assert call("terms", "mine", tmp_path / "prompts.txt", "--out", out).exit_code == 2

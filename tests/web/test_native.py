@@ -104,8 +104,8 @@ def test_the_documentation_needs_no_network(client: TestClient) -> None:
 WRONG = {
     "no picture": ({}, 422, "Give a picture as `image`"),
     "an unknown model": ({"image": CAT_URL, "model": "blip"}, 404, "There is no model 'blip' here"),
-    "a setting that is none": ({"image": CAT_URL, "beams": 3}, 422, "beams: Extra inputs"),
-    "a wrong type": ({"image": CAT_URL, "num_beams": "many"}, 422, "num_beams: Input should be a valid integer"),
+    "a setting that is none": ({"image": CAT_URL, "beams": 3}, 422, "beams: there is no such field"),
+    "a wrong type": ({"image": CAT_URL, "num_beams": "many"}, 422, "num_beams: not a whole number"),
     "a huge search": ({"image": CAT_URL, "num_beams": 10_000}, 422, "less than or equal to 32"),
     "settings against each other": (
         {"image": CAT_URL, "num_beams": 2, "temperature": 2.0},
@@ -129,6 +129,17 @@ def test_what_is_wrong_is_said_in_a_sentence(client: TestClient, name: str) -> N
     answer = client.post(GENERATE, content=json.dumps(fields), headers={"content-type": "application/json"})
     assert words in answer.json()["detail"]
     assert answer.status_code == status
+
+
+def test_where_nothing_is_and_where_something_is_asked_for_otherwise(client: TestClient) -> None:
+    opened = client.get(GENERATE)
+    assert (opened.status_code, opened.headers["allow"]) == (405, "POST")
+    assert opened.json()["detail"] == f"{GENERATE} takes POST, not GET: /docs tells how."
+    for nothing in ("/v1/nothing", "/nothing"):
+        answer = client.get(nothing)
+        assert answer.status_code == 404
+        assert answer.json()["detail"] == f"There is nothing at {nothing}: /docs lists what there is."
+    assert client.get("/v1/chat/completions").json()["error"]["message"].startswith("/v1/chat/completions takes POST")
 
 
 def test_bodies_that_are_no_json(client: TestClient) -> None:
