@@ -11,17 +11,22 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from captioner.compute.devices import DTYPES, device, precision
+from captioner.compute.devices import DTYPES, device, has_bf16, precision
 from captioner.contracts import LoadOptions
 
 Module = TypeVar("Module", bound=nn.Module)
 LARGE = 750_000
 """Weights of a linear layer that no longer stay in a core's cache."""
+MOST = 127
+"""The largest integer of 8 bits."""
+LEAST = 1e-12
+"""A row or a column that is smaller counts as zero."""
 
 
 def prepare(
@@ -33,7 +38,7 @@ def prepare(
         model: changed in place. Packed weights can neither be trained nor saved.
         options: the device and the precision.
         small: the part of the model that multiplies few rows at a time by weights with float16 values. On a CPU in fp32
-            these are kept in float16.
+            these are kept in float16; in int8 all around them stays in fp32, which is as fast.
         encoder: the part of the model that multiplies hundreds of rows at a time.
     """
     target = device(options.device)
@@ -42,7 +47,7 @@ def prepare(
     if target.type != "cpu":
         return model
     if chosen == "int8":
-        return _quantize(model)
+        return _as_int8(model) if small is None and multiplies_int8() else _quantize(model)
     if chosen == "fp32" and small is not None:
         read_as_half(small)
     if chosen != "float64":
@@ -237,8 +242,76 @@ def _linear(layer: nn.Module) -> tuple[Tensor, Tensor | None] | None:
     return layer.get_parameter("weight").t(), layer.get_parameter("bias")
 
 
+class Int8Linear(nn.Module):
+    """A linear layer for inference on a CPU with weights of 8 bits, one scale an output, and rows quantised as they
+    come, one scale a row: what becomes of a row does not depend on its neighbours.
+
+    BLIP reads a picture in half the time that torch's `quantize_dynamic` takes, and MiniLM errs a third as much. dtype:
+    of what goes in and comes out.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        self.out_features, self.in_features = weight.shape
+        integers, self.scales = _rounded(weight.detach().float())
+        self.packed = torch.ops.onednn.qlinear_prepack(integers, None)
+        self.zeros = torch.zeros(self.out_features, dtype=torch.int32)
+        self.bias = None if bias is None else bias.detach().to(dtype)
+        self.weight = weight.new_empty(0, dtype=dtype)  # code that asks for the dtype still finds it
+
+    def forward(self, x: Tensor) -> Tensor:
+        # One less than fits: rounded to bf16, the product with a row's largest number may be a little larger.
+        per_unit = (MOST - 1) / x.abs().amax(-1, keepdim=True).clamp_min_(LEAST)
+        integers = (x * per_unit).round_().to(torch.int8)
+        y = _int8_product(integers, self.packed, self.scales, self.zeros, x.dtype)
+        unit = per_unit.reciprocal_()
+        return y.mul_(unit) if self.bias is None else torch.addcmul(self.bias, y, unit)
+
+
+def _rounded(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """A weight `[out, in]` as integers of 8 bits, and the scale of each output."""
+    scales = weight.abs().amax(1).clamp_min_(LEAST).div_(MOST)
+    return (weight / scales[:, None]).round_().to(torch.int8).contiguous(), scales
+
+
+def _int8_product(integers: Tensor, packed: Tensor, scales: Tensor, zeros: Tensor, dtype: torch.dtype) -> Tensor:
+    """Integers `[…, in]` by a packed weight and its outputs' scales, in this precision."""
+    return torch.ops.onednn.qlinear_pointwise.default(
+        integers, 1.0, 0, packed, scales, zeros, None, 1.0, 0, dtype, "none", [], "none"
+    )
+
+
+@cache
+def multiplies_int8() -> bool:
+    """Does torch multiply integers of 8 bits quickly here, and exactly? Without VNNI sums of two products saturate."""
+    if not has_avx512():
+        return False
+    integers = torch.full((64, 64), MOST, dtype=torch.int8)
+    try:
+        packed = torch.ops.onednn.qlinear_prepack(integers, None)
+        y = _int8_product(integers, packed, torch.ones(64), torch.zeros(64, dtype=torch.int32), torch.float32)
+    except (AttributeError, RuntimeError):
+        return False
+    return bool((y == 64 * MOST**2).all())
+
+
+def _as_int8(model: Module) -> Module:
+    """Linear layers as `Int8Linear`. GPT-2's `Conv1D`, whose weight lies transposed, is not rounded, as
+    `quantize_dynamic` does not either.
+
+    A transformer computes in bf16 in between where the CPU has it; convolutions lose more by that than by int8.
+    """
+    kernels = sum(weight.numel() for weight in model.parameters() if weight.ndim > 2)
+    transformer = 10 * kernels < sum(weight.numel() for weight in model.parameters())
+    dtype = torch.bfloat16 if transformer and has_bf16() else torch.float32
+    _replace_linear(model, Tensor.is_contiguous, lambda weight, bias: Int8Linear(weight, bias, dtype))
+    model.to(dtype)
+    pack(model)
+    return model
+
+
 def _quantize(model: Module) -> Module:
-    """Weights to 8 bits per output channel; activations are quantised as they come."""
+    """Torch's own: weights to 8 bits per output channel; activations to 7 as they come, all rows by one scale."""
     from torch.ao.quantization import per_channel_dynamic_qconfig, quantize_dynamic
 
     with warnings.catch_warnings():

@@ -46,7 +46,7 @@ def test_prepared_on_a_cpu(model: Model, precision: str, tolerance: float) -> No
     prepared = compute.prepare(model, LoadOptions(device="cpu", precision=precision))
     assert not prepared.training
     assert not any(weight.requires_grad for weight in prepared.parameters())
-    given = prepared(x.to(compute.DTYPES.get(precision, torch.float32)))
+    given = prepared(x.to(next(prepared.parameters()).dtype))
     assert (given.double() - expected).abs().max() < tolerance * expected.abs().max()
 
 
@@ -134,6 +134,68 @@ def test_gelu_is_fused(packs: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     layer, x = nn.Linear(16, 8), torch.randn(4, 16)
     fused = compute.PackedLinear(layer.weight.detach(), layer.bias.detach(), "gelu")
     torch.testing.assert_close(fused(x), nn.functional.gelu(layer(x)))
+
+
+INT8 = pytest.mark.skipif(not compute.multiplies_int8(), reason="torch's own quantization remains")
+
+
+@INT8
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("bias", [True, False])
+@torch.inference_mode()
+def test_rows_of_8_bits_keep_their_numbers_and_do_not_depend_on_neighbours(dtype: torch.dtype, bias: bool) -> None:
+    torch.manual_seed(0)
+    linear = nn.Linear(70, 33, bias=bias)
+    transposed = linear.weight.t().contiguous().t()
+    for weight in (linear.weight, transposed):
+        layer = compute.Int8Linear(weight, linear.bias, dtype)
+        x = torch.randn(2, 5, 70) * torch.tensor([[1.0, 1e-6, 0.0, 1e3, 1e6]]).unsqueeze(-1)  # each row its scale
+        given = layer(x.to(dtype))
+        assert given.dtype == layer.weight.dtype == dtype
+        without = 0 if linear.bias is None else linear.bias
+        products = linear(x) - without
+        error = (given.float() - without - products).norm(dim=-1)
+        assert (error <= 0.03 * products.norm(dim=-1) + 0.01).all()
+        assert torch.equal(layer(x[:1, 1:3].to(dtype)), given[:1, 1:3])
+    strided = torch.randn(70, 4, dtype=dtype).t()
+    assert torch.equal(layer(strided), layer(strided.contiguous()))
+    assert layer(x[0, :0].to(dtype)).shape == (0, 33)
+    assert layer(torch.full((1, 70), torch.nan, dtype=dtype)).isnan().all()  # a fault is not hidden
+
+
+@INT8
+def test_int8_is_bf16_in_between_and_leaves_gpt2s_layers(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    for native, dtype in ((True, torch.bfloat16), (False, torch.float32)):
+        monkeypatch.setattr(compute.packed, "has_bf16", lambda native=native: native)
+        prepared = compute.prepare(copy.deepcopy(model), LoadOptions(device="cpu", precision="int8"))
+        assert type(prepared.first) is type(prepared.blocks[0][0]) is compute.Int8Linear
+        assert type(prepared.last) is not compute.Int8Linear
+        assert prepared(torch.randn(3, 5, 16, dtype=dtype)).dtype == dtype
+    model.blocks.append(nn.Conv2d(32, 32, 3))  # who convolves more stays in fp32
+    monkeypatch.setattr(compute.packed, "has_bf16", lambda: True)
+    assert compute.prepare(model, LoadOptions(device="cpu", precision="int8")).first.weight.dtype == torch.float32
+
+
+def test_int8_without_exact_sums_and_around_small_decoders_is_torchs_own(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options, own = LoadOptions(device="cpu", precision="int8"), torch.ao.nn.quantized.dynamic.Linear
+    assert type(compute.prepare(copy.deepcopy(model), options, small=nn.ModuleList()).first) is own
+    monkeypatch.setattr(compute.packed, "multiplies_int8", lambda: False)
+    assert type(compute.prepare(model, options).first) is own
+
+
+@pytest.mark.parametrize("fault", [RuntimeError, AttributeError, None])
+def test_products_of_8_bits_are_tried_before_they_are_used(
+    fault: type[Exception] | None, avx512: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def product(*_arguments: object) -> torch.Tensor:
+        if fault is not None:
+            raise fault
+        return torch.full((64, 64), 32767.0 * 32)  # as sums of two come out that do not fit 16 bits
+
+    monkeypatch.setattr(compute.packed, "_int8_product", product)
+    assert not compute.multiplies_int8.__wrapped__()
 
 
 def test_devices_and_precisions_by_name() -> None:
