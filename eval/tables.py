@@ -30,13 +30,14 @@ def read_rows(table: Path, needed: Iterable[str]) -> list[Row]:
     if not rows:
         raise BadInput(f"{table} has no rows.")
     present = {column for row in rows for column in row}
+    in_file = ", ".join(sorted(present))
     for ours, name in ALIASES.items():
         if ours in present and name not in present:
             rows = [{name if column == ours else column: value for column, value in row.items()} for row in rows]
             present = present - {ours} | {name}
     if missing := sorted(set(needed) - present):
         noun = "column" if len(missing) == 1 else "columns"
-        raise BadInput(f"{table} lacks the {noun} {' and '.join(missing)}; it has {', '.join(sorted(present))}.")
+        raise BadInput(f"{table} lacks the {noun} {' and '.join(missing)}; it has {in_file}.")
     return [{column: row.get(column) for column in sorted(present)} for row in rows]
 
 

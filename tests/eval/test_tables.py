@@ -32,6 +32,7 @@ def test_a_field_may_be_longer_than_the_csv_module_takes(tmp_path: Path) -> None
     [
         ("a.csv", b"x,y\n1,2\n", "lacks the columns id and prediction; it has x, y"),
         ("a.csv", b"id,y\n1,2\n", "lacks the column prediction; it has id, y"),
+        ("a.csv", b"file,y\n1,2\n", "lacks the column prediction; it has file, y"),
         ("a.csv", b"id,prediction\n1\n", "cannot be read as UTF-8 CSV"),
         ("a.csv", b"id,prediction\n1,caf\xe9\n", "cannot be read as UTF-8 CSV"),
         ("a.csv", b"id,id\n1,2\n", "two columns called 'id'"),
