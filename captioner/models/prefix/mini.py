@@ -113,15 +113,17 @@ class Unfilled(TorchFunctionMode):
 
 
 class HalfHead(JointHead):
-    """A head whose matrices stay in float16, as they are in the file, and are multiplied in fp32: the same numbers."""
+    """A head whose large matrices stay in float16, as they are in the file, and are multiplied in fp32: the same
+    numbers."""
 
     def __init__(self, head: JointHead) -> None:
         nn.Module.__init__(self)
         for name, part in chain(head.named_parameters(recurse=False), head.named_children()):
             setattr(self, name, part)
-        self.near, self.recalled = _linear(head.keys), _linear(head.values.T)
+        self.recalled = _linear(head.values.T)
         del self.keys, self.values
         compute.read_as_half(self)
+        self.near = _linear(head.keys)  # in float16 its short rows would be padded, to twice the memory of fp32
 
     def likeness(self, picture: Tensor) -> Tensor:
         return self.near(picture)
