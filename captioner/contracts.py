@@ -194,7 +194,7 @@ class LoadOptions:
 
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16", "float64", "int8")
-"""As `captioner.compute` has them, for who does not import torch."""
+"""What models compute in; auto is what suits the device."""
 MODES = ("best", "fast", "classic", "negative")
 """Ways of the interrogator to join a caption and terms."""
 QUALITIES = ("best", "fast")

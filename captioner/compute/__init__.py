@@ -3,7 +3,6 @@
 from captioner.compute.agreement import bf16_agrees
 from captioner.compute.devices import (
     DTYPES,
-    PRECISIONS,
     device,
     fits,
     free_memory,
@@ -30,7 +29,6 @@ from captioner.compute.threads import side_by_side
 
 __all__ = [
     "DTYPES",
-    "PRECISIONS",
     "Conv1D",
     "HalfLinear",
     "Int8Linear",

@@ -5,10 +5,10 @@ from __future__ import annotations
 import psutil
 import torch
 
+from captioner.contracts import PRECISIONS
 from captioner.errors import BadInput
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "float64": torch.float64}
-PRECISIONS = ("auto", *DTYPES, "int8")
 
 
 def device(name: str = "auto") -> torch.device:

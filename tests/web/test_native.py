@@ -139,7 +139,9 @@ def test_where_nothing_is_and_where_something_is_asked_for_otherwise(client: Tes
         answer = client.get(nothing)
         assert answer.status_code == 404
         assert answer.json()["detail"] == f"There is nothing at {nothing}: /docs lists what there is."
-    assert client.get("/v1/chat/completions").json()["error"]["message"].startswith("/v1/chat/completions takes POST")
+    error = client.get("/v1/chat/completions").json()["error"]
+    assert error["message"].startswith("/v1/chat/completions takes POST")
+    assert error["type"] == "invalid_request_error"
 
 
 def test_bodies_that_are_no_json(client: TestClient) -> None:

@@ -44,6 +44,7 @@ TYPES = {
     401: ("invalid_request_error", "invalid_api_key"),
     403: ("invalid_request_error", None),
     404: ("invalid_request_error", "model_not_found"),
+    405: ("invalid_request_error", None),
     413: ("invalid_request_error", None),
     429: ("rate_limit_error", "rate_limit_exceeded"),
 }
