@@ -261,6 +261,7 @@ def test_similar_pictures_are_shown_where_the_server_may(
 def test_where_a_model_looked_and_the_servers_own_folder(page: Page, engine: Engine) -> None:
     page.click(".dropzone .from-root")
     page.click(".subfolder")
+    page.wait("!document.querySelector('.subfolder')")  # a click while the list is replaced is none
     page.click(".picker .file")
     page.click(".picker .take")
     captioned(page)
