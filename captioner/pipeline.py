@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import chain
 from pathlib import Path
+from threading import RLock
 from types import ModuleType, NoneType
 from typing import TYPE_CHECKING, Any, NoReturn, TypeGuard, overload
 
@@ -315,6 +316,10 @@ DEFAULTS_OF_THEIR_OWN = frozenset({"hub", "ofa", "openai", "interrogator"})
 _NO_TEXT = "{} gives embeddings, not text: use `captioner embed`."
 
 
+_ONE_AT_A_TIME = RLock()
+"""transformers changes what belongs to the whole process while it loads: of two threads both failed."""
+
+
 class _Loader:
     """Loads a model and those that it is made of: each once, and none as a part of itself."""
 
@@ -337,7 +342,7 @@ class _Loader:
             options = self._options(resolved)
             parts = (lambda other: self.load(other, whole),) if resolved.module in zoo.COMPOSED else ()
             # Twice: what is laid out for the processor is there beside what was read.
-            with memory.on_large_pages(2 * sum(file.stat().st_size for file in resolved.weights)):
+            with _ONE_AT_A_TIME, memory.on_large_pages(2 * sum(file.stat().st_size for file in resolved.weights)):
                 model = module.load(resolved.source, options, *parts)
             self.loaded[resolved] = _ready(resolved, module, model, options)
             if resolved.module == "ensemble" and not inside and "interrogator" not in _modules(self.loaded):

@@ -3,6 +3,7 @@
 import io
 import json
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -247,3 +248,10 @@ def test_an_option_of_an_ensemble_may_be_for_one_member(tiny_checkpoint, tmp_pat
 def test_what_is_no_picture_is_named(images: object) -> None:
     with pytest.raises(BadInput, match=r"(NoneType|int) is no picture: give a path, a PIL image, an array or bytes"):
         captioner.load("mini").generate(images)
+
+
+def test_threads_may_load_at_the_same_time(tiny_checkpoint) -> None:
+    folder = str(tiny_checkpoint("blip"))
+    with ThreadPoolExecutor(4) as pool:
+        loaded = list(pool.map(captioner.load, 4 * [folder]))
+    assert len({model.generate([Image.new("RGB", (40, 30), "teal")])[0].text for model in loaded}) == 1
