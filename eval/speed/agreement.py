@@ -14,6 +14,7 @@ from captioner import compute, pipeline, zoo
 from captioner.compute import agreement
 from captioner.contracts import LoadOptions
 from captioner.errors import BadInput
+from captioner.files.cache import cache_to_write
 from captioner.sinks.row import groups
 from captioner.statistics import Interval, paired_difference
 from captioner.text.embedding import text_embedder
@@ -50,6 +51,9 @@ def measure(model: str, precisions: Sequence[str], pairs: Pairs, device: str = "
     others = [precision for precision in precisions if precision != WITH]
     if not others:
         raise BadInput(f"Name a precision to compare with {WITH}: --precisions fp32,bf16")
+    folder = zoo.resolve(model).folder
+    if keeps := folder is not None and folder.is_dir() and compute.device(device).type == "cpu":
+        cache_to_write("precision")  # before what may take hours
     vectors: dict[str, np.ndarray] = {}
     texts: dict[str, list[str]] = {}
     embed = text_embedder(None)
@@ -59,13 +63,13 @@ def measure(model: str, precisions: Sequence[str], pairs: Pairs, device: str = "
     truths = embed([item.truths[0] for item in pairs.items])
     to_truth = {precision: (vectors[precision] * truths).sum(1) for precision in vectors}
     prompts = [item.truths[0] for item in pairs.items]
-    folder, measured = zoo.resolve(model).folder, []
+    measured = []
     for precision in others:
         same = float(np.mean([a == b for a, b in zip(texts[WITH], texts[precision], strict=True)]))
         loss = paired_difference(to_truth[precision], to_truth[WITH], prompts).interval
         cosine = float((vectors[WITH] * vectors[precision]).sum(1).mean())
         measured.append(Agreement(precision, len(prompts), same, cosine, loss))
-        if folder is not None and folder.is_dir() and compute.device(device).type == "cpu":
+        if folder is not None and keeps:
             agreement.keep(folder, precision, same, len(prompts))
     return measured
 

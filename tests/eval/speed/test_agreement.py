@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from captioner.compute import agreement as kept
-from captioner.errors import BadInput
+from captioner.errors import BadInput, BadOutput
 from eval.data import Pairs, read_pairs
 from eval.speed import agreement
 
@@ -43,3 +43,13 @@ def test_float64_agrees_with_fp32_and_int8_is_kept_too(
 def test_nothing_to_compare_is_refused(pairs: Pairs) -> None:
     with pytest.raises(BadInput, match="fp32,bf16"):
         agreement.measure("mini", ["fp32"], pairs)
+
+
+def test_a_cache_that_takes_nothing_is_told_before_a_picture_is_captioned(
+    pairs: Pairs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("CAPTIONER_CACHE", str(tmp_path / "file" / "cache"))
+    monkeypatch.setattr(agreement, "_captions", lambda *_: pytest.fail("a picture was captioned"))
+    with pytest.raises(BadOutput, match="CAPTIONER_CACHE"):
+        agreement.measure("mini", ["fp32", "bf16"], pairs, "cpu")
