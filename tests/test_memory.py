@@ -31,7 +31,7 @@ def has_large_pages() -> bool:
 
 def test_freed_memory_is_given_back() -> None:
     process = psutil.Process()
-    kept = [bytes(100_000) for _ in range(2000)]  # below the size that goes back by itself
+    kept = [b"x" * 100_000 for _ in range(2000)]  # below the size that goes back by itself
     last = kept[-1]  # at the end of it, so that the rest cannot go back
     del kept
     before = process.memory_info().rss
