@@ -342,7 +342,7 @@ class _Loader:
             options = self._options(resolved)
             parts = (lambda other: self.load(other, whole),) if resolved.module in zoo.COMPOSED else ()
             # Twice: what is laid out for the processor is there beside what was read.
-            with _ONE_AT_A_TIME, memory.on_large_pages(2 * sum(file.stat().st_size for file in resolved.weights)):
+            with _ONE_AT_A_TIME, memory.on_large_pages(2 * resolved.bytes_of_weights):
                 model = module.load(resolved.source, options, *parts)
             self.loaded[resolved] = _ready(resolved, module, model, options)
             if resolved.module == "ensemble" and not inside and "interrogator" not in _modules(self.loaded):

@@ -128,12 +128,13 @@ class Resolved:
         return self.folder if self.address is None else self.address
 
     @property
-    def weights(self) -> list[Path]:
-        """The files that its weights are read from, those of an adapter's base too."""
+    def bytes_of_weights(self) -> int:
+        """How much is read from files when it is loaded, from those of an adapter's base too."""
         folders = [self.folder] if self.folder is not None and self.folder.is_dir() else []
         if folders and (folders[0] / "adapter_config.json").is_file():
             folders += [base for base in (base_of(folders[0]).folder,) if base is not None]
-        return [file for folder in folders for file in folder.iterdir() if file.suffix in (".safetensors", ".bin")]
+        files = (file for folder in folders for file in folder.iterdir() if file.suffix in (".safetensors", ".bin"))
+        return sum(file.stat().st_size for file in files if file.is_file())
 
     @property
     def side(self) -> int | None:

@@ -3,6 +3,7 @@
 import io
 import json
 import pickle
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -255,3 +256,11 @@ def test_threads_may_load_at_the_same_time(tiny_checkpoint) -> None:
     with ThreadPoolExecutor(4) as pool:
         loaded = list(pool.map(captioner.load, 4 * [folder]))
     assert len({model.generate([Image.new("RGB", (40, 30), "teal")])[0].text for model in loaded}) == 1
+
+
+def test_weights_whose_link_leads_nowhere_are_none(tiny_checkpoint, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_checkpoint("blip"), tmp_path / "blip")
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(BadCheckpoint, match="has no weights"):
+        captioner.load(str(folder))

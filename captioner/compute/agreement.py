@@ -37,7 +37,7 @@ def bf16_agrees(folder: Path) -> bool:
 
 def _file(folder: Path) -> Path:
     """Another file for other weights."""
-    weights = sorted(file for file in folder.iterdir() if file.suffix in (".safetensors", ".bin"))
+    weights = sorted(file for file in folder.iterdir() if file.suffix in (".safetensors", ".bin") and file.is_file())
     statuses = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in weights]
     digest = hashlib.sha256(repr((str(folder.resolve()), statuses)).encode("utf-8", "surrogatepass")).hexdigest()
     return cache_folder("precision") / f"{digest[:32]}.json"

@@ -246,8 +246,8 @@ class Int8Linear(nn.Module):
     """A linear layer for inference on a CPU with weights of 8 bits, one scale an output, and rows quantised as they
     come, one scale a row: what becomes of a row does not depend on its neighbours.
 
-    BLIP reads a picture in half the time that torch's `quantize_dynamic` takes, and MiniLM errs a third as much. dtype:
-    of what goes in and comes out.
+    BLIP reads a picture 1.8 times as fast as by torch's `quantize_dynamic`, and MiniLM errs a third as much. dtype: of
+    what goes in and comes out.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype = torch.float32) -> None:

@@ -83,12 +83,12 @@ class Model:
         """Pictures at a time: as many as pay, or as fit into memory."""
         if self.is_remote:
             return BATCH  # requests at once; whose memory it is, the server knows
-        weights = self._resolved.weights  # before the import, which takes seconds
+        size = self._resolved.bytes_of_weights  # before the import, which takes seconds
         from captioner import compute
 
         where = compute.device(self.options.device)
         most = BATCH if where.type == "cpu" else BATCH_ON_GPU
-        return compute.fits(sum(file.stat().st_size for file in weights), where, most)
+        return compute.fits(size, where, most)
 
     @property
     def is_remote(self) -> bool:

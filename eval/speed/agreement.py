@@ -52,7 +52,9 @@ def measure(model: str, precisions: Sequence[str], pairs: Pairs, device: str = "
     if not others:
         raise BadInput(f"Name a precision to compare with {WITH}: --precisions fp32,bf16")
     folder = zoo.resolve(model).folder
-    if keeps := folder is not None and folder.is_dir() and compute.device(device).type == "cpu":
+    if folder is not None and not (folder.is_dir() and compute.device(device).type == "cpu"):
+        folder = None  # nothing is kept of it
+    if folder is not None:
         cache_to_write("precision")  # before what may take hours
     vectors: dict[str, np.ndarray] = {}
     texts: dict[str, list[str]] = {}
@@ -69,7 +71,7 @@ def measure(model: str, precisions: Sequence[str], pairs: Pairs, device: str = "
         loss = paired_difference(to_truth[precision], to_truth[WITH], prompts).interval
         cosine = float((vectors[WITH] * vectors[precision]).sum(1).mean())
         measured.append(Agreement(precision, len(prompts), same, cosine, loss))
-        if folder is not None and keeps:
+        if folder is not None:
             agreement.keep(folder, precision, same, len(prompts))
     return measured
 
