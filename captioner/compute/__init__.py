@@ -25,7 +25,7 @@ from captioner.compute.packed import (
     read_as_half,
     traced,
 )
-from captioner.compute.threads import side_by_side
+from captioner.compute.threads import each_alone, side_by_side
 
 __all__ = [
     "DTYPES",
@@ -36,6 +36,7 @@ __all__ = [
     "bf16_agrees",
     "convolved_relu6",
     "device",
+    "each_alone",
     "fits",
     "free_memory",
     "fuse_gelu",

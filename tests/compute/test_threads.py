@@ -1,0 +1,52 @@
+"""Threads that compute side by side: each alone, in order, and without a trace in the threads that do not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+from captioner import compute
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+def openmp_threads(_: object = None) -> int:
+    """How many threads the next product here is shared by; torch's own figure is asked for first, as it sets that."""
+    torch.get_num_threads()
+    counts = [line for line in torch.__config__.parallel_info().splitlines() if "omp_get_max_threads" in line]
+    return int(counts[0].rsplit(maxsplit=1)[-1])
+
+
+def test_each_computes_alone_and_others_as_before(two_threads: None) -> None:
+    assert list(compute.side_by_side().map(openmp_threads, range(4))) == [1] * 4
+    assert openmp_threads() == torch.get_num_threads() == 2
+
+
+@pytest.mark.parametrize("items", [1, 2, 5])
+@torch.inference_mode()
+def test_each_item_is_computed_once_and_in_order(two_threads: None, items: int) -> None:
+    shared = []
+
+    def doubled(item: Tensor) -> Tensor:
+        shared.append(torch.get_num_threads())
+        return 2 * item
+
+    batch = torch.arange(3 * items).view(items, 3)
+    assert torch.equal(compute.each_alone(doubled, batch), 2 * batch)
+    assert sorted(shared) == [1] * (items // 2 * 2) + [2] * (items % 2)  # what is left over is shared by both
+
+
+def test_gradients_are_kept(two_threads: None) -> None:
+    batch = torch.ones(4, 2, requires_grad=True)
+    compute.each_alone(lambda item: 3 * item, batch).sum().backward()
+    assert batch.grad is not None
+    assert batch.grad.eq(3).all()
