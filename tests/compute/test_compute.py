@@ -102,9 +102,29 @@ def test_a_traced_function_is_the_same_for_other_sizes(model: Model) -> None:
 
 def test_what_cannot_be_traced_stays_as_it_is(model: Model) -> None:
     assert compute.traced(str, model, torch.randn(1, 1, 16)) is str  # a text is no tensor
-    packed = compute.PackedLinear(model.first.weight.detach(), None)
-    if packed.packed is not None:
-        assert compute.traced(packed.forward, packed, torch.randn(1, 16)) == packed.forward
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
+def test_packed_layers_are_traced(precision: str) -> None:
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.Linear(16, 64), nn.Linear(64, 8, bias=False))
+    layers = compute.prepare(plain, LoadOptions(device="cpu", precision=precision))
+    if not isinstance(layers[0], (compute.PackedLinear, compute.Int8Linear)) or layers[0].packed is None:
+        pytest.skip("here it is torch's own layer")
+    dtype = layers[0].weight.dtype
+    traced = compute.traced(layers.forward, layers, torch.randn(1, 16, dtype=dtype))
+    assert traced != layers.forward
+    others = torch.randn(5, 16, dtype=dtype)
+    assert torch.equal(traced(others), layers(others))
+
+
+def test_many_rows_of_a_narrow_layer_are_multiplied_in_parts() -> None:
+    torch.manual_seed(0)
+    layer = compute.PackedLinear(torch.randn(8, 16, dtype=torch.bfloat16), torch.randn(8, dtype=torch.bfloat16), "gelu")
+    x = torch.randn(2, 289, 16, dtype=torch.bfloat16)
+    y = layer(x)
+    assert y.shape == (2, 289, 8)
+    torch.testing.assert_close(y, torch.stack([layer(picture) for picture in x]))
 
 
 def test_fp32_is_packed_and_float64_is_not(model: Model, avx512: None) -> None:

@@ -39,6 +39,7 @@ AT_ONCE = 2
 class Mini(PrefixDecoder, nn.Module):
     """EfficientNet-Lite2, head, mapper, GPT-2 and gist under the key names of the clip-prefix family."""
 
+    backbone: Statistics
     head: JointHead
 
     def __init__(self, config: dict) -> None:
@@ -206,6 +207,7 @@ def load(folder: Path, options: LoadOptions) -> MiniSpeaker:
     positions = model.gpt.config.n_positions - model.config.prefix_length
     model = compute.prepare(model, options, small=nn.ModuleList([model.gpt, model.head]))
     if model.device.type == "cpu" and model.dtype == torch.float32:
+        model.backbone.tower.pack()
         model.head = HalfHead(model.head)
         with safe_open(file, "pt") as stored:  # of a table that stays in the file only the rows looked up are read
             model.gist = nn.Embedding.from_pretrained(stored.get_tensor("gist.weight"))
