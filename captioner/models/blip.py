@@ -7,7 +7,8 @@ transformers copies them to every beam and moves the copies at every step.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -21,6 +22,7 @@ from transformers.modeling_outputs import CausalLMOutput
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 from transformers.models.blip.modeling_blip import BlipEncoderLayer, BlipMLP
 from transformers.models.blip.modeling_blip_text import (
+    BlipTextEmbeddings,
     BlipTextIntermediate,
     BlipTextLayer,
     BlipTextOutput,
@@ -49,12 +51,15 @@ GELU_AFTER = (
 class Blip(BlipForConditionalGeneration):
     """transformers' BLIP as a decoder that reads an image once and then steps."""
 
+    fixed = False
+    """Its weights change no more: a step may be traced."""
+
     def encode(self, pixels: Tensor) -> Tensor:
         if pixels.device.type != "cpu":
             return self._encode(pixels)
-        # One picture at a time: the products are large enough, and its buffers small enough that malloc keeps their
-        # pages. For a batch of 8 each would be mapped and cleared anew.
-        return torch.cat([self._encode(picture) for picture in pixels.split(1)])
+        # Picture by picture: the products are large enough, and the buffers small enough that malloc keeps their pages.
+        # For a batch of 8 each would be mapped and cleared anew.
+        return compute.each_alone(self._encode, pixels)
 
     def _encode(self, pixels: Tensor) -> Tensor:
         """The vision transformer on its own weights; training goes through transformers' `vision_model`."""
@@ -82,33 +87,77 @@ class Blip(BlipForConditionalGeneration):
         return self.remember(self.encode(pixels))
 
     def step(self, tokens: Tensor, memory: ImageMemory, past: TextCache | None) -> tuple[Tensor, TextCache]:
-        past = past or TextCache()
-        states = self._decode(tokens, memory, past)
-        return self.text_decoder.cls(states[:, -1]), past
+        past = past or self._begin(len(tokens))
+        return self._read_on(tokens, memory, past), past
 
-    def _decode(
+    def _begin(self, rows: int) -> TextCache:
+        text = text_config(self.config)
+        nothing = self._embeddings.word_embeddings.weight.new_empty(rows, 0, text.hidden_size)
+        return TextCache.begin(len(self.text_layers()), _heads(nothing, text.num_attention_heads))
+
+    def _read_on(
         self, tokens: Tensor, memory: ImageMemory, past: TextCache, watched: list[Tensor] | None = None
     ) -> Tensor:
-        """What the layers make of the next tokens `[rows, t]` → `[rows, t, width]`.
+        """What may follow the next tokens `[rows, t]` → logits `[rows, vocabulary]`; `watched`: see `_write`."""
+        before, t = past.length, tokens.shape[1]
+        embedded = self._embeddings(tokens, self._embeddings.position_ids[:, before : before + t])
+        keys, values = zip(*(past.extend(layer, t) for layer in range(len(past.layers))), strict=True)
+        image_keys, image_values = zip(*memory.layers, strict=True)
+        if t == 1 and self.fixed and watched is None:
+            return self._traced(embedded, keys, values, image_keys, image_values)
+        return self._write(embedded, keys, values, image_keys, image_values, watched)
+
+    @cached_property
+    def _traced(self) -> Callable[..., Tensor]:
+        """`_write` for one more token of every text."""
+        text, layers = text_config(self.config), len(self.text_layers())
+        word = self._embeddings.word_embeddings.weight.new_zeros(1, 1, text.hidden_size)
+        head = _heads(word.expand(1, 2, -1), text.num_attention_heads)
+        texts = [[head.clone() for _ in range(layers)] for _ in range(2)]
+        images = [head.transpose(-1, -2).contiguous()] * layers, [head.contiguous()] * layers
+        return compute.traced(self._write, self.text_decoder, word, *texts, *images)
+
+    def _write(
+        self,
+        x: Tensor,
+        keys: Sequence[Tensor],
+        values: Sequence[Tensor],
+        image_keys: Sequence[Tensor],
+        image_values: Sequence[Tensor],
+        watched: list[Tensor] | None = None,
+    ) -> Tensor:
+        """The text decoder over the last t positions → logits after the last `[rows, vocabulary]`.
 
         It calls the layers' products and norms, but not their modules: for a few rows those calls take a third of the
-        time. The weights of the attention to a single picture `[1, heads, t, regions]` are added to `watched`.
+        time.
+
+        Args:
+            x: the embedded tokens `[rows, t, width]`.
+            keys, values: of every layer, those of the text `[rows, heads, length, head_dim]`, whose last t are written
+                here.
+            image_keys, image_values: as `attend_image` wants them.
+            watched: here each layer's attention to a single picture `[1, heads, t, regions]` is added.
         """
-        embeddings, heads = self.text_decoder.bert.embeddings, text_config(self.config).num_attention_heads
-        positions = embeddings.position_ids[:, past.length : past.length + tokens.shape[1]]
-        x = embeddings(input_ids=tokens, position_ids=positions).flatten(0, 1)  # [rows · t, width]
-        for layer, block in enumerate(self.text_layers()):
-            query, keys, values = _projected(block.attention.self, x).view(*tokens.shape, 3, heads, -1).unbind(2)
-            past_keys, past_values = past.append(layer, keys.transpose(1, 2), values.transpose(1, 2))
-            mixed = attend_text(query.transpose(1, 2), past_keys, past_values)
+        rows, t, _ = x.shape
+        heads, t = text_config(self.config).num_attention_heads, int(t)  # a constant also where this is traced
+        x = x.flatten(0, 1)  # [rows · t, width]
+        of_layers = zip(self.text_layers(), keys, values, image_keys, image_values, strict=True)
+        for block, all_keys, all_values, of_image, values_of_image in of_layers:
+            projected = _projected(block.attention.self, x).view(rows, t, 3, heads, -1)
+            query, all_keys[:, :, -t:], all_values[:, :, -t:] = projected.permute(2, 0, 3, 1, 4).unbind()
+            mixed = attend_text(query, all_keys, all_values)
             x = _added(block.attention.output, _merged(mixed).flatten(0, 1), x)
-            query = block.crossattention.self.query(x).view(*tokens.shape, heads, -1).transpose(1, 2)
+            query = block.crossattention.self.query(x).view(rows, t, heads, -1).transpose(1, 2)
             if watched is not None:
-                watched.append((query * query.shape[-1] ** -0.5 @ memory.layers[layer][0]).softmax(-1))
-            mixed = attend_image(query, *memory.layers[layer])
+                watched.append((query * query.shape[-1] ** -0.5 @ of_image).softmax(-1))
+            mixed = attend_image(query, of_image, values_of_image)
             x = _added(block.crossattention.output, _merged(mixed).flatten(0, 1), x)
             x = _added(block.output, block.intermediate(x), x)
-        return x.view(*tokens.shape, -1)
+        return self.text_decoder.cls(x.view(rows, t, -1)[:, -1])
+
+    @property
+    def _embeddings(self) -> BlipTextEmbeddings:
+        return self.text_decoder.bert.embeddings
 
     def text_layers(self) -> list[BlipTextLayer]:
         """The layers of the text decoder."""
@@ -138,7 +187,7 @@ class Blip(BlipForConditionalGeneration):
         Cross-attention to one picture, pixels `[1, 3, h, w]`, averaged over layers and heads, the class token left out.
         """
         watched: list[Tensor] = []
-        self._decode(torch.tensor([list(ids)], device=self.device), self.read(pixels), TextCache(), watched)
+        self._read_on(torch.tensor([list(ids)], device=self.device), self.read(pixels), self._begin(1), watched)
         mean = torch.stack(watched).mean((0, 2))[0]  # [ids, 1 + patches]
         patch = narrowed(vision_config(self.config).patch_size, int)
         return mean[:, 1:].unflatten(1, (pixels.shape[2] // patch, pixels.shape[3] // patch))
@@ -231,6 +280,7 @@ class BlipProcessor:
 def load(folder: Path, options: LoadOptions) -> SearchedDecoder:
     model = checkpoint.load_pretrained(Blip, folder, options, encoder="vision_model", before=join_projections)
     fuse_gelu(model)
+    model.fixed = True
     processor, text = BlipProcessor.from_folder(folder), text_config(model.config)
     ids = (*processor.start_ids, *processor.eos_ids, processor.pad_id, max(processor.tokenizer.get_vocab().values()))
     checkpoint.check_ids(folder, text.vocab_size, ids)

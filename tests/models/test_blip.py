@@ -64,6 +64,25 @@ def test_steps_give_the_logits_of_transformers(folder: Path, joined: bool) -> No
         torch.testing.assert_close(logits, expected[:, place])
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "float64"])
+@torch.inference_mode()
+def test_a_traced_step_gives_the_same_numbers(folder: Path, precision: str) -> None:
+    model = blip.load(folder, LoadOptions(device="cpu", precision=precision)).model
+    assert model.fixed
+    assert model._traced != model._write
+    memory = model.read(torch.randn(2, 3, 32, 32).to(model.dtype))
+    ids = torch.randint(0, 60, (6, 5))  # 2 images × 3 beams
+    order = torch.tensor([1, 1, 0, 3, 5, 4])
+    logits: list[torch.Tensor] = []
+    for model.fixed in (True, False):
+        _, past = model.step(ids[:, :2], memory, None)
+        for place in range(2, 5):
+            step, past = model.step(ids[:, place : place + 1], memory, past.select(order))
+            logits.append(step)
+    for traced, plain in zip(logits[:3], logits[3:], strict=True):
+        assert torch.equal(traced, plain)
+
+
 def test_training_loss_and_gradients_are_those_of_transformers(folder: Path) -> None:
     theirs = BlipForConditionalGeneration.from_pretrained(folder).double().eval()
     ours = checkpoint.read_model(Blip, folder, torch.float64)

@@ -38,6 +38,13 @@ class TextCache:
         self.layers: list[tuple[Tensor, Tensor]] = []  # the first token of a text appends them, in order
         self._buffer: Tensor | None = None  # [layers, 2, rows, heads, room, head_dim]; they are the beginning of it
 
+    @classmethod
+    def begin(cls, layers: int, nothing: Tensor) -> TextCache:
+        """Of texts without a word yet. nothing: the keys or values of one layer `[rows, heads, 0, head_dim]`"""
+        cache = cls()
+        cache.layers = [(nothing, nothing)] * layers
+        return cache
+
     @property
     def length(self) -> int:
         return self.layers[0][0].shape[2] if self.layers else 0
@@ -107,8 +114,8 @@ def attend_image(
     queries reads them in order so, and takes 0.6 times as long; values [images, heads, regions, head_dim]; bias of
     positions [heads, t, regions]. Returns [rows, heads, t, head_dim].
     """
-    rows, heads, t, dim = query.shape
-    images = keys.shape[0]
+    rows, heads, t, _ = query.shape
+    images, dim = keys.shape[0], int(query.shape[3])  # a constant also where this is traced
     beams = rows // images
     folded = query.view(images, beams, heads, t, dim).transpose(1, 2).reshape(images * heads, beams * t, dim)
     scores = torch.bmm(folded * (scale or dim**-0.5), keys.flatten(0, 1))  # [images·heads, beams·t, regions]

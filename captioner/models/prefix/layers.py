@@ -232,9 +232,7 @@ class PrefixDecoder:
     def remember(self, features: Tensor) -> PrefixMemory:
         hidden = self.prefix(features)
         nothing = hidden.unflatten(2, (self.gpt.config.n_head, -1)).transpose(1, 2)[:, :, :0]
-        past = TextCache()
-        for layer in range(len(self.gpt.transformer.h)):
-            past.append(layer, nothing, nothing)
+        past = TextCache.begin(len(self.gpt.transformer.h), nothing)
         logits = self._read_on(hidden, past)
         return PrefixMemory(ImageMemory(past.layers), logits, features)
 
