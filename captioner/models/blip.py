@@ -88,7 +88,8 @@ class Blip(BlipForConditionalGeneration):
 
     def step(self, tokens: Tensor, memory: ImageMemory, past: TextCache | None) -> tuple[Tensor, TextCache]:
         past = past or self._begin(len(tokens))
-        return self._read_on(tokens, memory, past), past
+        states = self._read_on(tokens, memory, past)
+        return self.text_decoder.cls(states[:, -1]), past
 
     def _begin(self, rows: int) -> TextCache:
         text = text_config(self.config)
@@ -98,26 +99,26 @@ class Blip(BlipForConditionalGeneration):
     def _read_on(
         self, tokens: Tensor, memory: ImageMemory, past: TextCache, watched: list[Tensor] | None = None
     ) -> Tensor:
-        """What may follow the next tokens `[rows, t]` → logits `[rows, vocabulary]`; `watched`: see `_write`."""
+        """What the layers make of the next tokens `[rows, t]` → `[rows, t, width]`; `watched`: see `_layers`."""
         before, t = past.length, tokens.shape[1]
         embedded = self._embeddings(tokens, self._embeddings.position_ids[:, before : before + t])
         keys, values = zip(*(past.extend(layer, t) for layer in range(len(past.layers))), strict=True)
         image_keys, image_values = zip(*memory.layers, strict=True)
         if t == 1 and self.fixed and watched is None:
             return self._traced(embedded, keys, values, image_keys, image_values)
-        return self._write(embedded, keys, values, image_keys, image_values, watched)
+        return self._layers(embedded, keys, values, image_keys, image_values, watched)
 
     @cached_property
     def _traced(self) -> Callable[..., Tensor]:
-        """`_write` for one more token of every text."""
+        """`_layers` for one more token of every text."""
         text, layers = text_config(self.config), len(self.text_layers())
         word = self._embeddings.word_embeddings.weight.new_zeros(1, 1, text.hidden_size)
         head = _heads(word.expand(1, 2, -1), text.num_attention_heads)
         texts = [[head.clone() for _ in range(layers)] for _ in range(2)]
         images = [head.transpose(-1, -2).contiguous()] * layers, [head.contiguous()] * layers
-        return compute.traced(self._write, self.text_decoder, word, *texts, *images)
+        return compute.traced(self._layers, self.text_decoder, word, *texts, *images)
 
-    def _write(
+    def _layers(
         self,
         x: Tensor,
         keys: Sequence[Tensor],
@@ -126,7 +127,7 @@ class Blip(BlipForConditionalGeneration):
         image_values: Sequence[Tensor],
         watched: list[Tensor] | None = None,
     ) -> Tensor:
-        """The text decoder over the last t positions → logits after the last `[rows, vocabulary]`.
+        """The text decoder over the last t positions `[rows, t, width]`.
 
         It calls the layers' products and norms, but not their modules: for a few rows those calls take a third of the
         time.
@@ -153,7 +154,7 @@ class Blip(BlipForConditionalGeneration):
             mixed = attend_image(query, of_image, values_of_image)
             x = _added(block.crossattention.output, _merged(mixed).flatten(0, 1), x)
             x = _added(block.output, block.intermediate(x), x)
-        return self.text_decoder.cls(x.view(rows, t, -1)[:, -1])
+        return x.view(rows, t, -1)
 
     @property
     def _embeddings(self) -> BlipTextEmbeddings:

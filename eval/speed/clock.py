@@ -80,7 +80,7 @@ def peak(action: Callable[[], object]) -> int:
 
 
 def flops(action: Callable[[], object]) -> int:
-    """Floating-point operations of the matrix products, packed ones included."""
+    """Floating-point operations of this thread's matrix products, packed ones included."""
 
     def packed(x_shape, weight_shape, *_args, out_shape=None, **_kwargs) -> int:
         return 2 * math.prod(x_shape) * weight_shape[0]

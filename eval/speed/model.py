@@ -254,7 +254,8 @@ def _measure(
             row[name] = spread([a / b for a, b in zip(seconds[phase], seconds["total"], strict=True)])
     if alike is theirs and "ratio" in row:
         row["ratio_alike"] = row["ratio"]
-    return row | _ceiling(options, flops(encode), min(seconds["encode"]))
+    operations = batch * flops(lambda: ours.model.read(own_pixels[:1]))  # those of other threads are not counted
+    return row | _ceiling(options, operations, min(seconds["encode"]))
 
 
 def _generating(theirs: Blip, pixels: torch.Tensor) -> Callable[[], torch.Tensor]:

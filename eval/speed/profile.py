@@ -205,7 +205,7 @@ def _floors(speaker: SearchedDecoder, options: LoadOptions, batch: int) -> dict[
     pixels = pixels.to(speaker.model.device, speaker.model.dtype)
     features = speaker.model.encode(pixels)
     floors = {
-        "encode": flops(lambda: speaker.model.encode(pixels)) / fastest,
+        "encode": batch * flops(lambda: speaker.model.encode(pixels[:1])) / fastest,
         "project": flops(lambda: speaker.model.remember(features)) / fastest,
     }
     if isinstance(speaker.model, Blip):

@@ -69,7 +69,7 @@ def test_steps_give_the_logits_of_transformers(folder: Path, joined: bool) -> No
 def test_a_traced_step_gives_the_same_numbers(folder: Path, precision: str) -> None:
     model = blip.load(folder, LoadOptions(device="cpu", precision=precision)).model
     assert model.fixed
-    assert model._traced != model._write
+    assert model._traced != model._layers
     memory = model.read(torch.randn(2, 3, 32, 32).to(model.dtype))
     ids = torch.randint(0, 60, (6, 5))  # 2 images × 3 beams
     order = torch.tensor([1, 1, 0, 3, 5, 4])
