@@ -149,6 +149,7 @@ class ClipPrefix(PrefixDecoder, PreTrainedModel):
 def load(folder: Path, options: LoadOptions) -> PrefixSpeaker:
     """A checkpoint folder → a speaker."""
     model = load_pretrained(ClipPrefix, folder, options)
+    model.fixed = True
     processor, gpt2 = load_processor(folder, model), model.gpt.config
     vocabulary = processor.tokenizer.get_vocab().values()
     check_ids(folder, gpt2.vocab_size, (*processor.eos_ids, processor.pad_id, max(vocabulary, default=None)))

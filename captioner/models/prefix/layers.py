@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,6 +18,7 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from captioner import compute
 from captioner.contracts import PLAIN_REQUEST, Request
 from captioner.decoding import Decoding, DecodingChanges
 from captioner.models.parts.attention import ImageMemory, TextCache, attend_text
@@ -211,6 +213,8 @@ class PrefixDecoder:
     """What each token adds to a text's embedding."""
     forks = True
     """The past holds the prefix: once begun, a text needs no memory (see contracts.py)."""
+    fixed = False
+    """Its weights change no more: a step may be traced."""
 
     @property
     def device(self) -> torch.device:
@@ -251,7 +255,16 @@ class PrefixDecoder:
         t = embedded.shape[1]
         positions = torch.arange(past.length, past.length + t, device=embedded.device)
         keys, values = zip(*(past.extend(layer, t) for layer in range(len(past.layers))), strict=True)
-        return self.gpt2(embedded + self.gpt.transformer.wpe(positions), keys, values)
+        write = self.traced if t == 1 and self.fixed else self.gpt2
+        return write(embedded + self.gpt.transformer.wpe(positions), keys, values)
+
+    @cached_property
+    def traced(self) -> Callable[..., Tensor]:
+        """`gpt2` for one more token of every text."""
+        width, heads, layers = self.gpt.config.n_embd, self.gpt.config.n_head, len(self.gpt.transformer.h)
+        word = torch.zeros(1, 1, width, dtype=self.dtype, device=self.device)
+        past = [word.new_zeros(1, heads, 2, width // heads) for _ in range(2 * layers)]
+        return compute.traced(self.gpt2, self.gpt, word, past[:layers], past[layers:])
 
     def gpt2(self, hidden: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor]) -> Tensor:
         """GPT-2 layer by layer over the last t positions → logits after the last `[rows, vocabulary]`.

@@ -5,9 +5,8 @@ transformers' model classes take longer to import than torch itself, and longer 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
@@ -41,6 +40,7 @@ class Mini(PrefixDecoder, nn.Module):
 
     backbone: Statistics
     head: JointHead
+    fixed = True
 
     def __init__(self, config: dict) -> None:
         super().__init__()
@@ -52,17 +52,6 @@ class Mini(PrefixDecoder, nn.Module):
         self.mapper = MlpMapper(self.config.joint_dim, self.config.prefix_length, gpt2.n_embd)
         self.gpt = Gpt2(gpt2)
         self.gist = nn.Embedding(gpt2.vocab_size, self.config.joint_dim)
-
-    def gpt2(self, hidden: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor]) -> Tensor:
-        return (self.traced if hidden.shape[1] == 1 else super().gpt2)(hidden, keys, values)
-
-    @cached_property
-    def traced(self) -> Callable:
-        """`gpt2` for one more token of every text."""
-        width, heads, layers = self.gpt.config.n_embd, self.gpt.config.n_head, len(self.gpt.transformer.h)
-        word = torch.zeros(1, 1, width, dtype=self.dtype, device=self.device)
-        past = [word.new_zeros(1, heads, 2, width // heads) for _ in range(2 * layers)]
-        return compute.traced(super().gpt2, self.gpt, word, past[:layers], past[layers:])
 
 
 class MiniSpeaker(PrefixSpeaker):

@@ -44,6 +44,7 @@ def processor(model) -> PrefixProcessor:
 @torch.inference_mode()
 def test_ids_equal_those_of_transformers(seed, settings):
     model = tiny.model(seed, **MAPPERS[seed % 2]).double()
+    model.fixed = seed > 0  # its step is traced, as that of a loaded model
     features = torch.randn(3, 16, generator=torch.Generator().manual_seed(seed)).double()
     ours = search(model, model.remember(features), processor(model), Decoding(max_new_tokens=9, **settings))
     theirs = model.gpt.generate(
@@ -54,6 +55,24 @@ def test_ids_equal_those_of_transformers(seed, settings):
     expected = [row[: row.index(eos)] if eos in row else row for row in theirs.tolist()]
     assert [found.ids for of_image in ours for found in of_image] == expected
     assert len({tuple(ids) for ids in expected}) > 1
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "float64"])
+@torch.inference_mode()
+def test_a_traced_step_gives_the_same_numbers(folder, precision):
+    model = clip_prefix.load(folder, LoadOptions(device="cpu", precision=precision)).model
+    assert model.fixed
+    assert model.traced != model.gpt2
+    memory = model.remember(torch.randn(2, model.config.joint_dim).to(model.dtype))
+    ids = torch.randint(0, 60, (6, 3))  # 2 images × 3 texts
+    logits: list[torch.Tensor] = []
+    for model.fixed in (True, False):
+        _, past = model.step(ids[:, :0], memory, None)
+        for place in range(3):
+            step, past = model.step(ids[:, place : place + 1], memory, past.select(torch.tensor([1, 1, 0, 3, 5, 4])))
+            logits.append(step)
+    for traced, plain in zip(logits[:3], logits[3:], strict=True):
+        assert torch.equal(traced, plain)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "float64"])
