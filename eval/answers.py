@@ -154,6 +154,18 @@ class Settings:
     precision: str = "auto"
     embedder: str | None = None
 
+    @property
+    def load_options(self) -> LoadOptions:
+        return LoadOptions(device=self.device, precision=self.precision, embedder=self.embedder)
+
+
+def check(request: Request, settings: Settings) -> None:
+    """Refuse a misspelled name before any model is asked; what is wrong inside a model or a table is its row's."""
+    for table in request.tables:
+        tables.check(table)
+    if not request.tables:
+        baselines.check(request.name, settings.load_options)
+
 
 @dataclass
 class Answered:
@@ -252,8 +264,7 @@ def _ask_model(
     def load() -> Model:
         if not loaded:
             start = time.perf_counter()
-            options = LoadOptions(device=settings.device, precision=settings.precision, embedder=settings.embedder)
-            loaded.append(baselines.load(request.name, options))
+            loaded.append(baselines.load(request.name, settings.load_options))
             answered.load_seconds = time.perf_counter() - start
         return loaded[0]
 

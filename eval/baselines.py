@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from captioner import pipeline
+from captioner.contracts import PLAIN_REQUEST
 from captioner.errors import BadInput
 from captioner.pipeline import LazyEmbedder
 from captioner.prompt import Prompt
@@ -69,6 +71,14 @@ class Baseline:
     def vectors(self, images: Sequence[Image]) -> np.ndarray:
         """As `embed`."""
         return self.embed(images)
+
+
+def check(name: str, options: LoadOptions) -> None:
+    """Refuse what can be told to be no model before anything is read; loading says the rest."""
+    if (folder := index_of(name)) is not None:
+        check_index(folder)
+    else:
+        pipeline.check(name.removesuffix(EXPECTED), options, PLAIN_REQUEST, speaks=False)
 
 
 def load(name: str, options: LoadOptions) -> Model:

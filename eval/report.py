@@ -16,7 +16,7 @@ from captioner.files.cache import cache_to_write
 from captioner.pairs.layouts import ReadOptions
 from captioner.statistics import RESAMPLES, SEED
 from eval import anatomy, measure, protocols, provenance, store
-from eval.answers import Answered, Settings, Track, ask, requests
+from eval.answers import Answered, Settings, Track, ask, check, requests
 from eval.data import Pairs, read_pairs
 from eval.measure import Instruments, Measures
 from eval.redraw import Redrawn, add_likeness
@@ -52,6 +52,8 @@ def report(
     wanted = requests(models)
     labels = [request.label for request in wanted]
     training_data = provenance.parse_trained_on(trained_on, labels)
+    for request in wanted:
+        check(request, settings)
     protocol = measure.prepare(measures, settings)
     compute.precision(settings.precision, compute.device(settings.device))
     store.prepare(out, figures_only)

@@ -22,10 +22,15 @@ def is_table(name: str) -> bool:
     return name.lower().endswith(ENDINGS)
 
 
-def read_rows(table: Path, needed: Iterable[str]) -> list[Row]:
-    """Every row with our names for the columns; a value that is missing is None."""
+def check(table: Path) -> None:
+    """Refuse a table that is not there."""
     if not table.is_file():
         raise BadInput(f"{table} is a folder, not a table." if table.is_dir() else f"There is no {table}.")
+
+
+def read_rows(table: Path, needed: Iterable[str]) -> list[Row]:
+    """Every row with our names for the columns; a value that is missing is None."""
+    check(table)
     rows = _json_rows(table) if table.suffix.lower() == ".jsonl" else _csv_rows(table)
     if not rows:
         raise BadInput(f"{table} has no rows.")

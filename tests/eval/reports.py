@@ -1,6 +1,7 @@
 """What the tests of reports share."""
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, TypeVar
 
 from eval import store
@@ -12,6 +13,13 @@ Step = TypeVar("Step")
 def quietly(steps: Iterable[Step], total: int | None, what: str) -> Iterable[Step]:
     """No progress bar."""
     return steps
+
+
+def broken_model(folder: Path) -> Path:
+    """A checkpoint whose weights were not copied."""
+    folder.mkdir()
+    (folder / "config.json").write_text('{"model_type": "direct"}')
+    return folder
 
 
 def begun(title: str, resamples: int, notes: list[str]) -> dict[str, Any]:

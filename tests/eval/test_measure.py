@@ -23,7 +23,7 @@ from eval.metrics import Remembering, cosines
 from eval.provenance import near_duplicates, training_blocks
 from eval.report import report
 from eval.results import Results, detectable
-from tests.eval.reports import quietly
+from tests.eval.reports import broken_model, quietly
 
 PROMPTS = ["a red fox, oil painting", "a castle at night, 4k", "a robot, digital art, 4k", "two cats"]
 
@@ -99,12 +99,13 @@ def test_several_tables_are_one_row_too(pictures: Path, tmp_path: Path) -> None:
 
 
 def test_a_failure_keeps_its_traceback(pictures: Path, tmp_path: Path) -> None:
-    written = make(pictures, ["broken=/no/such/model"], tmp_path / "out")
+    models = [f"broken={broken_model(tmp_path / 'broken')}"]
+    written = make(pictures, models, tmp_path / "out")
     (row,) = json.loads((tmp_path / "out" / "report.json").read_text())["models"]
     assert row == written["models"][0]
-    assert "MissingModel" in row["traceback"]
+    assert "BadCheckpoint" in row["traceback"]
     assert row["traceback"].startswith("Traceback")
-    bare = make(pictures, ["broken=/no/such/model"], tmp_path / "bare", figures_only=True)
+    bare = make(pictures, models, tmp_path / "bare", figures_only=True)
     assert bare["models"][0]["traceback"] is None
 
 

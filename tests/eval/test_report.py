@@ -16,7 +16,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from captioner.contracts import LoadOptions
-from captioner.errors import BadCheckpoint, BadInput, BadOutput, MissingModel
+from captioner.errors import BadCheckpoint, BadInput, BadOutput, CaptionerError, MissingModel
 from captioner.models.knn.build import Recipe, build
 from captioner.pairs.fingerprint import fingerprint
 from captioner.text.minilm import packaged_minilm
@@ -28,7 +28,7 @@ from eval.measure import Measures
 from eval.provenance import weights_hash
 from eval.report import report
 from eval.results import Results
-from tests.eval.reports import quietly
+from tests.eval.reports import broken_model, quietly
 
 PROMPTS = ["a red fox in the snow, oil painting", "a castle at night", "portrait of a robot, digital art", "two cats"]
 
@@ -70,7 +70,7 @@ def test_a_whole_report(pictures: Path, tmp_path: Path, tiny_checkpoint) -> None
         f"vit={tiny_checkpoint('direct')}",
         texts_file(tmp_path, "truth", good),
         texts_file(tmp_path, "constant", dict.fromkeys(names[:10], "<b>a | picture</b>")),
-        "broken=/no/such/model",
+        f"broken={broken_model(tmp_path / 'broken')}",
     ]
     written = make(pictures, models, tmp_path / "out", gallery=3)
     assert {f.name for f in (tmp_path / "out").iterdir()} == {
@@ -90,7 +90,7 @@ def test_a_whole_report(pictures: Path, tmp_path: Path, tiny_checkpoint) -> None
     for metric in ("levenshtein_ratio", "bleu4", "cider_d", "length"):
         assert rows["vit"]["figures"][metric]["n"] == 0
         assert rows["vit"]["figures"][metric]["mean"] is None
-    assert rows["broken"]["failure"].startswith("No model '/no/such/model'")
+    assert "has no weights" in rows["broken"]["failure"]
     # Four prompts are too few to call anything better: the interval says how little is known.
     assert written["best"]["cosine"] is None
     assert len([d for d in written["differences"] if d["metric"] == "cosine"]) == 6
@@ -102,7 +102,7 @@ def test_a_whole_report(pictures: Path, tmp_path: Path, tiny_checkpoint) -> None
     assert kept.values["cosine"].shape == (12, 4)
     check_page((tmp_path / "out" / "report.html").read_text(), written)
     markdown = (tmp_path / "out" / "report.md").read_text()
-    assert "| broken | not measured: No model" in markdown
+    assert "| broken | not measured: " in markdown
     assert "Published by others, on other data" in markdown
     of_levenshtein = markdown.split("### Levenshtein ratio")[1].split("###")[0]
     assert "| truth |" in of_levenshtein
@@ -216,10 +216,27 @@ def test_no_pictures_no_captions_no_models(pictures: Path, tmp_path: Path) -> No
         make(pictures, ["a=x", "a=y"], tmp_path / "out")
 
 
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("nope", "No model 'nope'"),
+        ("nope+expected", "No model 'nope'"),
+        ("nearest:nope", "nope holds no index"),
+        ("./nope.csv", "There is no nope.csv"),
+    ],
+)
+def test_a_misspelled_model_is_refused_before_another_is_asked(
+    pictures: Path, tmp_path: Path, name: str, reason: str
+) -> None:
+    with pytest.raises(CaptionerError, match=reason):
+        make(pictures, ["mini", name], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_report_of_failures_only_is_still_a_report(pictures: Path, tmp_path: Path) -> None:
-    written = make(pictures, ["one=/no/model", texts_file(tmp_path, "two", {"other": "x"})], tmp_path / "out")
+    written = make(pictures, [f"one={broken_model(tmp_path / 'one')}", texts_file(tmp_path, "two", {"other": "x"})], tmp_path / "out")
     reasons = [model["failure"] for model in written["models"]]
-    assert "No model" in reasons[0]
+    assert "has no weights" in reasons[0]
     assert "answers none of the pictures" in reasons[1]
     assert "Nothing was measured" in (tmp_path / "out" / "report.html").read_text()
 
@@ -326,7 +343,7 @@ def test_another_embedder_reaches_every_part(pictures: Path, tmp_path: Path, tin
 def test_a_report_is_not_replaced_by_one_that_lacks_a_model(pictures: Path, tmp_path: Path) -> None:
     texts = {f"{n:02}.png": "some castle" for n in range(12)}
     a, b = (texts_file(tmp_path, name, texts) for name in "ab")
-    make(pictures, [a, "missing=/no/such/model"], tmp_path / "out")
+    make(pictures, [a, f"broken={broken_model(tmp_path / 'broken')}"], tmp_path / "out")
     make(pictures, [a, b], tmp_path / "out")  # more is fine, and what had failed may go
     before = (tmp_path / "out" / "report.json").read_bytes()
     with pytest.raises(BadOutput, match="also has a: name every model again"):
