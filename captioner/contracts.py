@@ -195,6 +195,14 @@ class LoadOptions:
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16", "float64", "int8")
 """What models compute in; auto is what suits the device."""
+
+
+def check_precision(name: str) -> None:
+    """Refuse what is none of them."""
+    if name not in PRECISIONS:
+        raise BadInput(f"There is no precision {name!r}: use one of {', '.join(PRECISIONS)}.")
+
+
 MODES = ("best", "fast", "classic", "negative")
 """Ways of the interrogator to join a caption and terms."""
 QUALITIES = ("best", "fast")

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeGuard, overload
 import numpy as np
 
 from captioner import memory, zoo
-from captioner.contracts import PLAIN_REQUEST, PRECISIONS, Finishing, ImageEmbedder, LoadOptions, Request, Speaker
+from captioner.contracts import PLAIN_REQUEST, Finishing, ImageEmbedder, LoadOptions, Request, Speaker, check_precision
 from captioner.decoding import Decoding
 from captioner.errors import BadCheckpoint, BadInput
 from captioner.files.json import read_object
@@ -296,8 +296,7 @@ def check(name: str, options: LoadOptions, request: Request, speaks: bool) -> No
     speaks: a text is wanted.
     """
     resolved = zoo.at_hand(name)
-    if options.precision not in PRECISIONS:
-        raise BadInput(f"There is no precision {options.precision!r}: use one of {', '.join(PRECISIONS)}.")
+    check_precision(options.precision)
     if resolved is None or resolved.module == "ensemble":
         return
     if not resolved.speaks:

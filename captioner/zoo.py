@@ -15,9 +15,10 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from captioner.errors import BadCheckpoint, MissingModel
+from captioner.errors import BadCheckpoint, BadInput, MissingModel
 from captioner.files.hub import HUB_ID, cached_folder, hub_folder
 from captioner.files.json import read_object
+from captioner.files.weights import weights_in
 
 BUNDLED = Path(__file__).parent / "bundled"
 
@@ -133,8 +134,7 @@ class Resolved:
         folders = [self.folder] if self.folder is not None and self.folder.is_dir() else []
         if folders and (folders[0] / "adapter_config.json").is_file():
             folders += [base for base in (base_of(folders[0]).folder,) if base is not None]
-        files = (file for folder in folders for file in folder.iterdir() if file.suffix in (".safetensors", ".bin"))
-        return sum(file.stat().st_size for file in files if file.is_file())
+        return sum(file.stat().st_size for folder in folders for file in weights_in(folder))
 
     @property
     def side(self) -> int | None:
@@ -196,6 +196,13 @@ def _hub_id(name: str) -> str:
     return page[1] if page else name
 
 
+def absolute(name: str) -> str:
+    """A model's name for whoever stands in another folder: a path that is there is made absolute."""
+    prefix = "hub:" if name.startswith("hub:") else ""
+    path = os.path.expanduser(name.removeprefix(prefix))
+    return prefix + os.path.abspath(path) if name not in ENTRIES and os.path.exists(path) else name
+
+
 def default() -> str:
     """What `captioner generate` uses when no model is named: the best that is already on this machine."""
     for name in ("blip-large", "blip"):
@@ -230,6 +237,12 @@ def listing() -> list[Listed]:
         where = str(folder) if folder else None
         rows.append(Listed(entry.name, entry.kind, entry.weights or "a folder of yours", where, size, entry.purpose))
     return rows
+
+
+def check_index(folder: Path) -> None:
+    """Refuse a folder that is no index of pictures."""
+    if not (folder / "index.json").is_file():
+        raise BadInput(f"{folder} holds no index: make one with captioner index build.")
 
 
 def is_adapter(folder: Path) -> bool:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from captioner import pipeline
+from captioner import pipeline, zoo
 from captioner.contracts import PLAIN_REQUEST
 from captioner.errors import BadInput
 from captioner.pipeline import LazyEmbedder
@@ -37,12 +37,6 @@ def index_of(name: str) -> Path | None:
     """The index that a baseline is made from; None for every other model."""
     kind, _, folder = name.partition(":")
     return Path(folder).expanduser() if kind in KINDS and folder else None
-
-
-def check_index(folder: Path) -> None:
-    """Say how an index is made where there is none."""
-    if not (folder / "index.json").is_file():
-        raise BadInput(f"{folder} holds no index: `captioner index build DATA --out {folder}` makes one.")
 
 
 class Baseline:
@@ -76,7 +70,7 @@ class Baseline:
 def check(name: str, options: LoadOptions) -> None:
     """Refuse what can be told to be no model before anything is read; loading says the rest."""
     if (folder := index_of(name)) is not None:
-        check_index(folder)
+        zoo.check_index(folder)
     else:
         pipeline.check(name.removesuffix(EXPECTED), options, PLAIN_REQUEST, speaks=False)
 

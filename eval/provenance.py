@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from captioner import zoo
 from captioner.errors import BadInput
 from captioner.pairs import provenance, sources
 from captioner.pairs.fingerprint import fingerprint
 from captioner.pairs.provenance import Seen, TrainingData
 from captioner.sinks.row import groups
-from eval.baselines import EXPECTED, check_index, index_of
+from eval.baselines import EXPECTED, index_of
 from eval.schema import NearDuplicates
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ def model_paths(name: str) -> list[Path]:
     index = index_of(name)
     if index is None:
         return provenance.files_of(name.removesuffix(EXPECTED))
-    check_index(index)
+    zoo.check_index(index)
     return provenance.with_members(index)
 
 

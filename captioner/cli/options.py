@@ -196,8 +196,24 @@ def words_of(flag: str, lists: Sequence[str]) -> tuple[str, ...]:
     return words
 
 
+def model_of(name: str) -> str:
+    from captioner import zoo
+
+    return zoo.absolute(name)
+
+
+def embedder_of(name: str) -> str:
+    from captioner.text import embedding
+
+    return embedding.absolute(name)
+
+
 READ: dict[str, Callable[[Any], Any]] = {
-    "terms": lambda files: tuple(files) or None,
+    # Files and folders by their absolute names: a worker, or who goes on with a run, may stand in another folder.
+    "terms": lambda files: tuple(file.absolute() for file in files) or None,
+    "caption_model": model_of,
+    "clip_model": model_of,
+    "embedder": embedder_of,
     "early_stopping": lambda when: {"true": True, "false": False}.get(when, when),
     "forbid": partial(words_of, "--forbid"),
 }

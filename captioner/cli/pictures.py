@@ -238,5 +238,5 @@ def similar(
     from captioner.run import questions
 
     show = questions.neighbours_json if json else questions.neighbours_table
-    neighbours = questions.Neighbours(Path(index), count)
+    neighbours = questions.Neighbours(Path(index).expanduser(), count)
     _run(images, neighbours, lambda many: sinks.Stdout(show), recursive, None, quiet, lambda: index)

@@ -102,9 +102,11 @@ def _index(name: str | None) -> Path | None:
     """The folder of an index, which must be one."""
     if name is None:
         return None
-    if not (Path(name).expanduser() / "index.json").is_file():
-        raise BadInput(f"{name} holds no index: make one with captioner index build.")
-    return Path(name).expanduser()
+    from captioner import zoo
+
+    folder = Path(name).expanduser()
+    zoo.check_index(folder)
+    return folder
 
 
 def _names(models: str | None) -> list[str]:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
+from captioner import zoo
 from captioner.cluster.pool import Cluster, each
 from captioner.contracts import LoadOptions
 from captioner.errors import CaptionerError
 from captioner.models.knn.build import Built, Progress, Recipe, build_shard, merge
+from captioner.pairs import sources
+from captioner.text import embedding
 
 
 def build_with_ray(
@@ -22,7 +26,10 @@ def build_with_ray(
 ) -> Built:
     """As many shares as workers. Where a worker dies, another goes on with its share."""
     count = cluster.workers or 2
-    data, out = [_absolute(name) for name in data], out.absolute()  # workers stand in folders of their own
+    # Workers stand in folders of their own.
+    data, out = list(map(sources.absolute, data)), out.absolute()
+    recipe = replace(recipe, weights=recipe.weights and zoo.absolute(str(recipe.weights)))
+    options = replace(options, embedder=options.embedder and embedding.absolute(options.embedder))
 
     def make() -> Callable[[int], int]:
         return lambda number: build_shard(data, out, (number, count), recipe, options, batch_size).pictures
@@ -32,7 +39,3 @@ def build_with_ray(
             raise pictures
         progress("shares", 1, count)
     return merge(out, progress)
-
-
-def _absolute(name: str) -> str:
-    return str(Path(name).expanduser().absolute()) if Path(name).expanduser().exists() else name

@@ -12,6 +12,7 @@ from captioner.compute.devices import has_bf16
 from captioner.errors import BadInput
 from captioner.files.cache import cache_folder
 from captioner.files.json import read_object, write_object
+from captioner.files.weights import weights_in
 
 LEAST = 0.98
 """The share of captions that must be the same for bf16 to be taken."""
@@ -37,8 +38,7 @@ def bf16_agrees(folder: Path) -> bool:
 
 def _file(folder: Path) -> Path:
     """Another file for other weights."""
-    weights = sorted(file for file in folder.iterdir() if file.suffix in (".safetensors", ".bin") and file.is_file())
-    statuses = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in weights]
+    statuses = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in weights_in(folder)]
     digest = hashlib.sha256(repr((str(folder.resolve()), statuses)).encode("utf-8", "surrogatepass")).hexdigest()
     return cache_folder("precision") / f"{digest[:32]}.json"
 

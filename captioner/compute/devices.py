@@ -5,7 +5,7 @@ from __future__ import annotations
 import psutil
 import torch
 
-from captioner.contracts import PRECISIONS
+from captioner.contracts import check_precision
 from captioner.errors import BadInput
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "float64": torch.float64}
@@ -32,8 +32,7 @@ def device(name: str = "auto") -> torch.device:
 
 def precision(name: str, target: torch.device) -> str:
     """The precision of this name; "auto" is fp32 on a CPU and half precision on a GPU."""
-    if name not in PRECISIONS:
-        raise BadInput(f"There is no precision {name!r}: use one of {', '.join(PRECISIONS)}.")
+    check_precision(name)
     if name == "int8" and target.type != "cpu":
         raise BadInput("int8 is for CPUs. On a GPU use bf16 or fp16.")
     if name == "auto":

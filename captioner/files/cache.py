@@ -6,6 +6,7 @@ And the journals of sidecars: without them `--on-existing append --resume` would
 from __future__ import annotations
 
 import os
+import tempfile
 from contextlib import suppress
 from pathlib import Path
 
@@ -24,13 +25,20 @@ def cache_folder(*parts: str) -> Path:
 def cache_to_write(*parts: str) -> Path:
     """The same for what has to be kept: said before the work that it is about."""
     folder = cache_folder(*parts)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if not os.access(folder, os.W_OK | os.X_OK):
-            raise PermissionError(0, "Permission denied", str(folder))
-    except OSError as error:
+    if problem := unwritable(folder):
         raise BadOutput(
-            f"What is to be kept cannot be written to the cache ({folder}: {error.strerror}). "
+            f"What is to be kept cannot be written to the cache ({folder}: {problem}). "
             "Set CAPTIONER_CACHE to a folder of yours."
-        ) from error
+        )
     return folder
+
+
+def unwritable(folder: Path) -> str | None:
+    """Why nothing can be kept in a folder, or in the one that it would be made in; None if it can. It is tried: what
+    a file system allows, its permissions alone do not tell."""
+    nearest = next(path for path in (folder, *folder.absolute().parents) if os.path.exists(path))
+    try:
+        with tempfile.TemporaryFile(dir=nearest):
+            return None
+    except OSError as error:
+        return error.strerror

@@ -12,6 +12,7 @@ from typing import NoReturn
 
 from captioner.errors import BadCheckpoint, MissingModel
 from captioner.files.json import read_object
+from captioner.files.weights import ENDINGS, NAMES
 
 HUB_ID = re.compile(r"(?!.*(--|\.\.))[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9_][\w.-]{0,95})?", re.ASCII)
 PARTS = ("qformer_tokenizer/",)
@@ -30,7 +31,7 @@ def cached_folder(identifier: str) -> Path | None:
         return None  # what looks closer imports what fetches: 7 MB
     from huggingface_hub import try_to_load_from_cache
 
-    for weights in ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"):
+    for weights in NAMES:
         file = try_to_load_from_cache(identifier, weights, cache_dir=constants.HF_HUB_CACHE)
         if isinstance(file, str) and _is_complete(Path(file)):
             return Path(file).parent
@@ -90,7 +91,7 @@ def files_to_fetch(files: list[str], modules: bool = False) -> list[str]:
 
 
 def _check_weights(identifier: str, wanted: list[str], files: list[str]) -> None:
-    if not any(name.endswith((".safetensors", ".bin")) for name in wanted):
+    if not any(name.endswith(ENDINGS) for name in wanted):
         others = ", ".join(sorted(files)[:5]) or "nothing"
         raise MissingModel(
             f"{identifier} holds no weights in a form that is read here (safetensors, or PyTorch's .bin), "

@@ -67,6 +67,15 @@ def parse(spec: str | Path) -> PairSource:
     return PairSource(layouts.kind_of(path), str(path), weight)
 
 
+def absolute(spec: str | Path) -> str:
+    """The same source for whoever stands in another folder."""
+    source = parse(spec)
+    if source.kind == "hub":
+        return str(spec)
+    part = f":{source.part}" if source.part else ""
+    return f"{source.kind}:{os.path.abspath(source.location)}{part}@{source.weight}"
+
+
 class Records:
     """The pairs of some sources, one source after the other. Each pass over them notes anew what it leaves out."""
 

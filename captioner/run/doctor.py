@@ -8,13 +8,12 @@ from __future__ import annotations
 import os
 import platform
 import sys
-import tempfile
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from captioner import __version__, zoo
 from captioner.errors import EXTRAS, MissingModel, absent
-from captioner.files.cache import cache_folder
+from captioner.files.cache import cache_folder, unwritable
 
 PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "pillow", "huggingface-hub")
 """The packages that faults come from."""
@@ -101,19 +100,8 @@ def _folder(folder: Path, variable: str) -> str:
     shown = str(folder).replace(str(Path.home()), "~", 1)
     files = (file for file in folder.rglob("*") if file.is_file() and not file.is_symlink())
     size = f"{sum(file.stat().st_size for file in files) / 1e6:,.0f} MB" if folder.is_dir() else "not there yet"
-    problem = _unwritable(folder)
+    problem = unwritable(folder)
     return f"{shown}, {size}{f', NOT WRITABLE ({problem}): set {variable} to a folder of yours' if problem else ''}"
-
-
-def _unwritable(folder: Path) -> str | None:
-    """Why nothing can be kept in a folder, or in the one that it would be made in; None if it can. It is tried: what
-    a file system allows, its permissions alone do not tell."""
-    nearest = next(path for path in (folder, *folder.absolute().parents) if os.path.exists(path))
-    try:
-        with tempfile.TemporaryFile(dir=nearest):
-            return None
-    except OSError as error:
-        return error.strerror
 
 
 def _extras() -> dict[str, str]:

@@ -6,7 +6,6 @@ carries its own prompt.
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
@@ -62,10 +61,9 @@ class Model:
     def settings(self, request: Request) -> Settings:
         """What its answers depend on, for a run that is resumed; where it computes is not among it."""
         name = self.label()
-        is_path = name not in zoo.ENTRIES and os.path.exists(name)
         asked = {**given(request.decoding), **{name: getattr(request, name) for name in request.given()}}
         options = given(replace(self.options, device="auto"))
-        return {"captioner": __version__, "model": os.path.abspath(name) if is_path else name, **options, **asked}
+        return {"captioner": __version__, "model": zoo.absolute(name), **options, **asked}
 
     @cached_property
     def loaded(self) -> Captioner | DirectEmbedder:
@@ -318,6 +316,9 @@ class Neighbours:
 
     index: Path
     count: int
+
+    def __post_init__(self) -> None:
+        zoo.check_index(self.index)  # before a picture is looked for
 
     def look(self, source: Source) -> Image:
         return source.open()

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from captioner import zoo
 from captioner.errors import BadCheckpoint, MissingModel
 
 DEFAULT = "all-MiniLM-L6-v2"
@@ -49,15 +50,20 @@ def unit(vectors: np.ndarray) -> np.ndarray:
     return (vectors / norms).astype(np.float32)
 
 
+def absolute(name: str) -> str:
+    """An embedder's name for whoever stands in another folder."""
+    return name if name in MINILM else zoo.absolute(name)
+
+
 def suits(requested: str | None, trained_with: str) -> bool:
     """Whether the embedder that is requested (None: any) is the one that a model was made with."""
-    return requested in (None, trained_with) or {requested, trained_with} <= set(MINILM)
+    if requested is None or {requested, trained_with} <= set(MINILM):
+        return True
+    return absolute(requested) == absolute(trained_with)
 
 
 def foreign(name: str, precision: str = "fp32") -> TextEmbedder:
     """Another embedder, by sentence-transformers."""
-    from captioner import zoo
-
     # Found or fetched first: sentence-transformers needs a minute of retries to say that there is no network.
     identifier = name if "/" in name else f"sentence-transformers/{name}"
     folder = Path(name) if Path(name).is_dir() else zoo.hub_folder(identifier, modules=True)

@@ -402,6 +402,14 @@ def test_an_unwritable_place_is_said_before_the_model_is_looked_for(photos: Path
     assert "no-such-model" not in result.stderr
 
 
+def test_a_missing_index_is_said_before_a_picture_is_opened(tmp_path: Path) -> None:
+    (tmp_path / "broken.png").touch()
+    result = call("similar", tmp_path / "broken.png", "--index", tmp_path / "none")
+    assert (result.exit_code, result.stdout) == (2, "")
+    [line] = result.stderr.splitlines()
+    assert "none holds no index: make one with captioner index build" in line
+
+
 def test_without_any_model_the_error_says_what_to_do(
     photos: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

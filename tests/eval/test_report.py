@@ -234,7 +234,11 @@ def test_a_misspelled_model_is_refused_before_another_is_asked(
 
 
 def test_a_report_of_failures_only_is_still_a_report(pictures: Path, tmp_path: Path) -> None:
-    written = make(pictures, [f"one={broken_model(tmp_path / 'one')}", texts_file(tmp_path, "two", {"other": "x"})], tmp_path / "out")
+    written = make(
+        pictures,
+        [f"one={broken_model(tmp_path / 'one')}", texts_file(tmp_path, "two", {"other": "x"})],
+        tmp_path / "out",
+    )
     reasons = [model["failure"] for model in written["models"]]
     assert "has no weights" in reasons[0]
     assert "answers none of the pictures" in reasons[1]

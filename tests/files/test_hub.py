@@ -157,7 +157,8 @@ def test_a_full_disk_is_named(cache: Path) -> None:
         hub._explain("somebody/model", OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
 
 
-def test_a_fetch_that_was_stopped_is_not_taken_for_a_model(cache: Path) -> None:
+@pytest.mark.parametrize("index", ["model.safetensors.index.json", "pytorch_model.bin.index.json"])
+def test_a_fetch_that_was_stopped_is_not_taken_for_a_model(cache: Path, index: str) -> None:
     """The index of weights in parts comes first; a part that it names may be missing."""
     repository = cache / "models--somebody--large"
     snapshot = repository / "snapshots" / COMMIT
@@ -165,9 +166,7 @@ def test_a_fetch_that_was_stopped_is_not_taken_for_a_model(cache: Path) -> None:
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text(COMMIT)
     parts = [f"model-0000{n}-of-00002.safetensors" for n in (1, 2)]
-    (snapshot / "model.safetensors.index.json").write_text(
-        json.dumps({"weight_map": dict(zip("ab", parts, strict=True))})
-    )
+    (snapshot / index).write_text(json.dumps({"weight_map": dict(zip("ab", parts, strict=True))}))
     (snapshot / parts[0]).write_bytes(b"")
     assert hub.cached_folder("somebody/large") is None
     (snapshot / parts[1]).write_bytes(b"")

@@ -20,7 +20,7 @@ from captioner.pairs.fingerprint import fingerprint, picture_fingerprint
 from captioner.pairs.layouts import LeftOut, ReadOptions
 from captioner.pairs.provenance import Seen, TrainingData
 from captioner.pairs.readable import opened
-from captioner.pairs.sources import PairSource, parse
+from captioner.pairs.sources import PairSource, absolute, parse
 
 
 def picture(file: Path, colour: str = "red") -> Path:
@@ -261,6 +261,9 @@ def test_what_specs_mean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert parse("coco:/a/dataset_coco.json:val@2") == PairSource("coco", "/a/dataset_coco.json", 2.0, "val")
     assert parse("coco:/a/b") == PairSource("coco", "/a/b")
     assert parse("hub:org/name:config@0.5") == PairSource("hub", "org/name:config", 0.5)
+    assert absolute("hub:org/name@0.5") == "hub:org/name@0.5"
+    assert parse(absolute("coco:a.json:val@2")) == PairSource("coco", os.path.abspath("a.json"), 2.0, "val")
+    assert parse(absolute("parts/*.parquet")) == PairSource("parquet", os.path.abspath("parts/*.parquet"))
     picture(tmp_path / "here" / "a.png")
     monkeypatch.chdir(tmp_path / "here")
     assert parse(".").name == "here"

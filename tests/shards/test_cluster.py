@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -147,8 +148,10 @@ def test_a_driver_that_is_killed_is_started_again(ray: Any, planned: Planned, tm
     check(made, tmp_path / "all.parquet")
 
 
-def test_an_index_is_built_by_workers(ray: Any, tiny_index_data: tuple[Path, str], tmp_path: Path) -> None:
-    """Two, of which the only GPU lets one work at a time."""
+def test_an_index_is_built_by_workers(
+    ray: Any, tiny_index_data: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two, of which the only GPU lets one work at a time. They stand elsewhere than who names data and weights."""
     from captioner.cluster.index import build_with_ray
     from captioner.contracts import LoadOptions
     from captioner.models.knn import build
@@ -157,7 +160,11 @@ def test_an_index_is_built_by_workers(ray: Any, tiny_index_data: tuple[Path, str
     recipe, options = build.Recipe("vit", weights, k=3), LoadOptions(device="cpu", precision="fp32")
     one = build.build([data], tmp_path / "one", recipe, options)
     cluster = Cluster(workers=2, gpus_per_worker=1)
-    many = build_with_ray([str(data)], tmp_path / "many", recipe, options, 8, cluster, lambda *_: None)
+    monkeypatch.chdir(tmp_path)
+    relative = replace(recipe, weights=os.path.relpath(weights))
+    many = build_with_ray(
+        [f"folder:{os.path.relpath(data)}"], Path("many"), relative, options, 8, cluster, lambda *_: None
+    )
     assert (many.pictures, many.prompts) == (one.pictures, one.prompts) == (16, 16)
     texts = [(tmp_path / name / "pictures.parquet").read_bytes() for name in ("one", "many")]
     assert texts[0] == texts[1]

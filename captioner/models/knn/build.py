@@ -207,7 +207,8 @@ def _begun(
     records.check()
     if recipe.k < 1 or recipe.temperature <= 0:
         raise BadInput("k must be at least 1 and the temperature above 0.")
-    _check_enough(records.different_prompts(up_to=recipe.k), recipe.k)
+    if (prompts := records.different_prompts(up_to=recipe.k)) < recipe.k:
+        raise knn.too_few("The data hold", sum(1 for _ in records), prompts, recipe.k)
     backbone = backbones.build(recipe.backbone, recipe.weights, **recipe.settings)
     if recipe.dims is not None and not 0 < recipe.dims <= backbone.width:
         raise BadInput(f"{recipe.backbone} gives {backbone.width} features; {recipe.dims} of them cannot be kept.")
@@ -228,20 +229,12 @@ def _about(made_by: dict, backbone: Backbone, options: LoadOptions, records: sou
 
 def _finish(partial: _Partial, out: Path, recipe: Recipe, about: dict, progress: Progress) -> None:
     """The index of all that was read."""
-    partial.over = len(partial.prompts) < recipe.k  # so few are soon read again
-    _check_enough(len(partial.prompts), recipe.k)
+    if len(partial.prompts) < recipe.k:
+        partial.over = True  # so few are soon read again
+        raise knn.too_few("The data hold", len(partial.pictures), len(partial.prompts), recipe.k)
     with explained(out, RESUME), replacing_folder(out) as work:
         _write(work, partial, recipe, about, progress)
     partial.over = True
-
-
-def _check_enough(prompts: int, k: int) -> None:
-    """An answer is made of the k nearest prompts: there must be as many."""
-    if prompts < k:
-        raise BadInput(
-            f"The data hold {prompts} different prompts, fewer than the {k} neighbours to use. "
-            "Add pictures, or choose a smaller k."
-        )
 
 
 def _write(work: Path, partial: _Partial, recipe: Recipe, about: dict, progress: Progress) -> None:

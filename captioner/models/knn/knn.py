@@ -20,9 +20,9 @@ import numpy as np
 import torch
 from PIL.Image import Image
 
-from captioner import compute
+from captioner import compute, zoo
 from captioner.contracts import LoadOptions
-from captioner.errors import BadCheckpoint, BadInput
+from captioner.errors import BadCheckpoint, BadInput, counted
 from captioner.files.json import read_object
 from captioner.models.parts.backbones import backbones
 from captioner.models.parts.backbones.towers import Backbone
@@ -66,6 +66,15 @@ def reduce(features: np.ndarray, centre: np.ndarray, projection: np.ndarray | No
     return features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
 
 
+def too_few(holder: str, pictures: int, prompts: int, k: int) -> BadInput:
+    """An answer is made of the k nearest prompts: there must be as many."""
+    remedy = f", or set k to {prompts} or less" if prompts else ""
+    return BadInput(
+        f"{holder} {counted(pictures, 'picture')} with {counted(prompts, 'different prompt')}, fewer than the {k} "
+        f"neighbours to use. Build the index of more pictures{remedy}."
+    )
+
+
 @dataclass(frozen=True)
 class Similar:
     """A neighbour, for people."""
@@ -91,10 +100,7 @@ class Index:
             self._array("projection", np.float32, (self.about["width"], dims)) if self.about["projected"] else None
         )
         if prompts < self.about["k"]:
-            raise BadInput(
-                f"{folder} has {prompts} prompts, fewer than the {self.about['k']} neighbours it is set to use. "
-                "Add pictures, or build the index with a smaller k."
-            )
+            raise too_few(f"{folder} has", pictures, prompts, self.about["k"])
         for array in (self.centre, self.projection):
             if array is not None and not np.isfinite(array).all():
                 raise self._damaged()
@@ -312,8 +318,7 @@ WANTED = {
 
 def _read_about(folder: Path) -> dict:
     path, anew = folder / "index.json", "Build the index anew."
-    if not path.exists():
-        raise BadCheckpoint(f"{folder} holds no index: make one with captioner index build.")
+    zoo.check_index(folder)
     about = {"weights": None, "graph": None} | read_object(path, remedy=anew)
     for key, kind in WANTED.items():
         if not isinstance(about.get(key), kind):

@@ -11,12 +11,12 @@ from safetensors import SafetensorError
 from captioner import zoo
 from captioner.errors import BadCheckpoint, BadOutput
 from captioner.files.atomic import replacing_folder
+from captioner.files.weights import ENDINGS
 from captioner.models.parts import checkpoint
 from captioner.quiet import without_bars
 
 MODELS = {"blip": "Blip", "clip_prefix": "ClipPrefix", "direct": "DirectModel", "ofa": "OFA"}
 """File under captioner/models/ → its class, for the families that adapters are trained for."""
-WEIGHTS = (".safetensors", ".bin", ".index.json")
 
 
 def merge(adapter: Path, out: Path) -> None:
@@ -37,7 +37,11 @@ def merge(adapter: Path, out: Path) -> None:
             with without_bars():
                 model.save_pretrained(new)
             for file in checkpoint.base_folder(adapter).iterdir():
-                if file.is_file() and not file.name.endswith(WEIGHTS) and not (new / file.name).exists():
+                if (
+                    file.is_file()
+                    and not file.name.endswith((*ENDINGS, ".index.json"))
+                    and not (new / file.name).exists()
+                ):
                     shutil.copyfile(file, new / file.name)
     except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors have their own for a full disk
         raise BadOutput(f"{out} cannot be written ({error}). Make room, or name another folder.") from error

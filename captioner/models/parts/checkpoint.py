@@ -26,16 +26,16 @@ from captioner.compute.quantized import peft_without_bitsandbytes
 from captioner.contracts import LoadOptions
 from captioner.errors import BadCheckpoint, CaptionerError
 from captioner.files.json import read_object
+from captioner.files.weights import NAMES, weights_in
 from captioner.models.parts.narrow import narrowed
 from captioner.quiet import without_bars
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 
-WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 BUFFERS = ("position_ids", ".attn.bias", ".attn.masked_bias")
 """Constants that older versions of transformers saved; today's models compute them."""
-INDEXES = tuple(name for name in WEIGHTS if name.endswith(".index.json"))
+INDEXES = tuple(name for name in NAMES if name.endswith(".index.json"))
 COUNTS = re.compile(r".*(layers?|depths?|blocks?|stages?|labels)")
 MOST_LAYERS = 1000
 """Of a kind in one model. Each is an object of Python, made before any weight is read."""
@@ -153,9 +153,9 @@ def weights_files(folder: Path) -> list[Path]:
             named = read_object(index).get("weight_map")
             if not isinstance(named, dict) or not all(_is_beside(folder, file) for file in named.values()):
                 raise BadCheckpoint(f"{index} should map each weight to a file beside it. Fetch the model again.")
-    if not any((folder / name).is_file() for name in WEIGHTS):
-        raise BadCheckpoint(f"{folder} has no weights: there is no {WEIGHTS[0]} in it. Copy or fetch it again.")
-    return [file for file in folder.iterdir() if file.suffix in (".safetensors", ".bin") and file.is_file()]
+    if not any((folder / name).is_file() for name in NAMES):
+        raise BadCheckpoint(f"{folder} has no weights: there is no {NAMES[0]} in it. Copy or fetch it again.")
+    return weights_in(folder)
 
 
 def _is_beside(folder: Path, file: object) -> bool:

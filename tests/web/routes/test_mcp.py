@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -143,3 +144,23 @@ def test_on_standard_input(tmp_path: Path) -> None:
     answers = [json.loads(answer) for answer in said.read_text().splitlines()]
     assert {answer["jsonrpc"] for answer in answers} == {"2.0"}  # and nothing else was printed
     assert len(answers) >= 5
+
+
+def test_what_is_no_message_is_told_and_answered() -> None:
+    """A line that is no message costs itself alone; an input that is cut off ends with status 2."""
+    ping = '{"jsonrpc":"2.0","id":1,"method":"ping"}'
+    lines = ["hello", "", '{"id":1}', ping, '{"jsonrpc":"2.0","id":2,"meth']
+    command = [sys.executable, "-m", "captioner", "mcp", "--models", "mini"]
+    ended = subprocess.run(command, input="\n".join(lines), capture_output=True, text=True, check=False)
+    answers = [json.loads(answer) for answer in ended.stdout.splitlines()]
+    assert sorted(answer["error"]["code"] for answer in answers if "error" in answer) == [-32700, -32700, -32600]
+    assert {"jsonrpc": "2.0", "id": 1, "result": {}} in answers
+    assert [line.startswith("captioner: A line of the input") for line in ended.stderr.splitlines()] == [
+        True,
+        True,
+        False,
+    ]
+    assert (ended.returncode, ended.stderr.splitlines()[-1]) == (
+        2,
+        "captioner: The input ends in the middle of a message.",
+    )
