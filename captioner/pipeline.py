@@ -30,6 +30,7 @@ from captioner.prompt import Candidate, Prompt, Reading
 from captioner.styles import STYLES
 from captioner.text import consensus
 from captioner.text.finish import Finish
+from captioner.text.terms import read_terms
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -306,6 +307,8 @@ def check(name: str, options: LoadOptions, request: Request, speaks: bool) -> No
         return
     _refuse(resolved.name, _Loader(options).given - zoo.LOADS_WITH.get(resolved.module, frozenset()))
     _refuse(resolved.name, request.given() - zoo.asked_with(resolved.module))
+    for file in request.terms or ():
+        read_terms(file)
     if resolved.folder is not None and resolved.module not in DEFAULTS_OF_THEIR_OWN:
         request.decoding.over(replace(_defaults(resolved.folder, {})[0], max_new_tokens=sys.maxsize))
 

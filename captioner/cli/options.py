@@ -8,6 +8,7 @@ in the default.
 from __future__ import annotations
 
 import inspect
+import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import Field, dataclass, fields, is_dataclass
@@ -407,7 +408,7 @@ class CaptionOutputFlags(OutputFlags):
             raise BadInput("--embed needs --json or --out; `captioner embed` prints embeddings alone.")
         if self.out is not None and self.out.suffix == ".npy":
             raise BadInput("A .npy file holds no text: use `captioner embed`.")
-        if self.out is not None and self.out.suffix == ".txt" and not self.out.is_dir():
+        if self.out is not None and self.out.suffix == ".txt" and not os.path.isdir(self.out):
             raise BadInput(
                 f"{self.out}: a .txt beside each picture is what --sidecar is for; for one list name a .jsonl."
             )

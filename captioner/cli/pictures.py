@@ -135,6 +135,8 @@ def embed(
     else:
         if unused := [*["expected"][:expected], *sorted(request.named())]:
             raise BadInput(f"{' and '.join(unused)} would change nothing: these are texts, not pictures.")
+        if write.out not in (None, Path("-")) and (not write.out.suffix or os.path.isdir(write.out)):
+            raise BadInput(f"{write.out} is for pictures, these are texts: name a .npy, .jsonl, .csv or .parquet file.")
         sink = write.sink(questions.numbers, False, {"captioner": __version__, "embedder": options.embedder})
         tally = questions.embed_texts(questions.read_texts(inputs, file), options.embedder, sink)
         if sink.resumable and not write.quiet:

@@ -7,6 +7,7 @@ captioner` does none of this.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import sys
@@ -20,6 +21,8 @@ from captioner import memory
 from captioner.errors import CaptionerError, missing_extra, printable
 
 DEBUG = "--debug"
+OF_A_NAME = (errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.ELOOP)
+"""What the system says of a name that it does not let us look at, which is no bug."""
 
 
 def _stop_quietly(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
@@ -58,6 +61,8 @@ def run(name: str, command: Callable[[], object]) -> None:
             leave(name, str(missing), 2)
         if debug:
             raise
+        if isinstance(error, OSError) and error.errno in OF_A_NAME and error.filename is not None:
+            leave(name, f"{str(error.filename)[:200]} cannot be used ({error.strerror}).", 2)
         leave(name, f"This is a bug in captioner: {describe(error)}; run again with {DEBUG} to see where.", 70)
     finally:
         try:

@@ -201,12 +201,18 @@ def counting(quiet: bool) -> Iterator[Callable[[str, int, int | None], None]]:
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
-    with RichProgress(*columns, *times, console=Console(stderr=True), disable=quiet) as progress:
-        tasks: dict[str, TaskID] = {}
+    progress = RichProgress(*columns, *times, console=Console(stderr=True), disable=quiet)
+    tasks: dict[str, TaskID] = {}
 
-        def count(step: str, done: int, total: int | None = None) -> None:
-            if step not in tasks:
-                tasks[step] = progress.add_task(escape(step), total=total)
-            progress.advance(tasks[step], done)
+    def count(step: str, done: int, total: int | None = None) -> None:
+        if not tasks:
+            progress.start()  # not before: without a step it would leave an empty line
+        if step not in tasks:
+            tasks[step] = progress.add_task(escape(step), total=total)
+        progress.advance(tasks[step], done)
 
+    try:
         yield count
+    finally:
+        if tasks:
+            progress.stop()

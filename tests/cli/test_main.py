@@ -352,6 +352,7 @@ def test_max_pixels(blip: str, photos: Path) -> None:
         (["--out", "{photos}"], "not empty"),
         (["--out", "{photos}/a.png"], "ending"),
         (["--out", "a.npy"], "captioner embed"),
+        (["--out", f"{'a' * 300}.jsonl"], "too long"),
         (["--out", "/proc/a.jsonl"], "/proc"),
         (["--resume"], "--out"),
         (["--overwrite"], "--out"),
@@ -481,6 +482,7 @@ def test_embed_pictures(blip: str, tiny_checkpoint: Callable[[str], Path], photo
         (["--file", "{photos}/gone.txt"], "cannot be read"),
         (["--file", "{photos}/a.png"], "not UTF-8"),
         (["a castle", "--out", "v.txt"], "v.txt: name a file that ends in"),
+        (["a castle", "--out", "vectors"], "vectors is for pictures, these are texts"),
     ],
 )
 def test_embed_says_what_is_wrong(photos: Path, words: list[str], reason: str) -> None:

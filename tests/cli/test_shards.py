@@ -45,6 +45,7 @@ def test_a_plan_from_its_beginning_to_its_end(tmp_path: Path) -> None:
         (["generate", "cat.png", "--out", "RUN"], "holds a plan, which names its pictures"),
         (["generate", "--out", "RUN", "--resume"], "--resume would change nothing"),
         (["generate", "--out", "RUN", "--shard", "3/2"], "write I/N with I from 1 to N"),
+        (["generate", "--out", "RUN", "-m", "interrogator", "--terms", "gone.txt"], "gone.txt cannot be read"),
         (["generate"], "Name a picture"),
         (["status", "nothing"], "nothing holds no plan"),
         (["merge", "RUN", "a.parquet"], "parts for 0 of 1 shards"),
@@ -56,3 +57,4 @@ def test_what_is_wrong_is_said_before_a_model_is_loaded(tmp_path: Path, words: l
     result = call(*(str(run) if word == "RUN" else word for word in words))
     assert result.exit_code == 2
     assert told in result.stderr
+    assert not (run / "settings.json").exists()  # the plan is bound to nothing

@@ -36,6 +36,12 @@ def test_what_nobody_foresaw_is_one_line_that_says_it_is_a_bug() -> None:
     assert "\x1b" not in line
 
 
+def test_a_name_that_the_system_refuses_is_no_bug() -> None:
+    done = run("import os\nlastresort.run('tool', lambda: os.stat('x' * 300))")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"tool: {'x' * 200} cannot be used (File name too long).\n"
+
+
 def test_debug_shows_the_traceback_wherever_it_stands() -> None:
     done = run(FAILS, "verb", "--debug", "x")
     assert done.stderr.startswith("Traceback")
