@@ -158,7 +158,7 @@ def at_hand(name: str) -> Resolved | None:
     if entry is not None and entry.weights not in (None, "bundled"):
         return Resolved(name, entry.module, _ready_folder(entry))
     identifier = _hub_id(name.removeprefix("hub:"))
-    is_folder = name in ENTRIES or os.path.exists(Path(identifier).expanduser())
+    is_folder = name in ENTRIES or os.path.exists(os.path.expanduser(identifier))
     if not is_folder and "/" in identifier and HUB_ID.fullmatch(identifier) and cached_folder(identifier) is None:
         return Resolved(name, "hub", None) if name.startswith("hub:") else None
     return resolve(name)
@@ -178,7 +178,7 @@ def resolve(name: str) -> Resolved:
         return Resolved(name, "openai", None, name.removeprefix(SERVER))
     if name in ENTRIES:
         return _from_entry(ENTRIES[name])
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))
     if name and os.path.exists(path):  # which says no, too, of what can be no path
         return Resolved(name, _module_of(path), path)
     identifier = _hub_id(name)
@@ -262,7 +262,7 @@ def base_of(adapter: Path) -> Resolved:
         raise MissingModel(f"The adapter {adapter} needs its base {name}, which is not there. Bring it back.")
     try:
         base = _from_entry(ENTRIES[base_name]) if base_name in ENTRIES else None
-        folder = base.folder if base else weights_folder(Path(base_name).expanduser())
+        folder = base.folder if base else weights_folder(os.path.expanduser(base_name))
     except MissingModel as error:
         raise MissingModel(f"The adapter {adapter} needs its base: {error}") from error
     if folder is None or is_adapter(folder):

@@ -24,6 +24,7 @@ _PHRASES = {
     r"\b(with|instead of) resume\b": r"\1 --resume",
     r"^overwrite (?=does not )": "--overwrite ",
     r"\bname an(other)? output\b": r"name an\1 --out",
+    r"^k must be\b": "--k must be",
     r"\bset k to\b": "set --k to",
     r"\bas terms\b": "with --terms FILE",
     r"\b([Ll])eave embedder out\b": r"\1eave --embedder out",

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from captioner.cli.options import BatchSize, Device, Embedder, Precision, Quiet, grouped
 from captioner.cli.verbs import group
+
+if TYPE_CHECKING:
+    from captioner.models.ensemble.ensemble import Member
 
 ensemble = group("Weighted means of image embedders.")
 convert = group("Checkpoints of other projects → ours.")
@@ -64,6 +67,17 @@ def doctor(json: Annotated[bool, typer.Option("--json", help="As JSON.")] = Fals
     typer.echo(as_text(found))
 
 
+def _members(names: str, weights: str | None = None) -> list[Member]:
+    """The members of an ensemble; a misspelled one is told before any is loaded, or written down."""
+    from captioner import zoo
+    from captioner.models.ensemble.ensemble import parse
+
+    members = parse(names, weights)
+    for member in members:
+        zoo.at_hand(member.model)
+    return members
+
+
 @ensemble.command("fit")
 @grouped
 def ensemble_fit(
@@ -80,13 +94,12 @@ def ensemble_fit(
     """Find the weights that reach the highest cosine. Name the file as a model: --model my.json."""
     from captioner import pipeline
     from captioner.contracts import LoadOptions
-    from captioner.models.ensemble.ensemble import parse
     from captioner.models.ensemble.fit import fit
     from captioner.run.progress import counting
 
     options = LoadOptions(device=device, precision=precision, embedder=embedder)
     with counting(quiet) as count:
-        fitted = fit(parse(members), data, out, pipeline.load, by_norm, options, batch_size, count)
+        fitted = fit(_members(members), data, out, pipeline.load, by_norm, options, batch_size, count)
     for warning in fitted.warnings:
         typer.echo(f"captioner: {warning}", err=True)
     for name, weight in fitted.weights.items():
@@ -107,9 +120,9 @@ def ensemble_make(
     by_norm: ByNorm = False,
 ) -> None:
     """Write an ensemble with weights of your own."""
-    from captioner.models.ensemble.ensemble import parse, save
+    from captioner.models.ensemble.ensemble import save
 
-    save(Path(out), parse(members, weights), by_norm)
+    save(Path(out), _members(members, weights), by_norm)
 
 
 @convert.command("clipcap")

@@ -162,7 +162,7 @@ LIBRARY: dict[str, Any] = {
     "quality": _model("mini: best (default) judges many texts by MiniLM, fast a few by a table of its own."),
     # DecodingChanges
     "num_beams": _search("Search with so many texts side by side; 1 takes the likeliest token each time."),
-    "num_candidates": _first("Texts made per picture, of which the best is chosen; --all-candidates shows them."),
+    "num_candidates": _first("Texts made per picture, of which the best is chosen (generate --all-candidates: all)."),
     "max_new_tokens": _search("The longest text, in tokens."),
     "min_new_tokens": _search("The shortest text, in tokens."),
     "length_penalty": _search("Above 0 favours long texts, below 0 short ones."),

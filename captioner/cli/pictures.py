@@ -240,5 +240,5 @@ def similar(
     from captioner.run import questions
 
     show = questions.neighbours_json if json else questions.neighbours_table
-    neighbours = questions.Neighbours(Path(index).expanduser(), count)
+    neighbours = questions.Neighbours(Path(os.path.expanduser(index)), count)
     _run(images, neighbours, lambda many: sinks.Stdout(show), recursive, None, quiet, lambda: index)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from captioner.cli.options import Quiet, grouped, panel_option
-from captioner.contracts import LoadOptions
+from captioner.contracts import PLAIN_REQUEST, LoadOptions
 from captioner.errors import BadInput, MissingExtra, absent
 
 _reached = panel_option("Who may ask")
@@ -68,6 +69,7 @@ def serve(
     captioner serve --host 0.0.0.0 --api-key "$(openssl rand -hex 24)"
     """
     _need_extra()
+    from captioner import pipeline
     from captioner.serving.engine import Engine
     from captioner.web import server
     from captioner.web.settings import Settings
@@ -76,7 +78,9 @@ def serve(
         raise BadInput("FOLDER is the root: give it, or --root, not both.")
     named = folder if folder is not None else root
     settings = Settings(host, api_key, no_auth, allow_urls, int(max_mb * 1e6), _folder(named), page)
-    engine = Engine(_names(models), options, index=_index(index), queue=queue, timeout=timeout)
+    for model in (names := _names(models)):
+        pipeline.check(model, options, PLAIN_REQUEST, speaks=False)  # the default is loaded now, others when asked
+    engine = Engine(names, options, index=_index(index), queue=queue, timeout=timeout)
     listener = server.listening(host, port)
     address = server.address_of(listener)
 
@@ -92,7 +96,7 @@ def _folder(name: str | None) -> Path | None:
     """The root, which must be there."""
     if name is None:
         return None
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))
     if not path.is_dir():
         raise BadInput(f"There is no folder {name!r}.")
     return path.resolve()
@@ -104,7 +108,7 @@ def _index(name: str | None) -> Path | None:
         return None
     from captioner import zoo
 
-    folder = Path(name).expanduser()
+    folder = Path(os.path.expanduser(name))
     zoo.check_index(folder)
     return folder
 

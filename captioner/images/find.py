@@ -137,6 +137,8 @@ def _named(text: str, recursive: bool, folders: set[tuple[int, int]]) -> Iterato
     """What a file's name, a folder, a glob or an address stands for."""
     if is_url(text):
         yield Source(shown(text), url=text)
+    elif not text:
+        yield _problem("''", "names nothing")
     elif text.lower().startswith("file:"):
         yield _from_file_address(text)
     elif "\0" in text:

@@ -58,10 +58,10 @@ def parse(spec: str | Path) -> PairSource:
             return PairSource(kind, rest, weight)
         file, _, part = rest.rpartition(":")
         rest, part = (file, part) if kind == "coco" and file.endswith(".json") else (rest, "")
-        return PairSource(kind, str(Path(rest).expanduser()), weight, part)
+        return PairSource(kind, str(Path(os.path.expanduser(rest))), weight, part)
     if glob.has_magic(location) and not Path(location).exists():
-        return PairSource("parquet", str(Path(location).expanduser()), weight)
-    path = Path(location).expanduser()
+        return PairSource("parquet", str(Path(os.path.expanduser(location))), weight)
+    path = Path(os.path.expanduser(location))
     if not path.exists():
         raise BadInput(f"There is no {path}. A data set of the Hugging Face Hub is named hub:{location}.")
     return PairSource(layouts.kind_of(path), str(path), weight)

@@ -21,6 +21,7 @@ from captioner.cli.flags import with_flags
         ),
         ("a holds no pictures. Set recursive to look below.", "a holds no pictures. Add --recursive to look below."),
         ("Stopped. The same again with resume goes on.", "Stopped. The same again with --resume goes on."),
+        ("k must be at least 1.", "--k must be at least 1."),
         ("Build it of more pictures, or set k to 7 or less.", "Build it of more pictures, or set --k to 7 or less."),
         ("name one more list as terms.", "name one more list with --terms FILE."),
         ("Leave embedder out, or train it anew.", "Leave --embedder out, or train it anew."),

@@ -322,7 +322,7 @@ def test_a_folder_of_everything_is_one_run(blip: str, tmp_path: Path) -> None:
 
 def test_inputs_that_name_nothing_are_said_one_by_one(blip: str, photos: Path) -> None:
     (photos / "none").mkdir()
-    wrong = [photos / "none", photos / "gone.png", photos / "*.gif", "http://127.0.0.1:1/a.png"]
+    wrong = ["", photos / "none", photos / "gone.png", photos / "*.gif", "http://127.0.0.1:1/a.png"]
     result = call("generate", *wrong, photos / "a.png", "-m", blip, "--quiet")
     assert result.exit_code == 1
     assert len(result.stdout.splitlines()) == 1
@@ -347,6 +347,7 @@ def test_max_pixels(blip: str, photos: Path) -> None:
     [
         (["--model", "blipp"], "did you mean 'blip'"),
         (["--model", "{photos}"], "no config.json"),
+        (["--model", "~nobody-of-this-name/x"], "No model"),
         (["--model", "blip", "--device", "cpu"], "HF_HUB_OFFLINE"),
         (["--out", "{photos}/x/a.jsonl"], "mkdir"),
         (["--out", "{photos}"], "not empty"),

@@ -192,7 +192,7 @@ def test_stopped_before_its_model_is_loaded_is_no_error(monkeypatch: pytest.Monk
     [
         (["--host", "0.0.0.0"], "set --api-key, or --no-auth"),
         (["no-such-folder"], "There is no folder 'no-such-folder'"),
-        (["--models", "no-such-model", "--port", "0"], "No model 'no-such-model'"),
+        (["--models", "mini,no-such-model", "--port", "0"], "No model 'no-such-model'"),
         ([".", "--root", "/"], "give it, or --root, not both"),
         (["--index", "no-such-index"], "no-such-index holds no index"),
     ],

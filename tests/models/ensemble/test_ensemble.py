@@ -371,3 +371,8 @@ def test_the_commands(models, data, tmp_path):
     assert made.exit_code == 0, made.output
     saved = json.loads((tmp_path / "m.json").read_text())["members"]
     assert [member["weight"] for member in saved] == [0.25, 0.75]
+    refused = run(
+        app, ["ensemble", "make", "--members", "mini,nope", "--weights", "1,1", "-o", str(tmp_path / "n.json")]
+    )
+    assert (refused.exit_code, (tmp_path / "n.json").exists()) == (2, False)
+    assert "No model 'nope'" in refused.stderr
