@@ -21,8 +21,8 @@ from captioner import memory
 from captioner.errors import CaptionerError, missing_extra, printable
 
 DEBUG = "--debug"
-OF_A_NAME = (errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.ELOOP)
-"""What the system says of a name that it does not let us look at, which is no bug."""
+REFUSALS = (errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENOSPC, errno.EDQUOT)
+"""What the system says of a name that it does not let us look at, or of a disk that is full, which is no bug."""
 
 
 def _stop_quietly(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
@@ -61,8 +61,9 @@ def run(name: str, command: Callable[[], object]) -> None:
             leave(name, str(missing), 2)
         if debug:
             raise
-        if isinstance(error, OSError) and error.errno in OF_A_NAME and error.filename is not None:
-            leave(name, f"{str(error.filename)[:200]} cannot be used ({error.strerror}).", 2)
+        if isinstance(error, OSError) and error.errno in REFUSALS:
+            what = "The output" if error.filename is None else str(error.filename)[:200]
+            leave(name, f"{what} cannot be used ({error.strerror}).", 2)
         leave(name, f"This is a bug in captioner: {describe(error)}; run again with {DEBUG} to see where.", 70)
     finally:
         try:

@@ -42,6 +42,13 @@ def test_a_name_that_the_system_refuses_is_no_bug() -> None:
     assert done.stderr == f"tool: {'x' * 200} cannot be used (File name too long).\n"
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no such device")
+def test_output_that_is_full_is_no_bug() -> None:
+    script = "def command():\n    with open('/dev/full', 'w') as full:\n        full.write('x')\n"
+    done = run(script + "lastresort.run('tool', command)")
+    assert (done.returncode, done.stderr) == (2, "tool: The output cannot be used (No space left on device).\n")
+
+
 def test_debug_shows_the_traceback_wherever_it_stands() -> None:
     done = run(FAILS, "verb", "--debug", "x")
     assert done.stderr.startswith("Traceback")
