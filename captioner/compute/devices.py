@@ -44,7 +44,12 @@ def precision(name: str, target: torch.device) -> str:
 
 def has_bf16() -> bool:
     """Does this CPU compute in bf16? One that does not is slower in it than in fp32."""
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return torch.cpu._is_avx512_bf16_supported() or has_amx()
+
+
+def has_amx() -> bool:
+    """Does this CPU multiply small matrices at once?"""
+    return torch.cpu._is_amx_tile_supported()
 
 
 def fused_attention_pays(x: torch.Tensor) -> bool:
@@ -52,7 +57,7 @@ def fused_attention_pays(x: torch.Tensor) -> bool:
 
     In fp32 by a third. In bf16 it takes half the time with AMX, and twice as long without.
     """
-    return x.device.type != "cpu" or x.dtype != torch.bfloat16 or torch.cpu._is_amx_tile_supported()
+    return x.device.type != "cpu" or x.dtype != torch.bfloat16 or has_amx()
 
 
 def free_memory(target: torch.device) -> int:

@@ -17,17 +17,18 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from captioner.compute.devices import DTYPES, device, has_bf16, precision
+from captioner.compute.devices import DTYPES, device, has_amx, has_bf16, precision
 from captioner.contracts import LoadOptions
 
 Module = TypeVar("Module", bound=nn.Module)
 LARGE = 750_000
 """Weights of a linear layer that no longer stay in a core's cache."""
 NARROW, SMALL = 1024, 2_500_000
-"""Outputs and weights of a layer in bf16 that multiplies few rows at a time faster than many: so oneDNN shares its work
-among threads. 577 rows by 3,072 × 768 weights take 3 ms, in two parts 1.7 (two cores with AMX)."""
-MANY, FEWER = 448, 320
-"""Rows from which on it is given parts, and the most of a part."""
+"""Outputs and weights of a layer in bf16 that multiplies some hundred rows at half the speed of fewer and of more: so
+oneDNN shares its work among threads. 577 rows by 3,072 × 768 weights take 3 ms, in two parts 1.7 (two cores with AMX).
+"""
+HUNDREDS, FEWER = range(449, 1101), 320
+"""Rows that it is given in parts, and the most of a part."""
 MOST = 127
 """The largest integer of 8 bits."""
 LEAST = 1e-12
@@ -104,13 +105,14 @@ class PackedLinear(nn.Module):
         self.register_buffer("packed", _packed(weight), persistent=False)
         # Once packed, an empty stand-in is left: one copy is enough, and code that asks for the dtype still finds it.
         self.weight = weight if self.packed is None else weight.new_empty(0)
-        self.in_parts = weight.dtype == torch.bfloat16 and self.out_features <= NARROW and weight.numel() <= SMALL
+        narrow = self.out_features <= NARROW and weight.numel() <= SMALL
+        self.in_parts = narrow and weight.dtype == torch.bfloat16 and has_amx()
 
     def forward(self, x: Tensor) -> Tensor:
         if self.packed is None:
             return _ACTIVATIONS[self.activation](nn.functional.linear(x, self.weight, self.bias))
         rows = x.shape[:-1].numel() if self.in_parts else 1
-        if rows <= MANY:
+        if rows not in HUNDREDS:
             return self._product(x)
         parts = x.reshape(rows, -1).tensor_split(-(-rows // FEWER))
         return torch.cat([self._product(part) for part in parts]).view(*x.shape[:-1], -1)

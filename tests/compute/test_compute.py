@@ -118,12 +118,13 @@ def test_packed_layers_are_traced(precision: str) -> None:
     assert torch.equal(traced(others), layers(others))
 
 
-def test_many_rows_of_a_narrow_layer_are_multiplied_in_parts() -> None:
+def test_many_rows_of_a_narrow_layer_are_multiplied_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)  # the rule, not the arithmetic
     torch.manual_seed(0)
     layer = compute.PackedLinear(torch.randn(8, 16, dtype=torch.bfloat16), torch.randn(8, dtype=torch.bfloat16), "gelu")
     x = torch.randn(2, 289, 16, dtype=torch.bfloat16)
     y = layer(x)
-    assert y.shape == (2, 289, 8)
+    assert layer.in_parts
     torch.testing.assert_close(y, torch.stack([layer(picture) for picture in x]))
 
 
