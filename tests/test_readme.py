@@ -7,7 +7,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from captioner import zoo
+from tests.preloaded import can_fork, preloaded
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -96,21 +97,53 @@ def section(title: str) -> str:
     return README.split(f"\n## {title}\n")[1].split("\n## ")[0]
 
 
+SETTINGS = {"HF_HUB_CACHE": "hub", "OMP_NUM_THREADS": "1"}
+BIN = str(Path(sys.executable).parent)
+
+
+@pytest.fixture(scope="module")
+def quick_bin(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A folder with programs that start at once, where there can be such."""
+    if not can_fork():
+        yield BIN
+        return
+    with preloaded(tmp_path_factory.mktemp("preloaded"), os.environ | SETTINGS) as folder:
+        yield str(folder)
+
+
+def test_a_quick_program_says_and_returns_what_a_new_one_does(quick_bin: str, tmp_path: Path) -> None:
+    told = []
+    for folder in (BIN, quick_bin):
+        command = [f"{folder}/captioner", "read", "-", "nope.png"]
+        done = subprocess.run(command, cwd=tmp_path, env=os.environ | SETTINGS, input=b"none", capture_output=True)
+        told.append((done.returncode, done.stdout, done.stderr))
+    assert told[0] == told[1]
+    assert told[0][0] != 0
+
+
 @pytest.mark.parametrize(
-    ("titles", "hub"),
+    ("titles", "is_downloaded"),
     [
-        (("Start", "Which part do you need?", "Caption pictures", "Models"), "no-hub"),
-        (("Reference pictures and ensembles", "Train", "Evaluate"), "hub"),
+        (("Start", "Which part do you need?", "Caption pictures", "Models"), False),
+        (("Reference pictures and ensembles", "Train", "Evaluate"), True),
     ],
     ids=["caption", "train and measure"],
 )
-def test_the_commands_of_the_readme_run_as_they_are_printed(newcomer: Path, titles: Sequence[str], hub: str) -> None:
-    """By copy and paste, without the network, and without a warning of any package."""
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    settings = {"PATH": path, "HF_HUB_CACHE": str(newcomer / hub), "OMP_NUM_THREADS": "1"}
+def test_the_commands_of_the_readme_run_as_they_are_printed(
+    newcomer: Path, quick_bin: str, titles: Sequence[str], is_downloaded: bool
+) -> None:
+    """By copy and paste, without the network, and without a warning of any package. The first command of each program
+    is a new process of Python, as it is to users."""
+    if not is_downloaded:
+        shutil.rmtree(newcomer / "hub")
     commands = [line for title in titles for line in readme_commands(section(title)) if "https://" not in line]
     assert len(commands) > 8
+    programs = set()
     for line in commands:
+        program = re.sub(r"(captioner|python -m \S+).*", r"\1", line)
+        first = BIN if program not in programs else quick_bin
+        programs.add(program)
+        settings = SETTINGS | {"PATH": os.pathsep.join([first, BIN, os.environ["PATH"]])}
         done = subprocess.run(
             ["bash", "-c", line], cwd=newcomer, env=os.environ | settings, capture_output=True, text=True
         )

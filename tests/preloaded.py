@@ -1,0 +1,152 @@
+"""Commands without the seconds in which each of them would import torch and transformers anew.
+
+A process that has imported the packages of others, and nothing of this project, forks for each command that it is
+asked for. The command is the real entry point in a process of its own, with its own folder, environment, standard
+streams and exit status, and imports this project's modules itself. A file in the place of `python` or `captioner` asks
+for it, so that a shell finds one where it looks for the other. Signals are not passed on, except that a command ends
+with whoever asked.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import json
+import os
+import random
+import runpy
+import select
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+PACKAGES = (
+    "torch",
+    "transformers.modeling_utils",
+    "transformers.processing_utils",
+    "pandas",
+    "pyarrow.parquet",
+    "faiss",
+)
+
+# What the packages read as they are imported, so that no command may have another.
+READ_AT_IMPORT = ("HF_", "HUGGINGFACE_", "TRANSFORMERS_", "TOKENIZERS_", "TORCH_", "OMP_", "MKL_", "XDG_", "HOME")
+
+CLIENT = """#!{python} -IS
+import json, os, socket, sys
+
+with socket.socket(socket.AF_UNIX) as server:
+    server.connect({address!r})
+    socket.send_fds(server, [b"."], [0, 1, 2])
+    request = [{words!r} + sys.argv[1:], os.getcwd(), dict(os.environ)]
+    server.sendall(json.dumps(request).encode() + b"\\n")
+    status = int(server.recv(16))
+sys.exit(status if status >= 0 else 128 - status)
+"""
+
+
+def can_fork() -> bool:
+    """Elsewhere than on Linux what is loaded need not survive a fork, and what a GPU's driver keeps never does."""
+    import torch
+
+    return sys.platform == "linux" and not torch.cuda.is_available()
+
+
+@contextmanager
+def preloaded(folder: Path, settings: Mapping[str, str]) -> Iterator[Path]:
+    """The folder of a `captioner` and a `python` for whoever has these settings in the environment."""
+    address = str(folder / "socket")
+    bin_folder = folder / "bin"
+    bin_folder.mkdir()
+    for name, words in (("python", []), ("captioner", [str(Path(sys.executable).parent / "captioner")])):
+        (bin_folder / name).write_text(CLIENT.format(python=sys.executable, address=address, words=words))
+        (bin_folder / name).chmod(0o755)
+    command = [sys.executable, __file__, address]
+    with (
+        open(folder / "said", "w+", encoding="utf-8") as said,
+        subprocess.Popen(
+            command, env=settings, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said, text=True
+        ) as server,
+    ):
+        try:
+            assert server.stdout is not None
+            ready = server.stdout.readline()
+            said.seek(0)
+            assert (ready, said.read()) == ("ready\n", "")  # a user would read what an import says
+            yield bin_folder
+        finally:
+            server.terminate()
+
+
+def serve(address: str) -> list[str]:
+    """Fork for each request. Returns in the processes that are to become a command: its words."""
+    settings = dict(os.environ)  # before an import adds to it
+    for package in PACKAGES:
+        importlib.import_module(package)
+    gc.collect()
+    gc.freeze()  # a command that collects garbage would copy all of it
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(address)
+        listener.listen()
+        print("ready", flush=True)
+        while True:
+            select.select([listener, 0], [], [])
+            if select.select([0], [], [], 0)[0]:
+                os._exit(0)  # the tests are over
+            connection, _ = listener.accept()
+            if os.fork() == 0:
+                break
+            connection.close()
+            while ended():
+                pass
+    return command(connection, settings)
+
+
+def ended() -> bool:
+    """Has one of the processes ended that were forked? Its times count then."""
+    try:
+        return os.waitpid(-1, os.WNOHANG)[0] != 0
+    except ChildProcessError:
+        return False
+
+
+def command(connection: socket.socket, settings: Mapping[str, str]) -> list[str]:
+    """Fork once more: one becomes the command, the other tells how it ended, and ends it if nobody waits for it."""
+    _, streams, _, _ = socket.recv_fds(connection, 1, 3)
+    words, folder, environment = json.loads(connection.makefile(encoding="utf-8").readline())
+    child = os.fork()
+    if child:
+        for stream in (0, 1, 2, *streams):
+            os.close(stream)
+        finished = os.pidfd_open(child)
+        if finished not in select.select([finished, connection], [], [])[0]:
+            os.kill(child, signal.SIGKILL)
+        connection.sendall(str(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])).encode())
+        os._exit(0)
+    connection.close()
+    for target, stream in enumerate(streams):
+        os.dup2(stream, target)
+        os.close(stream)
+    os.chdir(folder)
+    os.environ.clear()
+    os.environ.update(environment)
+    random.seed()  # or every command would draw the same
+    importlib.import_module("numpy").random.seed()
+    for name in settings.keys() | environment.keys():
+        if name.startswith(READ_AT_IMPORT) and settings.get(name) != environment.get(name):
+            sys.exit(f"{name} was another as the packages were imported.")
+    return words
+
+
+if __name__ == "__main__":
+    words = serve(sys.argv[1])
+    if words[0] == "-m":
+        sys.argv, sys.path[0] = words[1:], os.getcwd()
+        runpy.run_module(words[1], run_name="__main__", alter_sys=True)
+    else:
+        sys.argv, sys.path[0] = words, str(Path(words[0]).parent)
+        runpy.run_path(words[0], run_name="__main__")
