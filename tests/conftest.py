@@ -13,6 +13,7 @@ import itertools
 import json
 import signal
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,6 +23,19 @@ from PIL import Image
 
 # A shell that starts the tests in the background has them ignore Ctrl-C, and so the processes that they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# What takes longest, first: two processes that take one file after the other then end at nearly the same time.
+LONGEST = (
+    "test_readme.py",
+    "test_repository.py",
+    "training/test_loop.py",
+    "training/test_models.py",
+    "training/test_every.py",
+    "models/test_openai.py",
+    "models/test_hostile_checkpoints.py",
+    "test_examples.py",
+    "training/test_fsdp.py",
+)
 
 SUBJECTS, LOOKS = ("cat", "dog", "dragon", "castle"), ("red", "blue", "green", "golden")
 
@@ -56,6 +70,18 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
             row = {"file_name": f"{number}.png", "text": f"a {look} {subject} in the forest"}
             metadata.write(json.dumps(row) + "\n")
     return folder
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.option.loadscopereorder = False  # pytest-xdist's order, files of many tests first, begins the longest late
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first, then those of many tests."""
+    folder = Path(__file__).parent
+    ranks = {folder / name: rank for rank, name in enumerate(LONGEST)}
+    counts = Counter(item.path for item in items)
+    items.sort(key=lambda item: (ranks.get(item.path, len(ranks)), -counts[item.path]))
 
 
 def pytest_report_header() -> str:
