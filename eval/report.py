@@ -52,10 +52,10 @@ def report(
     wanted = requests(models)
     labels = [request.label for request in wanted]
     training_data = provenance.parse_trained_on(trained_on, labels)
-    for request in wanted:
-        check(request, settings)
     protocol = measure.prepare(measures, settings)
     compute.precision(settings.precision, compute.device(settings.device))
+    for request in wanted:
+        check(request, settings)
     store.prepare(out, figures_only)
     if redrawn is not None and not redrawn.is_dir():
         raise BadInput(f"There is no folder {redrawn} of pictures that were drawn again.")
