@@ -18,6 +18,7 @@ from pathlib import Path
 from captioner.errors import BadCheckpoint, BadInput, MissingModel
 from captioner.files.hub import HUB_ID, cached_folder, hub_folder
 from captioner.files.json import read_object
+from captioner.files.names import path_of
 from captioner.files.weights import weights_in
 
 BUNDLED = Path(__file__).parent / "bundled"
@@ -178,7 +179,7 @@ def resolve(name: str) -> Resolved:
         return Resolved(name, "openai", None, name.removeprefix(SERVER))
     if name in ENTRIES:
         return _from_entry(ENTRIES[name])
-    path = Path(os.path.expanduser(name))
+    path = path_of(name)
     if name and os.path.exists(path):  # which says no, too, of what can be no path
         return Resolved(name, _module_of(path), path)
     identifier = _hub_id(name)

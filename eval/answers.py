@@ -28,6 +28,7 @@ from captioner.contracts import PLAIN_REQUEST, LoadOptions, Model
 from captioner.decoding import DecodingChanges
 from captioner.errors import BadInput, missing_extra
 from captioner.files import atomic
+from captioner.files.names import path_of
 from captioner.images.ahead import read_ahead
 from captioner.images.open import bytes_of
 from captioner.models.openai import spent
@@ -95,7 +96,7 @@ class Request:
     def tables(self) -> list[Path]:
         """The tables of texts that this names: one, or several runs of one model with | between; none for a model."""
         names = self.name.split("|")
-        return [Path(name).expanduser() for name in names] if all(map(tables.is_table, names)) else []
+        return [path_of(name) for name in names] if all(map(tables.is_table, names)) else []
 
     @property
     def file_name(self) -> str:
@@ -138,7 +139,7 @@ def short_name(name: str) -> str:
         return f"{name.partition(':')[0]} {short_name(str(index))}"
     if name.endswith(baselines.EXPECTED):
         return f"{short_name(name.removesuffix(baselines.EXPECTED))} expected"
-    path = Path(name).expanduser()
+    path = path_of(name)
     if not path.exists() and not name.startswith(("/", ".", "~")):
         return name
     path = path.resolve()

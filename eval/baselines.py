@@ -17,6 +17,7 @@ import numpy as np
 from captioner import pipeline, zoo
 from captioner.contracts import PLAIN_REQUEST
 from captioner.errors import BadInput
+from captioner.files.names import path_of
 from captioner.pipeline import LazyEmbedder
 from captioner.prompt import Prompt
 
@@ -36,7 +37,7 @@ EXPECTED = "+expected"
 def index_of(name: str) -> Path | None:
     """The index that a baseline is made from; None for every other model."""
     kind, _, folder = name.partition(":")
-    return Path(folder).expanduser() if kind in KINDS and folder else None
+    return path_of(folder) if kind in KINDS and folder else None
 
 
 class Baseline:

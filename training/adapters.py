@@ -7,7 +7,6 @@ weights.
 from __future__ import annotations
 
 import warnings
-from pathlib import Path
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
@@ -17,6 +16,7 @@ from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from captioner import zoo
 from captioner.errors import BadInput
+from captioner.files.names import path_of
 from training.bases import hub_name
 from training.recipe import LoraRecipe
 
@@ -72,7 +72,7 @@ def name_of_base(base: str) -> str:
     """What an adapter names as its base, valid elsewhere too: the Hub id where there is one, else the folder."""
     if base == BESIDE or base in zoo.ENTRIES:
         return hub_name(base)
-    folder = Path(base).expanduser()
+    folder = path_of(base)
     return str(folder.resolve()) if folder.exists() else base
 
 

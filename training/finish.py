@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from captioner import zoo
 from captioner.errors import counted
 from captioner.files import atomic
+from captioner.files.names import path_of
 from training.bases import hub_name
 from training.words import without_folders
 
@@ -116,7 +117,7 @@ def front_matter(job: Job) -> str:
     from huggingface_hub import ModelCardData
 
     base = hub_name(job.base)
-    on_the_hub = bool(base) and not Path(base).expanduser().exists()
+    on_the_hub = bool(base) and not path_of(base).exists()
     return ModelCardData(
         library_name="captioner",
         pipeline_tag=TAGS[job.verb],

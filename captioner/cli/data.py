@@ -10,6 +10,7 @@ import typer
 from captioner.cli.options import BatchSize, Device, Embedder, Precision, Quiet, grouped, share_of
 from captioner.cli.verbs import group
 from captioner.errors import BadInput, counted, printable
+from captioner.files.names import path_of
 
 if TYPE_CHECKING:
     from captioner.models.knn.build import Built
@@ -67,7 +68,7 @@ def index_build(
 
     named = Path(parse_all(data)[0].name)
     folder = Path(out or f"{named.stem if named.suffix in ('.parquet', '.json', '.zip') else named.name}-index")
-    check_new_folder(folder.expanduser())  # before the imports below, which take seconds
+    check_new_folder(path_of(folder))  # before the imports below, which take seconds
     from captioner.cluster.index import build_with_ray
     from captioner.cluster.pool import Cluster
     from captioner.models.knn.build import Recipe, build, build_shard

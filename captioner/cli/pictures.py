@@ -31,6 +31,7 @@ from captioner.cli.shards import is_of_plan, work
 from captioner.cli.verbs import looks_like_pictures
 from captioner.contracts import LoadOptions, Request
 from captioner.errors import BadInput
+from captioner.files.names import path_of
 
 if TYPE_CHECKING:
     from captioner.run.batch import Answers
@@ -240,5 +241,5 @@ def similar(
     from captioner.run import questions
 
     show = questions.neighbours_json if json else questions.neighbours_table
-    neighbours = questions.Neighbours(Path(os.path.expanduser(index)), count)
+    neighbours = questions.Neighbours(path_of(index), count)
     _run(images, neighbours, lambda many: sinks.Stdout(show), recursive, None, quiet, lambda: index)

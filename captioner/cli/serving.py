@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +10,7 @@ import typer
 from captioner.cli.options import Quiet, grouped, panel_option
 from captioner.contracts import PLAIN_REQUEST, LoadOptions
 from captioner.errors import BadInput, MissingExtra, absent
+from captioner.files.names import path_of
 
 _reached = panel_option("Who may ask")
 _limits = panel_option("Limits")
@@ -96,7 +96,7 @@ def _folder(name: str | None) -> Path | None:
     """The root, which must be there."""
     if name is None:
         return None
-    path = Path(os.path.expanduser(name))
+    path = path_of(name)
     if not path.is_dir():
         raise BadInput(f"There is no folder {name!r}.")
     return path.resolve()
@@ -108,7 +108,7 @@ def _index(name: str | None) -> Path | None:
         return None
     from captioner import zoo
 
-    folder = Path(os.path.expanduser(name))
+    folder = path_of(name)
     zoo.check_index(folder)
     return folder
 

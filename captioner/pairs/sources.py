@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from captioner.errors import BadInput
+from captioner.files.names import path_of
 from captioner.pairs import layouts
 from captioner.pairs.layouts import LeftOut, ReadOptions, Record
 from captioner.pairs.tables import caption_of, is_whole
@@ -58,10 +59,10 @@ def parse(spec: str | Path) -> PairSource:
             return PairSource(kind, rest, weight)
         file, _, part = rest.rpartition(":")
         rest, part = (file, part) if kind == "coco" and file.endswith(".json") else (rest, "")
-        return PairSource(kind, str(Path(os.path.expanduser(rest))), weight, part)
+        return PairSource(kind, str(path_of(rest)), weight, part)
     if glob.has_magic(location) and not Path(location).exists():
-        return PairSource("parquet", str(Path(os.path.expanduser(location))), weight)
-    path = Path(os.path.expanduser(location))
+        return PairSource("parquet", str(path_of(location)), weight)
+    path = path_of(location)
     if not path.exists():
         raise BadInput(f"There is no {path}. A data set of the Hugging Face Hub is named hub:{location}.")
     return PairSource(layouts.kind_of(path), str(path), weight)

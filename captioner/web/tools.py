@@ -18,6 +18,7 @@ from starlette.concurrency import run_in_threadpool
 
 from captioner import __version__
 from captioner.errors import BadImage, BadInput, CaptionerError, printable
+from captioner.files.names import path_of
 from captioner.images import is_url
 from captioner.images.metadata import Parameters, read_parameters
 from captioner.images.open import open_file
@@ -250,7 +251,7 @@ class Tools:
 
     def file(self, path: str) -> Picture:
         """A file that may be read."""
-        file = Path(path).expanduser() if self.any_path else below(self.settings.root, path)
+        file = path_of(path) if self.any_path else below(self.settings.root, path)
         with open_file(file, printable(path)) as stream:
             return Picture(stream.read(), path)
 

@@ -26,6 +26,7 @@ import numpy as np
 from captioner.compute import has_bf16
 from captioner.errors import BadInput, BadOutput
 from captioner.files.atomic import replacing_folder
+from captioner.files.names import path_of
 from captioner.pairs.layouts import LeftOut, summaries
 from captioner.text.embedding import text_embedder
 from training.data import dedupe
@@ -87,7 +88,7 @@ def prepare(options: Preparation) -> None:
 
 
 def _prompts(options: Preparation) -> list[str]:
-    return [prompt for source in options.data for prompt in read_prompts(Path(source).expanduser())]
+    return [prompt for source in options.data for prompt in read_prompts(path_of(source))]
 
 
 def read_prompts(file: Path) -> list[str]:
@@ -196,7 +197,7 @@ def _refuse_to_overwrite(out: Path, options: Preparation) -> None:
         raise BadOutput(f"{out} is a file. Name a folder with --out.")
     if out.is_dir() and any(out.iterdir()) and not options.overwrite:
         raise BadOutput(f"{out} is not empty. Name another --out, or replace an earlier result with --overwrite.")
-    if out.resolve() in [Path(source).expanduser().resolve() for source in options.data]:
+    if out.resolve() in [path_of(source).resolve() for source in options.data]:
         raise BadOutput(f"{out} is the data itself. Name another --out.")
 
 

@@ -14,6 +14,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 
 from captioner.errors import BadInput
+from captioner.files.names import path_of
 from training.data.cleaning import terms
 from training.data.drawing import Drawing, Job, draw_missing, drawn_lines
 from training.data.options import Synthesis
@@ -27,7 +28,7 @@ BY_NATURE = ("prompts", "recombine", "model", "steps", "size", "save_size", "gui
 def synthesize(options: Synthesis) -> None:
     """Draw what is not there yet."""
     out = Path(options.out)
-    prompts = planned(read_prompts(Path(options.prompts).expanduser()), options)
+    prompts = planned(read_prompts(path_of(options.prompts)), options)
     chosen = asdict(options)
     jobs = [
         Job(f"{number:06}.png", prompt, options.seed + number, {"model": options.model})

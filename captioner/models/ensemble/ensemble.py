@@ -18,6 +18,7 @@ from captioner import zoo
 from captioner.contracts import PLAIN_REQUEST, LoadOptions, LoadOther, Model, Request
 from captioner.errors import BadCheckpoint, BadInput, BadOutput, MissingModel
 from captioner.files.json import read_object, write_object
+from captioner.files.names import path_of
 from captioner.text.embedding import unit
 
 SAMPLES = 32
@@ -179,8 +180,8 @@ def save(file: Path, members: Sequence[Member], by_norm: bool = False, report: d
     check_new(file)
     rows = []
     for member in weighted(members):
-        is_path = member.model not in zoo.ENTRIES and Path(member.model).expanduser().exists()
-        name = os.path.relpath(Path(member.model).expanduser(), file.parent) if is_path else member.model
+        is_path = member.model not in zoo.ENTRIES and path_of(member.model).exists()
+        name = os.path.relpath(path_of(member.model), file.parent) if is_path else member.model
         is_taken = is_path and name in zoo.ENTRIES  # a folder called knn beside the file is not the zoo's knn
         rows.append(asdict(replace(member, model=os.path.join(".", name) if is_taken else name)))
     content = {"kind": "ensemble", "by_norm": by_norm, "members": rows, "fitted": report}

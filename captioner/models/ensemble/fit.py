@@ -14,6 +14,7 @@ from scipy.optimize import minimize
 
 from captioner.contracts import LoadOptions, Model
 from captioner.errors import BadInput, CaptionerError
+from captioner.files.names import path_of
 from captioner.models.ensemble.ensemble import Member, check_new, label, member_vectors, save, weighted
 from captioner.pairs import sources
 from captioner.pairs.fingerprint import picture_fingerprint
@@ -62,7 +63,7 @@ def fit(
 
     load: `captioner.load`, which stands above this module.
     """
-    options, out = options or LoadOptions(), Path(out).expanduser()
+    options, out = options or LoadOptions(), path_of(out)
     check_new(out)
     records = sources.read([data])
     _check_enough(records.different_prompts(up_to=2 * FOLDS), data)

@@ -29,6 +29,7 @@ from captioner.contracts import LoadOptions
 from captioner.errors import BadInput, BadOutput, Stopped
 from captioner.files.atomic import replacing_folder
 from captioner.files.json import read_object, write_object
+from captioner.files.names import path_of
 from captioner.models.knn import knn
 from captioner.models.parts.backbones import backbones
 from captioner.models.parts.backbones.towers import Backbone
@@ -93,7 +94,7 @@ def build(
 
     resume: go on with what a stopped run has read.
     """
-    options, out = options or LoadOptions(), Path(out).expanduser()
+    options, out = options or LoadOptions(), path_of(out)
     records, backbone = _begun(data, out, recipe, options)
     made_by = _made_by(recipe, backbone)
     with _Partial(out.with_name(f"{out.name}.part"), backbone.width, made_by, resume) as partial:
@@ -114,7 +115,7 @@ def build_shard(
 ) -> Built:
     """The I-th of N equal shares of the work of `build`: features, beside OUT, of every N-th picture. One that was
     stopped goes on. `merge` makes an index of all."""
-    options, out = options or LoadOptions(), Path(out).expanduser()
+    options, out = options or LoadOptions(), path_of(out)
     records, backbone = _begun(data, out, recipe, options)
     made_by = _made_by(recipe, backbone)
     about = {**_about(made_by, backbone, options, records), "recipe": asdict(recipe)}
@@ -136,7 +137,7 @@ def build_shard(
 
 def merge(out: str | Path, progress: Progress = lambda step, done, total: None) -> Built:
     """One index of all shards, the same as `build` makes of the same data; the shards go when it is there."""
-    out = Path(out).expanduser()
+    out = path_of(out)
     check_new_folder(out)
     folders = _shards_of(out)
     about = read_object(folders[0] / MADE_BY, BadOutput, ANEW)

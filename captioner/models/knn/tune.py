@@ -11,6 +11,7 @@ import numpy as np
 from captioner.contracts import LoadOptions
 from captioner.errors import BadInput
 from captioner.files.json import write_object
+from captioner.files.names import path_of
 from captioner.models.knn import knn
 from captioner.models.knn.build import CHUNK, chunks
 from captioner.pairs import sources
@@ -49,7 +50,7 @@ def tune(
     Without DATA, pictures of the index itself ask, one of each of up to `sample` prompts. Nothing is predicted from
     its own prompt: prompts nearer to it than the cosine `same` are kept from it.
     """
-    folder = Path(folder).expanduser()
+    folder = path_of(folder)
     index = knn.Index(folder)
     queries, truth = _from_data(folder, data, sample, options) if data else _from_index(index, sample, seed)
     banned = _prompts_like(index.embeddings, truth, same)
