@@ -149,18 +149,22 @@ def test_on_standard_input(tmp_path: Path) -> None:
 def test_what_is_no_message_is_told_and_answered() -> None:
     """A line that is no message costs itself alone; an input that is cut off ends with status 2."""
     ping = '{"jsonrpc":"2.0","id":1,"method":"ping"}'
-    lines = ["hello", "", '{"id":1}', ping, '{"jsonrpc":"2.0","id":2,"meth']
     command = [sys.executable, "-m", "captioner", "mcp", "--models", "mini"]
-    ended = subprocess.run(command, input="\n".join(lines), capture_output=True, text=True, check=False)
-    answers = [json.loads(answer) for answer in ended.stdout.splitlines()]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, text=True, **pipes) as ended:
+        ended.stdin.write("\n".join(["hello", "", '{"id":1}', ping, ""]))
+        ended.stdin.flush()
+        answers = [json.loads(ended.stdout.readline()) for _ in range(3)]  # what ends may cut off a request's answer
+        said, told = ended.communicate('{"jsonrpc":"2.0","id":2,"meth')
+    answers += [json.loads(answer) for answer in said.splitlines()]
     assert sorted(answer["error"]["code"] for answer in answers if "error" in answer) == [-32700, -32700, -32600]
     assert {"jsonrpc": "2.0", "id": 1, "result": {}} in answers
-    assert [line.startswith("captioner: A line of the input") for line in ended.stderr.splitlines()] == [
+    assert [line.startswith("captioner: A line of the input") for line in told.splitlines()] == [
         True,
         True,
         False,
     ]
-    assert (ended.returncode, ended.stderr.splitlines()[-1]) == (
+    assert (ended.returncode, told.splitlines()[-1]) == (
         2,
         "captioner: The input ends in the middle of a message.",
     )
