@@ -7,15 +7,18 @@ captioner` does none of this.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
 import sys
+import threading
 import time
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from types import TracebackType
+from typing import NoReturn
 
 from captioner import memory
 from captioner.errors import CaptionerError, missing_extra, printable
@@ -23,6 +26,8 @@ from captioner.errors import CaptionerError, missing_extra, printable
 DEBUG = "--debug"
 REFUSALS = (errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENOSPC, errno.EDQUOT)
 """What the system says of a name that it does not let us look at, or of a disk that is full, which is no bug."""
+
+_unfinished: list[threading.Thread] = []
 
 
 def _stop_quietly(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
@@ -70,6 +75,28 @@ def run(name: str, command: Callable[[], object]) -> None:
             sys.stderr.flush()
         except (OSError, ValueError):  # full or closed; Python would fail once more as it ends
             os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+        if any(thread.is_alive() for thread in _unfinished):
+            _end_at_once(sys.exc_info()[1])
+
+
+def leave_behind(threads: Iterable[threading.Thread]) -> None:
+    """Threads that `run` need not wait for. Those of them that still run are not stopped by Python as the process ends:
+    where one is inside a library written in C++, as when torch is imported, that aborts the process."""
+    _unfinished.extend(threads)
+
+
+def _end_at_once(error: BaseException | None) -> NoReturn:
+    """End as Python would for this error, without what it does last."""
+    status = 0
+    if isinstance(error, SystemExit):
+        status = error.code if isinstance(error.code, int) else int(error.code is not None)
+    elif error is not None:
+        sys.excepthook(type(error), error, error.__traceback__)
+        status = 1
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError, OSError, ValueError):  # none, full or closed
+            stream.flush()
+    os._exit(status)
 
 
 def prepare() -> None:

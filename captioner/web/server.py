@@ -8,7 +8,6 @@ import logging
 import os
 import signal
 import socket
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from captioner import memory
 from captioner.errors import BadInput
+from captioner.run import lastresort
 from captioner.serving.engine import Engine
 from captioner.serving.scheduler import Closed
 from captioner.web.app import make_app
@@ -81,12 +81,9 @@ def run(engine: Engine, settings: Settings, listener: socket.socket, ready: Call
     logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # what goes wrong is answered, or logged by us
     Service(config_of(engine, settings), engine, ready).run(sockets=[listener])
     engine.close(1.0)
+    lastresort.leave_behind(engine.threads)  # the model is being loaded, or a batch is far from its end
     if engine.failure is not None and not isinstance(engine.failure, Closed):  # stopped before its model was loaded
         raise engine.failure
-    if any(thread.is_alive() for thread in engine.threads):  # a batch that is far from its end
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(0)
 
 
 def config_of(engine: Engine, settings: Settings) -> uvicorn.Config:

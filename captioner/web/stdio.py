@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from captioner.errors import BadInput
+from captioner.run import lastresort
 from captioner.serving.engine import Engine
 from captioner.web.settings import Settings
 from captioner.web.tools import Tools
@@ -43,6 +44,7 @@ def run(engine: Engine) -> None:
 
     is_cut = anyio.run(serve)
     engine.close(1.0)
+    lastresort.leave_behind(engine.threads)
     if is_cut:
         raise BadInput("The input ends in the middle of a message.")
 

@@ -49,6 +49,50 @@ def test_output_that_is_full_is_no_bug() -> None:
     assert (done.returncode, done.stderr) == (2, "tool: The output cannot be used (No space left on device).\n")
 
 
+@pytest.mark.parametrize(
+    ("end", "status", "told"),
+    [
+        ("print('done')", 0, ""),
+        ("sys.exit(3)", 3, ""),
+        ("sys.exit()", 0, ""),
+        ("raise BadInput('No.')", 2, "tool: No.\n"),
+        ("raise KeyboardInterrupt", 130, "\ntool: Stopped.\n"),
+    ],
+)
+def test_a_thread_that_is_left_behind_cannot_abort_the_process(end: str, status: int, told: str) -> None:
+    """It would be stopped after the functions of atexit have been called."""
+    done = run(
+        f"""import atexit, sys, threading, time
+from captioner.errors import BadInput
+def command():
+    thread = threading.Thread(target=time.sleep, args=[60], daemon=True)
+    thread.start()
+    lastresort.leave_behind([thread])
+    print("begun")
+    {end}
+atexit.register(print, "Python ended it")
+lastresort.run("tool", command)"""
+    )
+    assert (done.returncode, done.stderr) == (status, told)
+    assert done.stdout.splitlines()[0] == "begun"
+    assert "Python ended it" not in done.stdout
+
+
+def test_debug_tells_of_an_error_while_a_thread_runs() -> None:
+    done = run(
+        """import threading, time
+def command():
+    thread = threading.Thread(target=time.sleep, args=[60], daemon=True)
+    thread.start()
+    lastresort.leave_behind([thread])
+    {}["a key"]
+lastresort.run("tool", command)""",
+        "--debug",
+    )
+    assert done.returncode == 1
+    assert done.stderr.rstrip().endswith("KeyError: 'a key'")
+
+
 def test_debug_shows_the_traceback_wherever_it_stands() -> None:
     done = run(FAILS, "verb", "--debug", "x")
     assert done.stderr.startswith("Traceback")
