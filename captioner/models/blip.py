@@ -35,7 +35,7 @@ from captioner import compute
 from captioner.contracts import LoadOptions
 from captioner.errors import BadCheckpoint
 from captioner.models.parts import checkpoint
-from captioner.models.parts.attention import ImageMemory, TextCache, attend_image, attend_text
+from captioner.models.parts.attention import ImageMemory, TextCache, attend_image, attend_words
 from captioner.models.parts.loss import token_loss
 from captioner.models.parts.narrow import all_of, narrowed
 from captioner.models.parts.speaker import SearchedDecoder
@@ -92,9 +92,8 @@ class Blip(BlipForConditionalGeneration):
         return self.text_decoder.cls(states[:, -1]), past
 
     def _begin(self, rows: int) -> TextCache:
-        text = text_config(self.config)
-        nothing = self._embeddings.word_embeddings.weight.new_empty(rows, 0, text.hidden_size)
-        return TextCache.begin(len(self.text_layers()), _heads(nothing, text.num_attention_heads))
+        heads = text_config(self.config).num_attention_heads
+        return TextCache.begin(rows, len(self.text_layers()), heads, self._embeddings.word_embeddings.weight)
 
     def _read_on(
         self, tokens: Tensor, memory: ImageMemory, past: TextCache, watched: list[Tensor] | None = None
@@ -102,27 +101,27 @@ class Blip(BlipForConditionalGeneration):
         """What the layers make of the next tokens `[rows, t]` → `[rows, t, width]`; `watched`: see `_layers`."""
         before, t = past.length, tokens.shape[1]
         embedded = self._embeddings(tokens, self._embeddings.position_ids[:, before : before + t])
-        keys, values = zip(*(past.extend(layer, t) for layer in range(len(past.layers))), strict=True)
+        past.extend(t)
         image_keys, image_values = zip(*memory.layers, strict=True)
-        if t == 1 and self.fixed and watched is None:
-            return self._traced(embedded, keys, values, image_keys, image_values)
-        return self._layers(embedded, keys, values, image_keys, image_values, watched)
+        if t == 1 and before and self.fixed and watched is None:
+            return self._traced(embedded, past.words, past.places, image_keys, image_values)
+        return self._layers(embedded, past.words, past.places, image_keys, image_values, watched)
 
     @cached_property
     def _traced(self) -> Callable[..., Tensor]:
         """`_layers` for one more token of every text."""
-        text, layers = text_config(self.config), len(self.text_layers())
-        word = self._embeddings.word_embeddings.weight.new_zeros(1, 1, text.hidden_size)
-        head = _heads(word.expand(1, 2, -1), text.num_attention_heads)
-        texts = [[head.clone() for _ in range(layers)] for _ in range(2)]
-        images = [head.transpose(-1, -2).contiguous()] * layers, [head.contiguous()] * layers
-        return compute.traced(self._layers, self.text_decoder, word, *texts, *images)
+        past = self._begin(1)
+        past.extend(2)
+        layers, _, _, heads, dim = past.words.shape
+        word = past.words.new_zeros(1, 1, heads * dim)
+        images = [word.new_zeros(1, heads, dim, 2)] * layers, [word.new_zeros(1, heads, 2, dim)] * layers
+        return compute.traced(self._layers, self.text_decoder, word, past.words, past.places, *images)
 
     def _layers(
         self,
         x: Tensor,
-        keys: Sequence[Tensor],
-        values: Sequence[Tensor],
+        words: Tensor,
+        places: Tensor,
         image_keys: Sequence[Tensor],
         image_values: Sequence[Tensor],
         watched: list[Tensor] | None = None,
@@ -134,19 +133,17 @@ class Blip(BlipForConditionalGeneration):
 
         Args:
             x: the embedded tokens `[rows, t, width]`.
-            keys, values: of every layer, those of the text `[rows, heads, length, head_dim]`, whose last t are written
-                here.
+            words, places: of a `TextCache` that was extended by t.
             image_keys, image_values: as `attend_image` wants them.
             watched: here each layer's attention to a single picture `[1, heads, t, regions]` is added.
         """
         rows, t, _ = x.shape
         heads, t = text_config(self.config).num_attention_heads, int(t)  # a constant also where this is traced
         x = x.flatten(0, 1)  # [rows · t, width]
-        of_layers = zip(self.text_layers(), keys, values, image_keys, image_values, strict=True)
-        for block, all_keys, all_values, of_image, values_of_image in of_layers:
+        of_layers = zip(self.text_layers(), words, image_keys, image_values, strict=True)
+        for block, of_text, of_image, values_of_image in of_layers:
             projected = _projected(block.attention.self, x).view(rows, t, 3, heads, -1)
-            query, all_keys[:, :, -t:], all_values[:, :, -t:] = projected.permute(2, 0, 3, 1, 4).unbind()
-            mixed = attend_text(query, all_keys, all_values)
+            mixed = attend_words(projected[:, :, 0].transpose(1, 2), projected[:, :, 1:], of_text, places)
             x = _added(block.attention.output, _merged(mixed).flatten(0, 1), x)
             query = block.crossattention.self.query(x).view(rows, t, heads, -1).transpose(1, 2)
             if watched is not None:

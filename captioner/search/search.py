@@ -193,17 +193,10 @@ def _next_tokens(
 def _shared(rows: np.ndarray, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """One row for all texts that were in the same row and go on by the same token.
 
-    Returns of every new row its parent and its token, and the new row of every text. A row keeps its place where it
-    can, for what moves is copied.
+    Returns of every new row its parent and its token, and the new row of every text.
     """
     forks, of_texts = np.unique(rows << 32 | tokens, return_inverse=True)
-    parents, tokens = forks >> 32, forks & 0xFFFFFFFF
-    stays = np.append(True, parents[1:] != parents[:-1]) & (parents < len(forks))  # a parent's first
-    places = np.empty_like(parents)
-    places[stays] = parents[stays]
-    places[~stays] = np.setdiff1d(np.arange(len(forks)), parents[stays])
-    order = places.argsort()
-    return parents[order], tokens[order], places[of_texts]
+    return forks >> 32, forks & 0xFFFFFFFF, of_texts
 
 
 def _together(

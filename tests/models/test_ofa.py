@@ -19,7 +19,6 @@ from captioner.models import ofa
 from captioner.models.ofa import OFA, OFAConfig
 from captioner.models.ofa.processor import OFAProcessor, read_tokenizer
 from captioner.models.parts import checkpoint
-from captioner.models.parts.attention import TextCache
 from captioner.search.search import search
 from tests import decoders
 from tests.tiny.ofa import SIZES, scrambled, vocabulary
@@ -51,7 +50,7 @@ def golden() -> dict[str, torch.Tensor]:
     with torch.no_grad():
         rows = []
         for picture, question, text in zip(pixels.split(1), questions, texts.split(1), strict=True):
-            states = model.decoder(text, model.read(picture, question), TextCache())
+            states = model.decoder(text, model.read(picture, question))
             rows.append(model.decoder.output_projection(states))
     return {"logits": torch.cat(rows)[..., ::97].float().contiguous()}
 

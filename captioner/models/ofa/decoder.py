@@ -64,10 +64,20 @@ class Decoder(nn.Module):
         keys = heads_apart(self.cross_pos_k_linear(positions), self.config.decoder_attention_heads)
         return Memory(layers, keys)
 
-    def forward(self, tokens: Tensor, memory: Memory, past: TextCache, watched: list[Tensor] | None = None) -> Tensor:
-        """tokens [rows, t] → states [rows, t, width]; the past grows by t positions."""
+    def begin(self, rows: int) -> TextCache:
+        """The past of texts without a word yet."""
+        weight = self.embed_positions.weight
+        return TextCache.begin(rows, len(self.layers), self.config.decoder_attention_heads, weight)
+
+    def forward(
+        self, tokens: Tensor, memory: Memory, past: TextCache | None = None, watched: list[Tensor] | None = None
+    ) -> Tensor:
+        """tokens [rows, t] → states [rows, t, width]; the past, if any, grows by t positions."""
         x = self.dropout(self.layernorm_embedding(self.embed_tokens(tokens)))
-        start, length = past.length, past.length + tokens.shape[1]
+        start = past.length if past else 0
+        length = start + tokens.shape[1]
+        if past:
+            past.extend(tokens.shape[1])
         positions = self.pos_ln(self.embed_positions.weight[:length])
         absolute = self._query(self.self_pos_q_linear, positions[start:]) @ self._keys(positions)
         cross_bias = self._query(self.cross_pos_q_linear, positions[start:]) @ memory.positions.transpose(-1, -2)

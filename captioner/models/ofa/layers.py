@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from captioner.models.ofa.config import OFAConfig
-from captioner.models.parts.attention import ImageMemory, TextCache, attend_image, attend_text
+from captioner.models.parts.attention import ImageMemory, TextCache, attend_image, attend_text, attend_words
 
 
 def heads_apart(x: Tensor, heads: int) -> Tensor:
@@ -89,7 +89,7 @@ class EncoderLayer(GradientCheckpointingLayer, FeedForward):
 
 class DecoderLayer(FeedForward):
     """The text looks at itself and at what the encoder made of picture and question. (Its activations are few: they
-    are never recomputed, so that the cache may grow within.)"""
+    are never recomputed.)"""
 
     def __init__(self, config: OFAConfig) -> None:
         super().__init__(config.d_model, config.decoder_ffn_dim, config.dropout)
@@ -106,7 +106,7 @@ class DecoderLayer(FeedForward):
         x: Tensor,
         number: int,
         memory: ImageMemory,
-        past: TextCache,
+        past: TextCache | None,
         bias: Tensor,
         cross_bias: Tensor,
         watched: list[Tensor] | None = None,
@@ -114,8 +114,12 @@ class DecoderLayer(FeedForward):
         """x [rows, t, width]; bias [heads, t, length so far]; cross_bias [heads, t, source]. The cross-attention's
         weights [rows, heads, t, source] are added to `watched`, for a single picture."""
         normed = self.self_attn_layer_norm(x)
-        keys, values = past.append(number, *self.self_attn.keys_and_values(normed))
-        mixed = attend_text(self.self_attn.query(normed), keys, values, bias, self.scale)
+        query, (keys, values) = self.self_attn.query(normed), self.self_attn.keys_and_values(normed)
+        if past is None:
+            mixed = attend_text(query, keys, values, bias, self.scale)
+        else:
+            written = torch.stack((keys, values), dim=2).transpose(1, 3)  # [rows, t, 2, heads, head_dim]
+            mixed = attend_words(query, written, past.words[number], past.places, bias, self.scale)
         x = x + self.dropout(self.self_attn_mid_layer_norm(self.self_attn.merged(mixed)))
         query = self.cross_attn.query(self.cross_attn_layer_norm(x))
         mixed = attend_image(query, *memory.layers[number], cross_bias, self.scale)

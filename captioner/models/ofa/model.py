@@ -70,7 +70,7 @@ class OFA(PreTrainedModel):
 
     def step(self, tokens: Tensor, memory: Memory, past: TextCache | None) -> tuple[Tensor, TextCache]:
         """Read more text: logits after the last token `[rows, vocabulary]`, and the text's keys and values."""
-        past = past or TextCache()
+        past = past or self.decoder.begin(len(tokens))
         states = self.decoder(tokens, memory, past)
         return self.decoder.output_projection(states[:, -1]), past
 
@@ -84,7 +84,7 @@ class OFA(PreTrainedModel):
     ) -> Seq2SeqLMOutput:
         """Teacher forcing. Padding stands at the end, so that the labels alone mask it."""
         memory = self.read(narrowed(pixel_values, Tensor)) if features is None else self.remember(features)
-        states = self.decoder(input_ids, memory, TextCache())
+        states = self.decoder(input_ids, memory)
         logits = self.decoder.output_projection(states)  # [B, T, vocabulary]
         loss = None
         if labels is not None:
@@ -97,6 +97,6 @@ class OFA(PreTrainedModel):
         Cross-attention averaged over layers and heads; the question's share is left out."""
         memory = self.read(pixels, question)
         watched: list[Tensor] = []
-        self.decoder(torch.tensor([list(ids)], device=self.device), memory, TextCache(), watched)
+        self.decoder(torch.tensor([list(ids)], device=self.device), memory, watched=watched)
         of_regions = torch.stack(watched).mean((0, 1, 2))[:, : -len(question or self.question)]  # [ids, regions]
         return of_regions.unflatten(1, (math.isqrt(of_regions.shape[1]), -1))

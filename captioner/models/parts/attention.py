@@ -2,7 +2,7 @@
 
 transformers copies the image's keys and values to every beam, and moves the copies at every step; that is a third to
 four fifths of BLIP's generate time. Here the image side keeps one row per image: beams are folded into the query
-dimension, and only the small text cache is reordered.
+dimension. Of the text nothing moves either, but the list of its words' places.
 """
 
 from __future__ import annotations
@@ -30,75 +30,51 @@ class ImageMemory:
 
 
 class TextCache:
-    """Keys and values of the text so far, per layer `[rows, heads, length, head_dim]`, with room for more to come."""
+    """The keys and values of texts, per layer.
+
+    Those of a word stay where they were written, and a text is a list of its words' places: one that goes on as
+    several, or in another row, shares them, and nothing but its list is copied.
+    """
 
     ROOM = 32
 
-    def __init__(self) -> None:
-        self.layers: list[tuple[Tensor, Tensor]] = []  # the first token of a text appends them, in order
-        self._buffer: Tensor | None = None  # [layers, 2, rows, heads, room, head_dim]; they are the beginning of it
+    def __init__(self, words: Tensor, places: Tensor, used: int = 0) -> None:
+        self.words = words  # [layers, room, 2, heads, head_dim]
+        self.places = places  # [rows, length]
+        self.used = used  # of the room
 
     @classmethod
-    def begin(cls, layers: int, nothing: Tensor) -> TextCache:
-        """Of texts without a word yet. nothing: the keys or values of one layer `[rows, heads, 0, head_dim]`"""
-        cache = cls()
-        cache.layers = [(nothing, nothing)] * layers
-        return cache
+    def begin(cls, rows: int, layers: int, heads: int, like: Tensor) -> TextCache:
+        """Of texts without a word yet. like: a tensor `[…, heads · head_dim]` of their device and precision."""
+        words = like.new_empty(layers, 0, 2, heads, like.shape[-1] // heads)
+        return cls(words, torch.empty(rows, 0, dtype=torch.long, device=like.device))
 
     @property
     def length(self) -> int:
-        return self.layers[0][0].shape[2] if self.layers else 0
+        return self.places.shape[1]
 
-    def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Add the new positions of one layer; returns all its keys and values."""
-        if layer == len(self.layers):
-            self.layers.append((keys, values))
-            return keys, values
-        added = keys.shape[2]
-        whole = self.extend(layer, added)
-        for part, new in zip(whole, (keys, values), strict=True):
-            part.narrow(2, part.shape[2] - added, added).copy_(new)
-        return whole
+    def extend(self, added: int) -> None:
+        """Make place for so many more words of every text, which `attend_words` is to write."""
+        rows = len(self.places)
+        used, self.used = self.used, self.used + rows * added
+        if self.used > self.words.shape[1]:
+            self.words = self._larger(used, self.used + rows * self.ROOM)
+        places = torch.arange(used, self.used, device=self.places.device).view(rows, added)
+        self.places = torch.cat((self.places, places), dim=1)
 
-    def extend(self, layer: int, added: int) -> tuple[Tensor, Tensor]:
-        """All keys and values of one layer, and after them so many new positions for the caller to write."""
-        rows, _, length, _ = self.layers[layer][0].shape
-        self.layers[layer] = self._view(layer, rows, length + added)
-        return self.layers[layer]
-
-    def _view(self, layer: int, rows: int, length: int) -> tuple[Tensor, Tensor]:
-        """The beginning of one layer's part of the buffer, which is made larger where it has to be."""
-        if self._buffer is None or self._buffer.shape[2] < rows or self._buffer.shape[4] < length:
-            self._buffer = self._larger(rows, length)
-        keys, values = self._buffer[layer, :, :rows, :, :length].unbind()
-        return keys, values
-
-    def _larger(self, rows: int, length: int) -> Tensor:
-        """The same beginning of every layer, and room for more rows and positions."""
-        first = self.layers[0][0]
-        before, heads, _, head_dim = first.shape
-        rows = max(rows, 2 * before) if rows > before else before
-        room = 0 if self._buffer is None else self._buffer.shape[4]
-        room = room if length <= room else 2 * length + self.ROOM
-        buffer = first.new_empty(len(self.layers), 2, rows, heads, room, head_dim)
-        for of_layer, parts in zip(buffer, self.layers, strict=True):
-            for whole, part in zip(of_layer, parts, strict=True):
-                whole[:before, :, : part.shape[2]] = part
-        return buffer
+    def _larger(self, used: int, room: int) -> Tensor:
+        layers, _, *sizes = self.words.shape
+        words = self.words.new_empty(layers, room, *sizes)
+        words[:, :used] = self.words[:, :used]
+        return words
 
     def select(self, rows: Tensor) -> TextCache:
-        """These rows alone, in this order; a row may come several times. One that keeps its place is not copied."""
-        before, after = self.layers[0][0].shape[0], len(rows)
-        moved = (rows != torch.arange(after, device=rows.device)).nonzero()[:, 0]
-        if self._buffer is None:
-            if before != after or len(moved):
-                self.layers = [(keys[rows], values[rows]) for keys, values in self.layers]
-            return self
-        self.layers = [self._view(layer, after, part.shape[2]) for layer, (part, _) in enumerate(self.layers)]
-        if len(moved):
-            filled = self._buffer.narrow(4, 0, self.length)
-            filled.index_copy_(2, moved, filled.index_select(2, rows[moved]))  # all layers at once
-        return self
+        """These rows alone, in this order; a row may come several times. Only one of the two may be extended."""
+        return TextCache(self.words, self.places[rows], self.used)
+
+    def copy(self) -> TextCache:
+        """One that can be extended while this one stays."""
+        return TextCache(self._larger(self.used, self.used + len(self.places) * self.ROOM), self.places, self.used)
 
 
 def attend_image(
@@ -142,3 +118,27 @@ def attend_text(
         future = torch.ones(t, length, dtype=torch.bool, device=query.device).triu(length - t + 1)
         scores = scores.masked_fill(future, torch.finfo(scores.dtype).min)
     return scores.softmax(-1) @ values
+
+
+def attend_words(
+    query: Tensor,
+    written: Tensor,
+    words: Tensor,
+    places: Tensor,
+    bias: Tensor | None = None,
+    scale: float | None = None,
+) -> Tensor:
+    """`attend_text` of the last t words of every text over all of its words, after theirs have been written.
+
+    Args:
+        query: of the last words `[rows, heads, t, head_dim]`.
+        written: their keys and values `[rows, t, 2, heads, head_dim]`.
+        words, places: a layer of a `TextCache` that was extended by t.
+        bias, scale: as in `attend_text`.
+    """
+    t = written.shape[1]
+    words.index_copy_(0, places[:, -t:].flatten(), written.flatten(0, 1))
+    if t < places.shape[1]:
+        written = words.index_select(0, places.flatten()).unflatten(0, places.shape)
+    keys, values = written.permute(2, 0, 3, 1, 4).unbind()
+    return attend_text(query, keys, values, bias, scale)

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from captioner import compute
 from captioner.contracts import PLAIN_REQUEST, Request
 from captioner.decoding import Decoding, DecodingChanges
-from captioner.models.parts.attention import ImageMemory, TextCache, attend_text
+from captioner.models.parts.attention import TextCache, attend_words
 from captioner.models.parts.speaker import SearchedDecoder
 from captioner.prompt import Reading
 from captioner.search.search import Hypothesis
@@ -167,22 +167,19 @@ class TransformerMapper(nn.Module):
 class PrefixMemory:
     """What depends on the picture alone."""
 
-    prefix: ImageMemory
-    """The prefix's keys and values in every layer."""
+    prefix: TextCache
+    """What has been read of the prefix, a text of every picture."""
     first_logits: Tensor
     """`[images, vocabulary]` of the first word."""
     features: Tensor
     """The image embedding `[images, joint_dim]`."""
 
     def __len__(self) -> int:
-        return len(self.prefix)
+        return len(self.features)
 
     def begin(self, copies: int) -> TextCache:
-        """The past of so many texts of every picture: the prefix, which is so short that copies of it cost little."""
-        past = TextCache()
-        for layer, both in enumerate(self.prefix.layers):
-            past.append(layer, *(of_images.repeat_interleave(copies, 0) for of_images in both))
-        return past
+        """The past of so many texts of every picture."""
+        return self.prefix.copy().select(torch.arange(len(self), device=self.features.device).repeat_interleave(copies))
 
     def select(self, images: Tensor) -> PrefixMemory:
         return PrefixMemory(self.prefix.select(images), self.first_logits[images], self.features[images])
@@ -235,10 +232,9 @@ class PrefixDecoder:
 
     def remember(self, features: Tensor) -> PrefixMemory:
         hidden = self.prefix(features)
-        nothing = hidden.unflatten(2, (self.gpt.config.n_head, -1)).transpose(1, 2)[:, :, :0]
-        past = TextCache.begin(len(self.gpt.transformer.h), nothing)
+        past = TextCache.begin(len(hidden), len(self.gpt.transformer.h), self.gpt.config.n_head, hidden)
         logits = self._read_on(hidden, past)
-        return PrefixMemory(ImageMemory(past.layers), logits, features)
+        return PrefixMemory(past, logits, features)
 
     def read(self, pixels: Tensor) -> PrefixMemory:
         return self.remember(self.encode(pixels))
@@ -252,32 +248,29 @@ class PrefixDecoder:
 
     def _read_on(self, embedded: Tensor, past: TextCache) -> Tensor:
         """Logits after the last position `[rows, vocabulary]`. embedded `[rows, t, width]`"""
-        t = embedded.shape[1]
-        positions = torch.arange(past.length, past.length + t, device=embedded.device)
-        keys, values = zip(*(past.extend(layer, t) for layer in range(len(past.layers))), strict=True)
-        write = self.traced if t == 1 and self.fixed else self.gpt2
-        return write(embedded + self.gpt.transformer.wpe(positions), keys, values)
+        before, t = past.length, embedded.shape[1]
+        positions = torch.arange(before, before + t, device=embedded.device)
+        past.extend(t)
+        write = self.traced if t == 1 and before and self.fixed else self.gpt2
+        return write(embedded + self.gpt.transformer.wpe(positions), past.words, past.places)
 
     @cached_property
     def traced(self) -> Callable[..., Tensor]:
         """`gpt2` for one more token of every text."""
-        width, heads, layers = self.gpt.config.n_embd, self.gpt.config.n_head, len(self.gpt.transformer.h)
-        word = torch.zeros(1, 1, width, dtype=self.dtype, device=self.device)
-        past = [word.new_zeros(1, heads, 2, width // heads) for _ in range(2 * layers)]
-        return compute.traced(self.gpt2, self.gpt, word, past[:layers], past[layers:])
+        word = torch.zeros(1, 1, self.gpt.config.n_embd, dtype=self.dtype, device=self.device)
+        past = TextCache.begin(1, len(self.gpt.transformer.h), self.gpt.config.n_head, word)
+        past.extend(2)
+        return compute.traced(self.gpt2, self.gpt, word, past.words, past.places)
 
-    def gpt2(self, hidden: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor]) -> Tensor:
+    def gpt2(self, hidden: Tensor, words: Tensor, places: Tensor) -> Tensor:
         """GPT-2 layer by layer over the last t positions → logits after the last `[rows, vocabulary]`.
 
-        hidden `[rows, t, width]`; keys and values of every layer `[rows, heads, length, head_dim]`, whose last t are
-        yet to be written: they are written here.
+        hidden `[rows, t, width]`; words and places of a `TextCache` that was extended by t.
         """
-        t = int(hidden.shape[1])  # a constant also where this is traced
-        for block, all_keys, all_values in zip(self.gpt.transformer.h, keys, values, strict=True):
+        for block, of_text in zip(self.gpt.transformer.h, words, strict=True):
             projected = block.attn.c_attn(block.ln_1(hidden)).unflatten(2, (3, self.gpt.config.n_head, -1))
-            query, all_keys[:, :, -t:], all_values[:, :, -t:] = projected.permute(2, 0, 3, 1, 4).unbind()
-            mixed = attend_text(query, all_keys, all_values).transpose(1, 2).flatten(2)
-            hidden = hidden + block.attn.c_proj(mixed)
+            mixed = attend_words(projected[:, :, 0].transpose(1, 2), projected[:, :, 1:], of_text, places)
+            hidden = hidden + block.attn.c_proj(mixed.transpose(1, 2).flatten(2))
             hidden = hidden + block.mlp(block.ln_2(hidden))
         return self.gpt.lm_head(self.gpt.transformer.ln_f(hidden[:, -1]))
 

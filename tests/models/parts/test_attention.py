@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from captioner.models.parts.attention import ImageMemory, TextCache, attend_image, attend_text
+from captioner.models.parts.attention import ImageMemory, TextCache, attend_image, attend_text, attend_words
 
 IMAGES, BEAMS, HEADS, REGIONS, DIM = 3, 4, 2, 5, 6
 
@@ -34,31 +34,43 @@ def test_text_attention_is_causal(t: int) -> None:
     torch.testing.assert_close(attend_text(query[:, :, 5 - t :], keys, values), expected)
 
 
-def test_text_cache_grows_and_follows_its_beams() -> None:
-    cache = TextCache()
+def test_words_are_attended_to_wherever_their_texts_move() -> None:
+    order, fewer = torch.tensor([3, 3, 0, 1]), torch.tensor([2, 0])
+    cache = TextCache.begin(4, 2, HEADS, random(1, HEADS * DIM))
     assert cache.length == 0
-    first, second = random(4, HEADS, 2, DIM), random(4, HEADS, 1, DIM)
-    for layer in range(2):
-        cache.append(layer, first, first + 1)
-    assert cache.length == 2
-    cache = cache.select(torch.tensor([3, 3, 0, 1]))
-    keys, values = cache.append(0, second, second + 1)
-    expected = torch.cat((first[[3, 3, 0, 1]], second), dim=2)
-    torch.testing.assert_close(keys, expected)
-    torch.testing.assert_close(values, expected + 1)
-    for _ in range(40):  # past any room set aside
-        keys, values = cache.append(0, second, second + 1)
-    torch.testing.assert_close(keys, torch.cat((expected, *[second] * 40), dim=2))
-    assert cache.length == 43
-    order = torch.tensor([1, 1, 3, 2])  # with room set aside, beams change places within it
-    expected = keys[order]
-    assert torch.equal(cache.select(order).layers[0][0], expected)
-    fewer = cache.select(torch.tensor([0, 2]))
-    assert torch.equal(fewer.append(0, second[:2], second[:2])[0][:, :, -1:], second[:2])
-    keys, values = fewer.extend(1, 2)  # to be written by the caller
-    assert keys.shape == values.shape == (2, HEADS, 4, DIM)
-    keys[:, :, -2:] = 7
-    assert (fewer.layers[1][0][:, :, 2:] == 7).all()
+    said = [torch.empty(4, 0, 2, HEADS, DIM, dtype=torch.float64)] * 2  # of each layer, in the order of the texts
+
+    def read(t: int) -> None:
+        """Every layer reads t more words of all texts."""
+        cache.extend(t)
+        for layer, before in enumerate(said):
+            query, written = random(len(before), HEADS, t, DIM), random(len(before), t, 2, HEADS, DIM)
+            said[layer] = torch.cat((before, written), dim=1)
+            keys, values = said[layer].permute(2, 0, 3, 1, 4)
+            mixed = attend_words(query, written, cache.words[layer], cache.places)
+            torch.testing.assert_close(mixed, attend_text(query, keys, values))
+
+    read(2)
+    for rows in (order, fewer):
+        cache, said = cache.select(rows), [of_layer[rows] for of_layer in said]
+        for t in (1, 3, *[1] * 40):  # past any room set aside
+            read(t)
+    assert cache.length == 2 + 2 * 44
+
+
+def test_a_copy_of_a_text_cache_goes_on_by_itself() -> None:
+    cache = TextCache.begin(2, 1, HEADS, random(1, HEADS * DIM))
+    query, first, second = random(2, HEADS, 1, DIM), random(2, 1, 2, HEADS, DIM), random(2, 1, 2, HEADS, DIM)
+    cache.extend(1)
+    attend_words(query, first, cache.words[0], cache.places)
+    copies = cache.copy(), cache.copy()
+    for copy, written in zip(copies, (first, second), strict=True):
+        copy.extend(1)
+        attend_words(query, written, copy.words[0], copy.places)
+    kept = [copy.words[0][copy.places] for copy in copies]
+    assert torch.equal(kept[0], torch.cat((first, first), dim=1))
+    assert torch.equal(kept[1], torch.cat((first, second), dim=1))
+    assert cache.length == 1
 
 
 def test_image_memory_keeps_the_selected_images() -> None:
