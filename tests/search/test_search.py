@@ -16,7 +16,7 @@ from transformers.generation import logits_process as lp
 
 from captioner.decoding import Decoding
 from captioner.errors import BadInput
-from captioner.search.search import Hypothesis, draw, nucleus, search
+from captioner.search.search import BLOCK, Hypothesis, _top, draw, nucleus, search
 from tests.tiny import blip as tiny_blip
 
 # --- parity with transformers -----------------------------------------------------------------------------------------
@@ -265,6 +265,17 @@ def test_a_quantile_is_found_in_the_rows_own_distribution(top_p: float) -> None:
         kept = row >= descending[descending.cumsum() - descending < top_p * row.sum()][-1]
         cumulative = np.where(kept, row, 0).cumsum(dtype=np.float64)
         assert token == np.flatnonzero(cumulative > quantile * cumulative[-1])[0]
+
+
+@pytest.mark.parametrize(("many", "count"), [(9, 4), (5000, 8), (122_088, 8), (4 * 8 * BLOCK, 8)])
+def test_the_largest_are_found_by_blocks(many: int, count: int) -> None:
+    scores = torch.randn(3, many, generator=torch.Generator().manual_seed(0), dtype=torch.float64)  # all different
+    scores[0, -count:] += 10  # some beyond the last whole block
+    scores[1, :count] += 10
+    scores[2, : many // 2] = -torch.inf
+    values, indices = _top(scores, count)
+    assert torch.equal(values, scores.topk(count).values)
+    assert torch.equal(indices, scores.topk(count).indices)
 
 
 def test_equal_images_are_sampled_independently_by_their_seeds() -> None:
