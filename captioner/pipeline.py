@@ -288,7 +288,8 @@ class DirectEmbedder:
 
 def load(name: str | None = None, options: LoadOptions | None = None, **settings: Any) -> Captioner | DirectEmbedder:
     """Load a model by zoo name, folder or Hub id; None: the default. Settings are the fields of `LoadOptions`."""
-    return _Loader(replace(options or LoadOptions(), **settings)).load(name or zoo.default(), ())
+    loader = _Loader(replace(options or LoadOptions(), **settings))
+    return loader.load(zoo.default() if name is None else name, ())
 
 
 def check(name: str, options: LoadOptions, request: Request, speaks: bool) -> None:

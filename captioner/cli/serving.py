@@ -69,6 +69,7 @@ def serve(
     captioner serve --host 0.0.0.0 --api-key "$(openssl rand -hex 24)"
     """
     _need_extra()
+    names = _names(models)
     from captioner import pipeline
     from captioner.serving.engine import Engine
     from captioner.web import server
@@ -78,7 +79,7 @@ def serve(
         raise BadInput("FOLDER is the root: give it, or --root, not both.")
     named = folder if folder is not None else root
     settings = Settings(host, api_key, no_auth, allow_urls, int(max_mb * 1e6), _folder(named), page)
-    for model in (names := _names(models)):
+    for model in names:
         pipeline.check(model, options, PLAIN_REQUEST, speaks=False)  # the default is loaded now, others when asked
     engine = Engine(names, options, index=_index(index), queue=queue, timeout=timeout)
     listener = server.listening(host, port)
@@ -115,7 +116,10 @@ def _index(name: str | None) -> Path | None:
 
 def _names(models: str | None) -> list[str]:
     """Names between commas."""
-    return [name.strip() for name in (models or "").split(",") if name.strip()]
+    names = [name.strip() for name in (models or "").split(",") if name.strip()]
+    if models is not None and not names:
+        raise BadInput("--models names no model.")
+    return names
 
 
 def _need_extra(verb: str = "serve") -> None:
@@ -135,7 +139,8 @@ def mcp(options: LoadOptions, models: Models = None) -> None:
     captioner mcp --models blip-large,mini
     """
     _need_extra("mcp")
+    names = _names(models)
     from captioner.serving.engine import Engine
     from captioner.web import stdio
 
-    stdio.run(Engine(_names(models), options, timeout=stdio.TIMEOUT))
+    stdio.run(Engine(names, options, timeout=stdio.TIMEOUT))

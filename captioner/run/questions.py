@@ -55,7 +55,8 @@ class Model:
 
     def label(self) -> str:
         """What it is called, loaded or not."""
-        self.name = self.name or zoo.default()
+        if self.name is None:
+            self.name = zoo.default()
         return self.name
 
     def settings(self, request: Request) -> Settings:

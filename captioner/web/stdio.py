@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import AsyncIterable, Awaitable, Callable
+from collections.abc import AsyncIterable
+from types import TracebackType
+from typing import TYPE_CHECKING
 
 import anyio
 from anyio.abc import ObjectSendStream
 from mcp.server.stdio import stdio_server
 from mcp.shared.message import SessionMessage
-from mcp_types import INVALID_REQUEST, PARSE_ERROR, ErrorData, JSONRPCError
+from mcp_types import (
+    INVALID_REQUEST,
+    PARSE_ERROR,
+    ErrorData,
+    JSONRPCError,
+    JSONRPCNotification,
+    JSONRPCRequest,
+    JSONRPCResponse,
+)
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
@@ -19,6 +29,9 @@ from captioner.run import lastresort
 from captioner.serving.engine import Engine
 from captioner.web.settings import Settings
 from captioner.web.tools import Tools
+
+if TYPE_CHECKING:
+    from mcp.shared._stream_protocols import WriteStream
 
 TIMEOUT = 600.0
 """Seconds for a call; the first one may have to wait for a model that is fetched."""
@@ -35,10 +48,11 @@ def run(engine: Engine) -> None:
             engine.start()  # a model that cannot be loaded is told to whoever asks it
             server = tools.server()
             sending, messages = anyio.create_memory_object_stream[SessionMessage | Exception]()
-            lines = _Lines(reading, writing.send)
+            answers = _Answers(writing)
+            lines = _Lines(reading, answers)
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(lines.hand_on, sending)
-                await server.run(messages, writing, server.create_initialization_options())
+                await server.run(messages, answers, server.create_initialization_options())
                 tasks.cancel_scope.cancel()
         return lines.is_cut
 
@@ -52,21 +66,23 @@ def run(engine: Engine) -> None:
 class _Lines:
     """What comes in, line by line; what is no message is answered and told of, where the SDK would pass over it."""
 
-    def __init__(
-        self, reading: AsyncIterable[SessionMessage | Exception], answer: Callable[[SessionMessage], Awaitable[None]]
-    ) -> None:
-        self.reading, self.answer = reading, answer
+    def __init__(self, reading: AsyncIterable[SessionMessage | Exception], answers: _Answers) -> None:
+        self.reading, self.answers = reading, answers
         self.is_cut = False
         """Whether the last line was no whole one."""
 
     async def hand_on(self, messages: ObjectSendStream[SessionMessage | Exception]) -> None:
-        """All messages, until the input ends."""
+        """All messages, until the input ends and what it asked is answered: the SDK cancels what it has not answered
+        when there are no more messages."""
         async with messages:
             async for message in self.reading:
                 if isinstance(message, ValidationError):
                     await self._refuse(message.errors()[0])
                 else:
+                    self.answers.expect(message)
                     await messages.send(message)
+            with anyio.move_on_after(TIMEOUT):
+                await self.answers.complete()
 
     async def _refuse(self, wrong: ErrorDetails) -> None:
         line = str(wrong["input"])
@@ -79,4 +95,46 @@ class _Lines:
             error = ErrorData(code=INVALID_REQUEST, message="This is no message of JSON-RPC 2.0.")
         if not self.is_cut:
             print(f"captioner: A line of the input cannot be answered. {error.message}", file=sys.stderr)
-        await self.answer(SessionMessage(JSONRPCError(jsonrpc="2.0", id=None, error=error)))
+        await self.answers.send(SessionMessage(JSONRPCError(jsonrpc="2.0", id=None, error=error)))
+
+
+class _Answers:
+    """The stream that answers are written to, and which requests still have none."""
+
+    def __init__(self, writing: WriteStream[SessionMessage]) -> None:
+        self.writing = writing
+        self.open: set[str] = set()
+        self.changed = anyio.Event()
+
+    def expect(self, message: SessionMessage | Exception) -> None:
+        """A request will be answered, unless a later message cancels it."""
+        match message:
+            case SessionMessage(JSONRPCRequest(id=number)):
+                self.open.add(str(number))
+            case SessionMessage(JSONRPCNotification(method="notifications/cancelled", params={"requestId": number})):
+                self.open.discard(str(number))
+
+    async def complete(self) -> None:
+        """Wait until no request is without an answer."""
+        while self.open:
+            self.changed = anyio.Event()
+            await self.changed.wait()
+
+    async def send(self, message: SessionMessage) -> None:
+        """Write an answer, or a message of the server's own."""
+        await self.writing.send(message)
+        if isinstance(message.message, JSONRPCResponse | JSONRPCError):
+            self.open.discard(str(message.message.id))
+            self.changed.set()
+
+    async def aclose(self) -> None:
+        """Nothing more is written."""
+        await self.writing.aclose()
+
+    async def __aenter__(self) -> _Answers:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()

@@ -346,6 +346,7 @@ def test_max_pixels(blip: str, photos: Path) -> None:
     ("words", "reason"),
     [
         (["--model", "blipp"], "did you mean 'blip'"),
+        (["--model", ""], "No model ''"),
         (["--model", "{photos}"], "no config.json"),
         (["--model", "~nobody-of-this-name/x"], "No model"),
         (["--model", "blip", "--device", "cpu"], "HF_HUB_OFFLINE"),
@@ -491,6 +492,12 @@ def test_embed_says_what_is_wrong(photos: Path, words: list[str], reason: str) -
     assert result.exit_code == 2
     assert reason in result.stderr
     assert len(result.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("verb", ["serve", "mcp"])
+def test_models_between_commas_are_named(verb: str) -> None:
+    result = call(verb, "--models", " ,")
+    assert (result.exit_code, result.stderr) == (2, "captioner: --models names no model.\n")
 
 
 def test_an_embedder_that_nothing_asks_for_is_refused(photos: Path) -> None:

@@ -43,6 +43,8 @@ class Member:
 def parse(members: str, weights: str | None = None) -> list[Member]:
     """`"vit,mini+expected"` and `"0.75,0.25"`, as the command line gives them."""
     names = [name.strip() for name in members.split(",") if name.strip()]
+    if not names:
+        raise BadInput("An ensemble has members: none is named.")
     try:
         numbers = [float(number) for number in weights.split(",")] if weights else [1.0] * len(names)
     except ValueError as error:

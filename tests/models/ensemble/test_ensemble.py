@@ -360,6 +360,8 @@ def test_members_and_weights_as_the_command_line_gives_them():
         ensemble.parse("vit,knn", "3")
     with pytest.raises(BadInput, match="Weights are numbers"):
         ensemble.parse("vit,knn", "much,little")
+    with pytest.raises(BadInput, match="none is named"):
+        ensemble.parse(" ,", "")
 
 
 def test_the_commands(models, data, tmp_path):

@@ -147,18 +147,23 @@ def test_on_standard_input(tmp_path: Path) -> None:
 
 
 def test_what_is_no_message_is_told_and_answered() -> None:
-    """A line that is no message costs itself alone; an input that is cut off ends with status 2."""
-    ping = '{"jsonrpc":"2.0","id":1,"method":"ping"}'
+    """A line that is no message costs itself alone; an input that is cut off ends with status 2. Either way, and at
+    once, all that was asked before is answered, but for what was cancelled."""
+    start = {"protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": {"name": "test", "version": "1"}}
+    read = {"name": "read_prompt", "arguments": {"path": str(COFFEE)}}
+    asked = [(1, "ping", {}), (2, "initialize", start), (3, "tools/call", read), (4, "tools/call", read)]
+    messages: list[dict[str, Any]] = [
+        *({"jsonrpc": "2.0", "id": number, "method": method, "params": given} for number, method, given in asked),
+        {"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": 4}},
+    ]
+    lines = ["hello", "", '{"id":1}', *map(json.dumps, messages), '{"jsonrpc":"2.0","id":2,"meth']
     command = [sys.executable, "-m", "captioner", "mcp", "--models", "mini"]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with subprocess.Popen(command, text=True, **pipes) as ended:
-        ended.stdin.write("\n".join(["hello", "", '{"id":1}', ping, ""]))
-        ended.stdin.flush()
-        answers = [json.loads(ended.stdout.readline()) for _ in range(3)]  # what ends may cut off a request's answer
-        said, told = ended.communicate('{"jsonrpc":"2.0","id":2,"meth')
-    answers += [json.loads(answer) for answer in said.splitlines()]
+    ended = subprocess.run(command, input="\n".join(lines), capture_output=True, text=True, timeout=60)
+    answers = [json.loads(answer) for answer in ended.stdout.splitlines()]
     assert sorted(answer["error"]["code"] for answer in answers if "error" in answer) == [-32700, -32700, -32600]
-    assert {"jsonrpc": "2.0", "id": 1, "result": {}} in answers
-    *lines, last = told.splitlines()
+    results = {answer["id"]: answer["result"] for answer in answers if "result" in answer}
+    assert results[1] == {}
+    assert results[3]["structuredContent"] == {"parameters": None}
+    *lines, last = ended.stderr.splitlines()
     assert [line.startswith("captioner: A line of the input") for line in lines] == [True, True]
     assert (ended.returncode, last) == (2, "captioner: The input ends in the middle of a message.")
