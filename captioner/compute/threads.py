@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 from threading import Barrier
+from typing import TypeVar
 
 import torch
-from torch import Tensor
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 def side_by_side() -> ThreadPoolExecutor:
@@ -19,17 +22,17 @@ def side_by_side() -> ThreadPoolExecutor:
     return _pool(torch.get_num_threads())
 
 
-def each_alone(function: Callable[[Tensor], Tensor], batch: Tensor) -> Tensor:
-    """A function of every item `[1, …]` of a batch, side by side as far as that comes out even on all cores.
+def each_alone(function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
+    """A function of tensors, of every item, side by side as far as that comes out even on all cores.
 
     Threads that share one picture wait for each other at every layer: two pictures in bf16 take 0.7 of the time so.
     """
-    items, threads = batch.split(1), torch.get_num_threads()
+    threads = torch.get_num_threads()
     alone = len(items) // threads * threads
     if threads == 1 or not torch.is_inference_mode_enabled():  # which is a thread's own; else there may be gradients
         alone = 0
     done = list(side_by_side().map(torch.inference_mode()(function), items[:alone])) if alone else []
-    return torch.cat([*done, *map(function, items[alone:])])
+    return [*done, *map(function, items[alone:])]
 
 
 @cache

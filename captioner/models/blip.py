@@ -7,7 +7,7 @@ transformers copies them to every beam and moves the copies at every step.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -59,7 +59,7 @@ class Blip(BlipForConditionalGeneration):
             return self._encode(pixels)
         # Picture by picture: the products are large enough, and the buffers small enough that malloc keeps their pages.
         # For a batch of 8 each would be mapped and cleared anew.
-        return compute.each_alone(self._encode, pixels)
+        return torch.cat(compute.each_alone(self._encode, pixels.split(1)))
 
     def _encode(self, pixels: Tensor) -> Tensor:
         """The vision transformer on its own weights; training goes through transformers' `vision_model`."""
@@ -74,14 +74,17 @@ class Blip(BlipForConditionalGeneration):
         return vision.post_layernorm(x)
 
     def remember(self, features: Tensor) -> ImageMemory:
-        return ImageMemory(self._keys_and_values(features))
-
-    def _keys_and_values(self, features: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Each layer's of the image, as `attend_image` wants them."""
         heads = text_config(self.config).num_attention_heads
-        for attention in (layer.crossattention.self for layer in self.text_layers()):
-            keys, values = _heads(attention.key(features), heads), _heads(attention.value(features), heads)
-            yield keys.transpose(-1, -2), values
+
+        def keys_and_values(layer: BlipTextLayer) -> tuple[Tensor, Tensor]:
+            """As `attend_image` wants them."""
+            attention = layer.crossattention.self
+            keys = _heads(attention.key(features), heads).transpose(-1, -2).contiguous()
+            return keys, _heads(attention.value(features), heads).contiguous()
+
+        if features.device.type != "cpu":
+            return ImageMemory(map(keys_and_values, self.text_layers()))
+        return ImageMemory(compute.each_alone(keys_and_values, self.text_layers()))
 
     def read(self, pixels: Tensor) -> ImageMemory:
         return self.remember(self.encode(pixels))

@@ -41,12 +41,12 @@ def test_each_item_is_computed_once_and_in_order(two_threads: None, items: int) 
         return 2 * item
 
     batch = torch.arange(3 * items).view(items, 3)
-    assert torch.equal(compute.each_alone(doubled, batch), 2 * batch)
+    assert torch.equal(torch.stack(compute.each_alone(doubled, batch)), 2 * batch)
     assert sorted(shared) == [1] * (items // 2 * 2) + [2] * (items % 2)  # what is left over is shared by both
 
 
 def test_gradients_are_kept(two_threads: None) -> None:
     batch = torch.ones(4, 2, requires_grad=True)
-    compute.each_alone(lambda item: 3 * item, batch).sum().backward()
+    torch.stack(compute.each_alone(lambda item: 3 * item, batch)).sum().backward()
     assert batch.grad is not None
     assert batch.grad.eq(3).all()
