@@ -286,7 +286,7 @@ rouge_l_coco = TextMetric(
     "ROUGE-L (COCO)",
     True,
     "longest common subsequence of Penn Treebank tokens, F with β = 1.2",
-    partial(ngrams.rouge_l, tokenise=ngrams.ptb_words),
+    partial(ngrams.rouge_l, tokenise=ngrams.ptb_line),
     group=OF_COCO,
 )
 cider_d_coco = TextMetric(
@@ -294,7 +294,7 @@ cider_d_coco = TextMetric(
     "CIDEr-D (COCO)",
     True,
     "tf-idf weighted sequences of Penn Treebank tokens, 0 to 10; weights from this data set's own references",
-    partial(ngrams.cider_d, tokenise=ngrams.ptb_words),
+    partial(ngrams.cider_d, tokenise=ngrams.ptb_line),
     group=OF_COCO,
 )
 subject_cosine = TextMetric(

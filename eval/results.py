@@ -29,7 +29,7 @@ from captioner.statistics import (
     intervals,
     resampled_means,
 )
-from eval import metrics
+from eval import metrics, ngrams
 from eval.anatomy import EVERY_TERM, Vocabulary
 from eval.metrics import TextMetric, in_order, metric_of
 from eval.schema import DifferenceRow, Figures, MetricRow, Power
@@ -142,9 +142,10 @@ def text_values(
 ) -> dict[str, np.ndarray]:
     """Every metric that the texts alone give, `[items, models]` each. vocabulary: which terms are modifiers."""
     wanted = (*metrics.TEXT_METRICS, *metrics.modifier_metrics(vocabulary), *extra)
-    return {
-        metric.name: np.stack([metric(of_model, truths) for of_model in texts.values()], axis=1) for metric in wanted
-    }
+    # Model by model: metrics share what they count in the same texts.
+    columns = [[metric(of_model, truths) for metric in wanted] for of_model in texts.values()]
+    ngrams.forget()
+    return {metric.name: np.stack(values, axis=1) for metric, *values in zip(wanted, *columns, strict=True)}
 
 
 def row_means(values: np.ndarray) -> np.ndarray:

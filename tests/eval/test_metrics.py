@@ -141,6 +141,24 @@ def test_bleu_is_sacrebleus() -> None:
     assert len(set(theirs)) > 100
 
 
+def test_items_are_the_same_counted_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Idf is of all items, whichever are counted at once."""
+    predicted, references = word_rows(6, 9), list(zip(word_rows(7, 12), ["fox"] * 400, word_rows(8, 3), strict=True))
+    scores = (ngrams.bleu, ngrams.coco_bleu, ngrams.cider_d)
+    ngrams.forget()
+    whole = [score(predicted, references) for score in scores]
+    monkeypatch.setattr(ngrams, "BLOCK", 7)
+    ngrams.forget()
+    np.testing.assert_array_equal([score(predicted, references) for score in scores], whole)
+
+
+def test_texts_without_words_and_with_signs_that_are_no_text() -> None:
+    words, lengths = ngrams.numbered(["", "a \ud800 b", "…", "b \ud801"], ngrams.ptb_line)
+    assert words.tolist() == [0, 1, 2, 2, 3]
+    assert lengths.tolist() == [0, 3, 0, 2]
+    assert metrics.bleu4(["", "…"], ["a", "?"]).tolist() == [0, 0]
+
+
 def test_rouge_l_has_rouge_scores_precision_and_recall() -> None:
     predicted, truths = word_rows(4, 12), [text or "fox" for text in word_rows(5, 12)]
     scorer = RougeScorer(["rougeL"])

@@ -133,9 +133,9 @@ def test_cocos_table(lexica: Path, said: str, tmp_path: Path) -> None:
     assert [column["label"] for column in protocol["columns"]] == ["CIDEr-D", "BLEU-4", "ROUGE-L"]
     predicted, truths = list(SAID.values()), [(prompt,) for _, _, prompt in PROMPTS.values()]
     expected = [
-        100 * ngrams.cider_d(predicted, truths, tokenise=ngrams.ptb_words).mean(),
+        100 * ngrams.cider_d(predicted, truths, tokenise=ngrams.ptb_line).mean(),
         100 * ngrams.coco_corpus_bleu(predicted, truths),
-        100 * ngrams.rouge_l(predicted, truths, tokenise=ngrams.ptb_words).mean(),
+        100 * ngrams.rouge_l(predicted, truths, tokenise=ngrams.ptb_line).mean(),
     ]
     np.testing.assert_allclose(protocol["rows"][0]["values"], expected, rtol=1e-9)
     labels = [metric["label"] for metric in written["metrics"]]
