@@ -34,7 +34,9 @@ class ChatServer(ThreadingHTTPServer):
         self.models = models
         self.bodies: list[dict[str, Any]] = []
         self.tries: Counter[str] = Counter()
-        self.at_once = self.most_at_once = 0
+        self.at_once = 0
+        self.several = threading.Event()
+        """More than one request was open at the same time."""
         self.lock = threading.Lock()
 
     @property
@@ -84,7 +86,8 @@ class Handler(BaseHTTPRequestHandler):
         with self.server.lock:
             self.server.bodies.append(body)
             self.server.at_once += 1
-            self.server.most_at_once = max(self.server.most_at_once, self.server.at_once)
+            if self.server.at_once > 1:
+                self.server.several.set()
         try:
             if self.server.key and self.headers["Authorization"] != f"Bearer {self.server.key}":
                 return self.error(401, "Incorrect API key provided")
@@ -101,6 +104,8 @@ class Handler(BaseHTTPRequestHandler):
             self.server.tries[model] += 1
             trial = self.server.tries[model]
         first = trial <= 2
+        if model == "sociable":
+            self.server.several.wait(30)
         if model == "busy" and first:
             return self.error(429, "Rate limit reached", headers={"Retry-After": "0"})
         if model == "much-too-busy":
