@@ -12,7 +12,7 @@ from captioner.compute.packed import has_avx512
 from captioner.errors import MissingModel
 from captioner.text.bert import Bert
 from captioner.text.embedding import suits, text_embedder
-from captioner.text.minilm import packaged_minilm
+from captioner.text.minilm import BATCH_TOKENS, packaged_minilm, split
 
 TEXTS = [
     "a cat",
@@ -50,6 +50,18 @@ def test_order_batches_and_norm() -> None:
     np.testing.assert_allclose(np.linalg.norm(together, axis=1), 1, atol=1e-5)
     np.testing.assert_allclose(together[13], embed([texts[13]])[0], atol=1e-5)
     assert embed([]).shape == (0, 384)
+
+
+def test_batches_have_about_as_many_tokens_each_and_every_text_once() -> None:
+    lengths = [n * 37 % 100 + 2 for n in range(100)]
+    batches = split(lengths)
+    assert sorted(row for batch in batches for row in batch) == list(range(100))
+    assert [lengths[row] for batch in batches for row in batch] == sorted(lengths)
+    sizes = [sum(lengths[row] for row in batch) for batch in batches]
+    assert max(sizes) < 1.5 * BATCH_TOKENS + 102
+    assert max(sizes) - min(sizes) < 2 * 102
+    assert split([300, 2, 300]) == [[1, 0, 2]]
+    assert split([]) == []
 
 
 def test_another_embedder_from_a_folder_and_a_missing_one() -> None:
