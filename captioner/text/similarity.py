@@ -8,8 +8,10 @@ import numpy as np
 from rapidfuzz.distance import Indel
 from rapidfuzz.process import cpdist
 
+BLOCK = 128
+"""Pairs that `quick_ratios` counts at once: what is made of them stays in a core's cache."""
 MOST_COUNTS = 2**22
-"""Cells of the table in `quick_ratios`: 32 MB."""
+"""Cells of its table: 32 MB."""
 
 
 def indel_ratio(a: Sequence[str], b: Sequence[str]) -> np.ndarray:
@@ -30,6 +32,9 @@ def quick_ratios(a: Sequence[str], b: Sequence[str]) -> np.ndarray:
     It is twice the size of the common multiset of characters over the sum of the lengths. One table
     [side, pair, letter] of counts replaces difflib's loop over characters in Python.
     """
+    if len(a) > BLOCK:
+        blocks = (slice(first, first + BLOCK) for first in range(0, len(a), BLOCK))
+        return np.concatenate([quick_ratios(a[block], b[block]) for block in blocks])
     codes = _code_points([*a, *b])
     known = np.zeros(codes.max(initial=0) + 1, dtype=bool)
     known[codes] = True
