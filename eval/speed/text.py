@@ -36,7 +36,7 @@ PAIRS = 16_000
 LOOPED = 400
 """Pairs that the loop is timed with: its time grows with their number."""
 EMBEDDED = 768
-PICTURES = 200
+PICTURES = 1000
 REPEATS = 3
 
 
