@@ -49,6 +49,23 @@ def test_output_that_is_full_is_no_bug() -> None:
     assert (done.returncode, done.stderr) == (2, "tool: The output cannot be used (No space left on device).\n")
 
 
+def leaving(end: str, *words: str) -> subprocess.CompletedProcess[str]:
+    """A command that leaves a thread behind and ends so."""
+    return run(
+        f"""import atexit, sys, threading, time
+from captioner.errors import BadInput
+def command():
+    thread = threading.Thread(target=time.sleep, args=[60], daemon=True)
+    thread.start()
+    lastresort.leave_behind([thread])
+    print("begun")
+    {end}
+atexit.register(print, "Python ended it")
+lastresort.run("tool", command)""",
+        *words,
+    )
+
+
 @pytest.mark.parametrize(
     ("end", "status", "told"),
     [
@@ -61,34 +78,14 @@ def test_output_that_is_full_is_no_bug() -> None:
 )
 def test_a_thread_that_is_left_behind_cannot_abort_the_process(end: str, status: int, told: str) -> None:
     """It would be stopped after the functions of atexit have been called."""
-    done = run(
-        f"""import atexit, sys, threading, time
-from captioner.errors import BadInput
-def command():
-    thread = threading.Thread(target=time.sleep, args=[60], daemon=True)
-    thread.start()
-    lastresort.leave_behind([thread])
-    print("begun")
-    {end}
-atexit.register(print, "Python ended it")
-lastresort.run("tool", command)"""
-    )
+    done = leaving(end)
     assert (done.returncode, done.stderr) == (status, told)
     assert done.stdout.splitlines()[0] == "begun"
     assert "Python ended it" not in done.stdout
 
 
 def test_debug_tells_of_an_error_while_a_thread_runs() -> None:
-    done = run(
-        """import threading, time
-def command():
-    thread = threading.Thread(target=time.sleep, args=[60], daemon=True)
-    thread.start()
-    lastresort.leave_behind([thread])
-    {}["a key"]
-lastresort.run("tool", command)""",
-        "--debug",
-    )
+    done = leaving("{}['a key']", "--debug")
     assert done.returncode == 1
     assert done.stderr.rstrip().endswith("KeyError: 'a key'")
 

@@ -58,23 +58,20 @@ class TextCache:
         rows = len(self.places)
         used, self.used = self.used, self.used + rows * added
         if self.used > self.words.shape[1]:
-            self.words = self._larger(used, self.used + rows * self.ROOM)
+            layers, _, *sizes = self.words.shape
+            larger = self.words.new_empty(layers, self.used + rows * self.ROOM, *sizes)
+            larger[:, :used] = self.words[:, :used]
+            self.words = larger
         places = torch.arange(used, self.used, device=self.places.device).view(rows, added)
         self.places = torch.cat((self.places, places), dim=1)
-
-    def _larger(self, used: int, room: int) -> Tensor:
-        layers, _, *sizes = self.words.shape
-        words = self.words.new_empty(layers, room, *sizes)
-        words[:, :used] = self.words[:, :used]
-        return words
 
     def select(self, rows: Tensor) -> TextCache:
         """These rows alone, in this order; a row may come several times. Only one of the two may be extended."""
         return TextCache(self.words, self.places[rows], self.used)
 
     def copy(self) -> TextCache:
-        """One that can be extended while this one stays."""
-        return TextCache(self._larger(self.used, self.used + len(self.places) * self.ROOM), self.places, self.used)
+        """One that can be extended while this one stays: without room it takes memory of its own then."""
+        return TextCache(self.words[:, : self.used], self.places, self.used)
 
 
 def attend_image(
