@@ -25,6 +25,7 @@ from captioner.compute.packed import (
     read_as_half,
     traced,
 )
+from captioner.compute.recorded import pays_to_record, recorded
 from captioner.compute.threads import each_alone, side_by_side
 
 __all__ = [
@@ -46,9 +47,11 @@ __all__ = [
     "multiplies_int8",
     "pack",
     "pays_to_pack",
+    "pays_to_record",
     "precision",
     "prepare",
     "read_as_half",
+    "recorded",
     "side_by_side",
     "traced",
 ]

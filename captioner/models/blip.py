@@ -38,6 +38,7 @@ from captioner.models.parts import checkpoint
 from captioner.models.parts.attention import ImageMemory, TextCache, attend_image, attend_words
 from captioner.models.parts.loss import token_loss
 from captioner.models.parts.narrow import all_of, narrowed
+from captioner.models.parts.recording import Recordings
 from captioner.models.parts.speaker import SearchedDecoder
 
 GELU_AFTER = (
@@ -90,9 +91,30 @@ class Blip(BlipForConditionalGeneration):
         return self.remember(self.encode(pixels))
 
     def step(self, tokens: Tensor, memory: ImageMemory, past: TextCache | None) -> tuple[Tensor, TextCache]:
+        if past is not None and self.fixed and compute.pays_to_record(tokens):
+            return self._recordings.step(tokens, memory.tensors(), past)
         past = past or self._begin(len(tokens))
         states = self._read_on(tokens, memory, past)
         return self.text_decoder.cls(states[:, -1]), past
+
+    @cached_property
+    def _recordings(self) -> Recordings:
+        return Recordings(self._write)
+
+    def _write(
+        self,
+        tokens: Tensor,
+        position: Tensor,
+        words: Tensor,
+        places: Tensor,
+        unseen: Tensor,
+        memory: Sequence[Tensor],
+    ) -> Tensor:
+        """A step as `Recordings` records it."""
+        embedded = self._embeddings(tokens, position[None])
+        layers = len(self.text_layers())
+        states = self._layers(embedded, words, places, memory[:layers], memory[layers:], unseen=unseen)
+        return self.text_decoder.cls(states[:, -1])
 
     def _begin(self, rows: int) -> TextCache:
         heads = text_config(self.config).num_attention_heads
@@ -128,6 +150,7 @@ class Blip(BlipForConditionalGeneration):
         image_keys: Sequence[Tensor],
         image_values: Sequence[Tensor],
         watched: list[Tensor] | None = None,
+        unseen: Tensor | None = None,
     ) -> Tensor:
         """The text decoder over the last t positions `[rows, t, width]`.
 
@@ -139,6 +162,7 @@ class Blip(BlipForConditionalGeneration):
             words, places: of a `TextCache` that was extended by t.
             image_keys, image_values: as `attend_image` wants them.
             watched: here each layer's attention to a single picture `[1, heads, t, regions]` is added.
+            unseen: a bias of the attention to the text.
         """
         rows, t, _ = x.shape
         heads, t = text_config(self.config).num_attention_heads, int(t)  # a constant also where this is traced
@@ -146,7 +170,7 @@ class Blip(BlipForConditionalGeneration):
         of_layers = zip(self.text_layers(), words, image_keys, image_values, strict=True)
         for block, of_text, of_image, values_of_image in of_layers:
             projected = _projected(block.attention.self, x).view(rows, t, 3, heads, -1)
-            mixed = attend_words(projected[:, :, 0].transpose(1, 2), projected[:, :, 1:], of_text, places)
+            mixed = attend_words(projected[:, :, 0].transpose(1, 2), projected[:, :, 1:], of_text, places, unseen)
             x = _added(block.attention.output, _merged(mixed).flatten(0, 1), x)
             query = block.crossattention.self.query(x).view(rows, t, heads, -1).transpose(1, 2)
             if watched is not None:

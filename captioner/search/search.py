@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import reduce
+from functools import partial, reduce
 
 import numpy as np
 import torch
@@ -26,6 +26,8 @@ BLOCK = 128
 """Scores of which the largest is looked for first."""
 NEVER = -1e9
 """The score of what must not be chosen; finite, as in transformers, so that such scores keep an order."""
+LOOK = 8
+"""Steps after which a search elsewhere than on a CPU asks what has ended: to ask is to wait for all that was begun."""
 
 
 @dataclass(frozen=True)
@@ -52,12 +54,17 @@ def search(
     Sampling draws from one generator per image, seeded by `decoding.seed` and `image_seeds` (anything that depends on
     the image alone), so that neither the batch size nor the position in the batch changes an image's text.
     """
-    if decoding.do_sample:
-        quantiles = _quantiles(decoding, image_seeds or [0] * len(memory))
-        return _extend(decoder, memory, processor, decoding, decoding.num_return_sequences, quantiles)
-    if decoding.num_beams == 1:
-        return _extend(decoder, memory, processor, decoding)
-    return _beam_search(decoder, memory, processor, decoding)
+    if decoding.num_beams > 1 and not decoding.do_sample:
+        return _beam_search(decoder, memory, processor, decoding)
+    copies = decoding.num_return_sequences if decoding.do_sample else 1
+    quantiles = _quantiles(decoding, image_seeds or [0] * len(memory)) if decoding.do_sample else None
+    extend = _extend if _asks_at_once(decoder.device) else _extend_all
+    return extend(decoder, memory, processor, decoding, copies, quantiles)
+
+
+def _asks_at_once(device: torch.device) -> bool:
+    """May a step depend on what the one before has brought? Elsewhere than on a CPU that takes longer than the step."""
+    return device.type == "cpu"
 
 
 def logits_processors(
@@ -78,7 +85,7 @@ def logits_processors(
     if decoding.repetition_penalty != 1:
         chain.append(_published("RepetitionPenaltyLogitsProcessor", decoding.repetition_penalty))
     if decoding.no_repeat_ngram_size:
-        chain.append(_published("NoRepeatNGramLogitsProcessor", decoding.no_repeat_ngram_size))
+        chain.append(partial(_forbid_repeated, size=decoding.no_repeat_ngram_size))
     if forbidden := forbidden_sequences(decoding.forbid, processor):
         chain.append(_published("NoBadWordsLogitsProcessor", forbidden, eos))
     if decoding.min_new_tokens:
@@ -96,6 +103,16 @@ def _published(name: str, *settings, **more) -> Callable[[Tensor, Tensor], Tenso
     from transformers.generation import logits_process
 
     return getattr(logits_process, name)(*settings, **more)
+
+
+def _forbid_repeated(ids: Tensor, scores: Tensor, size: int) -> Tensor:
+    """No token that ends a sequence of this size that is there already. transformers asks row by row, in Python."""
+    if ids.shape[1] < size:
+        return scores
+    sequences = ids.unfold(1, size, 1)  # [rows, places, size]
+    again = (sequences[:, :, :-1] == ids[:, None, ids.shape[1] - size + 1 :]).all(-1)
+    most = torch.where(again, -torch.inf, torch.inf).to(scores.dtype)
+    return scores.scatter_reduce_(1, sequences[:, :, -1], most, "amin")
 
 
 def _read_start(
@@ -150,13 +167,57 @@ def _extend(
         else:
             images, parents, tokens, rows = _together(rows, tokens, copies, processor.pad_id)
             if len(images) < len(memory):
-                memory = memory.select(torch.from_numpy(images).to(ids.device))
-        order, read = torch.from_numpy(parents).to(ids.device), torch.from_numpy(tokens[:, None]).to(ids.device)
+                memory = memory.select(torch.from_numpy(images))
+        order, read = torch.from_numpy(parents), torch.from_numpy(tokens[:, None])
         ids = torch.cat((ids[order], read), dim=1)
         logits, past = decoder.step(read, memory, past.select(order))
-    hypotheses = [_hypothesis(*text, processor) for text in zip(written, log_probs, strict=True)]
+    return _by_image([_hypothesis(*text, processor) for text in zip(written, log_probs, strict=True)], copies)
+
+
+def _by_image(hypotheses: list[Hypothesis], copies: int) -> list[list[Hypothesis]]:
+    """Those of each image, best first."""
     of_images = (hypotheses[first : first + copies] for first in range(0, len(hypotheses), copies))
     return [sorted(of_image, key=lambda text: -text.score) for of_image in of_images]
+
+
+def _extend_all(
+    decoder: Decoder[MemoryType, PastType],
+    memory: MemoryType,
+    processor: Processor,
+    decoding: Decoding,
+    copies: int = 1,
+    quantiles: Callable[[np.ndarray], np.ndarray] | None = None,
+) -> list[list[Hypothesis]]:
+    """As `_extend`, where to ask takes long: all texts go on until none does, and what follows an end is cut off."""
+    process = logits_processors(processor, decoding, decoder.device)
+    eos = torch.tensor(processor.eos_ids, device=decoder.device)
+    images = np.arange(len(memory))
+    drawn = None  # [new tokens, rows]
+    if quantiles is not None:
+        every = np.stack([quantiles(images).flatten() for _ in range(decoding.max_new_tokens)])
+        drawn = torch.from_numpy(every).to(decoder.device)
+    ids, logits, past = _read_start(decoder, memory, processor, copies)
+    start, going, log_probs = ids.shape[1], torch.ones(len(ids), dtype=torch.bool, device=ids.device), []
+    for length in range(1, decoding.max_new_tokens + 1):
+        scores = logits.to(torch.float32, copy=True)  # some processors write into it
+        plain = scores.log_softmax(-1)
+        scores = process(ids, scores)
+        if drawn is None:
+            tokens = scores.argmax(-1, keepdim=True)
+        else:
+            tokens = draw_in_place(scores.softmax(-1), drawn[length - 1], decoding.top_p)
+        ids = torch.cat((ids, tokens), dim=1)
+        log_probs.append(plain.gather(1, tokens))
+        going &= ~_is_any(tokens[:, 0], eos)
+        if length == decoding.max_new_tokens or (length % LOOK == 0 and not going.any()):
+            break
+        logits, past = decoder.step(tokens, memory, past)
+    hypotheses = []
+    for written, scored in zip(ids[:, start:].tolist(), torch.cat(log_probs, dim=1).tolist(), strict=True):
+        ends = [place for place, token in enumerate(written) if token in processor.eos_ids]
+        length = ends[0] + 1 if ends else len(written)
+        hypotheses.append(_hypothesis(written[:length], scored[:length], processor))
+    return _by_image(hypotheses, copies)
 
 
 def _hypothesis(ids: list[int], log_probs: list[float], processor: Processor) -> Hypothesis:
@@ -178,7 +239,7 @@ def _next_tokens(
     logits `[rows, vocabulary]` and ids `[rows, length]` of the decoder's rows; rows `[texts]`: where each text is.
     """
     tokens, log_probs = np.empty(len(rows), np.int64), np.empty(len(rows), np.float32)
-    at_once = max(1, CACHED // logits.shape[1]) if logits.device.type == "cpu" else len(logits)
+    at_once = max(1, CACHED // logits.shape[1])
     for start in range(0, len(logits), at_once):
         part = slice(start, start + at_once)
         some = logits[part].to(torch.float32, copy=True)  # some processors write into it
@@ -187,11 +248,10 @@ def _next_tokens(
         texts = np.flatnonzero((start <= rows) & (rows < start + at_once))
         of_texts = rows[texts] - start
         if quantiles is None:
-            tokens[texts] = scores.argmax(-1).cpu().numpy()[of_texts]
-        else:  # on the CPU, so that devices agree
-            tokens[texts] = draw(scores.softmax(-1).cpu().numpy(), quantiles[texts], top_p, of_texts)
-        chosen = torch.from_numpy(np.stack((of_texts, tokens[texts]))).to(plain.device)
-        log_probs[texts] = plain[chosen[0], chosen[1]].cpu().numpy()
+            tokens[texts] = scores.argmax(-1).numpy()[of_texts]
+        else:
+            tokens[texts] = draw(scores.softmax(-1).numpy(), quantiles[texts], top_p, of_texts)
+        log_probs[texts] = plain.numpy()[of_texts, tokens[texts]]
     return tokens, log_probs
 
 
@@ -247,6 +307,19 @@ def draw(
     return np.take_along_axis(tokens, np.minimum(passed, tokens.shape[1] - 1), axis=1)[:, 0]
 
 
+def draw_in_place(probabilities: Tensor, quantiles: Tensor, top_p: float = 1.0) -> Tensor:
+    """`draw` where the probabilities are: the token at the quantile `[rows]` of each row `[rows, 1]`."""
+    if top_p < 1:
+        descending = probabilities.sort(dim=-1, descending=True).values
+        before = descending.cumsum(-1, dtype=torch.float64) - descending
+        kept = (descending > 0) & (before < top_p * probabilities.sum(-1, keepdim=True))
+        last = descending.gather(1, kept.sum(-1, keepdim=True) - 1)
+        probabilities = torch.where(probabilities >= last, probabilities, 0)
+    cumulative = probabilities.cumsum(-1, dtype=torch.float64)
+    passed = (cumulative <= quantiles[:, None] * cumulative[:, -1:]).sum(-1, keepdim=True)
+    return passed.clamp_max_(probabilities.shape[1] - 1)
+
+
 def nucleus(probabilities: np.ndarray, top_p: float) -> tuple[np.ndarray, np.ndarray]:
     """The likeliest tokens of every row `[rows, tokens]` that together reach top_p: those that transformers keeps.
 
@@ -290,6 +363,7 @@ class _Beams:
     ended_scores: Tensor  # [images, beams], after the length penalty, best first
     ended_lengths: Tensor  # [images, beams], generated tokens
     ended: Tensor  # [images, beams], False: a slot not filled yet
+    over: Tensor  # [images], nothing can become better
 
     @staticmethod
     def start(ids: Tensor, beams: int, new_tokens: int, pad: int) -> _Beams:
@@ -300,10 +374,15 @@ class _Beams:
         scores = torch.zeros(images, beams, device=ids.device)
         scores[:, 1:] = NEVER
         none = torch.zeros(images, beams, dtype=torch.long, device=ids.device)
-        return _Beams(whole, scores, whole.clone(), torch.full_like(scores, NEVER), none, none.bool())
+        over = none[:, 0].bool()
+        return _Beams(whole, scores, whole.clone(), torch.full_like(scores, NEVER), none, none.bool(), over)
 
     def select(self, images: Tensor) -> _Beams:
-        return _Beams(*(vars(self)[name][images] for name in self.__dataclass_fields__))
+        return self.map(lambda tensor: tensor[images])
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> _Beams:
+        """The same of each tensor."""
+        return _Beams(*(function(vars(self)[name]) for name in self.__dataclass_fields__))
 
 
 def _beam_search(
@@ -313,31 +392,37 @@ def _beam_search(
     beams, start = decoding.num_beams, len(processor.start_ids)
     process = logits_processors(processor, decoding, decoder.device)
     eos = torch.tensor(processor.eos_ids, device=decoder.device)
+    at_once = _asks_at_once(decoder.device)
     images = list(range(len(memory)))  # those still in the batch
     hypotheses: list[list[Hypothesis]] = [[] for _ in images]
     ids, logits, past = _read_start(decoder, memory, processor, beams)
     state = _Beams.start(ids[::beams], beams, decoding.max_new_tokens, processor.pad_id)
+    first_rows = torch.arange(0, len(ids), beams, device=ids.device)[:, None]
     for length in range(1, decoding.max_new_tokens + 1):
         log_probs = logits.float().log_softmax(-1)  # [rows, vocabulary]
         log_probs = process(state.ids[:, :, : start + length - 1].flatten(0, 1), log_probs)
-        parents = _advance(state, log_probs, start + length - 1, length, eos, decoding)  # [images, beams]
-        over = _cannot_improve(state, length, decoding)
-        for index in over.nonzero().flatten().tolist():
-            hypotheses[images[index]] = _best(state, index, processor, decoding)
-        if over.all():
-            return hypotheses
-        stay = (~over).nonzero().flatten()
-        rows = (stay[:, None] * beams + parents[stay]).flatten()
-        past = past.select(rows)
-        if over.any():
-            images = [images[index] for index in stay.tolist()]
-            memory, state = memory.select(stay), state.select(stay)
+        parents = _advance(state, log_probs, start + length - 1, length, eos, decoding)
+        rows = first_rows[: len(parents)] + parents  # [images, beams]
+        if (at_once or length % LOOK == 0 or length == decoding.max_new_tokens) and state.over.any():
+            all_over = bool(state.over.all())
+            if at_once or all_over:
+                found = state.map(Tensor.cpu)
+                for index in found.over.nonzero().flatten().tolist():
+                    hypotheses[images[index]] = _best(found, index, processor, decoding)
+            if all_over:
+                return hypotheses
+            if at_once:  # they leave the batch
+                stay = (~state.over).nonzero().flatten()
+                images = [images[index] for index in stay.tolist()]
+                memory, state, rows = memory.select(stay), state.select(stay), rows[stay]
+        past = past.select(rows.flatten())
         logits, past = decoder.step(state.ids[:, :, start + length - 1].reshape(-1, 1), memory, past)
     raise AssertionError("the last step ends every hypothesis")
 
 
 def _advance(state: _Beams, log_probs: Tensor, position: int, length: int, eos: Tensor, decoding: Decoding) -> Tensor:
-    """Extend every hypothesis by the `length`-th new token, at `position`; returns each new one's parent beam."""
+    """Extend every hypothesis by the `length`-th new token, at `position`; returns each new one's parent beam
+    `[images, beams]`. What an image that is over has ended with stays."""
     images, beams = state.scores.shape
     vocabulary = log_probs.shape[-1]
     totals = log_probs.unflatten(0, (images, beams)).add_(state.scores[:, :, None]).flatten(1)
@@ -351,6 +436,7 @@ def _advance(state: _Beams, log_probs: Tensor, position: int, length: int, eos: 
     going = (scores + ends * NEVER).topk(beams)
     ending = ends.clone()
     ending[:, beams:] = False  # a candidate outside the best `beams` is only there to go on
+    ending &= ~state.over[:, None]
     final = scores / length**decoding.length_penalty + ~ending * NEVER
     merged = torch.cat((state.ended_scores, final), dim=1).topk(beams)
     lengths = torch.cat((state.ended_lengths, torch.full_like(tokens, length)), dim=1)
@@ -360,6 +446,7 @@ def _advance(state: _Beams, log_probs: Tensor, position: int, length: int, eos: 
     state.ended_lengths = lengths.gather(1, merged.indices)
     state.ended = torch.cat((state.ended, ending), dim=1).gather(1, merged.indices)
     state.ids, state.scores = _gather(ids, going.indices), going.values
+    state.over = state.over | _cannot_improve(state, length, decoding)
     return parents.gather(1, going.indices)
 
 

@@ -22,6 +22,8 @@ from captioner import memory
 from captioner.errors import BadOutput
 from captioner.sinks.checks import check_place
 
+CPU = torch.device("cpu")
+
 
 def check_file(out: Path) -> None:
     """The place of the figures must be writable before anything is measured."""
@@ -58,8 +60,14 @@ def wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def peak(action: Callable[[], object]) -> int:
-    """Bytes that the action needs above what the process held before, looked at every few milliseconds."""
+def peak(action: Callable[[], object], device: torch.device = CPU) -> int:
+    """Bytes that the action needs above what was held before: on a GPU of its memory, elsewhere of the process, looked
+    at every few milliseconds."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        held = torch.cuda.memory_allocated(device)
+        action()
+        return torch.cuda.max_memory_allocated(device) - held
     process, done, most = psutil.Process(), threading.Event(), 0
     memory.give_back()  # what an earlier action freed would be used again unseen
     before = process.memory_info().rss

@@ -16,7 +16,17 @@ from transformers.generation import logits_process as lp
 
 from captioner.decoding import Decoding
 from captioner.errors import BadInput
-from captioner.search.search import BLOCK, Hypothesis, _top, draw, nucleus, search
+from captioner.search import search as search_module
+from captioner.search.search import (
+    BLOCK,
+    Hypothesis,
+    _forbid_repeated,
+    _top,
+    draw,
+    draw_in_place,
+    nucleus,
+    search,
+)
 from tests.tiny import blip as tiny_blip
 
 # --- parity with transformers -----------------------------------------------------------------------------------------
@@ -153,6 +163,31 @@ def test_gpt2_with_prefix_equals_generate(seed: int) -> None:
         assert_same(found, generated, 0, processor, decoding)
 
 
+@pytest.mark.parametrize("seed", range(15))
+@torch.inference_mode()
+def test_a_search_that_does_not_ask_finds_the_same(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng, model, processor, pixels = blip_case(seed)
+    memory, seeds = model.read(pixels), list(range(len(pixels)))
+    decodings = [replace(random_decoding(rng, [1, 2, 4]), min_new_tokens=0) for _ in range(4)]
+    decodings = [replace(decoding, max_new_tokens=rng.choice([1, 8, 9, 20])) for decoding in decodings]
+    decodings.append(Decoding(do_sample=True, num_return_sequences=3, top_p=0.8, top_k=9, seed=1, max_new_tokens=20))
+    asked = [search(model, memory, processor, decoding, seeds) for decoding in decodings]
+    monkeypatch.setattr(search_module, "_asks_at_once", lambda device: False)
+    unasked = [search(model, memory, processor, decoding, seeds) for decoding in decodings]
+    assert unasked == asked
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_sequences_are_forbidden_as_transformers_does(size: int) -> None:
+    ids = torch.randint(0, 4, (6, 9), generator=torch.Generator().manual_seed(size))
+    scores = torch.randn(6, 5)
+    scores[0, 0] = -torch.inf
+    theirs = lp.NoRepeatNGramLogitsProcessor(size)
+    for length in range(10):
+        some = ids[:, :length]
+        assert torch.equal(_forbid_repeated(some, scores.clone(), size), theirs(some, scores))
+
+
 @torch.inference_mode()
 def test_sampling_from_one_token_is_greedy_generate() -> None:
     _, model, processor, pixels = blip_case(3)
@@ -265,6 +300,8 @@ def test_a_quantile_is_found_in_the_rows_own_distribution(top_p: float) -> None:
         kept = row >= descending[descending.cumsum() - descending < top_p * row.sum()][-1]
         cumulative = np.where(kept, row, 0).cumsum(dtype=np.float64)
         assert token == np.flatnonzero(cumulative > quantile * cumulative[-1])[0]
+    in_place = draw_in_place(torch.from_numpy(probabilities), torch.from_numpy(quantiles), top_p)
+    assert in_place[:, 0].tolist() == draw(probabilities, quantiles, top_p).tolist()
 
 
 @pytest.mark.parametrize(("many", "count"), [(9, 4), (5000, 8), (122_088, 8), (4 * 8 * BLOCK, 8)])

@@ -22,6 +22,7 @@ from captioner import compute
 from captioner.contracts import PLAIN_REQUEST, Request
 from captioner.decoding import Decoding, DecodingChanges
 from captioner.models.parts.attention import TextCache, attend_words
+from captioner.models.parts.recording import Recordings
 from captioner.models.parts.speaker import SearchedDecoder
 from captioner.prompt import Reading
 from captioner.search.search import Hypothesis
@@ -240,11 +241,24 @@ class PrefixDecoder:
         return self.remember(self.encode(pixels))
 
     def step(self, tokens: Tensor, memory: PrefixMemory, past: TextCache | None) -> tuple[Tensor, TextCache]:
+        if past is not None and self.fixed and compute.pays_to_record(tokens):
+            return self._recordings.step(tokens, [], past)
         copies = len(tokens) // len(memory)
         past = past or memory.begin(copies)
         if tokens.shape[1] == 0:  # the text begins with nothing: the prefix alone predicts its first word
             return memory.first_logits.repeat_interleave(copies, 0), past
         return self._read_on(self.gpt.transformer.wte(tokens), past), past
+
+    @cached_property
+    def _recordings(self) -> Recordings:
+        return Recordings(self._write)
+
+    def _write(
+        self, tokens: Tensor, position: Tensor, words: Tensor, places: Tensor, unseen: Tensor, _: Sequence[Tensor]
+    ) -> Tensor:
+        """A step as `Recordings` records it."""
+        embedded = self.gpt.transformer.wte(tokens) + self.gpt.transformer.wpe(position)
+        return self.gpt2(embedded, words, places, unseen)
 
     def _read_on(self, embedded: Tensor, past: TextCache) -> Tensor:
         """Logits after the last position `[rows, vocabulary]`. embedded `[rows, t, width]`"""
@@ -262,14 +276,15 @@ class PrefixDecoder:
         past.extend(2)
         return compute.traced(self.gpt2, self.gpt, word, past.words, past.places)
 
-    def gpt2(self, hidden: Tensor, words: Tensor, places: Tensor) -> Tensor:
+    def gpt2(self, hidden: Tensor, words: Tensor, places: Tensor, unseen: Tensor | None = None) -> Tensor:
         """GPT-2 layer by layer over the last t positions → logits after the last `[rows, vocabulary]`.
 
-        hidden `[rows, t, width]`; words and places of a `TextCache` that was extended by t.
+        hidden `[rows, t, width]`; words and places of a `TextCache` that was extended by t; unseen: a bias of the
+        attention.
         """
         for block, of_text in zip(self.gpt.transformer.h, words, strict=True):
             projected = block.attn.c_attn(block.ln_1(hidden)).unflatten(2, (3, self.gpt.config.n_head, -1))
-            mixed = attend_words(projected[:, :, 0].transpose(1, 2), projected[:, :, 1:], of_text, places)
+            mixed = attend_words(projected[:, :, 0].transpose(1, 2), projected[:, :, 1:], of_text, places, unseen)
             hidden = hidden + block.attn.c_proj(mixed.transpose(1, 2).flatten(2))
             hidden = hidden + block.mlp(block.ln_2(hidden))
         return self.gpt.lm_head(self.gpt.transformer.ln_f(hidden[:, -1]))

@@ -31,10 +31,10 @@ def test_ours_against_theirs_on_random_weights(tmp_path: Path, capsys: pytest.Ca
     assert 0 < result["caption"]["min"] <= result["caption"]["median"] <= result["caption"]["max"]
     assert json.loads((tmp_path / "speed.json").read_text()) == result
     [fp32, *_] = result["rows"]
-    rows = model.ratios(fp32 | {"batch": 8})
+    rows = model.ratios(fp32 | {"batch": 8}, result)
     assert [(row.least, row.most) for row in rows] == [(6 if has_avx512() else 3.5, None), (0.65, None), (None, 1)]
     assert rows[0].ratios == fp32["ratio"]["turns"]
-    assert len(model.ratios(fp32 | {"precision": "bf16"})) == 4
+    assert len(model.ratios(fp32 | {"precision": "bf16"}, result)) == 4
     model.print_table(result)
     said = capsys.readouterr().out
     assert "blip-tiny-random" in said

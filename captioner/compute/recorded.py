@@ -1,0 +1,38 @@
+"""Kernels that are recorded once and launched together: on an NVIDIA GPU, most of a small step is launching them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+
+def pays_to_record(x: Tensor) -> bool:
+    """Is this computed where kernels can be recorded? Only without gradients: what is recorded is written in place."""
+    return x.device.type == "cuda" and torch.is_inference_mode_enabled()
+
+
+def recorded(function: Callable[[], Tensor], device: torch.device) -> Callable[[], Tensor]:
+    """A function that reads and writes tensors at fixed places, as a recording of its kernels.
+
+    It is called once before it is recorded, so that the libraries get ready. Its result stays at one place too, and
+    lasts until the next call. Elsewhere than on an NVIDIA GPU it is returned as it is.
+    """
+    if device.type != "cuda":
+        return function
+    with torch.cuda.device(device):
+        aside = torch.cuda.Stream()
+        aside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(aside):
+            function()
+        torch.cuda.current_stream().wait_stream(aside)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # other threads may go on
+            result = function()
+
+    def replay() -> Tensor:
+        graph.replay()
+        return result
+
+    return replay

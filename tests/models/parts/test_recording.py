@@ -1,0 +1,109 @@
+"""Steps at fixed places write what steps write that take their memory as they go; on a GPU, recorded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+import captioner
+from captioner import compute
+from captioner.decoding import Decoding
+from captioner.models.parts.recording import Recordings
+from captioner.search import search as search_module
+from captioner.search.search import Hypothesis, search
+
+DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+LONG = Decoding(num_beams=3, max_new_tokens=Recordings.ROOM + 8, min_new_tokens=Recordings.ROOM + 4)
+WAYS = [
+    LONG,
+    Decoding(num_beams=1, max_new_tokens=20, no_repeat_ngram_size=2),
+    Decoding(num_return_sequences=3, max_new_tokens=20, do_sample=True, seed=3, top_p=0.9),
+]
+
+
+def same(ours: list[list[Hypothesis]], theirs: list[list[Hypothesis]]) -> None:
+    assert [[text.ids for text in texts] for texts in ours] == [[text.ids for text in texts] for texts in theirs]
+    scores = [torch.tensor([text.score for texts in found for text in texts]) for found in (ours, theirs)]
+    torch.testing.assert_close(*scores, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("kind", ["blip", "clip_prefix"])
+@torch.inference_mode()
+def test_texts_are_those_of_plain_steps(
+    tiny_checkpoint: Callable[[str], Path], kind: str, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    speaker = captioner.load(str(tiny_checkpoint(kind)), device=device, precision="float64").speaker
+    pixels = torch.rand(5, 3, 32, 32, generator=torch.Generator().manual_seed(0)).double().to(device)
+    searches = [(decoding, images) for decoding in WAYS for images in (5, 2, 5)]
+
+    def texts() -> list[list[list[Hypothesis]]]:
+        found = []
+        for decoding, images in searches:
+            memory = speaker.model.read(pixels[:images])
+            found.append(search(speaker.model, memory, speaker.processor, decoding, range(images)))
+        return found
+
+    monkeypatch.setattr(search_module, "_asks_at_once", lambda device: False)  # as on a GPU
+    monkeypatch.setattr(compute, "pays_to_record", lambda x: False)
+    plain = texts()
+    monkeypatch.setattr(compute, "pays_to_record", lambda x: True)
+    for ours, theirs in zip(texts(), plain, strict=True):
+        same(ours, theirs)
+    rooms = [(len(step.order), step.room) for step in speaker.model._recordings.waiting]  # those given back
+    assert sorted(rooms) == [(2, 32), (5, 32), (6, 32), (6, 64), (15, 32), (15, 64)]
+    assert len({tuple(text.ids) for texts in plain[0] for text in texts}) > 1
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@torch.inference_mode()
+def test_texts_side_by_side_have_steps_of_their_own(tiny_checkpoint: Callable[[str], Path], device: str) -> None:
+    model = captioner.load(str(tiny_checkpoint("blip")), device=device, precision="float64").speaker.model
+    memory = model.read(torch.rand(2, 3, 32, 32, dtype=torch.float64).to(device))
+    tokens = torch.arange(20, 26).view(3, 2, 1).to(device)
+    plain, *pasts = (model.step(tokens[0], memory, None)[1] for _ in range(3))
+    recordings = Recordings(model._write)
+    for word in tokens[1:]:
+        expected = model.text_decoder.cls(model._read_on(word, memory, plain)[:, -1])
+        for index in (0, 1):
+            logits, pasts[index] = recordings.step(word, memory.tensors(), pasts[index])
+            torch.testing.assert_close(logits, expected)
+    assert not recordings.waiting
+    pasts.clear()
+    assert len(recordings.waiting) == 2
+
+
+@torch.inference_mode()
+def test_fewer_texts_leave_the_recording(tiny_checkpoint: Callable[[str], Path]) -> None:
+    model = captioner.load(str(tiny_checkpoint("blip")), device="cpu", precision="float64").speaker.model
+    memory = model.read(torch.rand(3, 3, 32, 32, dtype=torch.float64))
+    tokens, fewer = torch.arange(20, 29).view(3, 3, 1), torch.tensor([2, 0])
+    recordings, plain = Recordings(model._write), model.step(tokens[0], memory, None)[1]
+    _, past = recordings.step(tokens[1], memory.tensors(), model.step(tokens[0], memory, None)[1])
+    model.step(tokens[1], memory, plain)
+    memory, word = memory.select(fewer), tokens[2, fewer]
+    logits, _ = recordings.step(
+        word, memory.tensors(), past.select(torch.tensor([1, 2, 0])).select(torch.tensor([1, 2]))
+    )
+    torch.testing.assert_close(logits, model.step(word, memory, plain.select(fewer))[0])
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+@pytest.mark.parametrize("decoding", WAYS)
+@torch.inference_mode()
+def test_a_gpu_writes_what_a_cpu_writes(tiny_checkpoint: Callable[[str], Path], decoding: Decoding) -> None:
+    pixels = torch.rand(5, 3, 32, 32, dtype=torch.float64)
+    for kind in ("blip", "clip_prefix", "ofa", "resnet_lstm"):
+        found = []
+        for device in ("cpu", "cuda"):
+            speaker = captioner.load(str(tiny_checkpoint(kind)), device=device, precision="float64").speaker
+            size = speaker.processor.pixels([Image.new("RGB", (32, 32))]).shape[-2:]
+            resized = torch.nn.functional.interpolate(pixels, tuple(size)).to(device)
+            found.append(
+                search(speaker.model, speaker.remember(speaker.encode(resized)), speaker.processor, decoding, range(5))
+            )
+        same(*found)
