@@ -20,7 +20,7 @@ from transformers import BertTokenizer, BlipConfig, BlipForConditionalGeneration
 from transformers.activations import GELUActivation
 from transformers.modeling_outputs import CausalLMOutput
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
-from transformers.models.blip.modeling_blip import BlipEncoderLayer, BlipMLP
+from transformers.models.blip.modeling_blip import BlipAttention, BlipEncoderLayer, BlipMLP
 from transformers.models.blip.modeling_blip_text import (
     BlipTextEmbeddings,
     BlipTextIntermediate,
@@ -229,6 +229,47 @@ class JoinedAttention(nn.Module):
         self.projection.load_state_dict({"weight": weight, "bias": bias}, assign=True)
 
 
+class FusedVisionAttention(nn.Module):
+    """transformers' attention to regions by torch's fused one, which keeps no scores for the way back."""
+
+    def __init__(self, attention: BlipAttention) -> None:
+        super().__init__()
+        self.qkv, self.projection, self.heads = attention.qkv, attention.projection, attention.num_heads
+        self.dropout = attention.dropout.p
+
+    def forward(self, hidden_states: Tensor, **_: object) -> tuple[Tensor, None]:
+        projected = self.qkv(hidden_states).unflatten(-1, (3, self.heads, -1))  # [n, t, 3, heads, head_dim]
+        query, keys, values = projected.permute(2, 0, 3, 1, 4)  # each [n, heads, t, head_dim]
+        mixed = fused_attention(query, keys, values, dropout_p=self.dropout if self.training else 0.0)
+        return self.projection(_merged(mixed)), None
+
+
+class FusedTextAttention(nn.Module):
+    """As `FusedVisionAttention`, of a text to itself or to the image."""
+
+    def __init__(self, attention: BlipTextSelfAttention) -> None:
+        super().__init__()
+        self.query, self.key, self.value = attention.query, attention.key, attention.value
+        self.heads, self.dropout = attention.num_attention_heads, attention.dropout.p
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        encoder_hidden_states: Tensor | None = None,
+        **_: object,
+    ) -> tuple[Tensor, None]:
+        seen, mask = hidden_states, attention_mask
+        if encoder_hidden_states is not None:
+            seen, mask = encoder_hidden_states, None
+        query, keys, values = (
+            _heads(x, self.heads) for x in (self.query(hidden_states), self.key(seen), self.value(seen))
+        )
+        mask = None if mask is None else mask.to(query.dtype)
+        mixed = fused_attention(query, keys, values, mask, dropout_p=self.dropout if self.training else 0.0)
+        return _merged(mixed), None
+
+
 def text_config(config: BlipConfig) -> BlipTextConfig:
     """transformers declares a part of a configuration as a dict or None, too."""
     return narrowed(config.text_config, BlipTextConfig)
@@ -320,6 +361,15 @@ def join_projections(model: Blip) -> None:
     the model is read by our steps alone."""
     for layer in model.text_layers():
         layer.attention.add_module("self", JoinedAttention(layer.attention.self))
+
+
+def fuse_attention(model: Blip) -> None:
+    """Let training attend by torch's fused attention, in place. Names of weights stay as they are."""
+    for layer in all_of(model.vision_model.encoder.layers, BlipEncoderLayer):
+        layer.add_module("self_attn", FusedVisionAttention(layer.self_attn))
+    for block in model.text_layers():
+        for attention in (block.attention, block.crossattention):
+            attention.add_module("self", FusedTextAttention(attention.self))
 
 
 def fuse_gelu(model: Blip) -> None:

@@ -83,9 +83,12 @@ def test_a_traced_step_gives_the_same_numbers(folder: Path, precision: str) -> N
         assert torch.equal(traced, plain)
 
 
-def test_training_loss_and_gradients_are_those_of_transformers(folder: Path) -> None:
+@pytest.mark.parametrize("fused", [False, True])
+def test_training_loss_and_gradients_are_those_of_transformers(folder: Path, fused: bool) -> None:
     theirs = BlipForConditionalGeneration.from_pretrained(folder).double().eval()
     ours = checkpoint.read_model(Blip, folder, torch.float64)
+    if fused:
+        blip.fuse_attention(ours)
     pixels = torch.randn(3, 3, 32, 32, dtype=torch.float64)
     ids = torch.randint(5, 60, (3, 8))
     mask = torch.ones_like(ids)
