@@ -16,6 +16,7 @@ import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -100,9 +101,9 @@ def rows_of_step(count: int, step: int, size: int) -> list[int]:
     return order[begin % count :][:size]
 
 
-def learn(model: Blip, optimizer: torch.optim.Optimizer, batch: dict[str, torch.Tensor], device: torch.device) -> float:
+def learn(model: Blip, optimizer: torch.optim.Optimizer, batch: dict[str, Any], device: torch.device) -> float:
     """One step; the loss is the mean over the labels of all processes, however many those are."""
-    batch = {name: tensor.to(device) for name, tensor in batch.items() if name != "rows"}
+    batch = {name: tensor.to(device) for name, tensor in batch.items() if torch.is_tensor(tensor)}
     labels = batch["labels"].ne(IGNORED).sum()
     of_all = labels.clone()
     dist.all_reduce(of_all)

@@ -151,15 +151,17 @@ class TextTargets:
 
 
 class Collate:
-    """A list of rows → one batch, and which rows they are. Picklable, so that worker processes can have it."""
+    """A list of rows → one batch, which rows they are, and how many labels count. Picklable, so that worker processes
+    can have it. What the loop itself must know is no tensor: those go to the GPU, and asking there means waiting."""
 
     def __init__(self, targets: Callable[[Sequence[str]], dict[str, Tensor]]) -> None:
         self.targets = targets
 
-    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         inputs = "features" if "features" in rows[0] else "pixel_values"
         batch = {inputs: torch.stack([row[inputs] for row in rows]), **self.targets([row["text"] for row in rows])}
-        return {**batch, "rows": torch.tensor([row["row"] for row in rows])}
+        counted = int(batch["labels"].ne(IGNORED).sum())
+        return {**batch, "rows": [row["row"] for row in rows], "counted": counted}
 
 
 def split_by_prompt(rows: datasets.Dataset, share: float, seed: int) -> tuple[datasets.Dataset, datasets.Dataset]:

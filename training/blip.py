@@ -11,9 +11,16 @@ reached a cosine of 0.639 on their own small test set.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from captioner.run import lastresort
 from training.recipe import LoraRecipe, changed, option, parse
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from training.captioners import Rows
+    from training.job import Job
 
 ADAPTABLE = r"(vision_model.*\.(qkv|projection|fc1|fc2))|(text_decoder\.bert.*\.(query|key|value|dense))"
 
@@ -30,17 +37,25 @@ class BlipRecipe(LoraRecipe):
 def main(argv: list[str] | None = None) -> None:
     recipe = parse(BlipRecipe, __doc__, argv)
     # Imported only now: a wrong option is told at once.
-    from captioner.models.blip import Blip, BlipProcessor
+    from training.captioners import load_rows
+    from training.loop import train
+
+    train(job(recipe, load_rows(recipe)))
+
+
+def job(recipe: BlipRecipe, rows: tuple[Rows, Dataset]) -> Job:
+    """The model that learns, and what it learns from."""
+    from captioner.models.blip import Blip, BlipProcessor, fuse_attention
     from captioner.models.parts import checkpoint
     from captioner.models.parts.speaker import SearchedDecoder
     from training.adapters import adapted, keep_training_after_evaluation, quantization
     from training.bases import resolved
-    from training.captioners import fit, load_rows
+    from training.captioners import job_of
     from training.freezing import freeze
 
-    rows = load_rows(recipe)
     folder = resolved(recipe.base)
     model = checkpoint.read_model(Blip, folder, quantization_config=quantization(recipe))
+    fuse_attention(model)
     keep_training_after_evaluation(model, recipe)
     processor = SearchedDecoder(model, BlipProcessor.from_folder(folder)).beginning(recipe.prompt)
     speaker = SearchedDecoder(model, processor)
@@ -49,7 +64,7 @@ def main(argv: list[str] | None = None) -> None:
     elif recipe.freeze == "text":
         freeze(model.text_decoder, blocks=model.text_decoder.bert.encoder.layer, but_last=recipe.unfreeze)
     learning = adapted(model, recipe, ADAPTABLE, base=recipe.base)
-    fit(recipe, rows, speaker, learning, encoder=model.vision_model, base=recipe.base)
+    return job_of(recipe, rows, speaker, learning, encoder=model.vision_model, base=recipe.base)
 
 
 if __name__ == "__main__":

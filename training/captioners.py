@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from datasets import Dataset, IterableDataset
@@ -51,7 +51,12 @@ def load_rows(recipe: Recipe) -> tuple[Rows, Dataset]:
     return split_stream(rows) if recipe.stream else split_by_prompt(rows, HELD_BACK, recipe.seed)
 
 
-def fit(
+def fit(recipe: Recipe, rows: tuple[Rows, Dataset], speaker: SearchedDecoder, model: nn.Module, **more: Any) -> None:
+    """Train a captioner; the arguments are those of `job_of`."""
+    train(job_of(recipe, rows, speaker, model, **more))
+
+
+def job_of(
     recipe: Recipe,
     rows: tuple[Rows, Dataset],
     speaker: SearchedDecoder,
@@ -60,8 +65,8 @@ def fit(
     unknown: int | None = None,
     save_base: Callable[[Path], None] | None = None,
     base: str = "",
-) -> None:
-    """Train a captioner.
+) -> Job:
+    """What the loop needs to train a captioner.
 
     Args:
         rows: what `load_rows` gave.
@@ -74,20 +79,18 @@ def fit(
     processor, (train_rows, validation_rows) = speaker.processor, rows
     inputs = Inputs(recipe, processor.pixels, encoder, partial(encode, speaker, model))
     has_sample = recipe.samples > 0 and len(validation_rows) > 0
-    train(
-        Job(
-            recipe=recipe,
-            model=model,
-            train_rows=inputs.to_train_on(train_rows),
-            validation_rows=inputs.to_validate_on(validation_rows),
-            targets=TextTargets(processor, recipe.max_tokens, unknown),
-            save_processor=processor.save_pretrained,
-            caption_sample=sampler(speaker, model, validation_rows, recipe.samples, recipe.max_tokens)
-            if has_sample
-            else None,
-            save_base=save_base,
-            base=base,
-        )
+    return Job(
+        recipe=recipe,
+        model=model,
+        train_rows=inputs.to_train_on(train_rows),
+        validation_rows=inputs.to_validate_on(validation_rows),
+        targets=TextTargets(processor, recipe.max_tokens, unknown),
+        save_processor=processor.save_pretrained,
+        caption_sample=sampler(speaker, model, validation_rows, recipe.samples, recipe.max_tokens)
+        if has_sample
+        else None,
+        save_base=save_base,
+        base=base,
     )
 
 

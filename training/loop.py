@@ -15,7 +15,7 @@ import re
 import shutil
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import asdict
@@ -45,8 +45,9 @@ from captioner.pairs.provenance import name_of
 from captioner.pairs.sources import parse
 from captioner.quiet import without_bars
 from training.adapters import without_adapter
-from training.batches import IGNORED, Collate, Pairs
+from training.batches import Collate, Pairs
 from training.finish import best_evaluation, write_card, write_curves
+from training.finite import Expectations, Expected
 from training.job import Job
 from training.progress import Watch, show
 from training.recipe import OPTIMIZERS, Recipe
@@ -58,6 +59,13 @@ WHOLE = "whole.json"  # written last into a checkpoint: without it, the checkpoi
 
 EVERY = 500
 """Steps between two checkpoints, where no epoch and no option says it."""
+
+SHARED = Path("/dev/shm")
+"""Through here Linux hands on what worker processes have loaded."""
+BATCHES_OF_WORKER = 3
+"""Two that wait and one that is used."""
+PICTURE = 3 * 480 * 480 * 4
+"""Bytes of a picture's pixels, of the largest that a model here reads."""
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 CANNOT_WRITE = (OSError, RuntimeError, SafetensorError)
@@ -104,6 +112,7 @@ class LoopTrainer(Trainer):
         self.job = job
         self.out = Path(job.recipe.out)
         self.rows_of_step: list[int] = []
+        self.expected, self.expected_of_validation = Expectations(), Expectations()
         super().__init__(
             model=job.model,
             args=arguments,
@@ -133,37 +142,51 @@ class LoopTrainer(Trainer):
 
     def get_batch_samples(self, *args, **kwargs):
         batches, labels = super().get_batch_samples(*args, **kwargs)
-        self.rows_of_step = [int(row) for batch in batches for row in batch["rows"]]
+        self.rows_of_step = [row for batch in batches for row in batch["rows"]]
         return batches, labels
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """The model's mean loss, weighed by this batch's share of the step's labels (over all processes)."""
-        rows = inputs.pop("rows")
+        rows, labels = inputs.pop("rows"), inputs.pop("counted")
         outputs = model(**inputs)
-        labels = inputs["labels"].ne(IGNORED).sum()
         loss = outputs.loss if labels else 0 * outputs.logits.sum()  # the mean over no label at all is no number
         if num_items_in_batch is not None:
-            loss = loss * self.accelerator.num_processes * labels / max(num_items_in_batch, 1)
-        if not torch.isfinite(loss):
-            raise self._diverged("loss", loss, rows.tolist(), model.training)
+            loss = loss * self.accelerator.num_processes * labels / num_items_in_batch.clamp(min=1)
+        self._expect("loss", loss, rows, model.training)
         return (loss, outputs) if return_outputs else loss
 
     def _clip_grad_norm(self, model):
-        """Gradients that are no numbers would spoil the weights, and with them the next checkpoint."""
+        """Gradients that are no numbers spoil the weights: they must not be saved."""
         norm = super()._clip_grad_norm(model)
-        if not (torch.isfinite(norm) or self.args.fp16):  # in fp16 the scaler leaves such a step out
-            raise self._diverged("gradient", norm, self.rows_of_step)
+        if not self.args.fp16:  # in fp16 the scaler leaves such a step out
+            self._expect("gradient", norm, self.rows_of_step)
+        self._stop_if(self.expected.of_last_step())
         return norm
 
-    def _diverged(self, what: str, value: Tensor, rows: Sequence[int], training: bool = True) -> DivergedError:
-        step = self.state.global_step
-        when = f"at step {step + 1}" if training else f"of the validation after step {step}"
+    def floating_point_ops(self, inputs) -> int:
+        """Nobody asks for it, and to count the parameters anew at every step takes milliseconds."""
+        return 0
+
+    def _expect(self, what: str, value: Tensor, rows: list[int], training: bool = True) -> None:
+        expected = self.expected if training else self.expected_of_validation
+        expected.add(value, Expected(what, self.state.global_step + training, rows))
+
+    def _stop_if(self, broken: tuple[Expected, float] | None, training: bool = True) -> None:
+        """Stop where something is no number."""
+        if broken is None:
+            return
+        about, value = broken
+        when = f"at step {about.step}" if training else f"of the validation after step {about.step}"
         pairs = self.job.train_rows if training else self.job.validation_rows
-        names = [] if pairs is None else [pairs.name(row) for row in rows]
-        return DivergedError(
-            f"The {what} is {value.item()} {when}, in the batch of {', '.join(names)}. {untouched(self.out)}. "
+        names = [] if pairs is None else [pairs.name(row) for row in about.rows]
+        raise DivergedError(
+            f"The {about.what} is {value} {when}, in the batch of {', '.join(names)}. {untouched(self.out)}. "
             "Look at these pairs, or try a lower --lr, more --warmup or --precision fp32."
         )
+
+    def log(self, *args, **kwargs) -> None:
+        self._stop_if(self.expected.of_all())
+        super().log(*args, **kwargs)
 
     def create_optimizer(self, model=None):
         if self.job.parameter_groups is not None and self.optimizer is None:
@@ -173,7 +196,9 @@ class LoopTrainer(Trainer):
 
     def evaluation_loop(self, *args, **kwargs):
         """Validation loss, then captions of the sample: their mean cosine is a metric, a few are shown."""
+        self._stop_if(self.expected.of_all())
         output = super().evaluation_loop(*args, **kwargs)
+        self._stop_if(self.expected_of_validation.of_all(), training=False)
         if self.job.caption_sample is None:
             return output
         cosine = [0.0]
@@ -187,6 +212,7 @@ class LoopTrainer(Trainer):
 
     def _save_checkpoint(self, model, trial) -> None:
         folder = self.out / f"checkpoint-{self.state.global_step}"
+        self._stop_if(self.expected.of_all())
         refuse_no_numbers(self.job.model, self.out)
         try:
             super()._save_checkpoint(model, trial)
@@ -396,7 +422,7 @@ def arguments(recipe: Recipe, job: Job) -> TrainingArguments:
         lr_scheduler_type="constant_with_warmup" if recipe.schedule == "constant" else recipe.schedule,
         warmup_steps=recipe.warmup,
         weight_decay=recipe.weight_decay,
-        optim=OPTIMIZERS[recipe.optimizer],
+        optim="adamw_torch_fused" if recipe.optimizer == "adamw" and not on_cpu else OPTIMIZERS[recipe.optimizer],
         bf16=recipe.precision == "bf16",
         fp16=recipe.precision == "fp16",
         eval_strategy=by_steps if evaluates else "no",
@@ -409,13 +435,15 @@ def arguments(recipe: Recipe, job: Job) -> TrainingArguments:
         greater_is_better=cosine if evaluates else None,
         logging_steps=recipe.log_every,
         logging_first_step=True,
+        logging_nan_inf_filter=False,  # it waits for every loss; one that is no number stops the run
         report_to="none",
         log_level="error",
         log_level_replica="error",
         seed=recipe.seed,
         data_seed=recipe.seed,
-        dataloader_num_workers=recipe.workers,
-        accelerator_config={"dispatch_batches": False},  # each process makes its own batches, of a stream too
+        dataloader_num_workers=0 if on_cpu and recipe.workers < 0 else workers(recipe),
+        # Each process makes its own batches, of a stream too; they go to a GPU while it works on the last.
+        accelerator_config={"dispatch_batches": False, "non_blocking": True},
         **recomputes,
         torch_compile=recipe.compile,
         use_cpu=on_cpu,
@@ -426,6 +454,18 @@ def arguments(recipe: Recipe, job: Job) -> TrainingArguments:
         prediction_loss_only=True,
         disable_tqdm=True,  # progress.py shows what happens
     )
+
+
+def workers(recipe: Recipe) -> int:
+    """Processes that load pictures, of which one reads dozens a second and a GPU learns from hundreds."""
+    if recipe.workers >= 0:
+        return recipe.workers
+    if recipe.stream or recipe.cache_features:
+        return 0
+    cores = os.cpu_count() or 1
+    room = shutil.disk_usage(SHARED).free if SHARED.is_dir() else sys.maxsize  # a container's is often 64 MB
+    fit = room // (BATCHES_OF_WORKER * recipe.batch_size * PICTURE)
+    return min(8, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)), fit)
 
 
 def announce(job: Job, trainer: LoopTrainer, start_from: Path | None) -> None:

@@ -89,7 +89,9 @@ class Recipe:
     )
     resume: bool = option(False, "Go on from the newest whole checkpoint in --out")
     seed: int = option(0, "Everything random follows from it", least=0, most=2**32 - 1)
-    workers: int = option(0, "Processes that load pictures", least=0)
+    workers: int = option(
+        -1, "Processes that load pictures; -1: beside a GPU one for each core, at most 8, else none", least=-1
+    )
     cache_features: str = option("", "A folder where a frozen encoder's outputs are kept; no augmentation then")
     gradient_checkpointing: bool = option(False, "Less memory, a third more time")
     compile: bool = option(False, "torch.compile; pays on GPUs in long runs")
@@ -195,7 +197,7 @@ def check(recipe: Recipe) -> None:
         raise BadInput("--cache-features keeps one view of each picture: leave out --augment.")
     if recipe.stream and recipe.max_steps < 1:
         raise BadInput("A stream has no length to count epochs by: say --max-steps with --stream.")
-    if recipe.stream and (recipe.cache_features or recipe.by_prompt or recipe.workers):
+    if recipe.stream and (recipe.cache_features or recipe.by_prompt or recipe.workers > 0):
         raise BadInput("--stream reads pairs in their order: leave out --cache-features, --by-prompt and --workers.")
     parse_all([*recipe.data, *recipe.validation])
     resuming.check_folder(recipe)

@@ -54,7 +54,7 @@ def losses(folder: Path) -> list[float]:
 
 
 def test_overfits_and_says_the_prompts_back(train, pairs: Path) -> None:
-    out = train("run", "--epochs", "100", "--lr", "4e-3", "--eval-every", "200", "--samples", "4", "--max-tokens", "12")
+    out = train("run", "--epochs", "120", "--lr", "4e-3", "--eval-every", "240", "--samples", "4", "--max-tokens", "12")
     rows = [json.loads(line) for line in (pairs / "metadata.jsonl").read_text().splitlines()]
     said = captioner.load(str(out)).generate([pairs / row["file_name"] for row in rows], GREEDY)
     right = [prompt.text == row["text"] for prompt, row in zip(said, rows, strict=True)]
@@ -147,8 +147,11 @@ def test_a_full_disk_leaves_the_checkpoint_before(train, monkeypatch: pytest.Mon
         train("run", "--max-steps", "3", "--eval-every", "1")
 
 
+@pytest.mark.parametrize(
+    "looks", [["--eval-every", "1"], ["--log-every", "100", "--save-every", "2"]], ids=["at-once", "a-step-later"]
+)
 def test_a_loss_that_is_no_number_stops_the_run_and_names_its_pairs(
-    train, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    train, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, looks: list[str]
 ) -> None:
     honest = Pairs.__getitem__
 
@@ -160,11 +163,43 @@ def test_a_loss_that_is_no_number_stops_the_run_and_names_its_pairs(
 
     monkeypatch.setattr(Pairs, "__getitem__", one_is_rotten)
     with pytest.raises(DivergedError, match="nan at step 3") as stopped:
-        train("run", "--batch-size", "4", "--eval-every", "1", "--augment")
+        train("run", "--batch-size", "4", "--epochs", "2", "--augment", *looks)
     assert str(pairs / "15.png") in str(stopped.value)
     assert str(stopped.value).count(".png") == 4
     assert "checkpoint-2 is whole" in str(stopped.value)
     assert newest_whole(tmp_path / "run").name == "checkpoint-2"
+
+
+def test_a_validation_loss_that_is_no_number_stops_the_run(
+    train, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest = Pairs.__getitem__
+
+    def one_is_rotten(rows: Pairs, index: int) -> dict:
+        item = honest(rows, index)
+        if not rows.augment and index == 15:
+            item["pixel_values"] *= float("nan")
+        return item
+
+    monkeypatch.setattr(Pairs, "__getitem__", one_is_rotten)
+    with pytest.raises(DivergedError, match=r"loss is nan of the validation after step 2\b.*15\.png"):
+        train("run", "--batch-size", "4", "--eval-every", "2", "--augment")
+    assert newest_whole(tmp_path / "run") is None
+
+
+def test_a_gradient_that_is_no_number_stops_the_run(train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    honest = Trainer.training_step
+
+    def spoils(self, model, *more):
+        loss = honest(self, model, *more)
+        if self.state.global_step == 1:
+            next(model.parameters()).grad.fill_(float("inf"))
+        return loss
+
+    monkeypatch.setattr(Trainer, "training_step", spoils)
+    with pytest.raises(DivergedError, match=r"gradient is inf at step 2, in the batch of .*checkpoint-1 is whole"):
+        train("run", "--max-steps", "3", "--save-every", "1", "--log-every", "100")
+    assert newest_whole(tmp_path / "run").name == "checkpoint-1"
 
 
 def weights(folder: Path) -> bytes:
