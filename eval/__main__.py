@@ -359,7 +359,8 @@ def speed(
     device: Device = "auto",
     suite: Annotated[bool, typer.Option("--suite", help="Everything that this package measures. Minutes.")] = False,
     only: Annotated[
-        str, typer.Option(help="Parts of the suite, comma-separated: model, folder, text, start, interrogator.")
+        str,
+        typer.Option(help="Parts of the suite, comma-separated: model, folder, text, start, interrogator, training."),
     ] = "",
     profile: Annotated[
         Path | None, typer.Option(help="Tell where the time goes instead; draws a flame picture to this SVG file.")

@@ -57,6 +57,7 @@ SUBJECTS: tuple[str, ...] = (
     "text",
     "start",
     "interrogator",
+    "training",
 )
 """Modules of this package, each with `measure(say) -> list[Row]`, in the order in which they are run."""
 
