@@ -35,7 +35,7 @@ from captioner import compute
 from captioner.contracts import LoadOptions
 from captioner.errors import BadCheckpoint
 from captioner.models.parts import checkpoint
-from captioner.models.parts.attention import ImageMemory, TextCache, attend_image, attend_words
+from captioner.models.parts.attention import ImageMemory, TextCache, attend_image, attend_words, laid_out
 from captioner.models.parts.loss import token_loss
 from captioner.models.parts.narrow import all_of, narrowed
 from captioner.models.parts.recording import Recordings
@@ -80,8 +80,8 @@ class Blip(BlipForConditionalGeneration):
         def keys_and_values(layer: BlipTextLayer) -> tuple[Tensor, Tensor]:
             """As `attend_image` wants them."""
             attention = layer.crossattention.self
-            keys = _heads(attention.key(features), heads).transpose(-1, -2).contiguous()
-            return keys, _heads(attention.value(features), heads).contiguous()
+            keys, values = _heads(attention.key(features), heads), _heads(attention.value(features), heads)
+            return laid_out(keys.transpose(-1, -2)), laid_out(values)
 
         if features.device.type != "cpu":
             return ImageMemory(map(keys_and_values, self.text_layers()))

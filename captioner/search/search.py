@@ -195,7 +195,7 @@ def _extend_all(
     drawn = None  # [new tokens, rows]
     if quantiles is not None:
         every = np.stack([quantiles(images).flatten() for _ in range(decoding.max_new_tokens)])
-        drawn = torch.from_numpy(every).to(decoder.device)
+        drawn = torch.from_numpy(every).to(decoder.device, _exact(decoder.device))
     ids, logits, past = _read_start(decoder, memory, processor, copies)
     start, going, log_probs = ids.shape[1], torch.ones(len(ids), dtype=torch.bool, device=ids.device), []
     for length in range(1, decoding.max_new_tokens + 1):
@@ -309,15 +309,21 @@ def draw(
 
 def draw_in_place(probabilities: Tensor, quantiles: Tensor, top_p: float = 1.0) -> Tensor:
     """`draw` where the probabilities are: the token at the quantile `[rows]` of each row `[rows, 1]`."""
+    exact = _exact(probabilities.device)
     if top_p < 1:
         descending = probabilities.sort(dim=-1, descending=True).values
-        before = descending.cumsum(-1, dtype=torch.float64) - descending
+        before = descending.cumsum(-1, dtype=exact) - descending
         kept = (descending > 0) & (before < top_p * probabilities.sum(-1, keepdim=True))
         last = descending.gather(1, kept.sum(-1, keepdim=True) - 1)
         probabilities = torch.where(probabilities >= last, probabilities, 0)
-    cumulative = probabilities.cumsum(-1, dtype=torch.float64)
+    cumulative = probabilities.cumsum(-1, dtype=exact)
     passed = (cumulative <= quantiles[:, None] * cumulative[:, -1:]).sum(-1, keepdim=True)
     return passed.clamp_max_(probabilities.shape[1] - 1)
+
+
+def _exact(device: torch.device) -> torch.dtype:
+    """What sums of many probabilities are kept in: Apple's GPUs have nothing above float32."""
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 def nucleus(probabilities: np.ndarray, top_p: float) -> tuple[np.ndarray, np.ndarray]:

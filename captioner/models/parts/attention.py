@@ -14,13 +14,18 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
+def laid_out(part: Tensor) -> Tensor:
+    """Keys or values as a step reads them best. On a CPU, where a product with the strided views that projections give
+    would copy them at every step, laid out once; a GPU's fused attention reads such views as they are."""
+    return part.contiguous() if part.device.type == "cpu" else part
+
+
 class ImageMemory:
     """Tensors that depend on the image alone, per layer: keys, values, each with one row per image."""
 
     def __init__(self, layers: Iterable[tuple[Tensor, Tensor]]) -> None:
-        # Laid out once: a product with the strided views that projections give would copy them at every step. One after
-        # the other, so that not all are there twice.
-        self.layers = [(_laid_out(keys), values.contiguous()) for keys, values in layers]
+        # One after the other, so that not all are there twice.
+        self.layers = [(laid_out(keys), laid_out(values)) for keys, values in layers]
 
     def __len__(self) -> int:
         return self.layers[0][0].shape[0]
@@ -31,13 +36,6 @@ class ImageMemory:
 
     def select(self, images: Tensor) -> ImageMemory:
         return ImageMemory((keys[images], values[images]) for keys, values in self.layers)
-
-
-def _laid_out(keys: Tensor) -> Tensor:
-    """Keys `[…, head_dim, regions]` as they are read fastest: on a GPU, whose attention is fused, region by region."""
-    if keys.device.type == "cpu":
-        return keys.contiguous()
-    return keys.transpose(-1, -2).contiguous().transpose(-1, -2)
 
 
 class TextCache:
