@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -12,8 +13,9 @@ from captioner.images.budget import Budget, Ticket
 Item = TypeVar("Item")
 Read = TypeVar("Read")
 
-READERS = 4
-READ_AHEAD = 16
+READERS = min(16, max(4, os.cpu_count() or 1))
+"""Threads that open pictures: on a GPU a model reads hundreds a second, a core opens dozens."""
+READ_AHEAD = 4 * READERS
 """Pictures read ahead, at most …"""
 HELD_BYTES = 600_000_000
 """… and only as far as they take no more than this together, all copies made while decoding counted."""

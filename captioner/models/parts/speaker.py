@@ -13,6 +13,7 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
+from captioner import compute
 from captioner.contracts import PLAIN_REQUEST, Attentive, Decoder, MemoryType, Processor, Request
 from captioner.decoding import Decoding, DecodingChanges
 from captioner.errors import BadCheckpoint, BadInput
@@ -40,9 +41,15 @@ class SearchedDecoder(Generic[MemoryType]):
     def read_images(
         self, images: Sequence[Image], decoding: Decoding, request: Request = PLAIN_REQUEST
     ) -> list[Reading]:
-        pixels = self.processor.pixels(images)
+        pixels = self._pixels(images)
         seeds = [seed_of(picture) for picture in pixels] if decoding.do_sample else None
         return self.readings(self.remember(self.encode(pixels, request), request), seeds, decoding, request)
+
+    def _pixels(self, images: Sequence[Image]) -> Tensor:
+        """All at once; for a GPU, which would wait for one core to resize them, side by side."""
+        if self.model.device.type == "cpu":
+            return self.processor.pixels(images)
+        return torch.cat(compute.each_alone(lambda image: self.processor.pixels([image]), images))
 
     @torch.inference_mode()
     def encode(self, pixels: Tensor, request: Request = PLAIN_REQUEST) -> Tensor:

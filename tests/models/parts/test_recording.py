@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
 
 import captioner
 from captioner import compute
@@ -15,8 +14,10 @@ from captioner.decoding import Decoding
 from captioner.models.parts.recording import Recordings
 from captioner.search import search as search_module
 from captioner.search.search import Hypothesis, search
+from tests.decoders import pictures
 
-DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+ON_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+DEVICES = ["cpu", pytest.param("cuda", marks=ON_GPU)]
 LONG = Decoding(num_beams=3, max_new_tokens=Recordings.ROOM + 8, min_new_tokens=Recordings.ROOM + 4)
 WAYS = [
     LONG,
@@ -92,18 +93,28 @@ def test_fewer_texts_leave_the_recording(tiny_checkpoint: Callable[[str], Path])
     torch.testing.assert_close(logits, model.step(word, memory, plain.select(fewer))[0])
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
-@pytest.mark.parametrize("decoding", WAYS)
-@torch.inference_mode()
-def test_a_gpu_writes_what_a_cpu_writes(tiny_checkpoint: Callable[[str], Path], decoding: Decoding) -> None:
-    pixels = torch.rand(5, 3, 32, 32, dtype=torch.float64)
-    for kind in ("blip", "clip_prefix", "ofa", "resnet_lstm"):
-        found = []
-        for device in ("cpu", "cuda"):
-            speaker = captioner.load(str(tiny_checkpoint(kind)), device=device, precision="float64").speaker
-            size = speaker.processor.pixels([Image.new("RGB", (32, 32))]).shape[-2:]
-            resized = torch.nn.functional.interpolate(pixels, tuple(size)).to(device)
-            found.append(
-                search(speaker.model, speaker.remember(speaker.encode(resized)), speaker.processor, decoding, range(5))
-            )
-        same(*found)
+@pytest.mark.parametrize("kind", ["blip", "clip_prefix", "ofa", "resnet_lstm"])
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=ON_GPU)])
+def test_a_gpu_writes_what_a_cpu_writes(
+    tiny_checkpoint: Callable[[str], Path], kind: str, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it does, as far as a CPU can do the same."""
+    images = pictures(5)
+    speaker = captioner.load(str(tiny_checkpoint(kind)), device="cpu", precision="float64").speaker
+    expected = [speaker.read_images(images, decoding) for decoding in WAYS]
+    speaker = captioner.load(str(tiny_checkpoint(kind)), device=device, precision="float64").speaker
+    monkeypatch.setattr(search_module, "_asks_at_once", lambda device: False)
+    monkeypatch.setattr(compute, "pays_to_record", lambda x: True)
+    for decoding, theirs in zip(WAYS, expected, strict=True):
+        for ours, their in zip(speaker.read_images(images, decoding), theirs, strict=True):
+            assert [one.text for one in ours.candidates] == [one.text for one in their.candidates]
+            scores = [[one.score for one in reading.candidates] for reading in (ours, their)]
+            assert scores[0] == pytest.approx(scores[1], rel=1e-4, abs=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["blip", "clip_prefix", "ofa", "resnet_lstm"])
+def test_pixels_do_not_depend_on_the_batch(tiny_checkpoint: Callable[[str], Path], kind: str) -> None:
+    """For a GPU they are made picture by picture."""
+    processor = captioner.load(str(tiny_checkpoint(kind)), device="cpu").speaker.processor
+    images = pictures(3)
+    assert torch.equal(processor.pixels(images), torch.cat([processor.pixels([image]) for image in images]))
