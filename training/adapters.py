@@ -10,6 +10,7 @@ import warnings
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
+from peft.tuners.lora import LoraLayer
 from torch import nn
 from torch.nn import Linear
 from transformers import BitsAndBytesConfig, PreTrainedModel
@@ -59,6 +60,10 @@ def adapted(
             f"--lora-targets {' '.join(recipe.lora_targets)}: the model has no layers of these names. "
             f"It has {', '.join(layers)}."
         ) from error
+    if recipe.precision != "fp32":
+        for module in adapted_model.modules():
+            if isinstance(module, LoraLayer):  # the products take halves: no need to make fp32 of them before
+                module.cast_input_dtype_enabled = False
     adapted_model.peft_config["default"].base_model_name_or_path = name_of_base(base)
     return adapted_model
 

@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,25 @@ class SaveEvery(TrainerCallback):
             control.should_save = True
 
 
+class Learning:
+    """The parameters of a model that learn, found once: an adapter has thousands of parts, and the Trainer's walks
+    through all of them, several at every step, take milliseconds each while a GPU waits."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+
+    @cached_property
+    def _learning(self) -> list[nn.Parameter]:
+        return [parameter for parameter in self._model.parameters() if parameter.requires_grad]
+
+    def parameters(self) -> list[nn.Parameter]:
+        return self._learning
+
+    def zero_grad(self) -> None:
+        for parameter in self._learning:
+            parameter.grad = None
+
+
 class LoopTrainer(Trainer):
     """transformers' Trainer with exact accumulation, whole checkpoints and captions at every evaluation."""
 
@@ -120,6 +140,10 @@ class LoopTrainer(Trainer):
             eval_dataset=job.validation_rows,
             data_collator=Collate(job.targets),
         )
+        self.learning = Learning(job.model)
+        vars(job.model)["zero_grad"] = self.learning.zero_grad
+        if job.recipe.compile:
+            compile_layers(job.model)
         self.remove_callback(PrinterCallback)
         if self.is_world_process_zero() and tensorboard_is_here():
             self.add_callback(tensorboard(self.out / "logs"))
@@ -132,6 +156,14 @@ class LoopTrainer(Trainer):
             self.add_callback(EarlyStoppingCallback(job.recipe.early_stopping))
         if job.recipe.save_every and not job.recipe.eval_every:
             self.add_callback(SaveEvery(job.recipe.save_every))
+
+    def train(self, *args, **kwargs):
+        self.job.model.train()  # parts that were loaded are not yet
+        if not self.job.recipe.compile:
+            return super().train(*args, **kwargs)
+        # Layers of two towers share their code, which is compiled anew for the first, a smaller batch, to validate …
+        with torch._dynamo.config.patch(recompile_limit=64):
+            return super().train(*args, **kwargs)
 
     def get_train_dataloader(self) -> DataLoader:
         """Its workers draw nothing at random (`batches.py`). To seed them nevertheless each would import peft and
@@ -155,17 +187,23 @@ class LoopTrainer(Trainer):
         self._expect("loss", loss, rows, model.training)
         return (loss, outputs) if return_outputs else loss
 
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        """As the Trainer's, which tells every part of the model at every step that it is to learn (see `Learning`)."""
+        if not model.training:
+            model.train()
+        loss = self.compute_loss(model, self._prepare_inputs(inputs), num_items_in_batch=num_items_in_batch)
+        if self.args.n_gpu > 1:
+            loss = loss.mean()
+        self.accelerator.backward(loss)
+        return loss.detach()
+
     def _clip_grad_norm(self, model):
         """Gradients that are no numbers spoil the weights: they must not be saved."""
-        norm = super()._clip_grad_norm(model)
+        norm = super()._clip_grad_norm(model if self.is_fsdp_enabled else self.learning)
         if not self.args.fp16:  # in fp16 the scaler leaves such a step out
             self._expect("gradient", norm, self.rows_of_step)
         self._stop_if(self.expected.of_last_step())
         return norm
-
-    def floating_point_ops(self, inputs) -> int:
-        """Nobody asks for it, and to count the parameters anew at every step takes milliseconds."""
-        return 0
 
     def _expect(self, what: str, value: Tensor, rows: list[int], training: bool = True) -> None:
         expected = self.expected if training else self.expected_of_validation
@@ -394,6 +432,14 @@ def can_checkpoint(model: nn.Module) -> bool:
     return supports and any(isinstance(module, GradientCheckpointingLayer) for module in base.modules())
 
 
+def compile_layers(model: nn.Module) -> None:
+    """Let torch compile the layers, in place. They are alike: one is compiled, and all use it. The whole model would
+    take many times as long; that is for those without such layers."""
+    layers: list[nn.Module] = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    for module in layers or [model]:
+        module.compile()
+
+
 def save_config(model: PeftModel, out: Path) -> None:
     """The settings that the adapter was trained with, such as OFA's question; how its base was packed is none."""
     base = without_adapter(model)
@@ -445,7 +491,6 @@ def arguments(recipe: Recipe, job: Job) -> TrainingArguments:
         # Each process makes its own batches, of a stream too; they go to a GPU while it works on the last.
         accelerator_config={"dispatch_batches": False, "non_blocking": True},
         **recomputes,
-        torch_compile=recipe.compile,
         use_cpu=on_cpu,
         ddp_backend="gloo" if on_cpu and "RANK" in os.environ else None,
         ddp_find_unused_parameters=False,

@@ -94,7 +94,7 @@ class Recipe:
     )
     cache_features: str = option("", "A folder where a frozen encoder's outputs are kept; no augmentation then")
     gradient_checkpointing: bool = option(False, "Less memory, a third more time")
-    compile: bool = option(False, "torch.compile; pays on GPUs in long runs")
+    compile: bool = option(False, "torch.compile of the layers, a minute or two; pays on GPUs")
     log_every: int = option(10, "Steps between two lines of the log", least=1)
     push_to_hub: str = option("", "Send the finished model to this Hub id")
     device: str = option("auto", "auto: the GPU if there is one", choices=["auto", "cpu", "cuda"])

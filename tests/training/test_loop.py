@@ -16,7 +16,6 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import SafetensorError
-from transformers import Trainer
 
 import captioner
 from captioner.contracts import Request
@@ -188,7 +187,7 @@ def test_a_validation_loss_that_is_no_number_stops_the_run(
 
 
 def test_a_gradient_that_is_no_number_stops_the_run(train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    honest = Trainer.training_step
+    honest = LoopTrainer.training_step
 
     def spoils(self, model, *more):
         loss = honest(self, model, *more)
@@ -196,7 +195,7 @@ def test_a_gradient_that_is_no_number_stops_the_run(train, tmp_path: Path, monke
             next(model.parameters()).grad.fill_(float("inf"))
         return loss
 
-    monkeypatch.setattr(Trainer, "training_step", spoils)
+    monkeypatch.setattr(LoopTrainer, "training_step", spoils)
     with pytest.raises(DivergedError, match=r"gradient is inf at step 2, in the batch of .*checkpoint-1 is whole"):
         train("run", "--max-steps", "3", "--save-every", "1", "--log-every", "100")
     assert newest_whole(tmp_path / "run").name == "checkpoint-1"
@@ -375,7 +374,7 @@ def test_a_disk_that_is_full_at_the_end_leaves_no_broken_model(
 
 
 def test_weights_that_are_no_numbers_are_not_saved(train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    honest = Trainer.training_step
+    honest = LoopTrainer.training_step
 
     def spoils(self, model, *more):
         loss = honest(self, model, *more)
@@ -383,7 +382,7 @@ def test_weights_that_are_no_numbers_are_not_saved(train, tmp_path: Path, monkey
             next(model.parameters()).data.fill_(float("nan"))
         return loss
 
-    monkeypatch.setattr(Trainer, "training_step", spoils)
+    monkeypatch.setattr(LoopTrainer, "training_step", spoils)
     with pytest.raises(
         DivergedError, match=r"values that are no numbers in 1 tensor of weights .* checkpoint-1 is whole"
     ):
