@@ -374,9 +374,9 @@ def speed(
     """Load time, encode and decode per picture, memory, and the ratio to transformers' own generate in the same run.
 
     Columns: encode and decode, milliseconds a picture to read it and to write its text; total, both; theirs, the same
-    work by transformers' own generate in fp32; times faster, theirs over total (lowest to highest); alike, the same
-    with transformers in this precision; MB, the most memory that the work needed beyond the loaded model; ceiling, how
-    much of the machine's fastest matrix product encoding reaches.
+    work by transformers' own generate in fp32 (on a GPU in bf16); times faster, theirs over total (lowest to highest);
+    alike, the same with transformers in this precision; MB, the most memory that the work needed beyond the loaded
+    model; ceiling, how much of the machine's fastest matrix product encoding reaches.
 
     With --data: the share of captions that are the same as in fp32, and the loss in cosine to the true prompts. What is
     measured of bf16 so is kept, and `--precision auto` takes bf16 where 98 % of at least 50 captions were the same.

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from captioner.text.finish import Finish
 
 BATCH = 8
-BATCH_ON_GPU = 32
+BATCH_ON_GPU = 64
 """Pictures at a time where nothing else is said; a run halves it when memory does not suffice."""
 TEXTS = 256
 """Texts embedded at a time."""

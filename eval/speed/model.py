@@ -67,7 +67,7 @@ LEAST: dict[str, dict[tuple[str, int], float]] = {
     "another CPU": {("fp32", 1): 2.2, ("fp32", 8): 3.5},
     "a GPU": {("bf16", 64): 3},
 }
-"""How many times faster than transformers in its usual precision, for a precision and a batch."""
+"""How many times faster than transformers in its usual precision, for a precision and a batch; the others are shown."""
 LEAST_ALIKE = 3
 """And than transformers in bf16, where that is not the usual one."""
 
@@ -94,15 +94,11 @@ def ratios(row: dict[str, Any], result: dict[str, Any]) -> list[Row]:
         rows.append(
             Row(subject, f"times faster than transformers in {precision}", row["ratio_alike"]["turns"], LEAST_ALIKE)
         )
+    memory = row["peak_bytes"] / max(1, row["their_peak_bytes"])
     return [
         *rows,
-        Row(subject, "share of the fastest product in encoding", [row["share_of_ceiling"]], least=0.65),
-        Row(
-            subject,
-            "of transformers' memory beyond the model",
-            [row["peak_bytes"] / max(1, row["their_peak_bytes"])],
-            most=1,
-        ),
+        Row(subject, "share of the fastest product in encoding", [row["share_of_ceiling"]], least and 0.65),
+        Row(subject, "of transformers' memory beyond the model", [memory], most=least and 1),
     ]
 
 
