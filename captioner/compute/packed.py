@@ -21,8 +21,8 @@ from captioner.compute.devices import DTYPES, device, has_amx, has_bf16, precisi
 from captioner.contracts import LoadOptions
 
 Module = TypeVar("Module", bound=nn.Module)
-LARGE = 500_000
-"""Weights of a linear layer that no longer stay in a core's cache."""
+LARGE, WIDE = 750_000, 768
+"""Weights, or inputs and outputs, of a linear layer that no longer stays in a core's cache."""
 NARROW, SMALL = 1024, 2_500_000
 """Outputs and weights of a layer in bf16 that multiplies some hundred rows at half the speed of fewer and of more: so
 oneDNN shares its work among threads. 577 rows by 3,072 × 768 weights take 3 ms, in two parts 1.7 (two cores with AMX).
@@ -75,7 +75,7 @@ def multiplies_well() -> bool:
 
 def pays_to_pack(weight: Tensor) -> bool:
     """Measured for 1 to 600 rows: with AVX-512 always; with AVX2 a small plain product is up to seven times as fast."""
-    return weight.dtype != torch.float32 or has_avx512() or weight.numel() >= LARGE
+    return weight.dtype != torch.float32 or has_avx512() or weight.numel() >= LARGE or min(weight.shape) >= WIDE
 
 
 class Conv1D(nn.Module):
