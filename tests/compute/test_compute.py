@@ -65,6 +65,12 @@ def test_small_layers_stay_plain_without_avx512(model: Model, monkeypatch: pytes
     assert type(prepared.last) is Conv1D
 
 
+def test_wide_layers_are_packed_without_avx512_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    assert compute.pays_to_pack(torch.empty(768, 768))
+    assert not compute.pays_to_pack(torch.empty(1536, 384))  # as many weights
+
+
 HALF = pytest.mark.skipif("fbgemm" not in torch.backends.quantized.supported_engines, reason="a plain product remains")
 
 
