@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial, reduce
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -28,6 +29,9 @@ NEVER = -1e9
 """The score of what must not be chosen; finite, as in transformers, so that such scores keep an order."""
 LOOK = 8
 """Steps after which a search elsewhere than on a CPU asks what has ended: to ask is to wait for all that was begun."""
+
+Quantiles: TypeAlias = Callable[[np.ndarray], np.ndarray]
+"""Images → what their texts draw next, `[images, copies]` of all images."""
 
 
 @dataclass(frozen=True)
@@ -127,6 +131,13 @@ def _read_start(
     return ids[rows], logits[rows], past.select(rows)
 
 
+def _scored(logits: Tensor, ids: Tensor, process: Callable[[Tensor, Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+    """The log-probabilities of the next tokens, and the scores by which they are chosen, both `[rows, vocabulary]`."""
+    scores = logits.to(torch.float32, copy=True)  # some processors write into it
+    plain = scores.log_softmax(-1)
+    return plain, process(ids, scores)
+
+
 def _is_any(tokens: Tensor, wanted: Tensor) -> Tensor:
     """`torch.isin` for a few wanted ids, in a tenth of its time."""
     return (tokens[..., None] == wanted).any(-1)
@@ -137,8 +148,8 @@ def _extend(
     memory: MemoryType,
     processor: Processor,
     decoding: Decoding,
-    copies: int = 1,
-    quantiles: Callable[[np.ndarray], np.ndarray] | None = None,
+    copies: int,
+    quantiles: Quantiles | None,
 ) -> list[list[Hypothesis]]:
     """Greedy search and sampling: `copies` texts per image, extended token by token until all of an image's ended.
 
@@ -185,8 +196,8 @@ def _extend_all(
     memory: MemoryType,
     processor: Processor,
     decoding: Decoding,
-    copies: int = 1,
-    quantiles: Callable[[np.ndarray], np.ndarray] | None = None,
+    copies: int,
+    quantiles: Quantiles | None,
 ) -> list[list[Hypothesis]]:
     """As `_extend`, where to ask takes long: all texts go on until none does, and what follows an end is cut off."""
     process = logits_processors(processor, decoding, decoder.device)
@@ -199,9 +210,7 @@ def _extend_all(
     ids, logits, past = _read_start(decoder, memory, processor, copies)
     start, going, log_probs = ids.shape[1], torch.ones(len(ids), dtype=torch.bool, device=ids.device), []
     for length in range(1, decoding.max_new_tokens + 1):
-        scores = logits.to(torch.float32, copy=True)  # some processors write into it
-        plain = scores.log_softmax(-1)
-        scores = process(ids, scores)
+        plain, scores = _scored(logits, ids, process)
         if drawn is None:
             tokens = scores.argmax(-1, keepdim=True)
         else:
@@ -242,9 +251,7 @@ def _next_tokens(
     at_once = max(1, CACHED // logits.shape[1])
     for start in range(0, len(logits), at_once):
         part = slice(start, start + at_once)
-        some = logits[part].to(torch.float32, copy=True)  # some processors write into it
-        plain = some.log_softmax(-1)
-        scores = process(ids[part], some)
+        plain, scores = _scored(logits[part], ids[part], process)
         texts = np.flatnonzero((start <= rows) & (rows < start + at_once))
         of_texts = rows[texts] - start
         if quantiles is None:
@@ -279,7 +286,7 @@ def _together(
     return images, parents, read, rows
 
 
-def _quantiles(decoding: Decoding, image_seeds: Sequence[int]) -> Callable[[np.ndarray], np.ndarray]:
+def _quantiles(decoding: Decoding, image_seeds: Sequence[int]) -> Quantiles:
     """What the texts of these images draw next, from one generator per image, on the CPU so that devices agree."""
     seed = int(torch.randint(2**31, ())) if decoding.seed is None else decoding.seed
     # Generators seeded with neighbouring numbers are only unrelated if the numbers are mixed first.

@@ -189,7 +189,7 @@ def ours(learning: Job, work: Work) -> Run:
         run.first_loss, run.last_loss = losses[0], losses[-1]
 
     with forgotten():
-        run.peak_bytes = most_memory(train)
+        run.peak_bytes = peak(train, compute.device("auto"))
     return run
 
 
@@ -233,7 +233,7 @@ def plain(folder: Path, like: Job, work: Work) -> Run:
         run.first_loss, run.last_loss = losses[0].item(), losses[-1].item()
 
     with forgotten(), without_bars():
-        run.peak_bytes = most_memory(train)
+        run.peak_bytes = peak(train, compute.device("auto"))
     return run
 
 
@@ -247,20 +247,10 @@ class Batch:
         return {name: value for name, value in self.collate(rows).items() if torch.is_tensor(value)}
 
 
-def most_memory(action: Callable[[], object]) -> int:
-    """Bytes that an action needs at most, of a GPU's memory where there is one."""
-    gc.collect()
-    if not torch.cuda.is_available():
-        return peak(action)
-    torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats()
-    action()
-    return torch.cuda.max_memory_allocated()
-
-
 @contextmanager
 def forgotten() -> Iterator[None]:
     """What a compiled run leaves behind must not compile the next."""
+    gc.collect()  # what an earlier run held is not of this one's memory
     before = dict(os.environ)
     try:
         yield

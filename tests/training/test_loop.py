@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -186,16 +187,21 @@ def test_a_validation_loss_that_is_no_number_stops_the_run(
     assert newest_whole(tmp_path / "run") is None
 
 
-def test_a_gradient_that_is_no_number_stops_the_run(train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def spoil_second_step(monkeypatch: pytest.MonkeyPatch, spoil: Callable[[torch.nn.Parameter], object]) -> None:
+    """When the second step has its gradients, do this to the model's first weights."""
     honest = LoopTrainer.training_step
 
     def spoils(self, model, *more):
         loss = honest(self, model, *more)
         if self.state.global_step == 1:
-            next(model.parameters()).grad.fill_(float("inf"))
+            spoil(next(model.parameters()))
         return loss
 
     monkeypatch.setattr(LoopTrainer, "training_step", spoils)
+
+
+def test_a_gradient_that_is_no_number_stops_the_run(train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spoil_second_step(monkeypatch, lambda weights: weights.grad.fill_(float("inf")))
     with pytest.raises(DivergedError, match=r"gradient is inf at step 2, in the batch of .*checkpoint-1 is whole"):
         train("run", "--max-steps", "3", "--save-every", "1", "--log-every", "100")
     assert newest_whole(tmp_path / "run").name == "checkpoint-1"
@@ -374,15 +380,7 @@ def test_a_disk_that_is_full_at_the_end_leaves_no_broken_model(
 
 
 def test_weights_that_are_no_numbers_are_not_saved(train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    honest = LoopTrainer.training_step
-
-    def spoils(self, model, *more):
-        loss = honest(self, model, *more)
-        if self.state.global_step == 1:
-            next(model.parameters()).data.fill_(float("nan"))
-        return loss
-
-    monkeypatch.setattr(LoopTrainer, "training_step", spoils)
+    spoil_second_step(monkeypatch, lambda weights: weights.data.fill_(float("nan")))
     with pytest.raises(
         DivergedError, match=r"values that are no numbers in 1 tensor of weights .* checkpoint-1 is whole"
     ):
