@@ -6,11 +6,13 @@ A picture inside a zip is named `zip://MEMBER::ARCHIVE`, which `readable.py` and
 from __future__ import annotations
 
 import json
+import lzma
 import os
 import re
 import zipfile
+import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,8 @@ LARGEST_JSON = 2_000_000_000
 NO_CAPTION = "without a caption"
 NO_PICTURE = "without a picture"
 UNREADABLE = "that cannot be read"
+BROKEN_ZIP = (OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error, lzma.LZMAError)
+"""What reading a zip raises where it is damaged; a RuntimeError where it is encrypted or packed in a way of its own."""
 BAD_NAME = "whose name is not UTF-8"
 
 
@@ -271,7 +275,7 @@ def _read_captions(file: Path, options: ReadOptions) -> Iterator[Record | LeftOu
         raise BadInput(f"{file} is no file of COCO captions ({type(error).__name__}: {error}).") from error
     folder = _coco_pictures(file, str(next(iter(pictures.values()), captions[0][1] if captions else "")))
     for number, key, caption in captions:
-        name = pictures.get(key) if pictures else key
+        name = (pictures.get(key) if isinstance(key, Hashable) else None) if pictures else key
         text = caption_of(caption, f"{file}, a caption of picture {number}")
         if not isinstance(name, str):
             yield LeftOut(str(number), "that the captions name and the list of pictures does not")
@@ -364,7 +368,7 @@ def _part_prompts(part: Path) -> dict[str, Any]:
         else:
             content = json.loads((part / name).read_bytes())
         return {picture: entry["p"] for picture, entry in content.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, zipfile.BadZipFile) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, *BROKEN_ZIP) as error:
         raise BadInput(f"{part} is no whole part of DiffusionDB ({type(error).__name__}: {error}).") from error
 
 

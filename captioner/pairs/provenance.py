@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from captioner import zoo
 from captioner.errors import BadCheckpoint
@@ -59,10 +60,10 @@ def trained_on(files: Iterable[Path]) -> TrainingData:
     for folder in files:
         if (listed := folder / "training_data.json").is_file():
             content = read_object(listed)
-            sources += [str(source) for source in content.get("sources", [])]
-            fingerprints |= {str(f)[:DIGITS] for f in content.get("fingerprints", [])}
+            sources += _list_in(content, "sources", listed)
+            fingerprints |= {one[:DIGITS] for one in _list_in(content, "fingerprints", listed)}
         if (held := folder / "prompts.parquet").is_file():
-            sources += read_object(folder / "index.json").get("data", [])
+            sources += _list_in(read_object(folder / "index.json"), "data", folder / "index.json")
             fingerprints |= {fingerprint(prompt) for prompt in _prompts_in(held)}
         if (card := folder / "README.md").is_file():
             sources += _front_matter_datasets(card)
@@ -113,7 +114,15 @@ def _front_matter_datasets(card: Path) -> list[str]:
     from huggingface_hub.repocard import metadata_load
 
     try:
-        datasets = (metadata_load(card) or {}).get("datasets") or []
+        content = metadata_load(card) or {}
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise BadCheckpoint(f"The front matter of {card} cannot be read ({error}).") from error
-    return [datasets] if isinstance(datasets, str) else [str(name) for name in datasets]
+    return [content["datasets"]] if isinstance(content.get("datasets"), str) else _list_in(content, "datasets", card)
+
+
+def _list_in(content: Mapping[str, Any], name: str, file: Path) -> list[str]:
+    """The texts of a list, which may be missing or empty."""
+    listed = content.get(name) or []
+    if not isinstance(listed, list):
+        raise BadCheckpoint(f"{file}: {name} is no list.")
+    return list(map(str, listed))

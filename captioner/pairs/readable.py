@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import zipfile
-import zlib
 from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -15,7 +14,7 @@ from captioner.errors import BadImage
 from captioner.images import MAX_BYTES, open_image, printable
 from captioner.images.ahead import HELD_BYTES, read_ahead
 from captioner.images.open import at_once, bytes_of, open_file
-from captioner.pairs.layouts import UNREADABLE, LeftOut, Record
+from captioner.pairs.layouts import BROKEN_ZIP, UNREADABLE, LeftOut, Record
 
 ZIP = "zip://"
 
@@ -74,8 +73,8 @@ def _from_zip(member: str, archive: str) -> bytes:
         if opened.getinfo(member).file_size > MAX_BYTES:
             raise BadImage(f"{member} in {archive} is larger than {MAX_BYTES:,} bytes.")
         return opened.read(member)
-    except (OSError, KeyError, zipfile.BadZipFile, zlib.error) as error:
-        raise BadImage(f"{member} in {archive} cannot be read ({error}).") from error
+    except (KeyError, *BROKEN_ZIP) as error:
+        raise BadImage(f"{printable(member)} in {archive} cannot be read ({str(error) or 'it is cut off'}).") from error
 
 
 @lru_cache(maxsize=8)

@@ -252,14 +252,15 @@ def _from_row(row: dict[str, Any], number: int, name: str, where: str) -> Record
     """A row of a table {text, image, perhaps id and source} as a record."""
     image, text, source = row["image"], caption_of(row["text"], where), row.get("source") or ""
     if isinstance(image, dict):
-        image = image["path"] if image.get("bytes") is None else image["bytes"]
+        image = image.get("path") if image.get("bytes") is None else image["bytes"]
     if image is not None and not isinstance(image, str | bytes):
         raise BadInput(f"{where}: the picture is {type(image).__name__}, not the bytes of a file or its path.")
     if not text:
         return LeftOut(name, layouts.NO_CAPTION, source=source)
     if not image:
         return LeftOut(name, layouts.NO_PICTURE, source=source)
-    return Record(image, text, str(row.get("id", number)), name, source)
+    own_id = row.get("id")
+    return Record(image, text, str(number if own_id is None else own_id), name, source)
 
 
 # --- the Hub ---------------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pyarrow
@@ -14,7 +15,7 @@ import pyarrow.parquet
 import pytest
 from PIL import Image
 
-from captioner.errors import BadInput
+from captioner.errors import BadCheckpoint, BadInput
 from captioner.pairs import layouts, provenance, sources
 from captioner.pairs.fingerprint import fingerprint, picture_fingerprint
 from captioner.pairs.layouts import LeftOut, ReadOptions
@@ -27,6 +28,18 @@ def picture(file: Path, colour: str = "red") -> Path:
     file.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", (4, 4), colour).save(file)
     return file
+
+
+def marked_zip(file: Path, encrypted: bool, method: int) -> None:
+    """Say in every header of a zip that its members are encrypted, or packed by such a method."""
+    content = bytearray(file.read_bytes())
+    for mark, flags in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        at = content.find(mark)
+        while at >= 0:
+            content[at + flags] |= encrypted
+            content[at + flags + 2] = method
+            at = content.find(mark, at + 4)
+    file.write_bytes(content)
 
 
 def lines(file: Path, *rows: object) -> None:
@@ -132,6 +145,25 @@ def test_one_of_two_coco_files_without_its_pictures(tmp_path: Path) -> None:
         read(tmp_path)
 
 
+def test_a_caption_of_a_picture_that_cannot_be(tmp_path: Path) -> None:
+    picture(tmp_path / "a.png")
+    content = {"images": [{"id": 1, "file_name": "a.png"}], "annotations": [{"image_id": [1], "caption": "of a list"}]}
+    (tmp_path / "captions_x.json").write_text(json.dumps(content))
+    assert list(layouts.read_coco(tmp_path / "captions_x.json", ReadOptions())) == [
+        LeftOut("[1]", "that the captions name and the list of pictures does not")
+    ]
+
+
+@pytest.mark.parametrize("name", ["encrypted", "packed in a way of its own"])
+def test_a_part_of_diffusiondb_that_cannot_be_unpacked(tmp_path: Path, name: str) -> None:
+    part = tmp_path / "part-000001.zip"
+    with zipfile.ZipFile(part, "w") as archive:
+        archive.writestr("part-000001.json", json.dumps({"a.png": {"p": "a cat"}}))
+    marked_zip(part, encrypted=name == "encrypted", method=0 if name == "encrypted" else 99)
+    with pytest.raises(BadInput, match=r"part-000001\.zip is no whole part of DiffusionDB"):
+        read(part)
+
+
 def test_parquet_rows_that_are_no_pairs_are_left_out(tmp_path: Path) -> None:
     content = picture(tmp_path / "a.png").read_bytes()
     table = pyarrow.table({"image": [content, None, content, content], "text": ["a", "b", None, "d"]})
@@ -160,6 +192,16 @@ def test_parquet_of_other_things(columns: dict, message: str, tmp_path: Path) ->
     pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / "t.parquet")
     with pytest.raises(BadInput, match=message):
         read(tmp_path / "t.parquet")
+
+
+def test_rows_of_parquet_without_an_id_or_a_path(tmp_path: Path) -> None:
+    content = picture(tmp_path / "a.png").read_bytes()
+    images = pyarrow.array([{"bytes": content}, {"bytes": content}, {"bytes": None}])
+    table = pyarrow.table({"image": images, "text": ["a", "b", "c"], "id": ["x", None, "z"]})
+    pyarrow.parquet.write_table(table, tmp_path / "t.parquet")
+    records = sources.read([tmp_path / "t.parquet"])
+    assert [record.id for record in records] == ["x", "1"]
+    assert [str(one) for one in records.left_out] == ["t.parquet:2: without a picture"]
 
 
 def test_a_parquet_file_that_is_cut_off(tmp_path: Path) -> None:
@@ -336,6 +378,22 @@ def test_overlaps_by_name_by_prompt_and_by_picture() -> None:
         "1 of the 2 prompts are in its training data",
     ]
     assert provenance.overlaps(learnt, ["elsewhere"], [Seen("1" * 64, ("a fox",))]) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("training_data.json", '{"sources": 5}'),
+        ("training_data.json", '{"fingerprints": {"a": 1}}'),
+        ("README.md", "---\ndatasets: 5\n---\n"),
+    ],
+)
+def test_training_data_that_is_no_list_is_refused(tmp_path: Path, name: str, text: str) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(BadCheckpoint, match="is no list"):
+        provenance.trained_on([tmp_path])
+    (tmp_path / name).write_text("{}" if name.endswith(".json") else "---\ndatasets:\n---\n")
+    assert provenance.trained_on([tmp_path]) == TrainingData()
 
 
 def test_the_bundled_model_says_what_it_learnt_from() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import struct
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -45,3 +47,24 @@ def test_the_content_of_what_is_no_regular_file_is_refused(tmp_path: Path) -> No
     for name, reason in (("pipe.png", "regular file"), ("sparse.png", "larger than"), ("gone.png", "does not exist")):
         with pytest.raises(BadImage, match=reason):
             readable.content(str(tmp_path / name))
+
+
+@pytest.mark.parametrize("what", ["encrypted", "method", "cut off", "lzma"])
+def test_a_member_of_a_zip_that_cannot_be_unpacked_is_a_bad_picture(tmp_path: Path, what: str) -> None:
+    file = tmp_path / "a.zip"
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_LZMA if what == "lzma" else zipfile.ZIP_STORED) as archive:
+        archive.writestr("a.png", bytes(range(256)) * 8)
+    content = bytearray(file.read_bytes())
+    listed = content.find(b"PK\x01\x02")
+    if what == "encrypted":
+        content[6] |= 1
+        content[listed + 8] |= 1
+    elif what == "method":
+        content[8] = content[listed + 10] = 99
+    elif what == "cut off":
+        content[listed + 20 : listed + 28] = struct.pack("<II", 10**6, 10**6)
+    else:
+        content[50:70] = bytes(20)
+    file.write_bytes(content)
+    with pytest.raises(BadImage, match=r"a\.png in .*a\.zip cannot be read"):
+        readable.content(f"zip://a.png::{file}")
