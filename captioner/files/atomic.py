@@ -28,6 +28,8 @@ OPEN_FILES_STAY = os.name == "nt"
 """Whether a file that is open can be neither removed nor renamed."""
 NO_HARD_LINKS = (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 """What systems say where a file can have one name only."""
+NO_FLUSH = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
+"""What file systems say that cannot flush a folder."""
 
 
 @contextmanager
@@ -145,11 +147,15 @@ def create(path: Path) -> int:
 
 def flush(path: Path) -> None:
     """To the disk, so that a power cut cannot undo it. Folders cannot be flushed everywhere; then they are not."""
-    if path.is_dir() and os.name == "nt":
+    is_folder = path.is_dir()
+    if is_folder and os.name == "nt":
         return
-    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    descriptor = os.open(path, os.O_RDONLY if is_folder else os.O_RDWR)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if not is_folder or error.errno not in NO_FLUSH:
+            raise
     finally:
         os.close(descriptor)
 

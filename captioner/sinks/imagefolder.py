@@ -56,9 +56,13 @@ class ImageFolder(FileSink):
         # Where anything else is left, it is the journal that says whose folder this is.
         return _names(self.folder) == [self.journal.path.name]
 
+    def _columns(self) -> frozenset[str]:
+        return super()._columns() | {"file_name"}
+
     def wants(self, source: Source) -> bool:
         # With `recursive` the folder may lie among the pictures; its copies are no new ones.
-        inside = source.path is not None and self.folder in source.path.absolute().parents
+        # Either may be named through a link.
+        inside = source.path is not None and Path(os.path.realpath(source.path.parent)).is_relative_to(self.folder)
         return not inside and super().wants(source)
 
     def write(self, results: Sequence[Result]) -> None:
@@ -107,12 +111,12 @@ def _is_begun(folder: Path, names: list[str]) -> bool:
 
 
 def _plain_name(file: str) -> str:
-    """A file name of letters, digits and harmless signs, at most 210 long, that ends like a picture and that every
-    system can make."""
+    """A file name of letters, digits and harmless signs, at most 210 bytes long, that every system can make. It ends
+    like a picture, and so is none of the folder's own files."""
     name = PurePosixPath(urlsplit(file).path).name if is_url(file) else os.path.basename(file)
     plain = "".join(c if c.isalnum() or c in " ._-()+,@" else "_" for c in as_text(name)).lstrip(" .-")
     stem, suffix = os.path.splitext(plain)
-    if "#" in file and suffix.lower() not in EXTENSIONS:  # a row of a table: `datasets` goes by the ending
-        stem, suffix = plain, ".png"
+    if suffix.lower() not in EXTENSIONS:  # as of a row of a table: `datasets` goes by the ending
+        stem, suffix = plain.rstrip(" ."), ".png"
     stem = f"_{stem}" if NOT_ON_WINDOWS.match(stem) else stem
-    return f"{stem[:200] or 'picture'}{suffix[:10].rstrip(' .') or '.png'}"
+    return f"{stem.encode()[:200].decode(errors='ignore') or 'picture'}{suffix}"

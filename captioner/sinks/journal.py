@@ -116,7 +116,8 @@ class Journal:
         with explained(path):
             self.stream = open_to_append(path)
         try:
-            lock(self.stream, self.title)
+            with explained(path):  # a disk may keep no locks
+                lock(self.stream, self.title)
             self._begin(resume, overwrite, remedy)
         except BaseException:
             self.stream.close()

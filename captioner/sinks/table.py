@@ -15,6 +15,7 @@ import numpy as np
 
 from captioner.errors import BadOutput
 from captioner.files.atomic import replacing
+from captioner.files.lock import lock
 from captioner.images import Source
 from captioner.sinks.checks import RESUME, check_name, check_place, explained
 from captioner.sinks.journal import Errors, Journal, Run, Settings, file_size, summary_line, write_rows
@@ -64,16 +65,33 @@ class FileSink:
             raise BadOutput(f"{self.out} is finished, and its rows have no names to go on from.")
         finished = Run.read(self.record) or run
         finished.check(run, str(self.out), self.SAME_AGAIN)
-        with explained(part), replacing(part) as temporary, open(temporary, "wb", buffering=0) as stream:
-            write_rows(stream, [{"run": asdict(finished)}])
-            rows_begin = stream.tell()
-            try:
-                for rows in groups(read(self.out), ROW_GROUP):
-                    write_rows(stream, map(_checked, rows))
-                if stream.tell() == rows_begin:
-                    raise ValueError("no rows")
-            except (ValueError, TypeError, KeyError, RecursionError, csv.Error) as error:
-                raise BadOutput(f"{self.out} was not written by this command: name another output.") from error
+        with explained(self.out), open(self.out, "r+b", buffering=0) as held:
+            lock(held, str(self.out))  # or a second run that begins meanwhile would replace the first one's journal
+            if file_size(part):
+                return
+            with replacing(part) as temporary, open(temporary, "wb", buffering=0) as stream:
+                write_rows(stream, [{"run": asdict(finished)}])
+                rows_begin = stream.tell()
+                try:
+                    for rows in groups(read(self.out), ROW_GROUP):
+                        write_rows(stream, map(self._checked, rows))
+                    if stream.tell() == rows_begin:
+                        raise ValueError("no rows")
+                except (ValueError, TypeError, KeyError, RecursionError, csv.Error) as error:
+                    raise BadOutput(f"{self.out} was not written by this command: name another output.") from error
+
+    def _checked(self, row: Row) -> Row:
+        """A row of a finished output, if it is one."""
+        name = "file" if "file" in row else "text"
+        if not isinstance(row[name], str):
+            raise TypeError(f"{row[name]!r} is no {name}")
+        if row.keys() - self._columns() or row.keys() <= {name, "file_name"}:
+            raise KeyError("other columns")
+        return row
+
+    def _columns(self) -> frozenset[str]:
+        """All that its rows may have."""
+        return STRUCTURED.union(TEXTS)
 
     def __enter__(self) -> FileSink:
         return self
@@ -119,14 +137,6 @@ class FileSink:
 
     def summary(self, done: int, skipped: int, failed: int) -> str:
         return summary_line(self.out, done, skipped, failed, self.errors)
-
-
-def _checked(row: Row) -> Row:
-    """A row of a finished output, if it is one."""
-    name = "file" if "file" in row else "text"
-    if not isinstance(row[name], str):
-        raise TypeError(f"{row[name]!r} is no {name}")
-    return row
 
 
 # --- file formats: rows in, rows out ---------------------------------------------------------------------------------

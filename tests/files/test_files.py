@@ -206,3 +206,16 @@ def test_a_cache_that_takes_nothing_keeps_nobody_from_captioning(
     assert not bf16_agrees(BUNDLED / "mini")  # nothing is known of it
     with pytest.raises(BadOutput, match=r"file/sidecars: Not a directory\). Set CAPTIONER_CACHE"):
         cache_to_write("sidecars")
+
+
+def test_a_folder_that_cannot_be_flushed_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fsync = os.fsync
+
+    def of_files_alone(descriptor: int) -> None:
+        if os.path.isdir(f"/proc/self/fd/{descriptor}"):
+            raise OSError(errno.EINVAL, "Invalid argument")
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", of_files_alone)
+    atomic.write_text(tmp_path / "a.txt", "new")
+    assert (tmp_path / "a.txt").read_text() == "new"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import json
 import os
@@ -29,6 +30,7 @@ from captioner.sinks import (
     Stdout,
     check_place,
     open_out,
+    table,
     to_json,
     write_lines,
 )
@@ -727,3 +729,88 @@ def test_a_run_stopped_at_any_line_resumes_to_the_same_content(tmp_path: Path, k
     command = [sys.executable, "-c", KILLED, kind, str(int(number)), "20", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+# --- outputs that are there, odd names, disks that cannot do all -----------------------------------------------------
+
+
+@pytest.mark.parametrize("row", [{"file": "a.png", "text": "x", "mine": 1}, {"text": "x"}, {"text": "x", "label": "y"}])
+@pytest.mark.parametrize("ending", [".jsonl", ".csv", ".parquet"])
+def test_a_table_of_other_columns_is_not_gone_on_with(tmp_path: Path, ending: str, row: Row) -> None:
+    out = tmp_path / f"mine{ending}"
+    if ending == ".parquet":
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist([row]), out)
+    else:
+        lines = [",".join(row), ",".join(map(str, row.values()))] if ending == ".csv" else [json.dumps(row)]
+        out.write_text("\n".join(lines) + "\n")
+    before = out.read_bytes()
+    with pytest.raises(BadOutput, match="not written by this command"):
+        FileSink(out, resume=True)
+    assert os.listdir(tmp_path) == [out.name]
+    assert out.read_bytes() == before
+
+
+def test_a_folder_of_other_metadata_is_not_gone_on_with(tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "metadata.jsonl").write_text('{"file_name": "a.png", "text": "x"}\n')
+    with pytest.raises(BadOutput, match="not written by this command"):
+        ImageFolder(tmp_path / "set", resume=True)
+    assert os.listdir(tmp_path / "set") == ["metadata.jsonl"]
+
+
+def test_two_runs_that_go_on_at_once_do_not_share_an_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second begins while the first still reads the finished rows."""
+    items = results(tmp_path / "in", ["1.png", "2.png"])
+    out = tmp_path / "a.jsonl"
+    write(FileSink(out), items[:1])
+    read, refused = table.READERS[".jsonl"], []
+
+    def slow(path: Path):
+        yield from read(path)
+        monkeypatch.setitem(table.READERS, ".jsonl", read)
+        with pytest.raises(BadOutput, match="another run") as error:
+            FileSink(out, resume=True)
+        refused.append(error)
+
+    monkeypatch.setitem(table.READERS, ".jsonl", slow)
+    write(FileSink(out, resume=True), items)
+    assert refused
+    assert len(out.read_text().splitlines()) == 2
+
+
+def test_a_disk_without_locks_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import fcntl
+
+    def flock(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.raises(BadOutput, match=r"cannot be written \(No locks available\)"):
+        FileSink(tmp_path / "a.jsonl")
+
+
+def test_copies_in_a_folder_that_is_named_through_a_link_are_no_new_pictures(tmp_path: Path) -> None:
+    [item] = results(tmp_path / "photos", ["1.png"])
+    (tmp_path / "link").symlink_to(tmp_path / "photos")
+    for folder in ("link", "photos"):
+        sink = ImageFolder(tmp_path / "link" / "set", resume=folder == "photos")
+        write(sink, [item])
+        copy = tmp_path / folder / "set" / "1.png"
+        assert not ImageFolder(tmp_path / "photos" / "set", resume=True).wants(Source(str(copy), path=copy))
+
+
+@pytest.mark.parametrize("name", ["metadata.jsonl", "errors.jsonl", "metadata.csv", "photo", "猫" * 100 + ".png"])
+def test_pictures_of_any_name_are_kept_beside_the_metadata(tmp_path: Path, name: str) -> None:
+    items = results(tmp_path / "in", ["1.png", "2.png"])
+    items = [item._replace(row=item.row | {"file": f"http://x.org/{n}/{name}"}) for n, item in enumerate(items)]
+    with ImageFolder(tmp_path / "set") as sink:
+        sink.write(items)
+        sink.fail("bad.png", "bad.png is empty.")
+    names = [json.loads(line)["file_name"] for line in (tmp_path / "set" / "metadata.jsonl").read_text().splitlines()]
+    assert len(set(names)) == 2
+    assert all(copy.endswith(".png") for copy in names)
+    assert [(tmp_path / "set" / copy).read_bytes() for copy in names] == [
+        item.source.path.read_bytes()  # type: ignore[union-attr]
+        for item in items
+    ]
+    assert (tmp_path / "set" / "errors.jsonl").read_text() == '{"file": "bad.png", "error": "bad.png is empty."}\n'
