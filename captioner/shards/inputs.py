@@ -91,7 +91,10 @@ def _kind_of(text: str) -> tuple[str, str]:
         )
     endings = {".tar": "webdataset", ".parquet": "parquet"}
     if os.path.isdir(text):
-        names = sorted(entry.name.lower() for entry in os.scandir(text))
+        try:
+            names = sorted(name.lower() for name in os.listdir(text))
+        except OSError as error:
+            raise BadInput(f"{printable(text)} cannot be read ({error.strerror}).") from error
         if any(name.endswith(EXTENSIONS) for name in names):
             return "pictures", text
         return next((kind for end, kind in endings.items() if any(n.endswith(end) for n in names)), "pictures"), text
@@ -133,8 +136,8 @@ def _rows_in(file: str, finding: Finding) -> Iterator[Item]:
 
 def _members_in(file: str, _: Finding) -> Iterator[Item]:
     seen: set[str] = set()
-    size = os.path.getsize(file)
     try:
+        size = os.path.getsize(file)
         with tarfile.open(file, "r:") as archive:
             for member in archive:
                 archive.members = []  # type: ignore[attr-defined]  # it would keep them all
@@ -262,7 +265,7 @@ def _rows(items: Sequence[Item], place: _Place) -> Iterator[Source]:
                         yield from (_of_cell(wanted[n], cell, place) for n, cell in cells if n in wanted)
                     row += len(batch)
             begin = end
-    except (OSError, pyarrow.ArrowException) as error:
+    except (OSError, UnicodeDecodeError, pyarrow.ArrowException) as error:
         raise BadShard(f"{printable(path)} is damaged ({' '.join(str(error).split())[:200]}).") from error
 
 

@@ -16,9 +16,20 @@ from typing import Any
 from captioner.errors import BadImage, BadInput, BadOutput
 from captioner.files.atomic import replacing
 from captioner.images import EXTENSIONS, Source
+from captioner.images.open import open_file
 from captioner.shards.part import done
 from captioner.shards.plan import Plan, name_of
-from captioner.sinks import ImageFolder, Result, Row, check_name, check_new, check_place, explained, groups, to_json
+from captioner.sinks import (
+    ImageFolder,
+    Result,
+    check_name,
+    check_new,
+    check_new_folder,
+    check_place,
+    explained,
+    groups,
+    to_json,
+)
 
 FORMATS = ("table", "webdataset", "imagefolder")
 BATCH = 1024
@@ -143,9 +154,12 @@ def _write_webdataset(plan: Plan, parts: dict[int, Path], out: Path) -> Merged:
     for shard, part in parts.items():
         tar = out / f"{name_of(shard)}.tar"
         if tar.exists():
-            rows = [row for batch in tables(plan, shard, part) for row in batch["error"].to_pylist()]
-            merged.rows += rows.count(None)
-            merged.failed += len(rows) - rows.count(None)
+            rows = [to_json(row) for batch in tables(plan, shard, part) for row in batch.to_pylist()]
+            there = _rows_in(tar)
+            if not set(there) <= set(rows):
+                raise BadOutput(f"{tar} holds other rows than {part}: remove it, or name another folder.")
+            merged.rows += len(there)
+            merged.failed += len(rows) - len(there)
             continue
         with explained(tar), replacing(tar) as new, tarfile.open(new, "w", format=tarfile.PAX_FORMAT) as archive:
             for number, (source, row) in enumerate(_results(plan, shard, part)):
@@ -159,6 +173,16 @@ def _write_webdataset(plan: Plan, parts: dict[int, Path], out: Path) -> Merged:
                 _add(archive, f"{key}.json", to_json(row).encode())
                 merged.rows += 1
     return merged
+
+
+def _rows_in(tar: Path) -> list[str]:
+    """The rows that a tar of ours holds, as JSON."""
+    try:
+        with tarfile.open(tar, "r:") as archive:
+            files = (archive.extractfile(member) for member in archive if member.name.endswith(".json"))
+            return [file.read().decode() for file in files if file is not None]
+    except (OSError, ValueError, tarfile.TarError) as error:
+        raise BadOutput(f"{tar} is no tar of a merge: remove it, or name another folder.") from error
 
 
 def _content(source: Source) -> bytes | None:
@@ -186,22 +210,33 @@ def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
 
 
 def _write_imagefolder(plan: Plan, parts: dict[int, Path], out: Path) -> Merged:
+    check_new_folder(out)
     merged = Merged()
     with ImageFolder(out) as sink:
         for shard, part in parts.items():
             for group in groups(_results(plan, shard, part), BATCH // 16):
-                good = [Result(s.fetched(), _without_error(row)) for s, row in group if row["error"] is None]
-                for _, row in group:
-                    if row["error"] is not None:
-                        sink.fail(row["file"], row["error"])
+                good = []
+                for result in group:
+                    try:
+                        good.append(_whole(result))
+                    except BadImage as error:
+                        sink.fail(result.row["file"], str(error))
                 sink.write(good)
                 merged.rows += len(good)
                 merged.failed += len(group) - len(good)
     return merged
 
 
-def _without_error(row: Row) -> Row:
-    return {column: value for column, value in row.items() if column != "error"}
+def _whole(result: Result) -> Result:
+    """A row without its error, and a picture that is there; a `BadImage` says what is wrong with either."""
+    source, row = result
+    if row["error"] is not None:
+        raise BadImage(row["error"])
+    source = source.fetched()
+    content = source.content()
+    if isinstance(content, Path):
+        open_file(content, source.title).close()
+    return Result(source, {column: value for column, value in row.items() if column != "error"})
 
 
 WRITERS = {"table": _write_table, "webdataset": _write_webdataset, "imagefolder": _write_imagefolder}

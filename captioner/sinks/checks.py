@@ -34,6 +34,8 @@ def check_name(out: Path, added: str = "") -> None:
 
 def check_new_folder(out: Path) -> None:
     """A folder that is not there yet, or is empty."""
+    if out.name in ("", ".."):  # . and / have no name that another folder could take
+        raise BadOutput(f"{out} is a folder that is in use: name one to be made.")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise BadOutput(f"{out} is already there: remove it, or name another folder.")
 

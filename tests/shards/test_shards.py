@@ -99,6 +99,40 @@ def test_a_plan_is_made_once(planned: Planned, inputs: Path) -> None:
         plan.read(inputs)
 
 
+def test_no_plan_takes_the_place_of_the_folder_one_stands_in(
+    inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for out in (".", "..", "/"):
+        with pytest.raises(BadOutput, match="name one to be made"):
+            plan.make(Path(out), [str(inputs / "a.tar")])
+
+
+def test_what_cannot_be_read_is_named_and_not_the_output(
+    inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "b.tar").symlink_to("nowhere")
+    with pytest.raises(BadInput, match=r"b\.tar is no tar, or is cut off \(.*No such file"):
+        plan.make(tmp_path / "run", [str(tmp_path / "*.tar")])
+
+    def shut(*_: object) -> list[str]:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(os, "listdir", shut)
+    with pytest.raises(BadInput, match=r"pictures cannot be read \(Permission denied\)"):
+        plan.make(tmp_path / "run", [str(inputs / "pictures")])
+
+
+def test_names_in_parquet_that_are_no_text_fail_their_shard_alone(tmp_path: Path) -> None:
+    bytes_of_names = pyarrow.array([b"a.png", b"caf\xe9.png"], pyarrow.binary())
+    names = pyarrow.StringArray.from_buffers(2, *bytes_of_names.buffers()[1:])
+    pyarrow.parquet.write_table(pyarrow.table({"image": names}), tmp_path / "a.parquet")
+    made = plan.make(tmp_path / "run", [str(tmp_path / "a.parquet")])
+    [failure] = part.work(made, job())
+    assert isinstance(failure, part.Failure)
+    assert "a.parquet is damaged" in failure.error
+
+
 def test_two_members_of_one_name_are_two_pictures(inputs: Path, tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "twice.tar", "w") as archive:
         for _ in range(2):
@@ -288,6 +322,38 @@ def test_an_imagefolder_of_the_parts(planned: Planned, tmp_path: Path) -> None:
     merge.merge(made, tmp_path / "folder", "imagefolder")
     rows = load_dataset("imagefolder", data_dir=str(tmp_path / "folder"), split="train", cache_dir=str(tmp_path / "c"))
     assert sorted(rows["text"]) == sorted(text for text in TEXTS if text)
+
+
+def test_a_picture_that_is_gone_is_left_out(planned: Planned, inputs: Path, tmp_path: Path) -> None:
+    (tmp_path / "copies").mkdir()
+    for file in (inputs / "pictures").iterdir():
+        (tmp_path / "copies" / file.name).write_bytes(file.read_bytes())
+    made = plan.make(tmp_path / "run", [str(tmp_path / "copies")], 3)
+    list(part.work(made, job()))
+    (tmp_path / "copies" / "02.png").unlink()
+    for name in ("webdataset", "imagefolder"):
+        done = merge.merge(made, tmp_path / name, name)
+        assert (done.rows, done.failed) == (COUNT - 2, 2)
+    errors = [json.loads(line) for line in (tmp_path / "imagefolder" / "errors.jsonl").read_text().splitlines()]
+    assert [error["error"].partition("copies/")[2] for error in errors] == [
+        "02.png does not exist.",
+        "04.png is not a picture of a kind that can be read, or is cut off.",
+    ]
+    with pytest.raises(BadOutput, match="imagefolder is already there: remove it"):
+        merge.merge(made, tmp_path / "imagefolder", "imagefolder")
+
+
+def test_tars_of_another_plan_are_not_taken_for_those_of_this_one(planned: Planned, tmp_path: Path) -> None:
+    made, other = planned("a.tar"), tmp_path / "other.png"
+    other.write_bytes(picture(1))
+    for of in (made, plan.make(tmp_path / "other", [str(other)], 3)):
+        list(part.work(of, job()))
+    merge.merge(plan.read(tmp_path / "other"), tmp_path / "tars", "webdataset")
+    with pytest.raises(BadOutput, match=r"00000\.tar holds other rows than"):
+        merge.merge(made, tmp_path / "tars", "webdataset")
+    (tmp_path / "tars" / "00000.tar").write_bytes(b"no tar")
+    with pytest.raises(BadOutput, match=r"00000\.tar is no tar of a merge"):
+        merge.merge(made, tmp_path / "tars", "webdataset")
 
 
 def test_rows_of_embeddings(planned: Planned, tmp_path: Path) -> None:
