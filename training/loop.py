@@ -154,7 +154,7 @@ class LoopTrainer(Trainer):
         self.model_accepts_loss_kwargs = True
         if job.recipe.early_stopping and job.validation_rows is not None:
             self.add_callback(EarlyStoppingCallback(job.recipe.early_stopping))
-        if job.recipe.save_every and not job.recipe.eval_every:
+        if job.recipe.save_every:
             self.add_callback(SaveEvery(job.recipe.save_every))
 
     def train(self, *args, **kwargs):
@@ -474,7 +474,7 @@ def arguments(recipe: Recipe, job: Job) -> TrainingArguments:
         eval_strategy=by_steps if evaluates else "no",
         eval_steps=every or None,
         save_strategy=by_steps,
-        save_steps=(recipe.save_every if recipe.eval_every else 0) or every or EVERY,
+        save_steps=every or EVERY,  # at every evaluation: any may be the best one
         restore_callback_states_from_checkpoint=True,  # how long early stopping has waited
         load_best_model_at_end=evaluates,
         metric_for_best_model=("eval_cosine" if cosine else "eval_loss") if evaluates else None,

@@ -189,8 +189,6 @@ def check(recipe: Recipe) -> None:
         raise BadInput("Say where the result goes: --out FOLDER.")
     if recipe.max_steps == 0:
         raise BadInput("--max-steps 0 trains nothing: say 1 or more, or leave it out (-1) to count by --epochs.")
-    if recipe.save_every and recipe.eval_every and recipe.save_every % recipe.eval_every:
-        raise BadInput("--save-every must be a multiple of --eval-every, so that the best checkpoint is a saved one.")
     if recipe.select_by == "cosine" and not recipe.samples:
         raise BadInput("--select-by cosine needs captions of a sample: --samples 32.")
     if recipe.cache_features and recipe.augment:

@@ -285,6 +285,14 @@ def test_checkpoints_may_come_oftener_than_evaluations(train, capsys: pytest.Cap
     assert capsys.readouterr().err.count("validation loss") == 2
 
 
+def test_the_best_checkpoint_is_the_model_however_seldom_checkpoints_are_asked_for(train) -> None:
+    options = ["--max-steps", "4", "--eval-every", "1", "--schedule", "constant", "--lr", "0.3", "--warmup", "0"]
+    out = train("run", *options, "--save-every", "4", "--keep", "1")
+    best = json.loads((out / "checkpoint-4/trainer_state.json").read_text())["best_global_step"]
+    assert best < 4
+    assert weights(out) == weights(out / f"checkpoint-{best}") != weights(out / "checkpoint-4")
+
+
 def test_a_checkpoint_between_evaluations_goes_on_bit_for_bit(train) -> None:
     options = ["--epochs", "2", "--save-every", "1", "--keep", "9"]
     out = train("run", *options)
@@ -421,7 +429,6 @@ def test_ctrl_c_is_one_line(when: str, tiny_checkpoint, pairs: Path, tmp_path: P
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--save-every", "3", "--eval-every", "2"], "multiple of --eval-every"),
         (["--select-by", "cosine", "--samples", "0"], "--samples 32"),
         (["--unfreeze", "9", "--freeze", "vision"], "has 2 blocks"),
         (["--data", "no/such/place"], "no/such/place"),
