@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from captioner.errors import BadInput
 from captioner.models.parts.speaker import SearchedDecoder
+from captioner.pairs.sources import parse_all
 from training.batches import Pairs, TextTargets, split_by_prompt
 from training.data.features import cached_features, fingerprint
 from training.data.sources import load_pairs
@@ -45,8 +46,8 @@ def load_rows(recipe: Recipe) -> tuple[Rows, Dataset]:
     rows = load(recipe.data, streaming=recipe.stream)
     if recipe.validation:
         return rows, load(recipe.validation)
-    prepared = [source for source in recipe.data if any(Path(source).glob("validation*.parquet"))]
-    if prepared:
+    folders = [Path(source.location) for source in parse_all(recipe.data) if source.kind == "parquet"]
+    if prepared := [folder for folder in folders if any(folder.glob("validation*.parquet"))]:
         return rows, load(prepared, split="validation")
     return split_stream(rows) if recipe.stream else split_by_prompt(rows, HELD_BACK, recipe.seed)
 
