@@ -168,6 +168,8 @@ def split_by_prompt(rows: datasets.Dataset, share: float, seed: int) -> tuple[da
     """Train and validation rows that share no prompt: prompts are split, not pictures."""
     prompts = sorted(set(rows["text"]))
     held_back = max(1, round(len(prompts) * share)) if len(prompts) > 1 else 0
-    chosen = set(np.random.default_rng(seed).permutation(prompts)[:held_back].tolist())
+    # Not the prompts themselves: in an array of texts each takes as much memory as the longest.
+    drawn = np.random.default_rng(seed).permutation(len(prompts))[:held_back]
+    chosen = {prompts[number] for number in drawn}
     of_validation = np.array([text in chosen for text in rows["text"]])
     return rows.select(np.flatnonzero(~of_validation)), rows.select(np.flatnonzero(of_validation))
