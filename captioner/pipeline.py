@@ -8,7 +8,6 @@ for prompt in captioner.load("mini").generate(["cat.png", "dog.jpg"]):
 from __future__ import annotations
 
 import importlib
-import math
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -433,7 +432,7 @@ def _read_settings(file: Path) -> dict:
     for name, value in settings.items():
         usual = type(plain[name])
         fits = isinstance(value, _json_types(name, usual)) and (not isinstance(value, bool) or usual is bool)
-        if not fits or (name in COUNTED and value > MOST) or (usual is float and not math.isfinite(value)):
+        if not fits or (name in COUNTED and value > MOST) or (usual is float and not abs(value) <= sys.float_info.max):
             raise BadCheckpoint(f"{file} says {name} = {value!r}, which cannot be.")
         settings[name] = tuple(map(str, value)) if usual is tuple else value
     return settings

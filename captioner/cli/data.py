@@ -57,7 +57,7 @@ def index_build(
         Literal["ray"] | None, typer.Option(help="Let Ray's workers read a share each, and merge these.")
     ] = None,
     address: Annotated[str | None, typer.Option(help="Of a Ray that runs, or auto (default: start one here).")] = None,
-    workers: Annotated[int, typer.Option(help="Shares, with --engine ray.", min=1)] = 2,
+    workers: Annotated[int | None, typer.Option(help="Shares, with --engine ray (default: 2).", min=1)] = None,
     gpus_per_worker: Annotated[float, typer.Option(help="GPUs that each worker needs.", min=0.0)] = 0.0,
     quiet: Quiet = False,
 ) -> None:
@@ -80,6 +80,9 @@ def index_build(
     share = share_of(shard)
     if engine is not None and share is not None:
         raise BadInput("--shard is a share to be read here, --engine ray reads all of them: give one of the two.")
+    of_ray = {"--address": address, "--workers": workers, "--gpus-per-worker": gpus_per_worker}
+    if engine is None and (idle := [flag for flag, value in of_ray.items() if value]):
+        raise BadInput(f"{' and '.join(idle)} would change nothing: add --engine ray.")
     with counting(quiet) as count:
         if engine is not None:
             cluster = Cluster(address, workers, gpus_per_worker)

@@ -191,10 +191,17 @@ SPELLED: dict[str, Any] = {
 
 def words_of(flag: str, lists: Sequence[str]) -> tuple[str, ...]:
     """The words of comma-separated lists."""
-    words = tuple(word.strip() for given in lists for word in given.split(",") if word.strip())
+    words = tuple(word.strip() for given in lists for word in whole(flag, given).split(",") if word.strip())
     if not words:
         raise BadInput(f"{flag} names no word.")
     return words
+
+
+def whole(flag: str, text: str) -> str:
+    """A text that a model can read: bytes that were no UTF-8 are lone surrogates here."""
+    if any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise BadInput(f"{flag} is not UTF-8 text.")
+    return text
 
 
 def model_of(name: str) -> str:
@@ -217,6 +224,9 @@ READ: dict[str, Callable[[Any], Any]] = {
     "embedder": embedder_of,
     "early_stopping": lambda when: {"true": True, "false": False}.get(when, when),
     "forbid": partial(words_of, "--forbid"),
+    "prompt": partial(whole, "--prompt"),
+    "question": partial(whole, "--question"),
+    "instruction": partial(whole, "--instruction"),
 }
 """… and how such a value is read. What is None is left out."""
 
@@ -248,10 +258,8 @@ class TextFlags:
     ] = None
 
     def __post_init__(self) -> None:
-        given = {"--prefix": self.prefix, "--suffix": self.suffix, "--require": "".join(self.require or [])}
-        for flag, text in given.items():
-            if any("\ud800" <= letter <= "\udfff" for letter in text):
-                raise BadInput(f"{flag} is not UTF-8 text.")
+        whole("--prefix", self.prefix)
+        whole("--suffix", self.suffix)
 
     def finish(self, forbid: tuple[str, ...]) -> Finish:
         """The same in terms of the library; what the search must not write does not stand in the text either."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -117,15 +118,21 @@ def embed(
     captioner embed photos --model runs/direct --out vectors.parquet
     """
     from captioner.run import questions
+    from captioner.sinks import given
 
     inputs = inputs or []
     if is_of_plan(inputs, read, write, shards):
+        if file is not None:
+            raise BadInput(f"--file would change nothing: {write.out} holds a plan.")
         embeddings = questions.Embeddings(questions.Model(model, options), request, read.max_pixels, expected)
         _work(write, shards, embeddings, ("embedding",), "embed", read.batch_size)
         return
     if model is None and (missing := [text for text in inputs if _is_missing(text)]):
         raise BadInput(f"There is no picture {missing[0]!r}. If it is a text, give it by --file.")
     if questions.are_pictures(inputs, model):
+        if file is not None:
+            raise BadInput("--file holds texts: leave out pictures and --model. What embeds texts is --embedder.")
+        inputs = _named(inputs)
         asked = questions.Model(model, options)
         embeddings = questions.Embeddings(asked, request, read.max_pixels, expected)
 
@@ -134,7 +141,9 @@ def embed(
 
         _run(inputs, embeddings, of_pictures, read.recursive, read.batch_size, write.quiet, asked.label, asked.spent)
     else:
-        if unused := [*["expected"][:expected], *sorted(request.named())]:
+        of_input = [flag for name, flag in OF_PICTURES.items() if getattr(read, name) != getattr(InputFlags, name)]
+        loading = given(replace(options, embedder=None))  # the packaged MiniLM is run in fp32 on the processor
+        if unused := [*["expected"][:expected], *of_input, *sorted(request.named() | loading.keys())]:
             raise BadInput(f"{' and '.join(unused)} would change nothing: these are texts, not pictures.")
         if write.out not in (None, Path("-")) and (not write.out.suffix or os.path.isdir(write.out)):
             raise BadInput(f"{write.out} is for pictures, these are texts: name a .npy, .jsonl, .csv or .parquet file.")
@@ -142,6 +151,10 @@ def embed(
         tally = questions.embed_texts(questions.read_texts(inputs, file), options.embedder, sink)
         if sink.resumable and not write.quiet:
             typer.echo(f"captioner: {sink.summary(tally.done, tally.skipped, tally.failed)}", err=True)
+
+
+OF_PICTURES = {"recursive": "--recursive", "max_pixels": "max_pixels", "batch_size": "--batch-size"}
+"""Flags of reading pictures, as messages name them."""
 
 
 def _named(images: list[str] | None) -> list[str]:

@@ -122,7 +122,7 @@ def merge(
     from captioner.shards import plan as plans
 
     if not plans.is_plan(Path(source)):
-        _merge_adapter(source, out)
+        _merge_adapter(source, out, [flag for flag, value in (("--as", kind), ("--partial", partial)) if value])
         return
     from captioner.shards import merge as merging
 
@@ -134,11 +134,13 @@ def merge(
     typer.echo(f"{out}: {counted(merged.rows, 'row')}{failed}{missing}")
 
 
-def _merge_adapter(adapter: str, out: str) -> None:
+def _merge_adapter(adapter: str, out: str, of_plans: Sequence[str]) -> None:
     from captioner import zoo
 
     if not zoo.is_adapter(Path(adapter)):
         raise BadInput(f"{adapter} holds neither a plan (of captioner plan) nor an adapter (of training with --lora).")
+    if of_plans:
+        raise BadInput(f"{' and '.join(of_plans)} would change nothing: {adapter} holds an adapter, not a plan.")
     from captioner.models.parts import adapters
 
     adapters.merge(Path(adapter), Path(out))

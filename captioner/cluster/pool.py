@@ -70,9 +70,11 @@ def connected(cluster: Cluster) -> Iterator[Any]:
         return
     own: dict[str, Any] = {} if cluster.address else {"include_dashboard": False, "object_store_memory": STORE}
     try:
-        ray.init(cluster.address, logging_level=logging.ERROR, log_to_driver=False, **own)
+        # "local": None would be the one that RAY_ADDRESS names.
+        ray.init(cluster.address or "local", logging_level=logging.ERROR, log_to_driver=False, **own)
     except (ConnectionError, OSError, ValueError, RuntimeError) as error:
-        raise BadInput(f"There is no Ray at {cluster.address} ({' '.join(str(error).split())[:200]}).") from error
+        what = f"There is no Ray at {cluster.address}" if cluster.address else "Ray cannot be started on this machine"
+        raise BadInput(f"{what} ({' '.join(str(error).split())[:200]}).") from error
     try:
         yield ray
     finally:

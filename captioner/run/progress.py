@@ -119,7 +119,7 @@ class Bar:
         from rich.progress import Progress as RichProgress
 
         self.total = total
-        self.console = Console(stderr=True, highlight=False)
+        self.console = Console(stderr=True, highlight=False, emoji=False)
         self.bar = RichProgress(
             TextColumn("{task.description}", markup=False),
             BarColumn(),

@@ -21,6 +21,7 @@ from captioner.errors import BadAnswer, BadCheckpoint, BadImage, BadInput
 from captioner.images import Source, is_there, printable
 from captioner.images.fetch import in_thread
 from captioner.images.metadata import Parameters, read_parameters
+from captioner.pairs.tables import is_whole
 from captioner.run import templates
 from captioner.run.batch import Asked
 from captioner.run.progress import Tally
@@ -138,8 +139,16 @@ class Prompts:
         self.request, self.varies = templates.parse(self.request)
         if self.attention is not None and self.metadata != "ignore":
             raise BadInput("--attention is about what the model says: leave out --metadata.")
+        if self.metadata == "only" and (unused := self._of_a_model()):
+            raise BadInput(f"{' and '.join(unused)} would change nothing: by --metadata only no model is asked.")
         if self.model.options.embedder is not None and not (self.embed or self.finish.consensus):
             raise BadInput("embedder would change nothing: add --embed or --consensus.")
+
+    def _of_a_model(self) -> list[str]:
+        """What was said that only a model has a use for; forbidden words leave a carried prompt, too."""
+        loading = given(replace(self.model.options, embedder=None))
+        consensus = [] if self.finish.consensus is None else ["consensus"]
+        return sorted({*loading, *consensus, *self.request.named()} - {"forbid"})
 
     @property
     def settings(self) -> Settings:
@@ -357,7 +366,10 @@ def read_texts(texts: Sequence[str], file: str | None) -> Iterator[str]:
     """Texts as arguments, and the lines of a file or of standard input."""
     if not texts and file is None:
         raise BadInput("Nothing to do: give texts, pictures, or --file FILE with one text a line.")
-    yield from texts
+    for text in texts:
+        if not is_whole(text):
+            raise BadInput(f"{printable(text)!r} is not UTF-8 text.")
+        yield text
     if file is None:
         return
     try:

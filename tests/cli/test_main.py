@@ -483,6 +483,13 @@ def test_embed_pictures(blip: str, tiny_checkpoint: Callable[[str], Path], photo
         (["a castle", "--num-beams", "3", "--question", "what?"], "--num-beams and --question would"),
         (["--file", "{photos}/gone.txt"], "cannot be read"),
         (["--file", "{photos}/a.png"], "not UTF-8"),
+        (["--model", "mini"], "Name a picture"),
+        (["--model", "mini", "--file", "{photos}/gone.txt"], "--file holds texts: leave out pictures and --model"),
+        (["{photos}/a.png", "--file", "{photos}/gone.txt"], "--file holds texts: leave out pictures and --model"),
+        (["a castle", "--device", "cuda", "--precision", "bf16"], "--device and --precision would change nothing"),
+        (["a castle", "-r", "--max-pixels", "5"], "--recursive and --max-pixels would change nothing"),
+        (["a castle", "--batch-size", "5"], "--batch-size would change nothing"),
+        (["a castle", os.fsdecode(b"caf\xe9")], r"captioner: 'caf\\xe9' is not UTF-8 text."),
         (["a castle", "--out", "v.txt"], "v.txt: name a file that ends in"),
         (["a castle", "--out", "vectors"], "vectors is for pictures, these are texts"),
     ],
@@ -492,6 +499,46 @@ def test_embed_says_what_is_wrong(photos: Path, words: list[str], reason: str) -
     assert result.exit_code == 2
     assert reason in result.stderr
     assert len(result.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("flag", ["--prompt", "--question", "--instruction", "--forbid", "--prefix", "--require"])
+def test_words_that_are_no_text(photos: Path, flag: str) -> None:
+    refused = call("generate", photos / "a.png", flag, os.fsdecode(b"caf\xe9"))
+    assert (refused.exit_code, refused.stderr) == (2, f"captioner: {flag} is not UTF-8 text.\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "flags"),
+    [
+        (["--num-beams", "2", "--precision", "bf16"], "--num-beams and --precision"),
+        (["--consensus"], "--consensus"),
+        (["--quality", "fast"], "--quality"),
+    ],
+)
+def test_what_is_asked_of_no_model_is_refused(photos: Path, words: list[str], flags: str) -> None:
+    refused = call("generate", photos / "a.png", "--metadata", "only", *words)
+    told = f"captioner: {flags} would change nothing: by --metadata only no model is asked.\n"
+    assert (refused.exit_code, refused.stderr) == (2, told)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--workers", "4"], "--workers would change nothing: add --engine ray."),
+        (["--gpus-per-worker", "1", "--address", "auto"], "--address and --gpus-per-worker would change nothing"),
+    ],
+)
+def test_an_index_that_ray_is_not_asked_for(photos: Path, tmp_path: Path, words: list[str], told: str) -> None:
+    refused = call("index", "build", photos, "--out", tmp_path / "index", *words)
+    assert refused.exit_code == 2
+    assert told in refused.stderr
+
+
+def test_what_is_said_of_a_plan_is_refused_of_an_adapter(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text("{}")
+    refused = call("merge", tmp_path, tmp_path / "whole", "--as", "table", "--partial")
+    assert refused.exit_code == 2
+    assert "--as and --partial would change nothing" in refused.stderr
 
 
 @pytest.mark.parametrize("verb", ["serve", "mcp"])

@@ -281,6 +281,7 @@ DECODING = [
     '{"max_new_tokens": null}',
     '{"temperature": NaN, "do_sample": true}',
     '{"temperature": "hot"}',
+    f'{{"temperature": 1{"0" * 400}}}',
     '{"early_stopping": "perhaps"}',
     '{"early_stopping": 1}',
     '{"seed": "s"}',

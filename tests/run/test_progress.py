@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 
-def on_terminal(*words: object) -> tuple[str, str]:
+def on_terminal(*words: object, status: int = 0) -> tuple[str, str]:
     """Standard output, and what a terminal shows of standard error."""
     pty = pytest.importorskip("pty")
     master, slave = pty.openpty()
@@ -26,7 +26,7 @@ def on_terminal(*words: object) -> tuple[str, str]:
         pass
     os.close(master)
     out, _ = process.communicate()
-    assert process.returncode == 0, seen
+    assert process.returncode == status, seen
     return out, seen.decode()
 
 
@@ -49,6 +49,13 @@ def test_the_bar_says_it_too(photos: Path) -> None:
     _, seen = on_terminal("generate", photos, "-m", "mini", "--out", photos / "a.jsonl")
     assert "loading mini …" in seen
     assert "3 done" in seen
+
+
+def test_a_name_is_shown_as_it_is(photos: Path) -> None:
+    (photos / ":cat:.png").write_bytes(b"")
+    out, seen = on_terminal("generate", photos, "--metadata", "only", "--out", photos / "a.jsonl", status=1)
+    assert out == ""
+    assert f"{photos}/:cat:.png is empty (0 bytes)." in seen
 
 
 def test_messages_that_nobody_hears_end_nothing(photos: Path) -> None:

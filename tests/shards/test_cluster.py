@@ -83,6 +83,22 @@ def test_a_task_that_ends_every_worker_is_told_of(ray: Any, monkeypatch: pytest.
     assert isinstance(results[1], Died)
 
 
+def test_without_an_address_ray_is_started_here_whatever_the_environment_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    ray = pytest.importorskip("ray")
+
+    def init(address: str, **_: object) -> None:
+        raise ConnectionError(f"asked for {address}")
+
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", init)
+    with (
+        pytest.raises(BadInput, match=r"Ray cannot be started on this machine \(asked for local\)"),
+        pool.connected(Cluster()),
+    ):
+        pytest.fail("there is one")
+
+
 def test_what_is_wrong_with_the_settings_ends_the_run(ray: Any) -> None:
     def make() -> Callable[[int], int]:
         raise BadInput("There is no such model.")
