@@ -26,7 +26,12 @@ BESIDE = "base"
 
 
 def adapted(
-    model: PreTrainedModel, recipe: LoraRecipe, targets: str, base: str, whole: list[str] | None = None
+    model: PreTrainedModel,
+    recipe: LoraRecipe,
+    targets: str,
+    base: str,
+    whole: list[str] | None = None,
+    frozen: str | None = None,
 ) -> PreTrainedModel | PeftModel:
     """The model with a LoRA adapter when the recipe asks for one; else the model.
 
@@ -35,6 +40,7 @@ def adapted(
             adapted: merging would change both at once.
         base: where the model is from, a name, a folder or BESIDE; the adapter names it as its base.
         whole: modules that learn as a whole and are saved with the adapter.
+        frozen: the part that --freeze names; it gets no adapter.
     """
     if not (recipe.lora or recipe.qlora):
         return model
@@ -45,6 +51,7 @@ def adapted(
         lora_alpha=recipe.lora_alpha,
         lora_dropout=0.05,
         target_modules=recipe.lora_targets or targets,
+        exclude_modules=rf"{frozen}\..*" if frozen else None,
         modules_to_save=whole,
     )
     try:

@@ -63,7 +63,8 @@ def job(recipe: BlipRecipe, rows: tuple[Rows, Dataset]) -> Job:
         freeze(model.vision_model, blocks=model.vision_model.encoder.layers, but_last=recipe.unfreeze)
     elif recipe.freeze == "text":
         freeze(model.text_decoder, blocks=model.text_decoder.bert.encoder.layer, but_last=recipe.unfreeze)
-    learning = adapted(model, recipe, ADAPTABLE, base=recipe.base)
+    frozen = {"vision": "vision_model", "text": "text_decoder"}.get(recipe.freeze)
+    learning = adapted(model, recipe, ADAPTABLE, base=recipe.base, frozen=frozen)
     return job_of(recipe, rows, speaker, learning, encoder=model.vision_model, base=recipe.base)
 
 

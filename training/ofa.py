@@ -46,7 +46,8 @@ def main(argv: list[str] | None = None) -> None:
         freeze(model.encoder, blocks=model.encoder.layers, but_last=recipe.unfreeze)
     elif recipe.freeze == "decoder":
         freeze(model.decoder, blocks=model.decoder.layers, but_last=recipe.unfreeze)
-    learning = adapted(model, recipe, ADAPTABLE, base=recipe.base)
+    frozen = recipe.freeze if recipe.freeze != "none" else None
+    learning = adapted(model, recipe, ADAPTABLE, base=recipe.base, frozen=frozen)
     fit(recipe, rows, SearchedDecoder(model, processor), learning, encoder=model.encoder, base=recipe.base)
 
 

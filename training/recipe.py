@@ -191,6 +191,10 @@ def check(recipe: Recipe) -> None:
         raise BadInput("--max-steps 0 trains nothing: say 1 or more, or leave it out (-1) to count by --epochs.")
     if recipe.select_by == "cosine" and not recipe.samples:
         raise BadInput("--select-by cosine needs captions of a sample: --samples 32.")
+    if recipe.unfreeze and recipe.freeze == "none":
+        raise BadInput("--unfreeze opens the last blocks of what --freeze keeps as it is: name that with --freeze.")
+    if recipe.unfreeze and isinstance(recipe, LoraRecipe) and recipe.lora:
+        raise BadInput("Beside a --lora adapter no block learns as a whole: leave out --unfreeze.")
     if recipe.cache_features and recipe.augment:
         raise BadInput("--cache-features keeps one view of each picture: leave out --augment.")
     if recipe.stream and recipe.max_steps < 1:
@@ -202,7 +206,7 @@ def check(recipe: Recipe) -> None:
     check_machine(recipe)
 
 
-def check_bounds(recipe: Recipe) -> None:
+def check_bounds(recipe: DataclassInstance) -> None:
     """Every number is one that means something."""
     for setting in fields(recipe):
         value, bounds = getattr(recipe, setting.name), setting.metadata

@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -157,6 +158,29 @@ def test_lora_leaves_the_base_alone_and_its_folder_is_a_model(
         merge(out, tmp_path / "merged")
     with pytest.raises(BadCheckpoint, match="no adapter"):
         merge(base, tmp_path / "other")
+
+
+@pytest.mark.parametrize(
+    ("trainer", "part", "kept"),
+    [
+        (blip, "vision", "vision_model"),
+        (blip, "text", "text_decoder"),
+        (ofa, "encoder", ".encoder."),
+        (ofa, "decoder", ".decoder."),
+    ],
+    ids=lambda value: value if isinstance(value, str) else value.__name__.rpartition(".")[2],
+)
+def test_a_frozen_part_gets_no_adapter(
+    trainer: ModuleType, part: str, kept: str, tiny_checkpoint: Callable[[str], Path], pairs: Path, tmp_path: Path
+) -> None:
+    base = tiny_checkpoint(trainer.__name__.rpartition(".")[2])
+    options = ["--base", str(base), "--lora", "--freeze", part, "--max-steps", "1"]
+    if part in ("vision", "encoder"):  # nothing of it learns, so its outputs can be kept
+        options += ["--cache-features", str(tmp_path / "features")]
+    trainer.main(shared(pairs, tmp_path / "run", *options))
+    names = load_file(tmp_path / "run/adapter_model.safetensors")
+    assert names
+    assert not [name for name in names if kept in name]
 
 
 def test_an_adapter_of_ofa_asks_its_own_question(

@@ -85,9 +85,11 @@ print(status, "torch" in sys.modules)
         (["--log-every", "0"], "--log-every 0"),
         (["--lora-rank", "0"], "--lora-rank 0"),
         (["--lora-alpha", "0"], "--lora-alpha 0"),
+        (["--unfreeze", "1"], "name that with --freeze"),
+        (["--unfreeze", "1", "--freeze", "vision", "--lora"], "leave out --unfreeze"),
     ],
 )
-def test_what_is_out_of_range_is_refused_by_name(pairs: Path, tmp_path: Path, options: list[str], message: str) -> None:
+def test_what_cannot_be_is_refused_by_name(pairs: Path, tmp_path: Path, options: list[str], message: str) -> None:
     with pytest.raises(BadInput, match=message):
         blip.main(["--data", str(pairs), "--out", str(tmp_path / "run"), *options])
     assert not (tmp_path / "run").exists()
