@@ -110,7 +110,8 @@ def drawn_lines(out: Path) -> list[dict[str, Any]]:
     file = out / LINES
     if not file.exists():
         return []
-    lines = [_json(line) for line in file.read_text(encoding="utf-8", errors="replace").splitlines()]
+    # Not `splitlines`: what JSON leaves as it is, U+2028 for one, ends a line there.
+    lines = [_json(line) for line in file.read_text(encoding="utf-8", errors="replace").split("\n")]
     named = {str(line["file_name"]): line for line in lines if isinstance(line, dict) and "file_name" in line}
     return [line for name, line in named.items() if (out / name).is_file()]
 

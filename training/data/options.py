@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from training.recipe import add_options, option, settings
+from training.recipe import add_options, check_bounds, option, settings
 
 
 @dataclass(frozen=True)
@@ -34,18 +34,18 @@ class Preparation:
     image_column: str = option("", "the picture's column, if it has an unusual name")
     drop_trending: bool = option(False, "also drop where pictures were liked: 'trending on artstation'")
     english_only: bool = option(False, "drop prompts that are not English (they are counted in any case)")
-    min_words: int = option(2, "drop shorter prompts")
-    max_words: int = option(100, "drop longer prompts")
-    max_nsfw: float = option(1.0, "drop what DiffusionDB scores above this; 1 drops only what it has blurred")
-    min_side: int = option(64, "drop pictures whose shorter side has fewer pixels")
-    threshold: float = option(0.85, "of prompts with a higher cosine, keep the first; 1: only equal ones go")
-    apart: float = option(0.75, "no training prompt is nearer than this to one of validation")
-    validation: float = option(0.1, "share held back for validation")
-    shard_mb: int = option(500, "size of one parquet file")
+    min_words: int = option(2, "drop shorter prompts", least=0)
+    max_words: int = option(100, "drop longer prompts", least=1)
+    max_nsfw: float = option(1.0, "drop what DiffusionDB scores above this; 1 drops only what it has blurred", least=0)
+    min_side: int = option(64, "drop pictures whose shorter side has fewer pixels", least=0)
+    threshold: float = option(0.85, "of prompts with a higher cosine, keep the first; 1: only equal ones go", least=-1)
+    apart: float = option(0.75, "no training prompt is nearer than this to one of validation", least=-1)
+    validation: float = option(0.1, "share held back for validation", least=0, most=1)
+    shard_mb: int = option(500, "size of one parquet file", least=1)
     precision: str = option(
         "auto", "of the embedder; auto: bf16 where the CPU computes in it", choices=["auto", "bf16", "fp32"]
     )
-    seed: int = option(0, "of the split and of the order")
+    seed: int = option(0, "of the split and of the order", least=0)
 
 
 @dataclass(frozen=True)
@@ -59,17 +59,17 @@ class Synthesis:
 
     prompts: str = option("", "a file with one prompt a line, .txt or .txt.gz", required=True)
     out: str = option("", "the folder to write, or to go on with", required=True)
-    count: int = option(100, "pictures to draw")
+    count: int = option(100, "pictures to draw", least=1)
     recombine: bool = option(False, "new prompts: the subject of one, terms of others as often as they occur")
     model: str = option("stabilityai/stable-diffusion-2", "a folder or a Hub id of a text-to-image pipeline")
-    steps: int = option(50, "denoising steps")
-    size: int = option(768, "pixels drawn")
-    save_size: int = option(512, "pixels kept")
-    guidance: float = option(7.5, "how closely the prompt is followed")
-    batch_size: int = option(1, "pictures at once; a picture does not depend on it")
+    steps: int = option(50, "denoising steps", least=1)
+    size: int = option(768, "pixels drawn", least=8)
+    save_size: int = option(512, "pixels kept", least=1)
+    guidance: float = option(7.5, "how closely the prompt is followed", least=0)
+    batch_size: int = option(1, "pictures at once; a picture does not depend on it", least=1)
     precision: str = option("auto", "auto: fp16 on a GPU, fp32 on the CPU", choices=["auto", "fp32", "bf16", "fp16"])
     device: str = option("auto", "auto, cpu or cuda")
-    seed: int = option(0, "prompt number N is drawn with seed + N")
+    seed: int = option(0, "prompt number N is drawn with seed + N", least=0)
 
 
 def parse(commands: dict[str, type], argv: Sequence[str] | None, description: str) -> tuple[str, Any]:
@@ -86,4 +86,6 @@ def parse(commands: dict[str, type], argv: Sequence[str] | None, description: st
         )
         add_options(verb, kind)
     arguments = parser.parse_args(argv)
-    return arguments.command, settings(commands[arguments.command], arguments)
+    chosen: Any = settings(commands[arguments.command], arguments)
+    check_bounds(chosen)
+    return arguments.command, chosen

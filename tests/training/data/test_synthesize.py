@@ -11,6 +11,7 @@ pytest.importorskip("diffusers", reason="the extra `synth` is not installed")
 
 from captioner.errors import BadInput, BadOutput, MissingModel
 from training.data import drawing
+from training.data.__main__ import main
 from training.data.options import Synthesis
 from training.data.sources import load_pairs
 from training.data.synthesize import planned, recombined, synthesize
@@ -74,6 +75,32 @@ def test_stopped_at_any_moment_it_goes_on_to_the_same_pictures(
     assert sorted((folder / "metadata.jsonl").read_text().splitlines()) == [line.strip() for line in lines]
     monkeypatch.setattr(drawing, "load_pipeline", lambda settings: pytest.fail("all is drawn: nothing to load"))
     synthesize(again)
+
+
+def test_what_json_leaves_in_a_line_ends_none(options: Synthesis, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path(options.prompts).write_text("a cat\u2028in fog\na dog\x85\n", encoding="utf-8")
+    odd = replace(options, count=2)
+    synthesize(odd)
+    assert len(drawing.drawn_lines(Path(odd.out))) == 2
+    monkeypatch.setattr(drawing, "load_pipeline", lambda settings: pytest.fail("all is drawn: nothing to load"))
+    synthesize(odd)
+
+
+@pytest.mark.parametrize(
+    ("command", "option", "value"),
+    [
+        ("synthesize --prompts p.txt", "--batch-size", "0"),
+        ("synthesize --prompts p.txt", "--count", "-1"),
+        ("synthesize --prompts p.txt", "--seed", "-5"),
+        ("prepare --data p.txt", "--seed", "-1"),
+        ("prepare --data p.txt", "--validation", "1.5"),
+        ("prepare --data p.txt", "--threshold", "nan"),
+    ],
+)
+def test_what_is_out_of_range_is_refused_by_name(command: str, option: str, value: str, tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=f"{option} .* it must be at"):
+        main([*command.split(), "--out", str(tmp_path / "out"), option, value])
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_picture_does_not_depend_on_its_batch(options: Synthesis, tmp_path: Path) -> None:
