@@ -69,13 +69,18 @@ def bin_edges(values: np.ndarray) -> tuple[np.ndarray, int]:
     return edges, max(int(tallest), 1)
 
 
-def by_length(lengths: np.ndarray, values: np.ndarray, models: Sequence[str], colours: Sequence[int]) -> Markup:
-    """Mean of a metric against the true prompt's length in words, one line a model, with 95 % intervals."""
+def by_length(
+    lengths: np.ndarray, values: np.ndarray, prompts: Sequence[str], models: Sequence[str], colours: Sequence[int]
+) -> Markup:
+    """Mean of a metric against the true prompt's length in words, one line a model, with 95 % intervals, for which
+    pictures of one prompt are drawn together."""
     bins = length_bins(lengths, most=7)
     if len(bins) < 2:
         return Markup("")
+    groups = np.asarray(prompts)
     series = [
-        [bootstrap_interval(values[rows, column], resamples=1000) for _, rows in bins] for column in range(len(models))
+        [bootstrap_interval(values[rows, column], groups[rows], resamples=1000) for _, rows in bins]
+        for column in range(len(models))
     ]
     points = np.array([[(i.mean, i.low, i.high) for i in line] for line in series])
     low, high = min(0.0, np.nanmin(points)), max(np.nanmax(points) * 1.05, 0.01)

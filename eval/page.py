@@ -331,4 +331,5 @@ def _length_plot(results: Results, columns: list[dict], lead: dict | None) -> Ma
     rows = np.flatnonzero(lengths)
     labels = [model["label"] for model in columns]
     values = results.values[lead["name"]][:, [results.models.index(label) for label in labels]]
-    return charts.by_length(lengths[rows], values[rows], labels, [model["colour"] for model in columns])
+    prompts = [results.groups[row] for row in rows]
+    return charts.by_length(lengths[rows], values[rows], prompts, labels, [model["colour"] for model in columns])

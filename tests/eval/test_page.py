@@ -285,10 +285,25 @@ def test_histograms_share_their_axes() -> None:
 def test_length_plot_has_a_point_for_every_bin_and_model() -> None:
     lengths = np.repeat(np.arange(1, 9), 8)
     values = np.stack([lengths / 10, np.full(64, np.nan)], axis=1)
-    drawn = charts.by_length(lengths, values, ["a", "b"], [0, 1])
+    prompts = [str(number) for number in range(64)]
+    drawn = charts.by_length(lengths, values, prompts, ["a", "b"], [0, 1])
     assert drawn.count("<circle") >= 6
     assert "nan" not in drawn
-    assert charts.by_length(np.full(64, 5), values, ["a", "b"], [0, 1]) == ""
+    assert charts.by_length(np.full(64, 5), values, prompts, ["a", "b"], [0, 1]) == ""
+
+
+def test_intervals_of_the_length_plot_draw_pictures_of_one_prompt_together() -> None:
+    """Ten pictures of a prompt, all of one value, tell no more than one of them."""
+    lengths = np.repeat([3, 6, 9], 80)
+    values = np.tile(np.repeat(np.linspace(0, 1, 8), 10), 3)[:, None]
+    prompts = [f"{length} {value}" for length, value in zip(lengths, values[:, 0], strict=True)]
+
+    def widest(prompts: list[str]) -> float:
+        drawn = charts.by_length(lengths, values, prompts, ["a"], [0])
+        ends = re.findall(r'class="mark thin" .*? y1="([\d.]+)" y2="([\d.]+)"', drawn)
+        return max(float(low) - float(high) for low, high in ends)
+
+    assert widest(prompts) > 2 * widest([str(number) for number in range(240)])
 
 
 def test_what_has_a_warning_is_never_the_best() -> None:
