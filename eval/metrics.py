@@ -57,19 +57,22 @@ class TextMetric(Metric):
     score: Callable[[list[str], list[tuple[str, ...]]], np.ndarray]
     """Values of items that have both a prediction and at least one reference."""
     needs_reference: bool = True
+    weighs_words: bool = field(default=False, kw_only=True)
+    """By how rare they are among all references: those of items without a prediction count there, too."""
 
     def __call__(self, predictions: Sequence[Text], references: Sequence[References] | None = None) -> np.ndarray:
         """float64 `[items]`, NaN where the prediction or (if needed) the reference is missing."""
         truths: list[tuple[str, ...]] = [as_references(r) for r in references or [None] * len(predictions)]
         present = [
-            (row, text, of_item)
+            (row, text or "", of_item)
             for row, (text, of_item) in enumerate(zip(predictions, truths, strict=True))
-            if text is not None and (of_item or not self.needs_reference)
+            if (text is not None or self.weighs_words) and (of_item or not self.needs_reference)
         ]
         values = np.full(len(predictions), np.nan)
         if present:
             rows, texts, of_texts = (list(part) for part in zip(*present, strict=True))
             values[rows] = self.score(texts, of_texts)
+        values[[text is None for text in predictions]] = np.nan
         return values
 
 
@@ -262,6 +265,7 @@ cider_d = TextMetric(
     True,
     "tf-idf weighted word sequences, 0 to 10; the weights come from this data set's own references",
     ngrams.cider_d,
+    weighs_words=True,
 )
 keyword_precision = TextMetric(
     "keyword_precision",
@@ -295,6 +299,7 @@ cider_d_coco = TextMetric(
     True,
     "tf-idf weighted sequences of Penn Treebank tokens, 0 to 10; weights from this data set's own references",
     partial(ngrams.cider_d, tokenise=ngrams.ptb_line),
+    weighs_words=True,
     group=OF_COCO,
 )
 subject_cosine = TextMetric(

@@ -48,6 +48,15 @@ def test_rows_that_cannot_be_compared_are_nan_never_zero() -> None:
         assert metric([], []).shape == (0,)
 
 
+@pytest.mark.parametrize("metric", [*metrics.TEXT_METRICS, metrics.cider_d_coco], ids=lambda metric: metric.name)
+def test_a_value_does_not_depend_on_which_other_pictures_were_answered(metric: metrics.TextMetric) -> None:
+    truths = ["a cat on a mat", "a dog in fog", "a red car at night", "a cat in fog"]
+    every = metric(["a cat on a mat today", "a dog in the fog", "a car at night", "a cat"], truths)
+    half = metric(["a cat on a mat today", "a dog in the fog", None, None], truths)
+    assert half[:2].tolist() == every[:2].tolist()
+    assert np.isnan(half[2:]).all()
+
+
 def test_an_empty_prediction_is_a_bad_answer() -> None:
     others = ["a cat on a mat", "two dogs"]
     for metric in metrics.TEXT_METRICS:
