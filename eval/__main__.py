@@ -110,7 +110,7 @@ def report(
         list[str] | None,
         typer.Option(help="LABEL=DATA: what a model was trained on, to count near-duplicates. May be repeated."),
     ] = None,
-    limit: Annotated[int | None, typer.Option(help="Only so many rows, drawn by chance.", min=1)] = None,
+    limit: Annotated[int | None, typer.Option(help="Only so many pictures, drawn by chance.", min=1)] = None,
     gallery: Gallery = 12,
     figures_only: Annotated[
         bool, typer.Option("--figures-only", help="No picture, prompt or text in OUT: for data that is not public.")

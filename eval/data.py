@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from captioner.errors import BadImage, BadInput, counted, printable
@@ -95,13 +96,24 @@ def read_pairs(
     names = sorted(set(map(name_of, parse_all(specs))) | set(rows.unique("source")) - {None, ""})
     corpus = list(rows["text"])
     if limit is not None and limit < len(rows):
-        notes.append(f"{limit:,} of {len(rows):,} rows, drawn by chance (seed {seed}).")
-        rows = rows.shuffle(seed=seed).select(range(limit))
+        rows = _drawn(rows, limit, seed, notes)
     items, unreadable = _items(rows)
     notes += _oddities(items, unreadable, named)
     if not items:
         raise BadInput(f"None of the {len(rows):,} pictures can be read. " + " ".join(notes))
     return Pairs(rows, _unique_ids(items, notes, named), tuple(names), notes, corpus)
+
+
+def _drawn(rows: Dataset, limit: int, seed: int, notes: list[str]) -> Dataset:
+    """All rows of so many pictures: a picture keeps each of its captions."""
+    shuffled = rows.shuffle(seed=seed)
+    rows_of: dict[tuple[str, str], list[int]] = {}
+    for row, picture in enumerate(zip(shuffled["source"], shuffled["id"], strict=True)):
+        rows_of.setdefault(picture, []).append(row)
+    if limit >= len(rows_of):
+        return rows
+    notes.append(f"{limit:,} of {len(rows_of):,} pictures, drawn by chance (seed {seed}).")
+    return shuffled.select([row for of_picture in islice(rows_of.values(), limit) for row in of_picture])
 
 
 def _items(rows: Dataset) -> tuple[list[Item], list[str]]:

@@ -200,6 +200,16 @@ def test_odd_data_is_handled_and_said(pictures: Path, tmp_path: Path) -> None:
     assert read_pairs([str(pictures)], limit=5).fingerprint != pairs.fingerprint
 
 
+def test_a_limit_draws_pictures_with_all_their_captions(pictures: Path) -> None:
+    rows = [{"file_name": f"{n:02}.png", "text": f"caption {k} of {n}", "id": str(n)} for n in range(8) for k in "abc"]
+    write_rows(pictures, rows)
+    pairs = read_pairs([str(pictures)], limit=3)
+    assert len(pairs.items) == 3
+    assert all(sorted(item.truths) == [f"caption {k} of {item.id}" for k in "abc"] for item in pairs.items)
+    assert "3 of 8 pictures, drawn by chance (seed 0)." in pairs.notes
+    assert len(read_pairs([str(pictures)], limit=8).items) == 8
+
+
 def test_no_pictures_no_captions_no_models(pictures: Path, tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="There is no"):
         read_pairs([str(tmp_path / "nowhere")])
