@@ -83,6 +83,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if self.path != "/v1/chat/completions":
+            return self.error(404, "no such path")
         with self.server.lock:
             self.server.bodies.append(body)
             self.server.at_once += 1

@@ -62,6 +62,8 @@ WITHOUT_MEANING = (
     *("min_new_tokens", "length_penalty", "early_stopping", "repetition_penalty", "no_repeat_ngram_size", "top_k"),
 )
 """Settings that chat completions have no field for."""
+MODELS = "/models"
+"""The path of the list of models."""
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
@@ -291,7 +293,7 @@ class Server:
             raise self._unreachable(error) from error
         if 200 <= status < 300:
             return self._object(content, headers)
-        raise self._refused(status, headers, content)
+        raise self._refused(path, status, headers, content)
 
     def _send(self, path: str, body: dict[str, Any] | None) -> tuple[int, Any, bytes]:
         headers = {"User-Agent": f"captioner/{__version__}", "Accept": "application/json"}
@@ -330,7 +332,7 @@ class Server:
         hint = "" if self.address.endswith("/v1") else " Most such addresses end in /v1."
         raise _Again(BadInput(f"{self.address} answers with {kind} that is no JSON object of chat completions.{hint}"))
 
-    def _refused(self, status: int, headers: Any, content: bytes) -> Exception:
+    def _refused(self, path: str, status: int, headers: Any, content: bytes) -> Exception:
         """What an HTTP status means, in words and as an error."""
         message, code, parameter = _error_in(content)
         told = f"{self.address} answers {status}" + (f" ({message})" if message else "")
@@ -338,7 +340,7 @@ class Server:
             key = f"Set {KEYS[0]} to its key" if self.key is None else "Its key in the environment is not the right one"
             return BadInput(f"{told}. {key}.")
         if status == 404 or code == "model_not_found":
-            return MissingModel(f"{told}. {self._which_models()}")
+            return MissingModel(f"{told}. {self._no_path() if path == MODELS else self._which_models()}")
         if code == "insufficient_quota":
             return BadInput(f"{told}. The account has nothing left to spend.")
         if (status in (400, 422) or "completion choice" in message) and code != "context_length_exceeded":
@@ -350,20 +352,24 @@ class Server:
 
     def _models(self) -> list[str]:
         """The names of the server's models."""
-        listed = self._ask("/models").get("data")
+        listed = self._ask(MODELS).get("data")
         names = [model.get("id") for model in listed if isinstance(model, dict)] if isinstance(listed, list) else []
         return [one_line(name) for name in names if isinstance(name, str)]
 
     def _which_models(self) -> str:
-        """What to do about a model that is not there."""
-        if not self.model:
-            return "Most such addresses end in /v1."
+        """What to do about a model that is not there. It asks for the list: never call it where that is missing."""
         try:
             names = self._models()
+        except MissingModel:  # nor is there a list of them
+            return self._no_path()
         except (CaptionerError, _Refused):
             return "Check the address and the model's name."
         near = difflib.get_close_matches(self.model, names) or names[:5]
         return f"It has {', '.join(near)}: name one behind #." if near else "Load a model there first."
+
+    def _no_path(self) -> str:
+        """What to do about a server that does not know the interface at this address."""
+        return "Check the address." if self.address.endswith("/v1") else "Most such addresses end in /v1."
 
     def _only_model(self) -> str:
         """The server's model, if there is one alone."""

@@ -117,6 +117,13 @@ def test_what_does_not_pass_is_a_sentence(server, model, error, words):
     assert type(raised.value) is error
 
 
+def test_an_address_without_the_interface_is_said_after_one_more_question(server):
+    """Without its /v1, which is forgotten easily: neither the model nor the list of models is there."""
+    asked = openai.Server(server.address.removesuffix("/v1"), "painter", None, QUICK)
+    with pytest.raises(MissingModel, match=r"answers 404 \(no such path\)\. Most such addresses end in /v1\."):
+        asked.read_images([square("red")], ONE)
+
+
 @pytest.mark.parametrize("model", ["slow", "drip"])
 def test_a_request_has_its_time(server, model):
     with pytest.raises(BadAnswer, match=r"did not answer within 0\.3 s"):
