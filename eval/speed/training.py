@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import gc
 import json
-import os
 import statistics
 import tempfile
 import time
@@ -249,13 +248,9 @@ class Batch:
 
 @contextmanager
 def forgotten() -> Iterator[None]:
-    """What a compiled run leaves behind must not compile the next."""
-    gc.collect()  # what an earlier run held is not of this one's memory
-    before = dict(os.environ)
+    """Neither the memory nor the compiled layers of one run are the next one's."""
+    gc.collect()
     try:
         yield
     finally:
-        for name in set(os.environ) - set(before):
-            del os.environ[name]
-        os.environ.update(before)
         torch.compiler.reset()
