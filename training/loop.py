@@ -19,7 +19,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import asdict
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -106,25 +105,6 @@ class SaveEvery(TrainerCallback):
             control.should_save = True
 
 
-class Learning:
-    """The parameters of a model that learn, found once: an adapter has thousands of parts, and the Trainer's walks
-    through all of them, several at every step, take milliseconds each while a GPU waits."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self._model = model
-
-    @cached_property
-    def _learning(self) -> list[nn.Parameter]:
-        return [parameter for parameter in self._model.parameters() if parameter.requires_grad]
-
-    def parameters(self) -> list[nn.Parameter]:
-        return self._learning
-
-    def zero_grad(self) -> None:
-        for parameter in self._learning:
-            parameter.grad = None
-
-
 class LoopTrainer(Trainer):
     """transformers' Trainer with exact accumulation, whole checkpoints and captions at every evaluation."""
 
@@ -140,8 +120,10 @@ class LoopTrainer(Trainer):
             eval_dataset=job.validation_rows,
             data_collator=Collate(job.targets),
         )
-        self.learning = Learning(job.model)
-        vars(job.model)["zero_grad"] = self.learning.zero_grad
+        # An adapter has thousands of parts, and each of the Trainer's walks through all of them, several at every step,
+        # takes milliseconds while a GPU waits: what learns is found once, and the optimizer knows it too.
+        self.learning = nn.ParameterList(parameter for parameter in job.model.parameters() if parameter.requires_grad)
+        vars(job.model)["zero_grad"] = lambda: self.optimizer and self.optimizer.zero_grad()
         if job.recipe.compile:
             compile_layers(job.model)
         self.remove_callback(PrinterCallback)
@@ -188,7 +170,7 @@ class LoopTrainer(Trainer):
         return (loss, outputs) if return_outputs else loss
 
     def training_step(self, model, inputs, num_items_in_batch=None):
-        """As the Trainer's, which tells every part of the model at every step that it is to learn (see `Learning`)."""
+        """As the Trainer's, which tells every part of the model at every step that it is to learn."""
         if not model.training:
             model.train()
         loss = self.compute_loss(model, self._prepare_inputs(inputs), num_items_in_batch=num_items_in_batch)
