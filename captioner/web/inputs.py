@@ -28,7 +28,7 @@ from captioner.web.errors import TooLarge
 from captioner.web.settings import Settings
 
 MAX_FIELDS = 200
-"""Of a form."""
+"""Of a form, or of an object: of two million that are not known, each would be an error of its own."""
 MAX_PICTURES = 64
 """Of one request."""
 DATA_URL = re.compile(r"data:([^,;]{0,100})((?:;[^,;]{0,100}){0,10}),", re.IGNORECASE)
@@ -98,6 +98,8 @@ async def body(request: Request, settings: Settings) -> dict[str, Any]:
         raise BadInput("The body is no JSON. Send an object, or a form with the picture as `image`.") from error
     if not isinstance(fields, dict):
         raise BadInput("The body is not a JSON object.")
+    if len(fields) > MAX_FIELDS:
+        raise BadInput(f"The body has {len(fields):,} fields, more than the {MAX_FIELDS} that a request may have.")
     return fields
 
 

@@ -17,9 +17,12 @@ import psutil
 import pytest
 import schemathesis
 from fastapi.testclient import TestClient
+from pydantic import BaseModel, ValidationError
 
 from captioner.serving.engine import Engine
 from captioner.web.app import make_app
+from captioner.web.routes.openai import ChatRequest
+from captioner.web.routes.review import View
 from captioner.web.settings import Settings
 from tests.images.test_hostile_pictures import bad, good
 from tests.web.conftest import CAT, CAT_URL
@@ -104,6 +107,35 @@ def test_forms_and_bodies_of_the_wrong_shape(client: TestClient) -> None:
     many = [("image", (f"{n}.jpg", b"x")) for n in range(70)]
     assert client.post("/v1/read", files=many).status_code == 422
     assert client.post("/v1/read", data={f"x{n}": "y" for n in range(300)}, files=many[:1]).status_code == 422
+
+
+@pytest.mark.parametrize(
+    ("kind", "body"),
+    [
+        (ChatRequest, {"messages": [{}] * 3000}),
+        (ChatRequest, {"messages": [{"content": [{}] * 3000}]}),
+        (ChatRequest, {"messages": [{}], "stop": [0] * 3000}),
+        (View, {str(number): 0 for number in range(3000)}),
+    ],
+)
+def test_of_many_small_things_neither_each_is_kept_nor_an_error_for_each(kind: type[BaseModel], body: object) -> None:
+    """20 MB hold seven million of them: they took 20 GB and stopped the server for minutes."""
+    with pytest.raises(ValidationError) as wrong:
+        kind.model_validate(body)
+    assert wrong.value.error_count() < 4
+
+
+def test_many_small_things_are_refused_in_a_sentence(client: TestClient) -> None:
+    for wrong in (0, [0], {}):
+        answer = client.post("/v1/embeddings", json={"input": [wrong] * 3000})
+        assert answer.status_code == 400
+        assert answer.json()["error"]["message"].startswith("The input is not a text or a list of texts;")
+        assert client.post("/embed", json={"inputs": [wrong] * 3000}).json() == {
+            "error": "`inputs` is a text or a list of texts",
+            "error_type": "Validation",
+        }
+    answer = client.post("/v1/generate", json={"image": CAT_URL} | {str(number): 0 for number in range(3000)})
+    assert answer.json() == {"detail": "The body has 3,001 fields, more than the 200 that a request may have."}
 
 
 def test_what_schemathesis_thinks_of(engine: Engine) -> None:

@@ -13,7 +13,7 @@ import time
 import uuid
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from fastapi import APIRouter, HTTPException, Request
@@ -33,6 +33,10 @@ from captioner.web.errors import one_line, status_of
 MOST_CHOICES = 32
 MOST_INPUTS = 2048
 """Texts or pictures of one request for embeddings; OpenAI's own limit."""
+MOST_MESSAGES = 2048
+"""Of a chat; OpenAI's own limit."""
+MOST_PARTS = 100
+"""Of a message; and the most texts at which an answer may be told to stop. A body of 20 MB holds millions."""
 MOST_TOKENS = 1024
 """New tokens, where a model knows no limit of its own. A limit above it changes nothing: no caption is so long."""
 COUNTED = 100_000
@@ -164,7 +168,7 @@ class Message(BaseModel):
     """One turn of a chat."""
 
     role: str = "user"
-    content: str | list[Part] | None = None
+    content: str | Annotated[list[Part], Field(max_length=MOST_PARTS)] | None = None
 
     def text(self) -> str:
         """All it says."""
@@ -188,7 +192,7 @@ class StreamOptions(BaseModel):
 class ChatRequest(BaseModel):
     """`POST /v1/chat/completions`."""
 
-    messages: list[Message] = Field(min_length=1)
+    messages: list[Message] = Field(min_length=1, max_length=MOST_MESSAGES)
     model: str | None = None
     max_tokens: int | None = Field(None, ge=1)
     max_completion_tokens: int | None = Field(None, ge=1)
@@ -196,7 +200,7 @@ class ChatRequest(BaseModel):
     top_p: float | None = Field(None, ge=0, le=1)
     seed: int | None = None
     n: int | None = Field(None, ge=1, le=MOST_CHOICES)
-    stop: str | list[str] | None = None
+    stop: str | Annotated[list[str], Field(max_length=MOST_PARTS)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
 
@@ -224,7 +228,8 @@ class ChatRequest(BaseModel):
 class EmbeddingsRequest(BaseModel):
     """`POST /v1/embeddings`; pictures as infinity-emb takes them."""
 
-    input: str | list[str] | list[int] | list[list[int]]
+    input: str | list[Any]
+    """What a list holds is looked at in `inputs`: pydantic would keep an error for each of millions of numbers."""
     model: str | None = None
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: int | None = Field(None, ge=1)
@@ -238,7 +243,8 @@ class EmbeddingsRequest(BaseModel):
         texts = [text for text in inputs if isinstance(text, str)]
         if len(texts) < len(inputs):
             raise BadInput(
-                "The input are token ids of another model: send texts (LangChain: check_embedding_ctx_length=False)."
+                "The input is not a text or a list of texts; token ids are another model's (LangChain: "
+                "check_embedding_ctx_length=False)."
             )
         if len(texts) > MOST_INPUTS:
             raise BadInput(

@@ -16,13 +16,14 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, HTTPException, Request
 from fastapi.responses import Response
 from fastapi.routing import APIRoute
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from starlette.concurrency import run_in_threadpool
 
 from captioner.errors import BadInput, BadOutput
 from captioner.review import BadFilter, BadPattern, Conflict, Review, Row, Scope, Unknown, operations
 from captioner.serving.engine import Picture
 from captioner.text.length import clip_length
+from captioner.web import inputs
 from captioner.web.captioning import Captioning
 from captioner.web.context import Context
 from captioner.web.errors import one_line
@@ -47,6 +48,14 @@ class Strict(BaseModel):
     """What is misspelt is said, not passed over."""
 
     model_config = ConfigDict(extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _few(cls, fields: Any) -> Any:
+        """Each unknown one is an error of its own, and a body may hold millions."""
+        if isinstance(fields, dict) and len(fields) > inputs.MAX_FIELDS:
+            raise ValueError("there are too many fields")
+        return fields
 
 
 class View(Strict):

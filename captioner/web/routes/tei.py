@@ -23,7 +23,7 @@ KINDS = {413: "Validation", 422: "Validation", 429: "overloaded", 503: "unhealth
 class EmbedRequest(BaseModel):
     """`POST /embed`. What is too long is cut and vectors are of length 1, whatever `truncate` and `normalize` say."""
 
-    inputs: str | list[str]
+    inputs: str | list[Any]
     dimensions: int | None = Field(None, ge=1)
 
 
@@ -47,6 +47,8 @@ def router(context: Context) -> APIRouter:
         texts = [asked.inputs] if isinstance(asked.inputs, str) else asked.inputs
         if not texts:
             raise BadInput("`inputs` cannot be empty")
+        if not all(isinstance(text, str) for text in texts):  # pydantic would keep an error for each that is not
+            raise BadInput("`inputs` is a text or a list of texts")
         if len(texts) > openai.MOST_INPUTS:
             raise TooLarge(f"batch size {len(texts)} > maximum allowed batch size {openai.MOST_INPUTS}")
         vectors = openai.shortened(await context.vectors(request, texts), asked.dimensions)
