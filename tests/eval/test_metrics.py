@@ -150,15 +150,14 @@ def test_bleu_is_sacrebleus() -> None:
     assert len(set(theirs)) > 100
 
 
-def test_items_are_the_same_counted_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Idf is of all items, whichever are counted at once."""
-    predicted, references = word_rows(6, 9), list(zip(word_rows(7, 12), ["fox"] * 400, word_rows(8, 3), strict=True))
-    scores = (ngrams.bleu, ngrams.coco_bleu, ngrams.cider_d)
-    ngrams.forget()
-    whole = [score(predicted, references) for score in scores]
-    monkeypatch.setattr(ngrams, "BLOCK", 7)
-    ngrams.forget()
-    np.testing.assert_array_equal([score(predicted, references) for score in scores], whole)
+def test_sequences_are_the_same_where_their_numbers_do_not_fit() -> None:
+    """Of very many words the numbers of sequences are given out anew, and places are sorted apart from values."""
+    words = np.random.default_rng(0).integers(0, 9, 3000).astype(np.int32)
+    for joined, anew in zip(ngrams._sequences(words, 63), ngrams._sequences(words, 12), strict=True):
+        np.testing.assert_array_equal(ngrams._ranks(joined, 40), ngrams._ranks(anew, 63))
+        assert anew.max() < 1 << 12
+    fours = {tuple(words[start : start + 4]) for start in range(len(words) - 3)}
+    assert len(set(joined.tolist())) == len(fours)
 
 
 def test_texts_without_words_and_with_signs_that_are_no_text() -> None:
