@@ -141,7 +141,9 @@ class Journal:
             self.steps[step.number] = step
         self.undone.clear()
         step.starts.append(start)
-        self.grouped = {change.name for change in changes} | (self.grouped if len(step.starts) > 1 else set())
+        if len(step.starts) == 1:
+            self.grouped = set()
+        self.grouped.update(change.name for change in changes)
         step.texts = len(self.grouped)
         for name, before, after in changes:
             if name not in self.latest or self.latest[name] != before:

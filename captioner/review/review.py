@@ -319,10 +319,11 @@ class Review:
         with self.lock:
             row = self._row(name)
             self._refresh([row])
-            if before is not None and before != (row.text or "") and text != row.text:
-                raise Conflict(f"{row.name} has another text by now: it was changed elsewhere.", row)
-            if text == (row.text or ""):
+            now = _cleaned(row.text or "")  # as a page shows it, which knows one kind of line break
+            if text == now:
                 return row
+            if before is not None and _cleaned(before) != now:
+                raise Conflict(f"{row.name} has another text by now: it was changed elsewhere.", row)
             self._check(row)
             self._keep(title or f"Edit {row.name}", [Changed(row.name, row.text, text)], group)
             return row
@@ -462,13 +463,17 @@ class Review:
             chains.setdefault(name, [before]).append(after)
         for name, texts in chains.items():
             row = self.rows.get(name)
-            if row is None or row.text == texts[-1]:
+            if row is None:
                 continue
-            if row.text in texts:
+            if row.text not in texts:
+                row.problem = CHANGED.format(row.name)
+            elif stale := [output for output, text in row.places.items() if text in texts and text != texts[-1]]:
+                row.text = texts[-1]  # the first may hold it already, and a later one not yet
+                self.writer.put(row, stale, texts[-1])
+                self._show(row)
+            elif row.text != texts[-1]:
                 self._set(row, texts[-1])
                 self._show(row)
-            else:
-                row.problem = CHANGED.format(row.name)
         self.sidecars.raw.update(self.journal.raw)
         if self.journal.pending and not self.writer.waiting:
             self.writer.note(self.journal.actions)

@@ -133,4 +133,5 @@ def _text_of(file: Path) -> str | None:
 
 
 def _stripped(raw: str) -> str:
-    return raw.removeprefix("\ufeff").strip()
+    """The text: with one kind of line break, as a page has it, which would otherwise seem to have been edited."""
+    return raw.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n").strip()

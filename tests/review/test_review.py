@@ -34,6 +34,44 @@ def photos(tmp_path: Path) -> Path:
     return folder
 
 
+def test_a_text_with_the_line_breaks_of_windows_is_not_edited_by_being_looked_at(photos: Path) -> None:
+    (photos / "3.txt").write_bytes(b"a cat,\r\noil painting\r\n")
+    before = snapshot(photos)
+    with Review(photos) as review:
+        assert review.row("3.png").text == "a cat,\noil painting"
+        review.edit("3.png", "a cat,\noil painting", before="a cat,\noil painting")
+        assert review.history() == []
+        review.edit("3.png", "a dog")
+        review.undo()
+        review.flush()
+        assert snapshot(photos) == before
+
+
+def test_what_no_editor_shows_is_no_other_text(photos: Path) -> None:
+    with Review(photos) as review:
+        review.edit("3.png", "a cat\x0b, 8k", before="a cat 3, oil painting, 8k")
+        assert review.edit("3.png", "a dog\x0b, 8k", before="a cat\x0b, 8k").text == "a dog, 8k"
+
+
+def test_a_kill_between_two_files_of_one_text_leaves_none_behind(photos: Path) -> None:
+    write_rows(photos / "metadata.jsonl", ["3.png"], "file_name")
+    with Review(photos) as review:
+        review.edit("3.png", "a cat")
+        (photos / "3.txt").write_text("a cat\n")
+        review.look_again()
+        assert len(review.places(review.row("3.png"))) == 2
+        review.edit("3.png", "a dog")
+        review.flush()
+    lines = journal_path(photos).read_text().splitlines()
+    assert json.loads(lines.pop()) == {"written": 2}  # the kill came before this, and
+    journal_path(photos).write_text("".join(f"{line}\n" for line in lines))
+    (photos / "3.txt").write_text("a cat\n")  # after one file of the two
+    with Review(photos) as review:
+        review.flush()
+    assert (photos / "3.txt").read_text() == "a dog\n"
+    assert rows_of(photos / "metadata.jsonl")[0]["text"] == "a dog"
+
+
 # --- what stands there -----------------------------------------------------------------------------------------------
 
 
