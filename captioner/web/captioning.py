@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
@@ -119,7 +120,8 @@ class Captioning:
         self.review.edit(name, answer["text"], before=before, group=self._group, title=title)
 
     async def _asked(self, picture: Picture) -> Row:
-        """The model's row; while others fill the queue it is waited for."""
+        """The model's row, however long that takes: nobody waits at a connection. While others fill the queue it is
+        waited for."""
         asking = asyncio.create_task(self._answer(picture))
         self._asking.add(asking)
         try:
@@ -130,7 +132,7 @@ class Captioning:
     async def _answer(self, picture: Picture) -> Row:
         while True:
             try:
-                (answer,) = await self.engine.answers([self.engine.submit(picture, self.ask)])
+                (answer,) = await self.engine.answers([self.engine.submit(picture, self.ask, math.inf)])
             except Busy as error:
                 await asyncio.sleep(error.wait)
             else:

@@ -146,6 +146,25 @@ def test_a_stop_while_pictures_are_being_read(photos: Path, idle: Engine, monkey
         }
 
 
+def test_a_picture_may_wait_for_a_slow_model_longer_than_a_request(photos: Path) -> None:
+    engine = Engine(["mini"], timeout=0.0)  # every request would be late at once
+    with Review(photos) as review:
+
+        async def ended() -> dict:
+            run = Captioning(review, engine, ["3.png"], engine.ask())
+            run.start()
+            while not engine.scheduler.waiting:
+                await asyncio.sleep(0.01)
+            engine.start()
+            while not run.over:
+                await asyncio.sleep(0.01)
+            return run.state()
+
+        state = asyncio.run(ended())
+        assert (state["done"], state["failed"], review.row("3.png").problem) == (1, 0, None)
+    engine.close()
+
+
 def test_a_bug_while_a_picture_is_captioned_ends_no_run(
     photos: Path, idle: Engine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
