@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping
 from http import HTTPStatus
 from typing import Any
@@ -31,8 +30,6 @@ STATUS: tuple[tuple[type[CaptionerError], int], ...] = (
 
 BUG = "This is a bug in captioner; the server's log says more."
 """What is said of an error that is none of ours."""
-
-logger = logging.getLogger(__name__)
 
 
 class Json(JSONResponse):
@@ -96,11 +93,6 @@ def install(app: FastAPI, forms: Mapping[str, Form]) -> None:
     @app.exception_handler(ClientDisconnect)
     async def of_nobody(request: Request, error: Exception) -> Response:
         return Response(status_code=499)  # nobody reads it; the log does
-
-    @app.exception_handler(Exception)
-    async def of_a_bug(request: Request, error: Exception) -> Response:
-        logger.error("%s failed", request.url.path, exc_info=error)
-        return body(request, 500, BUG)
 
 
 def methods_at(request: Request) -> list[str]:

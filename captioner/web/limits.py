@@ -7,6 +7,7 @@ import base64
 import binascii
 import hmac
 import ipaddress
+import logging
 import re
 import time
 from collections.abc import Mapping
@@ -16,7 +17,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from captioner.serving.metrics import Counter, Histogram
-from captioner.web.errors import Form, respond
+from captioner.web.errors import BUG, Form, respond
 from captioner.web.settings import Settings
 
 BODY_SECONDS = 60.0
@@ -38,6 +39,9 @@ SECURITY_HEADERS = (
     ),
 )
 """With every answer."""
+
+
+logger = logging.getLogger(__name__)
 
 
 class _Refused(HTTPException):
@@ -94,6 +98,11 @@ class Limits:
                 await response(scope, receive, send_with_headers)
             else:
                 await self.app(scope, body.receive, send_with_headers)
+        except Exception as error:
+            logger.error("%s failed", scope["path"], exc_info=error)
+            if answered:
+                raise  # half an answer cannot be another one: the connection ends
+            await respond(self.forms, scope["path"], 500, BUG)(scope, receive, send_with_headers)
         finally:
             self.held -= body.bytes
             self.answers.add(_route(scope), str(answered[0] if answered else 499))
@@ -113,20 +122,24 @@ class Limits:
 
     def _check_host(self, headers: Headers) -> None:
         """A page of another site can point a name of its own to this machine; it cannot make it an IP address."""
-        if self.settings.api_key is not None and not self.settings.is_local:
+        if self.settings.api_key is not None:
             return  # any name may lead here, and without the key it is of no use
         host = _hostname(headers.get("host", ""))
         if host not in ("localhost", self.settings.host.lower()) and not _is_address(host):
             raise _Refused(421, "This server is not known by that name: use its address, or localhost.")
 
     def _check_origin(self, scope: Scope, headers: Headers) -> None:
-        """A page of another site may send forms here without asking; it must not change or cost anything."""
+        """A page of another site may send forms and ask for pictures here without asking; it must not change or cost
+        anything. A link may lead here."""
+        elsewhere = headers.get("sec-fetch-site", "none") not in ("none", "same-origin")
         if scope["method"] in ("GET", "HEAD", "OPTIONS"):
+            if elsewhere and headers.get("sec-fetch-dest") != "document":
+                raise _Refused(403, "Requests from the pages of other sites are refused.")
             return
         origin = headers.get("origin")
         if origin is not None and origin.partition("://")[2].lower() != headers.get("host", "").lower():
             raise _Refused(403, "Requests from the pages of other sites are refused.")
-        if headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
+        if elsewhere:
             raise _Refused(403, "Requests from the pages of other sites are refused.")
 
     def _check_key(self, headers: Headers, key: str) -> None:

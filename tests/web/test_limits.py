@@ -60,9 +60,10 @@ def test_names_that_are_not_the_servers_are_refused(client_with: Callable[..., T
     for host in ("localhost", "LOCALHOST:7860", "127.0.0.1:7860", "[::1]:7860", "localhost.", "192.168.1.5:1"):
         assert client.get("/v1/models", headers={"host": host}).status_code == 200, host
     assert client_with(host="0.0.0.0", no_auth=True).get("/v1/models", headers={"host": "evil"}).status_code == 421
-    with_key = client_with(host="0.0.0.0", api_key="right")
-    answer = with_key.get("/v1/models", headers={"host": "captions.example", "x-api-key": "right"})
-    assert answer.status_code == 200
+    for address in ("0.0.0.0", "127.0.0.1"):  # the second behind a proxy of this machine's
+        with_key = client_with(host=address, api_key="right")
+        answer = with_key.get("/v1/models", headers={"host": "captions.example", "x-api-key": "right"})
+        assert answer.status_code == 200
 
 
 def test_pages_of_other_sites_cannot_ask(client: TestClient) -> None:
@@ -75,11 +76,27 @@ def test_pages_of_other_sites_cannot_ask(client: TestClient) -> None:
         {"sec-fetch-site": "same-site"},
     ):
         assert client.post("/v1/generate", json={"image": CAT_URL}, headers=headers).status_code == 403, headers
+    elsewhere = {"sec-fetch-site": "cross-site", "sec-fetch-dest": "image"}  # what an <img> of theirs sends
+    assert client.get("/page/model?name=mini", headers=elsewhere).status_code == 403
+    link = client.get("/docs", headers={"sec-fetch-site": "cross-site", "sec-fetch-dest": "document"})
+    assert link.status_code == 200
     own = client.post("/v1/embed", json={"texts": ["a"]}, headers={"origin": "http://127.0.0.1:7860"})
     assert own.status_code == 200
     assert "access-control-allow-origin" not in own.headers
     preflight = client.options("/v1/generate", headers={"origin": "https://evil.example"})
     assert "access-control-allow-origin" not in preflight.headers
+
+
+def test_a_bug_is_answered_counted_and_told_like_anything_else(
+    client_with: Callable[..., TestClient], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    client = client_with()
+    monkeypatch.setattr("captioner.web.context.Context.about", lambda self: {}["of mine"])
+    answer = client.get("/v1/about")
+    assert (answer.status_code, answer.json()["detail"][:13]) == (500, "This is a bug")
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    assert 'captioner_requests_total{route="/v1/about",status="500"} 1' in client.get("/metrics").text
+    assert "KeyError: 'of mine'" in caplog.text
 
 
 def test_bodies_above_the_limit(client_with: Callable[..., TestClient]) -> None:
