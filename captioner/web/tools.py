@@ -5,6 +5,7 @@ carries, compare two prompts. `routes/mcp.py` offers them over HTTP, `captioner 
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -261,8 +262,8 @@ def below(root: Path | None, path: str) -> Path:
     if root is None:
         raise BadInput("Files are not read here: send the picture itself, or start the server with a root folder.")
     file = inputs.inside(root, path)
-    if file is None or not file.exists():
-        raise BadImage(f"There is no file {printable(path)} in the server's folder.")
+    if file is None or not os.path.exists(file):  # pathlib's raises an error of a name that is too long
+        raise BadImage(f"There is no file {printable(path)[:200]} in the server's folder.")
     return file
 
 

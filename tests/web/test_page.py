@@ -19,11 +19,12 @@ from typer.testing import CliRunner
 
 import captioner
 from captioner.cli.main import app as command_line
-from captioner.errors import BadInput
+from captioner.errors import BadImage, BadInput
 from captioner.serving.engine import Engine
 from captioner.text.embedding import text_embedder
 from captioner.text.similarity import indel_ratio
 from captioner.web.routes import page as routes
+from captioner.web.tools import below
 from tests.browser import CHROMIUM, Browser, Page
 from tests.web.conftest import Quick
 from tests.web.served import served
@@ -412,9 +413,13 @@ def test_nothing_outside_of_the_folder_is_listed_or_sent(folder: Path) -> None:
     for path in ("../outside.jpg", "leads-out.jpg", str(CAT), ".hidden/cat.jpg", "notes.txt", "no.jpg", "a\0b.jpg"):
         with pytest.raises(BadInput):
             routes.picture_inside(folder, path)
-    for path in ("..", "/", ".hidden", "cat.jpg", "nowhere"):
+    for path in ("..", "/", ".hidden", "cat.jpg", "nowhere", "n" * 3000):
         with pytest.raises(BadInput):
             routes.listed(folder, path)
+    with pytest.raises(BadInput, match="There is no picture"):
+        routes.picture_inside(folder, f"{'n' * 3000}.jpg")
+    with pytest.raises(BadImage, match="There is no file"):
+        below(folder, f"{'n' * 3000}.jpg")
 
 
 def test_sidecars_lie_inside_of_the_archive_under_names_of_their_own(tmp_path: Path) -> None:
@@ -425,3 +430,6 @@ def test_sidecars_lie_inside_of_the_archive_under_names_of_their_own(tmp_path: P
     assert len({name.lower() for name in names}) == len(files)
     assert names[:4] == ["a.txt", "sub/a.txt", "a.jpg.txt", "etc/passwd.txt"]
     assert not any(part in ("..", "") or ":" in part for name in names for part in name.split("/"))
+    (tmp_path / "made.zip").write_bytes(routes.sidecars([{"file": "a.png", "text": ""}] * 4))
+    with zipfile.ZipFile(tmp_path / "made.zip") as archive:
+        assert archive.namelist() == ["a.txt", "a.png.txt", "a.png.2.txt", "a.png.3.txt"]

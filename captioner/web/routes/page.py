@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import os
 import zipfile
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path, PurePosixPath
@@ -180,13 +181,14 @@ def csv(rows: Sequence[Row]) -> bytes:
 def sidecars(rows: Sequence[Row]) -> bytes:
     """As `--sidecar` writes them: photo.txt for photo.png. Where two would share a name the second keeps its ending:
     photo.jpg.txt."""
-    stream, taken = io.BytesIO(), set[str]()
+    stream, taken, numbers = io.BytesIO(), set[str](), Counter[str]()
     with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
         for row in rows:
             picture = PurePosixPath(*_parts(row["file"]))
-            names = [str(picture.with_suffix(".txt")), f"{picture}.txt"]
-            names += [f"{picture}.{number}.txt" for number in range(2, 2 + len(taken))]
-            name = next(name for name in names if name.lower() not in taken)
+            name = str(picture.with_suffix(".txt"))
+            while name.lower() in taken:
+                number = numbers[str(picture).lower()] = numbers[str(picture).lower()] + 1
+                name = f"{picture}.txt" if number == 1 else f"{picture}.{number}.txt"
             taken.add(name.lower())
             archive.writestr(name, row["text"].encode("utf-8", "backslashreplace") + b"\n")
     return stream.getvalue()
@@ -204,8 +206,8 @@ def _parts(name: str) -> list[str]:
 def listed(root: Path, path: str) -> Any:
     """The subfolders and pictures of a folder in the root."""
     here = _inside(root, path)
-    if not here.is_dir():
-        raise BadInput(f"There is no folder {printable(path)!r}.")
+    if not os.path.isdir(here):  # pathlib's raises an error of a name that is too long
+        raise BadInput(f"There is no folder {printable(path)[:200]!r}.")
     folders, pictures = [], []
     with os.scandir(here) as entries:
         for entry in sorted(entries, key=lambda entry: entry.name.lower()):
@@ -227,8 +229,8 @@ def listed(root: Path, path: str) -> Any:
 def picture_inside(root: Path, path: str) -> Path:
     """A picture in the root, links followed only where they stay inside."""
     picture = _inside(root, path)
-    if not picture.name.lower().endswith(EXTENSIONS) or not picture.is_file():
-        raise BadInput(f"There is no picture {printable(path)!r}.")
+    if not picture.name.lower().endswith(EXTENSIONS) or not os.path.isfile(picture):
+        raise BadInput(f"There is no picture {printable(path)[:200]!r}.")
     return picture
 
 
