@@ -263,7 +263,7 @@ class DirectEmbedder:
         **settings: Any,
     ) -> NoReturn:
         """It has no text to give."""
-        raise BadInput(_NO_TEXT.format(self.name))
+        raise BadInput(NO_TEXT.format(self.name))
 
     def embed(
         self,
@@ -302,7 +302,7 @@ def check(name: str, options: LoadOptions, request: Request, speaks: bool) -> No
         return
     if not resolved.speaks:
         if speaks:
-            raise BadInput(_NO_TEXT.format(resolved.name))
+            raise BadInput(NO_TEXT.format(resolved.name))
         _refuse(resolved.name, request.named())
         return
     _refuse(resolved.name, _Loader(options).given - zoo.LOADS_WITH.get(resolved.module, frozenset()))
@@ -315,7 +315,7 @@ def check(name: str, options: LoadOptions, request: Request, speaks: bool) -> No
 
 DEFAULTS_OF_THEIR_OWN = frozenset({"hub", "ofa", "openai", "interrogator"})
 """Architectures whose search settings are not those of the checkpoint's decoding.json alone."""
-_NO_TEXT = "{} gives embeddings, not text: use `captioner embed`."
+NO_TEXT = "{} gives embeddings, not text: use `captioner embed`."
 
 
 _ONE_AT_A_TIME = RLock()

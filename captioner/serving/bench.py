@@ -18,7 +18,7 @@ from captioner.errors import BadAnswer, BadCheckpoint, BadImage, BadInput, Capti
 from captioner.images.metadata import read_parameters
 from captioner.images.open import bytes_of, open_named
 from captioner.models.parts.speaker import SearchedDecoder, seed_of
-from captioner.pipeline import Captioner, DirectEmbedder
+from captioner.pipeline import NO_TEXT, Captioner, DirectEmbedder
 from captioner.prompt import Prompt, Reading
 from captioner.run import questions
 from captioner.run.batch import DAMAGED
@@ -122,12 +122,15 @@ class Bench:
             )
             for index, row in zip(wanted, _finished(model, readings, [asks[i] for i in wanted]), strict=True):
                 rows[index] = row
-        elif wanted:
-            if any(asks[index].wants == "prompt" for index in wanted):
-                model.generate([])  # says that it has no text to give
-            vectors = model.embed([opened[index] for index in wanted], asks[0].request, len(wanted), asks[0].expected)
-            for index, vector in zip(wanted, vectors, strict=True):
-                rows[index] = {"embedding": questions.as_numbers(vector)}
+        else:
+            for index in wanted:  # in one batch others may ask for what it does give
+                if asks[index].wants == "prompt":
+                    rows[index] = BadInput(NO_TEXT.format(model.name))
+            if wanted := [index for index in wanted if asks[index].wants == "embedding"]:
+                images = [opened[index] for index in wanted]
+                vectors = model.embed(images, asks[0].request, len(wanted), asks[0].expected)
+                for index, vector in zip(wanted, vectors, strict=True):
+                    rows[index] = {"embedding": questions.as_numbers(vector)}
         self._embed_rows(asks, rows)
         return [_checked(row) for row in rows]
 

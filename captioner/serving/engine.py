@@ -46,8 +46,9 @@ QUEUE = 256
 TIMEOUT = 120.0
 """Seconds for a whole request."""
 TEXTS = 256
-"""Texts embedded in one piece; `JOINED` pieces at a time."""
+"""Texts embedded in one piece."""
 JOINED = 16
+"""Pieces of so many texts or fewer, and questions of other kinds, are asked together, as many at a time."""
 
 logger = logging.getLogger(__name__)
 
@@ -206,7 +207,10 @@ class Engine:
     def embed_texts(self, texts: Sequence[str], timeout: float | None = None) -> list[Future[list[list[float]]]]:
         """Unit vectors of texts: one future for each `TEXTS` of them."""
         parts = [list(texts[start : start + TEXTS]) for start in range(0, len(texts), TEXTS)]
-        return self._put([Unit(part, ("texts",), _nothing, self._deadline(timeout)) for part in parts])
+        # A long part fills a batch: whoever leaves meanwhile is not answered by all of theirs at once.
+        return self._put(
+            [Unit(part, ("texts", len(part) > JOINED), _nothing, self._deadline(timeout)) for part in parts]
+        )
 
     def similar(self, pictures: Sequence[Picture], count: int = 5, timeout: float | None = None) -> list[Future[Row]]:
         """The reference pictures that look most like each; needs an index."""
@@ -299,7 +303,7 @@ class Engine:
         assert isinstance(group, tuple)
         if group[0] == "pictures":
             return self.batch_size or bench.batch_size(group[1])
-        return JOINED
+        return 1 if group == ("texts", True) else JOINED
 
     def _answer(self, bench: Bench, units: Sequence[Unit]) -> None:
         """Every unit gets its answer; one that the model fails on is found by halving."""

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from captioner.errors import CaptionerError
+from captioner.errors import BadInput, CaptionerError
 from captioner.images.ahead import HELD_BYTES, READERS
 from captioner.images.budget import Budget, Ticket
 
@@ -106,6 +106,8 @@ class Scheduler:
 
     def put(self, units: Sequence[Unit]) -> None:
         """Take all of these, or none: `Busy` says when to come again."""
+        if len(units) > max(1, self.limit):
+            raise BadInput(f"{len(units)} are more than the {self.limit} that may wait here: ask for fewer at once.")
         with self.changed:
             if self.closed:
                 raise Closed

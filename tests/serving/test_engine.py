@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import captioner
 from captioner.contracts import PLAIN_REQUEST, LoadOptions
 from captioner.errors import BadImage, BadInput, MissingModel
-from captioner.pipeline import Captioner
+from captioner.images import MAX_PIXELS
+from captioner.pipeline import Captioner, DirectEmbedder
 from captioner.run import questions
+from captioner.serving.bench import Bench
 from captioner.serving.engine import Ask, Engine, Picture
 from captioner.serving.memories import Memories
 from captioner.serving.scheduler import Busy, Closed
@@ -219,3 +224,45 @@ def test_each_device_has_its_worker(mini: Captioner, photos: list[Picture]) -> N
     assert texts == [mini.generate(photo.data, ask.request).text for photo in photos[:4]]
     engine.close()
     assert not any(thread.is_alive() for thread in engine.threads)
+
+
+def test_a_prompt_of_a_model_without_text_fails_alone(engine: Engine, photos: list[Picture]) -> None:
+    """It may be in one batch with what others ask for."""
+
+    class Embedder:
+        def embed_images(self, images: Sequence[Image.Image]) -> np.ndarray:
+            return np.full((len(images), 384), 384**-0.5, np.float32)
+
+        vectors = embed_images
+
+    bench = Bench(LoadOptions(), engine.memories, None, MAX_PIXELS)
+    bench.load = lambda name: DirectEmbedder("direct", Embedder())  # type: ignore[method-assign]
+    asks = [Ask("direct"), Ask("direct", wants="embedding")]
+    images = [Image.new("RGB", (8, 8))] * 2
+    refused, row = bench.answer_pictures(asks, photos[:2], images)
+    assert isinstance(refused, BadInput)
+    assert isinstance(row, dict)
+    assert len(row["embedding"]) == 384
+
+
+def test_of_many_texts_that_nobody_waits_for_any_more_the_rest_is_not_embedded(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, left = threading.Event(), threading.Event()
+    embedded: list[int] = []
+
+    def slow(texts: Sequence[str]) -> list[list[float]]:
+        embedded.append(len(texts))
+        begun.set()
+        left.wait(20)
+        return [[0.0]] * len(texts)
+
+    monkeypatch.setattr(engine.benches[0], "embed_texts", slow)
+    futures = engine.embed_texts(["a"] * 1000)
+    assert begun.wait(20)
+    for future in futures:
+        future.cancel()
+    left.set()
+    monkeypatch.undo()
+    engine.embed_texts(["a"])[0].result(20)
+    assert embedded == [256]

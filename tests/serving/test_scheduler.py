@@ -11,7 +11,7 @@ from concurrent.futures import CancelledError
 
 import pytest
 
-from captioner.errors import BadImage
+from captioner.errors import BadImage, BadInput
 from captioner.serving.scheduler import Busy, Closed, Late, Opened, Scheduler, Unit
 
 
@@ -48,6 +48,11 @@ def test_alike_questions_are_joined_oldest_first(scheduler: Scheduler) -> None:
     wait_opened(*units)
     assert scheduler.take(eight) == [units[0], units[2]]
     assert scheduler.take(eight) == [units[1], units[3]]
+
+
+def test_what_would_never_find_room_is_not_told_to_come_again(scheduler: Scheduler) -> None:
+    with pytest.raises(BadInput, match="5 are more than the 4 that may wait"):
+        scheduler.put([unit() for _ in range(5)])
 
 
 def test_a_batch_is_no_larger_than_the_model_takes(scheduler: Scheduler) -> None:
