@@ -11,6 +11,7 @@ import base64
 import binascii
 import json
 import re
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -91,7 +92,7 @@ async def body(request: Request, settings: Settings) -> dict[str, Any]:
         return await _form(request)
     data = await request.body()
     if kind.startswith("image/") or kind == "application/octet-stream":
-        return {"image": Picture(data)} | dict(request.query_params)
+        return {"image": Picture(data)} | _gathered(request.query_params.multi_items())
     try:
         fields = json.loads(data)
     except (ValueError, RecursionError) as error:
@@ -110,9 +111,18 @@ async def _form(request: Request) -> dict[str, Any]:
     except (MultiPartException, KeyError, ValueError) as error:
         words = error.message if isinstance(error, MultiPartException) else "it is damaged"
         raise BadInput(f"The form cannot be read: {printable(str(words))[:200]}") from error
+    return _gathered(
+        [
+            (name, Picture(await value.read(), value.filename or "-") if isinstance(value, UploadFile) else value)
+            for name, value in form.multi_items()
+        ]
+    )
+
+
+def _gathered(items: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    """Fields by their names; one that comes several times is a list."""
     fields: dict[str, Any] = {}
-    for name, value in form.multi_items():
-        item = Picture(await value.read(), value.filename or "-") if isinstance(value, UploadFile) else value
+    for name, item in items:
         if name in fields:
             fields[name] = [*(fields[name] if isinstance(fields[name], list) else [fields[name]]), item]
         else:

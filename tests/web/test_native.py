@@ -52,6 +52,13 @@ def test_settings_of_every_kind(client: TestClient) -> None:
     assert form.json()["text"] == row["text"]
 
 
+def test_a_setting_of_the_query_that_comes_twice_is_a_list(client: TestClient) -> None:
+    query = "?num_beams=1&max_new_tokens=4&require=zebra&require=piano"
+    text = client.post(GENERATE + query, content=CAT, headers={"content-type": "image/jpeg"}).json()["text"]
+    assert "zebra" in text
+    assert "piano" in text
+
+
 def test_several_pictures_where_one_is_bad(client: TestClient) -> None:
     files = [
         ("image", ("a.jpg", PICTURES[0].read_bytes())),
