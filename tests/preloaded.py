@@ -33,10 +33,16 @@ PACKAGES = (
     "pandas",
     "pyarrow.parquet",
     "faiss",
+    "datasets",
+    "accelerate",
+    "matplotlib.figure",
 )
 
 # What the packages read as they are imported, so that no command may have another.
-READ_AT_IMPORT = ("HF_", "HUGGINGFACE_", "TRANSFORMERS_", "TOKENIZERS_", "TORCH_", "OMP_", "MKL_", "XDG_", "HOME")
+READ_AT_IMPORT = (
+    *("HF_", "HUGGINGFACE_", "TRANSFORMERS_", "TOKENIZERS_"),
+    *("TORCH_", "OMP_", "MKL_", "MPL", "XDG_", "HOME"),
+)
 
 CLIENT = """#!{python} -IS
 import json, os, socket, sys
