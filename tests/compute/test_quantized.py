@@ -40,7 +40,8 @@ assert is_bitsandbytes_available()  # it is there for whoever needs it
 
 blip.main([*quantized, "--out", f"{out}/quantized"])
 assert "bitsandbytes" in sys.modules
-blip.main(["--base", base, "--data", data, "--out", f"{out}/paged", "--optimizer", "adamw-8bit-paged", "--max-steps", "2"])
+paged = ["--optimizer", "adamw-8bit-paged", "--max-steps", "2"]
+blip.main(["--base", base, "--data", data, "--out", f"{out}/paged", *paged])
 """
     (tmp_path / "empty").mkdir()
     arguments = (tiny_checkpoint("blip"), pairs, tmp_path, tmp_path / "empty")
