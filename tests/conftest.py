@@ -14,12 +14,14 @@ import json
 import signal
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+
+from tests.preloaded import FEWEST, can_fork, preloaded
 
 # A shell that starts the tests in the background has them ignore Ctrl-C, and so the processes that they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -34,7 +36,7 @@ LONGEST = (
     "models/test_openai.py",
     "models/test_hostile_checkpoints.py",
     "test_examples.py",
-    "training/test_fsdp.py",
+    "training/test_processes.py",
 )
 
 SUBJECTS, LOOKS = ("cat", "dog", "dragon", "castle"), ("red", "blue", "green", "golden")
@@ -56,6 +58,16 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str],
         return made[family]
 
     return get
+
+
+@pytest.fixture(scope="session")
+def quick_python(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A Python that has torch loaded already, where there can be one: for commands of mini, in this environment."""
+    if not can_fork():
+        yield sys.executable
+        return
+    with preloaded(tmp_path_factory.mktemp("preloaded"), os.environ, FEWEST) as folder:
+        yield str(folder / "python")
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,7 @@
 A process that has imported the packages of others, and nothing of this project, forks for each command that it is
 asked for. The command is the real entry point in a process of its own, with its own folder, environment, standard
 streams and exit status, and imports this project's modules itself. A file in the place of `python` or `captioner` asks
-for it, so that a shell finds one where it looks for the other. Signals are not passed on, except that a command ends
+for it, so that a shell finds one where it looks for the other. Ctrl-C and SIGTERM are passed on, and a command ends
 with whoever asked.
 """
 
@@ -22,10 +22,12 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+FEWEST = ("torch",)
+"""What a command of mini imports."""
 PACKAGES = (
     "torch",
     "transformers.modeling_utils",
@@ -37,6 +39,7 @@ PACKAGES = (
     "accelerate",
     "matplotlib.figure",
 )
+TRAINING = (*PACKAGES, "transformers.trainer", "datasets", "matplotlib.figure")
 
 # What the packages read as they are imported, so that no command may have another.
 READ_AT_IMPORT = (
@@ -45,14 +48,18 @@ READ_AT_IMPORT = (
 )
 
 CLIENT = """#!{python} -IS
-import json, os, socket, sys
+import json, os, signal, socket, sys
 
 with socket.socket(socket.AF_UNIX) as server:
     server.connect({address!r})
     socket.send_fds(server, [b"."], [0, 1, 2])
     request = [{words!r} + sys.argv[1:], os.getcwd(), dict(os.environ)]
     server.sendall(json.dumps(request).encode() + b"\\n")
-    status = int(server.recv(16))
+    answers = server.makefile()
+    process = int(answers.readline())
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, _: os.kill(process, number))
+    status = int(answers.readline())
 sys.exit(status if status >= 0 else 128 - status)
 """
 
@@ -65,7 +72,7 @@ def can_fork() -> bool:
 
 
 @contextmanager
-def preloaded(folder: Path, settings: Mapping[str, str]) -> Iterator[Path]:
+def preloaded(folder: Path, settings: Mapping[str, str], packages: Sequence[str] = PACKAGES) -> Iterator[Path]:
     """The folder of a `captioner` and a `python` for whoever has these settings in the environment."""
     address = str(folder / "socket")
     bin_folder = folder / "bin"
@@ -73,7 +80,7 @@ def preloaded(folder: Path, settings: Mapping[str, str]) -> Iterator[Path]:
     for name, words in (("python", []), ("captioner", [str(Path(sys.executable).parent / "captioner")])):
         (bin_folder / name).write_text(CLIENT.format(python=sys.executable, address=address, words=words))
         (bin_folder / name).chmod(0o755)
-    command = [sys.executable, __file__, address]
+    command = [sys.executable, __file__, address, *packages]
     with (
         open(folder / "said", "w+", encoding="utf-8") as said,
         subprocess.Popen(
@@ -90,10 +97,10 @@ def preloaded(folder: Path, settings: Mapping[str, str]) -> Iterator[Path]:
             server.terminate()
 
 
-def serve(address: str) -> list[str]:
+def serve(address: str, packages: Sequence[str]) -> list[str]:
     """Fork for each request. Returns in the processes that are to become a command: its words."""
     settings = dict(os.environ)  # before an import adds to it
-    for package in PACKAGES:
+    for package in packages:
         importlib.import_module(package)
     gc.collect()
     gc.freeze()  # a command that collects garbage would copy all of it
@@ -128,6 +135,7 @@ def command(connection: socket.socket, settings: Mapping[str, str]) -> list[str]
     words, folder, environment = json.loads(connection.makefile(encoding="utf-8").readline())
     child = os.fork()
     if child:
+        connection.sendall(f"{child}\n".encode())
         for stream in (0, 1, 2, *streams):
             os.close(stream)
         finished = os.pidfd_open(child)
@@ -171,7 +179,7 @@ def become(words: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    words = serve(sys.argv[1])
+    words = serve(sys.argv[1], sys.argv[2:])
     status = become(words)
     threading._shutdown()  # waits for them
     atexit._run_exitfuncs()

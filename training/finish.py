@@ -50,8 +50,8 @@ def write_curves(state: TrainerState, path: Path) -> None:
         best = axis.axvline(state.best_global_step, color="grey", linestyle=":")
         handles, labels = [*handles, best], [*labels, f"best: step {state.best_global_step:,}"]
     if handles:
-        figure.legend(handles, labels, loc="outside lower center", ncols=len(handles), frameon=False)
-    figure.set_layout_engine("constrained")
+        figure.legend(handles, labels, loc="lower center", ncols=len(handles), frameon=False)
+    figure.subplots_adjust(left=0.1, right=0.9, bottom=0.2, top=0.92)  # a layout that is found out draws all twice
     with atomic.replacing(path) as new:
         figure.savefig(new, dpi=110, format="png")
 

@@ -4,30 +4,35 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 
-def on_terminal(*words: object, status: int = 0) -> tuple[str, str]:
-    """Standard output, and what a terminal shows of standard error."""
+@pytest.fixture
+def on_terminal(quick_python: str) -> Callable[..., tuple[str, str]]:
+    """Standard output of a command, and what a terminal shows of standard error."""
     pty = pytest.importorskip("pty")
-    master, slave = pty.openpty()
-    command = [sys.executable, "-m", "captioner", *map(str, words)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=slave, text=True)
-    os.close(slave)
-    seen = b""
-    try:
-        while chunk := os.read(master, 4096):
-            seen += chunk
-    except OSError:  # the other end is closed
-        pass
-    os.close(master)
-    out, _ = process.communicate()
-    assert process.returncode == status, seen
-    return out, seen.decode()
+
+    def run(*words: object, status: int = 0) -> tuple[str, str]:
+        master, slave = pty.openpty()
+        command = [quick_python, "-m", "captioner", *map(str, words)]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=slave, text=True)
+        os.close(slave)
+        seen = b""
+        try:
+            while chunk := os.read(master, 4096):
+                seen += chunk
+        except OSError:  # the other end is closed
+            pass
+        os.close(master)
+        out, _ = process.communicate()
+        assert process.returncode == status, seen
+        return out, seen.decode()
+
+    return run
 
 
 @pytest.fixture
@@ -37,7 +42,7 @@ def photos(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_one_picture_says_what_is_loaded_and_takes_it_back(photos: Path) -> None:
+def test_one_picture_says_what_is_loaded_and_takes_it_back(photos: Path, on_terminal) -> None:
     out, seen = on_terminal("generate", photos / "0.png", "-m", "mini", "--quality", "fast")
     note = "loading mini …"
     assert out.strip()
@@ -45,33 +50,23 @@ def test_one_picture_says_what_is_loaded_and_takes_it_back(photos: Path) -> None
     assert on_terminal("generate", photos / "0.png", "-m", "mini", "--quality", "fast", "--quiet")[1] == ""
 
 
-def test_the_bar_says_it_too(photos: Path) -> None:
+def test_the_bar_says_it_too(photos: Path, on_terminal) -> None:
     _, seen = on_terminal("generate", photos, "-m", "mini", "--out", photos / "a.jsonl")
     assert "loading mini …" in seen
     assert "3 done" in seen
 
 
-def test_a_name_is_shown_as_it_is(photos: Path) -> None:
+def test_a_name_is_shown_as_it_is(photos: Path, on_terminal) -> None:
     (photos / ":cat:.png").write_bytes(b"")
     out, seen = on_terminal("generate", photos, "--metadata", "only", "--out", photos / "a.jsonl", status=1)
     assert out == ""
     assert f"{photos}/:cat:.png is empty (0 bytes)." in seen
 
 
-def test_messages_that_nobody_hears_end_nothing(photos: Path) -> None:
+def test_messages_that_nobody_hears_end_nothing(photos: Path, quick_python: str) -> None:
     (photos / "bad.png").write_bytes(b"")
-    command = [
-        sys.executable,
-        "-m",
-        "captioner",
-        "generate",
-        str(photos),
-        "-m",
-        "mini",
-        "--out",
-        str(photos / "a.jsonl"),
-    ]
+    words = ["generate", str(photos), "-m", "mini", "--out", str(photos / "a.jsonl")]
     with open("/dev/full", "wb", buffering=0) as full:
-        done = subprocess.run(command, stderr=full)
+        done = subprocess.run([quick_python, "-m", "captioner", *words], stderr=full)
     assert done.returncode == 1  # for the bad picture
     assert len((photos / "a.jsonl").read_text().splitlines()) == 3

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import torch
@@ -65,3 +66,10 @@ def make(folder: Path) -> None:
     vocabulary(folder)
     scrambled(OFA(OFAConfig(**SIZES)), seed=0).save_pretrained(folder)
     (folder / "preprocessor_config.json").write_text('{"size": 64}', encoding="utf-8")
+
+
+def on_smaller_pictures(made: Path, folder: Path) -> Path:
+    """A copy to train: its convolutions, which are the real ones, take a quarter of the time."""
+    shutil.copytree(made, folder, dirs_exist_ok=True)
+    (folder / "preprocessor_config.json").write_text('{"size": 32}', encoding="utf-8")
+    return folder

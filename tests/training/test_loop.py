@@ -1,16 +1,10 @@
 """The loop's promises, through the real command on a tiny BLIP: overfit and say it back, exact accumulation, kills."""
 
 import json
-import os
 import pickle
 import pickletools
-import re
 import shutil
-import signal
-import socket
-import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -93,25 +87,6 @@ def test_a_worker_is_sent_nothing_of_the_trainer(train, monkeypatch: pytest.Monk
     modules = {name.split()[0] for code, name, _ in pickletools.genops(sent) if code.name == "GLOBAL"}
     assert "training.batches" in modules
     assert not [name for name in modules if name.startswith(("transformers.trainer", "peft", "bitsandbytes"))]
-
-
-def test_killed_and_resumed_is_bit_for_bit_the_unbroken_run(
-    train, tiny_checkpoint, pairs: Path, tmp_path: Path
-) -> None:
-    steps = ["--max-steps", "12", "--eval-every", "3", "--augment"]
-    unbroken = train("unbroken", *steps)
-    out = tmp_path / "killed"
-    arguments = [*command(tiny_checkpoint("blip"), pairs, out), *steps]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "training.blip", *arguments], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
-    )
-    while process.poll() is None and newest_whole(out) is None:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
-    resumed = train("killed", *steps, "--resume")
-    assert losses(resumed) == losses(unbroken)
-    assert (resumed / "model.safetensors").read_bytes() == (unbroken / "model.safetensors").read_bytes()
 
 
 def test_a_half_written_checkpoint_is_passed_over(train, capsys: pytest.CaptureFixture) -> None:
@@ -397,35 +372,6 @@ def test_weights_that_are_no_numbers_are_not_saved(train, tmp_path: Path, monkey
     assert newest_whole(tmp_path / "run").name == "checkpoint-1"
 
 
-@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="Linux tells what a process has loaded")
-@pytest.mark.parametrize("when", ["imports", "training"])
-def test_ctrl_c_is_one_line(when: str, tiny_checkpoint, pairs: Path, tmp_path: Path) -> None:
-    out = tmp_path / "run"
-    arguments = [*command(tiny_checkpoint("blip"), pairs, out), "--epochs", "1000"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "training.blip", *arguments],
-        stderr=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        text=True,
-    )
-    if when == "imports":
-        while "torch" not in Path(f"/proc/{process.pid}/maps").read_text(encoding="utf-8"):
-            time.sleep(0.01)
-    else:
-        while newest_whole(out) is None:
-            time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
-    said = process.communicate()[1]
-    assert process.returncode == 130
-    assert "Traceback" not in said
-    last = said.splitlines()[-1]
-    assert "Stopped." in last
-    if when == "training":
-        assert re.search(r"with --resume goes on from checkpoint-\d+\.$", last)
-    else:
-        assert not out.exists()
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -445,37 +391,3 @@ def test_an_output_folder_in_use_is_left_alone(train, tmp_path: Path) -> None:
     (tmp_path / "mine" / "notes.txt").write_text("keep me")
     with pytest.raises(BadInput, match="not empty"):
         train("mine")
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="gloo under torchrun needs POSIX")
-def test_two_machines_give_the_losses_of_one_which_then_goes_on(
-    train, tiny_checkpoint, pairs: Path, tmp_path: Path
-) -> None:
-    """Two launchers that meet over the network, one process each; the run is then resumed by one process."""
-    one = train("one", "--max-steps", "5", "--schedule", "constant")
-    out = tmp_path / "two"
-    steps = ["--max-steps", "3", "--schedule", "constant"]
-    arguments = [*command(tiny_checkpoint("blip"), pairs, out), *steps, "--batch-size", "4"]
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    meeting = ["--nnodes", "2", "--nproc-per-node", "1", "--master-addr", "127.0.0.1", "--master-port", str(port)]
-    launcher = [sys.executable, "-m", "torch.distributed.run", *meeting]
-    nodes = [
-        subprocess.Popen(
-            [*launcher, "--node-rank", str(rank), "-m", "training.blip", *arguments],
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in (0, 1)
-    ]
-    said = [node.communicate(timeout=240) for node in nodes]
-    assert [node.returncode for node in nodes] == [0, 0], said
-    assert "2 processes a step" in said[0][0]
-    torch.testing.assert_close(losses(out), losses(one)[:3], rtol=1e-4, atol=1e-5)
-    with pytest.raises(BadInput, match="begun with 8 pictures a step and now there are 4"):
-        train("two", "--max-steps", "5", "--schedule", "constant", "--resume", "--batch-size", "4")
-    train("two", "--max-steps", "5", "--schedule", "constant", "--resume")
-    torch.testing.assert_close(losses(out), losses(one), rtol=1e-4, atol=1e-5)

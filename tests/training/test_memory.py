@@ -11,14 +11,13 @@ from PIL import Image
 from training.batches import Pairs
 from training.data.sources import ROW, load_pairs
 
-COUNT, SIDE = 2000, 128  # 49 kB each, uncompressed
+COUNT, SIDE = 600, 256  # 197 kB each, uncompressed
 MOST = 0.35 * COUNT * SIDE * SIDE * 3
 
 
-@pytest.fixture
-def large(tmp_path: Path) -> Path:
-    folder = tmp_path / "large"
-    folder.mkdir()
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("large")
     random = np.random.default_rng(0)
     for number in range(COUNT):
         Image.fromarray(random.integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)).save(folder / f"{number}.bmp")
@@ -26,15 +25,15 @@ def large(tmp_path: Path) -> Path:
     return folder
 
 
-def in_parquet(folder: Path) -> Path:
+def in_parquet(folder: Path, out: Path) -> Path:
     rows = [
         {"image": {"bytes": file.read_bytes(), "path": None}, "text": file.stem, "id": file.stem, "source": "large"}
         for file in folder.glob("*.bmp")
     ]
-    for start in range(0, COUNT, 250):
-        table = datasets.Dataset.from_list(rows[start : start + 250], features=ROW).with_format("arrow")[:]
-        parquet.write_table(table, folder.parent / f"train-{start}.parquet", row_group_size=50)
-    return folder.parent / "train-*.parquet"
+    for start in range(0, COUNT, 50):
+        table = datasets.Dataset.from_list(rows[start : start + 50], features=ROW).with_format("arrow")[:]
+        parquet.write_table(table, out / f"train-{start}.parquet", row_group_size=10)
+    return out / "train-*.parquet"
 
 
 def in_memory() -> int:
@@ -53,7 +52,7 @@ def test_pictures_are_not_kept_in_memory(
     large: Path, layout: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    place = large if layout == "folder" else in_parquet(large)
+    place = large if layout == "folder" else in_parquet(large, tmp_path)
     before = in_memory()
     pairs = Pairs(load_pairs([place]), lambda images: np.asarray(images[0].resize((8, 8)))[None])
     peak = max(in_memory() for number in range(len(pairs)) if pairs[number])

@@ -18,6 +18,7 @@ from captioner.errors import BadCheckpoint, BadInput, BadOutput
 from captioner.models.ofa import load as load_ofa
 from captioner.models.parts.adapters import merge
 from captioner.text.embedding import text_embedder
+from tests.tiny.ofa import on_smaller_pictures
 from tests.training.test_loop import losses
 from training import blip, clip_prefix, direct, ofa, resnet_lstm
 
@@ -28,6 +29,11 @@ GREEDY = Request(decoding=Decoding(num_beams=1, max_new_tokens=48))
 def towers(tiny_checkpoint: Callable[[str], Path]) -> Path:
     """Tiny pretrained parts: clip, resnet, vit, gpt2."""
     return tiny_checkpoint("towers")
+
+
+@pytest.fixture
+def tiny_ofa(tiny_checkpoint: Callable[[str], Path], tmp_path: Path) -> Path:
+    return on_smaller_pictures(tiny_checkpoint("ofa"), tmp_path / "ofa")
 
 
 def shared(pairs: Path, out: Path, *more: str) -> list[str]:
@@ -82,20 +88,9 @@ def test_resnet_lstm_gpt2(towers: Path, few_pairs: Path, tmp_path: Path) -> None
     assert said_back(few_pairs, tmp_path / "run") == 4
 
 
-def test_ofa(tiny_checkpoint: Callable[[str], Path], pairs: Path, tmp_path: Path) -> None:
-    learn = [
-        "--base",
-        str(tiny_checkpoint("ofa")),
-        "--max-steps",
-        "8",
-        "--eval-every",
-        "8",
-        "--lr",
-        "3e-3",
-        "--warmup",
-        "0",
-    ]
-    ofa.main(shared(pairs, tmp_path / "run", *learn, "--batch-size", "4", "--question", "what is this?"))
+def test_ofa(tiny_ofa: Path, pairs: Path, tmp_path: Path) -> None:
+    learn = ["--max-steps", "8", "--eval-every", "8", "--lr", "3e-3", "--warmup", "0", "--batch-size", "4"]
+    ofa.main(shared(pairs, tmp_path / "run", "--base", str(tiny_ofa), *learn, "--question", "what is this?"))
     assert losses(tmp_path / "run")[-1] < 0.9 * losses(tmp_path / "run")[0]
     [prompt] = captioner.load(str(tmp_path / "run")).generate([pairs / "0.png"], GREEDY)
     assert np.isfinite(prompt.score)
@@ -139,9 +134,8 @@ def test_lora_leaves_the_base_alone_and_its_folder_is_a_model(
     base = tiny_checkpoint("blip")
     before = (base / "model.safetensors").read_bytes()
     out = tmp_path / "adapter"
-    blip.main(
-        shared(pairs, out, "--base", str(base), "--lora", "--lora-rank", "4", "--max-steps", "20", "--lr", "1e-2")
-    )
+    learn = ["--lora", "--lora-rank", "4", "--max-steps", "20", "--eval-every", "20", "--lr", "1e-2"]
+    blip.main(shared(pairs, out, "--base", str(base), *learn))
     assert (base / "model.safetensors").read_bytes() == before
     assert not (out / "model.safetensors").exists()
     names = load_file(out / "adapter_model.safetensors")
@@ -171,9 +165,15 @@ def test_lora_leaves_the_base_alone_and_its_folder_is_a_model(
     ids=lambda value: value if isinstance(value, str) else value.__name__.rpartition(".")[2],
 )
 def test_a_frozen_part_gets_no_adapter(
-    trainer: ModuleType, part: str, kept: str, tiny_checkpoint: Callable[[str], Path], pairs: Path, tmp_path: Path
+    trainer: ModuleType,
+    part: str,
+    kept: str,
+    tiny_checkpoint: Callable[[str], Path],
+    tiny_ofa: Path,
+    pairs: Path,
+    tmp_path: Path,
 ) -> None:
-    base = tiny_checkpoint(trainer.__name__.rpartition(".")[2])
+    base = tiny_ofa if trainer is ofa else tiny_checkpoint("blip")
     options = ["--base", str(base), "--lora", "--freeze", part, "--max-steps", "1"]
     if part in ("vision", "encoder"):  # nothing of it learns, so its outputs can be kept
         options += ["--cache-features", str(tmp_path / "features")]
@@ -183,11 +183,9 @@ def test_a_frozen_part_gets_no_adapter(
     assert not [name for name in names if kept in name]
 
 
-def test_an_adapter_of_ofa_asks_its_own_question(
-    tiny_checkpoint: Callable[[str], Path], pairs: Path, tmp_path: Path
-) -> None:
+def test_an_adapter_of_ofa_asks_its_own_question(tiny_ofa: Path, pairs: Path, tmp_path: Path) -> None:
     out, merged = tmp_path / "adapter", tmp_path / "merged"
-    options = ["--base", str(tiny_checkpoint("ofa")), "--lora", "--question", "Which prompt?", "--max-steps", "1"]
+    options = ["--base", str(tiny_ofa), "--lora", "--question", "Which prompt?", "--max-steps", "1"]
     ofa.main(shared(pairs, out, *options, "--batch-size", "2"))
     merge(out, merged)
     for folder in (out, merged):

@@ -8,7 +8,6 @@ import re
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -139,14 +138,12 @@ def wait_for(condition: object) -> None:
 
 
 @pytest.fixture(scope="module")
-def process() -> Iterator[tuple[subprocess.Popen[str], str]]:
+def process(quick_python: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """`captioner serve` as a person starts it, and its address."""
-    command = [sys.executable, "-m", "captioner", "serve", "--models", "mini", "--no-page", "--device", "cpu"]
+    command = [quick_python, "-m", "captioner", "serve", "--models", "mini", "--no-page", "--device", "cpu"]
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    started = subprocess.Popen(
-        [*command, "--port", str(port)], stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
-    )
+    started = subprocess.Popen([*command, "--port", str(port)], stderr=subprocess.PIPE, text=True)
     assert started.stderr is not None
     line = started.stderr.readline()
     assert "answers with mini" in line

@@ -179,6 +179,8 @@ def test_gists_tell_embeddings_that_add_up(monkeypatch):
 
 BUNDLED = Path(clip_prefix.__file__).parents[2] / "bundled" / "mini"
 PICTURES = Path(__file__).parents[3] / "examples" / "pictures"
+FEW = 3
+"""Photographs that are enough where a model is compared with itself: two threads share them unevenly."""
 
 
 @pytest.fixture(scope="module")
@@ -197,7 +199,7 @@ def test_the_bundled_model_is_small_and_says_what_it_learnt_from():
 def test_it_captions_at_once_as_one_by_one_and_every_picture_differently(photographs):
     captioner = pipeline.load("mini", device="cpu")
     at_once = [prompt.text for prompt in captioner.generate(photographs)]
-    assert at_once == [captioner.generate([picture])[0].text for picture in photographs]
+    assert at_once[:FEW] == [captioner.generate([picture])[0].text for picture in photographs[:FEW]]
     assert len(set(at_once)) == len(photographs)
     assert all(len(text.split()) > 1 for text in at_once)
 
@@ -211,7 +213,7 @@ def test_side_by_side_it_says_what_it_says_in_turn(photographs, settings):
         for threads in (1, 2):
             torch.set_num_threads(threads)
             torch.manual_seed(3)
-            said.append([prompt.text for prompt in captioner.generate(photographs, **settings)])
+            said.append([prompt.text for prompt in captioner.generate(photographs[:FEW], **settings)])
             assert torch.get_num_threads() == threads
     finally:
         torch.set_num_threads(before)
@@ -241,7 +243,7 @@ def test_lean_and_full_class_are_one_model(photographs):
     decoding = Decoding(num_beams=3, num_return_sequences=2, max_new_tokens=12)
     lean, full = (module.load(BUNDLED, LoadOptions(device="cpu")) for module in (mini, clip_prefix))
     assert lean.model.traced != super(mini.Mini, lean.model).gpt2  # no Python between the operators of a step
-    for ours, theirs in zip(*(each.read_images(photographs, decoding) for each in (lean, full)), strict=True):
+    for ours, theirs in zip(*(each.read_images(photographs[:FEW], decoding) for each in (lean, full)), strict=True):
         assert [each.text for each in ours.candidates] == [each.text for each in theirs.candidates]
         np.testing.assert_allclose(
             [each.score for each in ours.candidates], [each.score for each in theirs.candidates], rtol=1e-4

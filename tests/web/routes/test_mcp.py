@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import shlex
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -122,14 +122,15 @@ def test_links_lead_nowhere_else(tmp_path: Path) -> None:
         below(None, "inside.png")
 
 
-def test_on_standard_input(tmp_path: Path) -> None:
+def test_on_standard_input(tmp_path: Path, quick_python: str) -> None:
     """The user's own paths, wherever they lie; an address of this machine is not asked even so."""
     drawn, said = tmp_path / "drawn.png", tmp_path / "said.jsonl"
     drawn.write_bytes(png(parameters=A1111))
-    line = f"{shlex.quote(sys.executable)} -m captioner mcp --models mini | tee {shlex.quote(str(said))}"
+    line = f"{shlex.quote(quick_python)} -m captioner mcp --models mini | tee {shlex.quote(str(said))}"
+    how = StdioServerParameters(command="sh", args=["-c", line], env=dict(os.environ))
     with open(tmp_path / "log.txt", "w+", encoding="utf-8") as log:
         _, caption, carried, refused = ask(
-            stdio_client(StdioServerParameters(command="sh", args=["-c", line]), errlog=log),
+            stdio_client(how, errlog=log),
             ("caption_image", {"path": str(COFFEE)}),
             ("read_prompt", {"path": str(drawn)}),
             ("caption_image", {"address": "http://127.0.0.1:1/cat.png"}),
@@ -146,7 +147,7 @@ def test_on_standard_input(tmp_path: Path) -> None:
     assert len(answers) >= 5
 
 
-def test_what_is_no_message_is_told_and_answered() -> None:
+def test_what_is_no_message_is_told_and_answered(quick_python: str) -> None:
     """A line that is no message costs itself alone; an input that is cut off ends with status 2. Either way, and at
     once, all that was asked before is answered, but for what was cancelled."""
     start = {"protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": {"name": "test", "version": "1"}}
@@ -157,7 +158,7 @@ def test_what_is_no_message_is_told_and_answered() -> None:
         {"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": 4}},
     ]
     lines = ["hello", "", '{"id":1}', *map(json.dumps, messages), '{"jsonrpc":"2.0","id":2,"meth']
-    command = [sys.executable, "-m", "captioner", "mcp", "--models", "mini"]
+    command = [quick_python, "-m", "captioner", "mcp", "--models", "mini"]
     ended = subprocess.run(command, input="\n".join(lines), capture_output=True, text=True, timeout=60)
     answers = [json.loads(answer) for answer in ended.stdout.splitlines()]
     assert sorted(answer["error"]["code"] for answer in answers if "error" in answer) == [-32700, -32700, -32600]
