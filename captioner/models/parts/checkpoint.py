@@ -14,12 +14,11 @@ import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
 from torch import nn
-from transformers import PreTrainedConfig, PreTrainedModel
 
 from captioner import compute
 from captioner.compute.quantized import peft_without_bitsandbytes
@@ -30,7 +29,10 @@ from captioner.files.weights import NAMES, weights_in
 from captioner.models.parts.narrow import narrowed
 from captioner.quiet import without_bars
 
-Model = TypeVar("Model", bound=PreTrainedModel)
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+Model = TypeVar("Model", bound="PreTrainedModel")
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 BUFFERS = ("position_ids", ".attn.bias", ".attn.masked_bias")

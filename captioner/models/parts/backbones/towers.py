@@ -1,6 +1,7 @@
 """Image towers: transformers' ViT, CLIP and ResNet, and EfficientNet-Lite, each with its preprocessing.
 
 What they have in common is a `Backbone`: pixels to one vector, or to a grid of them, and layers that can be frozen.
+Who asks for a tower of transformers imports its classes then: an index on EfficientNet-Lite answers without them.
 """
 
 from __future__ import annotations
@@ -8,20 +9,10 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor, nn
-from transformers import (
-    CLIPVisionConfig,
-    CLIPVisionModelWithProjection,
-    PreTrainedModel,
-    ResNetConfig,
-    ResNetModel,
-    ViTConfig,
-    ViTModel,
-)
-from transformers.models.resnet.modeling_resnet import ResNetStage
 
 from captioner.errors import BadCheckpoint
 from captioner.models.parts.backbones.efficientnet_lite import EfficientNetLite
@@ -36,7 +27,10 @@ from captioner.models.parts.checkpoint import (
 )
 from captioner.models.parts.narrow import all_of
 
-Tower = TypeVar("Tower", bound=PreTrainedModel)
+if TYPE_CHECKING:
+    from transformers import CLIPVisionModelWithProjection, PreTrainedModel, ResNetModel, ViTModel
+
+Tower = TypeVar("Tower", bound="PreTrainedModel")
 
 
 class Backbone(nn.Module):
@@ -127,10 +121,14 @@ class ViT(Backbone):
 
     @staticmethod
     def blank_tower(name: str, settings: dict) -> ViTModel:
+        from transformers import ViTConfig, ViTModel
+
         return ViTModel(ViTConfig(**settings), add_pooling_layer=False)
 
     @staticmethod
     def load_tower(folder: Path) -> PreTrainedModel:
+        from transformers import ViTModel
+
         return _load_tower(ViTModel, folder, add_pooling_layer=False)
 
     @property
@@ -160,10 +158,14 @@ class CLIPVision(Backbone):
 
     @staticmethod
     def blank_tower(name: str, settings: dict) -> CLIPVisionModelWithProjection:
+        from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+
         return CLIPVisionModelWithProjection(CLIPVisionConfig(**settings))
 
     @staticmethod
     def load_tower(folder: Path) -> PreTrainedModel:
+        from transformers import CLIPVisionModelWithProjection
+
         return _load_tower(CLIPVisionModelWithProjection, folder)
 
     @property
@@ -193,10 +195,14 @@ class ResNet(Backbone):
 
     @staticmethod
     def blank_tower(name: str, settings: dict) -> ResNetModel:
+        from transformers import ResNetConfig, ResNetModel
+
         return ResNetModel(ResNetConfig(**settings))
 
     @staticmethod
     def load_tower(folder: Path) -> PreTrainedModel:
+        from transformers import ResNetModel
+
         return _load_tower(ResNetModel, folder)
 
     @property
@@ -205,6 +211,8 @@ class ResNet(Backbone):
 
     @property
     def blocks(self) -> list[nn.Module]:
+        from transformers.models.resnet.modeling_resnet import ResNetStage
+
         return [layer for stage in all_of(self.tower.encoder.stages, ResNetStage) for layer in stage.layers]
 
     def pooled(self, pixels: Tensor) -> Tensor:
