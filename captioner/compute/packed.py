@@ -27,8 +27,13 @@ NARROW, SMALL = 1024, 2_500_000
 """Outputs and weights of a layer in bf16 that multiplies some hundred rows at half the speed of fewer and of more: so
 oneDNN shares its work among threads. 577 rows by 3,072 × 768 weights take 3 ms, in two parts 1.7 (two cores with AMX).
 """
-HUNDREDS, FEWER = range(449, 1101), 320
-"""Rows that it is given in parts, and the most of a part."""
+HUNDREDS = range(449, 1101)
+"""Rows that it is given in parts."""
+AWKWARD = range(577, 579)
+"""Rows that are multiplied in fp32 without AVX-512 at five sixths of the speed of fewer and of more, and so in parts
+too. 577 are 24 × 24 patches and a class token: BLIP's picture, and CLIP's of 336 pixels a side."""
+FEWER = 320
+"""The most rows of a part."""
 MOST = 127
 """The largest integer of 8 bits."""
 LEAST = 1e-12
@@ -105,14 +110,13 @@ class PackedLinear(nn.Module):
         self.register_buffer("packed", _packed(weight), persistent=False)
         # Once packed, an empty stand-in is left: one copy is enough, and code that asks for the dtype still finds it.
         self.weight = weight if self.packed is None else weight.new_empty(0)
-        narrow = self.out_features <= NARROW and weight.numel() <= SMALL
-        self.in_parts = narrow and weight.dtype == torch.bfloat16 and has_amx()
+        self.in_parts = _slow_rows(weight)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.packed is None:
             return _ACTIVATIONS[self.activation](nn.functional.linear(x, self.weight, self.bias))
         rows = x.shape[:-1].numel() if self.in_parts else 1
-        if rows not in HUNDREDS:
+        if rows not in self.in_parts:
             return self._product(x)
         parts = x.reshape(rows, -1).tensor_split(-(-rows // FEWER))
         return torch.cat([self._product(part) for part in parts]).view(*x.shape[:-1], -1)
@@ -142,6 +146,14 @@ def _traceable_product() -> Callable[..., Tensor]:
         return torch.ops.mkldnn._linear_pointwise(x, packed, bias, activation, [], "none")
 
     return torch.jit.script(product)
+
+
+def _slow_rows(weight: Tensor) -> range:
+    """So many rows by this weight are multiplied more quickly in parts."""
+    if weight.dtype == torch.float32 and not has_avx512():
+        return AWKWARD
+    narrow = len(weight) <= NARROW and weight.numel() <= SMALL
+    return HUNDREDS if narrow and weight.dtype == torch.bfloat16 and has_amx() else range(0)
 
 
 def fuse_gelu(module: nn.Module, linear: str, activation: str) -> None:

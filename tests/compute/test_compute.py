@@ -10,6 +10,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from captioner import compute
+from captioner.compute.packed import has_avx512
 from captioner.contracts import LoadOptions
 from captioner.errors import BadInput
 
@@ -132,6 +133,16 @@ def test_many_rows_of_a_narrow_layer_are_multiplied_in_parts(monkeypatch: pytest
     y = layer(x)
     assert layer.in_parts
     torch.testing.assert_close(y, torch.stack([layer(picture) for picture in x]))
+
+
+@pytest.mark.parametrize("rows", [576, 577, 578])
+def test_a_picture_of_577_rows_is_multiplied_in_parts_without_avx512(rows: int) -> None:
+    torch.manual_seed(0)
+    weight, bias = torch.randn(8, 16), torch.randn(8)
+    layer = compute.PackedLinear(weight, bias, "gelu")
+    assert (rows in layer.in_parts) == (rows > 576 and not has_avx512())
+    x = torch.randn(rows, 16)
+    torch.testing.assert_close(layer(x), nn.functional.gelu(nn.functional.linear(x, weight, bias)))
 
 
 def test_fp32_is_packed_and_float64_is_not(model: Model, avx512: None) -> None:
