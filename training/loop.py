@@ -84,6 +84,15 @@ class DivergedError(CaptionerError):
     """The loss is no number any more."""
 
 
+class OneDevice(TrainingArguments):
+    """A process learns on one device, as it announces; several are for torchrun. The Trainer would spread each batch
+    over all GPUs that it sees (DataParallel), every one with a whole batch of its own: N times what was asked for."""
+
+    @property
+    def n_gpu(self) -> int:
+        return min(super().n_gpu, 1)
+
+
 class NewEpoch(TrainerCallback):
     """Tells the training rows which epoch it is, in a resumed one too."""
 
@@ -174,8 +183,6 @@ class LoopTrainer(Trainer):
         if not model.training:
             model.train()
         loss = self.compute_loss(model, self._prepare_inputs(inputs), num_items_in_batch=num_items_in_batch)
-        if self.args.n_gpu > 1:
-            loss = loss.mean()
         self.accelerator.backward(loss)
         return loss.detach()
 
@@ -439,7 +446,7 @@ def arguments(recipe: Recipe, job: Job) -> TrainingArguments:
     on_cpu = recipe.device == "cpu" or not torch.cuda.is_available()
     cosine = recipe.select_by == "cosine"
     recomputes: dict[str, Any] = {RECOMPUTES: recipe.gradient_checkpointing}
-    return TrainingArguments(
+    return OneDevice(
         output_dir=recipe.out,
         num_train_epochs=recipe.epochs,
         max_steps=recipe.max_steps,
@@ -511,6 +518,8 @@ def announce(job: Job, trainer: LoopTrainer, start_from: Path | None) -> None:
     ]
     if "paged" in recipe.optimizer and trainer.args.device.type == "cpu":
         lines.append("There is no GPU whose memory could be full: the paged optimizer works like the other.")
+    if trainer.args.device.type == "cuda" and processes == 1 and (gpus := torch.cuda.device_count()) > 1:
+        lines.append(f"One of {gpus} GPUs is used: `torchrun --nproc-per-node {gpus}` in place of `python` uses all.")
     if not tensorboard_is_here():
         lines.append("TensorBoard is not installed, so there is no log for it (pip install 'captioner[train]').")
     prompts = set() if validation is None else validation.fingerprints()

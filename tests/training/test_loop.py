@@ -18,7 +18,8 @@ from captioner.decoding import Decoding
 from captioner.errors import BadInput, BadOutput
 from training import blip
 from training.batches import Pairs
-from training.loop import WHOLE, DivergedError, LoopTrainer, drop_old_checkpoints, newest_whole
+from training.job import Job
+from training.loop import WHOLE, DivergedError, LoopTrainer, arguments, drop_old_checkpoints, newest_whole
 from training.progress import show
 
 GREEDY = Request(decoding=Decoding(num_beams=1, max_new_tokens=16))
@@ -63,6 +64,18 @@ def test_one_large_batch_equals_many_small_ones(train) -> None:
     one = train("one", "--max-steps", "3", "--weight-decay", "0")
     many = train("many", "--max-steps", "3", "--weight-decay", "0", "--batch-size", "1", "--accumulate", "8")
     torch.testing.assert_close(losses(one), losses(many), rtol=1e-4, atol=1e-5)
+
+
+def test_a_process_learns_on_one_gpu_however_many_it_sees(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or the Trainer makes the batch as many times larger, and nobody is told."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    recipe = blip.BlipRecipe(out=str(tmp_path / "run"), batch_size=8)
+    job = Job(recipe, torch.nn.Identity(), [], None, targets=dict, save_processor=print)
+    chosen = arguments(recipe, job)
+    assert chosen.device.type == "cuda"
+    assert (chosen.n_gpu, chosen.train_batch_size, chosen.eval_batch_size) == (1, 8, 8)
 
 
 def test_worker_processes_change_nothing_even_with_augmentation(train) -> None:
