@@ -13,8 +13,9 @@ demo: $(VENV)/.installed
 train: $(VENV)/.installed-train
 	@echo "Ready to train: source $(BIN)/activate, then see the README's section Train."
 
+# The tests start many processes: what one has compiled the others read, also where Python is told to write nothing.
 test: $(VENV)/.installed-test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
 	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
