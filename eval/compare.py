@@ -11,7 +11,7 @@ import numpy as np
 from captioner.errors import BadInput
 from captioner.statistics import RESAMPLES, SEED, Difference, holm, paired_difference
 from eval import store
-from eval.metrics import in_order, metric_of
+from eval.metrics import TextMetric, in_order, metric_of
 from eval.results import SIGNIFICANT, Results
 
 
@@ -71,7 +71,10 @@ def compare(
     groups = [a.groups[row] for row in rows_a]
     names = _metrics(a, b, wanted)
     for name in names:
-        if (difference := _made_otherwise(name, about_a, about_b)) is not None:
+        difference = _made_otherwise(name, about_a, about_b)
+        if _weighs_words(name) and _weights_follow_from(a) != _weights_follow_from(b):
+            difference = "word weights, which follow from all prompts of a report: make both on the same data."
+        if difference is not None:
             raise BadInput(f"The figures {name} of {file_a} and {file_b} are of different {difference}")
     measured = []
     for one, other in _models(a, b, model_a, model_b):
@@ -111,6 +114,16 @@ def _made_otherwise(metric: str, a: dict, b: dict) -> str | None:
     if setting is None or _setting(a, setting) == _setting(b, setting):
         return None
     return f"{KINDS[setting]}: they do not compare."
+
+
+def _weighs_words(name: str) -> bool:
+    metric = metric_of(name)
+    return isinstance(metric, TextMetric) and metric.weighs_words
+
+
+def _weights_follow_from(results: Results) -> list[list[str]]:
+    """The references of all items, in any order."""
+    return sorted(map(sorted, results.truths))
 
 
 def _setting(about: dict, name: str) -> object:

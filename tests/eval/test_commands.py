@@ -19,7 +19,7 @@ from captioner.text.minilm import packaged_minilm
 from eval import __main__ as command_line
 from eval import submission
 from eval.compare import compare
-from eval.metrics import cosines
+from eval.metrics import cosines, metric_of
 from eval.progress import track
 from eval.results import Results, text_values
 from eval.score import read_table, score
@@ -223,6 +223,25 @@ def test_compare_pairs_by_picture_and_prompt(tmp_path: Path) -> None:
     assert change.difference.interval.mean == pytest.approx(0.15)
     with pytest.raises(BadInput, match="no picture"):
         compare(a, saved("c", ["x"], [0.1]))
+
+
+@pytest.mark.parametrize("metric", ["cider_d", "cider_d_coco"])
+def test_compare_refuses_figures_whose_word_weights_are_of_other_data(metric: str, tmp_path: Path) -> None:
+    def saved(name: str, prompts: list[str]) -> Path:
+        rows = [{"id": prompt, "truth": prompt, "prediction": f"{prompt} now"} for prompt in prompts]
+        (tmp_path / name).mkdir()
+        score(table(tmp_path / f"{name}.csv", rows), tmp_path / name, cosine=False, resamples=200)
+        file = tmp_path / name / "per_image.parquet"
+        measured = Results.load(file)
+        values = metric_of(metric)(measured.texts[measured.models[0]], measured.truths)
+        replace(measured, values={metric: values[:, None]}).save(file)
+        return tmp_path / name
+
+    whole, turned, part = saved("whole", ANIMALS), saved("turned", ANIMALS[::-1]), saved("part", ANIMALS[:2])
+    [change] = compare(whole, turned, [metric], resamples=200)
+    assert change.difference.interval.mean == pytest.approx(0)
+    with pytest.raises(BadInput, match=f"figures {metric} of .* different word weights"):
+        compare(whole, part, [metric], resamples=200)
 
 
 @pytest.fixture
