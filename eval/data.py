@@ -160,14 +160,19 @@ def _oddities(items: list[Item], unreadable: list[str], named: bool) -> list[str
 
 
 def _unique_ids(items: list[Item], notes: list[str], named: bool) -> list[Item]:
-    """The second picture of one id is called id#2."""
+    """The second picture of one id is called id#2, or by the next number that no picture has."""
+    taken = {item.id for item in items}
     seen: Counter[str] = Counter()
     unique, renamed = [], []
     for item in items:
-        seen[item.id] += 1
-        if seen[item.id] > 1:
-            renamed.append(item.id)
-            item = replace(item, id=f"{item.id}#{seen[item.id]}")
+        identifier = item.id
+        seen[identifier] += 1
+        if seen[identifier] > 1:
+            while (name := f"{identifier}#{seen[identifier]}") in taken:
+                seen[identifier] += 1
+            taken.add(name)
+            renamed.append(identifier)
+            item = replace(item, id=name)
         unique.append(item)
     if renamed:
         which = _some(renamed, named)

@@ -200,6 +200,14 @@ def test_odd_data_is_handled_and_said(pictures: Path, tmp_path: Path) -> None:
     assert read_pairs([str(pictures)], limit=5).fingerprint != pairs.fingerprint
 
 
+def test_an_id_given_anew_is_nobody_elses(tmp_path: Path) -> None:
+    ids = ["a", "a", "a#2", "a", "b", "a#2"]
+    for number in range(len(ids)):
+        Image.new("RGB", (8, 8), (number, 0, 0)).save(tmp_path / f"{number}.png")
+    write_rows(tmp_path, [{"file_name": f"{n}.png", "text": "a fox", "id": name} for n, name in enumerate(ids)])
+    assert [item.id for item in read_pairs([str(tmp_path)]).items] == ["a", "a#3", "a#2", "a#4", "b", "a#2#2"]
+
+
 def test_a_limit_draws_pictures_with_all_their_captions(pictures: Path) -> None:
     rows = [{"file_name": f"{n:02}.png", "text": f"caption {k} of {n}", "id": str(n)} for n in range(8) for k in "abc"]
     write_rows(pictures, rows)
