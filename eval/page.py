@@ -43,7 +43,7 @@ WORDS = {
     "corrected by Holm’s method for all pairs of models of the measure.",
     "detectable": "The smallest true difference that so many prompts would show in 4 of 5 repetitions.",
     "speed": "Pictures a second: time of the model alone, pictures already decoded.",
-    "distinct": "Share of texts that differ from all others.",
+    "distinct": "The number of different texts over that of all texts: 100 % where no two are the same.",
     "part": "Pictures of one source, or with true prompts of such a length.",
 }
 """Words of the page beside the metrics, and what they mean."""

@@ -130,7 +130,7 @@ def near_duplicates(
     return {
         "near": sum(not is_near.isdisjoint(of_item) for of_item in truths),
         "exact": sum(not is_exact.isdisjoint(of_item) for of_item in truths),
-        "prompts": len(truths),
+        "pictures": len(truths),
         "training_prompts": total,
         "threshold": NEAR,
     }
@@ -139,7 +139,7 @@ def near_duplicates(
 def near_duplicates_note(label: str, counted: NearDuplicates) -> str:
     """In a sentence."""
     return (
-        f"{label}: {counted['near']:,} of the {counted['prompts']:,} prompts have a near-duplicate (cosine above "
-        f"{counted['threshold']}) among the {counted['training_prompts']:,} training prompts, {counted['exact']:,} of "
-        "them word for word."
+        f"{label}: {counted['near']:,} of the {counted['pictures']:,} pictures have a prompt with a near-duplicate "
+        f"(cosine above {counted['threshold']}) among the {counted['training_prompts']:,} training prompts, "
+        f"{counted['exact']:,} of them word for word."
     )

@@ -94,12 +94,12 @@ class Runs(TypedDict):
 
 
 class NearDuplicates(TypedDict):
-    """Prompts of the data that are (nearly) among a model's training prompts."""
+    """Pictures of the data with a prompt that is (nearly) among a model's training prompts."""
 
     near: int
     """Above the threshold, the exact ones with them."""
     exact: int
-    prompts: int
+    pictures: int
     training_prompts: int
     threshold: float
 
@@ -119,7 +119,7 @@ class ModelRow(TypedDict):
     precision: str | None
     """In which it computed, where it tells."""
     distinct: float | None
-    """Share of different texts."""
+    """The number of different texts over that of all texts."""
     trained_on: list[str]
     warning: str | None
     near_duplicates: NearDuplicates | None

@@ -161,7 +161,7 @@ def model_row(label: str, distinct: float | None = None) -> ModelRow:
 
 
 def distinct(texts: Sequence[str | None]) -> float | None:
-    """Share of different texts."""
+    """The number of different texts over that of all texts."""
     present = [text for text in texts if text is not None]
     return len(set(present)) / len(present) if present else None
 

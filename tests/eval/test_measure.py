@@ -185,9 +185,9 @@ def test_near_duplicates_of_training_prompts_are_counted(pictures: Path, tmp_pat
     said = texts_file(tmp_path, "said", ["a fox"] * 8)
     models = [f"nearest=nearest:{tmp_path / 'index'}", f"said={said}", f"other={said}"]
     written = make(pictures, models, tmp_path / "out", trained_on=[f"said={seen}"])
-    counted = {"near": 4, "exact": 2, "prompts": 8, "training_prompts": 4, "threshold": 0.9}
+    counted = {"near": 4, "exact": 2, "pictures": 8, "training_prompts": 4, "threshold": 0.9}
     assert [model["near_duplicates"] for model in written["models"]] == [counted, counted, None]
-    assert any("4 of the 8 prompts have a near-duplicate" in note for note in written["data"]["notes"])
+    assert any("4 of the 8 pictures have a prompt with a near-duplicate" in note for note in written["data"]["notes"])
     with pytest.raises(BadInput, match="no model of this report"):
         make(pictures, models, tmp_path / "b", trained_on=[f"nobody={seen}"])
 

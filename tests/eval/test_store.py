@@ -11,6 +11,7 @@ import pytest
 from captioner.errors import BadInput, BadOutput
 from captioner.sinks.row import without_nan
 from eval import store
+from eval.page import WORDS
 from eval.results import Results
 
 
@@ -69,3 +70,8 @@ def test_damaged_values_are_said_in_a_sentence(tmp_path: Path) -> None:
         pq.write_table(content, file)
         with pytest.raises(BadInput, match="damaged"):
             pytest.fail(name + str(Results.load(file)))
+
+
+def test_distinct_is_what_its_definition_says() -> None:
+    assert store.distinct(["a fox", "a fox", "an owl", None]) == pytest.approx(2 / 3)
+    assert "number of different texts over that of all texts" in WORDS["distinct"]
