@@ -16,10 +16,8 @@ from eval.speed.clock import flops, peak
 
 
 def test_ours_against_theirs_on_random_weights(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    result = model.speed("blip-tiny-random", [1, 2], ["fp32", "int8"], repeats=2, out=tmp_path / "speed.json")
-    assert [(row["precision"], row["batch"]) for row in result["rows"]] == [
-        ("fp32", 1), ("fp32", 2), ("int8", 1), ("int8", 2)
-    ]  # fmt: skip
+    result = model.speed("blip-tiny-random", [2], ["fp32", "int8"], repeats=2, out=tmp_path / "speed.json")
+    assert [(row["precision"], row["batch"]) for row in result["rows"]] == [("fp32", 2), ("int8", 2)]
     for row in result["rows"]:
         for phase in ("encode", "decode", "total", "theirs", "ratio"):
             assert 0 < row[phase]["min"] <= row[phase]["median"] <= row[phase]["max"]
@@ -65,8 +63,8 @@ def test_memory_that_was_freed_before_counts_again() -> None:
 
 
 def test_a_folder_can_be_measured(tiny_checkpoint: Callable[[str], Path]) -> None:
-    result = model.speed(str(tiny_checkpoint("blip")), [2], ["float64"], repeats=1)
-    assert result["rows"][0]["same_ids"] >= 0
+    result = model.speed(str(tiny_checkpoint("blip")), [2], ["fp32"], repeats=1)
+    assert [row["same_ids"] for row in result["rows"]] == [1]
 
 
 def test_where_it_cannot_write_nothing_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
