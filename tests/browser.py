@@ -56,7 +56,7 @@ MODIFIERS = {"Alt": 1, "Control": 2, "Meta": 4, "Shift": 8}
 
 
 class Browser:
-    """One process; every page of it has its own storage."""
+    """One process; every page of it begins with an empty storage."""
 
     def __init__(self, profile: Path) -> None:
         assert CHROMIUM is not None
@@ -72,7 +72,8 @@ class Browser:
 
         command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
         command += ["--remote-debugging-pipe", f"--user-data-dir={profile}", "--hide-scrollbars", "--disable-sync"]
-        command += ["--force-color-profile=srgb", "--disable-component-update", "--no-first-run", "about:blank"]
+        command += ["--force-color-profile=srgb", "--disable-component-update", "--no-first-run"]
+        command += ["--disable-features=BackForwardCache,SpareRendererForSitePerProcess", "about:blank"]
         self.process = subprocess.Popen(
             command, preexec_fn=pipes, close_fds=False, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
@@ -82,6 +83,8 @@ class Browser:
         self._buffer = b""
         self._number = 0
         self.events: deque[dict] = deque()
+        self.free: list[tuple[str, str]] = []
+        """Contexts with their empty tab, of pages that were closed: to begin a process anew takes most of a second."""
 
     def __enter__(self) -> Browser:
         return self
@@ -97,11 +100,14 @@ class Browser:
         os.close(self._from)
 
     def page(self, width: int = 1280, height: int = 900, dark: bool = False, touch: bool = False) -> Page:
-        """A new page in a context of its own: no cookie, no storage of another page."""
-        context = self.send("Target.createBrowserContext")["browserContextId"]
-        target = self.send("Target.createTarget", url="about:blank", browserContextId=context)["targetId"]
+        """A page in a context of its own: no cookie, no storage of another page."""
+        if self.free:
+            context, target = self.free.pop()
+        else:
+            context = self.send("Target.createBrowserContext")["browserContextId"]
+            target = self.send("Target.createTarget", url="about:blank", browserContextId=context)["targetId"]
         session = self.send("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
-        return Page(self, session, target, width, height, dark, touch)
+        return Page(self, session, context, target, width, height, dark, touch)
 
     def send(self, method: str, session: str | None = None, **given: Any) -> dict:
         """A command of the DevTools protocol and its answer; what happens meanwhile is kept in `events`."""
@@ -142,9 +148,17 @@ class Page:
     """One tab: what it asked for (`requests`) and what went wrong in it (`errors`) are kept."""
 
     def __init__(
-        self, browser: Browser, session: str, target: str, width: int, height: int, dark: bool, touch: bool
+        self,
+        browser: Browser,
+        session: str,
+        context: str,
+        target: str,
+        width: int,
+        height: int,
+        dark: bool,
+        touch: bool,
     ) -> None:
-        self.browser, self.session, self.target = browser, session, target
+        self.browser, self.session, self.context, self.target = browser, session, context, target
         self._errors: list[str] = []
         self._requests: list[str] = []
         for domain in ("Page", "Runtime", "Network", "Log", "DOM"):
@@ -252,12 +266,8 @@ class Page:
 
     def downloads_into(self, folder: Path) -> None:
         """What the page hands out lands here under its own name."""
-        info = self.browser.send("Target.getTargetInfo", targetId=self.target)["targetInfo"]
         self.browser.send(
-            "Browser.setDownloadBehavior",
-            behavior="allow",
-            downloadPath=str(folder),
-            browserContextId=info["browserContextId"],
+            "Browser.setDownloadBehavior", behavior="allow", downloadPath=str(folder), browserContextId=self.context
         )
 
     def screenshot(self, file: Path, whole: bool = False) -> None:
@@ -283,8 +293,17 @@ class Page:
         return self._requests
 
     def close(self) -> None:
+        """Leave the tab to the next page, with nothing in it."""
         self._collect()
-        self.browser.send("Target.closeTarget", targetId=self.target)
+        for origin in {match[0] for address in self._requests if (match := re.match("https?://[^/]+", address))}:
+            self.send("Storage.clearDataForOrigin", origin=origin, storageTypes="all")
+        self.run("sessionStorage.clear()")
+        self.run("location.replace('about:blank')")
+        self.wait("location.href === 'about:blank'")
+        self.send("Page.resetNavigationHistory")
+        self.browser.send("Browser.setDownloadBehavior", behavior="default", browserContextId=self.context)
+        self.browser.send("Target.detachFromTarget", sessionId=self.session)
+        self.browser.free.append((self.context, self.target))
 
     def _collect(self) -> None:
         self.send("Runtime.evaluate", expression="0")  # so that what happened before has arrived

@@ -205,7 +205,9 @@ def test_downloads_hold_what_is_shown(page: Page, tmp_path: Path, said: captione
     assert texts == {"cat.txt": said.text + "\n", "coffee.txt": 'a cup, "hot"\nand red\n'}
     rows = [json.loads(line) for line in (tmp_path / "captions.jsonl").read_text().splitlines()]
     assert [row["file"] for row in rows] == ["cat.jpg", "coffee.jpg"]
-    assert rows[0]["candidates"] == [asdict(candidate) for candidate in said.candidates]
+    assert rows[0]["candidates"] == [
+        asdict(candidate) | {"score": pytest.approx(candidate.score, abs=1e-5)} for candidate in said.candidates
+    ]  # two pictures in one batch may differ from one in the last bit
     assert rows[1]["text"] == 'a cup, "hot"\nand red'
     with open(tmp_path / "captions.csv", encoding="utf-8", newline="") as stream:
         assert [row["text"] for row in csv.DictReader(stream)] == [row["text"] for row in rows]
