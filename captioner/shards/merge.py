@@ -28,6 +28,7 @@ from captioner.sinks import (
     check_place,
     explained,
     groups,
+    not_resumable,
     to_json,
 )
 
@@ -212,7 +213,7 @@ def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
 def _write_imagefolder(plan: Plan, parts: dict[int, Path], out: Path) -> Merged:
     check_new_folder(out)
     merged = Merged()
-    with ImageFolder(out) as sink:
+    with not_resumable(f"Put it right, remove {out}, and merge again."), ImageFolder(out) as sink:
         for shard, part in parts.items():
             for group in groups(_results(plan, shard, part), BATCH // 16):
                 good = []

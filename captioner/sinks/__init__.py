@@ -5,7 +5,16 @@ run is over. A run that was killed loses at most the batch in flight, and resume
 as an unbroken run. Nothing that is already there is overwritten unasked.
 """
 
-from captioner.sinks.checks import LEAST_FREE, RESUME, check_name, check_new, check_new_folder, check_place, explained
+from captioner.sinks.checks import (
+    LEAST_FREE,
+    RESUME,
+    check_name,
+    check_new,
+    check_new_folder,
+    check_place,
+    explained,
+    not_resumable,
+)
 from captioner.sinks.imagefolder import ImageFolder
 from captioner.sinks.journal import Errors, Journal, Settings, given
 from captioner.sinks.open import open_out, write_lines
@@ -38,6 +47,7 @@ __all__ = [
     "given",
     "groups",
     "is_finite",
+    "not_resumable",
     "open_out",
     "to_json",
     "write_lines",

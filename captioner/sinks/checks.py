@@ -61,3 +61,14 @@ def explained(path: Path, remedy: str = "Choose another place.") -> Iterator[Non
         yield
     except OSError as error:
         raise BadOutput(f"{path} cannot be written ({error.strerror}). {remedy}") from error
+
+
+@contextmanager
+def not_resumable(remedy: str) -> Iterator[None]:
+    """For work through a sink or a journal that cannot be resumed: what is to be done instead."""
+    try:
+        yield
+    except BadOutput as error:
+        if RESUME not in str(error):
+            raise
+        raise BadOutput(str(error).replace(RESUME, remedy)) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -322,6 +323,21 @@ def test_an_imagefolder_of_the_parts(planned: Planned, tmp_path: Path) -> None:
     merge.merge(made, tmp_path / "folder", "imagefolder")
     rows = load_dataset("imagefolder", data_dir=str(tmp_path / "folder"), split="train", cache_dir=str(tmp_path / "c"))
     assert sorted(rows["text"]) == sorted(text for text in TEXTS if text)
+
+
+def test_a_full_disk_does_not_tell_to_resume_what_cannot_be_resumed(
+    planned: Planned, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_room(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    made = planned("pictures")
+    list(part.work(made, job()))
+    with monkeypatch.context() as patch:
+        patch.setattr("captioner.sinks.imagefolder.shutil.copyfile", no_room)
+        with pytest.raises(BadOutput, match=r"No space left .*remove .*folder, and merge again") as said:
+            merge.merge(made, tmp_path / "folder", "imagefolder")
+    assert "resume" not in str(said.value)
 
 
 def test_a_picture_that_is_gone_is_left_out(planned: Planned, inputs: Path, tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ from captioner.pairs import sources
 from captioner.pairs.layouts import LeftOut, Record
 from captioner.pairs.provenance import name_of
 from captioner.pairs.readable import opened
-from captioner.sinks import RESUME, Journal, Row, check_new_folder, check_place, explained, groups
+from captioner.sinks import RESUME, Journal, Row, check_new_folder, check_place, explained, groups, not_resumable
 from captioner.text.embedding import DEFAULT as DEFAULT_EMBEDDER
 from captioner.text.embedding import text_embedder
 
@@ -144,7 +144,7 @@ def merge(out: str | Path, progress: Progress = lambda step, done, total: None) 
     recipe = Recipe(**about.pop("recipe"))
     counts = [read_object(folder / DONE, BadOutput, ANEW) for folder in folders]
     made_by = {name: about[name] for name in ("backbone", "settings", "fingerprint")}
-    with ExitStack() as stack:
+    with not_resumable("The shards are kept: put it right, and merge again."), ExitStack() as stack:
         shards = [
             stack.enter_context(_Partial(folder, about["width"], None, True, numbered=True)) for folder in folders
         ]

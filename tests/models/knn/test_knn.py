@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -301,7 +303,11 @@ def test_a_stopped_build_goes_on_where_it_was(built, data, weights, tmp_path):
     assert not part.exists()
 
 
-def test_shards_are_merged_to_the_same_index(built, data, weights, tmp_path):
+def no_room(*_):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_shards_are_merged_to_the_same_index(built, data, weights, tmp_path, monkeypatch):
     out, recipe = tmp_path / "index", Recipe("vit", str(weights), k=3)
     with pytest.raises(BadInput, match="There are no shards"):
         build.merge(out)
@@ -310,6 +316,10 @@ def test_shards_are_merged_to_the_same_index(built, data, weights, tmp_path):
     with pytest.raises(BadInput, match="shards 3/3 are not done"):
         build.merge(out)
     build.build_shard([data], out, (3, 3), recipe, CPU)
+    with monkeypatch.context() as patch:
+        patch.setattr(build, "_write", no_room)
+        with pytest.raises(BadOutput, match=r"No space left .*The shards are kept: put it right, and merge again\.$"):
+            build.merge(out)
     report = build.merge(out)
     assert (report.pictures, report.prompts, len(report.left_out)) == (12, 6, 1)
     for name in ("features", "embeddings", "prompt_rows", "centre"):
@@ -483,6 +493,16 @@ def test_an_index_without_options_lies_where_one_stands(tmp_path, monkeypatch):
     assert "my.pictures-index: 40 pictures, 40 prompts, 1 left out" in made.output
     assert r"left out: \x1b[31mred.png: without a caption" in made.output
     assert json.loads((tmp_path / "my.pictures-index" / "index.json").read_text())["data"] == ["my.pictures"]
+
+
+@pytest.mark.parametrize("out", [".", "..", "/"])
+def test_an_index_is_not_built_in_a_folder_that_is_in_use(out, tmp_path, data, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    told = CliRunner().invoke(app, ["index", "build", str(data), "--out", out])
+    assert told.exit_code == 2
+    assert f"{out} is a folder that is in use: name one to be made." in told.stderr
+    assert list(tmp_path.rglob("here*")) == [tmp_path / "here"]
 
 
 def test_an_index_that_is_there_is_told_at_once(tmp_path, data):
