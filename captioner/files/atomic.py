@@ -32,13 +32,46 @@ NO_FLUSH = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
 """What file systems say that cannot flush a folder."""
 
 
+class Leftovers:
+    """What killed processes of this machine had begun, in the folders that a run writes to. Each folder is listed once
+    for all its files: one of 10,000 is otherwise listed 10,000 times."""
+
+    def __init__(self) -> None:
+        self.names: dict[Path, list[str]] = {}
+
+    def clear(self, *targets: Path) -> None:
+        """Remove what had been begun for these targets, which lie in one folder."""
+        folder = targets[0].parent
+        if folder not in self.names:
+            try:
+                self.names[folder] = [name for name in os.listdir(folder) if is_temporary(name)]
+            except OSError:
+                return  # what is wrong with the folder is said when it is written to
+        if not self.names[folder]:
+            return
+        prefixes = {_prefix(target) for target in targets}
+        for name in self.names[folder]:
+            begun, process = TEMPORARY.fullmatch(name).groups()  # type: ignore[union-attr]  # it is one
+            if begun in prefixes and not _alive(int(process)):
+                leftover = folder / name
+                if leftover.is_dir() and not leftover.is_symlink():
+                    shutil.rmtree(leftover, ignore_errors=True)
+                else:
+                    leftover.unlink(missing_ok=True)
+
+
+def clear_leftovers(*targets: Path) -> None:
+    """Remove what killed processes of this machine had begun for these targets, which lie in one folder."""
+    Leftovers().clear(*targets)
+
+
 @contextmanager
-def replacing(target: Path, keep: bool = False) -> Iterator[Path]:
+def replacing(target: Path, keep: bool = False, leftovers: Leftovers | None = None) -> Iterator[Path]:
     """A new file that takes the target's place when it is whole (with `keep` it does not, and is dropped).
 
-    A target that is there keeps its mode bits.
+    A target that is there keeps its mode bits. leftovers: of a run that writes many files.
     """
-    clear_leftovers(target)
+    (leftovers or Leftovers()).clear(target)
     temporary = beside(target)
     mode = _create(temporary)
     try:
@@ -80,15 +113,14 @@ def write_text(target: Path, text: str) -> None:
     write_bytes(target, text.encode("utf-8"))
 
 
-def write_bytes(target: Path, content: bytes) -> None:
+def write_bytes(target: Path, content: bytes, leftovers: Leftovers | None = None) -> None:
     """A whole file at once."""
-    with replacing(target) as new:
+    with replacing(target, leftovers=leftovers) as new:
         new.write_bytes(content)
 
 
 def write_all(contents: Mapping[Path, bytes]) -> None:
-    """Many whole files, each as `write_bytes` writes it, with one look at each folder for all: a folder of 10,000
-    files is otherwise listed 10,000 times."""
+    """Many whole files, each as `write_bytes` writes it, with one look at each folder for all."""
     folders: dict[Path, list[Path]] = {}
     for target in contents:
         folders.setdefault(target.parent, []).append(target)
@@ -158,26 +190,6 @@ def flush(path: Path) -> None:
             raise
     finally:
         os.close(descriptor)
-
-
-def clear_leftovers(*targets: Path) -> None:
-    """Remove what killed processes of this machine had begun for these targets, which lie in one folder."""
-    try:
-        names = os.listdir(targets[0].parent)
-    except OSError:
-        return  # what is wrong with the folder is said when it is written to
-    temporary = [name for name in names if is_temporary(name)]
-    if not temporary:
-        return
-    prefixes = {_prefix(target) for target in targets}
-    for name in temporary:
-        begun, process = TEMPORARY.fullmatch(name).groups()  # type: ignore[union-attr]  # it is one
-        if begun in prefixes and not _alive(int(process)):
-            leftover = targets[0].with_name(name)
-            if leftover.is_dir() and not leftover.is_symlink():
-                shutil.rmtree(leftover, ignore_errors=True)
-            else:
-                leftover.unlink(missing_ok=True)
 
 
 def is_temporary(name: str) -> bool:

@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
 
 from captioner.errors import BadOutput
-from captioner.files.atomic import is_temporary, replacing
+from captioner.files.atomic import Leftovers, is_temporary, replacing
 from captioner.images import EXTENSIONS, Source, is_url
 from captioner.sinks.checks import RESUME, check_name, check_place, explained
 from captioner.sinks.journal import Settings, is_error_list
@@ -42,6 +42,7 @@ class ImageFolder(FileSink):
             folder.mkdir(exist_ok=True)
         super().__init__(folder / METADATA, resume=resume, settings=settings, errors=ERRORS)
         self.folder = folder.resolve()
+        self.leftovers = Leftovers()
         self.taken = {str(row.get("file_name")).casefold() for row in self.journal}
         """A.png and a.png are one file on some systems."""
 
@@ -89,7 +90,7 @@ class ImageFolder(FileSink):
 
     def _copy(self, source: Source, target: Path) -> bool:
         """False if something else is there. The same picture may be: copied just before a kill, its row not written."""
-        with replacing(target, keep=target.exists()) as new:
+        with replacing(target, keep=target.exists(), leftovers=self.leftovers) as new:
             content = source.content()
             if isinstance(content, bytes):
                 new.write_bytes(content)

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from captioner.errors import BadOutput
-from captioner.files.atomic import NO_LINKS, write_bytes
+from captioner.files.atomic import NO_LINKS, Leftovers, write_bytes
 from captioner.files.cache import cache_to_write
 from captioner.images import Source
 from captioner.sinks.checks import RESUME, check_place, explained
@@ -56,6 +56,7 @@ class Sidecars:
         self.errors.begin()
         self.owner: dict[Path, Source] = {}
         self.last: Path | None = None
+        self.leftovers = Leftovers()
         self.in_flight = {row["file"]: row for row in self.journal if not _is_applied(row)}
 
     def _needs_no_journal(self, path: Path) -> bool:
@@ -114,7 +115,7 @@ class Sidecars:
         """Write a sidecar, unless that is done or the user changed it meanwhile."""
         with explained(target, RESUME):
             if read_sidecar(target) == row["before"]:
-                write_bytes(target, row["after"].encode("utf-8", "surrogateescape"))
+                write_bytes(target, row["after"].encode("utf-8", "surrogateescape"), self.leftovers)
         self.last = target
 
     def fail(self, file: str, reason: str) -> None:

@@ -20,6 +20,7 @@ import pytest
 from PIL import Image
 
 from captioner.errors import BadInput, BadOutput
+from captioner.files.atomic import beside
 from captioner.images import Source
 from captioner.sinks import (
     FileSink,
@@ -289,6 +290,28 @@ except BadOutput as error:
     rows = [json.loads(line)["file"] for line in out.read_text().splitlines()]
     assert rows == [f"{number}.png" for number in range(len(rows))]
     assert 0 < len(rows) < 9
+
+
+@pytest.mark.parametrize("kind", ["sidecars", "imagefolder"])
+def test_a_folder_is_listed_once_for_all_its_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    """Or a folder of n pictures costs the square of n. What a killed process left is taken away nevertheless."""
+    folder = tmp_path / ("in" if kind == "sidecars" else "out")
+    items = results(tmp_path / "in", [f"{number}.png" for number in range(8)])
+    sink = Sidecars([str(folder)]) if kind == "sidecars" else ImageFolder(folder)
+    temporary = beside(folder / ("7.txt" if kind == "sidecars" else "7.png"))
+    left = temporary.with_name(temporary.name.replace(f"-{os.getpid()}-", "-99999999-"))
+    left.write_text("half")
+    listed, really_list = [], os.listdir
+
+    def listing(path: Path) -> list[str]:
+        listed.append(Path(path))
+        return really_list(path)
+
+    monkeypatch.setattr(os, "listdir", listing)
+    write(sink, items)
+    assert listed.count(folder) <= 3  # beside the files: metadata.jsonl and, at the end, whether nothing is there
+    assert len(list(folder.glob("*.txt" if kind == "sidecars" else "*.png"))) == 8
+    assert not left.exists()
 
 
 def test_lines_of_text(tmp_path: Path) -> None:
