@@ -1,12 +1,10 @@
 """`python -m eval report`: four files, error bars, warnings; resumed after a kill; a bad model or picture is no end."""
 
 import json
-import os
 import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from html.parser import HTMLParser
 from pathlib import Path
@@ -431,13 +429,12 @@ def test_answers_are_kept_and_asked_for_again_only_if_something_changed(
     assert asked == [3, 2, 3, 3]
 
 
-def test_killed_and_started_again(pictures: Path, tmp_path: Path, tiny_checkpoint) -> None:
+def test_killed_and_started_again(pictures: Path, tmp_path: Path, tiny_checkpoint, quick_python: str) -> None:
     out = tmp_path / "out"
-    command = [sys.executable, "-m", "eval", "report", "--data", str(pictures), "--out", str(out), "--batch-size", "1"]
+    command = [quick_python, "-m", "eval", "report", "--data", str(pictures), "--out", str(out), "--batch-size", "1"]
     models = [f"lstm={tiny_checkpoint('resnet_lstm')}"]
     command += ["--models", *models, "--resamples", "200"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    run = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    run = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     answers = out / "answers" / Request.parse("lstm=x").file_name
     while run.poll() is None and not (answers.exists() and len(answers.read_text().splitlines()) >= 3):
         time.sleep(0.005)

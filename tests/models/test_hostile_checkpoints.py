@@ -9,7 +9,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -524,14 +523,7 @@ def test_a_folder_without_an_index(tmp_path):
 # --- through the command ----------------------------------------------------------------------------------------------
 
 
-def captioned(*arguments: str | Path) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "captioner", "generate", *map(str, arguments)]
-    return subprocess.run(
-        command, capture_output=True, text=True, timeout=60, env=os.environ | {"OMP_NUM_THREADS": "1"}
-    )
-
-
-def test_the_command_says_one_sentence(copied, tmp_path):
+def test_the_command_says_one_sentence(copied, tmp_path, quick_python):
     Image.new("RGB", (32, 32), "red").save(tmp_path / "red.png")
     broken = copied("clip-prefix")
     cut("tokenizer.json")(broken)
@@ -539,7 +531,8 @@ def test_the_command_says_one_sentence(copied, tmp_path):
     waiting.mkdir()
     pipe("config.json")(waiting)
     for model in (broken, waiting):
-        run = captioned(tmp_path / "red.png", "--model", model)
+        command = [quick_python, "-m", "captioner", "generate", tmp_path / "red.png", "--model", model]
+        run = subprocess.run(command, capture_output=True, text=True, timeout=60)
         assert (run.returncode, run.stdout) == (2, "")
         assert "Traceback" not in run.stderr
         assert len(run.stderr.strip().splitlines()) <= 3, run.stderr
