@@ -20,11 +20,12 @@ from fastapi import APIRouter, HTTPException, Request
 from fastapi.responses import Response, StreamingResponse
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, Field
+from starlette.concurrency import run_in_threadpool
 
 from captioner.errors import BadInput, CaptionerError, MissingModel
 from captioner.run.questions import as_numbers
 from captioner.text.embedding import MINILM
-from captioner.text.length import clip_tokens
+from captioner.text.length import clip_tokens_of
 from captioner.web import inputs
 from captioner.web.bodies import described, parsed
 from captioner.web.context import Context, one
@@ -61,7 +62,7 @@ def error(status: int, message: str) -> dict[str, Any]:
     return {"error": {"message": message, "type": kind, "param": "model" if status == 404 else None, "code": code}}
 
 
-ERRORS = {"/v1/chat/": error, "/v1/embeddings": error, "/v1/models/": error}
+ERRORS = {"/v1/chat/": error, "/v1/embeddings": error, "/v1/models": error, "/v1/models/": error}
 
 
 class Route(APIRoute):
@@ -99,7 +100,7 @@ def router(context: Context) -> APIRouter:
         picture = await inputs.picture(named, context.settings)
         ask = engine.ask(model, **settings(asked, await abilities(request, model)))
         texts = choices(await context.prompt(request, picture, ask), asked.n or 1, asked.stops())
-        completion = Completion(model, texts, usage(asked.instruction(), texts))
+        completion = Completion(model, texts, await run_in_threadpool(usage, asked.instruction(), texts))
         if not asked.stream:
             return completion.whole()
         with_usage = bool(asked.stream_options and asked.stream_options.include_usage)
@@ -118,7 +119,7 @@ def router(context: Context) -> APIRouter:
             pictures = [await inputs.picture(text, context.settings) for text in given]
             vectors, used = await context.picture_vectors(request, pictures, engine.ask(model)), 0
         else:
-            vectors, used = await context.vectors(request, given), sum(map(tokens, given))
+            vectors, used = await context.vectors(request, given), sum(await run_in_threadpool(tokens, given))
         name = asked.model or engine.default
         return embedding_list(shortened(vectors, asked.dimensions), name, asked.encoding_format == "base64", used)
 
@@ -338,7 +339,8 @@ def cut(text: str, finished: bool, stops: Sequence[str]) -> Choice:
 
 def usage(asked: str, said: Sequence[Choice]) -> dict[str, int]:
     """CLIP's tokens, whatever the model: what a prompt for Stable Diffusion is counted in."""
-    prompt_tokens, completion_tokens = tokens(asked), sum(tokens(choice.text) for choice in said)
+    prompt_tokens, *of_choices = tokens([asked, *(choice.text for choice in said)])
+    completion_tokens = sum(of_choices)
     return {
         "prompt_tokens": prompt_tokens,
         "completion_tokens": completion_tokens,
@@ -346,9 +348,9 @@ def usage(asked: str, said: Sequence[Choice]) -> dict[str, int]:
     }
 
 
-def tokens(text: str) -> int:
-    """CLIP's tokens, without the two around a text."""
-    return clip_tokens(text[:COUNTED]) - 2
+def tokens(texts: Sequence[str]) -> list[int]:
+    """CLIP's tokens of each text, without the two around it. Megabytes take seconds: no work for the event loop."""
+    return [count - 2 for count in clip_tokens_of([text[:COUNTED] for text in texts])]
 
 
 @dataclass(frozen=True)

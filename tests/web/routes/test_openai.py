@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable, Sequence
+
 import numpy as np
 import openai
 import pytest
+from fastapi.testclient import TestClient
 
 import captioner
 from captioner.errors import BadInput, MissingModel
 from captioner.text.embedding import text_embedder
+from captioner.text.length import clip_tokens_of
 from captioner.web.routes.openai import (
     Abilities,
     ChatRequest,
@@ -119,6 +124,27 @@ def test_texts_are_embedded(client: openai.OpenAI) -> None:
     np.testing.assert_allclose([item.embedding for item in short.data], beginnings, rtol=1e-6)
 
 
+def test_tokens_are_counted_beside_the_event_loop(
+    client_with: Callable[..., TestClient], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of megabytes take seconds, in which nobody else would be answered."""
+    counted: list[int] = []
+
+    def tokens_of(texts: Sequence[str]) -> list[int]:
+        with pytest.raises(RuntimeError, match="no running event loop"):
+            asyncio.get_running_loop()
+        counted.append(len(texts))
+        return clip_tokens_of(texts)
+
+    monkeypatch.setattr("captioner.web.routes.openai.clip_tokens_of", tokens_of)
+    asking = client_with()
+    answer = asking.post("/v1/embeddings", json={"input": ["a cat", "two dogs"]})
+    assert answer.json()["usage"]["total_tokens"] == 4
+    answer = asking.post("/v1/chat/completions", json={"messages": [{"role": "user", "content": SEES}]})
+    assert answer.json()["usage"]["prompt_tokens"] == 7
+    assert counted == [2, 2]
+
+
 def test_pictures_are_embedded(client: openai.OpenAI, prompt: str) -> None:
     answer = client.embeddings.create(model="mini", input=[DATA_URL, DATA], extra_body={"modality": "image"})
     (expected,) = text_embedder()([prompt])
@@ -137,6 +163,20 @@ def test_its_errors_are_raised_as_what_they_are(client: openai.OpenAI) -> None:
 
 
 # --- our client -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", ["/v1/models", "/v1/models/mini", "/v1/chat/completions", "/v1/embeddings"])
+def test_a_wrong_key_is_told_in_openais_form(client_with: Callable[..., TestClient], path: str) -> None:
+    answer = client_with(api_key="right").get(path, headers={"authorization": "Bearer wrong"})
+    assert answer.status_code == 401
+    assert answer.json() == {
+        "error": {
+            "message": "The API key is missing or wrong.",
+            "type": "invalid_request_error",
+            "param": None,
+            "code": "invalid_api_key",
+        }
+    }
 
 
 def test_our_own_client_asks_our_own_server(service: Service, prompt: str) -> None:
