@@ -62,9 +62,9 @@ def scrambled(model: OFA, seed: int) -> OFA:
     return model
 
 
-def make(folder: Path) -> None:
+def make(folder: Path, **sizes) -> None:
     vocabulary(folder)
-    scrambled(OFA(OFAConfig(**SIZES)), seed=0).save_pretrained(folder)
+    scrambled(OFA(OFAConfig(**SIZES | sizes)), seed=0).save_pretrained(folder)
     (folder / "preprocessor_config.json").write_text('{"size": 64}', encoding="utf-8")
 
 

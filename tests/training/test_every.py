@@ -48,7 +48,12 @@ def uneven(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def train(tiny_checkpoint: Callable[[str], Path], uneven: Path, tmp_path_factory: pytest.TempPathFactory):
+def train(
+    tiny_checkpoint: Callable[[str], Path],
+    shallow_ofa: Path,
+    uneven: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+):
     """`train("blip", "--max-steps", "2")` → the log, and the folder in which the run lies."""
 
     def run(name: str, *more: str) -> tuple[list[dict], Path]:
@@ -64,7 +69,9 @@ def train(tiny_checkpoint: Callable[[str], Path], uneven: Path, tmp_path_factory
 
     def placed(option: str) -> str:
         family, _, below = option.partition("/")
-        return str(tiny_checkpoint(family) / below) if family in ("blip", "ofa", "towers") else option
+        if family == "ofa":
+            return str(shallow_ofa)
+        return str(tiny_checkpoint(family) / below) if family in ("blip", "towers") else option
 
     return run
 

@@ -32,8 +32,8 @@ def towers(tiny_checkpoint: Callable[[str], Path]) -> Path:
 
 
 @pytest.fixture
-def tiny_ofa(tiny_checkpoint: Callable[[str], Path], tmp_path: Path) -> Path:
-    return on_smaller_pictures(tiny_checkpoint("ofa"), tmp_path / "ofa")
+def tiny_ofa(shallow_ofa: Path, tmp_path: Path) -> Path:
+    return on_smaller_pictures(shallow_ofa, tmp_path / "ofa")
 
 
 def shared(pairs: Path, out: Path, *more: str) -> list[str]:
@@ -88,11 +88,11 @@ def test_resnet_lstm_gpt2(towers: Path, few_pairs: Path, tmp_path: Path) -> None
     assert said_back(few_pairs, tmp_path / "run") == 4
 
 
-def test_ofa(tiny_ofa: Path, pairs: Path, tmp_path: Path) -> None:
+def test_ofa(tiny_ofa: Path, few_pairs: Path, tmp_path: Path) -> None:
     learn = ["--max-steps", "8", "--eval-every", "8", "--lr", "3e-3", "--warmup", "0", "--batch-size", "4"]
-    ofa.main(shared(pairs, tmp_path / "run", "--base", str(tiny_ofa), *learn, "--question", "what is this?"))
+    ofa.main(shared(few_pairs, tmp_path / "run", "--base", str(tiny_ofa), *learn, "--question", "what is this?"))
     assert losses(tmp_path / "run")[-1] < 0.9 * losses(tmp_path / "run")[0]
-    [prompt] = captioner.load(str(tmp_path / "run")).generate([pairs / "0.png"], GREEDY)
+    [prompt] = captioner.load(str(tmp_path / "run")).generate([few_pairs / "0.png"], GREEDY)
     assert np.isfinite(prompt.score)
 
 
