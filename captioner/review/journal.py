@@ -77,6 +77,8 @@ class Journal:
         self.last = 0
         self.steps: dict[int, Step] = {}
         self.size = 0
+        self.damaged = 0
+        """Lines between others that cannot be read. They stay where they are."""
         with explained(self.path):
             self.stream = open_to_append(self.path)
         try:
@@ -92,26 +94,38 @@ class Journal:
     # --- reading what is there ---------------------------------------------------------------------------------------
 
     def _read(self, root: Path) -> None:
-        """Go on from what is there; a half-written last line is cut off."""
+        """Go on from what is there; a half-written end is cut off, and what is damaged before it passed over."""
         waiting: list[tuple[int, list[Changed]]] = []
+        end = damaged = 0
         with open(self.path, "rb") as stream:
             for content in stream:
+                start, end = end, end + len(content)
                 line = _parsed(content)
-                if line is None:
-                    break
-                if self.size == 0 and line.get("review") != 1:
+                if line is None or not self._fits(line):
+                    damaged += 1
+                    continue
+                if start == 0 and line.get("review") != 1:
                     raise BadOutput(f"{self.path} is no journal of a review: move it away.")
+                # Each may have been an action. To count one too few would take later ones for written.
+                self.damaged, self.actions, damaged = self.damaged + damaged, self.actions + damaged, 0
                 if "written" in line:
                     waiting = [action for action in waiting if action[0] > line["written"]]
-                elif (changes := self._note(line, self.size)) is not None:
+                elif (changes := self._note(line, start)) is not None:
                     waiting.append((self.actions, changes))
-                self.size += len(content)
+                self.size = end
         if self.size < self.path.stat().st_size:
             self.stream.truncate(self.size)
         if self.size == 0:
             self._append({"review": 1, "root": os.fspath(root)})
             atomic.flush(self.path.parent)
         self.pending = [change for _, changes in waiting for change in changes]
+
+    def _fits(self, line: dict[str, Any]) -> bool:
+        """Whether a line is whole, and goes on from those before it: the edit that is undone may be a damaged one."""
+        if "undo" in line or "redo" in line:
+            number, steps = (line["undo"], self.done) if "undo" in line else (line["redo"], self.undone)
+            return isinstance(number, int) and self.steps.get(number) in steps
+        return _is_edit(line) if "edit" in line else isinstance(line.get("written", 0), int)
 
     def _note(self, line: dict[str, Any], start: int) -> list[Changed] | None:
         """Take an action into account; its changes."""
@@ -218,6 +232,28 @@ def journal_path(root: Path) -> Path:
     """Where the journal of this folder lies: in the user's cache."""
     digest = hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:16]
     return cache_to_write("review") / f"{digest}.jsonl"
+
+
+def _is_edit(line: dict[str, Any]) -> bool:
+    changes, raw = line.get("changes"), line.get("raw", {})
+    return (
+        isinstance(line["edit"], int)
+        and isinstance(line.get("title"), str)
+        and isinstance(line.get("time"), (int, float))
+        and isinstance(changes, list)
+        and all(map(_is_change, changes))
+        and isinstance(raw, dict)
+        and all(isinstance(content, str) for content in raw.values())
+    )
+
+
+def _is_change(change: object) -> bool:
+    return (
+        isinstance(change, list)
+        and len(change) == 3
+        and isinstance(change[0], str)
+        and all(text is None or isinstance(text, str) for text in change[1:])
+    )
 
 
 def _parsed(content: bytes) -> dict[str, Any] | None:

@@ -474,6 +474,45 @@ def test_what_somebody_else_writes_later_is_no_edit(photos: Path) -> None:
         assert review.row("1.png").text == "captioned anew"
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [b"\0\0\0\0\n", b'{"edit": 2, "title\n', b'{"edit": 2, "title": "x", "time": 1, "changes": [5]}\n'],
+)
+def test_a_damaged_line_of_the_journal_costs_its_own_edit_alone(photos: Path, damage: bytes) -> None:
+    path = journal_path(photos)
+    with Review(photos) as review:
+        for number in range(1, 5):
+            review.edit(f"{number}.png", f"a dog {number}")
+    (photos / "4.txt").write_text("a cat 4, oil painting, 8k\n")  # killed after three of the four were written
+    header, *edits = [line for line in path.read_bytes().splitlines(keepends=True) if not line.startswith(b'{"written')]
+    path.write_bytes(b"".join([header, edits[0], damage, *edits[2:], b'{"written": 3}\n', b'{"undo"']))
+    for _ in range(2):  # the second time with what the first one has added
+        with Review(photos) as review:
+            assert review.journal.damaged == 1
+            assert {step.title for step, _ in review.history()} >= {"Edit 1.png", "Edit 3.png", "Edit 4.png"}
+            review.flush()
+            assert (photos / "4.txt").read_text() == "a dog 4\n"
+            review.edit("5.png", "a hen")
+            assert review.undo().pictures == 1
+        assert damage in path.read_bytes()
+    with Review(photos) as review:
+        assert [review.undo().title for _ in range(3)] == ["Edit 4.png", "Edit 3.png", "Edit 1.png"]
+    assert (photos / "2.txt").read_text() == "a dog 2\n"
+
+
+def test_what_undoes_a_damaged_edit_is_passed_over(photos: Path) -> None:
+    with Review(photos) as review:
+        review.edit("1.png", "a dog")
+        review.edit("2.png", "a hen")
+        review.undo()
+        review.edit("3.png", "an owl")
+    path = journal_path(photos)
+    path.write_bytes(path.read_bytes().replace(b'{"edit": 2', b'{"edit: 2'))
+    with Review(photos) as review:
+        assert review.journal.damaged == 2
+        assert [step.title for step, _ in review.history()] == ["Edit 3.png", "Edit 1.png"]
+
+
 def test_a_journal_of_something_else_is_refused(photos: Path) -> None:
     journal_path(photos).write_text('{"run": {}}\n')
     with pytest.raises(BadOutput, match="no journal of a review"):

@@ -17,8 +17,10 @@ from pathlib import Path
 import pytest
 
 from captioner.review import Review
+from captioner.review.journal import journal_path
 from captioner.serving.engine import Engine
 from captioner.web.captioning import Captioning
+from captioner.web.routes.review import state_of
 from tests.review.folders import picture, snapshot, write_rows
 from tests.web.served import call, refusal, served
 
@@ -187,6 +189,16 @@ def test_a_bug_while_a_picture_is_captioned_ends_no_run(
 def test_tables_that_are_not_read_are_named(api: str, photos: Path) -> None:
     (photos / "texts.csv").write_text("file,text\n0.png,a cat\n")
     assert call(api + "look-again", {})["unread"] == ["texts.csv"]
+
+
+def test_a_history_with_gaps_is_said(photos: Path) -> None:
+    with Review(photos) as review:
+        review.edit("0.png", "a dog")
+        assert state_of(review)["damaged"] is None
+    path = journal_path(photos)
+    path.write_bytes(path.read_bytes().replace(b'{"edit": 1', b'{"edit: 1'))
+    with Review(photos) as review:
+        assert state_of(review)["damaged"].startswith("The history of edits has 1 damaged line: ")
 
 
 def test_without_a_folder_there_is_no_review(idle: Engine) -> None:

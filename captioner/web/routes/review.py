@@ -19,7 +19,7 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from starlette.concurrency import run_in_threadpool
 
-from captioner.errors import BadInput, BadOutput
+from captioner.errors import BadInput, BadOutput, counted
 from captioner.review import BadFilter, BadPattern, Conflict, Review, Row, Scope, Unknown, operations
 from captioner.serving.engine import Picture
 from captioner.text.length import clip_length
@@ -382,11 +382,20 @@ def state_of(review: Review) -> dict[str, Any]:
         "edited": sum(row.is_edited for row in rows),
         "scored": any(row.score is not None for row in rows),
         "unread": review.unread[:3],
+        "damaged": damaged_of(review),
         "unwritten": len(review.writer.waiting),
         "stuck": next(iter(review.writer.stuck.values()), None),
         "undo": done[-1].title if done else None,
         "redo": undone[-1].title if undone else None,
     }
+
+
+def damaged_of(review: Review) -> str | None:
+    """That the history has gaps, where it has."""
+    if not review.journal.damaged:
+        return None
+    lines = counted(review.journal.damaged, "damaged line")
+    return f"The history of edits has {lines}: what is around is kept, these edits cannot be undone."
 
 
 def brief(row: Row) -> dict[str, Any]:

@@ -257,8 +257,9 @@ class Review {
       made.title = title ? `${name}: ${title}` : `Nothing to ${name.toLowerCase()}`;
       made.setAttribute("aria-label", made.title);
     }
-    this.unread.hidden = state.unread.length === 0;
-    this.unread.textContent = `Review reads and writes .txt and .jsonl files, not ${state.unread.join(", ")}.`;
+    const unread = state.unread.length && `Review reads and writes .txt and .jsonl files, not ${state.unread.join(", ")}.`;
+    this.unread.textContent = [unread, state.damaged].filter(Boolean).join(" ");
+    this.unread.hidden = !this.unread.textContent;
     if (state.stuck) {
       this.say("wrong", `Not in its file yet: ${state.stuck}`, "stop");
       this.saved.append(button("Try again", { quiet: true, onclick: () => this.retry() }));
