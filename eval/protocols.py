@@ -6,6 +6,7 @@ Published figures are printed as published; ours are measured by the definitions
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,9 @@ from eval.schema import ProtocolColumn, ProtocolRow, ProtocolTable, PublishedRow
 from eval.store import SUBMISSIONS
 
 CORPUS_BLEU = "bleu4_corpus"
-"""No mean of pictures: BLEU of all texts as one."""
+"""No mean of pictures: BLEU of all texts as one; of several runs the mean of theirs, as in the other columns."""
+Texts = Sequence[str | None]
+"""What a model said in one run."""
 
 
 @dataclass(frozen=True)
@@ -110,12 +113,12 @@ def protocol_of(name: str | None) -> Protocol | None:
     return PROTOCOLS[name]
 
 
-def table(protocol: Protocol, measured: Results) -> ProtocolTable:
-    """The protocol's table of what was measured, and of what others have published."""
+def table(protocol: Protocol, measured: Results, runs: Mapping[str, Sequence[Texts]]) -> ProtocolTable:
+    """The protocol's table of what was measured, and of what others have published. runs: of every model."""
     columns = [_column(column) for column in protocol.columns]
     rows: list[ProtocolRow] = [
-        {"label": model, "values": [_value(column, measured, number) for column in protocol.columns]}
-        for number, model in enumerate(measured.models)
+        {"label": model, "values": [_value(column, measured, model, runs[model]) for column in protocol.columns]}
+        for model in measured.models
     ]
     published: list[PublishedRow] = [
         {"label": row.system, "values": list(row.values), "where": row.where} for row in protocol.published
@@ -139,15 +142,20 @@ def _column(column: Column) -> ProtocolColumn:
     return {"label": column.label, "metric": column.metric, "meaning": meaning}
 
 
-def _value(column: Column, measured: Results, model: int) -> float | None:
+def _value(column: Column, measured: Results, model: str, runs: Sequence[Texts]) -> float | None:
     if column.metric == CORPUS_BLEU:
-        texts = measured.texts[measured.models[model]]
-        answered = [(text, truths) for text, truths in zip(texts, measured.truths, strict=True) if text is not None]
-        if not answered:
-            return None
-        return column.scale * ngrams.coco_corpus_bleu([text for text, _ in answered], [true for _, true in answered])
-    values = measured.values[column.metric][:, model]
+        values = np.array([_corpus_bleu(texts, measured.truths) for texts in runs])
+    else:
+        values = measured.values[column.metric][:, measured.models.index(model)]
     return None if np.isnan(values).all() else column.scale * float(np.nanmean(values))
+
+
+def _corpus_bleu(texts: Texts, truths: Sequence[tuple[str, ...]]) -> float:
+    """NaN where nothing was said."""
+    answered = [(text, of_item) for text, of_item in zip(texts, truths, strict=True) if text is not None]
+    if not answered:
+        return math.nan
+    return ngrams.coco_corpus_bleu([text for text, _ in answered], [of_item for _, of_item in answered])
 
 
 # --- PromptStealer ---------------------------------------------------------------------------------------------------

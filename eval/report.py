@@ -84,6 +84,7 @@ def report(
         if figures_only:
             row["traceback"], row["modifiers"] = None, {"missed": [], "invented": []}
     notes += [provenance.near_duplicates_note(r["label"], r["near_duplicates"]) for r in rows if r["near_duplicates"]]
+    texts = {one.request.label: [[answer.text for answer in run] for run in one.runs] for one in answered}
     begun: Begun = {
         "title": title,
         "kind": "report",
@@ -100,7 +101,7 @@ def report(
             "notes": notes,
         },
         "vocabulary": store.vocabulary_row(instruments.vocabulary),
-        "protocol": protocols.table(protocol, measured) if protocol is not None else None,
+        "protocol": protocols.table(protocol, measured, texts) if protocol is not None else None,
         "redrawn": row_of_redrawn,
     }
     written = store.finish(

@@ -142,6 +142,18 @@ def test_cocos_table(lexica: Path, said: str, tmp_path: Path) -> None:
     assert {"BLEU-4 (smoothed)", "BLEU-4 (COCO)"} <= set(labels)
 
 
+def test_of_several_runs_every_column_of_cocos_table_is_the_mean(lexica: Path, said: str, tmp_path: Path) -> None:
+    def coco(models: str, out: str) -> np.ndarray:
+        (written,) = make(lexica, models, tmp_path / out, measures=Measures(protocol="coco"))["protocol"]["rows"]
+        return np.array(written["values"])
+
+    right = tmp_path / "right.csv"
+    right.write_text("id,prediction\n" + "".join(f'{name},"{prompt}"\n' for name, (*_, prompt) in PROMPTS.items()))
+    one, other = coco(said, "one"), coco(f"right={right}", "other")
+    assert one[1] < other[1] == pytest.approx(100)
+    np.testing.assert_allclose(coco(f"{said}|{right}", "both"), (one + other) / 2)
+
+
 def test_an_unknown_protocol_is_refused_before_anything_is_read(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="promptstealer, kaggle, coco"):
         make(tmp_path / "none", "x.csv", tmp_path / "out", measures=Measures(protocol="imagenet"))
