@@ -74,7 +74,7 @@ def test_clip_prefix(towers: Path, few_pairs: Path, tmp_path: Path) -> None:
 
 def test_resnet_lstm(towers: Path, few_pairs: Path, tmp_path: Path) -> None:
     parts = ["--weights", str(towers / "resnet"), "--vocabulary-size", "300", "--hidden-size", "64"]
-    learn = ["--max-steps", "120", "--eval-every", "120", "--lr", "5e-3", "--freeze", "none"]
+    learn = ["--max-steps", "50", "--eval-every", "50", "--lr", "1e-2", "--freeze", "none"]
     resnet_lstm.main(shared(few_pairs, tmp_path / "run", *parts, *learn))
     assert losses(tmp_path / "run")[-1] < 0.2
     assert said_back(few_pairs, tmp_path / "run") == 4
@@ -97,22 +97,15 @@ def test_ofa(tiny_ofa: Path, few_pairs: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("options", [[], ["--layer-decay", "0.8"]], ids=["flat", "layer-wise"])
-def test_direct_learns_the_embeddings(towers: Path, pairs: Path, tmp_path: Path, options: list[str]) -> None:
-    learn = ["--head", "linear", "--max-steps", "150", "--eval-every", "150", "--lr", "1e-2"]
-    direct.main(shared(pairs, tmp_path / "run", "--weights", str(towers / "vit"), *learn, *options))
+def test_direct_learns_the_embeddings(towers: Path, few_pairs: Path, tmp_path: Path, options: list[str]) -> None:
+    learn = ["--head", "linear", "--max-steps", "100", "--eval-every", "100", "--lr", "1e-2"]
+    direct.main(shared(few_pairs, tmp_path / "run", "--weights", str(towers / "vit"), *learn, *options))
     model = captioner.load(str(tmp_path / "run"))
-    predicted = model.embed([pairs / row["file_name"] for row in rows(pairs)])
-    truth = text_embedder()([row["text"] for row in rows(pairs)])
+    predicted = model.embed([few_pairs / row["file_name"] for row in rows(few_pairs)])
+    truth = text_embedder()([row["text"] for row in rows(few_pairs)])
     assert (predicted * truth).sum(1).mean() > 0.95
-    assert ((predicted @ truth.T).argmax(1) == np.arange(16)).sum() >= 14
+    assert ((predicted @ truth.T).argmax(1) == np.arange(4)).all()
     assert not model.speaks
-
-
-def test_direct_accumulates_exactly(towers: Path, pairs: Path, tmp_path: Path) -> None:
-    base = ["--weights", str(towers / "vit"), "--head", "linear", "--max-steps", "3"]
-    direct.main(shared(pairs, tmp_path / "one", *base, "--batch-size", "8"))
-    direct.main(shared(pairs, tmp_path / "many", *base, "--batch-size", "1", "--accumulate", "8"))
-    torch.testing.assert_close(losses(tmp_path / "one"), losses(tmp_path / "many"), rtol=1e-4, atol=1e-6)
 
 
 def test_cached_features_give_the_losses_of_pixels(towers: Path, pairs: Path, tmp_path: Path) -> None:
