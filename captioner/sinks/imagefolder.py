@@ -45,6 +45,8 @@ class ImageFolder(FileSink):
         self.leftovers = Leftovers()
         self.taken = {str(row.get("file_name")).casefold() for row in self.journal}
         """A.png and a.png are one file on some systems."""
+        self.first_free: dict[str, int] = {}
+        """Name → a number below which NAME, NAME-2, … are all taken."""
 
     SAME_AGAIN = "Give the same again, or name another output."
 
@@ -76,10 +78,12 @@ class ImageFolder(FileSink):
 
     def _keep(self, source: Source, wish: str) -> str:
         """Copy the picture into the folder; two of one name become NAME and NAME-2."""
-        stem, suffix = os.path.splitext(wish)
-        number = 1
+        number = self.first_free.get(wish.casefold(), 1)
+        while _numbered(wish, number).casefold() in self.taken:
+            number += 1
+        self.first_free[wish.casefold()] = number
         while True:
-            name = f"{stem}{suffix}" if number == 1 else f"{stem}-{number}{suffix}"
+            name = _numbered(wish, number)
             number += 1
             if name.casefold() in self.taken:
                 continue
@@ -97,6 +101,11 @@ class ImageFolder(FileSink):
             else:
                 shutil.copyfile(content, new)
             return not target.exists() or filecmp.cmp(new, target, shallow=False)
+
+
+def _numbered(name: str, number: int) -> str:
+    stem, suffix = os.path.splitext(name)
+    return name if number == 1 else f"{stem}-{number}{suffix}"
 
 
 def _names(folder: Path) -> list[str]:

@@ -314,6 +314,23 @@ def test_a_folder_is_listed_once_for_all_its_files(tmp_path: Path, monkeypatch: 
     assert not left.exists()
 
 
+def test_pictures_of_one_name_do_not_try_all_numbers_again(tmp_path: Path) -> None:
+    looked: list[object] = []
+
+    class Looked(set):
+        def __contains__(self, name: object) -> bool:
+            looked.append(name)
+            return super().__contains__(name)
+
+    items = results(tmp_path / "in", [f"{number}/a.png" for number in range(20)])
+    with ImageFolder(tmp_path / "out") as sink:
+        sink.taken = Looked(sink.taken)
+        for item in items:
+            sink.write([item])
+    assert {file.name for file in (tmp_path / "out").glob("*.png")} == {"a.png", *(f"a-{n}.png" for n in range(2, 21))}
+    assert len(looked) <= 3 * len(items)
+
+
 def test_lines_of_text(tmp_path: Path) -> None:
     write_lines(tmp_path / "a.tsv", ["é\t1"])
     assert (tmp_path / "a.tsv").read_text(encoding="utf-8") == "é\t1\n"
