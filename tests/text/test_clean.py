@@ -134,7 +134,7 @@ PIECES = """
     </s> [SEP] <code_1> <|x|> Ġ ▁ ## … ’ Ã © â € ™ é - ... :: A An Of
 """
 WORDS = st.sampled_from([*PIECES.split(), "\n", "\n- ", "\n2. ", "\xa0", ""])
-MESSY = st.lists(st.tuples(WORDS, st.sampled_from(["", " ", " ", ", "])), max_size=40).map(
+MESSY = st.lists(st.tuples(WORDS, st.sampled_from(["", " ", " ", ", "])), max_size=20).map(
     lambda pairs: "".join(word + gap for word, gap in pairs)
 )
 
