@@ -50,13 +50,13 @@ def texts(
 
 
 def assert_batch_equals_singles(speaker: SearchedDecoder) -> None:
-    """Eight pictures at once and one by one, greedy and with beams; and they do not all say the same."""
-    images = pictures(8)
+    """Five pictures at once and one by one, greedy and with beams; and they do not all say the same."""
+    images = pictures(5)
     for beams in (1, 4):
         at_once = texts(speaker, images, num_beams=beams)
         assert at_once == [texts(speaker, [image], num_beams=beams)[0] for image in images]
-        assert at_once == texts(speaker, images, num_beams=beams)
         assert len(set(at_once)) > 1
+    assert at_once == texts(speaker, images, num_beams=beams)
 
 
 @torch.no_grad()

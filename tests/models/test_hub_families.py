@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from transformers import (
     AutoModelForImageTextToText,
     AutoTokenizer,
     BatchFeature,
+    GenerationMixin,
     VisionEncoderDecoderModel,
 )
 from typer.testing import CliRunner
@@ -61,15 +63,13 @@ PLAIN = {
 """What the others are told; None: the picture alone."""
 
 
-def theirs(folder: Path, inputs: BatchFeature, dtype: torch.dtype = torch.float64, **settings: int) -> list[str]:
+def theirs(model: GenerationMixin, tokenizer: Any, inputs: BatchFeature, **settings: int) -> str:
     """What transformers' own `generate` writes after these inputs."""
-    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype).eval()
     inputs.pop("labels", None)
     goes_on = not model.config.get_text_config(decoder=True).is_encoder_decoder
     told = inputs.input_ids.shape[1] if goes_on and "input_ids" in inputs else 0
-    ids = model.generate(**inputs.to(dtype), do_sample=False, **settings)[:, told:]
-    tokenizer = load_processor(folder, model.config, {"local_files_only": True}).tokenizer
-    return [text.strip() for text in tokenizer.batch_decode(ids, skip_special_tokens=True)]
+    [ids] = model.generate(**inputs.to(model.dtype), do_sample=False, **settings)[:, told:]
+    return tokenizer.decode(ids, skip_special_tokens=True).strip()
 
 
 def command(*words: object) -> list[dict]:
@@ -86,7 +86,7 @@ def test_the_command_says_what_generate_says(
     folder = tiny_checkpoint(family)
     processor = load_processor(folder, AutoConfig.from_pretrained(folder), {"local_files_only": True})
     dtype, precision = (torch.float32, "fp32") if family == "kosmos2" else (torch.float64, "float64")
-    expected = []
+    model, expected = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype).eval(), []
     for number, picture in enumerate(sizes()):
         picture.save(tmp_path / f"{number}.png")
         if family in TOLD:
@@ -94,7 +94,7 @@ def test_the_command_says_what_generate_says(
         else:
             text = {} if PLAIN[family] is None else {"text": PLAIN[family]}
             inputs = processor(images=picture, **text, return_tensors="pt")
-        expected += theirs(folder, inputs, dtype, num_beams=2, max_new_tokens=6)
+        expected.append(theirs(model, processor.tokenizer, inputs, num_beams=2, max_new_tokens=6))
     words = ("--model", folder, "--precision", precision, "--num-beams", 2, "--max-new-tokens", 6, "--json", "--quiet")
     assert [row["raw"] for row in command("generate", tmp_path, *words)] == expected  # in one batch, of several sizes
     assert len(set(expected)) > 1

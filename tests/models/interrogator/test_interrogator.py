@@ -334,7 +334,7 @@ def test_batch_equals_singles(
     package: Path, options: LoadOptions, tiny_checkpoint: Callable[[str], Path], mode: str, clip: str
 ) -> None:
     speaker = load(options, clip_model=str(tiny_checkpoint(clip)))
-    images = pictures(4)
+    images = pictures(3)
     request = replace(CHANGED, mode=mode)
     at_once = speaker.read_images(images, SHORT, request)
     for image, reading in zip(images, at_once, strict=True):
