@@ -99,7 +99,7 @@ def test_a_gpu_writes_what_a_cpu_writes(
     tiny_checkpoint: Callable[[str], Path], kind: str, device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What it does, as far as a CPU can do the same."""
-    images = pictures(5)
+    images = pictures(3)
     speaker = captioner.load(str(tiny_checkpoint(kind)), device="cpu", precision="float64").speaker
     expected = [speaker.read_images(images, decoding) for decoding in WAYS]
     speaker = captioner.load(str(tiny_checkpoint(kind)), device=device, precision="float64").speaker
