@@ -1,11 +1,13 @@
 """The loop's promises, through the real command on a tiny BLIP: overfit and say it back, exact accumulation, kills."""
 
+import io
 import json
 import pickle
 import pickletools
 import shutil
 import sys
 from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
@@ -35,6 +37,36 @@ def train(tiny_checkpoint, pairs: Path, tmp_path: Path):
         return folder
 
     return run
+
+
+@pytest.fixture(scope="module")
+def one_step(tiny_checkpoint, pairs: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The folder of a run of one step, which no test may change, and what it printed."""
+    out = tmp_path_factory.mktemp("one_step") / "run"
+    with redirect_stdout(io.StringIO()) as printed:
+        blip.main([*command(tiny_checkpoint("blip"), pairs, out), "--max-steps", "1"])
+    return out, printed.getvalue()
+
+
+@pytest.fixture(scope="module")
+def one_pair(tiny_checkpoint, tmp_path_factory: pytest.TempPathFactory, pairs: Path) -> tuple[Path, str, str]:
+    """A run on one picture, whose prompt looks like markup, without TensorBoard: its folder, what it printed on
+    standard output and what on standard error."""
+    folder = tmp_path_factory.mktemp("one_pair")
+    data = folder / "data"
+    data.mkdir()
+    shutil.copy(pairs / "0.png", data)
+    row = {"file_name": "0.png", "text": "a fox [/b] \x1b[31m[INST]"}
+    (data / "metadata.jsonl").write_text(json.dumps(row))
+    options = [*command(tiny_checkpoint("blip"), data, folder / "run"), "--max-steps", "1", "--samples", "4"]
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        redirect_stdout(io.StringIO()) as printed,
+        redirect_stderr(io.StringIO()) as said,
+    ):
+        patch.setitem(sys.modules, "tensorboard", None)  # as if it were not installed
+        blip.main(options)
+    return folder / "run", printed.getvalue(), said.getvalue()
 
 
 def command(base: Path, data: Path, out: Path) -> list[str]:
@@ -252,8 +284,10 @@ def test_a_run_may_be_made_longer(train) -> None:
     assert len(losses(out)) == 4
 
 
-def test_resumed_with_other_settings_or_data_it_refuses(train, pairs: Path, tmp_path: Path) -> None:
-    out = train("run", "--max-steps", "1")
+def test_resumed_with_other_settings_or_data_it_refuses(
+    train, one_step: tuple[Path, str], pairs: Path, tmp_path: Path
+) -> None:
+    out = shutil.copytree(one_step[0], tmp_path / "run")
     before = weights(out)
     with pytest.raises(BadInput, match=r"--lr 0.0001 \(now 0.01\)"):
         train("run", "--max-steps", "2", "--lr", "0.01", "--resume")
@@ -292,12 +326,8 @@ def test_a_checkpoint_between_evaluations_goes_on_bit_for_bit(train) -> None:
     assert weights(out) == before
 
 
-def test_what_looks_like_markup_in_a_prompt_is_text(pairs: Path, train, tmp_path: Path, capsys) -> None:
-    marked = shutil.copytree(pairs, tmp_path / "marked")
-    lines = (marked / "metadata.jsonl").read_text().replace(" in the forest", " [/b] \\u001b[31m[INST]")
-    (marked / "metadata.jsonl").write_text(lines)
-    train("run", "--max-steps", "1", "--samples", "4", data=marked)
-    said = capsys.readouterr().err
+def test_what_looks_like_markup_in_a_prompt_is_text(one_pair: tuple[Path, str, str]) -> None:
+    _, _, said = one_pair
     assert "[/b]" in said
     assert "\x1b" not in said
 
@@ -310,33 +340,27 @@ def test_long_prompts_are_cut_in_the_table(capsys: pytest.CaptureFixture) -> Non
     assert "after 1 step\n" in said.replace(" \n", "\n").replace("  ", "")
 
 
-def test_no_tensorboard_is_no_reason_to_stop(train, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
-    monkeypatch.setitem(sys.modules, "tensorboard", None)  # as if it were not installed
-    out = train("run", "--max-steps", "1")
-    assert capsys.readouterr().out.count("TensorBoard is not installed") == 1
+def test_no_tensorboard_is_no_reason_to_stop(one_pair: tuple[Path, str, str]) -> None:
+    out, printed, _ = one_pair
+    assert printed.count("TensorBoard is not installed") == 1
     assert not (out / "logs").exists()
     assert (out / "model.safetensors").exists()
 
 
-def test_with_tensorboard_its_log_lies_in_the_folder(train) -> None:
-    out = train("run", "--max-steps", "1")
+def test_with_tensorboard_its_log_lies_in_the_folder(one_step: tuple[Path, str]) -> None:
+    out, _ = one_step
     assert list((out / "logs").glob("events.*"))
 
 
-def test_the_validation_on_training_pictures_is_said(train, capsys: pytest.CaptureFixture) -> None:
-    train("run", "--max-steps", "1")
-    assert "16 of the 16 prompts to validate on are trained on, too" in capsys.readouterr().out
+def test_the_validation_on_training_pictures_is_said(one_step: tuple[Path, str]) -> None:
+    _, printed = one_step
+    assert "16 of the 16 prompts to validate on are trained on, too" in printed
 
 
-def test_counts_are_grammatical(train, pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    one = tmp_path / "one"
-    one.mkdir()
-    shutil.copy(pairs / "0.png", one)
-    (one / "0.txt").write_text("a fox")
-    train("run", "--max-steps", "1", data=one)
-    said = capsys.readouterr().out
-    assert "1 pair to train on, 1 to validate on" in said
-    assert "8 pictures × 1 batch × 1 process a step" in said
+def test_counts_are_grammatical(one_pair: tuple[Path, str, str]) -> None:
+    _, printed, _ = one_pair
+    assert "1 pair to train on, 1 to validate on" in printed
+    assert "8 pictures × 1 batch × 1 process a step" in printed
 
 
 def test_layers_that_the_model_does_not_have_are_named(train, tmp_path: Path) -> None:
@@ -359,20 +383,19 @@ def test_a_full_disk_leaves_no_broken_checkpoint(train, tmp_path: Path, monkeypa
 
 
 def test_a_disk_that_is_full_at_the_end_leaves_no_broken_model(
-    train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    train, one_step: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from safetensors.torch import save_file
 
     def full_at_the_end(tensors, filename, metadata=None):
         (save_file if "checkpoint-" in str(filename) else full)(tensors, filename, metadata)
 
-    unbroken = weights(train("unbroken", "--max-steps", "1"))
     with monkeypatch.context() as patch:
         patch.setattr("transformers.modeling_utils.safe_save_file", full_at_the_end)
         with pytest.raises(BadOutput, match=r"finished model cannot be written .* with --resume"):
             train("run", "--max-steps", "1")
     assert not (tmp_path / "run/model.safetensors").exists()
-    assert weights(train("run", "--max-steps", "1", "--resume")) == unbroken
+    assert weights(train("run", "--max-steps", "1", "--resume")) == weights(one_step[0])
 
 
 def test_weights_that_are_no_numbers_are_not_saved(train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
