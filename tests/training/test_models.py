@@ -1,7 +1,6 @@
 """Every trainer on a tiny model of its family: it overfits a few pairs and then says those prompts back."""
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -49,19 +48,6 @@ def said_back(pairs: Path, model: Path) -> int:
     """How many of the training prompts the finished folder says word for word."""
     said = captioner.load(str(model)).generate([pairs / row["file_name"] for row in rows(pairs)], GREEDY)
     return sum(prompt.text == row["text"] for prompt, row in zip(said, rows(pairs), strict=True))
-
-
-@pytest.fixture
-def few_pairs(pairs: Path, tmp_path: Path) -> Path:
-    """The first four pairs: as good a task to overfit, in a quarter of the time."""
-    folder = tmp_path / "few"
-    folder.mkdir()
-    lines = (pairs / "metadata.jsonl").read_text().splitlines(keepends=True)[:4]
-    (folder / "metadata.jsonl").write_text("".join(lines))
-    for line in lines:
-        name = json.loads(line)["file_name"]
-        shutil.copy(pairs / name, folder / name)
-    return folder
 
 
 def test_clip_prefix(towers: Path, few_pairs: Path, tmp_path: Path) -> None:
