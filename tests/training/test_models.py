@@ -52,7 +52,7 @@ def said_back(pairs: Path, model: Path) -> int:
 
 def test_clip_prefix(towers: Path, few_pairs: Path, tmp_path: Path) -> None:
     parts = ["--weights", str(towers / "clip"), "--language-model", str(towers / "gpt2"), "--prefix-length", "4"]
-    learn = ["--max-steps", "120", "--eval-every", "120", "--lr", "5e-3", "--freeze", "none"]
+    learn = ["--max-steps", "80", "--eval-every", "80", "--lr", "1e-2", "--freeze", "none"]
     clip_prefix.main(shared(few_pairs, tmp_path / "run", *parts, *learn))
     assert losses(tmp_path / "run")[-1] < 0.1
     assert said_back(few_pairs, tmp_path / "run") == 4
