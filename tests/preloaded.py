@@ -41,7 +41,7 @@ PACKAGES = (
 )
 TRAINING = (*PACKAGES, "transformers.trainer", "datasets", "matplotlib.figure")
 
-# What the packages read as they are imported, so that no command may have another.
+# What the packages read as they are imported: a command that has another starts anew.
 READ_AT_IMPORT = (
     *("HF_", "HUGGINGFACE_", "TRANSFORMERS_", "TOKENIZERS_"),
     *("TORCH_", "OMP_", "MKL_", "MPL", "XDG_", "HOME"),
@@ -50,10 +50,13 @@ READ_AT_IMPORT = (
 CLIENT = """#!{python} -IS
 import json, os, signal, socket, sys
 
+words = {words!r} + sys.argv[1:]
+if {{name: value for name, value in os.environ.items() if name.startswith({names!r})}} != {settings!r}:
+    os.execv({python!r}, [{python!r}, *words])
 with socket.socket(socket.AF_UNIX) as server:
     server.connect({address!r})
     socket.send_fds(server, [b"."], [0, 1, 2])
-    request = [{words!r} + sys.argv[1:], os.getcwd(), dict(os.environ)]
+    request = [words, os.getcwd(), dict(os.environ)]
     server.sendall(json.dumps(request).encode() + b"\\n")
     answers = server.makefile()
     process = int(answers.readline())
@@ -77,8 +80,12 @@ def preloaded(folder: Path, settings: Mapping[str, str], packages: Sequence[str]
     address = str(folder / "socket")
     bin_folder = folder / "bin"
     bin_folder.mkdir()
+    read_at_import = {name: value for name, value in settings.items() if name.startswith(READ_AT_IMPORT)}
     for name, words in (("python", []), ("captioner", [str(Path(sys.executable).parent / "captioner")])):
-        (bin_folder / name).write_text(CLIENT.format(python=sys.executable, address=address, words=words))
+        client = CLIENT.format(
+            python=sys.executable, address=address, words=words, names=READ_AT_IMPORT, settings=read_at_import
+        )
+        (bin_folder / name).write_text(client)
         (bin_folder / name).chmod(0o755)
     command = [sys.executable, __file__, address, *packages]
     with (
@@ -99,7 +106,6 @@ def preloaded(folder: Path, settings: Mapping[str, str], packages: Sequence[str]
 
 def serve(address: str, packages: Sequence[str]) -> list[str]:
     """Fork for each request. Returns in the processes that are to become a command: its words."""
-    settings = dict(os.environ)  # before an import adds to it
     for package in packages:
         importlib.import_module(package)
     gc.collect()
@@ -118,7 +124,7 @@ def serve(address: str, packages: Sequence[str]) -> list[str]:
             connection.close()
             while ended():
                 pass
-    return command(connection, settings)
+    return command(connection)
 
 
 def ended() -> bool:
@@ -129,7 +135,7 @@ def ended() -> bool:
         return False
 
 
-def command(connection: socket.socket, settings: Mapping[str, str]) -> list[str]:
+def command(connection: socket.socket) -> list[str]:
     """Fork once more: one becomes the command, the other tells how it ended, and ends it if nobody waits for it."""
     _, streams, _, _ = socket.recv_fds(connection, 1, 3)
     words, folder, environment = json.loads(connection.makefile(encoding="utf-8").readline())
@@ -152,9 +158,6 @@ def command(connection: socket.socket, settings: Mapping[str, str]) -> list[str]
     os.environ.update(environment)
     random.seed()  # or every command would draw the same
     importlib.import_module("numpy").random.seed()
-    for name in settings.keys() | environment.keys():
-        if name.startswith(READ_AT_IMPORT) and settings.get(name) != environment.get(name):
-            sys.exit(f"{name} was another as the packages were imported.")
     return words
 
 

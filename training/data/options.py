@@ -41,7 +41,7 @@ class Preparation:
     threshold: float = option(0.85, "of prompts with a higher cosine, keep the first; 1: only equal ones go", least=-1)
     apart: float = option(0.75, "no training prompt is nearer than this to one of validation", least=-1)
     validation: float = option(0.1, "share held back for validation", least=0, most=1)
-    shard_mb: int = option(500, "size of one parquet file", least=1)
+    shard_mb: int = option(500, "size of one parquet file; 0: a file for every pair", least=0)
     precision: str = option(
         "auto", "of the embedder; auto: bf16 where the CPU computes in it", choices=["auto", "bf16", "fp32"]
     )
