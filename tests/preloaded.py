@@ -39,7 +39,7 @@ PACKAGES = (
     "accelerate",
     "matplotlib.figure",
 )
-TRAINING = (*PACKAGES, "transformers.trainer", "datasets", "matplotlib.figure")
+TRAINING = (*PACKAGES, "transformers.trainer")
 
 # What the packages read as they are imported: a command that has another starts anew.
 READ_AT_IMPORT = (

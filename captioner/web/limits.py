@@ -133,13 +133,12 @@ class Limits:
         anything. A link may lead here."""
         elsewhere = headers.get("sec-fetch-site", "none") not in ("none", "same-origin")
         if scope["method"] in ("GET", "HEAD", "OPTIONS"):
-            if elsewhere and headers.get("sec-fetch-dest") != "document":
-                raise _Refused(403, "Requests from the pages of other sites are refused.")
-            return
-        origin = headers.get("origin")
-        if origin is not None and origin.partition("://")[2].lower() != headers.get("host", "").lower():
-            raise _Refused(403, "Requests from the pages of other sites are refused.")
-        if elsewhere:
+            refused = elsewhere and headers.get("sec-fetch-dest") != "document"
+        else:
+            origin = headers.get("origin")
+            own = origin is None or origin.partition("://")[2].lower() == headers.get("host", "").lower()
+            refused = elsewhere or not own
+        if refused:
             raise _Refused(403, "Requests from the pages of other sites are refused.")
 
     def _check_key(self, headers: Headers, key: str) -> None:
