@@ -14,7 +14,7 @@ import shutil
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from operator import itemgetter
 from pathlib import Path
@@ -144,15 +144,16 @@ def merge(out: str | Path, progress: Progress = lambda step, done, total: None) 
     recipe = Recipe(**about.pop("recipe"))
     counts = [read_object(folder / DONE, BadOutput, ANEW) for folder in folders]
     made_by = {name: about[name] for name in ("backbone", "settings", "fingerprint")}
-    with not_resumable("The shards are kept: put it right, and merge again."), ExitStack() as stack:
+    with not_resumable("The shards are kept: put it right, and merge again."), _stoppable(), ExitStack() as stack:
         shards = [
             stack.enter_context(_Partial(folder, about["width"], None, True, numbered=True)) for folder in folders
         ]
         if [len(shard.pictures) for shard in shards] != [count["pictures"] for count in counts]:
             raise BadOutput(f"The shards of {out} have changed since they were done. {ANEW}")
         whole = out.with_name(f"{out.name}.merging")
-        shutil.rmtree(whole, ignore_errors=True)  # a merge that was killed; it is soon made anew
+        shutil.rmtree(whole, ignore_errors=True)  # of a merge that was killed
         partial = stack.enter_context(_Partial(whole, about["width"], made_by, False))
+        partial.over = True  # however this ends: it is soon made anew
         total = sum(len(shard.pictures) for shard in shards)
         for batch, features in _in_order(shards):
             partial.append(batch, features)
@@ -162,6 +163,15 @@ def merge(out: str | Path, progress: Progress = lambda step, done, total: None) 
         for shard in shards:
             shard.over = True
     return Built(len(partial.pictures), len(partial.prompts), partial.left_out)
+
+
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """A merge that is stopped begins anew: its shards are what is left of it."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Stopped("Stopped. The shards are kept: the same command merges them.") from None
 
 
 def _shards_of(out: Path) -> list[Path]:
@@ -269,7 +279,7 @@ class _Partial:
     """The pictures read so far: their features in one file, their names and prompts in a journal beside it."""
 
     over = False
-    """Whether its folder can go, because the index is written or the data are too few."""
+    """Whether its folder can go: the index is written, or what the folder holds is soon made anew."""
 
     def __init__(self, folder: Path, width: int, made_by: dict | None, resume: bool, numbered: bool = False) -> None:
         """made_by: None takes what is there. numbered: a record's id is its place among those of all shards."""

@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 from captioner import pipeline
 from captioner.cli.main import app
 from captioner.contracts import LoadOptions
-from captioner.errors import BadCheckpoint, BadInput, BadOutput, MissingModel
+from captioner.errors import BadCheckpoint, BadInput, BadOutput, MissingModel, Stopped
 from captioner.models.knn import build, knn, tune
 from captioner.models.knn.build import Recipe
 from captioner.models.parts.backbones import backbones
@@ -303,6 +303,10 @@ def test_a_stopped_build_goes_on_where_it_was(built, data, weights, tmp_path):
     assert not part.exists()
 
 
+def interrupted(*_):
+    raise KeyboardInterrupt
+
+
 def no_room(*_):
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -320,6 +324,10 @@ def test_shards_are_merged_to_the_same_index(built, data, weights, tmp_path, mon
         patch.setattr(build, "_write", no_room)
         with pytest.raises(BadOutput, match=r"No space left .*The shards are kept: put it right, and merge again\.$"):
             build.merge(out)
+    with pytest.raises(Stopped, match=r"^Stopped\. The shards are kept: the same command merges them\.$"):
+        build.merge(out, interrupted)
+    shards = {f"index.shard-{number}-of-3" for number in (1, 2, 3)}
+    assert {path.name for path in tmp_path.iterdir()} == shards
     report = build.merge(out)
     assert (report.pictures, report.prompts, len(report.left_out)) == (12, 6, 1)
     for name in ("features", "embeddings", "prompt_rows", "centre"):
