@@ -32,7 +32,7 @@ def power(report: Report) -> list[str]:
 
 
 def runs(report: Report) -> list[str]:
-    """How far the runs of sampled models lie apart."""
+    """How far the runs of sampled models lie apart, and of which of them is what no mean can be taken of."""
     lines = []
     lead = report["metrics"][0] if report["metrics"] else None
     for model in report["models"]:
@@ -41,7 +41,9 @@ def runs(report: Report) -> list[str]:
         spread = model["runs"]["spread"][lead["name"]]
         lines.append(
             f"{model['label']}: mean of {len(model['runs']['names'])} runs, whose {lead['label']} goes from "
-            f"{spread['low']:.3f} to {spread['high']:.3f} (standard deviation {spread['deviation']:.4f})."
+            f"{spread['low']:.3f} to {spread['high']:.3f} (standard deviation {spread['deviation']:.4f}). "
+            "Its texts, the modifiers counted in them and a submission are of the first run, "
+            f"{model['runs']['names'][0]}."
         )
     return lines
 

@@ -85,7 +85,9 @@ def test_several_seeds_are_one_row_with_its_spread(pictures: Path, tmp_path: Pat
     assert len(steps) == 4  # nothing was asked again
     for name, figure in again["models"][0]["figures"].items():  # embedded in another batch, of other last bits
         assert figure == pytest.approx(row["figures"][name], abs=1e-6)
-    assert any("mean of 3 runs" in sentence for sentence in explained.sentences(written))
+    (told,) = explained.runs(written)
+    assert told.startswith("sampled: mean of 3 runs")
+    assert told.endswith("Its texts, the modifiers counted in them and a submission are of the first run, seed 7.")
 
 
 def test_several_tables_are_one_row_too(pictures: Path, tmp_path: Path) -> None:
