@@ -6,6 +6,8 @@ import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["HF_HUB_CACHE"] = "hub"  # of the folder that a command runs in: no test sees the user's models
 
 import gc
 import importlib
@@ -14,14 +16,14 @@ import json
 import signal
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from tests.preloaded import FEWEST, can_fork, preloaded
+from tests.preloaded import can_fork, preloaded
 
 # A shell that starts the tests in the background has them ignore Ctrl-C, and so the processes that they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -71,13 +73,17 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str],
 
 
 @pytest.fixture(scope="session")
-def quick_python(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A Python that has torch loaded already, where there can be one: for commands of mini, in this environment."""
+def quick_bin(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a `python` and a `captioner` that start at once, where there can be such."""
     if not can_fork():
-        yield sys.executable
-        return
-    with preloaded(tmp_path_factory.mktemp("preloaded"), os.environ, FEWEST) as folder:
-        yield str(folder / "python")
+        return Path(sys.executable).parent
+    folder, is_worker = tmp_path_factory.getbasetemp(), "PYTEST_XDIST_WORKER" in os.environ
+    return preloaded(folder.parent, os.getppid()) if is_worker else preloaded(folder, os.getpid())
+
+
+@pytest.fixture(scope="session")
+def quick_python(quick_bin: Path) -> str:
+    return str(quick_bin / "python")
 
 
 @pytest.fixture(scope="session")

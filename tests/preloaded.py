@@ -1,15 +1,16 @@
 """Commands without the seconds in which each of them would import torch and transformers anew.
 
 A process that has imported the packages of others, and nothing of this project, forks for each command that it is
-asked for. The command is the real entry point in a process of its own, with its own folder, environment, standard
-streams and exit status, and imports this project's modules itself. A file in the place of `python` or `captioner` asks
-for it, so that a shell finds one where it looks for the other. Ctrl-C and SIGTERM are passed on, and a command ends
-with whoever asked.
+asked for, until the tests are over. The command is the real entry point in a process of its own, with its own folder,
+environment, standard streams and exit status, and imports this project's modules itself. A file in the place of
+`python` or `captioner` asks for it, so that a shell finds one where it looks for the other. Ctrl-C and SIGTERM are
+passed on, and a command ends with whoever asked.
 """
 
 from __future__ import annotations
 
 import atexit
+import fcntl
 import gc
 import importlib
 import json
@@ -22,16 +23,13 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 
-FEWEST = ("torch",)
-"""What a command of mini imports."""
 PACKAGES = (
     "torch",
     "transformers.modeling_utils",
     "transformers.processing_utils",
+    "transformers.trainer",
     "pandas",
     "pyarrow.parquet",
     "faiss",
@@ -39,12 +37,11 @@ PACKAGES = (
     "accelerate",
     "matplotlib.figure",
 )
-TRAINING = (*PACKAGES, "transformers.trainer")
 
 # What the packages read as they are imported: a command that has another starts anew.
 READ_AT_IMPORT = (
     *("HF_", "HUGGINGFACE_", "TRANSFORMERS_", "TOKENIZERS_"),
-    *("TORCH_", "OMP_", "MKL_", "MPL", "XDG_", "HOME"),
+    *("TORCH_LOGS", "TORCH_COMPILE", "OMP_", "MKL_", "MPL", "XDG_", "HOME"),
 )
 
 CLIENT = """#!{python} -IS
@@ -74,50 +71,47 @@ def can_fork() -> bool:
     return sys.platform == "linux" and not torch.cuda.is_available()
 
 
-@contextmanager
-def preloaded(folder: Path, settings: Mapping[str, str], packages: Sequence[str] = PACKAGES) -> Iterator[Path]:
-    """The folder of a `captioner` and a `python` for whoever has these settings in the environment."""
-    address = str(folder / "socket")
+def preloaded(folder: Path, tests: int) -> Path:
+    """The folder of a `captioner` and a `python` for whoever has the settings of this process, made by the first who
+    asks. They work as long as the process of the tests lives."""
     bin_folder = folder / "bin"
-    bin_folder.mkdir()
-    read_at_import = {name: value for name, value in settings.items() if name.startswith(READ_AT_IMPORT)}
-    for name, words in (("python", []), ("captioner", [str(Path(sys.executable).parent / "captioner")])):
-        client = CLIENT.format(
-            python=sys.executable, address=address, words=words, names=READ_AT_IMPORT, settings=read_at_import
-        )
-        (bin_folder / name).write_text(client)
-        (bin_folder / name).chmod(0o755)
-    command = [sys.executable, __file__, address, *packages]
-    with (
-        open(folder / "said", "w+", encoding="utf-8") as said,
-        subprocess.Popen(
-            command, env=settings, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said, text=True
-        ) as server,
-    ):
-        try:
-            assert server.stdout is not None
-            ready = server.stdout.readline()
-            said.seek(0)
-            assert (ready, said.read()) == ("ready\n", "")  # a user would read what an import says
-            yield bin_folder
-        finally:
-            server.terminate()
+    with open(folder / "preloaded.lock", "w", encoding="utf-8") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if bin_folder.exists():
+            return bin_folder
+        address = str(folder / "preloaded.socket")
+        command = [sys.executable, __file__, address, str(tests)]
+        done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+        assert (done.returncode, done.stdout, done.stderr) == (0, "", "")  # a user would read what an import says
+        bin_folder.mkdir()
+        settings = {name: value for name, value in os.environ.items() if name.startswith(READ_AT_IMPORT)}
+        for name, words in (("python", []), ("captioner", [str(Path(sys.executable).parent / "captioner")])):
+            client = CLIENT.format(
+                python=sys.executable, address=address, words=words, names=READ_AT_IMPORT, settings=settings
+            )
+            (bin_folder / name).write_text(client)
+            (bin_folder / name).chmod(0o755)
+    return bin_folder
 
 
-def serve(address: str, packages: Sequence[str]) -> list[str]:
+def serve(address: str, tests: int) -> list[str]:
     """Fork for each request. Returns in the processes that are to become a command: its words."""
-    for package in packages:
+    for package in PACKAGES:
         importlib.import_module(package)
     gc.collect()
     gc.freeze()  # a command that collects garbage would copy all of it
+    over = os.pidfd_open(tests)
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(address)
         listener.listen()
-        print("ready", flush=True)
+        if os.fork():
+            os._exit(0)  # whoever waits for this one may ask now
+        nothing = os.open(os.devnull, os.O_RDWR)
+        for stream in (0, 1, 2):
+            os.dup2(nothing, stream)
         while True:
-            select.select([listener, 0], [], [])
-            if select.select([0], [], [], 0)[0]:
-                os._exit(0)  # the tests are over
+            if over in select.select([listener, over], [], [])[0]:
+                os._exit(0)
             connection, _ = listener.accept()
             if os.fork() == 0:
                 break
@@ -162,9 +156,12 @@ def command(connection: socket.socket) -> list[str]:
 
 
 def become(words: list[str]) -> int:
-    """Run a script, or a module after -m, as Python does. Returns its exit status."""
+    """Run a script, a module after -m or code after -c, as Python does. Returns its exit status."""
     try:
-        if words[0] == "-m":
+        if words[0] == "-c":
+            sys.argv, sys.path[0] = ["-c", *words[2:]], os.getcwd()
+            exec(compile(words[1], "<string>", "exec"), {"__name__": "__main__"})
+        elif words[0] == "-m":
             sys.argv, sys.path[0] = words[1:], os.getcwd()
             runpy.run_module(words[1], run_name="__main__", alter_sys=True)
         else:
@@ -182,7 +179,7 @@ def become(words: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    words = serve(sys.argv[1], sys.argv[2:])
+    words = serve(sys.argv[1], int(sys.argv[2]))
     status = become(words)
     threading._shutdown()  # waits for them
     atexit._run_exitfuncs()

@@ -7,10 +7,9 @@ import re
 import shutil
 import socket
 import subprocess
-import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -23,17 +22,22 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 KEY = "a key of the tests"
 
 
-def contact_sheet(*arguments: str) -> subprocess.CompletedProcess:
-    command = (sys.executable, str(EXAMPLES / "contact_sheet.py"), *arguments)
-    return subprocess.run(command, capture_output=True, text=True)
+@pytest.fixture(scope="module")
+def example(quick_python: str) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """What a script says, and how it ends."""
+
+    def run(script: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([quick_python, EXAMPLES / script, *arguments], capture_output=True, text=True)
+
+    return run
 
 
-def test_a_contact_sheet_has_rows_and_columns(tmp_path: Path) -> None:
+def test_a_contact_sheet_has_rows_and_columns(example, tmp_path: Path) -> None:
     pictures = [str(file) for file in sorted((EXAMPLES / "pictures").glob("*.jpg"))[:2]]
     sizes = []
     for columns in ("2", "1"):
         out = tmp_path / "new" / f"{columns}.png"
-        done = contact_sheet(*pictures, "--columns", columns, "--out", str(out))
+        done = example("contact_sheet.py", *pictures, "--columns", columns, "--out", str(out))
         assert done.returncode == 0, done.stderr
         assert done.stderr == ""
         with Image.open(out) as sheet:
@@ -52,9 +56,9 @@ def test_a_long_word_is_broken_and_a_caption_stays_in_its_column(monkeypatch: py
     assert lines[0] == "a cat"
 
 
-def test_without_pictures_a_contact_sheet_says_so(tmp_path: Path) -> None:
+def test_without_pictures_a_contact_sheet_says_so(example, tmp_path: Path) -> None:
     for name in (tmp_path, tmp_path / "nope.png"):
-        done = contact_sheet(str(name), "--out", str(tmp_path / "sheet.png"))
+        done = example("contact_sheet.py", name, "--out", tmp_path / "sheet.png")
         assert done.returncode == 1
         assert "There is no picture to draw" in done.stderr
         assert "Traceback" not in done.stderr
@@ -68,34 +72,27 @@ def test_without_arguments_a_script_says_what_it_needs(script: str) -> None:
     assert "needs DATA WORK OUT: the data folder" in done.stderr
 
 
-def example(script: str, *arguments: str | Path) -> str:
-    """What a script prints."""
-    command = (sys.executable, str(EXAMPLES / script), *map(str, arguments))
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
-    assert done.returncode == 0, done.stderr
-    assert "Traceback" not in done.stderr
-    return done.stdout
-
-
-def test_a_folder_is_captioned_and_the_command_to_review_it_is_told(tmp_path: Path) -> None:
+def test_a_folder_is_captioned_and_the_command_to_review_it_is_told(example, tmp_path: Path) -> None:
     shutil.copy(EXAMPLES / "pictures" / "cat.jpg", tmp_path)
     (tmp_path / "mine.txt").write_text("mine")
-    shown = example("caption_and_review.py", tmp_path)
+    done = example("caption_and_review.py", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
     assert "cat" in (tmp_path / "cat.txt").read_text()
     assert (tmp_path / "mine.txt").read_text() == "mine"
-    assert f"captioner serve {tmp_path}" in shown
+    assert f"captioner serve {tmp_path}" in done.stdout
 
 
 @pytest.fixture(scope="module")
-def shown(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """Where the two scripts that learn have written, and what they have printed: one process, torch is loaded once."""
+def shown(quick_python: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """Where the two scripts that learn have written, and what they have printed, in one process."""
     folder = tmp_path_factory.mktemp("examples")
     code = """import sys; sys.path.insert(0, sys.argv[1]); folder = sys.argv[2]
 import index_and_ensemble, train_and_compare
 train_and_compare.main([f"{folder}/trained", "--pairs", "10", "--epochs", "2"])
 index_and_ensemble.main([f"{folder}/fitted", "--pairs", "10"])"""
-    settings = {"OMP_NUM_THREADS": "1", "CAPTIONER_CACHE": str(folder / "cache")}
-    command = [sys.executable, "-c", code, str(EXAMPLES), str(folder)]
+    settings = {"CAPTIONER_CACHE": str(folder / "cache")}
+    command = [quick_python, "-c", code, str(EXAMPLES), str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | settings)
     assert done.returncode == 0, done.stderr
     assert not re.search(r"warn|deprecat|kernels|retry", done.stderr, re.IGNORECASE), done.stderr
@@ -116,12 +113,8 @@ def test_an_ensemble_is_fitted_and_its_gain_is_told(shown: tuple[Path, str]) -> 
     assert re.search(r"The ensemble gains [+-]0\.\d{3} over \w+ \(0\.\d{3}\); 95 % interval .+: (it|more)", printed)
 
 
-def test_a_base_that_is_no_model_ends_the_script_with_one_sentence(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, EXAMPLES / "train_and_compare.py", tmp_path / "out", "--base", "nope"],
-        capture_output=True,
-        text=True,
-    )
+def test_a_base_that_is_no_model_ends_the_script_with_one_sentence(example, tmp_path: Path) -> None:
+    done = example("train_and_compare.py", tmp_path / "out", "--base", "nope")
     assert done.returncode == 2
     assert "No model 'nope'" in done.stderr
     assert "Traceback" not in done.stderr
@@ -137,12 +130,12 @@ def module_of(file: Path) -> ModuleType:
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[str]:
+def server(quick_python: str) -> Iterator[str]:
     """The address of `captioner serve` with a key, as a user starts it."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-    command = [sys.executable, "-m", "captioner", "serve", "--models", "mini", "--no-page", "--port", str(port)]
-    settings = {"CAPTIONER_SERVE_KEY": KEY, "OMP_NUM_THREADS": "1"}
+    command = [quick_python, "-m", "captioner", "serve", "--models", "mini", "--no-page", "--port", str(port)]
+    settings = {"CAPTIONER_SERVE_KEY": KEY}
     with subprocess.Popen(command, env=os.environ | settings, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as run:
         address = f"http://127.0.0.1:{port}"
         while True:

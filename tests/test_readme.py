@@ -7,7 +7,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -16,7 +16,6 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from captioner import zoo
-from tests.preloaded import can_fork, preloaded
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -104,25 +103,14 @@ def section(title: str) -> str:
     return README.split(f"\n## {title}\n")[1].split("\n## ")[0]
 
 
-SETTINGS = {"HF_HUB_CACHE": "hub", "OMP_NUM_THREADS": "1"}
-BIN = str(Path(sys.executable).parent)
+BIN = Path(sys.executable).parent
 
 
-@pytest.fixture(scope="module")
-def quick_bin(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A folder with programs that start at once, where there can be such."""
-    if not can_fork():
-        yield BIN
-        return
-    with preloaded(tmp_path_factory.mktemp("preloaded"), os.environ | SETTINGS) as folder:
-        yield str(folder)
-
-
-def test_a_quick_program_says_and_returns_what_a_new_one_does(quick_bin: str, tmp_path: Path) -> None:
+def test_a_quick_program_says_and_returns_what_a_new_one_does(quick_bin: Path, tmp_path: Path) -> None:
     told = []
     for folder, settings in ((BIN, {}), (quick_bin, {}), (quick_bin, {"OMP_WAIT_POLICY": "passive"})):
         command = [f"{folder}/captioner", "read", "-", "nope.png"]
-        environment = os.environ | SETTINGS | settings  # what is read as torch is imported: the last one starts anew
+        environment = os.environ | settings  # what is read as torch is imported: the last one starts anew
         done = subprocess.run(command, cwd=tmp_path, env=environment, input=b"none", capture_output=True)
         told.append((done.returncode, done.stdout, done.stderr))
     assert told[0] == told[1] == told[2]
@@ -138,7 +126,7 @@ def test_a_quick_program_says_and_returns_what_a_new_one_does(quick_bin: str, tm
     ids=["caption", "train and measure"],
 )
 def test_the_commands_of_the_readme_run_as_they_are_printed(
-    newcomer: Path, quick_bin: str, titles: Sequence[str], is_downloaded: bool
+    newcomer: Path, quick_bin: Path, titles: Sequence[str], is_downloaded: bool
 ) -> None:
     """By copy and paste, without the network, and without a warning of any package. The first of these commands is a
     new process of Python, as each is to users; other tests start training and evaluation so."""
@@ -149,7 +137,7 @@ def test_the_commands_of_the_readme_run_as_they_are_printed(
         commands = [line for line in readme_commands(section(title)) if "https://" not in line]
         assert commands
         for line in commands:
-            settings = SETTINGS | {"PATH": os.pathsep.join([programs, BIN, os.environ["PATH"]])}
+            settings = {"PATH": os.pathsep.join([str(programs), str(BIN), os.environ["PATH"]])}
             done = subprocess.run(
                 ["bash", "-c", line], cwd=newcomer, env=os.environ | settings, capture_output=True, text=True
             )
@@ -180,9 +168,9 @@ def test_every_model_and_extra_stands_in_the_readme() -> None:
         assert f"| `{extra}` |" in section("Extras and files")
 
 
-def test_the_readme_example_runs() -> None:
+def test_the_readme_example_runs(quick_python: str) -> None:
     [example] = re.findall(r"```python\n(.+?)```", README, re.DOTALL)
-    done = run(sys.executable, "-c", example)
+    done = run(quick_python, "-c", example)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     assert done.stdout.count("(384,)") == 2

@@ -3,14 +3,13 @@ by one."""
 
 from __future__ import annotations
 
-import os
 import re
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,7 +17,6 @@ import torch
 from safetensors.torch import load_file
 
 from captioner.errors import BadInput
-from tests.preloaded import TRAINING, can_fork, preloaded
 from tests.training.test_loop import command, losses, weights
 from training import blip
 from training.loop import newest_whole
@@ -48,30 +46,15 @@ for run in sys.argv[4:]:
 """
 
 
-SETTINGS = {"OMP_NUM_THREADS": "1", "TORCH_NCCL_ASYNC_ERROR_HANDLING": "1"}
-"""As torchrun sets them."""
-
-
-@pytest.fixture(scope="module")
-def python(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A Python that has the packages of training loaded already, where there can be one."""
-    if not can_fork():
-        yield sys.executable
-        return
-    with preloaded(tmp_path_factory.mktemp("preloaded"), os.environ | SETTINGS, TRAINING) as folder:
-        yield str(folder / "python")
-
-
 def test_killed_and_resumed_is_bit_for_bit_the_unbroken_run(
-    python: str, tiny_checkpoint, pairs: Path, tmp_path: Path
+    quick_python: str, tiny_checkpoint, pairs: Path, tmp_path: Path
 ) -> None:
     steps = ["--max-steps", "12", "--eval-every", "3", "--augment"]
     unbroken, out = tmp_path / "unbroken", tmp_path / "killed"
     blip.main([*command(tiny_checkpoint("blip"), pairs, unbroken), *steps])
     arguments = [*command(tiny_checkpoint("blip"), pairs, out), *steps]
     process = subprocess.Popen(
-        [python, "-m", "training.blip", *arguments],
-        env=os.environ | SETTINGS,
+        [quick_python, "-m", "training.blip", *arguments],
         stderr=subprocess.STDOUT,
         stdout=subprocess.PIPE,
     )
@@ -87,12 +70,11 @@ def test_killed_and_resumed_is_bit_for_bit_the_unbroken_run(
 
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="Linux tells what a process has loaded")
 @pytest.mark.parametrize("when", ["imports", "training"])
-def test_ctrl_c_is_one_line(when: str, python: str, tiny_checkpoint, pairs: Path, tmp_path: Path) -> None:
+def test_ctrl_c_is_one_line(when: str, quick_python: str, tiny_checkpoint, pairs: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     arguments = [*command(tiny_checkpoint("blip"), pairs, out), "--epochs", "1000"]
     process = subprocess.Popen(
-        [sys.executable if when == "imports" else python, "-m", "training.blip", *arguments],
-        env=os.environ | SETTINGS,
+        [sys.executable if when == "imports" else quick_python, "-m", "training.blip", *arguments],
         stderr=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         text=True,
@@ -117,7 +99,7 @@ def test_ctrl_c_is_one_line(when: str, python: str, tiny_checkpoint, pairs: Path
 
 @pytest.mark.skipif(sys.platform == "win32", reason="gloo under torchrun needs POSIX")
 def test_two_machines_give_the_losses_of_one_which_then_goes_on(
-    python: str, tiny_checkpoint, pairs: Path, tmp_path: Path
+    quick_python: str, tiny_checkpoint, pairs: Path, tmp_path: Path
 ) -> None:
     """Two launchers that meet over the network, one process each; the run is then resumed by one process."""
     one, out = tmp_path / "one", tmp_path / "two"
@@ -129,11 +111,10 @@ def test_two_machines_give_the_losses_of_one_which_then_goes_on(
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     meeting = ["--nnodes", "2", "--nproc-per-node", "1", "--master-addr", "127.0.0.1", "--master-port", str(port)]
-    launcher = [python, "-m", "torch.distributed.run", *meeting]
+    launcher = [quick_python, "-m", "torch.distributed.run", *meeting]
     nodes = [
         subprocess.Popen(
-            [*launcher, "--node-rank", str(rank), "--no-python", python, "-m", "training.blip", *arguments],
-            env=os.environ | SETTINGS,
+            [*launcher, "--node-rank", str(rank), "--no-python", quick_python, "-m", "training.blip", *arguments],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -152,7 +133,7 @@ def test_two_machines_give_the_losses_of_one_which_then_goes_on(
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="more processes than GPUs")
 def test_a_spread_run_goes_on_on_another_number_of_processes(
-    python: str, tiny_checkpoint: Callable[[str], Path], pairs: Path, tmp_path: Path
+    quick_python: str, tiny_checkpoint: Callable[[str], Path], pairs: Path, tmp_path: Path
 ) -> None:
     whole, later = tmp_path / "whole", tmp_path / "later"
     (later / "checkpoints").mkdir(parents=True)
@@ -161,8 +142,7 @@ def test_a_spread_run_goes_on_on_another_number_of_processes(
     launcher.write_text(LAUNCHER)
     words = [str(launcher), str(EXAMPLE), str(tiny_checkpoint("blip")), str(pairs), f"2={whole}", f"1={later}"]
     done = subprocess.run(
-        [python, *words],
-        env=os.environ | SETTINGS,
+        [quick_python, *words],
         capture_output=True,
         text=True,
         timeout=120,
