@@ -25,6 +25,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from fastapi import Request
+from starlette.types import Receive
 
 from captioner import __version__
 from captioner.errors import CaptionerError
@@ -83,7 +84,7 @@ class Context:
         seconds = self.engine.timeout - (time.monotonic() - request.scope.get(BEGAN, time.monotonic()))
         futures = submit()
         answers = asyncio.ensure_future(self.engine.answers(futures))
-        left = asyncio.ensure_future(_left(request))
+        left = asyncio.ensure_future(until_left(request.receive))
         try:
             await asyncio.wait({answers, left}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
             if answers.done():
@@ -102,7 +103,7 @@ def one(answers: Sequence[Any]) -> Any:
     return answer
 
 
-async def _left(request: Request) -> None:
+async def until_left(receive: Receive) -> None:
     """Until the client closes the connection; the body has been read before."""
-    while (await request.receive())["type"] != "http.disconnect":
+    while (await receive())["type"] != "http.disconnect":
         pass

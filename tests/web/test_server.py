@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import json
 import os
 import re
 import signal
@@ -11,6 +12,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
@@ -116,18 +118,30 @@ def test_files_beside_the_page_are_not_given_out(server: str) -> None:
         connection.close()
 
 
+OF_A_TOOL = {"name": "caption_image", "arguments": {"base64": CAT_URL}}
+ACCEPT = "Content-Type: application/json\r\nAccept: application/json, text/event-stream"
+
+
+@pytest.mark.parametrize(
+    ("path", "asked"),
+    [
+        ("/v1/generate", {"image": CAT_URL}),
+        ("/mcp", {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": OF_A_TOOL}),
+    ],
+)
 def test_who_leaves_is_dropped_before_it_costs_a_batch(
-    server: str, engine: Engine, monkeypatch: pytest.MonkeyPatch
+    server: str, engine: Engine, monkeypatch: pytest.MonkeyPatch, path: str, asked: dict[str, Any]
 ) -> None:
     idle = Scheduler(limit=10)  # nobody takes from it
     monkeypatch.setattr(engine, "scheduler", idle)
-    body = b'{"image": "' + CAT_URL.encode() + b'"}'
+    body = json.dumps(asked)
     with connect(server) as connection:
-        connection.sendall(b"POST /v1/generate HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(body))
-        connection.sendall(body)
+        head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\n{ACCEPT}\r\nContent-Length: {len(body)}\r\n\r\n"
+        connection.sendall((head + body).encode())
         wait_for(lambda: len(idle.waiting) == 1)
     wait_for(lambda: not idle.waiting)
     idle.abandon()
+    assert httpx.get(f"{server}/health").status_code == 200
 
 
 def wait_for(condition: object) -> None:

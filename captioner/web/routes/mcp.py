@@ -5,10 +5,11 @@ from __future__ import annotations
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+import anyio
 from fastapi import APIRouter, HTTPException, Request, Response
 from starlette.types import Message, Receive, Scope, Send
 
-from captioner.web.context import Context
+from captioner.web.context import Context, until_left
 
 if TYPE_CHECKING:
     from mcp.server.lowlevel import Server
@@ -77,5 +78,14 @@ class Answer(Response):
         manager = StreamableHTTPSessionManager(
             self.service.server, json_response=True, stateless=True, max_request_body_size=largest
         )
-        async with manager.run():  # one for each request: nothing of it outlives the answer
-            await manager.handle_request(scope, again, send)
+        async with anyio.create_task_group() as tasks:
+
+            async def watch() -> None:
+                """Who speaks the protocol as it was before 2026 is not watched by the library."""
+                await until_left(receive)
+                tasks.cancel_scope.cancel()
+
+            tasks.start_soon(watch)
+            async with manager.run():  # one for each request: nothing of it outlives the answer
+                await manager.handle_request(scope, again, send)
+            tasks.cancel_scope.cancel()
