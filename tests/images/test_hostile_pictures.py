@@ -10,7 +10,6 @@ import os
 import socket
 import struct
 import subprocess
-import sys
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -221,9 +220,13 @@ def in_folder(path: Path) -> Iterator[None]:
         os.chdir(before)
 
 
-def captioner(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "captioner", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=SAFETY_NET, check=False)
+@pytest.fixture(scope="module")
+def captioner(quick_bin: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [quick_bin / "captioner", *arguments]
+        return subprocess.run(command, capture_output=True, text=True, timeout=SAFETY_NET, check=False)
+
+    return run
 
 
 def check_sentences(errors: dict[str, str], folder: Folder, expected: Callable[[str], str | None]) -> None:
@@ -241,7 +244,7 @@ def check_the_screen(result: subprocess.CompletedProcess[str]) -> None:
         assert word not in result.stdout + result.stderr
 
 
-def test_generate_gives_each_picture_its_row_or_its_sentence(folder: Folder, tmp_path: Path) -> None:
+def test_generate_gives_each_picture_its_row_or_its_sentence(captioner, folder: Folder, tmp_path: Path) -> None:
     out = tmp_path / "x.jsonl"
     short = ("--num-beams", "1", "--num-candidates", "1", "--max-new-tokens", "2")
     result = captioner("generate", str(folder.path), *short, "--out", str(out))
@@ -257,7 +260,7 @@ def test_generate_gives_each_picture_its_row_or_its_sentence(folder: Folder, tmp
     assert f"{len(folder.good)} done, {len(folder.bad)} failed" in result.stderr
 
 
-def test_read_gives_each_picture_its_parameters_or_its_sentence(folder: Folder) -> None:
+def test_read_gives_each_picture_its_parameters_or_its_sentence(captioner, folder: Folder) -> None:
     result = captioner("read", str(folder.path), "--json")
     check_the_screen(result)
     rows = [json.loads(line) for line in result.stdout.splitlines()]

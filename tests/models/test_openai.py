@@ -6,6 +6,7 @@ import json
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -291,11 +292,17 @@ def address():
     process.wait()
 
 
-def command(module: str, *words: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", module, *map(str, words)], capture_output=True, text=True)
+@pytest.fixture(scope="module")
+def command(quick_python: str) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """What `python -m` says with a module's name and words."""
+
+    def run(*words: str | Path) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([quick_python, "-m", *words], capture_output=True, text=True)
+
+    return run
 
 
-def test_a_folder_is_captioned_by_a_server_of_its_own(address, tmp_path):
+def test_a_folder_is_captioned_by_a_server_of_its_own(command, address, tmp_path):
     for name in COLOURS:
         square(name).save(tmp_path / f"{name}.png")
     out = tmp_path / "out.jsonl"
@@ -317,7 +324,7 @@ def test_a_folder_is_captioned_by_a_server_of_its_own(address, tmp_path):
     )
 
 
-def test_a_server_is_measured_like_any_model(address, pairs, tmp_path):
+def test_a_server_is_measured_like_any_model(command, address, pairs, tmp_path):
     names = f"openai:{address}#painter,openai:{address}#painter+expected"
     done = command("eval", "report", "--data", pairs, "--limit", "4", "--models", names, "--out", tmp_path / "report")
     assert done.returncode == 0, done.stderr
