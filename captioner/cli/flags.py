@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import re
 
-from captioner.cli.options import TextFlags, names
+from captioner.cli.options import InputFlags, TextFlags, names
 from captioner.contracts import LoadOptions, Request
 
 SERVING = ("api_key", "no_auth", "allow_urls")
 SETTINGS = (
-    *(name for group in (Request, TextFlags, LoadOptions) for name in names(group)),
+    *(name for group in (InputFlags, Request, TextFlags, LoadOptions) for name in names(group)),
     "expected",
-    "max_pixels",
     *SERVING,
 )
 FLAGS = {name: f"--{name.replace('_', '-')}" for name in SETTINGS}

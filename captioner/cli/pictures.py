@@ -27,6 +27,7 @@ from captioner.cli.options import (
     ShardFlags,
     TextFlags,
     grouped,
+    names,
 )
 from captioner.cli.shards import is_of_plan, work
 from captioner.cli.verbs import looks_like_pictures
@@ -141,7 +142,7 @@ def embed(
 
         _run(inputs, embeddings, of_pictures, read.recursive, read.batch_size, write.quiet, asked.label, asked.spent)
     else:
-        of_input = [flag for name, flag in OF_PICTURES.items() if getattr(read, name) != getattr(InputFlags, name)]
+        of_input = [name for name in names(InputFlags) if getattr(read, name) != getattr(InputFlags, name)]
         loading = given(replace(options, embedder=None))  # the packaged MiniLM is run in fp32 on the processor
         if unused := [*["expected"][:expected], *of_input, *sorted(request.named() | loading.keys())]:
             raise BadInput(f"{' and '.join(unused)} would change nothing: these are texts, not pictures.")
@@ -151,10 +152,6 @@ def embed(
         tally = questions.embed_texts(questions.read_texts(inputs, file), options.embedder, sink)
         if sink.resumable and not write.quiet:
             typer.echo(f"captioner: {sink.summary(tally.done, tally.skipped, tally.failed)}", err=True)
-
-
-OF_PICTURES = {"recursive": "--recursive", "max_pixels": "max_pixels", "batch_size": "--batch-size"}
-"""Flags of reading pictures, as messages name them."""
 
 
 def _named(images: list[str] | None) -> list[str]:

@@ -13,6 +13,10 @@ from captioner.cli.flags import with_flags
             "top_k and seed would change nothing: this is a search.",
             "--top-k and --seed would change nothing: this is a search.",
         ),
+        (
+            "recursive and batch_size would change nothing: these are texts.",
+            "--recursive and --batch-size would change nothing: these are texts.",
+        ),
         ("Set do_sample to false.", "Say --no-do-sample."),
         ("raise num_beams, or set do_sample.", "raise --num-beams, or say --do-sample."),
         (
