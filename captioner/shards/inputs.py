@@ -64,7 +64,7 @@ class Finding:
 
 def find(inputs: Sequence[str], finding: Finding) -> Iterator[Item]:
     """All pictures that these name, each once: plain pictures first, then those of each container."""
-    kinds = [_kind_of(text) for text in inputs]
+    kinds = [_kind_of(text, finding.recursive) for text in inputs]
     pictures = [rest for kind, rest in kinds if kind == "pictures"]
     missing: set[str] = set()
     for item in map(_plain, find_images(pictures, recursive=finding.recursive)):
@@ -78,7 +78,7 @@ def find(inputs: Sequence[str], finding: Finding) -> Iterator[Item]:
         yield from CONTAINERS[kind](where, finding)
 
 
-def _kind_of(text: str) -> tuple[str, str]:
+def _kind_of(text: str, recursive: bool) -> tuple[str, str]:
     """What an input is: said by its prefix or its ending, or seen in a folder that holds no picture."""
     prefix, colon, rest = text.partition(":")
     if colon and prefix in KINDS:
@@ -97,7 +97,14 @@ def _kind_of(text: str) -> tuple[str, str]:
             raise BadInput(f"{printable(text)} cannot be read ({error.strerror}).") from error
         if any(name.endswith(EXTENSIONS) for name in names):
             return "pictures", text
-        return next((kind for end, kind in endings.items() if any(n.endswith(end) for n in names)), "pictures"), text
+        ending = next((end for end in endings if any(name.endswith(end) for name in names)), None)
+        if ending is not None and recursive:
+            files = printable(os.path.join(text, f"*{ending}"))
+            raise BadInput(
+                f"recursive would change nothing: {printable(text)} holds {ending} files, and only they are read. "
+                f"Leave it out; or name {files}, and its subfolders beside that."
+            )
+        return ("pictures" if ending is None else endings[ending]), text
     return endings.get(Path(text).suffix.lower(), "pictures"), text
 
 

@@ -100,6 +100,19 @@ def test_a_plan_is_made_once(planned: Planned, inputs: Path) -> None:
         plan.read(inputs)
 
 
+def test_a_folder_of_tars_is_not_looked_below(inputs: Path, tmp_path: Path) -> None:
+    """Its subfolder holds pictures, which would be left out without a word."""
+    assert plan.make(tmp_path / "run", [str(inputs)]).pictures == COUNT
+    with pytest.raises(
+        BadInput, match=r"^recursive would change nothing: .*holds \.tar files.*or name .*\*\.tar, and its"
+    ):
+        plan.make(tmp_path / "deep", [str(inputs)], finding=Finding(recursive=True))
+    both = plan.make(
+        tmp_path / "both", [str(inputs / "*.tar"), str(inputs / "pictures")], finding=Finding(recursive=True)
+    )
+    assert both.pictures == 2 * COUNT
+
+
 def test_no_plan_takes_the_place_of_the_folder_one_stands_in(
     inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
