@@ -191,18 +191,18 @@ class Engine:
         ask.request.decoding.check()
         request, varies = templates.parse(ask.request)
         ask = replace(ask, request=request)
-        asks = [_filled(ask, picture) if varies else ask for picture in pictures]
-        return self._put(
-            [
-                Unit(
-                    (one, picture),
-                    ("pictures", one.model, one.request, one.expected),
-                    partial(self._open, one, picture),
-                    self._deadline(timeout),
-                )
-                for one, picture in zip(asks, pictures, strict=True)
-            ]
-        )
+        deadline = self._deadline(timeout)
+        return self._put([self._of_picture(picture, ask, varies, deadline) for picture in pictures])
+
+    def _of_picture(self, picture: Picture, ask: Ask, varies: bool, deadline: float) -> Unit:
+        """What is asked about one picture. varies: in words of its own (see `run/templates.py`); where they cannot be
+        read of it, that is its answer, and all others are asked."""
+        try:
+            one = _filled(ask, picture) if varies else ask
+            opening = partial(self._open, one, picture)
+        except BadImage as error:
+            one, opening = ask, partial(_refused, error)
+        return Unit((one, picture), ("pictures", one.model, one.request, one.expected), opening, deadline)
 
     def embed_texts(self, texts: Sequence[str], timeout: float | None = None) -> list[Future[list[list[float]]]]:
         """Unit vectors of texts: one future for each `TEXTS` of them."""
@@ -357,10 +357,14 @@ def _asked(bench: Bench, units: Sequence[Unit]) -> list[Any]:
 
 
 def _filled(ask: Ask, picture: Picture) -> Ask:
-    """Asked in the words of this picture (see `run/templates.py`)."""
+    """Asked in the words of this picture."""
     from captioner.run import templates
 
     return replace(ask, request=templates.filled(ask.request, Source(picture.name, data=picture.data)))
+
+
+def _refused(error: BadImage, admit: Callable[[int], object]) -> Opened:
+    raise error
 
 
 def _nothing(admit: Callable[[int], object]) -> Opened:

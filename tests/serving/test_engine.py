@@ -127,6 +127,14 @@ def test_a_bad_picture_fails_alone(engine: Engine, photos: list[Picture]) -> Non
         none.result(60)
 
 
+def test_where_what_is_asked_cannot_be_read_of_a_picture_it_fails_alone(engine: Engine, photos: list[Picture]) -> None:
+    short = {"num_beams": 1, "max_new_tokens": 3}
+    none, good = engine.submit_all([Picture(b"no", "x.png"), photos[0]], engine.ask(prompt="a {metadata}", **short))
+    assert good.result(60)["text"] == engine.submit(photos[0], engine.ask(prompt="a ", **short)).result(60)["text"]
+    with pytest.raises(BadImage, match=r"x\.png is not a picture"):
+        none.result(60)
+
+
 def test_only_models_that_were_named_may_be_asked(engine: Engine) -> None:
     for name in ("blip", "Salesforce/blip-image-captioning-large", "/etc", "openai:http://localhost:1#x"):
         with pytest.raises(MissingModel, match="only mini"):
