@@ -25,6 +25,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from fastapi import Request
+from starlette.concurrency import run_in_threadpool
 from starlette.types import Receive
 
 from captioner import __version__
@@ -64,7 +65,8 @@ class Context:
 
     async def rows(self, request: Request, pictures: Sequence[Picture], ask: Ask) -> list[Row | CaptionerError]:
         """A row for each picture, or what is wrong with it."""
-        return await self.wait(request, lambda: self.engine.submit_all(pictures, ask))
+        futures = await run_in_threadpool(self.engine.submit_all, pictures, ask)  # it may read what each carries
+        return await self.wait(request, lambda: futures)
 
     async def vectors(self, request: Request, texts: Sequence[str]) -> list[list[float]]:
         """Unit vectors of texts."""
