@@ -98,6 +98,8 @@ def check_adapter(recipe: DirectRecipe) -> None:
         raise BadInput("--qlora is for BLIP and OFA. The small towers here learn with --lora.")
     if recipe.lora and recipe.backbone not in ADAPTABLE_BACKBONES:
         raise BadInput(f"--lora is for vit, vit-large and clip: {recipe.backbone} is convolutional. Leave it out.")
+    if recipe.lora and recipe.freeze == "backbone":
+        raise BadInput("--lora adapts the tower, which --freeze backbone keeps as it is: leave one of them out.")
     if recipe.lora and recipe.cache_features:
         raise BadInput("--lora adapts every block of the tower: leave out --cache-features.")
 

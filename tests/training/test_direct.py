@@ -120,6 +120,7 @@ def test_an_adapter_is_a_model_and_leaves_its_base_alone(
     [
         (["--lora", "--backbone", "resnet50"], "--lora is for vit, vit-large and clip: resnet50 is convolutional"),
         (["--lora", "--backbone", "efficientnet-lite2"], "efficientnet-lite2 is convolutional"),
+        (["--lora", "--freeze", "backbone"], "keeps as it is: leave one of them out"),
         (["--lora", "--cache-features", "cache"], "leave out --cache-features"),
         (["--lora", "--unfreeze", "1"], "leave out --unfreeze"),
         (["--qlora", "4bit"], "--qlora is for BLIP and OFA"),
