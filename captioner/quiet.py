@@ -7,17 +7,16 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import ModuleType
 
-from transformers.utils import logging as of_transformers
+LIBRARIES = ("transformers.utils.logging", "diffusers.utils.logging")
+"""Settings of the same kind. Whoever has something loaded by one of them has imported it."""
 
 
 @contextmanager
 def without_bars() -> Iterator[None]:
     """A bar for each file, and the reports of transformers and diffusers, would hide what matters. Afterwards all is
     as before."""
-    diffusers = sys.modules.get("diffusers.utils.logging")  # where it is in use, its settings of the same kind
-    libraries: list[ModuleType] = [of_transformers, *([diffusers] if diffusers else [])]
+    libraries = [sys.modules[name] for name in LIBRARIES if name in sys.modules]
     before = [(library, library.get_verbosity(), library.is_progress_bar_enabled()) for library in libraries]
     for library in libraries:
         library.set_verbosity_error()

