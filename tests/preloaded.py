@@ -10,7 +10,6 @@ passed on, and a command ends with whoever asked.
 from __future__ import annotations
 
 import atexit
-import fcntl
 import gc
 import importlib
 import json
@@ -74,6 +73,8 @@ def can_fork() -> bool:
 def preloaded(folder: Path, tests: int) -> Path:
     """The folder of a `captioner` and a `python` for whoever has the settings of this process, made by the first who
     asks. They work as long as the process of the tests lives."""
+    import fcntl  # which Windows has not
+
     bin_folder = folder / "bin"
     with open(folder / "preloaded.lock", "w", encoding="utf-8") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

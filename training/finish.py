@@ -37,7 +37,7 @@ def write_curves(state: TrainerState, path: Path) -> None:
     _draw(axis, state.log_history, "loss", "training loss", "tab:blue")
     _draw(axis, state.log_history, "eval_loss", "validation loss", "tab:orange")
     axis.set(xlabel="steps", ylabel="loss")
-    axis.set_title(path.absolute().parent.name, y=1.015)  # a place that is looked for takes a quarter of the drawing
+    axis.set_title(path.absolute().parent.name, y=1.015)  # a place that is looked for takes a sixth of the drawing
     handles, labels = axis.get_legend_handles_labels()
     if any("eval_cosine" in entry for entry in state.log_history):
         right = axis.twinx()

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from typing import Any
@@ -66,11 +66,11 @@ class Context:
     async def rows(self, request: Request, pictures: Sequence[Picture], ask: Ask) -> list[Row | CaptionerError]:
         """A row for each picture, or what is wrong with it."""
         futures = await run_in_threadpool(self.engine.submit_all, pictures, ask)  # it may read what each carries
-        return await self.wait(request, lambda: futures)
+        return await self.wait(request, futures)
 
     async def vectors(self, request: Request, texts: Sequence[str]) -> list[list[float]]:
         """Unit vectors of texts."""
-        parts = await self.wait(request, lambda: self.engine.embed_texts(texts))
+        parts = await self.wait(request, self.engine.embed_texts(texts))
         return [vector for part in parts for vector in one([part])]
 
     async def picture_vectors(self, request: Request, pictures: Sequence[Picture], ask: Ask) -> list[list[float]]:
@@ -78,13 +78,12 @@ class Context:
         rows = await self.rows(request, pictures, replace(ask, wants="embedding"))
         return [one([row])["embedding"] for row in rows]
 
-    async def wait(self, request: Request, submit: Callable[[], Sequence[Future[Any]]]) -> list[Any]:
-        """The answers of what is submitted, in order; an error that concerns one of them stands in its place.
+    async def wait(self, request: Request, futures: Sequence[Future[Any]]) -> list[Any]:
+        """The answers of what was submitted, in order; an error that concerns one of them stands in its place.
 
         What is still waiting is dropped when the client leaves (`Gone`), or the time is over (`Late`).
         """
         seconds = self.engine.timeout - (time.monotonic() - request.scope.get(BEGAN, time.monotonic()))
-        futures = submit()
         answers = asyncio.ensure_future(self.engine.answers(futures))
         left = asyncio.ensure_future(until_left(request.receive))
         try:

@@ -77,7 +77,7 @@ def router(context: Context) -> APIRouter:
         if model != NAME:
             raise MissingModel(f"{model} ranks no terms: {REMEDY}")
         picture = await a1111.picture_of(asked.image, context)
-        return one(await context.wait(request, lambda: [engine.call(ranked, [picture], model)]))
+        return one(await context.wait(request, [engine.call(ranked, [picture], model)]))
 
     return routes
 

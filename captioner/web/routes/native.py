@@ -169,7 +169,7 @@ def router(context: Context) -> APIRouter:
     async def read(request: Request) -> Any:
         """The generation parameters that pictures carry. Anybody can write anything there: they prove nothing."""
         pictures, many, _ = await _asked(request, context, _Nothing)
-        return _answer(pictures, many, await context.wait(request, lambda: [engine.read(p) for p in pictures]))
+        return _answer(pictures, many, await context.wait(request, [engine.read(p) for p in pictures]))
 
     @routes.post("/v1/similar", tags=["captioner"], openapi_extra=_bodies(Similar), responses=_ERRORS)
     async def similar(request: Request) -> Any:
@@ -177,7 +177,7 @@ def router(context: Context) -> APIRouter:
         if engine.index is None:
             raise BadInput("This server has no index of reference pictures: start it with one.")
         pictures, many, settings = await _asked(request, context, Similar)
-        return _answer(pictures, many, await context.wait(request, lambda: engine.similar(pictures, settings.count)))
+        return _answer(pictures, many, await context.wait(request, engine.similar(pictures, settings.count)))
 
     @routes.post("/v1/attention", tags=["captioner"], openapi_extra=_bodies(Attention), responses=_ERRORS)
     async def attention(request: Request) -> Any:
@@ -196,7 +196,7 @@ def router(context: Context) -> APIRouter:
             words, maps = attention_map.looked_at(model.speaker, images[0], text, settings.request())
             return {"words": words, "maps": maps.tolist()}
 
-        return one(await context.wait(request, lambda: [engine.call(look, pictures, model)]))
+        return one(await context.wait(request, [engine.call(look, pictures, model)]))
 
     @routes.get("/v1/models", tags=["captioner"])
     async def models() -> Any:

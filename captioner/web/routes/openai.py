@@ -89,7 +89,7 @@ def router(context: Context) -> APIRouter:
 
     async def abilities(request: Request, model: str) -> Abilities:
         if model not in known:
-            known[model] = one(await context.wait(request, lambda: [engine.call(abilities_of, (), model)]))
+            known[model] = one(await context.wait(request, [engine.call(abilities_of, (), model)]))
         return known[model]
 
     @routes.post("/chat/completions", openapi_extra=described(ChatRequest))

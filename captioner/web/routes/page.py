@@ -96,7 +96,7 @@ def router(context: Context) -> APIRouter:
 
     @routes.get("/model")
     async def model(request: Request, name: Annotated[str | None, Field(max_length=4000)] = None) -> Any:
-        return one(await context.wait(request, lambda: [engine.call(described, (), name)]))
+        return one(await context.wait(request, [engine.call(described, (), name)]))
 
     @routes.post("/compare")
     async def compare(request: Request, pairs: Pairs) -> Any:
