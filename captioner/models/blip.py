@@ -8,7 +8,7 @@ transformers copies them to every beam and moves the copies at every step.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import torch
@@ -35,7 +35,7 @@ from captioner import compute
 from captioner.contracts import LoadOptions
 from captioner.errors import BadCheckpoint
 from captioner.models.parts import checkpoint
-from captioner.models.parts.attention import ImageMemory, TextCache, attend_image, attend_words, laid_out
+from captioner.models.parts.attention import ImageMemory, TextCache, attend_image, attend_shared, attend_words, laid_out
 from captioner.models.parts.loss import token_loss
 from captioner.models.parts.narrow import all_of, narrowed
 from captioner.models.parts.recording import Recordings
@@ -92,7 +92,7 @@ class Blip(BlipForConditionalGeneration):
 
     def step(self, tokens: Tensor, memory: ImageMemory, past: TextCache | None) -> tuple[Tensor, TextCache]:
         if past is not None and self.fixed and compute.pays_to_record(tokens):
-            return self._recordings.step(tokens, memory.tensors(), past)
+            return self._recordings.step(tokens, len(memory), memory.tensors(), past)
         past = past or self._begin(len(tokens))
         states = self._read_on(tokens, memory, past)
         return self.text_decoder.cls(states[:, -1]), past
@@ -106,14 +106,14 @@ class Blip(BlipForConditionalGeneration):
         tokens: Tensor,
         position: Tensor,
         words: Tensor,
-        places: Tensor,
+        newest: Tensor,
         unseen: Tensor,
         memory: Sequence[Tensor],
     ) -> Tensor:
         """A step as `Recordings` records it."""
         embedded = self._embeddings(tokens, position[None])
         layers = len(self.text_layers())
-        states = self._layers(embedded, words, places, memory[:layers], memory[layers:], unseen=unseen)
+        states = self._layers(embedded, words, newest, memory[:layers], memory[layers:], unseen=unseen)
         return self.text_decoder.cls(states[:, -1])
 
     def _begin(self, rows: int) -> TextCache:
@@ -162,15 +162,16 @@ class Blip(BlipForConditionalGeneration):
             words, places: of a `TextCache` that was extended by t.
             image_keys, image_values: as `attend_image` wants them.
             watched: here each layer's attention to a single picture `[1, heads, t, regions]` is added.
-            unseen: a bias of the attention to the text.
+            unseen: for `attend_shared`, whose words and places these are then.
         """
         rows, t, _ = x.shape
         heads, t = text_config(self.config).num_attention_heads, int(t)  # a constant also where this is traced
+        attend = attend_words if unseen is None else partial(attend_shared, unseen=unseen)
         x = x.flatten(0, 1)  # [rows · t, width]
         of_layers = zip(self.text_layers(), words, image_keys, image_values, strict=True)
         for block, of_text, of_image, values_of_image in of_layers:
             projected = _projected(block.attention.self, x).view(rows, t, 3, heads, -1)
-            mixed = attend_words(projected[:, :, 0].transpose(1, 2), projected[:, :, 1:], of_text, places, unseen)
+            mixed = attend(projected[:, :, 0].transpose(1, 2), projected[:, :, 1:], of_text, places)
             x = _added(block.attention.output, _merged(mixed).flatten(0, 1), x)
             query = block.crossattention.self.query(x).view(rows, t, heads, -1).transpose(1, 2)
             if watched is not None:

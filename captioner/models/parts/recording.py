@@ -17,68 +17,72 @@ from captioner.compute.recorded import recorded
 from captioner.models.parts.attention import TextCache
 
 Write: TypeAlias = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Sequence[Tensor]], Tensor]
-"""(tokens `[rows, 1]`, their position `[1]`, words and places of a `TextCache`, unseen, memory) → logits
-`[rows, vocabulary]`. unseen is a bias `[1, 1, length]` of the attention to the text, for the words stand at the end of
-their room."""
+"""(tokens `[rows, 1]`, their position `[1]`, all layers' words, the places of the newest, unseen, memory) → logits
+`[rows, vocabulary]`. Words, places and unseen are what `attend_shared` wants."""
 
 
 class RecordedStep:
-    """One more word of every text: so many texts, with room for so many words, over a memory of these sizes."""
+    """One more word of every text: so many texts of so many images, with room for so many words, over a memory of these
+    sizes.
 
-    def __init__(self, write: Write, like: TextCache, memory: Sequence[Tensor], room: int) -> None:
+    An image's texts share one room, in which word p of its text t is at p · texts + t, and each sees what is its own:
+    a room for every text would have to be gathered anew at each step, which took longer than the attention.
+    """
+
+    def __init__(self, write: Write, like: TextCache, images: int, memory: Sequence[Tensor], room: int) -> None:
         rows, device = len(like.places), like.places.device
         layers, _, *sizes = like.words.shape
+        self.images, self.texts, self.room = images, rows // images, room
         self.memory = [torch.empty_like(part) for part in memory]
-        self.words = like.words.new_zeros(layers, room * rows, *sizes)  # word p of row r is at p · rows + r
-        self.places = torch.zeros(rows, room, dtype=torch.long, device=device)
+        self.words = like.words.new_zeros(layers, images, room * self.texts, *sizes)
+        self.unseen = like.words.new_full((rows, room * self.texts), -torch.inf)
+        """0 where a text sees a word."""
         self.order = torch.arange(rows, device=device)
         self.parents = self.order.clone()
         """Of each text, the row in which it was at the last step."""
-        self.tokens = self.places.new_zeros(rows, 1)
-        self.position = self.places.new_zeros(1)
+        self.tokens = torch.zeros(rows, 1, dtype=torch.long, device=device)
+        self.position = torch.zeros(1, dtype=torch.long, device=device)
         self.replay = recorded(partial(self._step, write), device)
-
-    @property
-    def room(self) -> int:
-        return self.places.shape[1]
 
     def begin(self, past: TextCache, memory: Sequence[Tensor]) -> None:
         """Take over texts, and what depends on their images."""
         for own, given in zip(self.memory, memory, strict=True):
             own.copy_(given)
-        rows, length = past.places.shape
-        places = torch.arange(length * rows, device=self.places.device)
-        self.words[:, places] = past.words[:, past.places.t().flatten()]
-        self.places.zero_()
-        self.places[:, self.room - length :] = places.view(length, rows).t()
+        length = past.length
+        places = past.places.view(self.images, self.texts, length).transpose(1, 2).flatten()
+        self.words[:, :, : length * self.texts] = past.words[:, places].unflatten(1, (self.images, -1))
+        self.unseen.fill_(-torch.inf)
+        of_texts = self.unseen.view(self.images, self.texts, self.room, self.texts)
+        of_texts.diagonal(dim1=1, dim2=3)[:, :length] = 0
         self.parents.copy_(self.order)
         self.position.fill_(length)
 
-    def fits(self, past: TextCache, memory: Sequence[Tensor]) -> bool:
+    def fits(self, past: TextCache, images: int, memory: Sequence[Tensor]) -> bool:
         """Can it take over these?"""
         return (
-            past.places.shape[0] == len(self.order)
+            (images, len(past.places)) == (self.images, len(self.order))
             and past.length < self.room
             and [part.shape for part in memory] == [part.shape for part in self.memory]
         )
 
+    def places(self, length: int) -> Tensor:
+        """Where the words of every text are, among those of all images `[rows, length]`."""
+        seen = (self.unseen[self.parents] == 0).nonzero()[:, 1].view(-1, length)
+        return seen + (self.order // self.texts * self.words.shape[2])[:, None]
+
     def _step(self, write: Write) -> Tensor:
-        rows, room = self.places.shape
-        newest = self.position * rows + self.order
-        self.places.copy_(torch.cat((self.places[self.parents, 1:], newest[:, None]), dim=1))
+        newest = self.position * self.texts + self.order % self.texts  # the place of every row's
+        self.unseen.copy_(self.unseen[self.parents].scatter_(1, newest[:, None], 0.0))
         self.parents.copy_(self.order)
-        empty = torch.arange(room, device=self.places.device) < room - 1 - self.position
-        unseen = self.words.new_zeros(1, 1, room).masked_fill(empty, -torch.inf)
-        logits = write(self.tokens, self.position, self.words, self.places, unseen, self.memory)
+        logits = write(self.tokens, self.position, self.words, newest[: self.texts], self.unseen, self.memory)
         self.position.add_(1)
         return logits
 
 
 class RecordedTexts(TextCache):
-    """Texts that go on by a recorded step alone, which is theirs until they are gone."""
+    """Texts that go on by a recorded step alone, theirs until they are gone; where their words are, it knows."""
 
     def __init__(self, step: RecordedStep, length: int) -> None:
-        super().__init__(step.words, step.places, step.words.shape[1])
         self.step = step
         self._length = length
 
@@ -93,7 +97,7 @@ class RecordedTexts(TextCache):
         return self.step.replay()
 
     def select(self, rows: Tensor) -> TextCache:
-        """These rows alone, in this order; other than as many as before leave the recording."""
+        """These rows alone, in this order, each at its image. Other than as many as before leave the recording."""
         if len(rows) != len(self.step.order):
             return self.copy().select(rows)
         self.step.parents.copy_(self.step.parents[rows])
@@ -101,8 +105,8 @@ class RecordedTexts(TextCache):
 
     def copy(self) -> TextCache:
         """The texts in memory of their own."""
-        places = self.places[self.step.parents, self.step.room - self.length :]
-        words = self.words[:, places.flatten()]
+        places = self.step.places(self.length)
+        words = self.step.words.flatten(1, 2)[:, places.flatten()]
         return TextCache(words, torch.arange(words.shape[1], device=words.device).view(places.shape), words.shape[1])
 
 
@@ -118,28 +122,30 @@ class Recordings:
         self.write = write
         self.waiting: list[RecordedStep] = []
 
-    def step(self, tokens: Tensor, memory: Sequence[Tensor], past: TextCache) -> tuple[Tensor, RecordedTexts]:
-        """Read one more token of every text `[rows, 1]`, as `Decoder.step` does."""
+    def step(
+        self, tokens: Tensor, images: int, memory: Sequence[Tensor], past: TextCache
+    ) -> tuple[Tensor, RecordedTexts]:
+        """Read one more token of every text `[rows, 1]` of so many images, as `Decoder.step` does."""
         if not isinstance(past, RecordedTexts):
-            past = self._take_over(past, memory)
+            past = self._take_over(past, images, memory)
         elif past.length == past.step.room:
-            past = self._take_over(past.copy(), memory)
+            past = self._take_over(past.copy(), images, memory)
         return past.write(tokens), past
 
-    def _take_over(self, past: TextCache, memory: Sequence[Tensor]) -> RecordedTexts:
-        step = self._lend(past, memory)
+    def _take_over(self, past: TextCache, images: int, memory: Sequence[Tensor]) -> RecordedTexts:
+        step = self._lend(past, images, memory)
         step.begin(past, memory)
         texts = RecordedTexts(step, past.length)
         weakref.finalize(texts, self._give_back, step).atexit = False
         return texts
 
-    def _lend(self, past: TextCache, memory: Sequence[Tensor]) -> RecordedStep:
+    def _lend(self, past: TextCache, images: int, memory: Sequence[Tensor]) -> RecordedStep:
         for index, step in enumerate(self.waiting):
-            if step.fits(past, memory):
+            if step.fits(past, images, memory):
                 return self.waiting.pop(index)
         room = (past.length // self.ROOM + 1) * self.ROOM
         try:
-            return RecordedStep(self.write, past, memory, room)
+            return RecordedStep(self.write, past, images, memory, room)
         except torch.cuda.OutOfMemoryError:
             self.waiting.clear()  # a smaller batch that is tried next finds what they held
             raise

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from captioner import compute
 from captioner.contracts import PLAIN_REQUEST, Request
 from captioner.decoding import Decoding, DecodingChanges
-from captioner.models.parts.attention import TextCache, attend_words
+from captioner.models.parts.attention import TextCache, attend_shared, attend_words
 from captioner.models.parts.recording import Recordings
 from captioner.models.parts.speaker import SearchedDecoder
 from captioner.prompt import Reading
@@ -242,7 +242,7 @@ class PrefixDecoder:
 
     def step(self, tokens: Tensor, memory: PrefixMemory, past: TextCache | None) -> tuple[Tensor, TextCache]:
         if past is not None and self.fixed and compute.pays_to_record(tokens):
-            return self._recordings.step(tokens, [], past)
+            return self._recordings.step(tokens, len(memory), [], past)
         copies = len(tokens) // len(memory)
         past = past or memory.begin(copies)
         if tokens.shape[1] == 0:  # the text begins with nothing: the prefix alone predicts its first word
@@ -254,11 +254,11 @@ class PrefixDecoder:
         return Recordings(self._write)
 
     def _write(
-        self, tokens: Tensor, position: Tensor, words: Tensor, places: Tensor, unseen: Tensor, _: Sequence[Tensor]
+        self, tokens: Tensor, position: Tensor, words: Tensor, newest: Tensor, unseen: Tensor, _: Sequence[Tensor]
     ) -> Tensor:
         """A step as `Recordings` records it."""
         embedded = self.gpt.transformer.wte(tokens) + self.gpt.transformer.wpe(position)
-        return self.gpt2(embedded, words, places, unseen)
+        return self.gpt2(embedded, words, newest, unseen)
 
     def _read_on(self, embedded: Tensor, past: TextCache) -> Tensor:
         """Logits after the last position `[rows, vocabulary]`. embedded `[rows, t, width]`"""
@@ -279,12 +279,13 @@ class PrefixDecoder:
     def gpt2(self, hidden: Tensor, words: Tensor, places: Tensor, unseen: Tensor | None = None) -> Tensor:
         """GPT-2 layer by layer over the last t positions → logits after the last `[rows, vocabulary]`.
 
-        hidden `[rows, t, width]`; words and places of a `TextCache` that was extended by t; unseen: a bias of the
-        attention.
+        hidden `[rows, t, width]`; words and places of a `TextCache` that was extended by t; unseen: for
+        `attend_shared`, whose words and places these are then.
         """
+        attend = attend_words if unseen is None else partial(attend_shared, unseen=unseen)
         for block, of_text in zip(self.gpt.transformer.h, words, strict=True):
             projected = block.attn.c_attn(block.ln_1(hidden)).unflatten(2, (3, self.gpt.config.n_head, -1))
-            mixed = attend_words(projected[:, :, 0].transpose(1, 2), projected[:, :, 1:], of_text, places, unseen)
+            mixed = attend(projected[:, :, 0].transpose(1, 2), projected[:, :, 1:], of_text, places)
             hidden = hidden + block.attn.c_proj(mixed.transpose(1, 2).flatten(2))
             hidden = hidden + block.mlp(block.ln_2(hidden))
         return self.gpt.lm_head(self.gpt.transformer.ln_f(hidden[:, -1]))

@@ -71,7 +71,7 @@ def test_texts_side_by_side_have_steps_of_their_own(tiny_checkpoint: Callable[[s
     for word in tokens[1:]:
         expected = model.text_decoder.cls(model._read_on(word, memory, plain)[:, -1])
         for index in (0, 1):
-            logits, pasts[index] = recordings.step(word, memory.tensors(), pasts[index])
+            logits, pasts[index] = recordings.step(word, 2, memory.tensors(), pasts[index])
             torch.testing.assert_close(logits, expected)
     assert not recordings.waiting
     pasts.clear()
@@ -81,16 +81,15 @@ def test_texts_side_by_side_have_steps_of_their_own(tiny_checkpoint: Callable[[s
 @torch.inference_mode()
 def test_fewer_texts_leave_the_recording(tiny_checkpoint: Callable[[str], Path]) -> None:
     model = captioner.load(str(tiny_checkpoint("blip")), device="cpu", precision="float64").speaker.model
-    memory = model.read(torch.rand(3, 3, 32, 32, dtype=torch.float64))
-    tokens, fewer = torch.arange(20, 29).view(3, 3, 1), torch.tensor([2, 0])
+    memory = model.read(torch.rand(2, 3, 32, 32, dtype=torch.float64))
+    tokens = torch.arange(20, 38).view(3, 6, 1)  # three texts of each picture
     recordings, plain = Recordings(model._write), model.step(tokens[0], memory, None)[1]
-    _, past = recordings.step(tokens[1], memory.tensors(), model.step(tokens[0], memory, None)[1])
+    _, past = recordings.step(tokens[1], 2, memory.tensors(), model.step(tokens[0], memory, None)[1])
     model.step(tokens[1], memory, plain)
-    memory, word = memory.select(fewer), tokens[2, fewer]
-    logits, _ = recordings.step(
-        word, memory.tensors(), past.select(torch.tensor([1, 2, 0])).select(torch.tensor([1, 2]))
-    )
-    torch.testing.assert_close(logits, model.step(word, memory, plain.select(fewer))[0])
+    moved, fewer = torch.tensor([1, 2, 0, 5, 3, 5]), torch.tensor([0, 2, 3, 4])
+    word = tokens[2, fewer]
+    logits, _ = recordings.step(word, 2, memory.tensors(), past.select(moved).select(fewer))
+    torch.testing.assert_close(logits, model.step(word, memory, plain.select(moved[fewer]))[0])
 
 
 @pytest.mark.parametrize("kind", ["blip", "clip_prefix", "ofa", "resnet_lstm"])
