@@ -11,12 +11,14 @@ import os
 import signal
 import sys
 import threading
+from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, islice
-from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Generic, Protocol, TypeAlias, TypeVar
 
 from PIL.Image import Image
 
@@ -86,6 +88,10 @@ Look = TypeVar("Look")
 """What a verb needs to know of a picture: an `Image`, one that is `Asked` about, or the row itself."""
 
 
+_Tried: TypeAlias = "Sequence[Row | BadAnswer] | Exception"
+"""What a batch gave: its rows, or what the model raised."""
+
+
 class Answers(Protocol[Look]):
     """What is asked about each picture: one verb's own part of a run."""
 
@@ -94,6 +100,9 @@ class Answers(Protocol[Look]):
 
     def batch_size(self) -> int:
         """Pictures at a time that fit into memory."""
+
+    def at_once(self) -> int:
+        """Batches that may be asked about side by side, in threads. Asked once the first has been answered."""
 
     def answer(self, looks: list[Look]) -> Sequence[Row | BadAnswer]:
         """One row for each of what `look` gave, in order; or what a model said of that picture alone."""
@@ -137,14 +146,21 @@ def run(
     explain: Callable[[str], str] = str,
 ) -> Tally:
     """Every picture's row goes to the sink, in order; what cannot be read is reported and the run goes on."""
-    work = _Work(sink, answers, progress, batch_size, explain)
+    threads = ThreadPoolExecutor(thread_name_prefix="asking")
+    work = _Work(sink, answers, progress, batch_size, explain, threads)
     try:
-        with Interrupts() as user, sink, progress, closing(_opened(work.wanted(sources), answers.look)) as opened:
+        with (
+            Interrupts() as user,
+            sink,
+            progress,
+            closing(_opened(work.wanted(sources), answers.look)) as opened,
+            threads,  # what they have begun is waited for
+        ):
             for picture in opened:
                 user.check()
                 work.take(picture)
             user.check()
-            work.flush()
+            work.finish()
     except KeyboardInterrupt:
         again = "The same again with resume goes on from there." if sink.resumable else ""
         raise Stopped(f"Stopped with {work.tally.done:,} done. {again}".strip()) from None
@@ -216,7 +232,7 @@ def _open(
 
 
 class _Work(Generic[Look]):
-    """A batch being filled, and what became of the ones before."""
+    """A batch being filled, those that are asked about, and what became of the ones before."""
 
     def __init__(
         self,
@@ -225,13 +241,20 @@ class _Work(Generic[Look]):
         progress: Progress,
         batch_size: int | None,
         explain: Callable[[str], str],
+        threads: ThreadPoolExecutor,
     ) -> None:
         self.sink = sink
         self.answers = answers
         self.progress = progress
         self.batch_size = batch_size
         self.explain = explain
+        self.threads = threads
         self.batch: list[_Opened[Look]] = []
+        self.asked: deque[tuple[list[_Opened[Look]], Callable[[], _Tried]]] = deque()
+        """Batches without their rows yet, and what waits for those."""
+        self.at_once = 1
+        self.ran_out = False
+        """Of memory, once."""
         self.tally = Tally()
         self.has_answered = False
         self.first_errors: list[type[Exception]] = []
@@ -271,10 +294,27 @@ class _Work(Generic[Look]):
         return self.batch_size
 
     def flush(self) -> None:
-        """Ask the model about the pictures of the batch and keep all its rows, in order."""
+        """Ask the model about the pictures of the batch, and keep the rows of as many before it as has to be."""
         if not self.batch:
             return
-        answers = list(zip(self.batch, self._ask(self.batch), strict=True))
+        batch, self.batch = self.batch, []
+        trying = partial(self._try, batch)
+        self.asked.append((batch, trying if self.at_once == 1 else self.threads.submit(trying).result))
+        while len(self.asked) >= self.at_once:
+            self._keep()
+        if self.has_answered and not self.ran_out:
+            self.at_once = self.answers.at_once()
+
+    def finish(self) -> None:
+        """Ask about the last pictures, and keep all rows."""
+        self.flush()
+        while self.asked:
+            self._keep()
+
+    def _keep(self) -> None:
+        """Keep all rows of the first batch that was asked about, in order."""
+        batch, tried = self.asked.popleft()
+        answers = list(zip(batch, self._answers(batch, tried()), strict=True))
         self.progress.ready()
         results = [
             Result(opened.source, {"file": opened.file} | answer)
@@ -284,34 +324,38 @@ class _Work(Generic[Look]):
         if results:
             self.sink.write(results)
         self.tally.done += len(results)
-        self.batch.clear()
         self.progress.show(self.tally)
         for opened, answer in answers:
             if isinstance(answer, BadImage):
                 self._fail(opened.file, answer)
 
-    def _ask(self, batch: list[_Opened[Look]]) -> list[Row | BadImage]:
-        """A row for each picture; one that the model fails on is found by halving, and told with the reason."""
+    def _answers(self, batch: list[_Opened[Look]], rows: _Tried) -> list[Row | BadImage]:
+        """A row for each picture, if the whole batch did not give them; one that the model fails on is found by
+        halving, and told with the reason."""
         answers: list[Row | BadImage] = []
         waiting = [batch]
-        while waiting:
+        while True:
             part = waiting.pop(0)
-            rows = self._try(part)
             if not isinstance(rows, Exception):
                 answers += [self._checked(opened, row) for opened, row in zip(part, rows, strict=True)]
-            elif len(part) == 1:
-                answers.append(self._blame(part[0], rows))
-            elif isinstance(rows, MemoryError):  # smaller parts from now on
-                size = self.batch_size = (len(part) + 1) // 2
+            elif isinstance(rows, MemoryError) and (len(part) > 1 or self.at_once > 1):
+                size = self.batch_size = (len(part) + 1) // 2  # smaller parts from now on, one after the other
+                self.ran_out, self.at_once = True, 1
+                for _, other in self.asked:
+                    other()  # has its memory until it is done
                 self.progress.say(f"captioner: out of memory; going on with {size} pictures at a time.")
                 waiting = list(groups([*part, *chain.from_iterable(waiting)], size))
+            elif len(part) == 1:
+                answers.append(self._blame(part[0], rows))
             else:
                 half = (len(part) + 1) // 2
                 waiting[:0] = [part[:half], part[half:]]
             del rows  # an error holds on to the tensors of its pass
-        return answers
+            if not waiting:
+                return answers
+            rows = self._try(waiting[0])
 
-    def _try(self, part: list[_Opened[Look]]) -> Sequence[Row | BadAnswer] | Exception:
+    def _try(self, part: list[_Opened[Look]]) -> _Tried:
         """The rows, or what the model raised. What is wrong with the settings or the model ends the run."""
         try:
             return self.answers.answer([opened.look for opened in part])

@@ -84,6 +84,10 @@ class Model:
         most = BATCH if where.type == "cpu" else BATCH_ON_GPU
         return compute.fits(size, where, most)
 
+    def at_once(self) -> int:
+        """Batches that may be asked about side by side: while a GPU reads one, the processor makes the next ready."""
+        return getattr(self.loaded.speaker, "at_once", 1)
+
     @property
     def is_remote(self) -> bool:
         """A server runs it, which answers many requests at once."""
@@ -166,6 +170,9 @@ class Prompts:
     def batch_size(self) -> int:
         return BATCH if self.metadata == "only" else self.model.batch_size()
 
+    def at_once(self) -> int:
+        return 1 if self.metadata == "only" else self.model.at_once()
+
     def answer(self, looks: list[Image | Asked | Row]) -> list[Row | BadAnswer]:
         answers = iter(self._ask([look for look in looks if not isinstance(look, dict)]))
         rows = [look if isinstance(look, dict) else next(answers) for look in looks]
@@ -247,6 +254,9 @@ class Embeddings:
     def batch_size(self) -> int:
         return self.model.batch_size()
 
+    def at_once(self) -> int:
+        return self.model.at_once()
+
     def answer(self, looks: list[Image | Asked]) -> list[Row | BadAnswer]:
         return grouped(looks, self.request, self._embed, at_once=self.model.is_remote)
 
@@ -310,6 +320,9 @@ class Metadata:
     def batch_size(self) -> int:
         return 1
 
+    def at_once(self) -> int:
+        return 1
+
     def answer(self, looks: list[Row]) -> list[Row]:
         return looks
 
@@ -329,6 +342,9 @@ class Neighbours:
 
     def batch_size(self) -> int:
         return BATCH
+
+    def at_once(self) -> int:
+        return 1
 
     def answer(self, looks: list[Image]) -> list[Row]:
         return [{"similar": [asdict(one) for one in near]} for near in self.model.similar(looks, self.count)]

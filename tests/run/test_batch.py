@@ -44,6 +44,7 @@ class Colours:
 
     most: int = 1000
     error: type[Exception] = MemoryError
+    together: int = 1
     sizes: list[int] = field(default_factory=list)
 
     def look(self, source: Source) -> Image.Image | Row:
@@ -51,6 +52,9 @@ class Colours:
 
     def batch_size(self) -> int:
         return 8
+
+    def at_once(self) -> int:
+        return self.together
 
     def answer(self, looks: list[Image.Image]) -> list[Row]:
         if len(looks) > self.most:
@@ -84,6 +88,46 @@ def test_a_bad_picture_is_said_at_once_and_kept_in_errors(tmp_path: Path, capsys
     said = capsys.readouterr().err.splitlines()
     assert [line.removeprefix("captioner: ") for line in said] == [error["error"] for error in errors]
     assert (tally.done, tally.failed) == (4, 2)
+
+
+class Twins(Colours):
+    """Answers a batch, but for the first, only beside another."""
+
+    meeting = threading.Barrier(2)
+
+    def answer(self, looks: list[Image.Image]) -> list[Row]:
+        if self.sizes:
+            self.meeting.wait(30)
+        return super().answer(looks)
+
+
+def test_batches_are_asked_about_side_by_side(tmp_path: Path) -> None:
+    sources = pictures(tmp_path / "in", 40)
+    (tmp_path / "in" / "030.png").write_bytes(b"")
+    tally = run(sources, FileSink(tmp_path / "a.jsonl"), Twins(together=2), Silent(), batch_size=8)
+    assert texts(tmp_path / "a.jsonl") == [f"red {number}" for number in range(40) if number != 30]
+    assert tally == Tally(done=39, failed=1)
+
+
+def test_where_memory_runs_out_batches_are_asked_about_in_turn(tmp_path: Path) -> None:
+    class Growing(Colours):
+        """Has less memory for the second batch, and none for two."""
+
+        under_way = 0
+
+        def answer(self, looks: list[Image.Image]) -> list[Row]:
+            self.under_way += 1
+            try:
+                self.most = 8 if not self.sizes else 4 if self.under_way == 1 else 0
+                return super().answer(looks)
+            finally:
+                self.under_way -= 1
+
+    colours = Growing(together=2)
+    run(pictures(tmp_path / "in", 40), FileSink(tmp_path / "a.jsonl"), colours, Silent(), batch_size=8)
+    assert texts(tmp_path / "a.jsonl") == [f"red {number}" for number in range(40)]
+    assert colours.sizes[0] == 8
+    assert set(colours.sizes[1:]) == {4}
 
 
 @pytest.mark.parametrize("error", [MemoryError, RuntimeError])

@@ -36,6 +36,9 @@ class Colours:
     def batch_size(self) -> int:
         return 2
 
+    def at_once(self) -> int:
+        return 1
+
     def answer(self, looks: list[Image.Image]) -> list[Row]:
         time.sleep(self.seconds)
         self.asked += len(looks)
