@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from threading import Lock
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
+
+Thing = TypeVar("Thing")
+
+_ONE_AT_A_TIME = Lock()
 
 
 def pays_to_record(x: Tensor) -> bool:
@@ -21,7 +27,7 @@ def recorded(function: Callable[[], Tensor], device: torch.device) -> Callable[[
     """
     if device.type != "cuda":
         return function
-    with torch.cuda.device(device):
+    with _ONE_AT_A_TIME, torch.cuda.device(device):
         aside = torch.cuda.Stream()
         aside.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(aside):
@@ -36,3 +42,30 @@ def recorded(function: Callable[[], Tensor], device: torch.device) -> Callable[[
         return result
 
     return replay
+
+
+class Lending(Generic[Thing]):
+    """Recordings that wait for whoever needs one like them, each lent to one at a time, so that threads stay apart."""
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.waiting: list[Thing] = []
+        self._changing = Lock()
+
+    def take(self, fits: Callable[[Thing], bool], make: Callable[[], Thing]) -> Thing:
+        """One that fits, or a new one."""
+        with self._changing:
+            for index, thing in enumerate(self.waiting):
+                if fits(thing):
+                    return self.waiting.pop(index)
+        try:
+            return make()
+        except torch.cuda.OutOfMemoryError:
+            self.waiting.clear()  # a smaller batch that is tried next finds what they held
+            raise
+
+    def give_back(self, thing: Thing) -> None:
+        """It waits, if there is room."""
+        with self._changing:
+            self.waiting.insert(0, thing)
+            del self.waiting[self.most :]

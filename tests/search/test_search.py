@@ -14,19 +14,14 @@ from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 from transformers.generation import logits_process as lp
 
+from captioner import compute
 from captioner.decoding import Decoding
 from captioner.errors import BadInput
 from captioner.search import search as search_module
-from captioner.search.search import (
-    BLOCK,
-    Hypothesis,
-    _forbid_repeated,
-    _top,
-    draw,
-    draw_in_place,
-    nucleus,
-    search,
-)
+from captioner.search.beams import BLOCK, _top
+from captioner.search.draws import draw, draw_in_place, nucleus
+from captioner.search.search import Hypothesis, search
+from captioner.search.steps import _forbid_repeated
 from tests.tiny import blip as tiny_blip
 
 # --- parity with transformers -----------------------------------------------------------------------------------------
@@ -175,6 +170,27 @@ def test_a_search_that_does_not_ask_finds_the_same(seed: int, monkeypatch: pytes
     monkeypatch.setattr(search_module, "_asks_at_once", lambda device: False)
     unasked = [search(model, memory, processor, decoding, seeds) for decoding in decodings]
     assert unasked == asked
+
+
+@pytest.mark.parametrize("seed", range(15))
+@torch.inference_mode()
+def test_beams_at_fixed_places_find_the_same(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a GPU records, as a CPU does it: the same places for searches of the same sizes, one after the other."""
+    rng, model, processor, pixels = blip_case(seed)
+    plain = [replace(random_decoding(rng, [2, 4]), repetition_penalty=1.0, no_repeat_ngram_size=0) for _ in range(4)]
+    decodings = [replace(decoding, max_new_tokens=rng.choice([8, 9, 20])) for decoding in plain] * 2
+    memories = [model.read(pixels if turn % 2 else pixels.flip(0)) for turn in range(len(decodings))]
+    monkeypatch.setattr(search_module, "_asks_at_once", lambda device: False)
+    cases = list(zip(memories, decodings, strict=True))
+    expected = [search(model, memory, processor, decoding) for memory, decoding in cases]
+    monkeypatch.setattr(compute, "pays_to_record", lambda x: True)
+    found = [search(model, memory, processor, decoding) for memory, decoding in cases]
+    texts = [[[(text.ids, text.finished) for text in of_image] for of_image in every] for every in found]
+    assert texts == [[[(text.ids, text.finished) for text in of_image] for of_image in every] for every in expected]
+    scores = [
+        [text.score for every in result for of_image in every for text in of_image] for result in (found, expected)
+    ]
+    assert scores[0] == pytest.approx(scores[1], rel=1e-5)
 
 
 @pytest.mark.parametrize("size", [1, 2, 3])

@@ -13,7 +13,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from captioner.compute.recorded import recorded
+from captioner.compute.recorded import Lending, recorded
 from captioner.models.parts.attention import TextCache
 
 Write: TypeAlias = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Sequence[Tensor]], Tensor]
@@ -111,7 +111,7 @@ class RecordedTexts(TextCache):
 
 
 class Recordings:
-    """The recorded steps of one decoder. Each is lent to one search at a time, so that threads stay apart."""
+    """The recorded steps of one decoder."""
 
     KEPT = 8
     """Steps that wait for texts of their sizes. Each holds as much memory as the memory of its images."""
@@ -120,7 +120,7 @@ class Recordings:
 
     def __init__(self, write: Write) -> None:
         self.write = write
-        self.waiting: list[RecordedStep] = []
+        self.lending: Lending[RecordedStep] = Lending(self.KEPT)
 
     def step(
         self, tokens: Tensor, images: int, memory: Sequence[Tensor], past: TextCache
@@ -133,23 +133,11 @@ class Recordings:
         return past.write(tokens), past
 
     def _take_over(self, past: TextCache, images: int, memory: Sequence[Tensor]) -> RecordedTexts:
-        step = self._lend(past, images, memory)
+        room = (past.length // self.ROOM + 1) * self.ROOM
+        step = self.lending.take(
+            lambda kept: kept.fits(past, images, memory), lambda: RecordedStep(self.write, past, images, memory, room)
+        )
         step.begin(past, memory)
         texts = RecordedTexts(step, past.length)
-        weakref.finalize(texts, self._give_back, step).atexit = False
+        weakref.finalize(texts, self.lending.give_back, step).atexit = False
         return texts
-
-    def _lend(self, past: TextCache, images: int, memory: Sequence[Tensor]) -> RecordedStep:
-        for index, step in enumerate(self.waiting):
-            if step.fits(past, images, memory):
-                return self.waiting.pop(index)
-        room = (past.length // self.ROOM + 1) * self.ROOM
-        try:
-            return RecordedStep(self.write, past, images, memory, room)
-        except torch.cuda.OutOfMemoryError:
-            self.waiting.clear()  # a smaller batch that is tried next finds what they held
-            raise
-
-    def _give_back(self, step: RecordedStep) -> None:
-        self.waiting.insert(0, step)
-        del self.waiting[self.KEPT :]

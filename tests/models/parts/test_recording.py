@@ -55,7 +55,7 @@ def test_texts_are_those_of_plain_steps(
     monkeypatch.setattr(compute, "pays_to_record", lambda x: True)
     for ours, theirs in zip(texts(), plain, strict=True):
         same(ours, theirs)
-    rooms = [(len(step.order), step.room) for step in speaker.model._recordings.waiting]  # those given back
+    rooms = [(len(step.order), step.room) for step in speaker.model._recordings.lending.waiting]  # those given back
     assert sorted(rooms) == [(2, 32), (5, 32), (6, 32), (6, 64), (15, 32), (15, 64)]
     assert len({tuple(text.ids) for texts in plain[0] for text in texts}) > 1
 
@@ -73,9 +73,9 @@ def test_texts_side_by_side_have_steps_of_their_own(tiny_checkpoint: Callable[[s
         for index in (0, 1):
             logits, pasts[index] = recordings.step(word, 2, memory.tensors(), pasts[index])
             torch.testing.assert_close(logits, expected)
-    assert not recordings.waiting
+    assert not recordings.lending.waiting
     pasts.clear()
-    assert len(recordings.waiting) == 2
+    assert len(recordings.lending.waiting) == 2
 
 
 @torch.inference_mode()
