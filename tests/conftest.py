@@ -7,6 +7,8 @@ import os
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# What is expected was computed by a CPU. CUDA_VISIBLE_DEVICES=0 before the command adds what only a GPU can be asked.
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 os.environ["HF_HUB_CACHE"] = "hub"  # of the folder that a command runs in: no test sees the user's models
 
 import gc
