@@ -25,7 +25,7 @@ from captioner.compute.packed import (
     read_as_half,
     traced,
 )
-from captioner.compute.recorded import pays_to_record, recorded
+from captioner.compute.recorded import Lending, RecordedFunction, pays_to_record, recorded
 from captioner.compute.threads import each_alone, side_by_side
 
 __all__ = [
@@ -33,7 +33,9 @@ __all__ = [
     "Conv1D",
     "HalfLinear",
     "Int8Linear",
+    "Lending",
     "PackedLinear",
+    "RecordedFunction",
     "bf16_agrees",
     "convolved_relu6",
     "device",

@@ -56,11 +56,18 @@ class Blip(BlipForConditionalGeneration):
     """Its weights change no more: a step may be traced."""
 
     def encode(self, pixels: Tensor) -> Tensor:
+        if self.fixed and len(pixels) == 1 and compute.pays_to_record(pixels):
+            return self._encode_alone(pixels)
         if pixels.device.type != "cpu":
             return self._encode(pixels)
         # Picture by picture: the products are large enough, and the buffers small enough that malloc keeps their pages.
         # For a batch of 8 each would be mapped and cleared anew.
         return torch.cat(compute.each_alone(self._encode, pixels.split(1)))
+
+    @cached_property
+    def _encode_alone(self) -> compute.RecordedFunction:
+        """`_encode` of one picture, whose kernels a GPU is done with sooner than Python launches them."""
+        return compute.RecordedFunction(self._encode, 2)
 
     def _encode(self, pixels: Tensor) -> Tensor:
         """The vision transformer on its own weights; training goes through transformers' `vision_model`."""
@@ -91,9 +98,9 @@ class Blip(BlipForConditionalGeneration):
         return self.remember(self.encode(pixels))
 
     def step(self, tokens: Tensor, memory: ImageMemory, past: TextCache | None) -> tuple[Tensor, TextCache]:
-        if past is not None and self.fixed and compute.pays_to_record(tokens):
-            return self._recordings.step(tokens, len(memory), memory.tensors(), past)
         past = past or self._begin(len(tokens))
+        if tokens.shape[1] == 1 and self.fixed and compute.pays_to_record(tokens):
+            return self._recordings.step(tokens, len(memory), memory.tensors(), past)
         states = self._read_on(tokens, memory, past)
         return self.text_decoder.cls(states[:, -1]), past
 

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from captioner import compute
-from captioner.compute.recorded import Lending
 from captioner.contracts import Decoder, MemoryType, PastType, Processor
 from captioner.decoding import Decoding
 from captioner.search.steps import LOOK, Hypothesis, is_any, logits_processors, of_ids, read_start
@@ -67,7 +66,7 @@ def beam_search(
     beams, start = decoding.num_beams, len(processor.start_ids)
     images = list(range(len(memory)))  # those still in the batch
     hypotheses: list[list[Hypothesis]] = [[] for _ in images]
-    ids, logits, past = read_start(decoder, memory, processor, beams)
+    ids, logits, past = read_start(decoder, memory, processor, beams, at_once)
     state = _Beams.start(ids[::beams], beams, decoding.max_new_tokens, processor.pad_id)
     with _turns(decoder, state, logits, processor, decoding) as (turn, state):
         for length in range(1, decoding.max_new_tokens + 1):
@@ -104,7 +103,7 @@ def _turns(
         eos = torch.tensor(processor.eos_ids, device=logits.device)
         yield partial(_turn, process, eos, decoding), state
         return
-    lending = _RECORDED.setdefault(decoder, Lending(RecordedTurn.KEPT))
+    lending = _RECORDED.setdefault(decoder, compute.Lending(RecordedTurn.KEPT))
     like = (state, logits, processor.eos_ids, decoding)
     turn = lending.take(lambda kept: kept.fits(*like), lambda: RecordedTurn(*like))
     try:
@@ -171,7 +170,7 @@ class RecordedTurn:
             own.copy_(getattr(state, name))
 
 
-_RECORDED: WeakKeyDictionary[Decoder, Lending[RecordedTurn]] = WeakKeyDictionary()
+_RECORDED: WeakKeyDictionary[Decoder, compute.Lending[RecordedTurn]] = WeakKeyDictionary()
 
 
 def _advance(state: _Beams, log_probs: Tensor, length: int | Tensor, eos: Tensor, decoding: Decoding) -> Tensor:

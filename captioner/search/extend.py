@@ -36,7 +36,7 @@ def extend(
     rows = texts // copies if forks else texts  # of each, where the decoder has its words
     written: list[list[int]] = [[] for _ in texts]
     log_probs: list[list[float]] = [[] for _ in texts]
-    ids, logits, past = read_start(decoder, memory, processor, 1 if forks else copies)
+    ids, logits, past = read_start(decoder, memory, processor, 1 if forks else copies, at_once=True)
     for length in range(1, decoding.max_new_tokens + 1):
         drawn = None if quantiles is None else quantiles(np.unique(texts // copies)).flatten()[texts]
         tokens, scores = _next_tokens(logits, ids, rows, process, drawn, decoding.top_p)
@@ -81,7 +81,7 @@ def extend_all(
     if quantiles is not None:
         every = np.stack([quantiles(images).flatten() for _ in range(decoding.max_new_tokens)])
         drawn = torch.from_numpy(every).to(decoder.device, exact(decoder.device))
-    ids, logits, past = read_start(decoder, memory, processor, copies)
+    ids, logits, past = read_start(decoder, memory, processor, copies, at_once=False)
     start, going, log_probs = ids.shape[1], torch.ones(len(ids), dtype=torch.bool, device=ids.device), []
     for length in range(1, decoding.max_new_tokens + 1):
         plain, scores = _scored(logits, ids, process)

@@ -83,14 +83,18 @@ def of_ids(decoding: Decoding) -> bool:
 
 
 def read_start(
-    decoder: Decoder[MemoryType, PastType], memory: MemoryType, processor: Processor, copies: int
+    decoder: Decoder[MemoryType, PastType], memory: MemoryType, processor: Processor, copies: int, at_once: bool
 ) -> tuple[Tensor, Tensor, PastType]:
-    """Read the start of the text once per image, then fork: ids [rows, start], logits [rows, vocabulary], past."""
+    """Read the start of the text: ids [rows, start], logits [rows, vocabulary], past.
+
+    Once per image, then it forks; unless it is one word, which elsewhere than on a CPU (not `at_once`) all copies read
+    by themselves, by the step that they go on with.
+    """
     ids = torch.tensor([processor.start_ids], dtype=torch.long, device=decoder.device).repeat(len(memory), 1)
-    logits, past = decoder.step(ids, memory, None)
-    if copies == 1:
-        return ids, logits, past
     rows = torch.arange(len(memory), device=decoder.device).repeat_interleave(copies)
+    if copies == 1 or (ids.shape[1] == 1 and not at_once):
+        return ids[rows], *decoder.step(ids[rows], memory, None)
+    logits, past = decoder.step(ids, memory, None)
     return ids[rows], logits[rows], past.select(rows)
 
 

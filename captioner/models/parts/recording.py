@@ -13,7 +13,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from captioner.compute.recorded import Lending, recorded
+from captioner import compute
 from captioner.models.parts.attention import TextCache
 
 Write: TypeAlias = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Sequence[Tensor]], Tensor]
@@ -42,7 +42,7 @@ class RecordedStep:
         """Of each text, the row in which it was at the last step."""
         self.tokens = torch.zeros(rows, 1, dtype=torch.long, device=device)
         self.position = torch.zeros(1, dtype=torch.long, device=device)
-        self.replay = recorded(partial(self._step, write), device)
+        self.replay = compute.recorded(partial(self._step, write), device)
 
     def begin(self, past: TextCache, memory: Sequence[Tensor]) -> None:
         """Take over texts, and what depends on their images."""
@@ -120,7 +120,7 @@ class Recordings:
 
     def __init__(self, write: Write) -> None:
         self.write = write
-        self.lending: Lending[RecordedStep] = Lending(self.KEPT)
+        self.lending: compute.Lending[RecordedStep] = compute.Lending(self.KEPT)
 
     def step(
         self, tokens: Tensor, images: int, memory: Sequence[Tensor], past: TextCache

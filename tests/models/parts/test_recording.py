@@ -62,6 +62,20 @@ def test_texts_are_those_of_plain_steps(
 
 @pytest.mark.parametrize("device", DEVICES)
 @torch.inference_mode()
+def test_a_picture_alone_is_encoded_at_its_place(
+    tiny_checkpoint: Callable[[str], Path], device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = captioner.load(str(tiny_checkpoint("blip")), device=device, precision="float64").speaker.model
+    pictures = torch.rand(3, 1, 3, 32, 32, dtype=torch.float64).to(device)
+    plain = [model._encode(picture) for picture in pictures]
+    monkeypatch.setattr(compute, "pays_to_record", lambda x: True)
+    recorded = [model.encode(picture) for picture in pictures]
+    torch.testing.assert_close(recorded, plain)
+    assert len(model._encode_alone.lending.waiting) == 1
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@torch.inference_mode()
 def test_texts_side_by_side_have_steps_of_their_own(tiny_checkpoint: Callable[[str], Path], device: str) -> None:
     model = captioner.load(str(tiny_checkpoint("blip")), device=device, precision="float64").speaker.model
     memory = model.read(torch.rand(2, 3, 32, 32, dtype=torch.float64).to(device))
