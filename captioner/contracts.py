@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
 
+    from captioner.models.parts.backbones.preprocess import Preprocess
     from captioner.prompt import Prompt, Reading
 
 
@@ -95,9 +96,11 @@ class Processor(Protocol):
     """What the text begins with before the first generated token; a conditional prompt is already in it."""
     eos_ids: tuple[int, ...]
     pad_id: int
+    preprocess: Preprocess
+    """How pictures become pixels."""
 
     def pixels(self, images: Sequence[Image]) -> Tensor:
-        """RGB pictures of any size → float32 `[n, 3, h, w]`."""
+        """RGB pictures of any size → float32 `[n, 3, h, w]`: `preprocess(images)`."""
 
     def encode(self, text: str) -> list[int]:
         """Text → ids without any special token."""

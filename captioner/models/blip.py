@@ -36,6 +36,7 @@ from captioner.contracts import LoadOptions
 from captioner.errors import BadCheckpoint
 from captioner.models.parts import checkpoint
 from captioner.models.parts.attention import ImageMemory, TextCache, attend_image, attend_shared, attend_words, laid_out
+from captioner.models.parts.backbones.preprocess import CLIP, Preprocess
 from captioner.models.parts.loss import token_loss
 from captioner.models.parts.narrow import all_of, narrowed
 from captioner.models.parts.recording import Recordings
@@ -73,7 +74,7 @@ class Blip(BlipForConditionalGeneration):
         """The vision transformer on its own weights; training goes through transformers' `vision_model`."""
         vision, heads = self.vision_model, vision_config(self.config).num_attention_heads
         attend = fused_attention if compute.fused_attention_pays(pixels) else _plain_attention
-        x = vision.embeddings(pixels)  # [n, 1 + patches, width]
+        x = vision.embeddings(pixels.contiguous())  # [n, 1 + patches, width]; laid out otherwise, bf16 rounds otherwise
         for layer in all_of(vision.encoder.layers, BlipEncoderLayer):
             projected = layer.self_attn.qkv(layer.layer_norm1(x)).unflatten(-1, (3, heads, -1))
             query, keys, values = projected.permute(2, 0, 3, 1, 4)  # each [n, heads, 1 + patches, head_dim]
@@ -316,8 +317,17 @@ def _merged(x: Tensor) -> Tensor:
 class BlipProcessor:
     """BERT's lower-case word pieces, and the picture squashed to a square."""
 
-    def __init__(self, images: BlipImageProcessorPil, tokenizer: BertTokenizer, start_ids: list[int], eos: int) -> None:
+    def __init__(
+        self,
+        images: BlipImageProcessorPil,
+        preprocess: Preprocess,
+        tokenizer: BertTokenizer,
+        start_ids: list[int],
+        eos: int,
+    ) -> None:
         self.images = images
+        """What is saved: transformers' own, which takes longer for the same pixels."""
+        self.preprocess = preprocess
         self.tokenizer = tokenizer
         self.start_ids = start_ids
         self.eos_ids: tuple[int, ...] = (eos,)
@@ -333,12 +343,21 @@ class BlipProcessor:
             # The PIL form on purpose: the other needs torchvision, and resizes a little differently.
             images = BlipImageProcessorPil.from_pretrained(source)
             tokenizer = BertTokenizer.from_pretrained(source)
-            text = text_config(BlipConfig.from_pretrained(checkpoint.base_folder(folder)))
+            config = BlipConfig.from_pretrained(checkpoint.base_folder(folder))
+            settings = images.to_dict()
+            preprocess = Preprocess.from_settings(settings, Preprocess(384, **CLIP), source)
+        side, size = vision_config(config).image_size, dict(images.size)
+        if size != {"height": side, "width": side}:
+            raise BadCheckpoint(f"The processor of {folder} makes pictures of {size}, the model reads {side}×{side}.")
+        if settings.get("do_center_crop") or settings.get("do_pad"):
+            raise BadCheckpoint(f"The processor of {folder} cuts or pads its pictures, which BLIP's does not.")
         # BLIP begins with a decoder token that its tokenizer does not know, and ends with BERT's separator.
-        return cls(images, tokenizer, [narrowed(text.bos_token_id, int)], narrowed(text.sep_token_id, int))
+        text = text_config(config)
+        start_ids, eos = [narrowed(text.bos_token_id, int)], narrowed(text.sep_token_id, int)
+        return cls(images, preprocess, tokenizer, start_ids, eos)
 
     def pixels(self, images: Sequence[Image]) -> Tensor:
-        return self.images(list(images), return_tensors="pt").pixel_values
+        return self.preprocess(images)
 
     def encode(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False).input_ids
@@ -358,9 +377,6 @@ def load(folder: Path, options: LoadOptions) -> SearchedDecoder:
     processor, text = BlipProcessor.from_folder(folder), text_config(model.config)
     ids = (*processor.start_ids, *processor.eos_ids, processor.pad_id, max(processor.tokenizer.get_vocab().values()))
     checkpoint.check_ids(folder, text.vocab_size, ids)
-    side, size = vision_config(model.config).image_size, dict(processor.images.size)
-    if not processor.images.do_resize or size != {"height": side, "width": side}:
-        raise BadCheckpoint(f"The processor of {folder} makes pictures of {size}, the model reads {side}×{side}.")
     return SearchedDecoder(model, processor, text.max_position_embeddings)
 
 

@@ -129,6 +129,47 @@ def test_processor_gives_what_transformers_gives(folder: Path) -> None:
     assert ours.decode([*ours.encode("A dragon, by an artist"), 3]) == "a dragon, by an artist"
 
 
+@pytest.mark.parametrize("size", [(384, 384), (512, 512), (1, 1000), (1000, 1), (3, 2), (385, 383), (640, 427)])
+def test_pixels_are_those_of_transformers_to_the_last_bit(folder: Path, size: tuple[int, int]) -> None:
+    """At the published size and with the published numbers."""
+    noise = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    images = [Image.fromarray(noise), Image.fromarray(255 - noise)]
+    config = json.loads((folder / "config.json").read_text())
+    config["vision_config"]["image_size"] = 384
+    (folder / "config.json").write_text(json.dumps(config))
+    theirs = BlipImageProcessorPil()
+    theirs.save_pretrained(folder)
+    pixels = BlipProcessor.from_folder(folder).pixels(images)
+    assert torch.equal(pixels, theirs(images, return_tensors="pt").pixel_values)
+
+
+def test_every_byte_becomes_what_transformers_makes_of_it(folder: Path) -> None:
+    levels = np.arange(256, dtype=np.uint8).repeat(4).reshape(32, 32)
+    image = Image.fromarray(np.stack([levels, levels.T, levels[::-1]], -1))  # of the size that is read
+    processor = BlipProcessor.from_folder(folder)
+    theirs = processor.images([image], return_tensors="pt").pixel_values
+    assert torch.equal(processor.pixels([image]), theirs)
+    assert [len(channel.unique()) for channel in theirs[0]] == [256] * 3
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"do_rescale": False}, "scales otherwise"),
+        ({"rescale_factor": 1 / 127.5}, "scales otherwise"),
+        ({"do_resize": False}, "does not resize"),
+        ({"do_center_crop": True, "crop_size": {"height": 16, "width": 16}}, "cuts or pads"),
+        ({"size": {"height": 64, "width": 64}}, "reads 32×32"),
+        ({"size": {"shortest_edge": 32}}, "reads 32×32"),
+    ],
+)
+def test_other_ways_to_make_pixels_are_refused(folder: Path, settings: dict, says: str) -> None:
+    file = folder / "preprocessor_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | settings))
+    with pytest.raises(BadCheckpoint, match=says):
+        BlipProcessor.from_folder(folder)
+
+
 def test_prompt_conditions_the_text(folder: Path) -> None:
     speaker, decoding = blip.load(folder, LoadOptions()), Decoding(max_new_tokens=6)
     plain = speaker.read_images(pictures(2), decoding)

@@ -41,15 +41,22 @@ class SearchedDecoder(Generic[MemoryType]):
     def read_images(
         self, images: Sequence[Image], decoding: Decoding, request: Request = PLAIN_REQUEST
     ) -> list[Reading]:
-        pixels = self._pixels(images)
-        seeds = [seed_of(picture) for picture in pixels] if decoding.do_sample else None
+        squares = self._squares(images)
+        seeds = self._seeds(squares) if decoding.do_sample else None
+        pixels = self.processor.preprocess.scaled(squares.to(self.model.device), self.model.dtype)
         return self.readings(self.remember(self.encode(pixels, request), request), seeds, decoding, request)
 
-    def _pixels(self, images: Sequence[Image]) -> Tensor:
+    def _squares(self, images: Sequence[Image]) -> Tensor:
         """All at once; for a GPU, which would wait for one core to resize them, side by side."""
+        squares = self.processor.preprocess.squares
         if self.model.device.type == "cpu":
-            return self.processor.pixels(images)
-        return torch.cat(compute.each_alone(lambda image: self.processor.pixels([image]), images))
+            return squares(images)
+        return torch.cat(list(compute.side_by_side().map(lambda image: squares([image]), images)))
+
+    def _seeds(self, squares: Tensor) -> list[int]:
+        """Of the float32 pixels, wherever and in whatever the model computes."""
+        scaled = self.processor.preprocess.scaled
+        return compute.each_alone(lambda square: seed_of(scaled(square)[0]), squares.split(1))
 
     @torch.inference_mode()
     def encode(self, pixels: Tensor, request: Request = PLAIN_REQUEST) -> Tensor:
@@ -105,7 +112,7 @@ class SearchedDecoder(Generic[MemoryType]):
 
 def seed_of(pixels: Tensor) -> int:
     """What a sampled text may depend on: the picture `[3, h, w]`, not its position in a run."""
-    return zlib.crc32(pixels.contiguous().numpy().tobytes())
+    return zlib.crc32(pixels.contiguous().numpy().data)
 
 
 def longest_after(positions: int | None, start: int) -> int | None:

@@ -22,6 +22,7 @@ from captioner import compute
 from captioner.contracts import PLAIN_REQUEST, Request
 from captioner.decoding import Decoding, DecodingChanges
 from captioner.models.parts.attention import TextCache, attend_shared, attend_words
+from captioner.models.parts.backbones.preprocess import Preprocess
 from captioner.models.parts.recording import Recordings
 from captioner.models.parts.speaker import SearchedDecoder
 from captioner.prompt import Reading
@@ -301,7 +302,7 @@ class PrefixDecoder:
 class PrefixProcessor:
     """Pictures → pixels as the backbone wants them; ids ↔ text by the checkpoint's byte-pair vocabulary."""
 
-    def __init__(self, preprocess: Callable[[Sequence[Image]], Tensor], tokenizer: Tokenizer, config) -> None:
+    def __init__(self, preprocess: Preprocess, tokenizer: Tokenizer, config) -> None:
         self.preprocess = preprocess
         self.tokenizer = tokenizer
         self.start_ids: list[int] = []

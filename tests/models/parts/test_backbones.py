@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -305,8 +305,3 @@ def test_a_checkpoint_without_its_weights_is_refused(tmp_path):
     save_file(weights, path, metadata={"format": "pt"})
     with pytest.raises(BadCheckpoint, match="lacks weights"):
         backbones.build("vit", tmp_path)
-
-
-def test_preprocess_survives_json():
-    preprocess = Preprocess(224, 256, **IMAGENET)
-    assert Preprocess.from_dict(json.loads(json.dumps(asdict(preprocess)))) == preprocess

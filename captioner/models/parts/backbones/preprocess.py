@@ -59,10 +59,27 @@ class Preprocess:
 
     def __call__(self, images: Sequence[Image.Image]) -> Tensor:
         """RGB pictures of any size → float32 `[n, 3, size, size]`."""
-        squares = np.stack([np.asarray(self._square(image)) for image in images])  # [n, size, size, 3]
-        pixels = torch.from_numpy(squares).permute(0, 3, 1, 2).float() / 255  # [n, 3, size, size]
-        mean, std = (torch.tensor(channels)[:, None, None] for channels in (self.mean, self.std))
-        return (pixels - mean) / std
+        return self.scaled(self.squares(images))
+
+    def squares(self, images: Sequence[Image.Image]) -> Tensor:
+        """RGB pictures of any size → resized and cut, still bytes: `[n, size, size, 3]`."""
+        return torch.from_numpy(np.stack([np.asarray(self._square(image)) for image in images]))
+
+    def scaled(self, squares: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Those bytes → numbers `[n, 3, size, size]`, where they lie; the same on every device."""
+        return self._computed(squares, dtype) if squares.device.type == "cpu" else self.looked_up(squares, dtype)
+
+    def _computed(self, squares: Tensor, dtype: torch.dtype) -> Tensor:
+        rows = squares.flatten(2).float().div_(255)  # [n, size, size × 3], as they lie: each pass takes a third so
+        mean, std = (torch.tensor(channels).repeat(squares.shape[2]) for channels in (self.mean, self.std))
+        return rows.sub_(mean).div_(std).to(dtype).view(squares.shape).permute(0, 3, 1, 2)
+
+    def looked_up(self, squares: Tensor, dtype: torch.dtype) -> Tensor:
+        """The same in two passes, where arithmetic would give other last bits: a GPU divides by multiplying."""
+        levels = torch.arange(256, dtype=torch.uint8).view(1, 1, 256, 1).expand(1, 1, 256, 3)
+        table = self._computed(levels, dtype).flatten().to(squares.device)  # what each channel makes of each byte
+        places = squares + torch.tensor((0, 256, 512), dtype=torch.int32, device=squares.device)
+        return table.index_select(0, places.flatten()).view(squares.shape).permute(0, 3, 1, 2)
 
     def _square(self, image: Image.Image) -> Image.Image:
         resample = RESAMPLING[self.resample]
@@ -92,14 +109,18 @@ class Preprocess:
     def from_folder(cls, folder: Path, default: Preprocess) -> Preprocess:
         """As a checkpoint says; the default where it does not."""
         settings = image_settings(folder)
-        if settings is None:
-            return default
+        return default if settings is None else cls.from_settings(settings, default, folder)
+
+    @classmethod
+    def from_settings(cls, settings: dict, default: Preprocess, folder: Path) -> Preprocess:
+        """As one of transformers' image processors does, by its settings. folder: what to call it in a message."""
         edge, crop = (_edge(settings[key]) if key in settings else None for key in ("size", "crop_size"))
         size = crop or edge or default.size
         shortest = (edge or size) if settings.get("do_center_crop") else None
         if "crop_pct" in settings and size < 384:  # how transformers treats ResNet and ConvNeXt
             shortest = int(size / settings["crop_pct"])
-        if settings.get("do_resize") is False or abs(settings.get("rescale_factor", 1 / 255) - 1 / 255) > 1e-9:
+        is_unscaled = settings.get("do_resize") is False or settings.get("do_rescale") is False
+        if is_unscaled or abs(settings.get("rescale_factor", 1 / 255) - 1 / 255) > 1e-9:
             raise BadCheckpoint(f"The image processor of {folder} does not resize, or scales otherwise. Name another.")
         by_number: dict[object, str] = {number: name for name, number in RESAMPLING.items()}
         is_plain = settings.get("do_normalize") is False
