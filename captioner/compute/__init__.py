@@ -8,6 +8,7 @@ from captioner.compute.devices import (
     free_memory,
     fused_attention_pays,
     has_bf16,
+    has_room_for_another,
     precision,
 )
 from captioner.compute.packed import (
@@ -25,7 +26,7 @@ from captioner.compute.packed import (
     read_as_half,
     traced,
 )
-from captioner.compute.recorded import Lending, RecordedFunction, pays_to_record, recorded
+from captioner.compute.recorded import Lending, RecordedFunction, current_queue, own_queue, pays_to_record, recorded
 from captioner.compute.threads import each_alone, side_by_side
 
 __all__ = [
@@ -38,6 +39,7 @@ __all__ = [
     "RecordedFunction",
     "bf16_agrees",
     "convolved_relu6",
+    "current_queue",
     "device",
     "each_alone",
     "fits",
@@ -45,8 +47,10 @@ __all__ = [
     "fuse_gelu",
     "fused_attention_pays",
     "has_bf16",
+    "has_room_for_another",
     "multiplied_relu6",
     "multiplies_int8",
+    "own_queue",
     "pack",
     "pays_to_pack",
     "pays_to_record",

@@ -67,6 +67,11 @@ def free_memory(target: torch.device) -> int:
     return psutil.virtual_memory().available
 
 
+def has_room_for_another(target: torch.device) -> bool:
+    """Could another thread take as much of a GPU's memory as this process has ever taken?"""
+    return target.type == "cuda" and torch.cuda.max_memory_reserved(target) <= free_memory(target)
+
+
 def fits(weights: int, target: torch.device, most: int = 32) -> int:
     """The largest batch, at least 1 and at most `most`, that needs no more than half of the free memory.
 

@@ -1,18 +1,51 @@
-"""Kernels that are recorded once and launched together: on an NVIDIA GPU, most of a small step is launching them."""
+"""Kernels that are recorded once and launched together: on an NVIDIA GPU, most of a small step is launching them.
+
+Threads that ask a GPU at the same time each have a queue of their own (a stream), so that it computes for both side by
+side. What was recorded in one queue is launched in that one alone: it writes at fixed places.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
 from functools import partial
-from threading import Lock
-from typing import Generic, TypeVar
+from threading import Lock, RLock, current_thread, local, main_thread
+from typing import Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
-Thing = TypeVar("Thing")
+
+class Recording(Protocol):
+    """Something that was recorded."""
+
+    queue: Hashable
+    """Where it may be launched."""
+
+
+Kept = TypeVar("Kept", bound=Recording)
 
 _ONE_AT_A_TIME = Lock()
+_OF_THREAD = local()
+
+
+@contextmanager
+def own_queue(device: torch.device) -> Iterator[None]:
+    """Let this thread, unless it is the main one, queue what it asks of a GPU beside what others do."""
+    if device.type != "cuda" or current_thread() is main_thread():
+        yield
+        return
+    queues: dict[torch.device, torch.cuda.Stream] = vars(_OF_THREAD).setdefault("queues", {})
+    if device not in queues:
+        queues[device] = torch.cuda.Stream(device)
+        queues[device].wait_stream(torch.cuda.default_stream(device))  # where weights may still be on their way
+    with torch.cuda.stream(queues[device]):
+        yield
+
+
+def current_queue(device: torch.device) -> Hashable:
+    """Where this thread queues what it asks of a GPU."""
+    return torch.cuda.current_stream(device) if device.type == "cuda" else None
 
 
 def pays_to_record(x: Tensor) -> bool:
@@ -45,30 +78,32 @@ def recorded(function: Callable[[], Tensor], device: torch.device) -> Callable[[
     return replay
 
 
-class Lending(Generic[Thing]):
+class Lending(Generic[Kept]):
     """Recordings that wait for whoever needs one like them, each lent to one at a time, so that threads stay apart."""
 
     def __init__(self, most: int) -> None:
         self.most = most
-        self.waiting: list[Thing] = []
-        self._changing = Lock()
+        self.waiting: list[Kept] = []
+        self._changing = RLock()  # what is thrown away gives back, which may happen anywhere
 
-    def take(self, fits: Callable[[Thing], bool], make: Callable[[], Thing]) -> Thing:
-        """One that fits, or a new one."""
+    def take(self, device: torch.device, fits: Callable[[Kept], bool], make: Callable[[], Kept]) -> Kept:
+        """One of this thread's queue that fits, or a new one."""
+        queue = current_queue(device)
         with self._changing:
-            for index, thing in enumerate(self.waiting):
-                if fits(thing):
-                    return self.waiting.pop(index)
+            for kept in list(self.waiting):
+                if kept.queue == queue and fits(kept):
+                    self.waiting.remove(kept)
+                    return kept
         try:
             return make()
         except torch.cuda.OutOfMemoryError:
             self.waiting.clear()  # a smaller batch that is tried next finds what they held
             raise
 
-    def give_back(self, thing: Thing) -> None:
+    def give_back(self, kept: Kept) -> None:
         """It waits, if there is room."""
         with self._changing:
-            self.waiting.insert(0, thing)
+            self.waiting.insert(0, kept)
             del self.waiting[self.most :]
 
 
@@ -81,7 +116,7 @@ class RecordedFunction:
         self.lending: Lending[_Call] = Lending(most)
 
     def __call__(self, given: Tensor) -> Tensor:
-        call = self.lending.take(lambda kept: kept.fits(given), lambda: _Call(self.function, given))
+        call = self.lending.take(given.device, lambda kept: kept.fits(given), lambda: _Call(self.function, given))
         try:
             call.given.copy_(given)
             return call.replay().clone()
@@ -93,6 +128,7 @@ class _Call:
     """A recorded call with a tensor of one size."""
 
     def __init__(self, function: Callable[[Tensor], Tensor], given: Tensor) -> None:
+        self.queue = current_queue(given.device)
         self.given = given.clone()
         self.replay = recorded(partial(function, self.given), given.device)
 
