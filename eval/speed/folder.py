@@ -1,8 +1,8 @@
 """A folder of large JPEGs: how much of a model's own speed is left when files are read, decoded and resized beside it.
 
-The model alone is asked about the same pictures, opened and resized beforehand, in batches of the same size. Decoding
-takes a processor's time as well, and a small model leaves none of it idle: the second figure says how busy the cores
-are kept, which is all that reading beside the model can do.
+The model alone is asked about the same pictures, opened and resized beforehand, in batches of the size that the run
+takes. Decoding takes a processor's time as well, and a small model leaves none of it idle: the second figure says how
+busy the cores are kept, which is all that reading beside the model can do.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from captioner.decoding import DecodingChanges
 from captioner.images import open_image
 from captioner.images.ahead import READERS
 from captioner.run.batch import run_inputs
-from captioner.run.questions import BATCH, Model, Prompts
+from captioner.run.questions import Model, Prompts
+from captioner.sinks import groups
 from captioner.sinks.open import open_out
 from captioner.text.finish import Finish
 from eval.speed.clock import by_turns, timed
@@ -34,21 +35,24 @@ SIDES = ((2304, 1728), (1728, 2304), (2000, 2000))
 """4 megapixels."""
 PICTURES = 160
 PICTURES_OF_BLIP = 16
+PICTURES_ON_GPU = 1920
+"""By either model: there a few would be done in the time that it takes to begin."""
 REPEATS = 3
 
 
 def measure(say: Callable[[str], object]) -> list[Row]:
     """mini, and BLIP of the base size with random weights."""
+    on_gpu = torch.cuda.is_available()
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "pictures"
-        photographs(folder, PICTURES)
+        photographs(folder, PICTURES_ON_GPU if on_gpu else PICTURES)
         rows = share(Model("mini", LoadOptions()), "mini", folder, REPEATS)
         few = Path(scratch) / "few"
-        photographs(few, PICTURES_OF_BLIP)
+        photographs(few, PICTURES_ON_GPU if on_gpu else PICTURES_OF_BLIP)
         blip = Path(scratch) / "blip"
         blip.mkdir()
         name = str(random_blip(blip, "blip-base-random"))
-        return rows + share(Model(name, LoadOptions()), "BLIP base", few, 1)
+        return rows + share(Model(name, LoadOptions()), "BLIP base", few, REPEATS if on_gpu else 1)
 
 
 def photographs(folder: Path, count: int, sides: tuple[tuple[int, int], ...] = SIDES) -> None:
@@ -76,9 +80,11 @@ def share(model: Model, name: str, folder: Path, repeats: int) -> list[Row]:
     files = sorted(folder.iterdir())
     request = Request(DecodingChanges())
     answers = Prompts(model, request, Finish(), "ignore", 10**8)
-    opened = [open_image(file).resize((512, 512)) for file in files]
-    batches = [opened[start : start + BATCH] for start in range(0, len(opened), BATCH)]
-    model.loaded.generate(batches[0])
+    distinct = [open_image(file).resize((512, 512)) for file in files[:DISTINCT]]
+    opened = [distinct[number % DISTINCT] for number in range(len(files))]
+    size = answers.batch_size()
+    batches = list(groups(opened, size))
+    model.loaded.generate(batches[0], request, Finish(), len(batches[0]))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else torch.get_num_threads()
     busy: list[float] = []
 
@@ -101,6 +107,7 @@ def share(model: Model, name: str, folder: Path, repeats: int) -> list[Row]:
         "pictures_a_second_of_the_model_alone": [len(files) / seconds for seconds in alone_seconds],
         "milliseconds_to_open_a_picture": 1000 * reading / min(len(files), DISTINCT),
         "threads_that_read": READERS,
+        "pictures_at_a_time": size,
     }
     ratios = [a / b for a, b in zip(alone_seconds, whole_seconds, strict=True)]
     return [

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import json
+from functools import partial
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import torch
+from PIL import Image
 
 from captioner.contracts import LoadOptions
 from captioner.errors import BadInput
-from captioner.run.questions import Model
+from captioner.run import questions
 from eval.speed import folder, start, suite, text
 from eval.speed.suite import Row
 
@@ -28,11 +34,50 @@ def test_rows_are_written_and_shown(
         suite.suite(["flight"], None, print)
 
 
-def test_a_folder_through_the_whole_run(tmp_path: Path) -> None:
-    folder.photographs(tmp_path / "pictures", 3, ((200, 160),))
-    rows = folder.share(Model("mini", LoadOptions()), "mini", tmp_path / "pictures", 1)
+def test_a_folder_through_the_whole_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The model alone is asked about the same pictures, in batches of the same size."""
+    monkeypatch.setattr(folder, "DISTINCT", 2)
+    monkeypatch.setattr(questions, "BATCH", 2)
+    folder.photographs(tmp_path / "pictures", 3, ((200, 160), (160, 200)))
+    asked: list[list[np.ndarray]] = []
+    model = questions.Model("mini", LoadOptions(device="cpu"))
+    generate = model.loaded.generate
+
+    def noted(images: list[Image.Image], *rest: Any) -> object:
+        asked.append([np.asarray(image.resize((8, 8)), dtype=float) for image in images])
+        return generate(images, *rest)
+
+    monkeypatch.setattr(model.loaded, "generate", noted)
+    rows = folder.share(model, "mini", tmp_path / "pictures", 1)
     assert [row.least for row in rows] == [0.95, 0.95]
     assert all(row.median > 0 for row in rows)
+    assert rows[0].details["pictures_at_a_time"] == 2
+    assert [len(batch) for batch in asked] == [2, 2, 1, 2, 1]  # warming up, alone, through the whole run
+    for alone, whole in zip(chain(*asked[1:3]), chain(*asked[3:]), strict=True):
+        assert np.abs(alone - whole).mean() < 4  # resized twice and once
+    assert np.abs(asked[1][0] - asked[1][1]).mean() > 16
+    assert np.array_equal(asked[1][0], asked[2][0])  # the third is the first again
+
+
+@pytest.mark.parametrize(("on_gpu", "counts"), [(False, [(160, 3), (16, 1)]), (True, [(1920, 3), (1920, 3)])])
+def test_a_gpu_is_given_more_pictures(
+    on_gpu: bool, counts: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[int, int]] = []
+
+    def shared(model: questions.Model, name: str, pictures: Path, repeats: int) -> list[Row]:
+        files = list(pictures.iterdir())
+        assert len({file.stat().st_ino for file in files}) == folder.DISTINCT
+        seen.append((len(files), repeats))
+        return []
+
+    small = partial(folder.photographs, sides=((40, 30),))
+    monkeypatch.setattr(folder, "photographs", small)
+    monkeypatch.setattr(folder, "random_blip", lambda where, name: where)
+    monkeypatch.setattr(folder, "share", shared)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: on_gpu)
+    folder.measure(print)
+    assert seen == counts
 
 
 def test_texts(monkeypatch: pytest.MonkeyPatch) -> None:
