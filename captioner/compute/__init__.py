@@ -26,7 +26,15 @@ from captioner.compute.packed import (
     read_as_half,
     traced,
 )
-from captioner.compute.recorded import Lending, RecordedFunction, current_queue, own_queue, pays_to_record, recorded
+from captioner.compute.recorded import (
+    Lending,
+    RecordedFunction,
+    current_queue,
+    own_queue,
+    pays_to_record,
+    recorded,
+    sent,
+)
 from captioner.compute.threads import each_alone, side_by_side
 
 __all__ = [
@@ -58,6 +66,7 @@ __all__ = [
     "prepare",
     "read_as_half",
     "recorded",
+    "sent",
     "side_by_side",
     "traced",
 ]

@@ -43,6 +43,11 @@ def own_queue(device: torch.device) -> Iterator[None]:
         yield
 
 
+def sent(x: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the processor's, there; what a GPU has yet to do before is not waited for."""
+    return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x.to(device)
+
+
 def current_queue(device: torch.device) -> Hashable:
     """Where this thread queues what it asks of a GPU."""
     return torch.cuda.current_stream(device) if device.type == "cuda" else None

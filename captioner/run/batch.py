@@ -253,8 +253,8 @@ class _Work(Generic[Look]):
         self.asked: deque[tuple[list[_Opened[Look]], Callable[[], _Tried]]] = deque()
         """Batches without their rows yet, and what waits for those."""
         self.at_once = 1
-        self.ran_out = False
-        """Of memory, once."""
+        self.is_settled = False
+        """How many batches are asked about at once: known, or no question after memory ran out."""
         self.tally = Tally()
         self.has_answered = False
         self.first_errors: list[type[Exception]] = []
@@ -302,8 +302,8 @@ class _Work(Generic[Look]):
         self.asked.append((batch, trying if self.at_once == 1 else self.threads.submit(trying).result))
         while len(self.asked) >= self.at_once:
             self._keep()
-        if self.has_answered and not self.ran_out:
-            self.at_once = self.answers.at_once()
+        if self.has_answered and not self.is_settled:
+            self.is_settled, self.at_once = True, self.answers.at_once()
 
     def finish(self) -> None:
         """Ask about the last pictures, and keep all rows."""
@@ -340,7 +340,7 @@ class _Work(Generic[Look]):
                 answers += [self._checked(opened, row) for opened, row in zip(part, rows, strict=True)]
             elif isinstance(rows, MemoryError) and (len(part) > 1 or self.at_once > 1):
                 size = self.batch_size = (len(part) + 1) // 2  # smaller parts from now on, one after the other
-                self.ran_out, self.at_once = True, 1
+                self.is_settled, self.at_once = True, 1
                 for _, other in self.asked:
                     other()  # has its memory until it is done
                 self.progress.say(f"captioner: out of memory; going on with {size} pictures at a time.")

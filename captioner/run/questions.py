@@ -85,7 +85,7 @@ class Model:
         return compute.fits(size, where, most)
 
     def at_once(self) -> int:
-        """Batches that may be asked about side by side: while a GPU reads one, the processor makes the next ready."""
+        """Batches that may be asked about side by side; few models say that it may be more than one."""
         return getattr(self.loaded.speaker, "at_once", 1)
 
     @property

@@ -41,10 +41,17 @@ class SearchedDecoder(Generic[MemoryType]):
     def read_images(
         self, images: Sequence[Image], decoding: Decoding, request: Request = PLAIN_REQUEST
     ) -> list[Reading]:
-        squares = self._squares(images)
-        seeds = self._seeds(squares) if decoding.do_sample else None
-        pixels = self.processor.preprocess.scaled(squares.to(self.model.device), self.model.dtype)
-        return self.readings(self.remember(self.encode(pixels, request), request), seeds, decoding, request)
+        device = self.model.device
+        with compute.own_queue(device):
+            squares = self._squares(images)
+            seeds = self._seeds(squares) if decoding.do_sample else None
+            pixels = self.processor.preprocess.scaled(compute.sent(squares, device), self.model.dtype)
+            return self.readings(self.remember(self.encode(pixels, request), request), seeds, decoding, request)
+
+    @property
+    def at_once(self) -> int:
+        """Batches that it may be asked about in threads: while a GPU reads one, the processor makes the next ready."""
+        return 2 if compute.has_room_for_another(self.model.device) else 1
 
     def _squares(self, images: Sequence[Image]) -> Tensor:
         """All at once; for a GPU, which would wait for one core to resize them, side by side."""
