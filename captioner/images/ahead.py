@@ -15,7 +15,7 @@ Read = TypeVar("Read")
 
 READERS = min(16, max(4, os.cpu_count() or 1))
 """Threads that open pictures: on a GPU a model reads hundreds a second, a core opens dozens."""
-READ_AHEAD = 4 * READERS
+READ_AHEAD = 8 * READERS
 """Pictures read ahead, at most …"""
 HELD_BYTES = 600_000_000
 """… and only as far as they take no more than this together, all copies made while decoding counted."""

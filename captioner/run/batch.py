@@ -43,6 +43,9 @@ if TYPE_CHECKING:
 
 HELD_PIXELS = 100_000_000
 """Of a batch; a larger picture is asked about alone."""
+TURN = 0.0001
+"""Seconds after which threads take turns at Python where several ask a GPU: one that launches kernels would wait five
+milliseconds each time that another is busy."""
 FIRST = 3
 """A model that fails on so many pictures alike before it answers one is at fault itself: the run ends."""
 DAMAGED = "The model's numbers are not finite (NaN): its weights are damaged, or the precision is too low for it."
@@ -148,6 +151,7 @@ def run(
     """Every picture's row goes to the sink, in order; what cannot be read is reported and the run goes on."""
     threads = ThreadPoolExecutor(thread_name_prefix="asking")
     work = _Work(sink, answers, progress, batch_size, explain, threads)
+    usual_turn = sys.getswitchinterval()
     try:
         with (
             Interrupts() as user,
@@ -164,6 +168,8 @@ def run(
     except KeyboardInterrupt:
         again = "The same again with resume goes on from there." if sink.resumable else ""
         raise Stopped(f"Stopped with {work.tally.done:,} done. {again}".strip()) from None
+    finally:
+        sys.setswitchinterval(usual_turn)
     return work.tally
 
 
@@ -304,6 +310,8 @@ class _Work(Generic[Look]):
             self._keep()
         if self.has_answered and not self.is_settled:
             self.is_settled, self.at_once = True, self.answers.at_once()
+            if self.at_once > 1:
+                sys.setswitchinterval(TURN)
 
     def finish(self) -> None:
         """Ask about the last pictures, and keep all rows."""

@@ -157,9 +157,12 @@ def drop_repeated_phrases(text: str) -> str:
     at = 0
     while at < len(words):
         for length in range(1, _LONGEST_PHRASE + 1):
-            phrase, end = keys[at : at + length], at + length
-            if keys[end : end + 1] != phrase[:1]:  # nothing begins anew here
+            end = at + length
+            if end >= len(keys):
+                break
+            if keys[end] != keys[at]:  # nothing begins anew here
                 continue
+            phrase = keys[at:end]
             if not any(map(str.isalpha, "".join(phrase))):
                 continue
             while keys[end : end + length] == phrase:

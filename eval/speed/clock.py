@@ -88,12 +88,13 @@ def peak(action: Callable[[], object], device: torch.device = CPU) -> int:
 
 
 def flops(action: Callable[[], object]) -> int:
-    """Floating-point operations of this thread's matrix products, packed ones included."""
+    """Floating-point operations of matrix products, packed ones included."""
 
     def packed(x_shape, weight_shape, *_args, out_shape=None, **_kwargs) -> int:
         return 2 * math.prod(x_shape) * weight_shape[0]
 
-    with FlopCounterMode(display=False, custom_mapping={torch.ops.mkldnn._linear_pointwise: packed}) as counter:
+    counter = FlopCounterMode(display=False, custom_mapping={torch.ops.mkldnn._linear_pointwise: packed})
+    with counter, torch.inference_mode(False), torch.no_grad():  # nothing is recorded, nor left to other threads
         action()
     return counter.get_total_flops()
 

@@ -271,7 +271,7 @@ def _measure(
             row[name] = spread([a / b for a, b in zip(seconds[phase], seconds["total"], strict=True)])
     if alike is theirs and "ratio" in row:
         row["ratio_alike"] = row["ratio"]
-    operations = batch * flops(lambda: ours.model.read(own_pixels[:1]))  # those of other threads are not counted
+    operations = batch * flops(lambda: ours.model.read(own_pixels[:1]))
     return row | _ceiling(options, operations, min(seconds["encode"]))
 
 

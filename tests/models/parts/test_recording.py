@@ -80,7 +80,9 @@ def test_texts_side_by_side_have_steps_of_their_own(tiny_checkpoint: Callable[[s
     model = captioner.load(str(tiny_checkpoint("blip")), device=device, precision="float64").speaker.model
     memory = model.read(torch.rand(2, 3, 32, 32, dtype=torch.float64).to(device))
     tokens = torch.arange(20, 26).view(3, 2, 1).to(device)
-    plain, *pasts = (model.step(tokens[0], memory, None)[1] for _ in range(3))
+    plain, *pasts = (model._begin(2) for _ in range(3))
+    for past in (plain, *pasts):
+        model._read_on(tokens[0], memory, past)
     recordings = Recordings(model._write)
     for word in tokens[1:]:
         expected = model.text_decoder.cls(model._read_on(word, memory, plain)[:, -1])
