@@ -1,56 +1,27 @@
 """Kernels that are recorded once and launched together: on an NVIDIA GPU, most of a small step is launching them.
 
-Threads that ask a GPU at the same time each have a queue of their own (a stream), so that it computes for both side by
-side. What was recorded in one queue is launched in that one alone: it writes at fixed places.
+All threads that ask a GPU share its one queue, so that what one gives back another may have at once. A queue for each
+was measured to bring nothing: they wait for each other's Python, not for the GPU.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
-from threading import Lock, RLock, current_thread, local, main_thread
-from typing import Generic, Protocol, TypeVar
+from threading import Lock, RLock
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
 
-
-class Recording(Protocol):
-    """Something that was recorded."""
-
-    queue: Hashable
-    """Where it may be launched."""
-
-
-Kept = TypeVar("Kept", bound=Recording)
+Kept = TypeVar("Kept")
 
 _ONE_AT_A_TIME = Lock()
-_OF_THREAD = local()
-
-
-@contextmanager
-def own_queue(device: torch.device) -> Iterator[None]:
-    """Let this thread, unless it is the main one, queue what it asks of a GPU beside what others do."""
-    if device.type != "cuda" or current_thread() is main_thread():
-        yield
-        return
-    queues: dict[torch.device, torch.cuda.Stream] = vars(_OF_THREAD).setdefault("queues", {})
-    if device not in queues:
-        queues[device] = torch.cuda.Stream(device)
-        queues[device].wait_stream(torch.cuda.default_stream(device))  # where weights may still be on their way
-    with torch.cuda.stream(queues[device]):
-        yield
 
 
 def sent(x: Tensor, device: torch.device) -> Tensor:
     """A tensor of the processor's, there; what a GPU has yet to do before is not waited for."""
     return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x.to(device)
-
-
-def current_queue(device: torch.device) -> Hashable:
-    """Where this thread queues what it asks of a GPU."""
-    return torch.cuda.current_stream(device) if device.type == "cuda" else None
 
 
 def pays_to_record(x: Tensor) -> bool:
@@ -91,12 +62,11 @@ class Lending(Generic[Kept]):
         self.waiting: list[Kept] = []
         self._changing = RLock()  # what is thrown away gives back, which may happen anywhere
 
-    def take(self, device: torch.device, fits: Callable[[Kept], bool], make: Callable[[], Kept]) -> Kept:
-        """One of this thread's queue that fits, or a new one."""
-        queue = current_queue(device)
+    def take(self, fits: Callable[[Kept], bool], make: Callable[[], Kept]) -> Kept:
+        """One that fits, or a new one."""
         with self._changing:
             for kept in list(self.waiting):
-                if kept.queue == queue and fits(kept):
+                if fits(kept):
                     self.waiting.remove(kept)
                     return kept
         try:
@@ -121,7 +91,7 @@ class RecordedFunction:
         self.lending: Lending[_Call] = Lending(most)
 
     def __call__(self, given: Tensor) -> Tensor:
-        call = self.lending.take(given.device, lambda kept: kept.fits(given), lambda: _Call(self.function, given))
+        call = self.lending.take(lambda kept: kept.fits(given), lambda: _Call(self.function, given))
         try:
             call.given.copy_(given)
             return call.replay().clone()
@@ -133,7 +103,6 @@ class _Call:
     """A recorded call with a tensor of one size."""
 
     def __init__(self, function: Callable[[Tensor], Tensor], given: Tensor) -> None:
-        self.queue = current_queue(given.device)
         self.given = given.clone()
         self.replay = recorded(partial(function, self.given), given.device)
 

@@ -105,7 +105,7 @@ def _turns(
         return
     lending = _RECORDED.setdefault(decoder, compute.Lending(RecordedTurn.KEPT))
     like = (state, logits, processor.eos_ids, decoding)
-    turn = lending.take(logits.device, lambda kept: kept.fits(*like), lambda: RecordedTurn(*like))
+    turn = lending.take(lambda kept: kept.fits(*like), lambda: RecordedTurn(*like))
     try:
         turn.begin(state)
         yield turn, turn.state
@@ -135,7 +135,6 @@ class RecordedTurn:
     def __init__(self, state: _Beams, logits: Tensor, eos_ids: tuple[int, ...], decoding: Decoding) -> None:
         self.state, self.logits = state.map(torch.clone), logits.clone()
         self.eos_ids, self.decoding = eos_ids, decoding
-        self.queue = compute.current_queue(logits.device)
         self.eos = torch.tensor(eos_ids, device=logits.device)
         self.length = torch.ones(1, dtype=torch.long, device=logits.device)
         self.replay = compute.recorded(self._turn, logits.device)

@@ -33,7 +33,6 @@ class RecordedStep:
         rows, device = len(like.places), like.places.device
         layers, _, *sizes = like.words.shape
         self.images, self.texts, self.room = images, rows // images, room
-        self.queue = compute.current_queue(device)
         self.memory = [torch.empty_like(part) for part in memory]
         self.words = like.words.new_zeros(layers, images, room * self.texts, *sizes)
         self.unseen = like.words.new_full((rows, room * self.texts), -torch.inf)
@@ -136,7 +135,6 @@ class Recordings:
     def _take_over(self, past: TextCache, images: int, memory: Sequence[Tensor]) -> RecordedTexts:
         room = (past.length // self.ROOM + 1) * self.ROOM
         step = self.lending.take(
-            past.places.device,
             lambda kept: kept.fits(past, images, memory),
             lambda: RecordedStep(self.write, past, images, memory, room),
         )

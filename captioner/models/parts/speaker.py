@@ -41,12 +41,10 @@ class SearchedDecoder(Generic[MemoryType]):
     def read_images(
         self, images: Sequence[Image], decoding: Decoding, request: Request = PLAIN_REQUEST
     ) -> list[Reading]:
-        device = self.model.device
-        with compute.own_queue(device):
-            squares = self._squares(images)
-            seeds = self._seeds(squares) if decoding.do_sample else None
-            pixels = self.processor.preprocess.scaled(compute.sent(squares, device), self.model.dtype)
-            return self.readings(self.remember(self.encode(pixels, request), request), seeds, decoding, request)
+        squares = self._squares(images)
+        seeds = self._seeds(squares) if decoding.do_sample else None
+        pixels = self.processor.preprocess.scaled(compute.sent(squares, self.model.device), self.model.dtype)
+        return self.readings(self.remember(self.encode(pixels, request), request), seeds, decoding, request)
 
     @property
     def at_once(self) -> int:
