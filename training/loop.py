@@ -122,6 +122,8 @@ class LoopTrainer(Trainer):
         self.out = Path(job.recipe.out)
         self.rows_of_step: list[int] = []
         self.expected, self.expected_of_validation = Expectations(), Expectations()
+        self.validated: list[tuple[Tensor, int]] = []
+        """Of each batch of a validation, the mean loss and the number of labels."""
         super().__init__(
             model=job.model,
             args=arguments,
@@ -175,6 +177,8 @@ class LoopTrainer(Trainer):
         loss = outputs.loss if labels else 0 * outputs.logits.sum()  # the mean over no label at all is no number
         if num_items_in_batch is not None:
             loss = loss * self.accelerator.num_processes * labels / num_items_in_batch.clamp(min=1)
+        if not model.training:
+            self.validated.append((loss.detach(), labels))
         self._expect("loss", loss, rows, model.training)
         return (loss, outputs) if return_outputs else loss
 
@@ -224,10 +228,12 @@ class LoopTrainer(Trainer):
     def evaluation_loop(self, *args, **kwargs):
         """Validation loss, then captions of the sample: their mean cosine is a metric, a few are shown."""
         self._stop_if(self.expected.of_all())
+        self.validated.clear()
         output = super().evaluation_loop(*args, **kwargs)
         self._stop_if(self.expected_of_validation.of_all(), training=False)
+        metrics = {**(output.metrics or {}), "eval_loss": self._validation_loss()}
         if self.job.caption_sample is None:
-            return output
+            return output._replace(metrics=metrics)
         cosine = [0.0]
         if self.is_world_process_zero():
             samples = self.job.caption_sample()
@@ -235,7 +241,14 @@ class LoopTrainer(Trainer):
             show(samples, self.state.global_step)
         if torch.distributed.is_initialized():
             torch.distributed.broadcast_object_list(cosine, src=0)  # all must agree which checkpoint is best
-        return output._replace(metrics={**(output.metrics or {}), "eval_cosine": cosine[0]})
+        return output._replace(metrics={**metrics, "eval_cosine": cosine[0]})
+
+    def _validation_loss(self) -> float:
+        """The mean over all labels, of all processes. The Trainer's counts each batch's mean once a picture, so that it
+        depends on which pictures are in one batch."""
+        sums = torch.tensor([[loss.item() * labels, labels] for loss, labels in self.validated]).sum(0)
+        total, labels = self.accelerator.reduce(sums.to(self.args.device)).tolist()
+        return total / max(1, labels)
 
     def _save_checkpoint(self, model, trial) -> None:
         folder = self.out / f"checkpoint-{self.state.global_step}"

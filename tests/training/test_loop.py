@@ -309,6 +309,20 @@ def test_checkpoints_may_come_oftener_than_evaluations(train, capsys: pytest.Cap
     assert capsys.readouterr().err.count("validation loss") == 2
 
 
+def test_the_validation_loss_does_not_depend_on_the_batches(train, pairs: Path, tmp_path: Path) -> None:
+    """Texts differ in length, so a mean of the batches' means would."""
+    data, found = shutil.copytree(pairs, tmp_path / "data"), []
+    rows = [json.loads(line) for line in (data / "metadata.jsonl").read_text().splitlines()]
+    longer = [row | {"text": " and ".join([row["text"]] * (1 + number % 4))} for number, row in enumerate(rows)]
+    (data / "metadata.jsonl").write_text("\n".join(map(json.dumps, longer)))
+    for size in ("1", "3"):
+        out = train(f"run-{size}", "--max-steps", "1", "--lr", "1e-12", "--batch-size", size, data=data)
+        history = json.loads((out / "checkpoint-1/trainer_state.json").read_text())["log_history"]
+        found += [entry["eval_loss"] for entry in history if "eval_loss" in entry]
+    assert len(found) == 2
+    assert found[0] == pytest.approx(found[1], rel=1e-5)
+
+
 def test_the_best_checkpoint_is_the_model_however_seldom_checkpoints_are_asked_for(train) -> None:
     options = ["--max-steps", "4", "--eval-every", "1", "--schedule", "constant", "--lr", "0.3", "--warmup", "0"]
     out = train("run", *options, "--save-every", "4", "--keep", "1")
