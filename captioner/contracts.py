@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
 
-    from captioner.models.parts.backbones.preprocess import Preprocess
     from captioner.prompt import Prompt, Reading
 
 
@@ -89,6 +88,16 @@ class Attentive(Protocol):
         shows where the model looked when it had read ids[: i + 1], that is, as it wrote what follows ids[i]."""
 
 
+class Preprocessing(Protocol):
+    """Pictures → pixels, in two parts: bytes are sent to a GPU sooner."""
+
+    def squares(self, images: Sequence[Image]) -> Tensor:
+        """RGB pictures of any size → bytes `[n, h, w, 3]`."""
+
+    def scaled(self, squares: Tensor, dtype: torch.dtype = ...) -> Tensor:
+        """Those → float32, or `dtype`, `[n, 3, h, w]`, where they lie."""
+
+
 class Processor(Protocol):
     """The ways in and out of a decoder."""
 
@@ -96,11 +105,13 @@ class Processor(Protocol):
     """What the text begins with before the first generated token; a conditional prompt is already in it."""
     eos_ids: tuple[int, ...]
     pad_id: int
-    preprocess: Preprocess
-    """How pictures become pixels."""
+
+    @property
+    def preprocess(self) -> Preprocessing:
+        """How pictures become pixels."""
 
     def pixels(self, images: Sequence[Image]) -> Tensor:
-        """RGB pictures of any size → float32 `[n, 3, h, w]`: `preprocess(images)`."""
+        """RGB pictures of any size → float32 `[n, 3, h, w]`: both parts of `preprocess`."""
 
     def encode(self, text: str) -> list[int]:
         """Text → ids without any special token."""

@@ -104,7 +104,8 @@ def _turns(
         yield partial(_turn, process, eos, decoding), state
         return
     lending = _RECORDED.setdefault(decoder, compute.Lending(RecordedTurn.KEPT))
-    like = (state, logits, processor.eos_ids, decoding)
+    # What a turn does not look at must not make another of it.
+    like = (state, logits, processor.eos_ids, replace(decoding, seed=None, num_return_sequences=1))
     turn = lending.take(lambda kept: kept.fits(*like), lambda: RecordedTurn(*like))
     try:
         turn.begin(state)

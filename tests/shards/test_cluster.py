@@ -31,12 +31,14 @@ Planned = Callable[..., plan.Plan]
 @pytest.fixture(scope="module")
 def ray() -> Iterator[Any]:
     """Two processors and a GPU, whatever the machine has; it stays up for all tests of this module."""
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    import ray
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("CUDA_VISIBLE_DEVICES", "0")  # Ray gives out no GPU that is not named here
+        import ray
 
-    ray.init(num_cpus=2, num_gpus=1, include_dashboard=False, object_store_memory=pool.STORE, log_to_driver=False)
-    yield ray
-    ray.shutdown()
+        ray.init(num_cpus=2, num_gpus=1, include_dashboard=False, object_store_memory=pool.STORE, log_to_driver=False)
+        yield ray
+        ray.shutdown()
 
 
 @pytest.fixture(autouse=True)
