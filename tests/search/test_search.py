@@ -172,7 +172,7 @@ def test_a_search_that_does_not_ask_finds_the_same(seed: int, monkeypatch: pytes
     assert unasked == asked
 
 
-@pytest.mark.parametrize("seed", range(15))
+@pytest.mark.parametrize("seed", range(4))
 @torch.inference_mode()
 def test_beams_at_fixed_places_find_the_same(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a GPU records, as a CPU does it: the same places for searches of the same sizes, one after the other."""
