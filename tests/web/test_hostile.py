@@ -136,6 +136,11 @@ def test_many_small_things_are_refused_in_a_sentence(client: TestClient) -> None
         }
     answer = client.post("/v1/generate", json={"image": CAT_URL} | {str(number): 0 for number in range(3000)})
     assert answer.json() == {"detail": "The body has 3,001 fields, more than the 200 that a request may have."}
+    refused = "The body has more than 500,000 commas and brackets: send fewer things at a time."
+    for part in ("[]", "{}", "1", '"a"'):
+        text = '{"input": [' + ", ".join([part] * 500_001) + "]}"
+        answer = client.post("/v1/embeddings", content=text, headers={"content-type": "application/json"})
+        assert (answer.status_code, answer.json()["error"]["message"]) == (400, refused)
 
 
 def test_what_schemathesis_thinks_of(engine: Engine) -> None:
