@@ -141,6 +141,8 @@ def test_many_small_things_are_refused_in_a_sentence(client: TestClient) -> None
         text = '{"input": [' + ", ".join([part] * 500_001) + "]}"
         answer = client.post("/v1/embeddings", content=text, headers={"content-type": "application/json"})
         assert (answer.status_code, answer.json()["error"]["message"]) == (400, refused)
+        answer = client.post("/mcp", content=text, headers={"content-type": "application/json"})
+        assert answer.json()["error"] == {"code": -32600, "message": refused}
 
 
 def test_what_schemathesis_thinks_of(engine: Engine) -> None:

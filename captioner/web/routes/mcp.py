@@ -10,6 +10,7 @@ from fastapi import APIRouter, HTTPException, Request, Response
 from starlette.types import Message, Receive, Scope, Send
 
 from captioner.web.context import Context, until_left
+from captioner.web.inputs import bounded
 
 if TYPE_CHECKING:
     from mcp.server.lowlevel import Server
@@ -33,7 +34,7 @@ def router(context: Context) -> APIRouter:
 
     @routes.post("/mcp", include_in_schema=False)
     async def mcp(request: Request) -> Response:
-        return Answer(tools, await request.body())
+        return Answer(tools, bounded(await request.body()))
 
     @routes.get("/mcp", include_in_schema=False)
     @routes.delete("/mcp", include_in_schema=False)
