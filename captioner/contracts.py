@@ -73,7 +73,7 @@ class Decoder(Protocol[MemoryType, PastType]):
         Returns the logits after the last token `[rows, vocabulary]` and the new past.
 
         A decoder with the attribute `forks = True` looks at the memory in the first call only: after that its rows are
-        any number, in any order."""
+        any number, in any order; elsewhere than on a CPU, as many of each image, side by side."""
 
     # Training: forward(pixel_values=None, features=None, input_ids, attention_mask, labels) -> ModelOutput with
     # `loss` (mean cross-entropy over labels != -100, labels aligned with input_ids and shifted inside) and `logits`.

@@ -175,10 +175,10 @@ class LoopTrainer(Trainer):
         rows, labels = inputs.pop("rows"), inputs.pop("counted")
         outputs = model(**inputs)
         loss = outputs.loss if labels else 0 * outputs.logits.sum()  # the mean over no label at all is no number
-        if num_items_in_batch is not None:
-            loss = loss * self.accelerator.num_processes * labels / num_items_in_batch.clamp(min=1)
         if not model.training:
             self.validated.append((loss.detach(), labels))
+        if num_items_in_batch is not None:
+            loss = loss * self.accelerator.num_processes * labels / num_items_in_batch.clamp(min=1)
         self._expect("loss", loss, rows, model.training)
         return (loss, outputs) if return_outputs else loss
 

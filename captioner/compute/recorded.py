@@ -66,13 +66,14 @@ class Lending(Generic[Kept]):
         """One that fits, or a new one."""
         with self._changing:
             for kept in list(self.waiting):
-                if fits(kept):
+                if fits(kept) and kept in self.waiting:  # one that was given back meanwhile may have pushed it out
                     self.waiting.remove(kept)
                     return kept
         try:
             return make()
         except torch.cuda.OutOfMemoryError:
-            self.waiting.clear()  # a smaller batch that is tried next finds what they held
+            with self._changing:
+                self.waiting.clear()  # a smaller batch that is tried next finds what they held
             raise
 
     def give_back(self, kept: Kept) -> None:

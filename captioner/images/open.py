@@ -35,7 +35,7 @@ MAX_FILE_BYTES = 500_000_000
 """Of a file. More than any picture of `MAX_PIXELS` needs."""
 MAX_WHOLE_BYTES = 200_000_000
 """Of a file of those kinds that are read into memory whole before anything is known of them."""
-READ_BYTES = 4_000_000
+READ_BYTES = 1_000_000
 """Of a JPEG at a time. After each piece its thread waits for Python, which others may be busy with: by Pillow's usual
 64 kB, four threads opened half as many photographs of 4 megapixels beside such a one."""
 MAX_SIDE = 65_535

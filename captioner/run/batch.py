@@ -105,7 +105,7 @@ class Answers(Protocol[Look]):
         """Pictures at a time that fit into memory."""
 
     def at_once(self) -> int:
-        """Batches that may be asked about side by side, in threads. Asked once the first has been answered."""
+        """Batches that may be asked about side by side, in threads. Asked after each until it is more than one."""
 
     def answer(self, looks: list[Look]) -> Sequence[Row | BadAnswer]:
         """One row for each of what `look` gave, in order; or what a model said of that picture alone."""
@@ -260,7 +260,7 @@ class _Work(Generic[Look]):
         """Batches without their rows yet, and what waits for those."""
         self.at_once = 1
         self.is_settled = False
-        """How many batches are asked about at once: known, or no question after memory ran out."""
+        """How many batches are asked about at once is no question any more."""
         self.tally = Tally()
         self.has_answered = False
         self.first_errors: list[type[Exception]] = []
@@ -308,10 +308,9 @@ class _Work(Generic[Look]):
         self.asked.append((batch, trying if self.at_once == 1 else self.threads.submit(trying).result))
         while len(self.asked) >= self.at_once:
             self._keep()
-        if self.has_answered and not self.is_settled:
-            self.is_settled, self.at_once = True, self.answers.at_once()
-            if self.at_once > 1:
-                sys.setswitchinterval(TURN)
+        if self.has_answered and not self.is_settled and (at_once := self.answers.at_once()) > 1:
+            self.is_settled, self.at_once = True, at_once
+            sys.setswitchinterval(TURN)
 
     def finish(self) -> None:
         """Ask about the last pictures, and keep all rows."""
@@ -347,12 +346,17 @@ class _Work(Generic[Look]):
             if not isinstance(rows, Exception):
                 answers += [self._checked(opened, row) for opened, row in zip(part, rows, strict=True)]
             elif isinstance(rows, MemoryError) and (len(part) > 1 or self.at_once > 1):
-                size = self.batch_size = (len(part) + 1) // 2  # smaller parts from now on, one after the other
-                self.is_settled, self.at_once = True, 1
+                self.is_settled, self.at_once = True, 1  # one after the other from now on, and smaller parts
                 for _, other in self.asked:
                     other()  # has its memory until it is done
-                self.progress.say(f"captioner: out of memory; going on with {size} pictures at a time.")
-                waiting = list(groups([*part, *chain.from_iterable(waiting)], size))
+                size = min(self._size(), max(1, len(part) // 2))
+                if len(part) == 1:
+                    waiting.insert(0, part)
+                else:
+                    waiting = list(groups([*part, *chain.from_iterable(waiting)], size))
+                    if size < self._size():
+                        self.batch_size = size
+                        self.progress.say(f"captioner: out of memory; going on with {size} pictures at a time.")
             elif len(part) == 1:
                 answers.append(self._blame(part[0], rows))
             else:

@@ -86,7 +86,7 @@ class Model:
 
     def at_once(self) -> int:
         """Batches that may be asked about side by side; few models say that it may be more than one."""
-        return getattr(self.loaded.speaker, "at_once", 1)
+        return getattr(self.loaded.speaker, "at_once", 1) if "loaded" in self.__dict__ else 1
 
     @property
     def is_remote(self) -> bool:

@@ -192,7 +192,7 @@ def _advance(state: _Beams, log_probs: Tensor, length: int | Tensor, eos: Tensor
     ending = ends.clone()
     ending[:, beams:] = False  # a candidate outside the best `beams` is only there to go on
     ending &= ~state.over[:, None]
-    final = scores / length**decoding.length_penalty + ~ending * NEVER
+    final = scores / length ** float(decoding.length_penalty) + ~ending * NEVER
     merged = torch.cat((state.ended_scores, final), dim=1).topk(beams)
     lengths = torch.cat((state.ended_lengths, torch.zeros_like(tokens) + length), dim=1)
 
@@ -225,7 +225,7 @@ def _cannot_improve(state: _Beams, length: int | Tensor, decoding: Decoding) -> 
     """Which images are done: `early_stopping` says how the best running hypothesis is compared with the ended ones."""
     hopeful = decoding.early_stopping == "never" and decoding.length_penalty > 0
     best_length = decoding.max_new_tokens if hopeful else length
-    best_possible = state.scores[:, :1] / best_length**decoding.length_penalty
+    best_possible = state.scores[:, :1] / best_length ** float(decoding.length_penalty)
     worst_ended = torch.where(state.ended, state.ended_scores.min(1, keepdim=True).values, NEVER)
     over = ~(best_possible > worst_ended).any(1) | (length == decoding.max_new_tokens)
     return over | state.ended.all(1) if decoding.early_stopping is True else over

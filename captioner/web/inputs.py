@@ -121,6 +121,8 @@ async def _form(request: Request) -> dict[str, Any]:
     except (MultiPartException, KeyError, ValueError) as error:
         words = error.message if isinstance(error, MultiPartException) else "it is damaged"
         raise BadInput(f"The form cannot be read: {printable(str(words))[:200]}") from error
+    texts = [value for _, value in form.multi_items() if isinstance(value, str)]
+    bounded("".join(texts).encode(errors="replace"))  # some of them are read as JSON
     return _gathered(
         [
             (name, Picture(await value.read(), value.filename or "-") if isinstance(value, UploadFile) else value)

@@ -98,36 +98,60 @@ class Twins(Colours):
     def answer(self, looks: list[Image.Image]) -> list[Row]:
         if self.sizes:
             self.meeting.wait(30)
+            assert sys.getswitchinterval() == pytest.approx(batch.TURN)
         return super().answer(looks)
 
 
 def test_batches_are_asked_about_side_by_side(tmp_path: Path) -> None:
     sources = pictures(tmp_path / "in", 40)
     (tmp_path / "in" / "030.png").write_bytes(b"")
+    before = sys.getswitchinterval()
     tally = run(sources, FileSink(tmp_path / "a.jsonl"), Twins(together=2), Silent(), batch_size=8)
+    assert sys.getswitchinterval() == before
     assert texts(tmp_path / "a.jsonl") == [f"red {number}" for number in range(40) if number != 30]
     assert tally == Tally(done=39, failed=1)
 
 
-def test_where_memory_runs_out_batches_are_asked_about_in_turn(tmp_path: Path) -> None:
-    class Growing(Colours):
-        """Has less memory for the second batch, and none for two."""
+class Cramped(Colours):
+    """Has no memory for the second batch while the third is asked about, which takes its time."""
 
-        under_way = 0
+    under_way = 0
+    third, failed = threading.Event(), threading.Event()
 
-        def answer(self, looks: list[Image.Image]) -> list[Row]:
-            self.under_way += 1
-            try:
-                self.most = 8 if not self.sizes else 4 if self.under_way == 1 else 0
-                return super().answer(looks)
-            finally:
-                self.under_way -= 1
+    def answer(self, looks: list[Image.Image]) -> list[Row]:
+        first = looks[0].getpixel((0, 0))[0]
+        self.under_way += 1
+        try:
+            if self.under_way > 1:
+                self.third.set()
+                assert self.failed.wait(30)
+                time.sleep(0.2)  # until the second batch would be asked about again
+            elif self.sizes == [8] and not self.failed.is_set():
+                assert self.third.wait(30)
+                self.failed.set()
+                raise MemoryError
+            assert self.under_way == 1 or first == 16
+            return super().answer(looks)
+        finally:
+            self.under_way -= 1
 
-    colours = Growing(together=2)
-    run(pictures(tmp_path / "in", 40), FileSink(tmp_path / "a.jsonl"), colours, Silent(), batch_size=8)
+
+@pytest.mark.parametrize("large", [False, True])
+def test_where_memory_runs_out_batches_are_asked_about_in_turn(
+    tmp_path: Path, large: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """A picture so large that it is asked about alone is asked about once more, and changes no size."""
+    sources, colours = pictures(tmp_path / "in", 40), Cramped(together=2)
+    colours.third.clear()
+    colours.failed.clear()
+    if large:
+        monkeypatch.setattr(batch, "HELD_PIXELS", 8 * 64)
+        Image.new("RGB", (8 * 8, 9), (8, 0, 0)).save(sources[8].path)
+    run(sources, FileSink(tmp_path / "a.jsonl"), colours, Silent(), batch_size=8)
     assert texts(tmp_path / "a.jsonl") == [f"red {number}" for number in range(40)]
-    assert colours.sizes[0] == 8
-    assert set(colours.sizes[1:]) == {4}
+    sizes = {size: colours.sizes.count(size) for size in set(colours.sizes)}
+    assert sizes == ({8: 4, 1: 1, 7: 1} if large else {8: 2, 4: 6})
+    assert ("going on with 4 pictures" in capsys.readouterr().err) != large
 
 
 @pytest.mark.parametrize("error", [MemoryError, RuntimeError])

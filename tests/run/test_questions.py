@@ -49,3 +49,11 @@ def test_a_picture_is_the_same_whichever_way_it_comes(tmp_path: Path, monkeypatc
     served = Bench(LoadOptions(), Memories(0), None, 10**8).open(Ask("mini"), Picture(file.read_bytes()), at_once)
     assert all(picture.tobytes() == in_a_run.tobytes() for picture in (*seen, served.value))
     assert len(seen) == 2
+
+
+def test_how_many_batches_at_once_loads_no_model() -> None:
+    """A run whose pictures all carry their prompts is asked, too."""
+    model = Model("mini", LoadOptions())
+    assert model.at_once() == 1
+    assert "loaded" not in vars(model)
+    assert model.loaded.speaker.at_once == model.at_once() == 1  # on a CPU

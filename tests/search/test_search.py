@@ -179,6 +179,7 @@ def test_beams_at_fixed_places_find_the_same(seed: int, monkeypatch: pytest.Monk
     rng, model, processor, pixels = blip_case(seed)
     plain = [replace(random_decoding(rng, [2, 4]), repetition_penalty=1.0, no_repeat_ngram_size=0) for _ in range(4)]
     decodings = [replace(decoding, max_new_tokens=rng.choice([8, 9, 20])) for decoding in plain] * 2
+    decodings.append(Decoding(num_beams=2, length_penalty=-1, max_new_tokens=8))  # a whole number
     memories = [model.read(pixels if turn % 2 else pixels.flip(0)) for turn in range(len(decodings))]
     monkeypatch.setattr(search_module, "_asks_at_once", lambda device: False)
     cases = list(zip(memories, decodings, strict=True))

@@ -80,6 +80,21 @@ def losses(folder: Path) -> list[float]:
     return [entry["loss"] for entry in state["log_history"] if "loss" in entry]
 
 
+def validated(folder: Path) -> list[float]:
+    """The validation loss after each evaluation."""
+    state = json.loads((newest_whole(folder) / "trainer_state.json").read_text())
+    return [entry["eval_loss"] for entry in state["log_history"] if "eval_loss" in entry]
+
+
+def of_many_lengths(pairs: Path, folder: Path) -> Path:
+    """The pairs, their texts once to four times as long."""
+    shutil.copytree(pairs, folder)
+    rows = [json.loads(line) for line in (folder / "metadata.jsonl").read_text().splitlines()]
+    longer = [row | {"text": " and ".join([row["text"]] * (1 + number % 4))} for number, row in enumerate(rows)]
+    (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, longer)))
+    return folder
+
+
 def test_overfits_and_says_the_prompts_back(train, few_pairs: Path) -> None:
     options = ["--epochs", "140", "--lr", "4e-3", "--eval-every", "140", "--samples", "4", "--max-tokens", "12"]
     out = train("run", *options, data=few_pairs)
@@ -311,16 +326,10 @@ def test_checkpoints_may_come_oftener_than_evaluations(train, capsys: pytest.Cap
 
 def test_the_validation_loss_does_not_depend_on_the_batches(train, pairs: Path, tmp_path: Path) -> None:
     """Texts differ in length, so a mean of the batches' means would."""
-    data, found = shutil.copytree(pairs, tmp_path / "data"), []
-    rows = [json.loads(line) for line in (data / "metadata.jsonl").read_text().splitlines()]
-    longer = [row | {"text": " and ".join([row["text"]] * (1 + number % 4))} for number, row in enumerate(rows)]
-    (data / "metadata.jsonl").write_text("\n".join(map(json.dumps, longer)))
-    for size in ("1", "3"):
-        out = train(f"run-{size}", "--max-steps", "1", "--lr", "1e-12", "--batch-size", size, data=data)
-        history = json.loads((out / "checkpoint-1/trainer_state.json").read_text())["log_history"]
-        found += [entry["eval_loss"] for entry in history if "eval_loss" in entry]
-    assert len(found) == 2
-    assert found[0] == pytest.approx(found[1], rel=1e-5)
+    data = of_many_lengths(pairs, tmp_path / "data")
+    options = ["--max-steps", "1", "--lr", "1e-12"]
+    one, three = (train(f"run-{size}", *options, "--batch-size", size, data=data) for size in ("1", "3"))
+    assert validated(one) == pytest.approx(validated(three), rel=1e-5)
 
 
 def test_the_best_checkpoint_is_the_model_however_seldom_checkpoints_are_asked_for(train) -> None:

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 from captioner.errors import BadInput
-from tests.training.test_loop import command, losses, weights
+from tests.training.test_loop import command, losses, of_many_lengths, validated, weights
 from training import blip
 from training.loop import newest_whole
 
@@ -102,7 +102,7 @@ def test_two_machines_give_the_losses_of_one_which_then_goes_on(
     quick_python: str, tiny_checkpoint, pairs: Path, tmp_path: Path
 ) -> None:
     """Two launchers that meet over the network, one process each; the run is then resumed by one process."""
-    one, out = tmp_path / "one", tmp_path / "two"
+    one, out, pairs = tmp_path / "one", tmp_path / "two", of_many_lengths(pairs, tmp_path / "data")
     five = ["--max-steps", "5", "--schedule", "constant"]
     blip.main([*command(tiny_checkpoint("blip"), pairs, one), *five])
     steps = ["--max-steps", "3", "--schedule", "constant"]
@@ -125,6 +125,7 @@ def test_two_machines_give_the_losses_of_one_which_then_goes_on(
     assert [node.returncode for node in nodes] == [0, 0], said
     assert "2 processes a step" in said[0][0]
     torch.testing.assert_close(losses(out), losses(one)[:3], rtol=1e-4, atol=1e-5)
+    assert validated(out)[0] == pytest.approx(validated(one)[0], rel=1e-4)
     with pytest.raises(BadInput, match="begun with 8 pictures a step and now there are 4"):
         blip.main([*command(tiny_checkpoint("blip"), pairs, out), *five, "--resume", "--batch-size", "4"])
     blip.main([*command(tiny_checkpoint("blip"), pairs, out), *five, "--resume"])

@@ -143,6 +143,9 @@ def test_many_small_things_are_refused_in_a_sentence(client: TestClient) -> None
         assert (answer.status_code, answer.json()["error"]["message"]) == (400, refused)
         answer = client.post("/mcp", content=text, headers={"content-type": "application/json"})
         assert answer.json()["error"] == {"code": -32600, "message": refused}
+    form = dict.fromkeys("abc", "[" + "[]," * 99_999 + "[]]")  # each is no larger than a field may be
+    answer = client.post("/v1/generate", data=form, files={"image": b"none"})
+    assert (answer.status_code, answer.json()) == (422, {"detail": refused})
 
 
 def test_what_schemathesis_thinks_of(engine: Engine) -> None:

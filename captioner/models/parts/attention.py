@@ -157,9 +157,7 @@ def attend_words(
     return attend_text(query, keys, values, bias, scale)
 
 
-def attend_shared(
-    query: Tensor, written: Tensor, words: Tensor, newest: Tensor, unseen: Tensor, scale: float | None = None
-) -> Tensor:
+def attend_shared(query: Tensor, written: Tensor, words: Tensor, newest: Tensor, unseen: Tensor) -> Tensor:
     """Self-attention of every text's last word, where the texts of an image share one room for their words.
 
     Args:
@@ -168,12 +166,11 @@ def attend_shared(
         words: of a layer `[images, room, 2, heads, head_dim]`.
         newest: where in the room the last words of an image's texts are `[texts]`.
         unseen: a bias for each text and place `[rows, room]`: 0, or −inf where the text does not see the word.
-        scale: as in `attend_text`.
     """
     images, room = words.shape[:2]
     words.index_copy_(1, newest, written.view(images, len(newest), *written.shape[2:]))
     keys, values = words.permute(2, 0, 3, 1, 4).unbind()  # each [images, heads, room, head_dim]
     folded = query.view(images, len(newest), *query.shape[1:2], query.shape[3]).transpose(1, 2)
     bias = unseen.view(images, 1, len(newest), room)
-    mixed = F.scaled_dot_product_attention(folded, keys, values, attn_mask=bias, scale=scale)
+    mixed = F.scaled_dot_product_attention(folded, keys, values, attn_mask=bias)
     return mixed.transpose(1, 2).reshape(query.shape)

@@ -48,6 +48,7 @@ class RecordedStep:
         """Take over texts, and what depends on their images."""
         for own, given in zip(self.memory, memory, strict=True):
             own.copy_(given)
+        self.words.zero_()  # what is not seen counts nothing, but where it is no number
         length = past.length
         places = past.places.view(self.images, self.texts, length).transpose(1, 2).flatten()
         self.words[:, :, : length * self.texts] = past.words[:, places].unflatten(1, (self.images, -1))

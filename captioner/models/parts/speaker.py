@@ -41,9 +41,16 @@ class SearchedDecoder(Generic[MemoryType]):
     def read_images(
         self, images: Sequence[Image], decoding: Decoding, request: Request = PLAIN_REQUEST
     ) -> list[Reading]:
-        squares = self._squares(images)
-        seeds = self._seeds(squares) if decoding.do_sample else None
-        pixels = self.processor.preprocess.scaled(compute.sent(squares, self.model.device), self.model.dtype)
+        squares, scaled = self._squares(images), self.processor.preprocess.scaled
+        seeds = None
+        if self.model.device.type == "cpu":
+            pixels = scaled(squares)
+            if decoding.do_sample:
+                seeds = compute.each_alone(seed_of, list(pixels))
+        else:
+            pixels = scaled(compute.sent(squares, self.model.device), self.model.dtype)
+            if decoding.do_sample:  # of the same float32 pixels, which are nowhere else here
+                seeds = compute.each_alone(lambda square: seed_of(scaled(square)[0]), squares.split(1))
         return self.readings(self.remember(self.encode(pixels, request), request), seeds, decoding, request)
 
     @property
@@ -57,11 +64,6 @@ class SearchedDecoder(Generic[MemoryType]):
         if self.model.device.type == "cpu":
             return squares(images)
         return torch.cat(list(compute.side_by_side().map(lambda image: squares([image]), images)))
-
-    def _seeds(self, squares: Tensor) -> list[int]:
-        """Of the float32 pixels, wherever and in whatever the model computes."""
-        scaled = self.processor.preprocess.scaled
-        return compute.each_alone(lambda square: seed_of(scaled(square)[0]), squares.split(1))
 
     @torch.inference_mode()
     def encode(self, pixels: Tensor, request: Request = PLAIN_REQUEST) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -58,6 +59,24 @@ def test_texts_are_those_of_plain_steps(
     rooms = [(len(step.order), step.room) for step in speaker.model._recordings.lending.waiting]  # those given back
     assert sorted(rooms) == [(2, 32), (5, 32), (6, 32), (6, 64), (15, 32), (15, 64)]
     assert len({tuple(text.ids) for texts in plain[0] for text in texts}) > 1
+
+
+@pytest.mark.parametrize("kind", ["blip", "clip_prefix"])
+@torch.inference_mode()
+def test_a_picture_that_gives_no_numbers_spoils_no_other(
+    tiny_checkpoint: Callable[[str], Path], kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What its texts left at the places of a recording is not seen by those of the next."""
+    speaker = captioner.load(str(tiny_checkpoint(kind)), device="cpu", precision="float64").speaker
+    pixels = torch.rand(1, 3, 32, 32, dtype=torch.float64)
+    monkeypatch.setattr(search_module, "_asks_at_once", lambda device: False)
+    monkeypatch.setattr(compute, "pays_to_record", lambda x: True)
+    first, broken, again = (
+        search(speaker.model, speaker.model.read(given), speaker.processor, WAYS[0])
+        for given in (pixels, pixels * torch.nan, pixels)
+    )
+    assert again == first
+    assert not any(math.isfinite(text.score) for text in broken[0])
 
 
 @pytest.mark.parametrize("device", DEVICES)

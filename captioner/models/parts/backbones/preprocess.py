@@ -128,8 +128,8 @@ class Preprocess:
             size,
             shortest,
             by_number.get(settings.get("resample"), default.resample),
-            (0.0, 0.0, 0.0) if is_plain else tuple(settings.get("image_mean", default.mean)),
-            (1.0, 1.0, 1.0) if is_plain else tuple(settings.get("image_std", default.std)),
+            (0.0, 0.0, 0.0) if is_plain else _channels(settings.get("image_mean", default.mean)),
+            (1.0, 1.0, 1.0) if is_plain else _channels(settings.get("image_std", default.std)),
         )
 
 
@@ -141,6 +141,11 @@ def image_settings(folder: Path) -> dict | None:
         settings = read_object(file).get("image_processor")
         return settings if isinstance(settings, dict) else None
     return None
+
+
+def _channels(value: float | Sequence[float]) -> tuple[float, ...]:
+    """transformers takes one number for all three."""
+    return (value,) * 3 if isinstance(value, (int, float)) else tuple(value)
 
 
 def _three_numbers(*rows: tuple[float, ...]) -> bool:
