@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 
@@ -19,6 +20,10 @@ BY_HEART = [
     for what in ("fox", "ship, 4k", "king at dawn", "city (rain)!")
 ]
 """Sixteen short prompts that share beginnings and endings."""
+
+
+ON_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+DEVICES = ["cpu", pytest.param("cuda", marks=ON_GPU)]
 
 
 def pictures(count: int, seed: int = 0) -> list[Image.Image]:

@@ -10,6 +10,7 @@ from captioner.compute.devices import (
     has_bf16,
     has_room_for_another,
     precision,
+    sent,
 )
 from captioner.compute.packed import (
     Conv1D,
@@ -31,7 +32,6 @@ from captioner.compute.recorded import (
     RecordedFunction,
     pays_to_record,
     recorded,
-    sent,
 )
 from captioner.compute.threads import each_alone, side_by_side
 

@@ -60,6 +60,11 @@ def fused_attention_pays(x: torch.Tensor) -> bool:
     return x.device.type != "cpu" or x.dtype != torch.bfloat16 or has_amx()
 
 
+def sent(x: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A tensor of the processor's, there; what a GPU has yet to do before is not waited for."""
+    return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x.to(device)
+
+
 def free_memory(target: torch.device) -> int:
     """Bytes that may still be used on this device."""
     if target.type == "cuda":

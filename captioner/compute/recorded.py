@@ -19,11 +19,6 @@ Kept = TypeVar("Kept")
 _ONE_AT_A_TIME = Lock()
 
 
-def sent(x: Tensor, device: torch.device) -> Tensor:
-    """A tensor of the processor's, there; what a GPU has yet to do before is not waited for."""
-    return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x.to(device)
-
-
 def pays_to_record(x: Tensor) -> bool:
     """Is this computed where kernels can be recorded? Only without gradients: what is recorded is written in place."""
     return x.device.type == "cuda" and torch.is_inference_mode_enabled()

@@ -346,17 +346,7 @@ class _Work(Generic[Look]):
             if not isinstance(rows, Exception):
                 answers += [self._checked(opened, row) for opened, row in zip(part, rows, strict=True)]
             elif isinstance(rows, MemoryError) and (len(part) > 1 or self.at_once > 1):
-                self.is_settled, self.at_once = True, 1  # one after the other from now on, and smaller parts
-                for _, other in self.asked:
-                    other()  # has its memory until it is done
-                size = min(self._size(), max(1, len(part) // 2))
-                if len(part) == 1:
-                    waiting.insert(0, part)
-                else:
-                    waiting = list(groups([*part, *chain.from_iterable(waiting)], size))
-                    if size < self._size():
-                        self.batch_size = size
-                        self.progress.say(f"captioner: out of memory; going on with {size} pictures at a time.")
+                waiting = self._in_turn([part, *waiting])
             elif len(part) == 1:
                 answers.append(self._blame(part[0], rows))
             else:
@@ -366,6 +356,19 @@ class _Work(Generic[Look]):
             if not waiting:
                 return answers
             rows = self._try(waiting[0])
+
+    def _in_turn(self, parts: list[list[_Opened[Look]]]) -> list[list[_Opened[Look]]]:
+        """What is asked about after memory ran out for the first part: in smaller ones, and from now on in turn."""
+        self.is_settled, self.at_once = True, 1
+        for _, other in self.asked:
+            other()  # has its memory until it is done
+        if len(parts[0]) == 1:
+            return parts
+        size = min(self._size(), (len(parts[0]) + 1) // 2)
+        if size < self._size():
+            self.batch_size = size
+            self.progress.say(f"captioner: out of memory; going on with {size} pictures at a time.")
+        return list(groups(chain.from_iterable(parts), size))
 
     def _try(self, part: list[_Opened[Look]]) -> _Tried:
         """The rows, or what the model raised. What is wrong with the settings or the model ends the run."""

@@ -167,10 +167,10 @@ def attend_shared(query: Tensor, written: Tensor, words: Tensor, newest: Tensor,
         newest: where in the room the last words of an image's texts are `[texts]`.
         unseen: a bias for each text and place `[rows, room]`: 0, or −inf where the text does not see the word.
     """
-    images, room = words.shape[:2]
-    words.index_copy_(1, newest, written.view(images, len(newest), *written.shape[2:]))
+    images, room, _, heads, dim = words.shape
+    words.index_copy_(1, newest, written.view(images, -1, 2, heads, dim))
     keys, values = words.permute(2, 0, 3, 1, 4).unbind()  # each [images, heads, room, head_dim]
-    folded = query.view(images, len(newest), *query.shape[1:2], query.shape[3]).transpose(1, 2)
-    bias = unseen.view(images, 1, len(newest), room)
+    folded = query.view(images, -1, heads, dim).transpose(1, 2)  # [images, heads, texts, head_dim]
+    bias = unseen.view(images, 1, -1, room)
     mixed = F.scaled_dot_product_attention(folded, keys, values, attn_mask=bias)
     return mixed.transpose(1, 2).reshape(query.shape)

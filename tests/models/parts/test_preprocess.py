@@ -13,10 +13,10 @@ from PIL import Image
 
 from captioner.errors import BadCheckpoint
 from captioner.models.parts.backbones.preprocess import CLIP, HALF, IMAGENET, Preprocess, Scale
+from tests.decoders import DEVICES
 
 BYTES = torch.arange(3 * 256).view(1, 16, 16, 3).roll(1, 1).to(torch.uint8)
 """Every byte in every channel."""
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"))]
 
 
 @pytest.mark.parametrize(

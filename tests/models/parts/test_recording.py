@@ -15,10 +15,8 @@ from captioner.decoding import Decoding
 from captioner.models.parts.recording import Recordings
 from captioner.search import search as search_module
 from captioner.search.search import Hypothesis, search
-from tests.decoders import pictures
+from tests.decoders import DEVICES, pictures
 
-ON_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
-DEVICES = ["cpu", pytest.param("cuda", marks=ON_GPU)]
 LONG = Decoding(num_beams=3, max_new_tokens=Recordings.ROOM + 8, min_new_tokens=Recordings.ROOM + 4)
 WAYS = [
     LONG,
@@ -128,7 +126,7 @@ def test_fewer_texts_leave_the_recording(tiny_checkpoint: Callable[[str], Path])
 
 
 @pytest.mark.parametrize("kind", ["blip", "clip_prefix", "ofa", "resnet_lstm"])
-@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=ON_GPU)])
+@pytest.mark.parametrize("device", DEVICES)
 def test_a_gpu_writes_what_a_cpu_writes(
     tiny_checkpoint: Callable[[str], Path], kind: str, device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from captioner import compute
 from captioner.errors import BadCheckpoint
 from captioner.files.json import read_object
 
@@ -77,8 +78,8 @@ class Preprocess:
     def looked_up(self, squares: Tensor, dtype: torch.dtype) -> Tensor:
         """The same in two passes, where arithmetic would give other last bits: a GPU divides by multiplying."""
         levels = torch.arange(256, dtype=torch.uint8).view(1, 1, 256, 1).expand(1, 1, 256, 3)
-        table = self._computed(levels, dtype).flatten().to(squares.device)  # what each channel makes of each byte
-        places = squares + torch.tensor((0, 256, 512), dtype=torch.int32, device=squares.device)
+        table = compute.sent(self._computed(levels, dtype).flatten(), squares.device)  # what each makes of each byte
+        places = squares + torch.arange(0, 768, 256, dtype=torch.int32, device=squares.device)
         return table.index_select(0, places.flatten()).view(squares.shape).permute(0, 3, 1, 2)
 
     def _square(self, image: Image.Image) -> Image.Image:
