@@ -94,6 +94,9 @@ class Preprocessing(Protocol):
     def squares(self, images: Sequence[Image]) -> Tensor:
         """RGB pictures of any size → bytes `[n, h, w, 3]`."""
 
+    def ready(self, image: Image) -> Image:
+        """A picture of which `squares` makes the same, sooner if that can be."""
+
     def scaled(self, squares: Tensor, dtype: torch.dtype = ...) -> Tensor:
         """Those → float32, or `dtype`, `[n, 3, h, w]`, where they lie."""
 

@@ -467,4 +467,4 @@ def several(images: OneImage | Sequence[AnyImage]) -> Sequence[AnyImage]:
 
 def _batches(images: Sequence[AnyImage], size: int, side: int | None = None) -> Iterator[list[Image]]:
     for start in range(0, len(images), size):
-        yield [open_image(image, side=side) for image in images[start : start + size]]
+        yield [open_image(image, side=side, copied=False) for image in images[start : start + size]]

@@ -53,6 +53,7 @@ def open_image(
     max_pixels: int = MAX_PIXELS,
     admit: Callable[[int], object] = at_once,
     side: int | None = None,
+    copied: bool = True,
 ) -> Image.Image:
     """Any picture as upright RGB: first frame, alpha laid on white, 16 bits scaled to 8, colours brought to sRGB.
 
@@ -61,10 +62,11 @@ def open_image(
     admit: called before a file is decoded with the bytes that this will take at most; it may make the caller wait.
     side: pixels a side that the picture will be made of. A JPEG that has at least four times as many both ways is
     decoded at a half, a quarter or an eighth of its size, the least that leaves twice as many; None: at its own.
+    copied: a picture in memory that is upright RGB already is copied. Whoever only looks at it needs no copy.
     """
     if isinstance(source, Image.Image):
         is_decoded = not (isinstance(source, ImageFile.ImageFile) and source.tile)
-        return _finish(source, "the picture", sys.maxsize if is_decoded else max_pixels)
+        return _finish(source, "the picture", sys.maxsize if is_decoded else max_pixels, copied)
     if isinstance(source, np.ndarray):
         return _finish(_from_array(source), "the array", max_pixels)
     if not isinstance(source, (str, os.PathLike, bytes)):
@@ -90,7 +92,7 @@ def open_named(
                 image.draft(None, (2 * side, 2 * side))
         # Of a progressive JPEG the decoder holds every pixel, whatever size it gives it.
         admit(whole if image.info.get("progressive") else bytes_to_open(image))
-        return _finish(image, name, max_pixels, is_ours=True)
+        return _finish(image, name, max_pixels, copied=False)
 
 
 @contextmanager
@@ -210,8 +212,8 @@ def bytes_of(image: Image.Image) -> int:
     return image.width * image.height * 4
 
 
-def _finish(image: Image.Image, name: str, max_pixels: int, is_ours: bool = False) -> Image.Image:
-    """is_ours: nobody else has the picture, and its pixels need no copy, which takes a third as long as decoding."""
+def _finish(image: Image.Image, name: str, max_pixels: int, copied: bool = True) -> Image.Image:
+    """copied: others have the picture. A copy takes a third as long as decoding."""
     _check_size(image, name, max_pixels)
     try:
         image.load()
@@ -219,7 +221,7 @@ def _finish(image: Image.Image, name: str, max_pixels: int, is_ours: bool = Fals
         rgb = to_rgb(image)
         upright = _upright(rgb, image)
         if upright is image:
-            upright = image._new(image.im) if is_ours else Image.Image.copy(image)  # without the file around it
+            upright = Image.Image.copy(image) if copied else image._new(image.im)  # without the file around it
     except BadImage:
         raise
     except MemoryError as error:

@@ -16,7 +16,7 @@ from threading import Lock
 from typing import TYPE_CHECKING
 
 from captioner import __version__, zoo
-from captioner.contracts import LoadOptions, MetadataUse, Request
+from captioner.contracts import LoadOptions, MetadataUse, Request, Speaker
 from captioner.errors import BadAnswer, BadCheckpoint, BadImage, BadInput
 from captioner.images import Source, is_there, printable
 from captioner.images.fetch import in_thread
@@ -86,7 +86,18 @@ class Model:
 
     def at_once(self) -> int:
         """Batches that may be asked about side by side; few models say that it may be more than one."""
-        return getattr(self.loaded.speaker, "at_once", 1) if "loaded" in self.__dict__ else 1
+        return getattr(self._speaker, "at_once", 1)
+
+    def open(self, source: Source, max_pixels: int) -> Image:
+        """The picture, as small as the model needs it; once that is loaded, as it reads it, where it can say so."""
+        image = source.open(max_pixels, self.side)
+        ready = getattr(self._speaker, "ready", None)
+        return image if ready is None else ready(image)
+
+    @property
+    def _speaker(self) -> Speaker | None:
+        """What speaks, if it is loaded."""
+        return self.loaded.speaker if "loaded" in self.__dict__ else None
 
     @property
     def is_remote(self) -> bool:
@@ -165,7 +176,7 @@ class Prompts:
                 return row_of_carried(carried.prompt, self.finish)
             if self.metadata == "only":
                 raise BadImage(f"{source.title} carries no prompt. Without --metadata only the model is asked.")
-        return opened(source, self.max_pixels, self.model.side, self.request, self.varies)
+        return opened(source, partial(self.model.open, max_pixels=self.max_pixels), self.request, self.varies)
 
     def batch_size(self) -> int:
         return BATCH if self.metadata == "only" else self.model.batch_size()
@@ -249,7 +260,7 @@ class Embeddings:
         self.model.check(self.request, speaks=False)
 
     def look(self, source: Source) -> Image | Asked:
-        return opened(source, self.max_pixels, self.model.side, self.request, self.varies)
+        return opened(source, partial(self.model.open, max_pixels=self.max_pixels), self.request, self.varies)
 
     def batch_size(self) -> int:
         return self.model.batch_size()
@@ -265,12 +276,12 @@ class Embeddings:
         return [{"embedding": as_numbers(vector)} for vector in vectors]
 
 
-def opened(source: Source, max_pixels: int, side: int | None, request: Request, varies: bool) -> Image | Asked:
+def opened(source: Source, open_picture: Callable[[Source], Image], request: Request, varies: bool) -> Image | Asked:
     """The picture; where what is asked depends on it, with that."""
     if not varies:
-        return source.open(max_pixels, side)
+        return open_picture(source)
     filled = templates.filled(request, source)  # before the picture, which takes room
-    return Asked(source.open(max_pixels, side), filled)
+    return Asked(open_picture(source), filled)
 
 
 def grouped(

@@ -75,6 +75,16 @@ def test_paths_bytes_pictures_and_arrays_give_the_same(tmp_path: Path) -> None:
         assert open_image(source).tobytes() == picture.tobytes()
 
 
+def test_a_picture_in_memory_is_copied_unless_it_is_only_looked_at() -> None:
+    picture = two_colours()
+    copied, seen = open_image(picture), open_image(picture, copied=False)
+    picture.putpixel((0, 0), (1, 2, 3))
+    assert copied.getpixel((0, 0)) != (1, 2, 3) == seen.getpixel((0, 0))
+    picture.info["comment"] = "mine"
+    assert open_image(picture, copied=False).info == {}
+    assert picture.info == {"comment": "mine"}
+
+
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "HSV", "I", "F", "I;16"])
 def test_every_mode_becomes_rgb(mode: str) -> None:
     image = Image.new("L", (3, 2), 255)

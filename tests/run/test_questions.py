@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from captioner.contracts import LoadOptions, Request
@@ -49,6 +50,18 @@ def test_a_picture_is_the_same_whichever_way_it_comes(tmp_path: Path, monkeypatc
     served = Bench(LoadOptions(), Memories(0), None, 10**8).open(Ask("mini"), Picture(file.read_bytes()), at_once)
     assert all(picture.tobytes() == in_a_run.tobytes() for picture in (*seen, served.value))
     assert len(seen) == 2
+
+
+def test_a_picture_is_made_ready_once_the_model_is_there(tmp_path: Path) -> None:
+    file = tmp_path / "large.png"
+    Image.linear_gradient("L").resize((500, 300)).convert("RGB").save(file)
+    model, source = Model("mini", LoadOptions()), Source(file.name, file)
+    before = model.open(source, 10**8)
+    assert before.size == (500, 300)
+    preprocess = model.loaded.speaker.processor.preprocess
+    after = model.open(source, 10**8)
+    assert after.size == (preprocess.size, preprocess.size)
+    assert torch.equal(preprocess([before]), preprocess([after]))
 
 
 def test_how_many_batches_at_once_loads_no_model() -> None:

@@ -58,6 +58,10 @@ class SearchedDecoder(Generic[MemoryType]):
         """Batches that it may be asked about in threads: while a GPU reads one, the processor makes the next ready."""
         return 2 if compute.has_room_for_another(self.model.device) else 1
 
+    def ready(self, image: Image) -> Image:
+        """A picture of which it reads the same, resized already if that can be: who opens many does it in threads."""
+        return self.processor.preprocess.ready(image)
+
     def _squares(self, images: Sequence[Image]) -> Tensor:
         """All at once; for a GPU, which would wait for one core to resize them, side by side."""
         squares = self.processor.preprocess.squares

@@ -47,6 +47,17 @@ def test_pixels_are_scaled_squares() -> None:
     assert torch.equal(preprocess([images[1]])[0], pixels[1])
 
 
+@pytest.mark.parametrize(("shortest", "ready"), [(None, (48, 48)), (48, (48, 48)), (56, (101, 70))])
+def test_a_picture_that_is_ready_stays_as_it_is(shortest: int | None, ready: tuple[int, int]) -> None:
+    """Cut from the middle of something larger, it would be enlarged and cut again."""
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (70, 101, 3), dtype=np.uint8))
+    preprocess = Preprocess(48, shortest)
+    once = preprocess.ready(image)
+    assert once.size == ready
+    assert torch.equal(preprocess.squares([once]), preprocess.squares([image]))
+    assert preprocess.ready(once) is once
+
+
 @pytest.mark.parametrize("settings", [{"do_rescale": False}, {"do_resize": False}, {"rescale_factor": 1 / 127.5}])
 def test_pixels_that_it_cannot_make_are_refused(settings: dict, tmp_path: Path) -> None:
     (tmp_path / "preprocessor_config.json").write_text(json.dumps({"size": 32, **settings}))

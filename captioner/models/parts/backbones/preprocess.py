@@ -66,6 +66,10 @@ class Preprocess:
         """RGB pictures of any size → resized and cut, still bytes: `[n, size, size, 3]`."""
         return torch.from_numpy(np.stack([np.asarray(self._square(image)) for image in images]))
 
+    def ready(self, image: Image.Image) -> Image.Image:
+        """The picture as `squares` makes it, if that would leave it alone then; else the picture."""
+        return self._square(image) if self.shortest in (None, self.size) else image
+
     def scaled(self, squares: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """Those bytes → numbers `[n, 3, size, size]`, where they lie; the same on every device."""
         return self._computed(squares, dtype) if squares.device.type == "cpu" else self.looked_up(squares, dtype)
@@ -84,6 +88,8 @@ class Preprocess:
 
     def _square(self, image: Image.Image) -> Image.Image:
         resample = RESAMPLING[self.resample]
+        if self.shortest in (None, self.size) and image.size == (self.size, self.size):
+            return image
         if self.shortest is None:
             return image.resize((self.size, self.size), resample)
         short = min(image.size)
