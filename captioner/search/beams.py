@@ -100,7 +100,7 @@ def _turns(
     """What extends these hypotheses, and the hypotheses where it wants them."""
     if of_ids(decoding) or not compute.pays_to_record(logits):
         process = logits_processors(processor, decoding, logits.device)
-        eos = torch.tensor(processor.eos_ids, device=logits.device)
+        eos = compute.sent(torch.tensor(processor.eos_ids), logits.device)
         yield partial(_turn, process, eos, decoding), state
         return
     lending = _RECORDED.setdefault(decoder, compute.Lending(RecordedTurn.KEPT))
@@ -136,7 +136,7 @@ class RecordedTurn:
     def __init__(self, state: _Beams, logits: Tensor, eos_ids: tuple[int, ...], decoding: Decoding) -> None:
         self.state, self.logits = state.map(torch.clone), logits.clone()
         self.eos_ids, self.decoding = eos_ids, decoding
-        self.eos = torch.tensor(eos_ids, device=logits.device)
+        self.eos = compute.sent(torch.tensor(eos_ids), logits.device)
         self.length = torch.ones(1, dtype=torch.long, device=logits.device)
         self.replay = compute.recorded(self._turn, logits.device)
 

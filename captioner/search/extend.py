@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from captioner import compute
 from captioner.contracts import Decoder, MemoryType, PastType, Processor
 from captioner.decoding import Decoding
 from captioner.search.draws import Quantiles, draw, draw_in_place, exact
@@ -75,7 +76,7 @@ def extend_all(
 ) -> list[list[Hypothesis]]:
     """As `extend`, where to ask takes long: all texts go on until none does, and what follows an end is cut off."""
     process = logits_processors(processor, decoding, decoder.device)
-    eos = torch.tensor(processor.eos_ids, device=decoder.device)
+    eos = compute.sent(torch.tensor(processor.eos_ids), decoder.device)
     images = np.arange(len(memory))
     drawn = None  # [new tokens, rows]
     if quantiles is not None:

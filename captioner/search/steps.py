@@ -9,6 +9,7 @@ from functools import partial, reduce
 import torch
 from torch import Tensor
 
+from captioner import compute
 from captioner.contracts import Decoder, MemoryType, PastType, Processor
 from captioner.decoding import Decoding
 from captioner.search.words import forbidden_sequences
@@ -37,7 +38,8 @@ def logits_processors(
     But for those that are a line here, and top-p, the last of them: `draw` sees to it. Not by its
     `LogitsProcessorList`, which inspects the signature of each at every step. Scores may be written into.
     """
-    earliest, eos = len(processor.start_ids) + decoding.min_new_tokens, torch.tensor(processor.eos_ids, device=device)
+    earliest = len(processor.start_ids) + decoding.min_new_tokens
+    eos = compute.sent(torch.tensor(processor.eos_ids), device)
 
     def not_yet(ids: Tensor, scores: Tensor) -> Tensor:
         """No end before `min_new_tokens`. transformers looks for the end's ids among all of the vocabulary."""
@@ -90,7 +92,8 @@ def read_start(
     Once per image, then it forks; unless it is one word, which elsewhere than on a CPU (not `at_once`) all copies read
     by themselves, by the step that they go on with.
     """
-    ids = torch.tensor([processor.start_ids], dtype=torch.long, device=decoder.device).repeat(len(memory), 1)
+    start = torch.tensor([processor.start_ids], dtype=torch.long)  # of no words, too
+    ids = compute.sent(start, decoder.device).repeat(len(memory), 1)
     rows = torch.arange(len(memory), device=decoder.device).repeat_interleave(copies)
     if copies == 1 or (ids.shape[1] == 1 and not at_once):
         return ids[rows], *decoder.step(ids[rows], memory, None)

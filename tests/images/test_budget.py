@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 
 import numpy as np
@@ -65,6 +66,22 @@ def test_a_picture_that_is_in_may_ask_for_more_and_never_waits_for_itself() -> N
     assert budget.held == 15
     ticket.settle(0)
     assert budget.held == 0
+
+
+def test_one_that_others_give_up_is_not_kept_waiting() -> None:
+    budget = Budget(10)
+    budget.ticket().admit(10)
+    second, third = budget.ticket(), budget.ticket()
+    with ThreadPoolExecutor() as pool:
+        waits = pool.submit(second.admit, 10)
+        while not budget.waiting:
+            time.sleep(0.001)
+        second.settle(0)
+        waits.result(10)
+    second.settle(0)
+    assert (budget.held, budget.next, budget.waiting) == (10, 2, {})
+    third.settle(0)
+    assert budget.next == 3
 
 
 def test_closing_sends_the_waiting_away() -> None:
