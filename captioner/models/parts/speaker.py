@@ -59,8 +59,11 @@ class SearchedDecoder(Generic[MemoryType]):
         return 2 if compute.has_room_for_another(self.model.device) else 1
 
     def ready(self, image: Image) -> Image:
-        """A picture of which it reads the same, resized already if that can be: who opens many does it in threads."""
-        return self.processor.preprocess.ready(image)
+        """A picture of which it reads the same, resized already if that can be: who opens many does it in threads.
+
+        Not for a GPU: sixteen threads that also resize keep the one that launches kernels waiting for Python longer.
+        """
+        return self.processor.preprocess.ready(image) if self.model.device.type == "cpu" else image
 
     def _squares(self, images: Sequence[Image]) -> Tensor:
         """All at once; for a GPU, which would wait for one core to resize them, side by side."""
