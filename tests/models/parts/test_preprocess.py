@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from transformers import CLIPImageProcessorPil
+from transformers.models.deit.image_processing_pil_deit import DeiTImageProcessorPil
 
 from captioner.errors import BadCheckpoint
 from captioner.models.parts.backbones.preprocess import CLIP, HALF, IMAGENET, Preprocess, Scale
@@ -56,6 +58,18 @@ def test_a_picture_that_is_ready_stays_as_it_is(shortest: int | None, ready: tup
     assert once.size == ready
     assert torch.equal(preprocess.squares([once]), preprocess.squares([image]))
     assert preprocess.ready(once) is once
+
+
+@pytest.mark.parametrize("squashed", [{"height": 40, "width": 40}, {"height": 32, "width": 32}])
+@pytest.mark.parametrize("processor", [CLIPImageProcessorPil, DeiTImageProcessorPil])
+def test_what_is_squashed_before_it_is_cut_is_squashed_here(processor: type, squashed: dict, tmp_path: Path) -> None:
+    theirs = processor(size=squashed, crop_size={"height": 32, "width": 32})
+    theirs.save_pretrained(tmp_path)
+    ours = Preprocess.from_folder(tmp_path, Preprocess(1))
+    noise = np.random.default_rng(0).integers(0, 256, (70, 101, 3), dtype=np.uint8)
+    for image in (Image.fromarray(noise), Image.fromarray(noise[:5])):
+        assert torch.equal(ours([image]), theirs(image, return_tensors="pt").pixel_values)
+    assert Preprocess.from_dict(json.loads(json.dumps(ours.to_dict()))) == ours
 
 
 @pytest.mark.parametrize("settings", [{"do_rescale": False}, {"do_resize": False}, {"rescale_factor": 1 / 127.5}])

@@ -50,6 +50,8 @@ class Preprocess:
     rounded: bool = False
     """What is cut out begins at the nearest pixel, as in torchvision and so for CLIP's authors and open_clip;
     transformers takes the one before, which is another where an odd number is cut off."""
+    squashed: bool = False
+    """Not the shorter side alone becomes `shortest`, but both, as DeiT has it."""
 
     def __post_init__(self) -> None:
         sides = (self.size, self.size if self.shortest is None else self.shortest)
@@ -92,20 +94,21 @@ class Preprocess:
             return image
         if self.shortest is None:
             return image.resize((self.size, self.size), resample)
-        short = min(image.size)
-        if max(image.size) > LONGEST * short:  # a strip would need gigabytes when enlarged, and only its middle stays
+        width, height = (self.shortest, self.shortest) if self.squashed else image.size
+        short = min(width, height)
+        if max(width, height) > LONGEST * short:  # enlarged, a strip takes gigabytes, and its middle stays
             width, height = (min(side, LONGEST * short) for side in image.size)
             left, top = (image.width - width) // 2, (image.height - height) // 2
             image = image.crop((left, top, left + width, top + height))
-        width, height = (int(self.shortest * side / short) for side in image.size)
+        width, height = (int(self.shortest * side / short) for side in (width, height))
         left, top = (
             round((side - self.size) / 2) if self.rounded else (side - self.size) // 2 for side in (width, height)
         )
         return image.resize((width, height), resample).crop((left, top, left + self.size, top + self.size))
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields; how it is cut only where that is not transformers' way: fingerprints of indexes hold these."""
-        return {name: value for name, value in asdict(self).items() if name != "rounded" or value}
+        """All fields; how it is cut only where that is not the usual way: fingerprints of indexes hold these."""
+        return {name: value for name, value in asdict(self).items() if value is not False}
 
     @classmethod
     def from_dict(cls, saved: dict) -> Preprocess:
@@ -124,6 +127,9 @@ class Preprocess:
         edge, crop = (_edge(settings[key]) if key in settings else None for key in ("size", "crop_size"))
         size = crop or edge or default.size
         shortest = (edge or size) if settings.get("do_center_crop") else None
+        is_squashed = shortest is not None and isinstance(settings.get("size"), dict) and "height" in settings["size"]
+        if is_squashed and shortest == size:  # nothing is left to be cut off
+            shortest, is_squashed = None, False
         if "crop_pct" in settings and size < 384:  # how transformers treats ResNet and ConvNeXt
             shortest = int(size / settings["crop_pct"])
         is_unscaled = settings.get("do_resize") is False or settings.get("do_rescale") is False
@@ -137,6 +143,7 @@ class Preprocess:
             by_number.get(settings.get("resample"), default.resample),
             (0.0, 0.0, 0.0) if is_plain else _channels(settings.get("image_mean", default.mean)),
             (1.0, 1.0, 1.0) if is_plain else _channels(settings.get("image_std", default.std)),
+            squashed=is_squashed,
         )
 
 
