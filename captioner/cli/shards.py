@@ -26,7 +26,7 @@ def plan(
         list[str],
         typer.Argument(
             help="Files, folders, globs, addresses, @FILE (a list); .parquet with pictures or their addresses; .tar "
-            "(webdataset); hub:NAME.",
+            "(webdataset); hub:NAME. A folder of pictures and tars: pictures:FOLDER, webdataset:FOLDER, or both.",
             metavar="INPUT",
         ),
     ],

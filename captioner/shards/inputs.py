@@ -22,8 +22,8 @@ from captioner.pairs.layouts import ReadOptions
 from captioner.pairs.sources import PATIENCE, PairSource, load_hub, open_parquet, parquet_files
 from captioner.sinks import as_text
 
-KINDS = ("parquet", "webdataset", "hub")
-"""What a prefix may say; everything else is pictures."""
+KINDS = ("pictures", "parquet", "webdataset", "hub")
+"""What a prefix may say."""
 ROWS = 64
 """Of a parquet file, held at once."""
 
@@ -96,6 +96,11 @@ def _kind_of(text: str, recursive: bool) -> tuple[str, str]:
         except OSError as error:
             raise BadInput(f"{printable(text)} cannot be read ({error.strerror}).") from error
         if any(name.endswith(EXTENSIONS) for name in names):
+            if any(name.endswith(".tar") for name in names):  # a table may well lie beside the pictures it is about
+                raise BadInput(
+                    f"{printable(text)} holds pictures and tars: say which are meant by "
+                    f"{printable(f'pictures:{text}')} or {printable(f'webdataset:{text}')}, or name both."
+                )
             return "pictures", text
         ending = next((end for end in endings if any(name.endswith(end) for name in names)), None)
         if ending is not None and recursive:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -111,6 +112,16 @@ def test_a_folder_of_tars_is_not_looked_below(inputs: Path, tmp_path: Path) -> N
         tmp_path / "both", [str(inputs / "*.tar"), str(inputs / "pictures")], finding=Finding(recursive=True)
     )
     assert both.pictures == 2 * COUNT
+
+
+def test_a_folder_of_pictures_and_tars_asks_which_are_meant(inputs: Path, tmp_path: Path) -> None:
+    """The pictures alone would be planned without a word of the thousands inside the tars."""
+    shutil.copy(inputs / "pictures" / "00.png", inputs / "preview.png")
+    with pytest.raises(BadInput, match=r"holds pictures and tars: say which are meant by pictures:\S+ or webdataset:"):
+        plan.make(tmp_path / "run", [str(inputs)])
+    assert plan.make(tmp_path / "one", [f"pictures:{inputs}"]).pictures == 1
+    both = [f"pictures:{inputs}", f"webdataset:{inputs}"]
+    assert plan.make(tmp_path / "both", both).pictures == 1 + COUNT
 
 
 def test_no_plan_takes_the_place_of_the_folder_one_stands_in(
