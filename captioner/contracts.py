@@ -127,7 +127,11 @@ class Processor(Protocol):
 
 
 class Speaker(Protocol):
-    """Pictures in, readings out: a searched decoder, the interrogator, a foreign Hub model."""
+    """Pictures in, readings out: a searched decoder, the interrogator, a foreign Hub model.
+
+    One may also have `at_once`, the batches that it may be asked about in threads (1), and `ready(image)`, a picture of
+    which it reads the same, which is called in other threads.
+    """
 
     uses: frozenset[str]
     """The fields of a `Request` that mean something to it, beside `decoding`."""

@@ -282,7 +282,7 @@ class DirectEmbedder:
 
     def vectors(self, images: Sequence[AnyImage]) -> np.ndarray:
         """As `embed`, but longer where the model is surer."""
-        return self.embedder.vectors([open_image(image) for image in images])
+        return self.embedder.vectors([open_image(image, copied=False) for image in images])
 
 
 def load(name: str | None = None, options: LoadOptions | None = None, **settings: Any) -> Captioner | DirectEmbedder:

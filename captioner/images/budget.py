@@ -9,8 +9,8 @@ their turn took Python from the thread that asks a model.
 
 from __future__ import annotations
 
-from concurrent.futures import CancelledError
-from threading import Event, Lock
+from concurrent.futures import CancelledError, Future
+from threading import RLock
 
 
 class Budget:
@@ -24,10 +24,10 @@ class Budget:
         """The number of the ticket that is admitted next."""
         self.passed: set[int] = set()
         """Tickets that are through, but come after `next`."""
-        self.waiting: dict[int, tuple[Ticket, int, Event]] = {}
-        """By number: the ticket, the bytes that it asks for, and what wakes its thread."""
+        self.waiting: dict[int, tuple[Ticket, int, Future[None]]] = {}
+        """By number: the ticket, the bytes that it asks for, and what its thread waits for."""
         self.closed = False
-        self.changing = Lock()
+        self.changing = RLock()  # what is thrown away settles its ticket, which may happen anywhere
 
     def ticket(self) -> Ticket:
         """A place in the queue. Every ticket must be settled in the end, or those after it wait for ever."""
@@ -38,16 +38,20 @@ class Budget:
         """Nobody wants the rest: those who wait are sent away with `CancelledError`."""
         with self.changing:
             self.closed = True
-            for _, _, woken in self.waiting.values():
-                woken.set()
+            waiting, self.waiting = self.waiting, {}
+            for _, _, admitted in waiting.values():
+                admitted.cancel()
 
     def let_in(self, number: int) -> bool:
-        """The ticket of this number, if it waits and may go in now. Called with `changing`, as is the next."""
-        if number not in self.waiting or not self.waiting[number][0].may_take(self.waiting[number][1]):
+        """The ticket of this number, if it waits and may go in now. `changing` is held, as for `go_on`."""
+        if number not in self.waiting:
             return False
-        ticket, size, woken = self.waiting.pop(number)
+        ticket, size, admitted = self.waiting[number]
+        if not ticket.may_take(size):
+            return False
+        del self.waiting[number]
         ticket.take(size)
-        woken.set()
+        admitted.set_result(None)
         return True
 
     def go_on(self) -> None:
@@ -70,16 +74,14 @@ class Ticket:
 
     def admit(self, size: int) -> None:
         """Wait until it is this picture's turn and there is room for so many bytes more."""
-        budget, woken = self.budget, Event()
+        budget, admitted = self.budget, Future[None]()
         with budget.changing:
             if budget.closed:
                 raise CancelledError
-            budget.waiting[self.number] = (self, size, woken)
+            budget.waiting[self.number] = (self, size, admitted)
             budget.let_in(self.number)
             budget.go_on()
-        woken.wait()
-        if budget.waiting.pop(self.number, None) is not None:  # not let in
-            raise CancelledError
+        admitted.result()  # raises CancelledError, if it was sent away
 
     def settle(self, size: int) -> None:
         """From now on the picture takes so many bytes: fewer than while it was decoded, or none."""

@@ -88,11 +88,19 @@ class Model:
         """Batches that may be asked about side by side; few models say that it may be more than one."""
         return getattr(self._speaker, "at_once", 1)
 
-    def open(self, source: Source, max_pixels: int) -> Image:
-        """The picture, as small as the model needs it; once that is loaded, as it reads it, where it can say so."""
+    def open(self, source: Source, max_pixels: int, whole: bool = False) -> Image:
+        """The picture, as small as the model needs it; once that is loaded, as it reads it, where it can say so.
+
+        whole: not cut or squashed.
+        """
         image = source.open(max_pixels, self.side)
         ready = getattr(self._speaker, "ready", None)
-        return image if ready is None else ready(image)
+        if whole or ready is None:
+            return image
+        try:
+            return ready(image)
+        except MemoryError:  # the model will try it, and a run then goes on with smaller batches
+            return image
 
     @property
     def _speaker(self) -> Speaker | None:
@@ -176,7 +184,9 @@ class Prompts:
                 return row_of_carried(carried.prompt, self.finish)
             if self.metadata == "only":
                 raise BadImage(f"{source.title} carries no prompt. Without --metadata only the model is asked.")
-        return opened(source, partial(self.model.open, max_pixels=self.max_pixels), self.request, self.varies)
+        whole = self.attention is not None  # which is drawn on it
+        open_picture = partial(self.model.open, max_pixels=self.max_pixels, whole=whole)
+        return opened(source, open_picture, self.request, self.varies)
 
     def batch_size(self) -> int:
         return BATCH if self.metadata == "only" else self.model.batch_size()

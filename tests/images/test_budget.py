@@ -95,6 +95,34 @@ def test_closing_sends_the_waiting_away() -> None:
             waits.result(10)
 
 
+def test_those_who_were_sent_away_do_not_come_in_when_others_leave() -> None:
+    budget = Budget(10)
+    first = budget.ticket()
+    first.admit(10)
+    tickets = [budget.ticket() for _ in range(16)]
+    with ThreadPoolExecutor(len(tickets)) as pool:
+        waits = [pool.submit(ticket.admit, 4) for ticket in tickets]
+        while len(budget.waiting) < len(tickets):
+            time.sleep(0.001)
+        budget.close()
+        for ticket in (*tickets, first):
+            ticket.settle(0)
+        assert [type(one.exception(10)) for one in waits] == [CancelledError] * len(tickets)
+    assert budget.held == 0
+    with pytest.raises(CancelledError):
+        budget.ticket().admit(1)
+
+
+def test_what_is_thrown_away_while_others_change_may_settle_its_ticket() -> None:
+    budget = Budget(10)
+    first, second = budget.ticket(), budget.ticket()
+    first.admit(10)
+    with budget.changing:  # where Python may look for what is thrown away
+        first.settle(0)
+    second.admit(10)
+    assert budget.held == 10
+
+
 def test_many_threads_never_hold_more_than_the_limit() -> None:
     budget = Budget(100)
     sizes = np.random.default_rng(0).integers(1, 60, 300).tolist()

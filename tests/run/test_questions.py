@@ -52,7 +52,7 @@ def test_a_picture_is_the_same_whichever_way_it_comes(tmp_path: Path, monkeypatc
     assert len(seen) == 2
 
 
-def test_a_picture_is_made_ready_once_the_model_is_there(tmp_path: Path) -> None:
+def test_a_picture_is_made_ready_once_the_model_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "large.png"
     Image.linear_gradient("L").resize((500, 300)).convert("RGB").save(file)
     model, source = Model("mini", LoadOptions()), Source(file.name, file)
@@ -62,6 +62,13 @@ def test_a_picture_is_made_ready_once_the_model_is_there(tmp_path: Path) -> None
     after = model.open(source, 10**8)
     assert after.size == (preprocess.size, preprocess.size)
     assert torch.equal(preprocess([before]), preprocess([after]))
+    assert model.open(source, 10**8, whole=True).size == (500, 300)
+
+    def out_of_memory(image: Image.Image) -> Image.Image:
+        raise MemoryError
+
+    monkeypatch.setattr(model.loaded.speaker, "ready", out_of_memory)
+    assert model.open(source, 10**8).size == (500, 300)  # the model tries, and a run goes on with smaller batches
 
 
 def test_how_many_batches_at_once_loads_no_model() -> None:
