@@ -293,6 +293,6 @@ def drop_dangling(text: str) -> str:
     ends = [match.start() for match in re.finditer(r",|(?<=[.!?]) ", text)]
     if ends and 2 * ends[-1] >= len(text) and any(c.isalnum() for c in text[: ends[-1]]):
         return text[: ends[-1]]
-    last_two = max(0, text.rfind(" ", 0, max(0, text.rfind(" "))))
+    last_two = max(0, text.rfind(" ", 0, max(0, text.rfind(" "))))  # words; "in front" is two
     short = _CONNECTING.sub("", text) if _CONNECTING.search(text, last_two) else text
     return short if any(map(str.isalnum, short)) else text

@@ -70,7 +70,12 @@ class Preprocess:
 
     def ready(self, image: Image.Image) -> Image.Image:
         """The picture as `squares` makes it, if that would leave it alone then; else the picture."""
-        return self._square(image) if self.shortest in (None, self.size) else image
+        return self._square(image) if self._keeps_squares else image
+
+    @property
+    def _keeps_squares(self) -> bool:
+        """Is nothing cut off a picture that has the wanted size?"""
+        return self.shortest in (None, self.size)
 
     def scaled(self, squares: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """Those bytes → numbers `[n, 3, size, size]`, where they lie; the same on every device."""
@@ -90,17 +95,16 @@ class Preprocess:
 
     def _square(self, image: Image.Image) -> Image.Image:
         resample = RESAMPLING[self.resample]
-        if self.shortest in (None, self.size) and image.size == (self.size, self.size):
+        if self._keeps_squares and image.size == (self.size, self.size):
             return image
         if self.shortest is None:
             return image.resize((self.size, self.size), resample)
-        width, height = (self.shortest, self.shortest) if self.squashed else image.size
-        short = min(width, height)
-        if max(width, height) > LONGEST * short:  # enlarged, a strip takes gigabytes, and its middle stays
-            width, height = (min(side, LONGEST * short) for side in image.size)
-            left, top = (image.width - width) // 2, (image.height - height) // 2
-            image = image.crop((left, top, left + width, top + height))
-        width, height = (int(self.shortest * side / short) for side in (width, height))
+        if self.squashed:
+            width = height = self.shortest
+        else:
+            image = _without_ends(image)
+            short = min(image.size)
+            width, height = (int(self.shortest * side / short) for side in image.size)
         left, top = (
             round((side - self.size) / 2) if self.rounded else (side - self.size) // 2 for side in (width, height)
         )
@@ -126,12 +130,14 @@ class Preprocess:
         """As one of transformers' image processors does, by its settings. folder: what to call it in a message."""
         edge, crop = (_edge(settings[key]) if key in settings else None for key in ("size", "crop_size"))
         size = crop or edge or default.size
-        shortest = (edge or size) if settings.get("do_center_crop") else None
-        is_squashed = shortest is not None and isinstance(settings.get("size"), dict) and "height" in settings["size"]
-        if is_squashed and shortest == size:  # nothing is left to be cut off
-            shortest, is_squashed = None, False
+        shortest, is_squashed = None, False
         if "crop_pct" in settings and size < 384:  # how transformers treats ResNet and ConvNeXt
             shortest = int(size / settings["crop_pct"])
+        elif settings.get("do_center_crop"):
+            shortest = edge or size
+            is_squashed = isinstance(settings.get("size"), dict) and "height" in settings["size"]
+        if is_squashed and shortest == size:  # nothing is left to be cut off
+            shortest, is_squashed = None, False
         is_unscaled = settings.get("do_resize") is False or settings.get("do_rescale") is False
         if is_unscaled or abs(settings.get("rescale_factor", 1 / 255) - 1 / 255) > 1e-9:
             raise BadCheckpoint(f"The image processor of {folder} does not resize, or scales otherwise. Name another.")
@@ -145,6 +151,16 @@ class Preprocess:
             (1.0, 1.0, 1.0) if is_plain else _channels(settings.get("image_std", default.std)),
             squashed=is_squashed,
         )
+
+
+def _without_ends(image: Image.Image) -> Image.Image:
+    """A strip's middle, which alone will stay: enlarged as a whole, it would take gigabytes."""
+    longest = LONGEST * min(image.size)
+    width, height = (min(side, longest) for side in image.size)
+    if image.size == (width, height):
+        return image
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image.crop((left, top, left + width, top + height))
 
 
 def image_settings(folder: Path) -> dict | None:
