@@ -13,11 +13,12 @@ from __future__ import annotations
 import json
 import re
 import threading
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from operator import itemgetter
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from captioner.errors import BadImage, BadInput, BadOutput, counted, printable
 from captioner.images.open import identified, open_file
@@ -36,13 +37,8 @@ from captioner.text.length import clip_tokens_of
 MOST_SHOWN = 30
 """Examples of a preview."""
 LARGEST_ERRORS = 20_000_000
-SORTS: dict[str, Callable[[Row], Any]] = {
-    "score": lambda row: (row.score is None, row.score),
-    "chars": lambda row: len(row.text or ""),
-    "tokens": lambda row: row.tokens,
-}
-
 Sort = Literal["name", "score", "chars", "tokens"]
+"""As they were found, or by one of `filter.NUMBERS`."""
 
 
 class Conflict(BadOutput):
@@ -237,8 +233,8 @@ class Review:
             return candidates_in(row.said) or next(filter(None, tables), [])
 
     def said(self, name: str, answer: dict[str, Any]) -> None:
-        """A model was asked again: what it says stands here for this session, and in the line of a picture that gets
-        one by it."""
+        """Keep what a model that was asked again says of a picture: for this session, and for the line that a table
+        gets by it."""
         with self.lock:
             row = self._row(name)
             row.said, row.score, row.problem = answer, answer["score"], None
@@ -251,31 +247,29 @@ class Review:
     def view(self, filter: str = "", sort: Sort = "name", descending: bool = False) -> list[Row]:
         """The pictures that a filter lets through, in order. Those without a score come last."""
         test = filters.parse(filter)
-        if sort not in ("name", *SORTS):
-            raise BadInput(f"Sort by one of name, {', '.join(SORTS)}.")
+        if sort not in get_args(Sort):
+            raise BadInput(f"Sort by one of {', '.join(get_args(Sort))}.")
         rows = list(self.rows.values())
         if sort == "tokens" or "tokens" in filter.lower():
             count_tokens(rows)
         rows = [row for row in rows if test(row)]
-        if sort == "name":  # as they were found
+        if sort == "name":
             return rows[::-1] if descending else rows
-        if sort == "score":
-            scored = [row for row in rows if row.score is not None]
-            scored.sort(key=lambda row: row.score or 0.0, reverse=descending)
-            return scored + [row for row in rows if row.score is None]
-        return sorted(rows, key=SORTS[sort], reverse=descending)
+        number = filters.NUMBERS[sort]
+        numbered = [(value, row) for row in rows if (value := number(row)) is not None]
+        numbered.sort(key=itemgetter(0), reverse=descending)
+        return [row for _, row in numbered] + [row for row in rows if number(row) is None]
 
     def terms(self, filter: str = "", contains: str = "", by_name: bool = False, most: int = 500) -> list[Term]:
         """The comma terms of the pictures that a filter lets through, most frequent first."""
-        counts: Counter[str] = Counter()
-        written: dict[str, str] = {}
+        spellings: defaultdict[str, Counter[str]] = defaultdict(Counter)
         for row in self.view(filter):
-            counts.update(row.term_keys.keys())
-            written.update(row.term_keys)
+            for key, written in row.term_keys.items():
+                spellings[key][written] += 1
         sought = term_key(contains)
-        items = [(key, count) for key, count in counts.items() if sought in key]
-        items.sort(key=lambda item: (item[0],) if by_name else (-item[1], item[0]))
-        return [Term(written[key], count) for key, count in items[:most]]
+        counts = [(key, spellings[key].total()) for key in spellings if sought in key]
+        counts.sort(key=lambda counted: (counted[0],) if by_name else (-counted[1], counted[0]))
+        return [Term(spellings[key].most_common(1)[0][0], count) for key, count in counts[:most]]
 
     def fail(self, name: str, reason: str) -> None:
         """Keep for this session why a picture has no text, or an empty reason once it has."""

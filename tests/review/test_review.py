@@ -402,6 +402,8 @@ def test_terms_are_counted(photos: Path) -> None:
         assert sum(count for text, count in terms.items() if "ainting" in text) == 10
         assert [term.text for term in review.terms("4k", by_name=True)] == ["4k", "Oil  Painting"]
         assert [term.count for term in review.terms(contains="8K")] == [9]
+        review.edit("9.png", "a cat, 8K")
+        assert [(term.text, term.count) for term in review.terms(contains="8k")] == [("8k", 9)]  # as most write it
 
 
 def test_sorting(photos: Path) -> None:
