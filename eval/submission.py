@@ -22,6 +22,7 @@ from captioner.errors import BadImage, BadInput, BadOutput
 from captioner.files import atomic
 from captioner.files.lock import lock
 from captioner.sinks.checks import check_place, explained
+from captioner.sinks.journal import write_whole
 from captioner.sinks.row import groups
 from captioner.statistics import Interval, bootstrap_interval
 from eval import baselines, tables
@@ -164,7 +165,7 @@ def _append(
 
 def _write(stream: FileIO, line: str) -> None:
     with explained(Path(str(stream.name)), MAKE_ROOM):
-        stream.write(line.encode())
+        write_whole(stream, line.encode())
 
 
 def _write_rows(journal: Path, out: Path) -> list[str]:

@@ -217,7 +217,7 @@ class Journal:
     def end(self) -> None:
         """Mark it as finished: it may be begun anew without being asked."""
         with explained(self.path, RESUME):
-            self.stream.write(END)
+            write_whole(self.stream, END)
 
     def close(self, *, remove: bool) -> None:
         """Let go of the file, and remove it if it is of no more use."""
@@ -261,9 +261,14 @@ def is_ended(path: Path) -> bool:
 
 def write_rows(stream: FileIO, rows: Iterable[Row]) -> None:
     """Rows as JSON lines, in one write if the system takes it whole."""
-    lines = memoryview("".join(to_json(row) + "\n" for row in rows).encode("utf-8"))
-    while lines:  # a disk that fills up takes a part, then complains
-        lines = lines[stream.write(lines) :]
+    write_whole(stream, "".join(to_json(row) + "\n" for row in rows).encode("utf-8"))
+
+
+def write_whole(stream: FileIO, content: bytes) -> None:
+    """All of it, or the system's complaint: a disk that fills up takes a part first, and says nothing."""
+    rest = memoryview(content)
+    while rest:
+        rest = rest[stream.write(rest) :]
 
 
 def file_size(path: Path) -> int:

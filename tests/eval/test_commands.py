@@ -306,6 +306,18 @@ def test_a_stopped_submission_goes_on_and_is_the_same(tmp_path: Path, images: Pa
     assert not part.exists()
 
 
+def test_a_disk_that_takes_a_part_of_an_answer_is_full(tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource")  # not on Windows
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with open(tmp_path / "out.csv.part", "ab", buffering=0) as stream:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+        try:
+            with pytest.raises(BadOutput, match="make room"):
+                submission._write(stream, "x" * 150)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
 def test_two_images_of_one_name_are_refused_before_a_model_is_loaded(tmp_path: Path, images: Path) -> None:
     Image.new("RGB", (8, 8)).save(images / "im_1.jpg")
     with pytest.raises(BadInput, match="Two images are called 'im_1'"):
