@@ -416,7 +416,7 @@ REDRAWN_METRICS: tuple[Metric, ...] = (
         group=DRAWN_AGAIN,
     ),
 )
-"""Likeness of a picture and the one drawn from a model's text (`eval/redraw.py`)."""
+"""Likeness of a picture and the one drawn from a model's text (`eval/likeness.py`)."""
 
 EVERY_METRIC: dict[str, Metric] = {
     metric.name: metric

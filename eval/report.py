@@ -18,8 +18,9 @@ from captioner.statistics import RESAMPLES, SEED
 from eval import anatomy, measure, protocols, provenance, store
 from eval.answers import Answered, Settings, Track, ask, check, requests
 from eval.data import Pairs, read_pairs
+from eval.likeness import add_likeness
 from eval.measure import Instruments, Measures
-from eval.redraw import Redrawn, add_likeness
+from eval.redraw import Redrawn
 from eval.results import Results
 from eval.schema import Begun, ModelRow, ModifierRows, NearDuplicates, Report
 

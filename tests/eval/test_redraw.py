@@ -8,9 +8,10 @@ import pytest
 from PIL import Image, ImageDraw
 
 from captioner.errors import BadInput, BadOutput, MissingModel
-from eval import redraw as module
 from eval.anew import draw_page
-from eval.redraw import PLAN, TRUE_PROMPT, Network, Redrawn, colours_in_common, folder_name, picture_names, redraw
+from eval.gallery import TRUE_PROMPT
+from eval.likeness import likeness
+from eval.redraw import PLAN, Redrawn, folder_name, picture_names, redraw
 from eval.report import report
 from eval.results import Results
 from tests.eval.reports import quietly
@@ -163,7 +164,7 @@ def test_a_folder_drawn_elsewhere(two: Path, tmp_path: Path) -> None:
     (theirs / "right" / "1.png").write_bytes(b"no picture")
     redrawn = Redrawn.find(theirs, results)
     assert {item: len(files) for item, files in redrawn.files["right"].items()} == {0: 2, 1: 1, 2: 1}
-    values = module.likeness(redrawn, picture_of, 3, None, quietly)["right"]
+    values = likeness(redrawn, picture_of, 3, None, quietly)["right"]
     assert values["redrawn_efficientnet"][2] == pytest.approx(1, abs=1e-5)  # the very same picture
     assert values["redrawn_distance"][2] == pytest.approx(0, abs=1e-5)
     assert values["redrawn_colour"][2] == pytest.approx(1)
@@ -187,14 +188,3 @@ def test_no_name_leads_out_of_the_folder() -> None:
     assert picture_names(["a/0.png", "1", "v1.5"]) == ["a/0", "1", "v1.5"]
     first, second = picture_names(["0.png", "0.jpg"])
     assert first != second
-
-
-def test_likeness_knows_the_same_from_another(tmp_path: Path) -> None:
-    network = Network()
-    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (48, 48, 3), dtype=np.uint8))
-    near = picture_of(0).resize((60, 60), Image.Resampling.BICUBIC)
-    cosine, distance = network.compare(picture_of(0), [picture_of(0), near, noise])
-    assert cosine[0] > cosine[1] > cosine[2]
-    assert distance[0] < distance[1] < distance[2]
-    assert colours_in_common(picture_of(0), near) > 0.9
-    assert colours_in_common(Image.new("RGB", (8, 8), "red"), Image.new("L", (4, 4), 0)) == 0
