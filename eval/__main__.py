@@ -5,17 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from captioner.errors import BadInput
 from captioner.run import lastresort
 from captioner.run.help import PlainHelp, worded
-
-if TYPE_CHECKING:
-    from eval.compare import Change
-    from eval.schema import ProtocolTable, Report
 
 NAME = "python -m eval"
 
@@ -149,6 +145,7 @@ def report(
         from eval.measure import Measures
         from eval.progress import track
         from eval.report import report as make
+        from eval.terminal import print_figures
 
         written = make(
             data,
@@ -167,7 +164,7 @@ def report(
             figures_only=figures_only,
             redrawn=redrawn,
         )
-    _print_figures(written)
+    print_figures(written)
     for model in written["models"]:
         for problem in filter(None, (model["failure"], model["warning"])):
             _say(f"{model['label']}: {problem}")
@@ -272,11 +269,12 @@ def score(
     """Metrics for texts that come from anywhere."""
     with _stoppable():
         from eval.score import score as make
+        from eval.terminal import print_figures
 
         written = make(
             table, out, cosine=cosine, embedder=embedder, modifiers=modifiers, seed=seed, resamples=resamples
         )
-    _print_figures(written)
+    print_figures(written)
     if out is not None:
         _say(f"written: {out / 'report.html'}")
 
@@ -300,9 +298,10 @@ def compare(
     """
     with _stoppable():
         from eval.compare import compare as make
+        from eval.terminal import print_changes
 
         changes = make(a, b, metric or (), model_a, model_b, resamples, seed)
-    _print_changes(changes)
+    print_changes(changes)
     raise typer.Exit(any(change.worse for change in changes))
 
 
@@ -331,8 +330,12 @@ def submission(
     """
     if check is not None and not (data or model or out or resume):
         with _stoppable():
-            status = _check(check, prompts)
-        raise typer.Exit(status)
+            from eval.submission import check as validate
+            from eval.terminal import print_check
+
+            result = validate(check, prompts)
+        print_check(result, has_prompts=prompts is not None)
+        raise typer.Exit(bool(result.problems))
     if check is not None or prompts is not None or not (data and model and out):
         raise BadInput("Give --data, --model and --out to write, or --check (and --prompts) to check.")
     with _stoppable(f"What is done is kept in {out}.part: the same command with --resume goes on from there."):
@@ -393,124 +396,17 @@ def speed(
 
             whole.print_table(whole.suite([part for part in only.split(",") if part], out, _say))
             return
+        from eval.speed import agreement
         from eval.speed import model as of_model
         from eval.speed import profile as of_profile
 
         named = precisions.split(",")
         if data:
-            _agreement(model, named, data, limit, out, device)
+            agreement.show(model, named, data, limit, out, device)
         elif profile is not None:
             of_profile.show(model, sizes, named, profile, out, device)
         else:
             of_model.print_table(of_model.speed(model, sizes, named, repeats, out, device))
-
-
-def _agreement(
-    model: str, precisions: list[str], data: list[str], limit: int | None, out: Path | None, device: str
-) -> None:
-    from captioner.files.json import write_object
-    from eval.data import read_pairs
-    from eval.speed import agreement
-    from eval.speed.clock import check_file
-
-    if out is not None:
-        check_file(out)
-    measured = agreement.measure(model, precisions, read_pairs(data, limit), device)
-    if out is not None:
-        write_object(out, {"model": model, "rows": [one.to_dict() for one in measured]})
-    agreement.print_table(measured)
-
-
-def _check(check: Path, prompts: Path | None) -> int:
-    from eval.submission import check as run
-
-    result = run(check, prompts)
-    for problem in result.problems:
-        _say(f"wrong: {problem}")
-    for note in result.notes:
-        _say(f"note: {note}")
-    if result.cosine is not None:
-        mean = result.cosine
-        print(f"{result.images:,} images, mean cosine {mean.mean:.4f} (95 % {mean.low:.4f} to {mean.high:.4f})")
-    elif prompts is None:
-        print(f"{result.images:,} images; without --prompts their names and their score are not looked at.")
-    print("The format is wrong: it would be refused." if result.problems else "The format is right.")
-    return int(bool(result.problems))
-
-
-def _print_figures(written: Report) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    from captioner.errors import printable
-    from eval import explained
-    from eval.wording import is_best, number
-
-    wide = len(written["models"]) <= 3  # beside more models the intervals would be cut to pieces
-    what = "mean (95 % interval)" if wide else "mean"
-    table = Table(caption=f"{what}; bold: significantly better than every other")
-    table.add_column("metric", no_wrap=True)
-    for model in written["models"]:
-        table.add_column(Text(printable(model["label"])), overflow="fold")
-    for metric in written["metrics"]:
-        cells = []
-        for model in written["models"]:
-            figures = model["figures"].get(metric["name"])
-            if figures is None:
-                cells.append(Text(number(None)))
-                continue
-            cell = Text(number(figures["mean"]), "bold" if is_best(dict(written), metric["name"], dict(model)) else "")
-            if wide and figures["low"] is not None:
-                cell.append(f" ({number(figures['low'])} – {number(figures['high'])})", "not bold")
-            cells.append(cell)
-        table.add_row(Text(printable(metric["label"])), *cells)
-    Console().print(table)
-    for sentence in explained.sentences(written):
-        print(printable(sentence))
-    if (protocol := written["protocol"]) is not None:
-        _print_protocol(protocol)
-    for note in written["data"]["notes"]:
-        _say(f"note: {note}")
-
-
-def _print_protocol(protocol: ProtocolTable) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    from captioner.errors import printable
-    from eval.explained import as_published, decimals
-
-    table = Table(title=protocol["title"], caption=" ".join(protocol["notes"]))
-    for heading in ("", *(column["label"] for column in protocol["columns"]), "where"):
-        table.add_column(heading)
-    for row in protocol["rows"]:
-        table.add_row(Text(printable(row["label"])), *map(decimals, row["values"]), "measured here")
-    for published in protocol["published"]:
-        table.add_row(
-            published["label"], *map(as_published, published["values"]), f"as published: {published['where']}"
-        )
-    Console().print(table)
-
-
-def _print_changes(changes: list[Change]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    from captioner.errors import printable
-    from eval.wording import p_value, signed
-
-    table = Table("model", "metric", "change", "95 % interval", "p (Holm)", "n", "B is")
-    for change in changes:
-        interval = change.difference.interval
-        who = change.a if change.a == change.b else f"{change.a} → {change.b}"
-        verdict = "worse" if change.worse else "better" if change.better else "not clearly different"
-        spread = f"{signed(interval.low)} to {signed(interval.high)}"
-        cells = (signed(interval.mean), spread, p_value(change.p_holm), str(change.difference.items), verdict)
-        table.add_row(Text(printable(who)), change.metric, *cells)
-    Console().print(table)
 
 
 def _names(listed: str) -> list[str]:

@@ -32,7 +32,7 @@ def power(report: Report) -> list[str]:
 
 
 def runs(report: Report) -> list[str]:
-    """How far the runs of sampled models lie apart, and of which of them is what no mean can be taken of."""
+    """How far apart the runs of a sampled model lie, and from which run its texts are, of which there is no mean."""
     lines = []
     lead = report["metrics"][0] if report["metrics"] else None
     for model in report["models"]:
@@ -56,16 +56,6 @@ def modifiers(report: Report) -> list[str]:
             if rows:
                 lines.append(f"{model['label']} {what} most: {', '.join(map(_tally, rows[:SHOWN]))}.")
     return lines
-
-
-def decimals(value: float | None) -> str:
-    """As papers print them: shares with four decimals, hundredths with one; a dash for what was not measured."""
-    return "–" if value is None else f"{value:.4f}" if abs(value) < 2 else f"{value:.1f}"
-
-
-def as_published(value: float | None) -> str:
-    """With the digits that its source prints."""
-    return "–" if value is None else str(value)
 
 
 def _tally(row: TallyRow) -> str:

@@ -21,7 +21,18 @@ from eval.gallery import Gallery, Picture, Redrawn
 from eval.parts import EVERYTHING, Parts
 from eval.results import Results
 from eval.schema import Report
-from eval.wording import breakable, is_best, markdown, number, p_value, signed, small_number, verdict
+from eval.wording import (
+    as_published,
+    breakable,
+    decimals,
+    is_best,
+    markdown,
+    number,
+    p_value,
+    signed,
+    small_number,
+    verdict,
+)
 
 TEMPLATES = Path(__file__).parent / "templates"
 COLOURS = 10
@@ -108,8 +119,8 @@ def render(
         "figures_only": bare,
         "explained": explained.sentences(whole),
         "beneath": [*explained.power(whole), *explained.runs(whole)],
-        "decimals": explained.decimals,
-        "as_published": explained.as_published,
+        "decimals": decimals,
+        "as_published": as_published,
         "parts": of_data,
         "cards": shown.cards(gallery, report["seed"]) if lead and not bare else [],
         "length_plot": _length_plot(results, columns, lead),

@@ -28,6 +28,16 @@ def p_value(p: float) -> str:
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
+def decimals(value: float | None) -> str:
+    """As papers print them: shares with four decimals, hundredths with one; a dash for what was not measured."""
+    return "–" if value is None else f"{value:.4f}" if abs(value) < 2 else f"{value:.1f}"
+
+
+def as_published(value: float | None) -> str:
+    """With the digits that its source prints."""
+    return "–" if value is None else str(value)
+
+
 def verdict(metric: dict, row: dict) -> str:
     """In words, who is better."""
     if not row["significant"]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from rich.console import Console
@@ -15,11 +16,13 @@ from captioner.compute import agreement
 from captioner.contracts import LoadOptions
 from captioner.errors import BadInput
 from captioner.files.cache import cache_to_write
+from captioner.files.json import write_object
 from captioner.sinks.row import groups
 from captioner.statistics import Interval, paired_difference
 from captioner.text.embedding import text_embedder
-from eval.data import Pairs
+from eval.data import Pairs, read_pairs
 from eval.progress import track
+from eval.speed.clock import check_file
 
 WITH = "fp32"
 """What the other precisions are compared with."""
@@ -84,6 +87,18 @@ def _captions(model: str, options: LoadOptions, pairs: Pairs) -> Iterator[str]:
     for indices in track(batches, len(batches), f"{captioner.name}, {options.precision}"):
         for prompt in captioner.generate([pairs.image(index) for index in indices]):
             yield prompt.text
+
+
+def show(
+    model: str, precisions: Sequence[str], data: Sequence[str], limit: int | None, out: Path | None, device: str
+) -> None:
+    """Measure on these pairs: a table, and JSON where it is wanted."""
+    if out is not None:
+        check_file(out)
+    measured = measure(model, precisions, read_pairs(data, limit), device)
+    if out is not None:
+        write_object(out, {"model": model, "rows": [one.to_dict() for one in measured]})
+    print_table(measured)
 
 
 def print_table(measured: Sequence[Agreement]) -> None:
