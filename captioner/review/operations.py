@@ -99,6 +99,8 @@ class Replace:
             raise BadPattern(
                 f"The pattern takes longer than {SECONDS:g} seconds: make it simpler, or choose fewer pictures."
             ) from error
+        except MemoryError as error:  # `regex` stops at some hundreds of megabytes
+            raise BadPattern("The pattern takes too much memory, as (?R) does that never ends.") from error
         except (regex.error, IndexError) as error:
             raise BadInput(f"The replacement is not valid: {error}.") from error
         return Change(after, count)

@@ -58,6 +58,12 @@ def test_a_pattern_that_would_never_end_is_stopped(monkeypatch: pytest.MonkeyPat
         operation("a")
 
 
+def test_a_pattern_that_holds_itself_without_end_is_stopped() -> None:
+    with pytest.raises(BadPattern, match="too much memory"):
+        Replace("(?R)", "x", is_pattern=True)("a cat")
+    assert Replace(r"\((?:[^()]|(?R))*\)", "", is_pattern=True)("a cat (on (a) mat)") == ("a cat ", 1)
+
+
 @pytest.mark.parametrize(
     "make", [lambda: Replace(""), lambda: Prepend(" "), lambda: DeleteTerm(""), lambda: Append("a" * 501)]
 )
