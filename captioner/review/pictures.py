@@ -48,14 +48,19 @@ def files_in(root: Path) -> Iterator[tuple[str, Path]]:
                 continue
             if entry.is_dir(follow_symlinks=False):
                 folders.append(Path(entry.path))
-            elif entry.is_symlink() and not is_inside(Path(entry.path), root):
-                continue
-            elif entry.is_file():
+            elif _is_file(entry, root):
                 count += entry.name.lower().endswith(EXTENSIONS)
                 if count > MOST_PICTURES:
                     raise BadInput(f"{root} holds more than {MOST_PICTURES:,} pictures: open one of its subfolders.")
                 yield os.path.relpath(entry.path, root).replace(os.sep, "/"), Path(entry.path)
         waiting.extend(reversed(folders))
+
+
+def _is_file(entry: os.DirEntry[str], root: Path) -> bool:
+    """A file in the root, or a link to one. Of a link that leads to itself `entry.is_file` raises an error."""
+    if entry.is_symlink():
+        return is_inside(Path(entry.path), root) and os.path.isfile(entry.path)
+    return entry.is_file()
 
 
 def is_picture(name: str) -> bool:

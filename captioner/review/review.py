@@ -110,13 +110,13 @@ class Review:
         self.writer = Writer(self.lock, self.journal, self._theirs)
         try:
             self.thumbnails = Thumbnails(self.root)
-            self.look_again()
+            self._look()
             self._recover()
         except BaseException:
             self.journal.close()
             raise
         self.writer.start()
-        threading.Thread(target=self._look_ahead, name="looks ahead", daemon=True).start()
+        self._start_looking_ahead()
 
     def __enter__(self) -> Review:
         return self
@@ -133,6 +133,10 @@ class Review:
 
     def look_again(self) -> None:
         """All pictures, their texts and what failed, as they are on the disk now."""
+        self._look()
+        self._start_looking_ahead()
+
+    def _look(self) -> None:
         files = list(files_in(self.root))
         with self.lock:
             named = ((as_text(name), path) for name, path in files if is_picture(name))
@@ -146,12 +150,15 @@ class Review:
                 self._show(row)
             self._look_at_errors([path for _, path in files])
 
+    def _start_looking_ahead(self) -> None:
+        threading.Thread(target=self._look_ahead, name="looks ahead", daemon=True).start()
+
     def _look_ahead(self) -> None:
         """What takes seconds for 10,000 pictures, before anybody asks: tokens, and which pictures are none."""
-        rows = list(self.rows.values())
-        count_tokens(rows)
-        for row in rows:
-            if self.writer.closed:
+        known = self.rows
+        count_tokens(list(known.values()))
+        for row in known.values():
+            if self.writer.closed or self.rows is not known:  # the folder has been looked at again
                 return
             if row.text is None and row.problem is None:
                 try:

@@ -104,7 +104,7 @@ class Table:
         if not isinstance(text, str | None) or len(text or "") > LONGEST_TEXT:
             self.foreign.add(row)
             return line
-        line.row, line.text = row, (text or "").strip()
+        line.row, line.text = row, as_text(text or "").strip()  # half a surrogate pair no page could send back
         row.places[self] = line.text
         score = fields.get("score")
         if isinstance(score, int | float) and not isinstance(score, bool) and np.isfinite(score):

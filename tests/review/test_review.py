@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -238,6 +239,36 @@ def test_what_failed_is_a_row_with_its_reason(photos: Path) -> None:
     assert (photos / "2.txt").read_bytes() == b"caf\xe9"
 
 
+def test_a_picture_that_is_none_fails_after_another_look_too(photos: Path) -> None:
+    (photos / "11.png").write_bytes(b"no picture")
+
+    def failed() -> list[str]:
+        until = time.monotonic() + 20
+        while not (rows := review.view("is:failed")) and time.monotonic() < until:
+            time.sleep(0.01)
+        return [row.name for row in rows]
+
+    with Review(photos) as review:
+        assert failed() == ["11.png"]
+        review.look_again()
+        assert failed() == ["11.png"]
+
+
+def test_half_a_surrogate_pair_in_a_table_can_be_corrected(photos: Path) -> None:
+    """JSON may hold it, and no page can say which text it has seen."""
+    (photos / "metadata.jsonl").write_text('{"file_name": "11.png", "text": "a cat \\ud83d"}\n')
+    before = (photos / "metadata.jsonl").read_bytes()
+    with Review(photos) as review:
+        seen = review.row("11.png").text
+        assert seen == "a cat \\ud83d"
+        review.edit("11.png", seen, before=seen)
+        review.flush()
+        assert (photos / "metadata.jsonl").read_bytes() == before
+        review.edit("11.png", "a cat", before=seen)
+        review.flush()
+    assert rows_of(photos / "metadata.jsonl")[0]["text"] == "a cat"
+
+
 @pytest.mark.parametrize("where", ["table", "sidecars"])
 def test_looking_again_while_texts_are_written(photos: Path, where: str) -> None:
     """Two threads read and write the same files: each line of a table stays one line, each text the last one."""
@@ -277,12 +308,13 @@ def test_nothing_outside_of_the_root(photos: Path, tmp_path: Path) -> None:
     (photos / "link.png").symlink_to(outside / "secret.png")
     (photos / "folder").symlink_to(outside, target_is_directory=True)
     (photos / "within.png").symlink_to(photos / "1.png")
+    (photos / "circle.png").symlink_to("circle.png")
     (photos / "11.txt").symlink_to(outside / "secret.txt")
     before = snapshot(outside)
     with Review(photos) as review:
         names = {row.name for row in review.view()}
         assert "within.png" in names
-        assert not {"link.png", "folder/secret.png"} & names
+        assert not {"link.png", "folder/secret.png", "circle.png"} & names
         assert review.row("11.png").text is None
         assert "leads out" in review.row("11.png").problem
         for name in ("../outside/secret.png", "/etc/passwd", "folder/secret.png", "", "\0"):

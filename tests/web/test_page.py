@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import difflib
 import json
+import os
 import shlex
 import shutil
 import zipfile
@@ -59,6 +60,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copy(CAT, root.parent / "outside.jpg")
     (root / "notes.txt").write_text("no picture")
     (root / "leads-out.jpg").symlink_to(root.parent / "outside.jpg")
+    (root / "circle.jpg").symlink_to("circle.jpg")
     return root
 
 
@@ -422,6 +424,15 @@ def test_nothing_outside_of_the_folder_is_listed_or_sent(folder: Path) -> None:
         routes.picture_inside(folder, f"{'n' * 3000}.jpg")
     with pytest.raises(BadImage, match="There is no file"):
         below(folder, f"{'n' * 3000}.jpg")
+
+
+def test_a_folder_that_may_not_be_read_says_so(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path) -> list[str]:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(os, "listdir", refuse)  # whoever runs as root may read all
+    with pytest.raises(BadInput, match="'more' cannot be read"):
+        routes.listed(folder, "more")
 
 
 def test_sidecars_lie_inside_of_the_archive_under_names_of_their_own(tmp_path: Path) -> None:

@@ -209,14 +209,18 @@ def listed(root: Path, path: str) -> Any:
     if not os.path.isdir(here):  # pathlib's raises an error of a name that is too long
         raise BadInput(f"There is no folder {printable(path)[:200]!r}.")
     folders, pictures = [], []
-    with os.scandir(here) as entries:
-        for entry in sorted(entries, key=lambda entry: entry.name.lower()):
-            if entry.name.startswith(".") or not Path(os.path.realpath(entry.path)).is_relative_to(root):
-                continue
-            if entry.is_dir():
-                folders.append(entry.name)
-            elif entry.name.lower().endswith(EXTENSIONS) and entry.is_file():
-                pictures.append(entry.name)
+    try:
+        names = sorted(os.listdir(here), key=str.lower)
+    except OSError as error:
+        raise BadInput(f"The folder {printable(path)[:200]!r} cannot be read ({error.strerror}).") from error
+    for name in names:
+        target = here / name
+        if name.startswith(".") or not Path(os.path.realpath(target)).is_relative_to(root):
+            continue
+        if os.path.isdir(target):  # of a link that leads to itself `DirEntry.is_dir` raises an error
+            folders.append(name)
+        elif name.lower().endswith(EXTENSIONS) and os.path.isfile(target):
+            pictures.append(name)
     relative = here.relative_to(root).as_posix()
     return {
         "path": "" if relative == "." else relative,
