@@ -7,25 +7,24 @@ from captioner.compute.devices import (
     fits,
     free_memory,
     fused_attention_pays,
+    has_avx512,
     has_bf16,
     has_room_for_another,
     precision,
     sent,
 )
+from captioner.compute.inference import prepare
+from captioner.compute.int8 import Int8Linear, multiplies_int8
+from captioner.compute.linear import Conv1D
 from captioner.compute.packed import (
-    Conv1D,
     HalfLinear,
-    Int8Linear,
     PackedLinear,
     convolved_relu6,
     fuse_gelu,
     multiplied_relu6,
-    multiplies_int8,
     pack,
     pays_to_pack,
-    prepare,
     read_as_half,
-    traced,
 )
 from captioner.compute.recorded import (
     Lending,
@@ -34,6 +33,7 @@ from captioner.compute.recorded import (
     recorded,
 )
 from captioner.compute.threads import each_alone, side_by_side
+from captioner.compute.tracing import traced
 
 __all__ = [
     "DTYPES",
@@ -51,6 +51,7 @@ __all__ = [
     "free_memory",
     "fuse_gelu",
     "fused_attention_pays",
+    "has_avx512",
     "has_bf16",
     "has_room_for_another",
     "multiplied_relu6",

@@ -42,6 +42,11 @@ def precision(name: str, target: torch.device) -> str:
     return name
 
 
+def has_avx512() -> bool:
+    """Does torch compute with vectors of 512 bits here?"""
+    return torch.backends.cpu.get_cpu_capability().startswith("AVX512")
+
+
 def has_bf16() -> bool:
     """Does this CPU compute in bf16? One that does not is slower in it than in fp32."""
     return torch.cpu._is_avx512_bf16_supported() or has_amx()

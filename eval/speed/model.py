@@ -24,7 +24,6 @@ from transformers import BertTokenizer, BlipConfig
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 
 from captioner import compute, pipeline, zoo
-from captioner.compute.packed import has_avx512
 from captioner.contracts import LoadOptions, Speaker
 from captioner.decoding import Decoding
 from captioner.errors import BadInput, printable
@@ -105,7 +104,7 @@ def ratios(row: dict[str, Any], result: dict[str, Any]) -> list[Row]:
 def _kind_of_machine() -> str:
     if torch.cuda.is_available():
         return "a GPU"
-    return "a CPU with AVX-512" if has_avx512() else "another CPU"
+    return "a CPU with AVX-512" if compute.has_avx512() else "another CPU"
 
 
 def speed(

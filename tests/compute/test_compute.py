@@ -10,7 +10,6 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from captioner import compute
-from captioner.compute.packed import has_avx512
 from captioner.contracts import LoadOptions
 from captioner.errors import BadInput
 
@@ -140,7 +139,7 @@ def test_a_picture_of_577_rows_is_multiplied_in_parts_without_avx512(rows: int) 
     torch.manual_seed(0)
     weight, bias = torch.randn(8, 16), torch.randn(8)
     layer = compute.PackedLinear(weight, bias, "gelu")
-    assert (rows in layer.in_parts) == (rows > 576 and not has_avx512())
+    assert (rows in layer.in_parts) == (rows > 576 and not compute.has_avx512())
     x = torch.randn(rows, 16)
     torch.testing.assert_close(layer(x), nn.functional.gelu(nn.functional.linear(x, weight, bias)))
 
@@ -204,13 +203,13 @@ def test_rows_of_8_bits_keep_their_numbers_and_do_not_depend_on_neighbours(dtype
 @INT8
 def test_int8_is_bf16_in_between_and_leaves_gpt2s_layers(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     for native, dtype in ((True, torch.bfloat16), (False, torch.float32)):
-        monkeypatch.setattr(compute.packed, "has_bf16", lambda native=native: native)
+        monkeypatch.setattr(compute.int8, "has_bf16", lambda native=native: native)
         prepared = compute.prepare(copy.deepcopy(model), LoadOptions(device="cpu", precision="int8"))
         assert type(prepared.first) is type(prepared.blocks[0][0]) is compute.Int8Linear
         assert type(prepared.last) is not compute.Int8Linear
         assert prepared(torch.randn(3, 5, 16, dtype=dtype)).dtype == dtype
     model.blocks.append(nn.Conv2d(32, 32, 3))  # who convolves more stays in fp32
-    monkeypatch.setattr(compute.packed, "has_bf16", lambda: True)
+    monkeypatch.setattr(compute.int8, "has_bf16", lambda: True)
     assert compute.prepare(model, LoadOptions(device="cpu", precision="int8")).first.weight.dtype == torch.float32
 
 
@@ -219,7 +218,7 @@ def test_int8_without_exact_sums_and_around_small_decoders_is_torchs_own(
 ) -> None:
     options, own = LoadOptions(device="cpu", precision="int8"), torch.ao.nn.quantized.dynamic.Linear
     assert type(compute.prepare(copy.deepcopy(model), options, small=nn.ModuleList()).first) is own
-    monkeypatch.setattr(compute.packed, "multiplies_int8", lambda: False)
+    monkeypatch.setattr(compute.inference, "multiplies_int8", lambda: False)
     assert type(compute.prepare(model, options).first) is own
 
 
@@ -232,7 +231,7 @@ def test_products_of_8_bits_are_tried_before_they_are_used(
             raise fault
         return torch.full((64, 64), 32767.0 * 32)  # as sums of two come out that do not fit 16 bits
 
-    monkeypatch.setattr(compute.packed, "_int8_product", product)
+    monkeypatch.setattr(compute.int8, "_int8_product", product)
     assert not compute.multiplies_int8.__wrapped__()
 
 

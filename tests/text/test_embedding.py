@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from captioner.compute.packed import has_avx512
+from captioner.compute import has_avx512
 from captioner.errors import MissingModel
 from captioner.text.bert import Bert
 from captioner.text.embedding import suits, text_embedder

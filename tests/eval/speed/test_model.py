@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from captioner.compute.packed import has_avx512
+from captioner.compute import has_avx512
 from captioner.errors import BadInput, BadOutput
 from eval.speed import model
 from eval.speed.clock import flops, peak
