@@ -151,7 +151,7 @@ def terms_mine(
 
     captioner terms mine prompts.txt --out terms.tsv
     """
-    from captioner.run.questions import read_texts
+    from captioner.run.texts import read_texts
     from captioner.sinks import write_lines
     from captioner.text.terms import mine
 

@@ -118,7 +118,8 @@ def embed(
 
     captioner embed photos --model runs/direct --out vectors.parquet
     """
-    from captioner.run import questions
+    from captioner.cli.rows import numbers
+    from captioner.run import questions, texts
     from captioner.sinks import given
 
     inputs = inputs or []
@@ -130,7 +131,7 @@ def embed(
         return
     if model is None and (missing := [text for text in inputs if _is_missing(text)]):
         raise BadInput(f"There is no picture {missing[0]!r}. If it is a text, give it by --file.")
-    if questions.are_pictures(inputs, model):
+    if texts.are_pictures(inputs, model):
         if file is not None:
             raise BadInput("--file holds texts: leave out pictures and --model. What embeds texts is --embedder.")
         inputs = _named(inputs)
@@ -138,7 +139,7 @@ def embed(
         embeddings = questions.Embeddings(asked, request, read.max_pixels, expected)
 
         def of_pictures(many: bool) -> Sink:
-            return write.sink(questions.numbers, many, embeddings.settings)
+            return write.sink(numbers, many, embeddings.settings)
 
         _run(inputs, embeddings, of_pictures, read.recursive, read.batch_size, write.quiet, asked.label, asked.spent)
     else:
@@ -148,8 +149,8 @@ def embed(
             raise BadInput(f"{' and '.join(unused)} would change nothing: these are texts, not pictures.")
         if write.out not in (None, Path("-")) and (not write.out.suffix or os.path.isdir(write.out)):
             raise BadInput(f"{write.out} is for pictures, these are texts: name a .npy, .jsonl, .csv or .parquet file.")
-        sink = write.sink(questions.numbers, False, {"captioner": __version__, "embedder": options.embedder})
-        tally = questions.embed_texts(questions.read_texts(inputs, file), options.embedder, sink)
+        sink = write.sink(numbers, False, {"captioner": __version__, "embedder": options.embedder})
+        tally = texts.embed_texts(texts.read_texts(inputs, file), options.embedder, sink)
         if sink.resumable and not write.quiet:
             typer.echo(f"captioner: {sink.summary(tally.done, tally.skipped, tally.failed)}", err=True)
 
@@ -201,10 +202,11 @@ def read(
     captioner read folder --recursive --json
     """
     from captioner import sinks
+    from captioner.cli.rows import parameters_text
     from captioner.run import questions
 
     def sink(many: bool) -> sinks.Stdout:
-        return sinks.Stdout(sinks.to_json if json else partial(questions.parameters_text, named=many))
+        return sinks.Stdout(sinks.to_json if json else partial(parameters_text, named=many))
 
     _run(images, questions.Metadata(), sink, recursive, quiet=True)
 
@@ -248,8 +250,9 @@ def similar(
 ) -> None:
     """Show the reference pictures that look most like a picture, with their prompts."""
     from captioner import sinks
+    from captioner.cli.rows import neighbours_json, neighbours_table
     from captioner.run import questions
 
-    show = questions.neighbours_json if json else questions.neighbours_table
+    show = neighbours_json if json else neighbours_table
     neighbours = questions.Neighbours(path_of(index), count)
     _run(images, neighbours, lambda many: sinks.Stdout(show), recursive, None, quiet, lambda: index)

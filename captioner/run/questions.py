@@ -7,8 +7,7 @@ carries its own prompt.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -17,15 +16,13 @@ from typing import TYPE_CHECKING
 
 from captioner import __version__, zoo
 from captioner.contracts import LoadOptions, MetadataUse, Request, Speaker
-from captioner.errors import BadAnswer, BadCheckpoint, BadImage, BadInput
-from captioner.images import Source, is_there, printable
+from captioner.errors import BadAnswer, BadImage, BadInput
+from captioner.images import Source
 from captioner.images.fetch import in_thread
-from captioner.images.metadata import Parameters, read_parameters
-from captioner.pairs.tables import is_whole
+from captioner.images.metadata import read_parameters
 from captioner.run import templates
 from captioner.run.batch import Asked
-from captioner.run.progress import Tally
-from captioner.sinks import Result, Row, Settings, Sink, as_text, given, groups, is_finite, to_json
+from captioner.sinks import Row, Settings, given
 
 if TYPE_CHECKING:
     import numpy as np
@@ -39,8 +36,6 @@ if TYPE_CHECKING:
 BATCH = 8
 BATCH_ON_GPU = 64
 """Pictures at a time where nothing else is said; a run halves it when memory does not suffice."""
-TEXTS = 256
-"""Texts embedded at a time."""
 _RESOLVING = Lock()
 """A model may have to be fetched, once."""
 
@@ -375,98 +370,6 @@ class Neighbours:
         from captioner.models.knn import knn
 
         return knn.load(self.index, LoadOptions())
-
-
-# --- texts -----------------------------------------------------------------------------------------------------------
-
-
-def are_pictures(inputs: Sequence[str], model: str | None) -> bool:
-    """What the arguments of `captioner embed` are: pictures where a model is named or all of them exist, else texts."""
-    exists = [is_there(text) for text in inputs]
-    if model is not None or (exists and all(exists)):
-        return True
-    if any(exists):
-        raise BadInput(
-            f"{inputs[exists.index(True)]!r} is there but {inputs[exists.index(False)]!r} is not: "
-            f"give either pictures or texts, or name a --model to say that all are pictures."
-        )
-    return False
-
-
-def read_texts(texts: Sequence[str], file: str | None) -> Iterator[str]:
-    """Texts as arguments, and the lines of a file or of standard input."""
-    if not texts and file is None:
-        raise BadInput("Nothing to do: give texts, pictures, or --file FILE with one text a line.")
-    for text in texts:
-        if not is_whole(text):
-            raise BadInput(f"{printable(text)!r} is not UTF-8 text.")
-        yield text
-    if file is None:
-        return
-    try:
-        with nullcontext(sys.stdin.buffer) if file == "-" else open(file, "rb") as lines:
-            for line in lines:
-                yield line.decode("utf-8-sig").rstrip("\r\n")
-    except OSError as error:
-        raise BadInput(f"{file} cannot be read ({error.strerror}).") from error
-    except UnicodeDecodeError as error:
-        raise BadInput(f"{file} is not UTF-8 text: save it as UTF-8.") from error
-
-
-def embed_texts(texts: Iterable[str], embedder: str | None, sink: Sink) -> Tally:
-    """Unit vectors of texts, any number of them."""
-    from captioner.text.embedding import text_embedder
-
-    tally = Tally()
-    with sink:
-        texts = iter(texts)
-        for row in sink.existing():
-            if as_text(next(texts, "")) != row.get("text"):
-                raise BadInput("The output was begun with other texts: give the same again, or name another output.")
-            tally.skipped += 1
-        for part in groups(texts, TEXTS):
-            vectors = text_embedder(embedder)(part)
-            rows: list[Row] = [{"text": t, "embedding": as_numbers(v)} for t, v in zip(part, vectors, strict=True)]
-            if not all(map(is_finite, rows)):
-                raise BadCheckpoint("The embedder's numbers are not finite (NaN): its weights are damaged.")
-            sink.write([Result(Source(row["text"]), row) for row in rows])
-            tally.done += len(rows)
-    return tally
-
-
-# --- how rows look when they are printed -----------------------------------------------------------------------------
-
-
-def numbers(row: Row) -> str:
-    """An embedding as decimals with spaces between."""
-    return " ".join(map(str, row["embedding"]))
-
-
-def parameters_text(row: Row, named: bool) -> str:
-    """Generation parameters as A1111 shows them; one of many begins with its picture's name."""
-    parameters = Parameters(**{column: value for column, value in row.items() if column != "file"})
-    return f"{printable(row['file'])}\n{parameters.to_text()}\n" if named else parameters.to_text()
-
-
-def neighbours_json(row: Row) -> str:
-    """One line of JSON for a picture."""
-    return to_json({"image": row["file"], "similar": row["similar"]})
-
-
-def neighbours_table(row: Row) -> str:
-    """The neighbours of a picture as wide as the terminal."""
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table("similarity", "picture", "prompt", title=Text(printable(row["file"])))
-    for near in row["similar"]:
-        names = (Text(printable(near[column])) for column in ("picture", "prompt"))
-        table.add_row(f"{near['similarity']:.3f}", *names)
-    console = Console()
-    with console.capture() as captured:
-        console.print(table)
-    return captured.get().rstrip("\n")
 
 
 def as_numbers(vector: np.ndarray) -> list[float]:

@@ -686,7 +686,7 @@ for words in (["--help"], ["generate", "--help"], ["models"], ["generate", sys.a
 
 
 def test_names_of_an_index_reach_the_terminal_escaped() -> None:
-    from captioner.run.questions import neighbours_table
+    from captioner.cli.rows import neighbours_table
 
     near = {"picture": "\x1b[31mred.png", "prompt": "\x1b]0;pwned\x07a [/b] cat", "similarity": 0.5}
     shown = neighbours_table({"file": "\x1b[2Ja.png", "similar": [near]})
