@@ -193,6 +193,18 @@ def test_a_busy_server_is_asked_again_and_a_run_can_be_stopped(page: Page) -> No
 
 
 @in_browser
+def test_a_picture_that_is_asked_about_anew_is_asked_about_once(page: Page) -> None:
+    page.drop("#caption", [CAT])
+    captioned(page)
+    page.run(
+        "(() => { for (let time = 0; time < 3; time += 1) document.querySelector('.drawer .primary').click(); })()"
+    )
+    captioned(page)
+    page.wait("document.querySelector('.stop').hidden")
+    assert sum(asked.endswith("v1/generate") for asked in page.requests) == 2
+
+
+@in_browser
 def test_downloads_hold_what_is_shown(page: Page, tmp_path: Path, said: captioner.Prompt) -> None:
     page.downloads_into(tmp_path)
     page.drop("#caption", [CAT, COFFEE])

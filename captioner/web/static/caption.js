@@ -242,9 +242,9 @@ class Caption {
   }
 
   async ask(item) {
-    item.status = "running";
-    item.abort = new AbortController();
-    const { signal } = item.abort;
+    const abort = new AbortController();
+    const { signal } = abort;
+    Object.assign(item, { status: "running", abort });
     item.card.draw();
     try {
       if (!this.state.description) this.state.description = await this.describe(this.state.model);
@@ -256,6 +256,7 @@ class Caption {
       item.card.draw();
       if (item.carried === undefined) await this.read(item, blob, signal);
     } catch (error) {
+      if (item.abort !== abort) return; // it has been asked for anew
       if (error.name === "AbortError") item.status = item.status === "done" ? "done" : "waiting";
       else if (item.status !== "done") Object.assign(item, { status: "failed", reason: error.message });
       item.card.draw();
