@@ -19,7 +19,7 @@ import numpy as np
 from fastapi import APIRouter, HTTPException, Request
 from fastapi.responses import Response, StreamingResponse
 from fastapi.routing import APIRoute
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, BeforeValidator, Field
 from starlette.concurrency import run_in_threadpool
 
 from captioner.errors import BadInput, CaptionerError, MissingModel
@@ -190,13 +190,17 @@ class StreamOptions(BaseModel):
     include_usage: bool | None = None
 
 
+Limit = Annotated[int | None, Field(ge=1), BeforeValidator(lambda limit: None if limit == -1 else limit)]
+"""Of tokens. LM Studio, llama.cpp and their clients write -1 for none."""
+
+
 class ChatRequest(BaseModel):
     """`POST /v1/chat/completions`."""
 
     messages: list[Message] = Field(min_length=1, max_length=MOST_MESSAGES)
     model: str | None = None
-    max_tokens: int | None = Field(None, ge=1)
-    max_completion_tokens: int | None = Field(None, ge=1)
+    max_tokens: Limit = None
+    max_completion_tokens: Limit = None
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, ge=0, le=1)
     seed: int | None = None

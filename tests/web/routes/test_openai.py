@@ -101,6 +101,8 @@ def test_a_stop_and_a_limit_end_the_text(client: openai.OpenAI, prompt: str) -> 
     assert choice.finish_reason == "stop"
     (choice,) = client.chat.completions.create(model="mini", messages=messages, max_tokens=3, temperature=0).choices
     assert choice.finish_reason == "length"
+    (choice,) = client.chat.completions.create(model="mini", messages=messages, max_tokens=-1).choices
+    assert choice.message.content == prompt  # as LM Studio's clients say "no limit"
 
 
 def test_models_are_listed_and_told(client: openai.OpenAI) -> None:
