@@ -79,6 +79,8 @@ class Limits:
             if scope["type"] == "lifespan":
                 await self.app(scope, receive, send)
             return  # there are no web sockets here
+        # An answer to HEAD is one to GET, of which the server sends the headers alone.
+        asked = {**scope, "method": "GET"} if scope["method"] == "HEAD" else scope
         answered: list[int] = []
 
         async def send_with_headers(message: Message) -> None:
@@ -88,7 +90,7 @@ class Limits:
             await send(message)
 
         began = time.monotonic()
-        scope[BEGAN] = began
+        asked[BEGAN] = began
         body = _Body(self, receive, began + min(BODY_SECONDS, self.seconds))
         try:
             try:
@@ -97,7 +99,7 @@ class Limits:
                 response = respond(self.forms, scope["path"], refused.status_code, refused.detail, refused.headers)
                 await response(scope, receive, send_with_headers)
             else:
-                await self.app(scope, body.receive, send_with_headers)
+                await self.app(asked, body.receive, send_with_headers)
         except Exception as error:
             logger.error("%s failed", scope["path"], exc_info=error)
             if answered:
@@ -105,7 +107,7 @@ class Limits:
             await respond(self.forms, scope["path"], 500, BUG)(scope, receive, send_with_headers)
         finally:
             self.held -= body.bytes
-            self.answers.add(_route(scope), str(answered[0] if answered else 499))
+            self.answers.add(_route(asked), str(answered[0] if answered else 499))
             self.times.see(time.monotonic() - began)
 
     def _check(self, scope: Scope) -> None:

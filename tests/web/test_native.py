@@ -6,6 +6,7 @@ import base64
 import json
 from collections.abc import Callable
 
+import httpx
 import numpy as np
 import pytest
 from fastapi.testclient import TestClient
@@ -149,6 +150,14 @@ def test_where_nothing_is_and_where_something_is_asked_for_otherwise(client: Tes
     error = client.get("/v1/chat/completions").json()["error"]
     assert error["message"].startswith("/v1/chat/completions takes POST")
     assert error["type"] == "invalid_request_error"
+
+
+@pytest.mark.parametrize("path", ["/health", "/", "/v1/models", "/nothing", GENERATE])
+def test_head_is_answered_as_get_without_a_body(server: str, path: str) -> None:
+    """Monitors and load balancers ask so."""
+    told, whole = httpx.head(f"{server}{path}"), httpx.get(f"{server}{path}")
+    assert (told.status_code, told.content) == (whole.status_code, b"")
+    assert told.headers["content-length"] == whole.headers["content-length"]
 
 
 def test_bodies_that_are_no_json(client: TestClient) -> None:
