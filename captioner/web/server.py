@@ -28,6 +28,8 @@ from captioner.web.settings import PORT, Settings
 HEADER_SECONDS = 10.0
 """For the headers of a request, from its first byte or the connection's first moment."""
 HEADER_BYTES = 32_768
+ANSWER_SECONDS = 120.0
+"""In which a client takes something of its answer: else that would lie here for as long as the client likes."""
 CONNECTIONS = 900
 """At once; more are answered 503."""
 TRIM = 300
@@ -145,6 +147,7 @@ class Patient(H11Protocol):
     """A connection whose requests must come in time."""
 
     headers_due: asyncio.TimerHandle | None = None
+    reading_due: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
@@ -162,7 +165,16 @@ class Patient(H11Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._forget()
+        self._is_read()
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._expect_reading()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._is_read()
 
     def _expect(self) -> None:
         """The clock runs while the headers of a request are on their way."""
@@ -180,3 +192,19 @@ class Patient(H11Protocol):
         self.headers_due = None
         if self.conn.their_state is h11.IDLE and not self.transport.is_closing():
             self.transport.close()
+
+    def _expect_reading(self) -> None:
+        """The clock runs while more waits to be sent than the client takes at once."""
+        left = self.transport.get_write_buffer_size()
+        self.reading_due = self.loop.call_later(ANSWER_SECONDS, self._look_at_reading, left)
+
+    def _look_at_reading(self, before: int) -> None:
+        if self.transport.get_write_buffer_size() < before:
+            self._expect_reading()
+        else:
+            self.transport.abort()
+
+    def _is_read(self) -> None:
+        if self.reading_due is not None:
+            self.reading_due.cancel()
+            self.reading_due = None

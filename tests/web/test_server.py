@@ -12,6 +12,8 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -25,7 +27,7 @@ from captioner.serving.engine import Engine
 from captioner.serving.scheduler import Closed, Scheduler
 from captioner.web import server as web
 from captioner.web.settings import Settings
-from tests.web.conftest import CAT_URL
+from tests.web.conftest import CAT_URL, serving
 
 
 def connect(address: str) -> socket.socket:
@@ -88,6 +90,31 @@ def test_bodies_must_come_in_time(server: str, monkeypatch: pytest.MonkeyPatch) 
     with connect(server) as connection:
         connection.sendall(b"POST /v1/generate HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n{")
         assert b" 408 " in until_closed(connection)
+
+
+def test_answers_must_be_read(engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that nobody reads would lie in memory, and hold one of the connections, for as long as the client likes."""
+    monkeypatch.setattr(web, "ANSWER_SECONDS", 0.2)
+    size = 30_000_000  # more than the system's own buffers take
+    (tmp_path / "large.png").write_bytes(bytes(size))
+    with serving(engine, root=tmp_path) as address, connect(address) as connection:
+        connection.sendall(b"GET /page/file?path=large.png HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        wait_for(lambda: 'route="/page/file",status="200"' in httpx.get(f"{address}/metrics").text)  # it is over
+        assert 0 < len(until_closed(connection)) < size
+
+
+def test_who_reads_slowly_is_waited_for() -> None:
+    left, looks, aborted = [100], [], []
+    connection: Any = web.Patient.__new__(web.Patient)
+    connection.loop = SimpleNamespace(call_later=lambda seconds, look, before: looks.append((look, before)))
+    connection.transport = SimpleNamespace(get_write_buffer_size=lambda: left[0], abort=lambda: aborted.append(1))
+    connection._expect_reading()
+    for left[0] in (99, 99):
+        assert not aborted
+        look, before = looks.pop()
+        look(before)
+    assert aborted
+    assert not looks
 
 
 @pytest.mark.parametrize(
