@@ -45,7 +45,7 @@ Modifiers = Annotated[
     typer.Option(help="A list of the terms that count as modifiers; else those that 10 of the prompts have."),
 ]
 Embedder = Annotated[str | None, typer.Option(help="Another sentence embedder than MiniLM-L6.")]
-Seed = Annotated[int, typer.Option(help="For the bootstrap and for everything drawn by chance.")]
+Seed = Annotated[int, typer.Option(help="For the bootstrap and for everything drawn by chance.", min=0)]
 Resamples = Annotated[int, typer.Option(help="Bootstrap resamples.", min=100)]
 BatchSize = Annotated[int, typer.Option(help="Pictures a model is given at once.", min=1)]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda …")]
@@ -190,7 +190,7 @@ def redraw(
     batch_size: Annotated[int, typer.Option(help="Pictures drawn at once.", min=1)] = 1,
     device: Device = "auto",
     precision: Annotated[str, typer.Option(help="auto (fp16 on a GPU, else fp32), fp32, bf16 or fp16.")] = "auto",
-    seed: Annotated[int, typer.Option(help="For the noise that pictures begin with.")] = 0,
+    seed: Annotated[int, typer.Option(help="For the noise that pictures begin with.", min=0)] = 0,
 ) -> None:
     """Draw again: what would the models' texts make? Needs `pip install 'captioner[synth]'`.
 

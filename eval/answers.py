@@ -33,7 +33,7 @@ from captioner.images.ahead import read_ahead
 from captioner.images.open import bytes_of
 from captioner.models.openai import spent
 from eval import baselines, tables
-from eval.provenance import weights_hash
+from eval.provenance import hash_of, weights_hash
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -90,7 +90,11 @@ class Request:
     def parse(cls, entry: str) -> Request:
         label, separator, name = entry.partition("=")
         is_whole = not separator or Path(entry).exists() or entry.startswith(zoo.SERVER)  # an address may hold a "="
-        return cls(short_name(entry), entry) if is_whole else cls(label, name)
+        if is_whole:
+            return cls(short_name(entry), entry)
+        if not label.strip() or not name.strip():
+            raise BadInput(f"{entry!r} lacks the {'label' if name.strip() else 'model'}: write LABEL=NAME.")
+        return cls(label, name)
 
     @property
     def tables(self) -> list[Path]:
@@ -270,6 +274,8 @@ def _ask_model(
         return loaded[0]
 
     header = {"model": request.name, "weights": answered.weights, "data": pairs.fingerprint, **asdict(settings)}
+    if settings.embedder is not None and Path(settings.embedder).is_dir():
+        header["embedder_weights"] = hash_of([Path(settings.embedder)])  # its vectors of the texts are kept, too
 
     def answers(seed: int | None) -> list[Answer]:
         file, begins = (folder / request.file_name, header) if seed is None else _seeded(folder, request, header, seed)

@@ -25,7 +25,8 @@ class Clip:
     """Pictures and texts in one space: an image embedder."""
 
     def __init__(self, name: str, options: LoadOptions | None = None) -> None:
-        self.ranker = Ranker.from_folder(zoo.weights_folder(os.path.expanduser(name)), options or LoadOptions())
+        self.folder = zoo.weights_folder(os.path.expanduser(name))
+        self.ranker = Ranker.from_folder(self.folder, options or LoadOptions())
 
     def embed_images(self, images: Sequence[Image]) -> np.ndarray:
         """Unit vectors `[n, d]`."""

@@ -60,6 +60,10 @@ class BertScore:
         self.model = _load(AutoModel, folder, options or LoadOptions())
         self.tokenizer = _tokenizer(folder)
         config = self.model.config
+        if config.is_encoder_decoder or not hasattr(config, "num_hidden_layers"):  # a T5; a CLIP, which has two towers
+            raise BadCheckpoint(
+                f"{folder} holds a {config.model_type!r} model: BERTScore needs a text encoder, e.g. roberta-large."
+            )
         self.layer = BEST_LAYERS.get((config.model_type, config.num_hidden_layers), config.num_hidden_layers)
         self.limit = _limit(self.tokenizer, config)
 

@@ -22,6 +22,7 @@ from eval.answers import Answer, Answered, Request, Settings, Track, answer_all
 from eval.data import Pairs
 from eval.metrics import Remembering, best_of, best_reference, cosine_score, cosines, embedder_metrics
 from eval.protocols import Protocol
+from eval.provenance import hash_of
 from eval.results import Results
 from eval.schema import Runs, SpreadRow
 
@@ -294,7 +295,7 @@ def picture_vectors(
     from captioner.pipeline import DirectEmbedder
 
     request = Request(f"clip {clip_name}", clip_name)
-    header = {"clip": clip_name, "data": pairs.fingerprint}
+    header = {"clip": clip_name, "weights": hash_of([clip.folder]), "data": pairs.fingerprint}
     file = folder / request.file_name
     embedder: Model = DirectEmbedder(clip_name, clip)
     answers = answer_all(

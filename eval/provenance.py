@@ -39,15 +39,20 @@ def model_paths(name: str) -> list[Path]:
 
 def weights_hash(name: str) -> str | None:
     """sha256 of a model's files and its members'; None for one that has no files of its own."""
-    digest = hashlib.sha256()
     model_files = model_paths(name)
-    for path in model_files:
+    return hash_of(model_files) if model_files else None
+
+
+def hash_of(paths: Iterable[Path]) -> str:
+    """sha256 of files, and of the files in folders."""
+    digest = hashlib.sha256()
+    for path in paths:
         for file in [path] if path.is_file() else sorted(f for f in path.iterdir() if f.is_file()):
             digest.update(file.name.encode("utf-8", "surrogateescape"))
             with file.open("rb") as content:
                 while block := content.read(_BLOCK):
                     digest.update(block)
-    return digest.hexdigest() if model_files else None
+    return digest.hexdigest()
 
 
 def trained_on(name: str) -> TrainingData:
@@ -58,7 +63,16 @@ def trained_on(name: str) -> TrainingData:
 def overlap_warning(data: TrainingData, pairs: Pairs) -> str | None:
     """What to say, after the model's name, if it has seen what it is measured on."""
     seen = [Seen(item.image_hash, item.truths) for item in pairs.items]
-    reasons = provenance.overlaps(data, pairs.names, seen)
+    return _warning(provenance.overlaps(data, pairs.names, seen))
+
+
+def told_overlap_warning(counted: NearDuplicates) -> str | None:
+    """The same of a model that is said to be trained on the data that these were counted in."""
+    exact, pictures = counted["exact"], counted["pictures"]
+    return _warning([f"{exact:,} of the {pictures:,} prompts are in its training data"] if exact else [])
+
+
+def _warning(reasons: Sequence[str]) -> str | None:
     if not reasons:
         return None
     return f"was measured on what it was trained on ({'; '.join(reasons)}). Do not publish its figures."

@@ -81,6 +81,8 @@ def report(
     for row in rows:
         row["runs"] = runs.get(row["label"])
         row["near_duplicates"] = _near_duplicates(row, pairs, training_data, instruments)
+        if row["label"] in training_data and row["near_duplicates"] is not None and not row["warning"]:
+            row["warning"] = provenance.told_overlap_warning(row["near_duplicates"])
         row["modifiers"] = _modifiers(measured, row["label"], instruments.vocabulary)
         if figures_only:
             row["traceback"], row["modifiers"] = None, {"missed": [], "invented": []}

@@ -61,6 +61,9 @@ def test_a_model_is_called_by_its_folder(tmp_path: Path, monkeypatch: pytest.Mon
     assert labels("x=a/vit", "y=a/vit") == ["x", "y"]
     with pytest.raises(BadInput, match="called 'x'"):
         requests(["x=a/vit", "x=b/vit"])
+    for entry, lack in (("=a/vit", "the label"), ("x=", "the model")):
+        with pytest.raises(BadInput, match=f"{entry}' lacks {lack}"):
+            requests([entry])
 
 
 def test_answers_are_matched_by_the_picture(pictures: Pairs, tmp_path: Path, tiny_checkpoint) -> None:

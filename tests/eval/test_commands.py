@@ -144,6 +144,12 @@ def test_h_is_help_without_types_of_python(verb: str, monkeypatch, capsys) -> No
     assert not re.search(r"<\w", shown)
 
 
+@pytest.mark.parametrize("verb", ["report", "redraw", "score", "compare"])
+def test_no_seed_is_below_0(verb: str, monkeypatch, capsys) -> None:
+    assert run(verb, "--seed", -1, monkeypatch=monkeypatch) == 2
+    assert "'--seed'" in capsys.readouterr().err
+
+
 def test_ctrl_c_says_what_is_kept(tmp_path: Path, images: Path, tiny_checkpoint, monkeypatch, capsys) -> None:
     def stop(*_) -> None:
         raise KeyboardInterrupt

@@ -1,6 +1,7 @@
 """BERTScore and perplexity with tiny random checkpoints in the real format, against the definitions."""
 
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,15 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
-from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+from transformers import (
+    BertConfig,
+    BertModel,
+    GPT2Config,
+    GPT2LMHeadModel,
+    PreTrainedTokenizerFast,
+    T5Config,
+    T5Model,
+)
 
 from captioner.errors import BadCheckpoint
 from eval.language import BertScore, Perplexity
@@ -97,3 +106,15 @@ def test_what_is_no_language_model_is_refused(encoder: Path, language_model: Pat
         Perplexity(str(tiny_checkpoint("clip")))
     with pytest.raises(BadCheckpoint):
         BertScore(str(language_model.parent))
+    with pytest.raises(BadCheckpoint, match="'clip' model: BERTScore needs a text encoder"):
+        BertScore(str(tiny_checkpoint("clip")))
+
+
+def test_half_an_encoder_decoder_is_no_encoder(encoder: Path, tmp_path: Path) -> None:
+    """Without a text to write it computes nothing, which would be seen after every model was asked."""
+    shutil.copytree(encoder, tmp_path / "t5")
+    T5Model(T5Config(vocab_size=len(WORDS), d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2)).save_pretrained(
+        tmp_path / "t5"
+    )
+    with pytest.raises(BadCheckpoint, match="'t5' model"):
+        BertScore(str(tmp_path / "t5"))

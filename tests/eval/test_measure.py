@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from captioner.contracts import LoadOptions
 from captioner.errors import BadInput
@@ -133,6 +134,22 @@ def test_clip_compares_texts_with_texts_and_with_pictures(pictures: Path, tmp_pa
     assert "Williams et al., 2024" in meaning["clip_picture"]
 
 
+def test_pictures_are_read_anew_by_a_clip_of_other_weights(pictures: Path, tmp_path: Path, tiny_checkpoint) -> None:
+    clip = tmp_path / "clip"
+    shutil.copytree(tiny_checkpoint("clip"), clip)
+    said = texts_file(tmp_path, "said", ["a fox"] * 8)
+
+    def mean(out: str) -> float:
+        written = make(pictures, [f"said={said}"], tmp_path / out, measures=Measures(clip=str(clip)))
+        return written["models"][0]["figures"]["clip_picture"]["mean"]
+
+    before = mean("out")
+    weights = load_file(clip / "model.safetensors")
+    weights["visual_projection.weight"] *= -1
+    save_file(weights, clip / "model.safetensors", {"format": "pt"})
+    assert mean("out") == mean("afresh") == pytest.approx(-before, abs=1e-5)
+
+
 def test_another_embedder_has_its_own_column(pictures: Path, tmp_path: Path) -> None:
     """The packaged MiniLM under another name: both columns must agree, and the second must be named after it."""
     other = tmp_path / "all-MiniLM-L12-v2"
@@ -190,6 +207,8 @@ def test_near_duplicates_of_training_prompts_are_counted(pictures: Path, tmp_pat
     counted = {"near": 4, "exact": 2, "pictures": 8, "training_prompts": 4, "threshold": 0.9}
     assert [model["near_duplicates"] for model in written["models"]] == [counted, counted, None]
     assert any("4 of the 8 pictures have a prompt with a near-duplicate" in note for note in written["data"]["notes"])
+    assert [model["warning"] is not None for model in written["models"]] == [True, True, False]
+    assert "2 of the 8 prompts are in its training data" in written["models"][1]["warning"]
     with pytest.raises(BadInput, match="no model of this report"):
         make(pictures, models, tmp_path / "b", trained_on=[f"nobody={seen}"])
 

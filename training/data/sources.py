@@ -59,7 +59,10 @@ def load_pairs(
         rows = (_table if source.kind in TABLES else _records)(source, options, missed)
         if not len(rows):
             sources.refuse_empty(source, options)
-        parts.append(_weighted(rows, source.weight, seed + number))
+        drawn = _weighted(rows, source.weight, seed + number)
+        if not len(drawn):
+            raise BadInput(f"{source.location}@{source.weight:g} takes none of its {len(rows):,} rows: weigh more.")
+        parts.append(drawn)
     if left_out is None:
         for sentence in layouts.summaries(missed):
             log.warning("%s", sentence)

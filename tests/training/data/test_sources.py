@@ -291,6 +291,8 @@ def test_fractions_are_drawn_by_the_seed(tmp_path: Path) -> None:
     assert 110 < len(streamed) < 150
     with pytest.raises(BadInput, match="above 0"):
         parse("somewhere@0")
+    with pytest.raises(BadInput, match=r"t.parquet@0.004 takes none of its 100 rows"):
+        load_pairs([f"{tmp_path}/t.parquet@0.004"])
 
 
 def test_a_folder_whose_name_looks_like_a_weight(tmp_path: Path) -> None:
