@@ -42,7 +42,7 @@ def square(name: str, size: tuple[int, int] = (40, 30)) -> Image.Image:
 
 
 def speaker(server: ChatServer, model: str, limits: openai.Limits = QUICK) -> openai.Server:
-    return openai.Server(server.address, model, None, limits)
+    return openai.Server(openai.Connection(server.address, None, limits), model)
 
 
 OWN = {name: value for name, value in openai.DEFAULT_DECODING.items() if name != "consensus"}
@@ -120,7 +120,7 @@ def test_what_does_not_pass_is_a_sentence(server, model, error, words):
 
 def test_an_address_without_the_interface_is_said_after_one_more_question(server):
     """Without its /v1, which is forgotten easily: neither the model nor the list of models is there."""
-    asked = openai.Server(server.address.removesuffix("/v1"), "painter", None, QUICK)
+    asked = openai.Server(openai.Connection(server.address.removesuffix("/v1"), None, QUICK), "painter")
     with pytest.raises(MissingModel, match=r"answers 404 \(no such path\)\. Most such addresses end in /v1\."):
         asked.read_images([square("red")], ONE)
 
@@ -237,14 +237,14 @@ def test_no_server_and_no_time(monkeypatch):
 
 
 def test_a_server_that_takes_no_connection_is_not_waited_for(monkeypatch):
-    monkeypatch.setattr(openai, "CONNECT", 0.2)
+    monkeypatch.setattr(openai.connection, "CONNECT", 0.2)
     with socket.create_server(("127.0.0.1", 0), backlog=0) as busy:
         address = busy.getsockname()
         waiting = [socket.socket() for _ in range(3)]
         for one in waiting:  # fill its queue
             one.setblocking(False)
             one.connect_ex(address)
-        asked = openai.Server(f"http://127.0.0.1:{address[1]}/v1", "m", None, QUICK)
+        asked = openai.Server(openai.Connection(f"http://127.0.0.1:{address[1]}/v1", None, QUICK), "m")
         with pytest.raises(MissingModel, match="it takes no connection"):
             asked.read_images([square("red")], ONE)
         for one in waiting:
@@ -259,10 +259,10 @@ def test_a_model_that_is_alone_need_not_be_named(server):
 
 
 def test_retry_after_is_seconds_or_a_date():
-    assert openai._retry_after("3") == 3
-    assert openai._retry_after("Wed, 21 Oct 2015 07:28:00 GMT") == 0
-    assert openai._retry_after("Wed, 21 Oct 2115 07:28:00 GMT") > 1e9
-    assert openai._retry_after("soon") is openai._retry_after(None) is None
+    assert openai.connection._retry_after("3") == 3
+    assert openai.connection._retry_after("Wed, 21 Oct 2015 07:28:00 GMT") == 0
+    assert openai.connection._retry_after("Wed, 21 Oct 2115 07:28:00 GMT") > 1e9
+    assert openai.connection._retry_after("soon") is openai.connection._retry_after(None) is None
 
 
 def test_several_candidates_and_an_expected_embedding(server, tmp_path):
