@@ -89,7 +89,10 @@ class Attentive(Protocol):
 
 
 class Preprocessing(Protocol):
-    """Pictures → pixels, in two parts: bytes are sent to a GPU sooner."""
+    """Pictures → pixels, at once or in two parts: bytes are sent to a GPU sooner."""
+
+    def __call__(self, images: Sequence[Image]) -> Tensor:
+        """RGB pictures of any size → float32 `[n, 3, h, w]`: `scaled(squares(images))`."""
 
     def squares(self, images: Sequence[Image]) -> Tensor:
         """RGB pictures of any size → bytes `[n, h, w, 3]`."""
@@ -112,9 +115,6 @@ class Processor(Protocol):
     @property
     def preprocess(self) -> Preprocessing:
         """How pictures become pixels."""
-
-    def pixels(self, images: Sequence[Image]) -> Tensor:
-        """RGB pictures of any size → float32 `[n, 3, h, w]`: both parts of `preprocess`."""
 
     def encode(self, text: str) -> list[int]:
         """Text → ids without any special token."""

@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     model = spread(checkpoint.read_model(Blip, folder).train().to(device))
     optimizer = torch.optim.AdamW(model.parameters(), lr=options.lr, foreach=True)
     processor = BlipProcessor.from_folder(folder)
-    pairs = Pairs(load_pairs(options.data), processor.pixels)
+    pairs = Pairs(load_pairs(options.data), processor.preprocess)
     collate = Collate(TextTargets(processor, 40))
     done = resume(model, optimizer, options.out)
     for step in range(done, options.steps):

@@ -89,7 +89,7 @@ def assert_steps_equal_full_pass(model: Decoder, pixels: torch.Tensor, ids: torc
 def overfit(model: torch.nn.Module, processor: Processor, prompts: Sequence[str], steps: int, lr: float) -> list[str]:
     """Train on one picture per prompt, then say what the model generates for them. A wrong shift, mask or start of
     the text cannot give the prompts back."""
-    pixels = processor.pixels(pictures(len(prompts)))
+    pixels = processor.preprocess(pictures(len(prompts)))
     rows = [[*processor.start_ids, *processor.encode(prompt), processor.eos_ids[0]] for prompt in prompts]
     length = max(map(len, rows))
     ids = torch.tensor([row + [processor.pad_id] * (length - len(row)) for row in rows])  # [B, T]

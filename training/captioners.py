@@ -78,7 +78,7 @@ def job_of(
         save_base, base: see `Job`.
     """
     processor, (train_rows, validation_rows) = speaker.processor, rows
-    inputs = Inputs(recipe, processor.pixels, encoder, partial(encode, speaker, model))
+    inputs = Inputs(recipe, processor.preprocess, encoder, partial(encode, speaker, model))
     has_sample = recipe.samples > 0 and len(validation_rows) > 0
     return Job(
         recipe=recipe,
@@ -135,4 +135,4 @@ class Inputs:
 def encode(speaker: SearchedDecoder, model: nn.Module, images: list[Image]) -> Tensor:
     """The features that the frozen tower gives."""
     model.eval()
-    return speaker.model.encode(speaker.processor.pixels(images))
+    return speaker.model.encode(speaker.processor.preprocess(images))

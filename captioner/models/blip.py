@@ -12,7 +12,6 @@ from functools import cached_property, partial
 from pathlib import Path
 
 import torch
-from PIL.Image import Image
 from torch import Tensor, nn
 from torch.nn.functional import layer_norm
 from torch.nn.functional import scaled_dot_product_attention as fused_attention
@@ -355,9 +354,6 @@ class BlipProcessor:
         text = text_config(config)
         start_ids, eos = [narrowed(text.bos_token_id, int)], narrowed(text.sep_token_id, int)
         return cls(images, preprocess, tokenizer, start_ids, eos)
-
-    def pixels(self, images: Sequence[Image]) -> Tensor:
-        return self.preprocess(images)
 
     def encode(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False).input_ids

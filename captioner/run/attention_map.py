@@ -40,7 +40,7 @@ def looked_at(
     ids, start = processor.encode(text), len(processor.start_ids)
     if not ids:
         raise BadInput("There is no text whose words could be drawn.")
-    pixels = processor.pixels([image]).to(model.device, model.dtype)
+    pixels = processor.preprocess([image]).to(model.device, model.dtype)
     maps = speaker.look(pixels, [*processor.start_ids, *ids[:-1]], request)[start - 1 :]  # the map that led to each id
     return by_word(processor, ids, maps.float().cpu().numpy())
 

@@ -203,7 +203,7 @@ def _key(ask: Ask, speaker: SearchedDecoder, picture: Picture) -> Hashable:
 
 
 def _pixels(speaker: SearchedDecoder, image: Image) -> Pixels:
-    pixels = speaker.processor.pixels([image])
+    pixels = speaker.processor.preprocess([image])
     return Pixels(pixels, seed_of(pixels[0]))
 
 

@@ -115,7 +115,7 @@ def profile(speaker: SearchedDecoder, options: LoadOptions, batch: int) -> Profi
         with record_function("open picture"):
             images = [open_image(jpeg) for jpeg in jpegs]
         with record_function("pixels"):
-            pixels = speaker.processor.pixels(images).to(speaker.model.device, speaker.model.dtype)
+            pixels = speaker.processor.preprocess(images).to(speaker.model.device, speaker.model.dtype)
         with record_function("encode"):
             features = speaker.model.encode(pixels)
         with record_function("project"):
@@ -201,7 +201,7 @@ def _floors(speaker: SearchedDecoder, options: LoadOptions, batch: int) -> dict[
     if compute.precision(options.precision, speaker.model.device) == "int8":
         return {}  # its products are not seen by the counter of operations
     fastest, bandwidth = peak_flops(options), memory_bandwidth()
-    pixels = speaker.processor.pixels([picture(seed) for seed in range(batch)])
+    pixels = speaker.processor.preprocess([picture(seed) for seed in range(batch)])
     pixels = pixels.to(speaker.model.device, speaker.model.dtype)
     features = speaker.model.encode(pixels)
     floors = {

@@ -122,7 +122,7 @@ def test_processor_gives_what_transformers_gives(folder: Path) -> None:
     ours = blip.load(folder, LoadOptions()).beginning("a picture of")
     images = pictures(3)
     expected = theirs(images=images, text=["a picture of"] * 3, return_tensors="pt")
-    torch.testing.assert_close(ours.pixels(images), expected.pixel_values, atol=0.02, rtol=0)
+    torch.testing.assert_close(ours.preprocess(images), expected.pixel_values, atol=0.02, rtol=0)
     start = expected.input_ids[0].tolist()
     assert ours.start_ids[1:] == start[1:-1]  # without [CLS], which gives way to BLIP's own start, and [SEP]
     assert ours.eos_ids == (start[-1],)
@@ -139,7 +139,7 @@ def test_pixels_are_those_of_transformers_to_the_last_bit(folder: Path, size: tu
     (folder / "config.json").write_text(json.dumps(config))
     theirs = BlipImageProcessorPil()
     theirs.save_pretrained(folder)
-    pixels = BlipProcessor.from_folder(folder).pixels(images)
+    pixels = BlipProcessor.from_folder(folder).preprocess(images)
     assert torch.equal(pixels, theirs(images, return_tensors="pt").pixel_values)
 
 
@@ -148,7 +148,7 @@ def test_every_byte_becomes_what_transformers_makes_of_it(folder: Path) -> None:
     image = Image.fromarray(np.stack([levels, levels.T, levels[::-1]], -1))  # of the size that is read
     processor = BlipProcessor.from_folder(folder)
     theirs = processor.images([image], return_tensors="pt").pixel_values
-    assert torch.equal(processor.pixels([image]), theirs)
+    assert torch.equal(processor.preprocess([image]), theirs)
     assert [len(channel.unique()) for channel in theirs[0]] == [256] * 3
 
 
@@ -188,7 +188,7 @@ def test_sampled_texts_depend_on_the_picture_alone(folder: Path) -> None:
 
 def test_look_is_attention_over_the_patches(folder: Path) -> None:
     speaker = blip.load(folder, LoadOptions(precision="float64"))
-    pixels = speaker.processor.pixels(pictures(2)).double()
+    pixels = speaker.processor.preprocess(pictures(2)).double()
     ids = [*speaker.processor.start_ids, 7, 8, 9]
     first, second = (speaker.model.look(p[None], ids) for p in pixels)
     assert first.shape == (4, 4, 4)

@@ -66,7 +66,7 @@ def test_batch_equals_singles(speaker):
 @pytest.mark.parametrize(("options", "atol"), [(CPU, 1e-4), (EXACT, 1e-11)], ids=["fp32", "float64"])
 def test_steps_equal_full_pass(folder, options, atol):
     speaker = ofa.load(folder, options)
-    pixels = speaker.processor.pixels(decoders.pictures(3)).to(speaker.model.dtype)
+    pixels = speaker.processor.preprocess(decoders.pictures(3)).to(speaker.model.dtype)
     ids = torch.randint(3, 300, (3, 2, 6), generator=torch.Generator().manual_seed(0))
     decoders.assert_steps_equal_full_pass(speaker.model, pixels, ids, atol)
 
@@ -143,7 +143,7 @@ def test_other_questions_get_other_answers(folder, speaker):
     plain = decoders.texts(speaker, images)
     assert decoders.texts(speaker, images, Request(question="Which Colour?  ")) != plain
     assert decoders.texts(speaker, images) == plain
-    pixels = speaker.processor.pixels(images[:1]).double()
+    pixels = speaker.processor.preprocess(images[:1]).double()
     maps = [speaker.look(pixels, [0, 20], request) for request in (PLAIN_REQUEST, Request(question="which colour?"))]
     assert not torch.allclose(*maps)
 
@@ -198,7 +198,7 @@ def generator_of_fairseq(decoder: Ending, memory, start: list[int], eos: int, pa
 def test_the_usual_search_is_that_of_its_own_generator(speaker):
     processor, decoding = speaker.processor, Decoding(**ofa.DEFAULT_DECODING)
     [eos] = processor.eos_ids
-    pixels = processor.pixels(decoders.pictures(6)).double()
+    pixels = processor.preprocess(decoders.pictures(6)).double()
     decoder = Ending(speaker.model, eos, 6.0)
     with torch.inference_mode():
         memory = speaker.model.read(pixels)
@@ -212,7 +212,7 @@ def test_the_usual_search_is_that_of_its_own_generator(speaker):
 
 
 def test_attention_maps(speaker):
-    pixels = speaker.processor.pixels(decoders.pictures(1)).double()
+    pixels = speaker.processor.preprocess(decoders.pictures(1)).double()
     maps = speaker.model.look(pixels, [0, 20, 30, 40])
     assert maps.shape == (4, 4, 4)
     assert (maps.sum((1, 2)) < 1).all()  # the question has its share
@@ -232,7 +232,7 @@ def test_tokenizer(folder):
 
 def test_pixels(folder):
     processor = OFAProcessor.from_folder(folder, 480)
-    pixels = processor.pixels(decoders.pictures(2))
+    pixels = processor.preprocess(decoders.pictures(2))
     assert pixels.shape == (2, 3, 64, 64)
     assert -1 <= pixels.min() < pixels.max() <= 1
 
@@ -257,7 +257,7 @@ def test_it_learns_prompts_by_heart(folder):
     torch.manual_seed(0)
     model = OFA(OFAConfig(**SIZES | {"vocab_size": 320}, dropout=0.0))
     processor = OFAProcessor.from_folder(folder, 64)
-    decoders.norms_that_have_seen(model.encoder.embed_images, processor.pixels(decoders.pictures(16)))
+    decoders.norms_that_have_seen(model.encoder.embed_images, processor.preprocess(decoders.pictures(16)))
     model.question = processor.question("what does the image describe?")
     assert decoders.overfit(model, processor, decoders.BY_HEART, steps=100, lr=1e-2) == decoders.BY_HEART
 

@@ -26,7 +26,7 @@ def test_every_word_has_its_map(tiny_checkpoint, family, module, tmp_path):
     assert len(maps) == len(words)
     tokens = speaker.processor.encode(text)
     assert len(tokens) > len(words)
-    pixels = speaker.processor.pixels([image])
+    pixels = speaker.processor.preprocess([image])
     every = speaker.model.look(pixels, [*speaker.processor.start_ids, *tokens])
     of_first = every[: len(speaker.processor.encode("a"))].mean(0)
     np.testing.assert_allclose(maps[0], of_first.numpy(), atol=1e-6)

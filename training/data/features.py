@@ -65,7 +65,7 @@ def cached_features(
     """Features of all rows, from the cache where they are there.
 
     Args:
-        encode: RGB pictures → features, first dimension the pictures: `lambda p: model.encode(processor.pixels(p))`.
+        encode: RGB pictures → features, first dimension the pictures: `lambda p: model.encode(preprocess(p))`.
         key: names encoder and preprocessing; see `fingerprint`.
         dtype: float16 halves the disk; float32 loses nothing: training then gives the losses it gives without a cache.
     """

@@ -113,7 +113,7 @@ def nearest_training_text(speaker: PrefixSpeaker, pictures: list[Image.Image], p
     known = F.normalize(known - centre, dim=-1)
     nearest: list[int] = []
     for start in range(0, len(pictures), 16):
-        pooled = backbone.pooled(speaker.processor.pixels(pictures[start : start + 16]))[:, :width]
+        pooled = backbone.pooled(speaker.processor.preprocess(pictures[start : start + 16]))[:, :width]
         nearest += (F.normalize(pooled - centre, dim=-1) @ known.T).argmax(1).tolist()
     return [pairs.texts[pairs.prompt[row]] for row in nearest]
 

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from PIL.Image import Image
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -196,10 +195,6 @@ class VocabularyProcessor:
         self.pad_id, start, end = (narrowed(number, int) for number in ids)
         self.start_ids = [start]
         self.eos_ids: tuple[int, ...] = (end,)
-
-    def pixels(self, images: Sequence[Image]) -> Tensor:
-        """RGB pictures of any size → float32 `[n, 3, h, w]`."""
-        return self.preprocess(images)
 
     def encode(self, text: str) -> list[int]:
         """Text → ids without any special token."""

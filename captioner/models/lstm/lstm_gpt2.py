@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from PIL.Image import Image
 from torch import Tensor, nn
 from transformers import (
     AutoTokenizer,
@@ -166,10 +165,6 @@ class GPT2Processor:
         self.pad_id = tokenizer.eos_token_id
         self.start_ids = [tokenizer.eos_token_id]
         self.eos_ids: tuple[int, ...] = (tokenizer.eos_token_id,)
-
-    def pixels(self, images: Sequence[Image]) -> Tensor:
-        """RGB pictures of any size → float32 `[n, 3, h, w]`."""
-        return self.preprocess(images)
 
     def encode(self, text: str) -> list[int]:
         """Text → ids without any special token."""

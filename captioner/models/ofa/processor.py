@@ -6,9 +6,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from PIL.Image import Image
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from torch import Tensor
 
 from captioner.errors import BadCheckpoint
 from captioner.models.parts import checkpoint
@@ -40,10 +38,6 @@ class OFAProcessor:
         with checkpoint.reading(source):
             preprocess = Preprocess.from_folder(source, Preprocess(size))
         return cls(preprocess, read_tokenizer(source / "vocab.json", source / "merges.txt"))
-
-    def pixels(self, images: Sequence[Image]) -> Tensor:
-        """RGB pictures of any size → float32 `[n, 3, size, size]`."""
-        return self.preprocess(images)
 
     def question(self, text: str) -> list[int]:
         """What the encoder reads: in lower case, as the model was trained."""

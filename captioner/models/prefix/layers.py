@@ -13,7 +13,6 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from PIL.Image import Image
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -308,9 +307,6 @@ class PrefixProcessor:
         self.start_ids: list[int] = []
         self.eos_ids = tuple(config.eos_ids)
         self.pad_id = config.pad_id
-
-    def pixels(self, images: Sequence[Image]) -> Tensor:
-        return self.preprocess(images)
 
     def encode(self, text: str) -> list[int]:
         return self.tokenizer.encode(text, add_special_tokens=False).ids

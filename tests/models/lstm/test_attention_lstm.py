@@ -31,7 +31,7 @@ def test_batch_equals_singles(folder):
 @pytest.mark.parametrize(("options", "atol"), [(CPU, 1e-5), (EXACT, 1e-12)], ids=["fp32", "float64"])
 def test_steps_equal_full_pass(folder, options, atol):
     speaker = attention_lstm.load(folder, options)
-    pixels = speaker.processor.pixels(decoders.pictures(3)).to(next(speaker.model.parameters()).dtype)
+    pixels = speaker.processor.preprocess(decoders.pictures(3)).to(next(speaker.model.parameters()).dtype)
     ids = torch.randint(3, 200, (3, 2, 6), generator=torch.Generator().manual_seed(0))
     decoders.assert_steps_equal_full_pass(speaker.model, pixels, ids, atol)
 
@@ -47,7 +47,7 @@ def test_saved_and_loaded_says_the_same(folder, tmp_path):
 
 def test_attention_maps(folder):
     speaker = attention_lstm.load(folder, CPU)
-    pixels = speaker.processor.pixels(decoders.pictures(1))
+    pixels = speaker.processor.preprocess(decoders.pictures(1))
     maps = speaker.model.look(pixels, [1, 20, 30])
     assert maps.shape == (3, 2, 2)
     torch.testing.assert_close(maps.sum((1, 2)), torch.ones(3))
@@ -103,7 +103,7 @@ def test_other_backbones_and_training_of_the_decoder_alone():
     lite = backbones.blank("efficientnet-lite2")
     model, processor = attention_lstm.new(lite, build_vocabulary(PROMPTS, "bpe", 300), **SIZES)
     model.backbone.thaw(0)
-    features = model.encode(processor.pixels(decoders.pictures(1)))
+    features = model.encode(processor.preprocess(decoders.pictures(1)))
     assert features.shape == (1, 81, 1280)
     ids = torch.tensor([[1, 50, 2]])
     model(features=features.half(), input_ids=ids, labels=ids).loss.backward()

@@ -31,7 +31,7 @@ def test_batch_equals_singles(folder):
 @pytest.mark.parametrize(("options", "atol"), [(CPU, 1e-5), (EXACT, 1e-12)], ids=["fp32", "float64"])
 def test_steps_equal_full_pass(folder, options, atol):
     speaker = lstm_gpt2.load(folder, options)
-    pixels = speaker.processor.pixels(decoders.pictures(3)).to(next(speaker.model.parameters()).dtype)
+    pixels = speaker.processor.preprocess(decoders.pictures(3)).to(next(speaker.model.parameters()).dtype)
     ids = torch.randint(3, 200, (3, 2, 6), generator=torch.Generator().manual_seed(0))
     decoders.assert_steps_equal_full_pass(speaker.model, pixels, ids, atol)
 

@@ -149,4 +149,4 @@ def test_pixels_do_not_depend_on_the_batch(tiny_checkpoint: Callable[[str], Path
     """For a GPU they are made picture by picture."""
     processor = captioner.load(str(tiny_checkpoint(kind)), device="cpu").speaker.processor
     images = pictures(3)
-    assert torch.equal(processor.pixels(images), torch.cat([processor.pixels([image]) for image in images]))
+    assert torch.equal(processor.preprocess(images), torch.cat([processor.preprocess([image]) for image in images]))

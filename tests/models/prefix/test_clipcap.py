@@ -114,7 +114,7 @@ def test_one_for_a_clip_of_resnet_form_runs_with_it(gpt2, tiny_checkpoint, tmp_p
     clipcap.convert(file, out, clip, gpt2, mapper_heads=3, normalize=True)
     speaker = clip_prefix.load(out, LoadOptions(device="cpu"))
     pictures = decoders.pictures(3)
-    pixels = speaker.processor.pixels(pictures)
+    pixels = speaker.processor.preprocess(pictures)
     tower = clip_resnet.tower()
     with torch.inference_mode():
         features = tower.attnpool(tower(pixels))

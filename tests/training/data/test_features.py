@@ -121,7 +121,7 @@ def test_training_from_the_cache_gives_the_same_losses(rows, tmp_path: Path, tin
     frozen = Blip.from_pretrained(folder).eval()
     cached = cached_features(
         rows,
-        lambda pictures: frozen.encode(processor.pixels(pictures)),
+        lambda pictures: frozen.encode(processor.preprocess(pictures)),
         fingerprint(frozen.vision_model),
         tmp_path / "cache",
         batch_size=4,
@@ -144,7 +144,7 @@ def test_training_from_the_cache_gives_the_same_losses(rows, tmp_path: Path, tin
 
     def pixels(start: int) -> dict[str, torch.Tensor]:
         pictures = [rows[index]["image"].convert("RGB") for index in range(start, start + 4)]
-        return {"pixel_values": processor.pixels(pictures)}
+        return {"pixel_values": processor.preprocess(pictures)}
 
     from_cache = losses(lambda start: {"features": torch.stack([cached[index] for index in range(start, start + 4)])})
     assert from_cache == pytest.approx(losses(pixels), rel=1e-4)  # the tower's own code rounds otherwise
