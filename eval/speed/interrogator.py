@@ -26,6 +26,7 @@ from captioner.models.interrogator.interrogator import FEWEST, MOST, Chooser
 from captioner.models.interrogator.tables import TermTable, TermTables, package_lists
 from captioner.models.parts.narrow import narrowed
 from captioner.models.parts.ranker import Ranker
+from captioner.quiet import without_bars
 from captioner.text.length import clip_tokenizer
 from eval.speed.clock import by_turns, timed
 from eval.speed.suite import Row
@@ -188,6 +189,7 @@ def published_ranking(picture: Tensor, embeddings: list[Tensor], count: int) -> 
 # --- what is measured with --------------------------------------------------------------------------------------------
 
 
+@without_bars()
 def random_clip(folder: Path, towers: dict[str, dict] = TOWERS, size: int = 224) -> Path:
     """A CLIP of this size in transformers' files, its weights drawn at random, with CLIP's own tokenizer."""
     read = json.loads(clip_tokenizer().to_str())["model"]

@@ -31,6 +31,7 @@ from captioner.files.json import write_object
 from captioner.models.blip import Blip
 from captioner.models.parts import checkpoint
 from captioner.models.parts.speaker import SearchedDecoder
+from captioner.quiet import without_bars
 from captioner.search.search import Hypothesis, search
 from captioner.sinks.checks import explained
 from eval.speed.clock import by_turns, check_file, flops, machine, peak, spread, timed, wait
@@ -186,6 +187,7 @@ def picture(seed: int) -> Image.Image:
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (512, 512, 3), dtype=np.uint8))
 
 
+@without_bars()
 def random_blip(folder: Path, name: str) -> Path:
     """A checkpoint of the real size in the real files, its weights drawn at random."""
     vision = RANDOM[name] | {"initializer_range": 0.02}
@@ -228,7 +230,7 @@ def _measure(
         most = peak(lambda: ours.read_images(pictures, DECODING), compute.device(options.device))
         return {"total": spread(total, batch), "peak_bytes": most}
 
-    pixels = ours.processor.pixels(pictures).to(ours.model.device)
+    pixels = ours.processor.preprocess(pictures).to(ours.model.device)
     own_pixels = pixels.to(ours.model.dtype)
     memory = ours.model.read(own_pixels)  # also the warm-up
 
