@@ -32,12 +32,14 @@ from captioner.quiet import without_bars
 from eval.speed.clock import peak, wait
 from eval.speed.model import picture, random_blip
 from eval.speed.suite import Row
+from training.arguments import arguments
 from training.batches import Collate, Pairs
 from training.blip import ADAPTABLE, BlipRecipe, job
 from training.captioners import load_rows
 from training.job import Job
-from training.loop import LoopTrainer, arguments, quiet
+from training.loop import quiet
 from training.recipe import parse
+from training.trainer import LoopTrainer
 
 DISTINCT = 32
 
@@ -99,8 +101,7 @@ def compare(
     with tempfile.TemporaryDirectory() as scratch:
         folder, data = Path(scratch) / "model", Path(scratch) / "pictures"
         folder.mkdir()
-        with without_bars():
-            random_blip(folder, model)
+        random_blip(folder, model)
         pairs(data, distinct)
         by_hand = None
         for compiles in compiled:
@@ -173,7 +174,7 @@ def made(folder: Path, data: Path, out: Path, work: Work, compiles: bool) -> Job
 
 def ours(learning: Job, work: Work) -> Run:
     """The loop of this project."""
-    run, recipe = Run(), learning.recipe
+    run = Run()
 
     class Clock(TrainerCallback):
         def on_step_end(self, args, state, control, **kwargs) -> None:
@@ -181,7 +182,7 @@ def ours(learning: Job, work: Work) -> Run:
 
     def train() -> None:
         with quiet():
-            trainer = LoopTrainer(learning, arguments(recipe, learning))
+            trainer = LoopTrainer(learning, arguments(learning))
             trainer.add_callback(Clock())
             trainer.train()
         losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
@@ -196,7 +197,7 @@ def plain(folder: Path, like: Job, work: Work) -> Run:
     """A loop as one writes it, of the same adapter, rate and batches."""
     run, recipe = Run(), like.recipe
     assert isinstance(recipe, BlipRecipe)
-    workers = arguments(recipe, like).dataloader_num_workers
+    workers = arguments(like).dataloader_num_workers
     device = compute.device("auto")
 
     def train() -> None:

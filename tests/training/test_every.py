@@ -14,7 +14,9 @@ from torch.utils.checkpoint import checkpoint
 
 from captioner.errors import BadInput
 from training import blip, clip_prefix, direct, ofa, resnet_lstm
-from training.loop import compile_layers, newest_whole, with_advice
+from training.checkpoints import newest_whole
+from training.loop import with_advice
+from training.trainer import compile_layers
 
 PREFIX = ["--weights", "towers/clip", "--language-model", "towers/gpt2", "--prefix-length", "4"]
 LSTM = ["--weights", "towers/resnet", "--hidden-size", "32"]

@@ -20,9 +20,9 @@ from captioner.decoding import Decoding
 from captioner.errors import BadInput, BadOutput
 from training import blip
 from training.batches import Pairs
-from training.job import Job
-from training.loop import WHOLE, DivergedError, LoopTrainer, arguments, drop_old_checkpoints, newest_whole
+from training.checkpoints import WHOLE, newest_whole
 from training.progress import show
+from training.trainer import DivergedError, LoopTrainer
 
 GREEDY = Request(decoding=Decoding(num_beams=1, max_new_tokens=16))
 
@@ -113,18 +113,6 @@ def test_one_large_batch_equals_many_small_ones(train) -> None:
     torch.testing.assert_close(losses(one), losses(many), rtol=1e-4, atol=1e-5)
 
 
-def test_a_process_learns_on_one_gpu_however_many_it_sees(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Or the Trainer makes the batch as many times larger, and nobody is told."""
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
-    recipe = blip.BlipRecipe(out=str(tmp_path / "run"), batch_size=8)
-    job = Job(recipe, torch.nn.Identity(), [], None, targets=dict, save_processor=print)
-    chosen = arguments(recipe, job)
-    assert chosen.device.type == "cuda"
-    assert (chosen.n_gpu, chosen.train_batch_size, chosen.eval_batch_size) == (1, 8, 8)
-
-
 def test_worker_processes_change_nothing_even_with_augmentation(train) -> None:
     alone = train("alone", "--max-steps", "3", "--augment")
     helped = train("helped", "--max-steps", "3", "--augment", "--workers", "2")
@@ -158,17 +146,6 @@ def test_a_half_written_checkpoint_is_passed_over(
     heard = capsys.readouterr()
     assert "checkpoint-2 was cut off" in heard.err
     assert "going on from checkpoint-1" in heard.out
-
-
-def test_the_newest_and_the_best_checkpoints_are_kept(tmp_path: Path) -> None:
-    for step in (1, 2, 10, 11):
-        (tmp_path / f"checkpoint-{step}").mkdir()
-        (tmp_path / f"checkpoint-{step}" / WHOLE).touch()
-    (tmp_path / "checkpoint-of-mine").mkdir()
-    drop_old_checkpoints(tmp_path, keep=1, best=str(tmp_path / "checkpoint-2"))
-    names = sorted(folder.name for folder in tmp_path.iterdir())
-    assert names == ["checkpoint-11", "checkpoint-2", "checkpoint-of-mine"]
-    assert newest_whole(tmp_path).name == "checkpoint-11"
 
 
 def test_a_full_disk_leaves_the_checkpoint_before(train, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ by one."""
 from __future__ import annotations
 
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -19,7 +20,7 @@ from safetensors.torch import load_file
 from captioner.errors import BadInput
 from tests.training.test_loop import command, losses, of_many_lengths, validated, weights
 from training import blip
-from training.loop import newest_whole
+from training.checkpoints import newest_whole
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "fsdp.py"
 LAUNCHER = """
@@ -101,11 +102,17 @@ def test_ctrl_c_is_one_line(when: str, quick_python: str, tiny_checkpoint, pairs
 def test_two_machines_give_the_losses_of_one_which_then_goes_on(
     quick_python: str, tiny_checkpoint, pairs: Path, tmp_path: Path
 ) -> None:
-    """Two launchers that meet over the network, one process each; the run is then resumed by one process."""
+    """Two launchers that meet over the network, one process each; the run is then resumed by one process. Of the 17
+    pairs to validate on, one process has a batch more."""
     one, out, pairs = tmp_path / "one", tmp_path / "two", of_many_lengths(pairs, tmp_path / "data")
-    five = ["--max-steps", "5", "--schedule", "constant"]
+    more = tmp_path / "more"
+    more.mkdir()
+    shutil.copy(pairs / "0.png", more)
+    (more / "0.txt").write_text("ink on paper, 1900s, by nobody, 35 mm, f/8, ww2")  # other words than all the rest
+    always = ["--schedule", "constant", "--validation", str(more)]
+    five = ["--max-steps", "5", *always]
     blip.main([*command(tiny_checkpoint("blip"), pairs, one), *five])
-    steps = ["--max-steps", "3", "--schedule", "constant"]
+    steps = ["--max-steps", "3", *always]
     arguments = [*command(tiny_checkpoint("blip"), pairs, out), *steps, "--batch-size", "4"]
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

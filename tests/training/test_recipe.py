@@ -5,14 +5,13 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
-from unittest.mock import Mock
 
 import pytest
 
 from captioner.errors import BadInput, MissingModel
 from captioner.models.direct import DROPOUT
 from captioner.models.parts.backbones import backbones
-from training import blip, clip_prefix, direct, loop, ofa, recipe, resnet_lstm
+from training import blip, clip_prefix, direct, ofa, recipe, resnet_lstm
 from training.__main__ import RECIPES
 
 TRAINERS = {"blip": blip, "ofa": ofa, "clip_prefix": clip_prefix, "resnet_lstm": resnet_lstm, "direct": direct}
@@ -149,17 +148,3 @@ def test_without_a_base_the_ways_out_are_named(
         TRAINERS[name].main(["--data", str(pairs), "--out", str(tmp_path / "run"), *options])
     assert "training.direct --backbone efficientnet-lite2" in str(error.value)
     assert not (tmp_path / "run").exists()
-
-
-def test_workers_beside_a_gpu_fit_the_memory_they_hand_on_through(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop.os, "cpu_count", lambda: 6)
-    monkeypatch.setattr(loop.shutil, "disk_usage", lambda path: Mock(free=2**34))
-    assert loop.workers(recipe.Recipe()) == 6
-    assert loop.workers(recipe.Recipe(workers=3)) == 3
-    assert loop.workers(recipe.Recipe(stream=True)) == 0
-    assert loop.workers(recipe.Recipe(cache_features="kept")) == 0
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-    assert loop.workers(recipe.Recipe()) == 3
-    monkeypatch.setattr(loop, "SHARED", Path(__file__).parent)
-    monkeypatch.setattr(loop.shutil, "disk_usage", lambda path: Mock(free=32 * 2**20))
-    assert loop.workers(recipe.Recipe()) == 0
