@@ -9,6 +9,8 @@ from importlib.util import find_spec
 
 def printable(name: str) -> str:
     """What a stranger wrote, on one line that a terminal may show: control characters and odd bytes are escaped."""
+    if name.isprintable():  # nearly every name
+        return name
     name = re.sub(r"[\udc80-\udcff]", lambda byte: f"\\x{ord(byte[0]) - 0xDC00:02x}", name)
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in name)
 

@@ -197,11 +197,12 @@ def _in_folder(top: str, recursive: bool, folders: set[tuple[int, int]]) -> Iter
             yield _problem(folder, f"cannot be read ({error.strerror})")
             continue
         paths = [os.path.join(folder, name) for name in names]
-        subfolders = [path for path in paths if os.path.isdir(path)]
+        inner = set(filter(os.path.isdir, paths))
+        subfolders = [path for path in paths if path in inner]
         if recursive:
             waiting.extend(reversed(subfolders))
         for path in paths:
-            if _looks_like_image(path) and not os.path.isdir(path):
+            if _looks_like_image(path) and path not in inner:
                 anything = True
                 yield _file(path)
     if not anything:
