@@ -216,7 +216,7 @@ class Whole:
         self.plan = plan
         before = status(plan)
         self.tally = Tally(failed=0, skipped=before.pictures_done)
-        total = Total.known(plan.pictures)
+        total = Total(plan.pictures)
         self.progress = Bar(total, "workers") if sys.stderr.isatty() else Lines(total)
 
     def __enter__(self) -> Whole:

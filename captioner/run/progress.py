@@ -150,18 +150,17 @@ class Bar:
         self.console.print(line, markup=False, soft_wrap=True)
 
 
+@dataclass
 class Total:
-    """How many pictures there are, counted in the background; None until it is known."""
+    """How many pictures there are; None until it is known."""
 
-    def __init__(self, inputs: Sequence[str], recursive: bool) -> None:
-        self.count: int | None = None
-        threading.Thread(target=self._count, args=(inputs, recursive), daemon=True, name="count").start()
+    count: int | None = None
 
     @classmethod
-    def known(cls, count: int) -> Total:
-        """Of a plan, which has counted them."""
-        total = cls.__new__(cls)  # without a thread that counts
-        total.count = count
+    def of(cls, inputs: Sequence[str], recursive: bool) -> Total:
+        """Of what these name, counted in the background."""
+        total = cls()
+        threading.Thread(target=total._count, args=(inputs, recursive), daemon=True, name="count").start()
         return total
 
     def _count(self, inputs: Sequence[str], recursive: bool) -> None:
@@ -173,7 +172,7 @@ class Total:
 
 def watch(inputs: Sequence[str], recursive: bool, loading: str = "") -> Progress:
     """A bar on a terminal, lines elsewhere."""
-    total = Total(inputs, recursive)
+    total = Total.of(inputs, recursive)
     return Bar(total, loading) if sys.stderr.isatty() else Lines(total)
 
 

@@ -354,7 +354,7 @@ def test_an_imagefolder_inside_the_input_does_not_feed_itself(tmp_path: Path) ->
 
 
 def counted(inputs: list[str]) -> int | None:
-    total = Total(inputs, recursive=False)
+    total = Total.of(inputs, recursive=False)
     for thread in threading.enumerate():
         if thread.name == "count":
             thread.join()
@@ -374,7 +374,7 @@ def test_lines_tell_how_far_how_fast_and_how_long(
     tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pictures(tmp_path / "in", 30)
-    total = Total([str(tmp_path / "in")], recursive=False)
+    total = Total.of([str(tmp_path / "in")], recursive=False)
     for thread in threading.enumerate():
         if thread.name == "count":
             thread.join()
