@@ -189,14 +189,14 @@ def _write(plan: Plan, job: Job, shard: int, part: Path, progress: Counted) -> M
         if sink.waiting or sink.rows != len(items):
             raise RuntimeError(f"{sink.rows} rows of {len(items)} pictures in shard {shard}")
         manifest = Manifest(
-            shard,
-            job.hash,
-            len(items),
-            tally.failed,
-            round(time.monotonic() - began, 3),
-            time.time(),
-            lease.machine(),
-            sink.errors,
+            shard=shard,
+            settings=job.hash,
+            pictures=len(items),
+            failed=tally.failed,
+            seconds=round(time.monotonic() - began, 3),
+            ended=time.time(),
+            machine=lease.machine(),
+            errors=sink.errors,
         )
         write_object(part.with_suffix(".json"), asdict(manifest))
     return manifest

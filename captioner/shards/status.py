@@ -53,15 +53,15 @@ def status(plan: Plan) -> Status:
     manifests = [manifest_of(part) for part in done(plan).values()]
     running = _running(plan)
     return Status(
-        plan.shards,
-        len(manifests),
-        plan.pictures,
-        sum(manifest.pictures for manifest in manifests),
-        sum(manifest.failed for manifest in manifests),
-        len(running),
-        sum(map(_pictures, running)),
-        failures(plan),
-        _pace(manifests),
+        shards=plan.shards,
+        shards_done=len(manifests),
+        pictures=plan.pictures,
+        pictures_done=sum(manifest.pictures for manifest in manifests),
+        pictures_failed=sum(manifest.failed for manifest in manifests),
+        running=len(running),
+        under_way=sum(map(_pictures, running)),
+        failed=failures(plan),
+        pace=_pace(manifests),
     )
 
 

@@ -26,6 +26,8 @@ NOT_ON_WINDOWS = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\.|$)", re.IGNORECAS
 class ImageFolder(FileSink):
     """Pictures and metadata.jsonl as `datasets.load_dataset("imagefolder", data_dir=…)` reads them."""
 
+    SAME_AGAIN = "Give the same again, or name another output."
+
     def __init__(
         self, folder: Path, *, resume: bool = False, overwrite: bool = False, settings: Settings | None = None
     ) -> None:
@@ -47,8 +49,6 @@ class ImageFolder(FileSink):
         """A.png and a.png are one file on some systems."""
         self.first_free: dict[str, int] = {}
         """Name → a number below which NAME, NAME-2, … are all taken."""
-
-    SAME_AGAIN = "Give the same again, or name another output."
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         super().__exit__(kind, *rest)

@@ -32,6 +32,8 @@ class FileSink:
     """
 
     resumable = True
+    SAME_AGAIN = "Give the same again, set overwrite instead of resume to start anew, or name another output."
+    """What to do where a run that goes on has other settings."""
 
     def __init__(
         self,
@@ -56,8 +58,6 @@ class FileSink:
             self._reopen(part, run)
         self.journal = Journal(part, resume=resume, overwrite=overwrite, run=run, remedy=self.SAME_AGAIN)
         self.errors.begin()
-
-    SAME_AGAIN = "Give the same again, set overwrite instead of resume to start anew, or name another output."
 
     def _reopen(self, part: Path, run: Run) -> None:
         """A finished output as the journal of a run that goes on."""
