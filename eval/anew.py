@@ -7,7 +7,8 @@ from pathlib import Path
 
 from captioner.errors import BadInput
 from captioner.pairs.layouts import ReadOptions
-from eval import page, store
+from eval import store
+from eval.gallery import OpenPicture, OpenRedrawn
 from eval.results import Results
 
 
@@ -30,7 +31,7 @@ def draw_page(
     return folder / "report.html"
 
 
-def _pictures(data: Sequence[str], results: Results, reading: ReadOptions | None) -> page.Picture:
+def _pictures(data: Sequence[str], results: Results, reading: ReadOptions | None) -> OpenPicture:
     """Opens the picture of an item, found by its content."""
     from eval.data import read_pairs
 
@@ -45,7 +46,7 @@ def _pictures(data: Sequence[str], results: Results, reading: ReadOptions | None
     return lambda item: pairs.image(rows[item] or 0)
 
 
-def _drawn_again(folder: Path | None, results: Results) -> page.Redrawn | None:
+def _drawn_again(folder: Path | None, results: Results) -> OpenRedrawn | None:
     from eval.redraw import Redrawn
 
     return Redrawn.find(folder, results).picture if folder is not None else None

@@ -25,9 +25,9 @@ SMALL_THUMBNAIL = 256
 SHOWN_SCORES = ("cosine", "levenshtein_ratio", "rouge_l", "modifier_f1", "clip_score", "clip_text")
 """Beside each text; and whatever was measured of pictures drawn again."""
 
-Picture = Callable[[int], "Image"]
+OpenPicture = Callable[[int], "Image"]
 """Opens the picture of one item."""
-Redrawn = Callable[[int, str], "Image | None"]
+OpenRedrawn = Callable[[int, str], "Image | None"]
 """Opens what was drawn from a model's text of one item; None: nothing was."""
 
 
@@ -97,8 +97,8 @@ class Gallery:
     metrics: list[dict]
     """The first one leads."""
     parts: Parts
-    picture: Picture | None
-    redrawn: Redrawn | None
+    picture: OpenPicture | None
+    redrawn: OpenRedrawn | None
 
     def cards(self, count: int, seed: int) -> list[Card]:
         """So many of each kind: best, worst, random, and, where any are, drawn again."""
@@ -170,7 +170,7 @@ def _rounded(value: float) -> float | None:
     return None if np.isnan(value) else round(float(value), 4)
 
 
-def _of_item(picture: Picture | None, item: int) -> Thumbnail | None:
+def _of_item(picture: OpenPicture | None, item: int) -> Thumbnail | None:
     if picture is None:
         return None
     try:

@@ -17,7 +17,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from eval import charts, explained, parts, published
-from eval.gallery import Gallery, Picture, Redrawn
+from eval.gallery import Gallery, OpenPicture, OpenRedrawn
 from eval.parts import EVERYTHING, Parts
 from eval.results import Results
 from eval.schema import Report
@@ -85,7 +85,7 @@ class Verdict:
 
 
 def render(
-    report: dict, results: Results, picture: Picture | None, gallery: int, redrawn: Redrawn | None = None
+    report: dict, results: Results, picture: OpenPicture | None, gallery: int, redrawn: OpenRedrawn | None = None
 ) -> dict[str, str]:
     """File name → content. picture: None where there are only texts; gallery: pictures of each kind."""
     report = {**SINCE, **report, "models": [{**MODEL_SINCE, **model} for model in report["models"]]}

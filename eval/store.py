@@ -21,6 +21,7 @@ from captioner.files.json import read_object
 from captioner.sinks.row import without_nan
 from eval import anatomy, page, results, schema
 from eval.anatomy import EVERY_TERM, Tally
+from eval.gallery import OpenPicture, OpenRedrawn
 from eval.results import Results
 from eval.schema import Begun, Circumstances, MetricRow, ModelRow, Report
 
@@ -73,9 +74,9 @@ def finish(
     measured: Results,
     models: list[ModelRow],
     out: Path | None,
-    picture: page.Picture | None,
+    picture: OpenPicture | None,
     gallery: int,
-    redrawn: page.Redrawn | None = None,
+    redrawn: OpenRedrawn | None = None,
 ) -> Report:
     """The whole report: `begun` with the figures of `measured`; the four files are written if there is a place."""
     summary = results.summary(measured, begun["resamples"], begun["seed"])
@@ -102,9 +103,9 @@ def write_pages(
     out: Path,
     report: dict,
     measured: Results,
-    picture: page.Picture | None,
+    picture: OpenPicture | None,
     gallery: int,
-    redrawn: page.Redrawn | None = None,
+    redrawn: OpenRedrawn | None = None,
 ) -> None:
     """report.html and report.md."""
     for name, content in page.render(report, measured, picture, gallery, redrawn).items():
