@@ -31,6 +31,8 @@ def score(
     gallery: int = 12,
 ) -> Report:
     """Measure a table with columns truth, prediction, optional model and id; `out`: a report without pictures."""
+    if embedder is not None and not cosine:
+        raise BadInput("--no-cosine embeds no text: leave it out, or --embedder.")
     if out is not None:
         store.prepare(out)
     measured, notes = read_table(table)

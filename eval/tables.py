@@ -31,7 +31,12 @@ def check(table: Path) -> None:
 def read_rows(table: Path, needed: Iterable[str]) -> list[Row]:
     """Every row with our names for the columns; a value that is missing is None."""
     check(table)
-    rows = _json_rows(table) if table.suffix.lower() == ".jsonl" else _csv_rows(table)
+    needed = set(needed)
+    rows = (
+        _json_rows(table, needed | {ours for ours, name in ALIASES.items() if name in needed})
+        if table.suffix.lower() == ".jsonl"
+        else _csv_rows(table)
+    )
     if not rows:
         raise BadInput(f"{table} has no rows.")
     present = {column for row in rows for column in row}
@@ -40,7 +45,7 @@ def read_rows(table: Path, needed: Iterable[str]) -> list[Row]:
         if ours in present and name not in present:
             rows = [{name if column == ours else column: value for column, value in row.items()} for row in rows]
             present = present - {ours} | {name}
-    if missing := sorted(set(needed) - present):
+    if missing := sorted(needed - present):
         noun = "column" if len(missing) == 1 else "columns"
         raise BadInput(f"{table} lacks the {noun} {' and '.join(missing)}; it has {in_file}.")
     return [{column: row.get(column) for column in sorted(present)} for row in rows]
@@ -99,7 +104,8 @@ def _block(content: bytes) -> int:
     return max(len(content) + 1, 2**16)
 
 
-def _json_rows(table: Path) -> list[Row]:
+def _json_rows(table: Path, of_text: set[str]) -> list[Row]:
+    """of_text: columns that hold texts; a list of them is none, and would be measured as it is written."""
     rows: list[Row] = []
     try:
         lines = table.read_text(encoding="utf-8-sig").split("\n")
@@ -114,5 +120,7 @@ def _json_rows(table: Path) -> list[Row]:
             raise BadInput(f"{table}, line {number}, is no JSON.") from error
         if not isinstance(row, dict):
             raise BadInput(f"{table}, line {number}, holds no object.")
+        if others := sorted(key for key in of_text & set(row) if isinstance(row[key], list | dict)):
+            raise BadInput(f"{table}, line {number}: {others[0]} is no text: give one a row.")
         rows.append({key: None if value is None else str(value) for key, value in row.items()})
     return rows

@@ -90,6 +90,8 @@ def test_score_by_another_embedder_and_a_list_of_modifiers(
     assert figures["subject_cosine"]["median"] == pytest.approx(1)
     plain = score(file, resamples=200)["models"][0]["figures"]
     assert figures["cosine"]["mean"] == pytest.approx(plain["cosine"]["mean"], abs=1e-4)
+    assert run("score", file, "--no-cosine", *chosen, monkeypatch=monkeypatch) == 2
+    assert "leave it out, or --embedder" in capsys.readouterr().err
 
 
 def test_score_handles_odd_tables(tmp_path: Path) -> None:

@@ -39,6 +39,7 @@ def test_a_field_may_be_longer_than_the_csv_module_takes(tmp_path: Path) -> None
         ("a.csv", b"id,prediction\n", "has no rows"),
         ("a.jsonl", b'{"id": "a"}\n{"id": \n', "line 2, is no JSON"),
         ("a.jsonl", b"5\n", "line 1, holds no object"),
+        ("a.jsonl", b'{"id": "a", "text": ["b", "c"]}\n', "line 1: text is no text"),
         ("a.jsonl", b"[" * 100_000, "line 1, is no JSON"),
     ],
 )
