@@ -21,6 +21,7 @@ from torch.utils.data import Dataset
 from captioner.contracts import Processor
 from captioner.errors import counted
 from captioner.pairs.fingerprint import fingerprint
+from training.data.dedupe import joined
 from training.data.readable import ReadableRows
 
 IGNORED = -100  # the label that no loss counts
@@ -165,11 +166,27 @@ class Collate:
 
 
 def split_by_prompt(rows: datasets.Dataset, share: float, seed: int) -> tuple[datasets.Dataset, datasets.Dataset]:
-    """Train and validation rows that share no prompt: prompts are split, not pictures."""
-    prompts = sorted(set(rows["text"]))
-    held_back = max(1, round(len(prompts) * share)) if len(prompts) > 1 else 0
+    """Train and validation rows that share neither a prompt nor a picture, which may have several captions: prompts are
+    split, with all that hangs together by their pictures."""
     # Not the prompts themselves: in an array of texts each takes as much memory as the longest.
-    drawn = np.random.default_rng(seed).permutation(len(prompts))[:held_back]
-    chosen = {prompts[number] for number in drawn}
-    of_validation = np.array([text in chosen for text in rows["text"]])
+    prompts = {prompt: number for number, prompt in enumerate(sorted(set(rows["text"])))}
+    prompt_of = np.array([prompts[text] for text in rows["text"]])
+    group_of = _joined_by_pictures(prompt_of, rows, len(prompts))  # [prompts]
+    sizes = np.bincount(group_of)
+    # A group larger than what is wanted in all is trained on, unless all groups are.
+    drawable = np.flatnonzero(sizes <= max(1, share * len(prompts)))
+    drawable = drawable if len(drawable) else np.arange(len(sizes))
+    held_back = max(1, round(len(sizes) * share)) if len(sizes) > 1 else 0
+    drawn = drawable[np.random.default_rng(seed).permutation(len(drawable))[:held_back]]
+    of_validation = np.isin(group_of[prompt_of], drawn)
     return rows.select(np.flatnonzero(~of_validation)), rows.select(np.flatnonzero(of_validation))
+
+
+def _joined_by_pictures(prompt_of: np.ndarray, rows: datasets.Dataset, count: int) -> np.ndarray:
+    """`[count]`: the group of each prompt; prompts of one picture are in one, whose numbers ascend with the first."""
+    if not {"id", "source"} <= set(rows.column_names):
+        return np.arange(count)
+    first_with: dict[tuple[str, str], int] = {}
+    pictures = zip(rows["source"], rows["id"], prompt_of.tolist(), strict=True)
+    first = np.array([first_with.setdefault((source, name), prompt) for source, name, prompt in pictures])
+    return joined(count, first, prompt_of)

@@ -36,7 +36,7 @@ Rows: TypeAlias = "Dataset | IterableDataset"
 
 
 def load_rows(recipe: Recipe) -> tuple[Rows, Dataset]:
-    """Training and validation rows that share no prompt."""
+    """Training and validation rows that share no prompt and, unless these are named, no picture."""
     load = partial(
         load_pairs,
         seed=recipe.seed,

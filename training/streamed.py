@@ -79,12 +79,19 @@ class StreamedPairs(torch.utils.data.IterableDataset):
 
 
 def split_stream(rows: datasets.IterableDataset) -> tuple[datasets.IterableDataset, datasets.Dataset]:
-    """A stream without every tenth prompt, and the first pairs of those prompts to validate on."""
+    """A stream without every tenth prompt, and the first pairs of those prompts to validate on, whose pictures are not
+    in it with other captions either."""
     raw = rows.cast_column("image", datasets.Image(decode=False))
     first = islice(raw, 2 * ONE_IN * HELD_BACK)
     held_back = list(islice((row for row in first if set_aside(row["text"])), HELD_BACK))
     validation = datasets.Dataset.from_list(held_back, features=ROW)
-    return raw.filter(lambda text: not set_aside(text), input_columns="text"), validation
+    pictures = {_picture(row) for row in held_back}
+    return raw.filter(lambda row: not set_aside(row["text"]) and _picture(row) not in pictures), validation
+
+
+def _picture(row: dict[str, Any]) -> tuple[str, str]:
+    """What tells a picture from others."""
+    return row["source"], row["id"]
 
 
 def set_aside(text: str) -> bool:

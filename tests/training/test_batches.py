@@ -18,3 +18,18 @@ def test_a_long_prompt_costs_its_own_length_once() -> None:
     assert len(set(validation["text"])) == 200
     assert not set(validation["text"]) & set(training["text"])
     assert len(training) + len(validation) == len(rows)
+
+
+def test_the_captions_of_a_picture_stand_on_one_side() -> None:
+    rows = [
+        {"text": f"caption {caption} of {picture}" if caption else f"said of two: {picture // 2}", "id": f"{picture}"}
+        for picture in range(40)
+        for caption in range(5)
+    ]
+    columns = {"text": [row["text"] for row in rows], "id": [row["id"] for row in rows], "source": ["coco"] * len(rows)}
+    training, validation = split_by_prompt(datasets.Dataset.from_dict(columns), 0.1, seed=0)
+    assert len(validation) == 20  # two of the twenty groups: two pictures each, with five captions
+    assert not set(validation["id"]) & set(training["id"])
+    assert not set(validation["text"]) & set(training["text"])
+    whole = datasets.Dataset.from_dict({"text": ["a", "b", "c"], "id": ["1", "1", "1"], "source": ["x"] * 3})
+    assert [len(part) for part in split_by_prompt(whole, 0.1, seed=0)] == [3, 0]

@@ -65,6 +65,18 @@ def test_no_prompt_is_on_both_sides(table: Path) -> None:
     assert len(learnt | held_back) == PROMPTS
 
 
+def test_no_picture_is_on_both_sides(tmp_path: Path) -> None:
+    for picture in "abcdefgh":
+        Image.new("RGB", (8, 8)).save(tmp_path / f"{picture}.png")
+    lines = [{"file_name": f"{p}.png", "text": f"caption {n} of {p}", "id": p} for p in "abcdefgh" for n in range(5)]
+    (tmp_path / "metadata.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    stream, validation = split_stream(load_pairs([tmp_path], streaming=True))
+    learnt, held_back = {row["id"] for row in stream}, set(validation["id"])
+    assert held_back
+    assert not learnt & held_back
+    assert learnt | held_back == set("abcdefgh")
+
+
 def test_a_stream_of_nothing_is_an_error(table: Path) -> None:
     rows = load_pairs([table], streaming=True).filter(lambda text: False, input_columns="text")
     with pytest.raises(BadInput, match="no pair"):

@@ -6,7 +6,7 @@ cells only, and the split is then checked exactly, so that its promise holds wha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -91,13 +91,25 @@ def representatives(near: Neighbours) -> np.ndarray:
     return np.flatnonzero(stays)
 
 
-def groups(near: Neighbours) -> np.ndarray:
-    """A group number for every row: rows that are joined by a chain of neighbours share it."""
+def groups(near: Neighbours, pictures: Sequence[Hashable] = ()) -> np.ndarray:
+    """A group number for every row: rows that are joined by a chain of neighbours share it, and rows of one picture.
+
+    pictures: what tells the picture of each row, if there are any.
+    """
+    first_with: dict[Hashable, int] = {}
+    earlier = np.array([first_with.setdefault(picture, row) for row, picture in enumerate(pictures)], dtype=np.int64)
+    first = np.concatenate([near.first, earlier])
+    return joined(near.count, first, np.concatenate([near.second, np.arange(len(earlier))]))
+
+
+def joined(count: int, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """`[count]`: things that are joined by a chain of links, each from one of `first` to one of `second`, have one
+    number; these ascend with the first of each."""
     from scipy.sparse import coo_matrix
     from scipy.sparse.csgraph import connected_components
 
-    links = (np.ones(len(near.first), dtype=bool), (near.first, near.second))
-    return connected_components(coo_matrix(links, shape=(near.count, near.count)), directed=False)[1]
+    links = coo_matrix((np.ones(len(first), dtype=bool), (first, second)), shape=(count, count))
+    return connected_components(links, directed=False)[1]
 
 
 def split(group_of: np.ndarray, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -27,6 +27,7 @@ from captioner.compute import has_bf16
 from captioner.errors import BadInput, BadOutput
 from captioner.files.atomic import replacing_folder
 from captioner.files.names import path_of
+from captioner.pairs.fingerprint import DIGITS, picture_fingerprint
 from captioner.pairs.layouts import LeftOut, summaries
 from captioner.text.embedding import text_embedder
 from training.data import dedupe
@@ -52,9 +53,11 @@ def prepare(options: Preparation) -> None:
     stages["read"] = len(raw)
     texts, remaining, foreign = _clean_and_filter(raw, options, stages)
     skipped: list[str] = []
+    pictures: list[str] = []
     if rows is not None:
-        remaining = remaining[_usable_pictures(rows.select(remaining), options.min_side, stages, skipped)]
-    remaining, training, validation = _without_duplicates(texts, remaining, options, stages)
+        usable = _usable_pictures(rows.select(remaining), options.min_side, stages, skipped)
+        remaining, pictures = remaining[list(usable)], list(usable.values())
+    remaining, training, validation = _without_duplicates(texts, remaining, pictures, options, stages)
     if not len(training):
         raise BadInput(f"Nothing is left to train on: {', '.join(f'{n} {stage}' for stage, n in stages.items())}.")
     summary = {
@@ -141,24 +144,26 @@ def _clean_and_filter(
     return texts, np.flatnonzero(stays), int((~english).sum())
 
 
-def _usable_pictures(rows: Any, min_side: int, stages: dict[str, int], skipped: list[str]) -> np.ndarray:
-    """Indices of the rows whose pictures open and are large enough."""
+def _usable_pictures(rows: Any, min_side: int, stages: dict[str, int], skipped: list[str]) -> dict[int, str]:
+    """The rows whose pictures open and are large enough, by their index, and what tells each picture from others."""
     from training.data.readable import readable
 
-    opened = track(readable(rows, skipped), "opening pictures", len(rows))
-    shorter_side = {row["index"]: min(row["image"].size) for row in opened}
-    stages["with a readable picture"] = len(shorter_side)
-    large = np.array([index for index, side in shorter_side.items() if side >= min_side], dtype=np.int64)
-    stages["of the right size"] = len(large)
-    return large
+    opened, usable = 0, {}
+    for row in track(readable(rows, skipped), "opening pictures", len(rows)):
+        opened += 1
+        if min(row["image"].size) >= min_side:
+            usable[row["index"]] = picture_fingerprint(row["image"])[:DIGITS]
+    stages["with a readable picture"], stages["of the right size"] = opened, len(usable)
+    return usable
 
 
 def _without_duplicates(
-    texts: list[str], rows: np.ndarray, options: Preparation, stages: dict[str, int]
+    texts: list[str], rows: np.ndarray, pictures: list[str], options: Preparation, stages: dict[str, int]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Rows that stay, and of them training and validation."""
-    first = {texts[row].casefold(): row for row in reversed(rows.tolist())}
-    rows = np.array(sorted(first.values()), dtype=np.int64)
+    """Rows that stay, and of them training and validation. pictures: one a row, if there are any."""
+    first = {texts[row].casefold(): number for number, row in reversed(list(enumerate(rows.tolist())))}
+    places = sorted(first.values())
+    rows, pictures = rows[places], [pictures[place] for place in places] if pictures else []
     stages["different prompts"] = len(rows)
     vectors = _embed([texts[row] for row in rows], options.precision)
     exact = len(rows) <= dedupe.EXACT_UP_TO
@@ -167,7 +172,8 @@ def _without_duplicates(
     )
     chosen = dedupe.representatives(near.above(options.threshold))
     stages["without near-duplicates"] = len(chosen)
-    groups = dedupe.groups(near.above(options.apart).among(chosen))
+    of_chosen = [pictures[row] for row in chosen] if pictures else []
+    groups = dedupe.groups(near.above(options.apart).among(chosen), of_chosen)
     training, validation = dedupe.split(groups, options.validation, options.seed)
     rows, vectors = rows[chosen], vectors[chosen]
     if not exact:  # the fast index may have missed a pair across the split

@@ -88,11 +88,12 @@ def _table(source: PairSource, options: ReadOptions, left_out: list[LeftOut]) ->
     text = options.text_in(rows.column_names, source.location)
     image = options.image_in(rows.column_names, source.location)
     captions = [caption_of(cell, f"{source.location}, row {number}") for number, cell in enumerate(rows[text])]
-    ids = rows["id"] if "id" in rows.column_names else range(len(rows))
+    own_ids = rows["id"] if "id" in rows.column_names else range(len(rows))
+    ids = [str(number if own is None else own) for number, own in enumerate(own_ids)]
     names = rows["source"] if "source" in rows.column_names else [source.name] * len(rows)
     # The pictures stay where they are; only the three columns of text are made anew.
     rows = rows.select_columns(image).rename_columns({image: "image"}).cast_column("image", ROW["image"])
-    for column, values in (("text", captions), ("id", [str(number) for number in ids]), ("source", list(names))):
+    for column, values in (("text", captions), ("id", ids), ("source", list(names))):
         rows = rows.add_column(column, values, feature=ROW[column])
     has_caption = np.array([bool(caption) for caption in captions], dtype=bool)
     left_out += [LeftOut(f"row {row}", layouts.NO_CAPTION, source=source.name) for row in np.flatnonzero(~has_caption)]

@@ -110,6 +110,26 @@ def test_prompts_alone(tmp_path: Path) -> None:
     assert len(validation) == 2
 
 
+def test_captions_of_one_picture_stand_on_one_side(tmp_path: Path) -> None:
+    """Told by the pixels: here each caption names a file of its own."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    random = np.random.default_rng(0)
+    for number in range(8):
+        picture = Image.fromarray(random.integers(0, 255, (64, 64, 3), dtype=np.uint8))
+        for place, subject in enumerate(SUBJECTS[number::8]):
+            picture.save(folder / f"{number}-{place}.png")
+            (folder / f"{number}-{place}.txt").write_text(f"a {subject} in the rain")
+    command = ["prepare", "--data", str(folder), "--out", str(tmp_path / "out"), "--threshold", "1", "--apart", "0.9"]
+    main([*command, "--validation", "0.3"])
+    pictures = [
+        {number.partition("-")[0] for number in load_pairs([tmp_path / "out"], split=split)["id"]}
+        for split in ("train", "validation")
+    ]
+    assert len(pictures[1]) > 0
+    assert len(pictures[0]) + len(pictures[1]) == 8
+
+
 def test_nothing_is_overwritten_unasked(tmp_path: Path) -> None:
     (tmp_path / "prompts.txt").write_text("\n".join(f"a {subject} in the rain" for subject in SUBJECTS))
     out = tmp_path / "out"

@@ -271,6 +271,13 @@ def test_a_row_without_picture_is_an_unreadable_one(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("streaming", [False, True])
+def test_a_row_without_an_id_is_called_by_its_number(streaming: bool, tmp_path: Path) -> None:
+    table = pa.table({"image": [png()] * 3, "text": ["a", "b", "c"], "id": [None, "x", None]})
+    parquet.write_table(table, tmp_path / "t.parquet")
+    assert [row["id"] for row in load_pairs([tmp_path / "t.parquet"], streaming=streaming)] == ["0", "x", "2"]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
 def test_weights(streaming: bool, tmp_path: Path) -> None:
     first, second = with_metadata_jsonl(tmp_path / "first"), with_embedded_pictures(tmp_path / "second")
     rows = list(load_pairs([f"{first}@2", second], streaming=streaming))
