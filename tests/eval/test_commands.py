@@ -23,6 +23,7 @@ from eval.metrics import cosines, metric_of
 from eval.progress import track
 from eval.results import Results, text_values
 from eval.score import read_table, score
+from tests.disk import files_of_at_most
 from tests.eval.reports import quietly
 
 ANIMALS = [
@@ -315,15 +316,9 @@ def test_a_stopped_submission_goes_on_and_is_the_same(tmp_path: Path, images: Pa
 
 
 def test_a_disk_that_takes_a_part_of_an_answer_is_full(tmp_path: Path) -> None:
-    resource = pytest.importorskip("resource")  # not on Windows
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    with open(tmp_path / "out.csv.part", "ab", buffering=0) as stream:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
-        try:
-            with pytest.raises(BadOutput, match="make room"):
-                submission._write(stream, "x" * 150)
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    part = tmp_path / "out.csv.part"
+    with part.open("ab", buffering=0) as stream, files_of_at_most(100), pytest.raises(BadOutput, match="make room"):
+        submission._write(stream, "x" * 150)
 
 
 def test_two_images_of_one_name_are_refused_before_a_model_is_loaded(tmp_path: Path, images: Path) -> None:

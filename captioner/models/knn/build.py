@@ -38,6 +38,7 @@ from captioner.pairs.layouts import LeftOut, Record
 from captioner.pairs.provenance import name_of
 from captioner.pairs.readable import opened
 from captioner.sinks import RESUME, Journal, Row, check_new_folder, check_place, explained, groups, not_resumable
+from captioner.sinks.journal import write_whole
 from captioner.text.embedding import DEFAULT as DEFAULT_EMBEDDER
 from captioner.text.embedding import text_embedder
 
@@ -298,7 +299,8 @@ class _Partial:
         self.journal = Journal(folder / "pictures.jsonl", resume=resume)
         for row in self.journal:
             self._note(row)
-        self.raw = open(folder / "features.f16", "ab")  # noqa: SIM115 (closed by __exit__)
+        # Without a buffer: what a full disk does not take would be tried once more, and fail, when it is closed.
+        self.raw = open(folder / "features.f16", "ab", buffering=0)  # noqa: SIM115 (closed by __exit__)
 
     def __enter__(self) -> _Partial:
         named = 2 * self.width * len(self.pictures)
@@ -319,8 +321,7 @@ class _Partial:
     def append(self, batch: Sequence[Record], features: np.ndarray) -> None:
         """Keep these. Features come first: what the journal names is there."""
         with explained(self.folder, RESUME):
-            self.raw.write(features.astype(np.float16).data)
-            self.raw.flush()
+            write_whole(self.raw, features.astype(np.float16).tobytes())
         rows: list[Row] = [{"file": record.name, "prompt": record.text} for record in batch]
         if self.numbered:
             rows = [row | {"number": int(record.id)} for row, record in zip(rows, batch, strict=True)]

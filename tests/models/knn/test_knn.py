@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import faiss
@@ -26,6 +27,7 @@ from captioner.models.knn.build import Recipe
 from captioner.models.parts.backbones import backbones
 from captioner.text.embedding import text_embedder
 from captioner.text.minilm import packaged_minilm
+from tests.disk import files_of_at_most
 from tests.tiny.direct import TOWER
 
 THINGS = ("a red fox", "a blue whale", "an oil painting", "a castle at dusk", "two robots", "a bowl of soup")
@@ -301,6 +303,20 @@ def test_a_stopped_build_goes_on_where_it_was(built, data, weights, tmp_path):
     for name in ("features", "embeddings", "prompt_rows", "centre"):
         np.testing.assert_array_equal(np.load(out / f"{name}.npy"), np.load(built / f"{name}.npy"))
     assert not part.exists()
+
+
+def test_a_full_disk_is_one_sentence_and_the_build_goes_on(built, data, weights, tmp_path):
+    recipe, out, stack = Recipe("vit", str(weights), k=3), tmp_path / "index", ExitStack()
+
+    def fill(step: str, count: int, total: int) -> None:
+        if count:
+            size = (tmp_path / "index.part" / "features.f16").stat().st_size
+            stack.enter_context(files_of_at_most(size + 10))
+
+    with stack, pytest.raises(BadOutput, match=r"cannot be written \(File too large\)\. .* set resume"):
+        build.build([data], out, recipe, CPU, batch_size=5, progress=fill)
+    build.build([data], out, recipe, CPU, batch_size=5, resume=True)
+    np.testing.assert_array_equal(np.load(out / "features.npy"), np.load(built / "features.npy"))
 
 
 def interrupted(*_):
