@@ -21,7 +21,7 @@ from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 
 from captioner.errors import BadImage, BadInput, printable
-from captioner.images import png
+from captioner.images import jpeg, png
 from captioner.images.colour import WIDE, to_rgb
 
 MAX_PIXELS = 100_000_000
@@ -215,6 +215,8 @@ def bytes_of(image: Image.Image) -> int:
 def _finish(image: Image.Image, name: str, max_pixels: int, copied: bool = True) -> Image.Image:
     """copied: others have the picture. A copy takes a third as long as decoding."""
     _check_size(image, name, max_pixels)
+    if isinstance(image, JpegImageFile) and image.tile and image.fp is not None:  # nothing of it is decoded yet
+        jpeg.check_scans(image.fp, name)
     try:
         image.load()
         _check_size(image, name, max_pixels)  # some kinds learn their size only now
