@@ -154,26 +154,36 @@ def _write_webdataset(plan: Plan, parts: dict[int, Path], out: Path) -> Merged:
     merged = Merged()
     for shard, part in parts.items():
         tar = out / f"{name_of(shard)}.tar"
-        if tar.exists():
-            rows = [to_json(row) for batch in tables(plan, shard, part) for row in batch.to_pylist()]
-            there = _rows_in(tar)
-            if not set(there) <= set(rows):
-                raise BadOutput(f"{tar} holds other rows than {part}: remove it, or name another folder.")
-            merged.rows += len(there)
-            merged.failed += len(rows) - len(there)
-            continue
-        with explained(tar), replacing(tar) as new, tarfile.open(new, "w", format=tarfile.PAX_FORMAT) as archive:
-            for number, (source, row) in enumerate(_results(plan, shard, part)):
-                content = None if row["error"] is not None else _content(source)
-                if content is None:
-                    merged.failed += 1
-                    continue
-                key = f"{name_of(shard)}{number:06d}"
-                _add(archive, f"{key}{_ending(source, content)}", content)
-                _add(archive, f"{key}.txt", (row.get("text") or "").encode())
-                _add(archive, f"{key}.json", to_json(row).encode())
-                merged.rows += 1
+        rows, failed = (_count_tar if tar.exists() else _write_tar)(plan, shard, part, tar)
+        merged.rows += rows
+        merged.failed += failed
     return merged
+
+
+def _write_tar(plan: Plan, shard: int, part: Path, tar: Path) -> tuple[int, int]:
+    """How many rows went into it, and how many have no result or no picture any more."""
+    rows = failed = 0
+    with explained(tar), replacing(tar) as new, tarfile.open(new, "w", format=tarfile.PAX_FORMAT) as archive:
+        for number, (source, row) in enumerate(_results(plan, shard, part)):
+            content = None if row["error"] is not None else _content(source)
+            if content is None:
+                failed += 1
+                continue
+            key = f"{name_of(shard)}{number:06d}"
+            _add(archive, f"{key}{_ending(source, content)}", content)
+            _add(archive, f"{key}.txt", (row.get("text") or "").encode())
+            _add(archive, f"{key}.json", to_json(row).encode())
+            rows += 1
+    return rows, failed
+
+
+def _count_tar(plan: Plan, shard: int, part: Path, tar: Path) -> tuple[int, int]:
+    """The same of one that an earlier merge has made of this part."""
+    rows = [to_json(row) for batch in tables(plan, shard, part) for row in batch.to_pylist()]
+    there = _rows_in(tar)
+    if not set(there) <= set(rows):
+        raise BadOutput(f"{tar} holds other rows than {part}: remove it, or name another folder.")
+    return len(there), len(rows) - len(there)
 
 
 def _rows_in(tar: Path) -> list[str]:
