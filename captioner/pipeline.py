@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     from captioner.text.embedding import TextEmbedder
 
     AnyImage = str | Path | bytes | Image | np.ndarray
-    OneImage = AnyImage
 
 
 class Captioner:
@@ -73,7 +72,7 @@ class Captioner:
 
     @overload
     def generate(
-        self, images: OneImage, request: Request | None = None, finish: Finishing | None = None, **settings: Any
+        self, images: AnyImage, request: Request | None = None, finish: Finishing | None = None, **settings: Any
     ) -> Prompt: ...
 
     @overload
@@ -88,7 +87,7 @@ class Captioner:
 
     def generate(
         self,
-        images: OneImage | Sequence[AnyImage],
+        images: AnyImage | Sequence[AnyImage],
         request: Request | None = None,
         finish: Finishing | None = None,
         batch_size: int = 8,
@@ -190,7 +189,7 @@ class Captioner:
 
     def embed(
         self,
-        images: OneImage | Sequence[AnyImage],
+        images: AnyImage | Sequence[AnyImage],
         request: Request | None = None,
         batch_size: int = 8,
         expected: bool = False,
@@ -256,7 +255,7 @@ class DirectEmbedder:
 
     def generate(
         self,
-        images: OneImage | Sequence[AnyImage],
+        images: AnyImage | Sequence[AnyImage],
         request: Request | None = None,
         finish: Finishing | None = None,
         batch_size: int = 8,
@@ -267,7 +266,7 @@ class DirectEmbedder:
 
     def embed(
         self,
-        images: OneImage | Sequence[AnyImage],
+        images: AnyImage | Sequence[AnyImage],
         request: Request | None = None,
         batch_size: int = 8,
         expected: bool = False,
@@ -449,14 +448,14 @@ MOST = 10_000
 """Beams, candidates or tokens that a file may ask for on its own."""
 
 
-def is_one(images: OneImage | Sequence[AnyImage]) -> TypeGuard[OneImage]:
+def is_one(images: AnyImage | Sequence[AnyImage]) -> TypeGuard[AnyImage]:
     """A single image, not a list of them."""
     from PIL.Image import Image
 
     return isinstance(images, (str, Path, bytes, Image)) or (isinstance(images, np.ndarray) and images.ndim < 4)
 
 
-def several(images: OneImage | Sequence[AnyImage]) -> Sequence[AnyImage]:
+def several(images: AnyImage | Sequence[AnyImage]) -> Sequence[AnyImage]:
     """A list of images, whatever was given."""
     if is_one(images):
         return [images]
