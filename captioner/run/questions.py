@@ -57,10 +57,9 @@ class Model:
 
     def settings(self, request: Request) -> Settings:
         """What its answers depend on, for a run that is resumed; where it computes is not among it."""
-        name = self.label()
-        asked = {**given(request.decoding), **{name: getattr(request, name) for name in request.given()}}
+        asked = given(request.decoding) | {name: getattr(request, name) for name in request.given()}
         options = given(replace(self.options, device="auto"))
-        return {"captioner": __version__, "model": zoo.absolute(name), **options, **asked}
+        return {"captioner": __version__, "model": zoo.absolute(self.label()), **options, **asked}
 
     @cached_property
     def loaded(self) -> Captioner | DirectEmbedder:

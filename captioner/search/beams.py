@@ -52,7 +52,7 @@ class _Beams:
 
     def map(self, function: Callable[[Tensor], Tensor]) -> _Beams:
         """The same of each tensor."""
-        return _Beams(*(function(vars(self)[name]) for name in self.__dataclass_fields__))
+        return _Beams(*map(function, vars(self).values()))
 
 
 def beam_search(

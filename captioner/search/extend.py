@@ -98,8 +98,7 @@ def extend_all(
         logits, past = decoder.step(tokens, memory, past)
     hypotheses = []
     for written, scored in zip(ids[:, start:].tolist(), torch.cat(log_probs, dim=1).tolist(), strict=True):
-        ends = [place for place, token in enumerate(written) if token in processor.eos_ids]
-        length = ends[0] + 1 if ends else len(written)
+        length = next((n for n, token in enumerate(written, 1) if token in processor.eos_ids), len(written))
         hypotheses.append(_hypothesis(written[:length], scored[:length], processor))
     return _by_image(hypotheses, copies)
 
