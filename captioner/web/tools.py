@@ -44,7 +44,7 @@ INSTRUCTIONS = (
 
 
 class OfPicture(BaseModel):
-    """A picture, by one of the three."""
+    """A picture, by one of the three. Language models that are to fill in all fields leave the others empty."""
 
     path: str | None = Field(None, description="A picture's file.")
     address: str | None = Field(None, description="The http or https address of a picture.")
@@ -204,10 +204,12 @@ class Tools:
 
     async def caption_image(self, asked: CaptionImage) -> tuple[str, Caption]:
         """What a model says of a picture."""
-        settings = asked.model_dump(include={"style", "num_candidates"}, exclude_none=True)
+        settings: dict[str, Any] = {
+            name: value for name in ("style", "num_candidates") if (value := getattr(asked, name))
+        }
         if asked.instruction:
             settings["instruction"] = literal(asked.instruction)
-        ask = self.engine.ask(asked.model, **settings)
+        ask = self.engine.ask(asked.model or None, **settings)
         (row,) = await self._answers(self.engine.submit_all([await self.picture(asked)], ask))
         texts = [candidate["text"] for candidate in row["candidates"]]
         return row["text"], Caption(text=row["text"], model=row["model"], score=row["score"], candidates=texts)
@@ -240,7 +242,7 @@ class Tools:
 
     async def picture(self, asked: OfPicture) -> Picture:
         """The picture that a call names."""
-        ways = {name: value for name in OfPicture.model_fields if (value := getattr(asked, name)) is not None}
+        ways = {name: value for name in OfPicture.model_fields if (value := getattr(asked, name))}
         if len(ways) != 1:
             raise BadInput("Name the picture by one of path, address and base64.")
         ((way, named),) = ways.items()

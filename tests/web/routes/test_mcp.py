@@ -42,7 +42,7 @@ def text(result: Any) -> str:
 def test_tools_over_http(service: Service, prompt: str) -> None:
     listed, by_path, by_data, carried, compared = ask(
         f"{service.address}/mcp",
-        ("caption_image", {"path": "coffee.jpg"}),
+        ("caption_image", {"path": "coffee.jpg", **dict.fromkeys(("address", "base64", "model", "style"), "")}),
         ("caption_image", {"base64": DATA_URL, "model": "mini", "num_candidates": 3}),
         ("read_prompt", {"path": "coffee.jpg"}),
         ("compare_prompts", {"first": "a cat", "second": "a cat"}),
@@ -64,6 +64,7 @@ def test_tools_over_http(service: Service, prompt: str) -> None:
     [
         ("caption_image", {}, "one of path, address and base64"),
         ("caption_image", {"path": "coffee.jpg", "base64": DATA}, "one of path"),
+        ("caption_image", {"path": ""}, "one of path"),
         ("caption_image", {"path": "../../../README.md"}, "no file"),
         ("caption_image", {"path": "/etc/passwd"}, "no file"),
         ("caption_image", {"path": "LICENCES.md"}, "not a picture"),
