@@ -8,9 +8,7 @@ whole line yet; another model, other weights or other data start afresh.
 from __future__ import annotations
 
 import base64
-import hashlib
 import json
-import re
 import time
 import traceback
 from collections import Counter
@@ -23,16 +21,15 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import numpy as np
 
-from captioner import contracts, zoo
-from captioner.contracts import PLAIN_REQUEST, LoadOptions, Model
+from captioner.contracts import PLAIN_REQUEST, LoadOptions, Model, Request
 from captioner.decoding import DecodingChanges
 from captioner.errors import BadInput, missing_extra
 from captioner.files import atomic
-from captioner.files.names import path_of
 from captioner.images.ahead import read_ahead
 from captioner.images.open import bytes_of
 from captioner.models.openai import spent
 from eval import baselines, tables
+from eval.entries import Entry
 from eval.provenance import hash_of, weights_hash
 
 if TYPE_CHECKING:
@@ -80,77 +77,6 @@ _KINDS: dict[str, tuple[type, ...]] = {
 
 
 @dataclass(frozen=True)
-class Request:
-    """One entry of `--models`: `name`, or `label=name`; a table (id, prediction) brings texts from elsewhere."""
-
-    label: str
-    name: str
-
-    @classmethod
-    def parse(cls, entry: str) -> Request:
-        label, separator, name = entry.partition("=")
-        is_whole = not separator or Path(entry).exists() or entry.startswith(zoo.SERVER)  # an address may hold a "="
-        if is_whole:
-            return cls(short_name(entry), entry)
-        if not label.strip() or not name.strip():
-            raise BadInput(f"{entry!r} lacks the {'label' if name.strip() else 'model'}: write LABEL=NAME.")
-        return cls(label, name)
-
-    @property
-    def tables(self) -> list[Path]:
-        """The tables of texts that this names: one, or several runs of one model with | between; none for a model."""
-        names = self.name.split("|")
-        return [path_of(name) for name in names] if all(map(tables.is_table, names)) else []
-
-    @property
-    def file_name(self) -> str:
-        """Safe as a file name, and no two labels share one."""
-        return f"{safe_name(self.label)}.jsonl"
-
-
-def safe_name(label: str) -> str:
-    """What a label is called as a file; no two labels share one."""
-    readable = re.sub(r"[^\w.-]+", "_", label)[-60:]
-    return f"{readable}-{mark_of(label)}"
-
-
-def mark_of(name: str) -> str:
-    """What sets a name apart from those that would be written alike."""
-    return hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:8]
-
-
-def requests(entries: Iterable[str]) -> list[Request]:
-    """The models to ask. Those that would have one label, like two folders of one name, are called by their paths."""
-    parsed = [Request.parse(entry) for entry in entries]
-    if not parsed:
-        raise BadInput("No model: name at least one, e.g. --models mini.")
-    count = Counter(request.label for request in parsed)
-    parsed = [
-        Request(request.name, request.name)
-        if count[request.label] > 1 and request.label == short_name(request.name)
-        else request
-        for request in parsed
-    ]
-    count = Counter(request.label for request in parsed)
-    if doubles := sorted(label for label in count if count[label] > 1):
-        raise BadInput(f"Two models are called {doubles[0]!r}: give one another label, e.g. --models second=NAME.")
-    return parsed
-
-
-def short_name(name: str) -> str:
-    """What a model is called if nobody says: a path by its last part, everything else by its whole name."""
-    if (index := baselines.index_of(name)) is not None:
-        return f"{name.partition(':')[0]} {short_name(str(index))}"
-    if name.endswith(baselines.EXPECTED):
-        return f"{short_name(name.removesuffix(baselines.EXPECTED))} expected"
-    path = path_of(name)
-    if not path.exists() and not name.startswith(("/", ".", "~")):
-        return name
-    path = path.resolve()
-    return (path.stem if path.is_file() or tables.is_table(name) else path.name) or name
-
-
-@dataclass(frozen=True)
 class Settings:
     """How models are loaded and asked."""
 
@@ -164,19 +90,19 @@ class Settings:
         return LoadOptions(device=self.device, precision=self.precision, embedder=self.embedder)
 
 
-def check(request: Request, settings: Settings) -> None:
+def check(entry: Entry, settings: Settings) -> None:
     """Refuse a misspelled name before any model is asked; what is wrong inside a model or a table is its row's."""
-    for table in request.tables:
+    for table in entry.tables:
         tables.check(table)
-    if not request.tables:
-        baselines.check(request.name, settings.load_options)
+    if not entry.tables:
+        baselines.check(entry.name, settings.load_options)
 
 
 @dataclass
 class Answered:
     """A model's row in the report."""
 
-    request: Request
+    entry: Entry
     answers: list[Answer] = field(default_factory=list)
     """One an item of the data, in order; empty if the model failed."""
     repeats: list[list[Answer]] = field(default_factory=list)
@@ -219,7 +145,7 @@ class Track(Protocol):
 
 
 def ask(
-    request: Request,
+    entry: Entry,
     pairs: Pairs,
     folder: Path,
     settings: Settings,
@@ -231,20 +157,20 @@ def ask(
 
     seeds: a model that samples is asked once with each of them.
     """
-    answered = Answered(request)
+    answered = Answered(entry)
     try:
-        if request.tables:
-            runs = [_answers_from_table(t, request.label, pairs, embed_texts, answered.notes) for t in request.tables]
-            names = [table.stem for table in request.tables]
+        if entry.tables:
+            runs = [_answers_from_table(t, entry.label, pairs, embed_texts, answered.notes) for t in entry.tables]
+            names = [table.stem for table in entry.tables]
         else:
-            answered.weights = weights_hash(request.name)
+            answered.weights = weights_hash(entry.name)
             runs, names = _ask_model(answered, pairs, folder, settings, embed_texts, track, seeds)
         answered.answers, *answered.repeats = runs
         answered.run_names = names if len(runs) > 1 else []
     except Exception as error:  # whatever is wrong with one model, the others still count; the report shows the reason
         answered.failure = " ".join(f"{missing_extra(error) or error or type(error).__name__}".split())[:500]
         answered.traceback = traceback.format_exc()
-    asked = [] if request.tables else [answer for run in answered.runs for answer in run]
+    asked = [] if entry.tables else [answer for run in answered.runs for answer in run]
     if broken := sum(not np.isfinite(answer.vector).all() for answer in asked):
         answered.warning = (
             f"gives {broken:,} of {len(asked):,} pictures an embedding that is no number (NaN or infinite): "
@@ -263,39 +189,39 @@ def _ask_model(
     seeds: Sequence[int],
 ) -> tuple[list[list[Answer]], list[str]]:
     """The answers of each run, and what the runs are called. The model is loaded only if it is needed, and once."""
-    request = answered.request
+    entry = answered.entry
     loaded: list[Model] = []
 
     def load() -> Model:
         if not loaded:
             start = time.perf_counter()
-            loaded.append(baselines.load(request.name, settings.load_options))
+            loaded.append(baselines.load(entry.name, settings.load_options))
             answered.load_seconds = time.perf_counter() - start
         return loaded[0]
 
-    header = {"model": request.name, "weights": answered.weights, "data": pairs.fingerprint, **asdict(settings)}
+    header = {"model": entry.name, "weights": answered.weights, "data": pairs.fingerprint, **asdict(settings)}
     if settings.embedder is not None and Path(settings.embedder).is_dir():
         header["embedder_weights"] = hash_of([Path(settings.embedder)])  # its vectors of the texts are kept, too
 
     def answers(seed: int | None) -> list[Answer]:
-        file, begins = (folder / request.file_name, header) if seed is None else _seeded(folder, request, header, seed)
-        asked = PLAIN_REQUEST if seed is None else contracts.Request(DecodingChanges(seed=seed))
-        label = request.label if seed is None else f"{request.label}, seed {seed}"
+        file, begins = (folder / entry.file_name, header) if seed is None else _seeded(folder, entry, header, seed)
+        asked = PLAIN_REQUEST if seed is None else Request(DecodingChanges(seed=seed))
+        label = entry.label if seed is None else f"{entry.label}, seed {seed}"
         return answer_all(
             file, begins, load, pairs, settings.batch_size, embed_texts, track, label, answered.notes, asked
         )
 
-    if len(seeds) > 1 and (_was_begun(*_seeded(folder, request, header, seeds[0])) or _samples(load())):
+    if len(seeds) > 1 and (_was_begun(*_seeded(folder, entry, header, seeds[0])) or _samples(load())):
         runs, names = [answers(seed) for seed in seeds], [f"seed {seed}" for seed in seeds]
     else:
         runs, names = [answers(None)], []
-    answered.notes += [f"{request.label}: {used}." for model in loaded if (used := spent(model)) is not None]
+    answered.notes += [f"{entry.label}: {used}." for model in loaded if (used := spent(model)) is not None]
     return runs, names
 
 
-def _seeded(folder: Path, request: Request, header: Mapping[str, object], seed: int) -> tuple[Path, dict[str, object]]:
+def _seeded(folder: Path, entry: Entry, header: Mapping[str, object], seed: int) -> tuple[Path, dict[str, object]]:
     """Where the answers with one seed are, and how they begin."""
-    return folder / Request(f"{request.label} seed {seed}", request.name).file_name, {**header, "seed": seed}
+    return folder / Entry(f"{entry.label} seed {seed}", entry.name).file_name, {**header, "seed": seed}
 
 
 def _samples(model: Model) -> bool:
@@ -312,7 +238,7 @@ def answer_all(
     track: Track,
     label: str,
     notes: list[str],
-    asked: contracts.Request = PLAIN_REQUEST,
+    asked: Request = PLAIN_REQUEST,
 ) -> list[Answer]:
     """One answer an item, those in `file` first; the model is loaded only if some are missing."""
     ids = [item.id for item in pairs.items]
@@ -341,7 +267,7 @@ def answer_all(
 
 
 def _ask_batch(
-    model: Model, images: list[Image], ids: list[str], embed_texts: TextEmbedder, asked: contracts.Request
+    model: Model, images: list[Image], ids: list[str], embed_texts: TextEmbedder, asked: Request
 ) -> list[Answer]:
     start = time.perf_counter()
     if not model.speaks:

@@ -18,8 +18,9 @@ from captioner.errors import BadInput
 from captioner.text.embedding import MINILM
 from eval import anatomy, metrics, protocols, results
 from eval.anatomy import EVERY_TERM
-from eval.answers import Answer, Answered, Request, Settings, Track, answer_all
+from eval.answers import Answer, Answered, Settings, Track, answer_all
 from eval.data import Pairs
+from eval.entries import Entry
 from eval.metrics import Remembering, best_of, best_reference, cosine_score, cosines, embedder_metrics
 from eval.protocols import Protocol
 from eval.provenance import hash_of
@@ -152,10 +153,10 @@ def measure(
     pictures: CLIP's vectors of the pictures `[n, d]`; None without a CLIP.
     """
     answering = [one for one in answered if one.failure is None]
-    runs = [Run(one.request.label, answers) for one in answering for answers in one.runs]
+    runs = [Run(one.entry.label, answers) for one in answering for answers in one.runs]
     truths = [item.truths for item in pairs.items]
     of_runs = _values(pairs, runs, truths, instruments, pictures) if runs else {}
-    rows = {one.request.label: [n for n, run in enumerate(runs) if run.label == one.request.label] for one in answering}
+    rows = {one.entry.label: [n for n, run in enumerate(runs) if run.label == one.entry.label] for one in answering}
     measured = Results(
         ids=[item.id for item in pairs.items],
         truths=truths,
@@ -169,7 +170,7 @@ def measure(
         sources=[item.source for item in pairs.items],
     )
     spread = {
-        one.request.label: _spread(one.run_names, {name: v[:, rows[one.request.label]] for name, v in of_runs.items()})
+        one.entry.label: _spread(one.run_names, {name: v[:, rows[one.entry.label]] for name, v in of_runs.items()})
         for one in answering
         if len(one.runs) > 1
     }
@@ -294,11 +295,9 @@ def picture_vectors(
     """CLIP's vector of every picture, kept like a model's answers."""
     from captioner.pipeline import DirectEmbedder
 
-    request = Request(f"clip {clip_name}", clip_name)
+    entry = Entry(f"clip {clip_name}", clip_name)
     header = {"clip": clip_name, "weights": hash_of([clip.folder]), "data": pairs.fingerprint}
-    file = folder / request.file_name
+    file = folder / entry.file_name
     embedder: Model = DirectEmbedder(clip_name, clip)
-    answers = answer_all(
-        file, header, lambda: embedder, pairs, batch_size, clip.embed_texts, track, request.label, notes
-    )
+    answers = answer_all(file, header, lambda: embedder, pairs, batch_size, clip.embed_texts, track, entry.label, notes)
     return np.stack([answer.vector for answer in answers])

@@ -17,7 +17,8 @@ from captioner.errors import BadInput
 from captioner.pairs import sources
 from eval import anatomy, ngrams, submission
 from eval.anatomy import Overlap, Vocabulary
-from eval.answers import Answer, safe_name
+from eval.answers import Answer
+from eval.entries import safe_name
 from eval.metrics import metric_of
 from eval.results import Results
 from eval.schema import ProtocolColumn, ProtocolRow, ProtocolTable, PublishedRow

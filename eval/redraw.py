@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from captioner.errors import BadImage, BadInput
 from captioner.images import EXTENSIONS, open_image
 from eval import store, tables
-from eval.answers import mark_of, safe_name
+from eval.entries import mark_of, safe_name
 from eval.gallery import TRUE_PROMPT
 from eval.results import Results
 

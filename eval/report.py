@@ -16,8 +16,9 @@ from captioner.files.cache import cache_to_write
 from captioner.pairs.layouts import ReadOptions
 from captioner.statistics import RESAMPLES, SEED
 from eval import anatomy, measure, protocols, provenance, store
-from eval.answers import Answered, Settings, Track, ask, check, requests
+from eval.answers import Answered, Settings, Track, ask, check
 from eval.data import Pairs, read_pairs
+from eval.entries import read_entries
 from eval.likeness import add_likeness
 from eval.measure import Instruments, Measures
 from eval.redraw import Redrawn
@@ -50,13 +51,13 @@ def report(
     figures_only: no picture, prompt or answer is in the folder, so that a report on private data can be published.
     """
     settings, measures, reading = settings or Settings(), measures or Measures(), reading or ReadOptions()
-    wanted = requests(models)
-    labels = [request.label for request in wanted]
+    wanted = read_entries(models)
+    labels = [entry.label for entry in wanted]
     training_data = provenance.parse_trained_on(trained_on, labels)
     protocol = measure.prepare(measures, settings)
     compute.precision(settings.precision, compute.device(settings.device))
-    for request in wanted:
-        check(request, settings)
+    for entry in wanted:
+        check(entry, settings)
     store.prepare(out, figures_only)
     if redrawn is not None and not redrawn.is_dir():
         raise BadInput(f"There is no folder {redrawn} of pictures that were drawn again.")
@@ -67,7 +68,7 @@ def report(
     embed_texts = instruments.embed_texts
     folder = cache_to_write("answers", pairs.fingerprint[:16]) if figures_only else out / "answers"
     seeds = range(seed, seed + measures.seeds) if measures.seeds > 1 else ()
-    answered = [ask(request, pairs, folder, settings, embed_texts, track, seeds) for request in wanted]
+    answered = [ask(entry, pairs, folder, settings, embed_texts, track, seeds) for entry in wanted]
     notes = [*pairs.notes, *(note for one in answered for note in one.notes)]
     pictures = None
     if instruments.clip is not None and instruments.clip_name is not None:
@@ -87,7 +88,7 @@ def report(
         if figures_only:
             row["traceback"], row["modifiers"] = None, {"missed": [], "invented": []}
     notes += [provenance.near_duplicates_note(r["label"], r["near_duplicates"]) for r in rows if r["near_duplicates"]]
-    texts = {one.request.label: [[answer.text for answer in run] for run in one.runs] for one in answered}
+    texts = {one.entry.label: [[answer.text for answer in run] for run in one.runs] for one in answered}
     begun: Begun = {
         "title": title,
         "kind": "report",
@@ -111,7 +112,7 @@ def report(
         begun, measured, rows, out, pairs.image, gallery, again.picture if again is not None else None
     )
     if protocol is not None and protocol.name == "kaggle" and not figures_only:
-        protocols.write_submissions(out, {one.request.label: one.answers for one in answered if not one.failure})
+        protocols.write_submissions(out, {one.entry.label: one.answers for one in answered if not one.failure})
     return written
 
 
@@ -126,8 +127,8 @@ def _plain_settings(measures: Measures) -> dict[str, object]:
 
 
 def _row_of(one: Answered, pairs: Pairs) -> ModelRow:
-    row = store.model_row(one.request.label, store.distinct([answer.text for answer in one.answers]))
-    row["name"] = one.request.name
+    row = store.model_row(one.entry.label, store.distinct([answer.text for answer in one.answers]))
+    row["name"] = one.entry.name
     row["failure"] = one.failure
     row["traceback"] = one.traceback
     row["weights"] = one.weights
@@ -138,7 +139,7 @@ def _row_of(one: Answered, pairs: Pairs) -> ModelRow:
     if one.failure is not None or one.weights is None:
         return row
     try:
-        learnt = provenance.trained_on(one.request.name)
+        learnt = provenance.trained_on(one.entry.name)
     except CaptionerError as error:
         row["warning"] = _sentences(one.warning, f"could not be compared with its training data: {error}")
         return row

@@ -1,4 +1,4 @@
-"""What models are called, how their answers are kept, and what is said if something is wrong with them."""
+"""How answers of models are kept, and what is said if something is wrong with them."""
 
 import json
 import shutil
@@ -11,10 +11,10 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import captioner
-from captioner.errors import BadInput
 from captioner.models.ensemble.ensemble import with_candidates
-from eval.answers import Answered, Request, Settings, ask, requests
+from eval.answers import Answered, Settings, ask
 from eval.data import Pairs, read_pairs
+from eval.entries import Entry
 
 COUNT = 6
 
@@ -34,56 +34,33 @@ def embed(texts: list[str]) -> np.ndarray:
     return np.array([[float(len(text)), 1.0] for text in texts])
 
 
-def asked(request: Request, pairs: Pairs, folder: Path, steps: list[int] | None = None, **settings) -> Answered:
+def asked(entry: Entry, pairs: Pairs, folder: Path, steps: list[int] | None = None, **settings) -> Answered:
     def track(loop, total, what):
         if steps is not None:
             steps.append(total)
         return loop
 
-    return ask(request, pairs, folder, Settings(batch_size=2, **settings), embed, track)
-
-
-def labels(*entries: str) -> list[str]:
-    return [request.label for request in requests(entries)]
-
-
-def test_a_model_is_called_by_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    for folder in ("a/vit", "b/vit", "odd=name"):
-        (tmp_path / folder).mkdir(parents=True)
-    (tmp_path / "texts.csv").touch()
-    assert labels("a/vit") == labels(str(tmp_path / "a/vit")) == ["vit"]
-    assert labels("a/vit", "b/vit", "mini") == ["a/vit", "b/vit", "mini"]  # by their paths, else they are one
-    assert labels("texts.csv", "mini+expected", "org/model", "odd=name") == [
-        "texts", "mini expected", "org/model", "odd=name"
-    ]  # fmt: skip
-    assert labels("nearest:a/vit", "constant:a/vit") == ["nearest vit", "constant vit"]
-    assert labels("x=a/vit", "y=a/vit") == ["x", "y"]
-    with pytest.raises(BadInput, match="called 'x'"):
-        requests(["x=a/vit", "x=b/vit"])
-    for entry, lack in (("=a/vit", "the label"), ("x=", "the model")):
-        with pytest.raises(BadInput, match=f"{entry}' lacks {lack}"):
-            requests([entry])
+    return ask(entry, pairs, folder, Settings(batch_size=2, **settings), embed, track)
 
 
 def test_answers_are_matched_by_the_picture(pictures: Pairs, tmp_path: Path, tiny_checkpoint) -> None:
-    request, folder, steps = Request("vit", str(tiny_checkpoint("direct"))), tmp_path / "answers", []
-    whole = np.stack([answer.vector for answer in asked(request, pictures, folder, steps).answers])
-    file = folder / request.file_name
+    entry, folder, steps = Entry("vit", str(tiny_checkpoint("direct"))), tmp_path / "answers", []
+    whole = np.stack([answer.vector for answer in asked(entry, pictures, folder, steps).answers])
+    file = folder / entry.file_name
     header, *lines = file.read_text().splitlines(keepends=True)
     stranger = json.dumps({**json.loads(lines[0]), "id": "stranger"}) + "\n"
     file.write_text("".join([header, *lines[:0:-1], "}{\n", stranger, lines[0], lines[0]]))
-    again = asked(request, pictures, folder, steps)
+    again = asked(entry, pictures, folder, steps)
     np.testing.assert_array_equal(np.stack([answer.vector for answer in again.answers]), whole)
     assert steps == [3]
     assert again.notes == [f"{file}: 3 lines are damaged or belong to no picture; left out, and asked again."]
 
     short = json.loads(lines[2]) | {"vector": "AAAA"}
     file.write_text("".join([header, *lines[:2], json.dumps(short) + "\n", *lines[3:]]))
-    again = asked(request, pictures, folder, steps)
+    again = asked(entry, pictures, folder, steps)
     np.testing.assert_allclose(np.stack([answer.vector for answer in again.answers]), whole, atol=1e-6)
     assert steps == [3, 1]
-    assert asked(request, pictures, folder, steps).notes == []
+    assert asked(entry, pictures, folder, steps).notes == []
     assert steps == [3, 1]
 
 
@@ -95,26 +72,26 @@ def test_weights_that_are_no_numbers_are_warned_of(pictures: Pairs, tmp_path: Pa
         if tensor.is_floating_point():
             tensor.fill_(torch.nan)
     save_file(tensors, weights)
-    answered = asked(Request("vit", str(tmp_path / "model")), pictures, tmp_path / "answers")
+    answered = asked(Entry("vit", str(tmp_path / "model")), pictures, tmp_path / "answers")
     assert "NaN" in (answered.failure or answered.warning)
 
 
 def test_what_a_captioner_expects_can_be_measured(pictures: Pairs, tmp_path: Path, tiny_checkpoint) -> None:
     blip = str(tiny_checkpoint("blip"))
-    answered = asked(Request("x", f"{blip}+expected"), pictures, tmp_path / "answers")
+    answered = asked(Entry("x", f"{blip}+expected"), pictures, tmp_path / "answers")
     assert answered.failure is None
     assert [answer.text for answer in answered.answers] == [None] * COUNT
     model = captioner.load(blip)
     images = [pictures.image(index) for index in range(COUNT)]
     expected = model.embed(images, with_candidates(model), 2, expected=True)
     np.testing.assert_allclose([answer.vector for answer in answered.answers], expected, atol=1e-4)
-    failed = asked(Request("x", f"{tiny_checkpoint('direct')}+expected"), pictures, tmp_path / "answers")
+    failed = asked(Entry("x", f"{tiny_checkpoint('direct')}+expected"), pictures, tmp_path / "answers")
     assert "writes no text" in failed.failure
 
 
 def test_a_baseline_without_an_index_says_how_to_make_one(pictures: Pairs, tmp_path: Path) -> None:
     for kind in ("nearest", "constant"):
-        failed = asked(Request("x", f"{kind}:{tmp_path / 'none'}"), pictures, tmp_path / "answers").failure
+        failed = asked(Entry("x", f"{kind}:{tmp_path / 'none'}"), pictures, tmp_path / "answers").failure
         assert "holds no index" in failed
         assert "captioner index build" in failed
 
@@ -124,7 +101,7 @@ def test_texts_of_our_own_tables_find_their_pictures(pictures: Pairs, tmp_path: 
     rows = [{"file": f"/elsewhere/{n}.png", "text": f"text {n}"} for n in (3, 1, 1, 0)]
     rows[2]["text"] = "the second of one picture"
     table.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    answered = asked(Request("said", str(table)), pictures, tmp_path / "answers")
+    answered = asked(Entry("said", str(table)), pictures, tmp_path / "answers")
     texts = [answer.text for answer in answered.answers]
     assert texts == ["text 0", "text 1", None, "text 3", None, None]
     assert np.isnan(answered.answers[2].vector).all()

@@ -19,9 +19,10 @@ from captioner.models.knn.build import Recipe, build
 from captioner.pairs.fingerprint import fingerprint
 from captioner.text.minilm import packaged_minilm
 from eval import store
-from eval.answers import Answer, Request, Settings, ask
+from eval.answers import Answer, Settings, ask
 from eval.compare import compare
 from eval.data import read_pairs
+from eval.entries import Entry
 from eval.measure import Measures
 from eval.provenance import weights_hash
 from eval.report import report
@@ -402,7 +403,7 @@ def test_answers_are_kept_and_asked_for_again_only_if_something_changed(
     pairs = read_pairs([str(pictures)])
     model = tmp_path / "model"
     shutil.copytree(tiny_checkpoint("direct"), model)
-    request, folder = Request("vit", str(model)), tmp_path / "answers"
+    entry, folder = Entry("vit", str(model)), tmp_path / "answers"
     asked: list[int] = []
 
     def counting(steps, total, what):
@@ -410,14 +411,14 @@ def test_answers_are_kept_and_asked_for_again_only_if_something_changed(
         return steps
 
     def vectors(**changed) -> np.ndarray:
-        answered = ask(request, pairs, folder, Settings(**{"batch_size": 4, **changed}), None, counting)
+        answered = ask(entry, pairs, folder, Settings(**{"batch_size": 4, **changed}), None, counting)
         assert answered.failure is None
         return np.stack([answer.vector for answer in answered.answers])
 
     whole = vectors()
     np.testing.assert_array_equal(vectors(), whole)
     assert asked == [3]
-    file = folder / request.file_name
+    file = folder / entry.file_name
     lines = file.read_text().splitlines(keepends=True)
     file.write_text("".join(lines[:6]) + lines[6][:40])  # killed while writing the sixth answer
     np.testing.assert_allclose(vectors(), whole, atol=1e-6)
@@ -435,7 +436,7 @@ def test_killed_and_started_again(pictures: Path, tmp_path: Path, tiny_checkpoin
     models = [f"lstm={tiny_checkpoint('resnet_lstm')}"]
     command += ["--models", *models, "--resamples", "200"]
     run = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    answers = out / "answers" / Request.parse("lstm=x").file_name
+    answers = out / "answers" / Entry.parse("lstm=x").file_name
     while run.poll() is None and not (answers.exists() and len(answers.read_text().splitlines()) >= 3):
         time.sleep(0.005)
     run.send_signal(signal.SIGKILL)
