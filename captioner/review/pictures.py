@@ -12,6 +12,7 @@ import os
 import re
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from PIL import Image
@@ -95,8 +96,9 @@ class Thumbnails:
             return kept.read_bytes()
         except OSError:
             content = self._make(path, SMALL, 80)
-        kept.parent.mkdir(exist_ok=True)
-        write_bytes(kept, content)
+        with suppress(OSError):  # where the disk takes nothing, pictures are shown all the same
+            kept.parent.mkdir(exist_ok=True)
+            write_bytes(kept, content)
         return content
 
     def large(self, path: Path) -> bytes:

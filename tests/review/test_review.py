@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import threading
@@ -15,6 +16,7 @@ from captioner.errors import BadImage, BadInput, BadOutput
 from captioner.review import Append, Conflict, DeleteTerm, Prepend, Replace, Review, Scope, Unknown
 from captioner.review.journal import journal_path
 from captioner.sinks import open_out
+from tests.disk import files_of_at_most
 from tests.review.folders import picture, rows_of, snapshot, write_rows
 
 
@@ -568,6 +570,14 @@ def test_small_copies_are_kept_and_made_anew(photos: Path, tmp_path: Path) -> No
         (photos / "0.png").write_bytes(os.urandom(100))
         with pytest.raises(BadImage):
             review.large("0.png")
+
+
+def test_on_a_full_disk_small_copies_are_shown_and_not_kept(photos: Path, tmp_path: Path) -> None:
+    with Review(photos) as review:
+        with files_of_at_most(10):
+            content = review.small("3.png")
+        assert Image.open(io.BytesIO(content)).format == "JPEG"
+        assert not [file for file in (tmp_path / "cache" / "thumbnails").rglob("*") if file.is_file()]
 
 
 def kept_name(tmp_path: Path) -> Path:
