@@ -213,6 +213,9 @@ class PrefixDecoder:
     """The past holds the prefix: once begun, a text needs no memory (see contracts.py)."""
     fixed = False
     """Its weights change no more: a step may be traced."""
+    traced_after = 0
+    """Steps that are written before one is traced: what that takes, so many have to win back."""
+    steps = 0
 
     @property
     def device(self) -> torch.device:
@@ -265,7 +268,11 @@ class PrefixDecoder:
         before, t = past.length, embedded.shape[1]
         positions = torch.arange(before, before + t, device=embedded.device)
         past.extend(t)
-        write = self.traced if t == 1 and before and self.fixed else self.gpt2
+        write = self.gpt2
+        if t == 1 and before and self.fixed:
+            self.steps += 1
+            if self.steps > self.traced_after or "traced" in vars(self):
+                write = self.traced
         return write(embedded + self.gpt.transformer.wpe(positions), past.words, past.places)
 
     @cached_property

@@ -41,6 +41,8 @@ class Mini(PrefixDecoder, nn.Module):
     backbone: Statistics
     head: JointHead
     fixed = True
+    traced_after = 300
+    """About a dozen pictures, one by one: a trace takes 0.13 to 0.16 s, of which a step wins 0.5 ms back (AVX2)."""
 
     def __init__(self, config: dict) -> None:
         super().__init__()

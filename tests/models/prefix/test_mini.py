@@ -252,6 +252,16 @@ def test_lean_and_full_class_are_one_model(photographs):
         np.testing.assert_allclose(ours.embedding, theirs.embedding, atol=1e-5)
 
 
+def test_a_step_is_traced_when_that_pays(photographs):
+    speaker, decoding = mini.load(BUNDLED, LoadOptions(device="cpu")), Decoding(max_new_tokens=8)
+    [first] = speaker.read_images(photographs[:1], decoding)
+    assert "traced" not in vars(speaker.model)
+    speaker.model.steps = speaker.model.traced_after
+    [later] = speaker.read_images(photographs[:1], decoding)
+    assert "traced" in vars(speaker.model)
+    assert later.candidates == first.candidates
+
+
 def test_it_starts_without_transformers():
     code = (
         "import sys; from captioner.pipeline import load; p = load('mini', device='cpu').generate([sys.argv[1]])[0];"
