@@ -17,7 +17,7 @@ from uuid import uuid4
 
 from starlette.concurrency import run_in_threadpool
 
-from captioner.errors import CaptionerError, printable
+from captioner.errors import CaptionerError, counted, printable
 from captioner.review import Conflict, Review, Unknown
 from captioner.serving.engine import Ask, Engine, Picture
 from captioner.serving.scheduler import Busy, Closed
@@ -111,7 +111,7 @@ class Captioning:
         if self.stopped:  # while it was being read
             return
         answer = await self._asked(picture)
-        title = f"Caption {self.total:,} pictures with {printable(answer.get('model') or self.ask.model)}"
+        title = f"Caption {counted(self.total, 'picture')} with {printable(answer.get('model') or self.ask.model)}"
         await run_in_threadpool(self._save, name, before, answer, title[:200])
         self._through(name)
 

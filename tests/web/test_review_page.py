@@ -338,6 +338,24 @@ def test_everything_has_a_name_and_the_focus_is_never_lost(page: Page) -> None:
     assert page.run(f"document.getElementById('{current}').getAttribute('role')") == "option"
 
 
+def test_escape_leaves_what_is_typed_into_where_there_is_no_room_for_the_list(browser: Browser, address: str) -> None:
+    """Half a screen wide, J went into the text, and so into its file."""
+    for page in opened(browser, address, width=900):
+        for key, field in (("e", AREA), ("/", ".review-filter input")):
+            page.press(key)
+            before = page.run(f"document.querySelector('{field}').value")
+            shown = page.run(STEP)
+            page.press("Escape")
+            page.press("j")
+            page.wait(f"{STEP} !== {json.dumps(shown)}")
+            page.press("k")
+            page.wait(f"{STEP} === {json.dumps(shown)}")
+            assert page.run(f"document.querySelector('{field}').value") == before
+        page.click(".show-list")
+        page.press("Escape")
+        assert page.run("document.activeElement.tagName") == "FIGURE"
+
+
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 def test_on_a_phone(browser: Browser, address: str, tmp_path: Path, dark: bool) -> None:
     for page in opened(browser, address, width=390, height=844, dark=dark, touch=True):

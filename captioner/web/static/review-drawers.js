@@ -35,7 +35,8 @@ export class Drawers {
     this.shown = null;
     this.element.hidden = true;
     const { before } = this;
-    (before?.isConnected && before !== document.body ? before : this.review.list.element).focus({ preventScroll: true });
+    if (before?.isConnected && before !== document.body) before.focus({ preventScroll: true });
+    else this.review.rest();
   }
 
   /** What lies behind has changed. */

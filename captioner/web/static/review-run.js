@@ -93,7 +93,7 @@ export class Run {
         else if (told.rows.length === 0) await new Promise((resolve) => setTimeout(resolve, PAUSE));
       }
     } finally {
-      if (this.element.contains(document.activeElement)) list.element.focus();
+      if (this.element.contains(document.activeElement)) this.review.rest();
       this.element.hidden = true;
     }
     list.refresh();

@@ -69,7 +69,7 @@ class Review {
       onkeydown: (event) => {
         if (event.key === "Enter") this.later("filter", 0, () => this.view());
         if (event.key === "Escape" && this.filter.value) (event.stopPropagation(), this.setFilter(""));
-        else if (event.key === "Escape" || event.key === "ArrowDown") (event.preventDefault(), this.list.element.focus());
+        else if (event.key === "Escape" || event.key === "ArrowDown") (event.preventDefault(), this.rest());
       },
     });
     this.wrong = el("div", { class: "review-wrong", id: "review-wrong", role: "alert", hidden: true });
@@ -90,7 +90,7 @@ class Review {
     this.undoButton = button("Undo", { picture: "undo", hideLabel: true, onclick: () => this.turn("undo") });
     this.redoButton = button("Redo", { picture: "redo", hideLabel: true, onclick: () => this.turn("redo") });
     this.place = el("span", { class: "name" });
-    this.figure = el("figure", {});
+    this.figure = el("figure", { tabindex: "-1" });
     this.side = el(
       "div",
       { class: "review-side" },
@@ -462,7 +462,12 @@ class Review {
     else if (this.list.selected.size) this.list.selectNone();
     else return;
     event.preventDefault();
-    this.list.element.focus({ preventScroll: true });
+    this.rest();
+  }
+
+  /** The focus out of what is typed into: to the list, or to the picture where there is no room for the list. */
+  rest() {
+    (this.list.element.clientHeight ? this.list.element : this.figure).focus({ preventScroll: true });
   }
 
   async saveAndGoOn() {
@@ -482,7 +487,8 @@ class Review {
     document.body.append(dialog);
     dialog.addEventListener("close", () => {
       dialog.remove();
-      (before?.isConnected && before !== document.body ? before : this.list.element).focus({ preventScroll: true });
+      if (before?.isConnected && before !== document.body) before.focus({ preventScroll: true });
+      else this.rest();
     });
     dialog.addEventListener("click", (event) => event.target === dialog && dialog.close());
     dialog.showModal();
