@@ -386,6 +386,24 @@ def test_phone_width_and_dark(browser: Browser, address: str, tmp_path: Path) ->
 
 
 @in_browser
+def test_the_narrowest_screens(browser: Browser, address: str) -> None:
+    """320 pixels are a small phone, and a window of 1,280 that is enlarged to 400 %."""
+    narrow = opened(browser, address, width=320, height=600)
+    narrow.drop("#caption", [CAT])
+    captioned(narrow)
+    assert narrow.sticks_out == 0
+    narrow.click(".to-compare")
+    narrow.wait("document.querySelector('.tile b')")
+    assert narrow.sticks_out == 0
+    assert narrow.run("[...document.querySelectorAll('.tile')].every((one) => one.scrollWidth <= one.clientWidth)")
+    narrow.click("[data-view=review]")
+    narrow.wait("document.querySelector('.review-picture img')")
+    assert narrow.sticks_out == 0
+    assert narrow.errors == []
+    narrow.close()
+
+
+@in_browser
 def test_every_control_has_a_name_and_every_picture_its_words(page: Page) -> None:
     page.drop("#caption", [CAT])
     captioned(page)
