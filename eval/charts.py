@@ -99,7 +99,7 @@ def by_length(
         xs = [44 + (number + 0.5) * step + shift for number in range(len(bins))]
         parts.append(_line(xs, line, low, high, colours[column]))
     return Markup(
-        '<svg class="plot" viewBox="0 0 640 308" role="img" aria-label="cosine against prompt length">'
+        '<svg class="plot" viewBox="0 0 640 308" role="img" aria-label="mean against prompt length">'
         + "".join(parts)
         + '<text x="338" y="304" text-anchor="middle">words in the true prompt</text></svg>'
     )
