@@ -71,7 +71,7 @@ class Ensemble:
         return np.tensordot([member.weight for member in self.members], vectors, axes=1)
 
     def embed_images(self, images: Sequence[Image]) -> np.ndarray:
-        return unit(self.vectors(images)).astype(np.float32)
+        return unit(self.vectors(images))
 
 
 def member_vectors(

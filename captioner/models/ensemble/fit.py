@@ -27,6 +27,8 @@ FOLDS = 5
 RESAMPLES = 2000
 NEGLIGIBLE = 0.002
 """A fitted weight below this is no reason to run a model."""
+Progress = Callable[[str, int, int | None], None]
+"""Is told which member has answered for how many pictures just now, and how many there are, if that is known."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ def fit(
     by_norm: bool = False,
     options: LoadOptions | None = None,
     batch_size: int = 8,
-    progress: Callable[[str, int, int | None], None] = lambda step, done, total: None,
+    progress: Progress = lambda step, done, total: None,
 ) -> Fitted:
     """Weights for these members from DATA (`captioner/pairs/`), saved as an ensemble file.
 
@@ -67,14 +69,9 @@ def fit(
     check_new(out)
     records = sources.read([data])
     _check_enough(records.different_prompts(up_to=2 * FOLDS), data)
-    total = records.total()
     loaded = {name: load(name, options) for name in dict.fromkeys(member.model for member in members)}
     models = [loaded[member.model] for member in members]
-    unreadable: list[LeftOut] = []
-    batches, seen = [], []
-    for batch, images in opened(records, batch_size, unreadable):
-        batches.append(member_vectors(members, models, images, by_norm, lambda name, done: progress(name, done, total)))
-        seen += [Seen(picture_fingerprint(i), (record.text,)) for record, i in zip(batch, images, strict=True)]
+    seen, batches, unreadable = _answered(records, members, models, by_norm, batch_size, progress)
     prompts = [picture.prompts[0] for picture in seen]
     texts = list(dict.fromkeys(prompts))
     _check_enough(len(texts), data)
@@ -100,11 +97,29 @@ def fit(
         interval=interval,
         pictures=len(prompts),
         prompts=len(texts),
-        unreadable=len(unreadable),
+        unreadable=unreadable,
         warnings=tuple(_warnings(members, [name_of(source) for source in records.sources], seen)),
     )
     save(out, members, by_norm, asdict(report))
     return report
+
+
+def _answered(
+    records: sources.Records,
+    members: Sequence[Member],
+    models: Sequence[Model],
+    by_norm: bool,
+    batch_size: int,
+    progress: Progress,
+) -> tuple[list[Seen], list[np.ndarray], int]:
+    """The pictures with their prompts, what the members say of them `[members, batch, d]`, and how many cannot be
+    read."""
+    total, unreadable = records.total(), list[LeftOut]()
+    seen, batches = [], []
+    for batch, images in opened(records, batch_size, unreadable):
+        batches.append(member_vectors(members, models, images, by_norm, lambda name, done: progress(name, done, total)))
+        seen += [Seen(picture_fingerprint(i), (record.text,)) for record, i in zip(batch, images, strict=True)]
+    return seen, batches, len(unreadable)
 
 
 def _check_enough(prompts: int, data: str | Path) -> None:
