@@ -23,11 +23,13 @@ import numpy as np
 
 from captioner.contracts import PLAIN_REQUEST, LoadOptions, Model, Request
 from captioner.decoding import DecodingChanges
-from captioner.errors import BadInput, missing_extra
+from captioner.errors import BadInput, BadOutput, missing_extra
 from captioner.files import atomic
 from captioner.images.ahead import read_ahead
 from captioner.images.open import bytes_of
 from captioner.models.openai import spent
+from captioner.sinks.checks import explained
+from captioner.sinks.journal import write_whole
 from eval import baselines, tables
 from eval.entries import Entry
 from eval.provenance import hash_of, weights_hash
@@ -37,6 +39,9 @@ if TYPE_CHECKING:
 
     from captioner.text.embedding import TextEmbedder
     from eval.data import Pairs
+
+
+KEPT = "What the models said so far is kept: put it right, and give the same command again."
 
 
 @dataclass(frozen=True)
@@ -167,6 +172,8 @@ def ask(
             runs, names = _ask_model(answered, pairs, folder, settings, embed_texts, track, seeds)
         answered.answers, *answered.repeats = runs
         answered.run_names = names if len(runs) > 1 else []
+    except BadOutput:
+        raise  # a disk that is full says nothing of the model
     except Exception as error:  # whatever is wrong with one model, the others still count; the report shows the reason
         answered.failure = " ".join(f"{missing_extra(error) or error or type(error).__name__}".split())[:500]
         answered.traceback = traceback.format_exc()
@@ -248,20 +255,21 @@ def answer_all(
     missing = [index for index, identifier in enumerate(ids) if identifier not in done]
     if not missing:
         return [done[identifier] for identifier in ids]
-    file.parent.mkdir(parents=True, exist_ok=True)
     # Without the line that a kill cut off, and without what is damaged.
     whole = [done[identifier].line() for identifier in ids if identifier in done]
-    atomic.write_text(file, json.dumps(header) + "\n" + "".join(whole))
+    with explained(file, KEPT):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        atomic.write_text(file, json.dumps(header) + "\n" + "".join(whole))
     model = load()
     ahead = read_ahead(missing, lambda index, _: pairs.image(index), bytes_of)
-    with closing(ahead) as opened, file.open("a", encoding="utf-8") as out:
+    with closing(ahead) as opened, file.open("ab", buffering=0) as out:
         starts = range(0, len(missing), batch_size)
         for start in track(starts, len(starts), label):
             of_batch = [ids[i] for i in missing[start : start + batch_size]]
             images = list(islice(opened, len(of_batch)))
             answers = _ask_batch(model, images, of_batch, embed_texts, asked)
-            out.write("".join(answer.line() for answer in answers))
-            out.flush()
+            with explained(file, KEPT):
+                write_whole(out, "".join(answer.line() for answer in answers).encode())
             done |= {answer.id: answer for answer in answers}
     return [done[identifier] for identifier in ids]
 

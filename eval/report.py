@@ -58,62 +58,65 @@ def report(
     compute.precision(settings.precision, compute.device(settings.device))
     for entry in wanted:
         check(entry, settings)
-    store.prepare(out, figures_only)
-    if redrawn is not None and not redrawn.is_dir():
-        raise BadInput(f"There is no folder {redrawn} of pictures that were drawn again.")
-    instruments = measure.open_instruments(measures, protocol, settings)
-    pairs = read_pairs(data, limit, seed, named=not figures_only, reading=reading)
-    store.refuse_other_report(out, pairs.fingerprint, labels)
-    instruments.learn(pairs.corpus, data, reading.split)
-    embed_texts = instruments.embed_texts
-    folder = cache_to_write("answers", pairs.fingerprint[:16]) if figures_only else out / "answers"
-    seeds = range(seed, seed + measures.seeds) if measures.seeds > 1 else ()
-    answered = [ask(entry, pairs, folder, settings, embed_texts, track, seeds) for entry in wanted]
-    notes = [*pairs.notes, *(note for one in answered for note in one.notes)]
-    pictures = None
-    if instruments.clip is not None and instruments.clip_name is not None:
-        clip = (instruments.clip_name, instruments.clip)
-        pictures = measure.picture_vectors(*clip, pairs, folder, settings.batch_size, track, notes)
-    measured, runs = measure.measure(pairs, answered, instruments, pictures)
-    again = Redrawn.find(redrawn, measured) if redrawn is not None else None
-    row_of_redrawn = add_likeness(measured, again, pairs.image, instruments.clip, track) if again is not None else None
-    notes += again.notes if again is not None else []
-    rows = [_row_of(one, pairs) for one in answered]
-    for row in rows:
-        row["runs"] = runs.get(row["label"])
-        row["near_duplicates"] = _near_duplicates(row, pairs, training_data, instruments)
-        if row["label"] in training_data and row["near_duplicates"] is not None and not row["warning"]:
-            row["warning"] = provenance.told_overlap_warning(row["near_duplicates"])
-        row["modifiers"] = _modifiers(measured, row["label"], instruments.vocabulary)
-        if figures_only:
-            row["traceback"], row["modifiers"] = None, {"missed": [], "invented": []}
-    notes += [provenance.near_duplicates_note(r["label"], r["near_duplicates"]) for r in rows if r["near_duplicates"]]
-    texts = {one.entry.label: [[answer.text for answer in run] for run in one.runs] for one in answered}
-    begun: Begun = {
-        "title": title,
-        "kind": "report",
-        "figures_only": figures_only,
-        **store.circumstances(seed, resamples),
-        "settings": {**asdict(settings), **_plain_settings(measures), "clip": instruments.clip_name},
-        "data": {
-            "specs": list(data),
-            "names": list(pairs.names),
-            "noun": "pictures",
-            "pictures": len(pairs.items),
-            "prompts": len(set(measured.groups)),
-            "fingerprint": pairs.fingerprint,
-            "notes": notes,
-        },
-        "vocabulary": store.vocabulary_row(instruments.vocabulary),
-        "protocol": protocols.table(protocol, measured, texts) if protocol is not None else None,
-        "redrawn": row_of_redrawn,
-    }
-    written = store.finish(
-        begun, measured, rows, out, pairs.image, gallery, again.picture if again is not None else None
-    )
-    if protocol is not None and protocol.name == "kaggle" and not figures_only:
-        protocols.write_submissions(out, {one.entry.label: one.answers for one in answered if not one.failure})
-    return written
+    with store.prepared(out, figures_only):
+        if redrawn is not None and not redrawn.is_dir():
+            raise BadInput(f"There is no folder {redrawn} of pictures that were drawn again.")
+        instruments = measure.open_instruments(measures, protocol, settings)
+        pairs = read_pairs(data, limit, seed, named=not figures_only, reading=reading)
+        store.refuse_other_report(out, pairs.fingerprint, labels)
+        instruments.learn(pairs.corpus, data, reading.split)
+        embed_texts = instruments.embed_texts
+        folder = cache_to_write("answers", pairs.fingerprint[:16]) if figures_only else out / "answers"
+        seeds = range(seed, seed + measures.seeds) if measures.seeds > 1 else ()
+        answered = [ask(entry, pairs, folder, settings, embed_texts, track, seeds) for entry in wanted]
+        notes = [*pairs.notes, *(note for one in answered for note in one.notes)]
+        pictures = None
+        if instruments.clip is not None and instruments.clip_name is not None:
+            clip = (instruments.clip_name, instruments.clip)
+            pictures = measure.picture_vectors(*clip, pairs, folder, settings.batch_size, track, notes)
+        measured, runs = measure.measure(pairs, answered, instruments, pictures)
+        again = Redrawn.find(redrawn, measured) if redrawn is not None else None
+        row_of_redrawn = None
+        if again is not None:
+            row_of_redrawn = add_likeness(measured, again, pairs.image, instruments.clip, track)
+            notes += again.notes
+        rows = [_row_of(one, pairs) for one in answered]
+        for row in rows:
+            row["runs"] = runs.get(row["label"])
+            row["near_duplicates"] = _near_duplicates(row, pairs, training_data, instruments)
+            if row["label"] in training_data and row["near_duplicates"] is not None and not row["warning"]:
+                row["warning"] = provenance.told_overlap_warning(row["near_duplicates"])
+            row["modifiers"] = _modifiers(measured, row["label"], instruments.vocabulary)
+            if figures_only:
+                row["traceback"], row["modifiers"] = None, {"missed": [], "invented": []}
+        counted = [(row["label"], row["near_duplicates"]) for row in rows]
+        notes += [provenance.near_duplicates_note(label, of_model) for label, of_model in counted if of_model]
+        texts = {one.entry.label: [[answer.text for answer in run] for run in one.runs] for one in answered}
+        begun: Begun = {
+            "title": title,
+            "kind": "report",
+            "figures_only": figures_only,
+            **store.circumstances(seed, resamples),
+            "settings": {**asdict(settings), **_plain_settings(measures), "clip": instruments.clip_name},
+            "data": {
+                "specs": list(data),
+                "names": list(pairs.names),
+                "noun": "pictures",
+                "pictures": len(pairs.items),
+                "prompts": len(set(measured.groups)),
+                "fingerprint": pairs.fingerprint,
+                "notes": notes,
+            },
+            "vocabulary": store.vocabulary_row(instruments.vocabulary),
+            "protocol": protocols.table(protocol, measured, texts) if protocol is not None else None,
+            "redrawn": row_of_redrawn,
+        }
+        written = store.finish(
+            begun, measured, rows, out, pairs.image, gallery, again.picture if again is not None else None
+        )
+        if protocol is not None and protocol.name == "kaggle" and not figures_only:
+            protocols.write_submissions(out, {one.entry.label: one.answers for one in answered if not one.failure})
+        return written
 
 
 def _plain_settings(measures: Measures) -> dict[str, object]:

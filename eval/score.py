@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,40 +34,39 @@ def score(
     """Measure a table with columns truth, prediction, optional model and id; `out`: a report without pictures."""
     if embedder is not None and not cosine:
         raise BadInput("--no-cosine embeds no text: leave it out, or --embedder.")
-    if out is not None:
-        store.prepare(out)
-    measured, notes = read_table(table)
-    vocabulary = anatomy.from_file(modifiers) if modifiers is not None else _vocabulary(measured.truths)
-    fingerprint = hashlib.sha256(table.read_bytes()).hexdigest()
-    if out is not None:
-        store.refuse_other_report(out, fingerprint, measured.models)
-    embedded = _cosines(measured, embedder) if cosine else {}
-    values = results.text_values(measured.texts, measured.truths, vocabulary)
-    measured = replace(measured, values={**embedded, **values})
-    begun: Begun = {
-        "title": f"Texts of {table.name}, scored",
-        "kind": "score",
-        "figures_only": False,
-        **store.circumstances(seed, resamples),
-        "settings": {"embedder": embedder, "modifiers": None if modifiers is None else str(modifiers)},
-        "data": {
-            "specs": [str(table)],
-            "names": [table.name],
-            "noun": "true texts",
-            "pictures": len(measured.ids),
-            "prompts": len(set(measured.groups)),
-            "fingerprint": fingerprint,
-            "notes": notes,
-        },
-        "vocabulary": store.vocabulary_row(vocabulary),
-        "protocol": None,
-        "redrawn": None,
-    }
-    models = [store.model_row(model, store.distinct(measured.texts[model])) for model in measured.models]
-    for model in models:
-        tallies = anatomy.tally(measured.texts[model["label"]], measured.truths, vocabulary)
-        model["modifiers"] = store.modifier_rows(*tallies)
-    return store.finish(begun, measured, models, out, None, gallery)
+    with store.prepared(out) if out is not None else nullcontext():
+        measured, notes = read_table(table)
+        vocabulary = anatomy.from_file(modifiers) if modifiers is not None else _vocabulary(measured.truths)
+        fingerprint = hashlib.sha256(table.read_bytes()).hexdigest()
+        if out is not None:
+            store.refuse_other_report(out, fingerprint, measured.models)
+        embedded = _cosines(measured, embedder) if cosine else {}
+        values = results.text_values(measured.texts, measured.truths, vocabulary)
+        measured = replace(measured, values={**embedded, **values})
+        begun: Begun = {
+            "title": f"Texts of {table.name}, scored",
+            "kind": "score",
+            "figures_only": False,
+            **store.circumstances(seed, resamples),
+            "settings": {"embedder": embedder, "modifiers": None if modifiers is None else str(modifiers)},
+            "data": {
+                "specs": [str(table)],
+                "names": [table.name],
+                "noun": "true texts",
+                "pictures": len(measured.ids),
+                "prompts": len(set(measured.groups)),
+                "fingerprint": fingerprint,
+                "notes": notes,
+            },
+            "vocabulary": store.vocabulary_row(vocabulary),
+            "protocol": None,
+            "redrawn": None,
+        }
+        models = [store.model_row(model, store.distinct(measured.texts[model])) for model in measured.models]
+        for model in models:
+            tallies = anatomy.tally(measured.texts[model["label"]], measured.truths, vocabulary)
+            model["modifiers"] = store.modifier_rows(*tallies)
+        return store.finish(begun, measured, models, out, None, gallery)
 
 
 def _cosines(measured: Results, embedder: str | None) -> dict[str, np.ndarray]:

@@ -12,12 +12,15 @@ import os
 import platform
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from captioner.errors import BadInput, BadOutput
 from captioner.files import atomic
 from captioner.files.json import read_object
+from captioner.files.lock import lock
+from captioner.sinks.checks import explained
 from captioner.sinks.row import without_nan
 from eval import anatomy, page, results, schema
 from eval.anatomy import EVERY_TERM, Tally
@@ -27,6 +30,8 @@ from eval.schema import Begun, Circumstances, MetricRow, ModelRow, Report
 
 PER_IMAGE = "per_image.parquet"
 FILES = ("report.json", PER_IMAGE, "report.html", "report.md")
+LOCK = ".lock"
+AGAIN = "Put it right, and give the same command again."
 SUBMISSIONS = "submissions"
 """The folder of what the protocol `kaggle` writes."""
 PACKAGES = ("captioner", "torch", "transformers", "sentence-transformers", "rapidfuzz", "numpy")
@@ -35,15 +40,26 @@ PACKAGES = ("captioner", "torch", "transformers", "sentence-transformers", "rapi
 # --- before the work -------------------------------------------------------------------------------------------------
 
 
-def prepare(out: Path, figures_only: bool = False) -> None:
-    """The folder must be writable, and ours or empty, before the work starts."""
+@contextmanager
+def prepared(out: Path, figures_only: bool = False) -> Iterator[None]:
+    """The folder must be writable, and ours or empty, before the work starts. It is ours alone until the work ends."""
     try:
         out.mkdir(parents=True, exist_ok=True)
-        present = {file.name for file in out.iterdir() if not file.name.startswith(".")}
-        with atomic.replacing(out / "report.json", keep=True):
-            pass  # a file can be made here, and is dropped again
+        stream = open(out / LOCK, "ab", buffering=0)  # noqa: SIM115 - closed below
     except OSError as error:
         raise BadOutput(f"{out} cannot be written to ({error.strerror}). Choose another --out.") from error
+    with stream:
+        lock(stream, str(out))
+        try:
+            _refuse_others(out, figures_only)
+            yield
+        finally:
+            with suppress(OSError):  # Windows removes no open file: an empty one stays
+                (out / LOCK).unlink()
+
+
+def _refuse_others(out: Path, figures_only: bool) -> None:
+    present = {file.name for file in out.iterdir() if not file.name.startswith(".")}
     ours = {"answers", SUBMISSIONS, *FILES} if present & {"answers", "report.json"} else set()
     if figures_only:
         ours -= {"answers", SUBMISSIONS}  # they hold texts
@@ -93,7 +109,8 @@ def finish(
     if out is None:
         return written
     # report.json comes last: who finds it finds a whole report beside it.
-    (measured.without_texts() if begun["figures_only"] else measured).save(out / PER_IMAGE)
+    with explained(out / PER_IMAGE, AGAIN):
+        (measured.without_texts() if begun["figures_only"] else measured).save(out / PER_IMAGE)
     write_pages(out, dict(written), measured, picture, gallery, redrawn)
     _write(out / "report.json", json.dumps(written, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     return written
@@ -113,7 +130,8 @@ def write_pages(
 
 
 def _write(file: Path, text: str) -> None:
-    atomic.write_bytes(file, text.encode("utf-8", "replace"))
+    with explained(file, AGAIN):
+        atomic.write_bytes(file, text.encode("utf-8", "replace"))
 
 
 def _described(metric: MetricRow, begun: Begun) -> MetricRow:

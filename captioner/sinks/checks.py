@@ -60,7 +60,7 @@ def explained(path: Path, remedy: str = "Choose another place.") -> Iterator[Non
     try:
         yield
     except OSError as error:
-        raise BadOutput(f"{path} cannot be written ({error.strerror}). {remedy}") from error
+        raise BadOutput(f"{path} cannot be written ({error.strerror or error}). {remedy}") from error
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import captioner
+from captioner.errors import BadOutput
 from captioner.models.ensemble.ensemble import with_candidates
 from eval.answers import Answered, Settings, ask
 from eval.data import Pairs, read_pairs
@@ -62,6 +63,21 @@ def test_answers_are_matched_by_the_picture(pictures: Pairs, tmp_path: Path, tin
     assert steps == [3, 1]
     assert asked(entry, pictures, folder, steps).notes == []
     assert steps == [3, 1]
+
+
+def test_a_full_disk_is_no_fault_of_a_model(pictures: Pairs, tmp_path: Path, tiny_checkpoint) -> None:
+    resource = pytest.importorskip("resource")  # not on Windows
+    entry, folder = Entry("vit", str(tiny_checkpoint("direct"))), tmp_path / "answers"
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (6_000, limits[1]))  # the header and two answers
+    try:
+        with pytest.raises(BadOutput, match="is kept: put it right"):
+            asked(entry, pictures, folder)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    steps: list[int] = []
+    assert asked(entry, pictures, folder, steps).failure is None
+    assert steps == [2]  # the first batch was kept
 
 
 def test_weights_that_are_no_numbers_are_warned_of(pictures: Pairs, tmp_path: Path, tiny_checkpoint) -> None:

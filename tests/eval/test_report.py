@@ -431,6 +431,7 @@ def test_answers_are_kept_and_asked_for_again_only_if_something_changed(
 
 
 def test_killed_and_started_again(pictures: Path, tmp_path: Path, tiny_checkpoint, quick_python: str) -> None:
+    fcntl = pytest.importorskip("fcntl")  # not on Windows
     out = tmp_path / "out"
     command = [quick_python, "-m", "eval", "report", "--data", str(pictures), "--out", str(out), "--batch-size", "1"]
     models = [f"lstm={tiny_checkpoint('resnet_lstm')}"]
@@ -441,6 +442,8 @@ def test_killed_and_started_again(pictures: Path, tmp_path: Path, tiny_checkpoin
         time.sleep(0.005)
     run.send_signal(signal.SIGKILL)
     run.wait()
+    with open(out / store.LOCK, "ab") as left:
+        fcntl.flock(left, fcntl.LOCK_EX)  # the command ends a moment after the process that asked for it
     kept = [line for line in answers.read_text().splitlines(keepends=True) if line.endswith("\n")]
     assert len(kept) >= 3
     assert not (out / "report.json").exists()

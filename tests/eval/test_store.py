@@ -42,12 +42,23 @@ def test_nothing_that_is_no_number_gets_into_the_json() -> None:
 def test_a_folder_of_others_is_refused_and_left_alone(tmp_path: Path) -> None:
     (tmp_path / "letter.txt").write_text("mine")
     with pytest.raises(BadOutput, match=r"other files \(letter\.txt\)"):
-        store.prepare(tmp_path)
+        opened(tmp_path)
     assert [file.name for file in tmp_path.iterdir()] == ["letter.txt"]
-    store.prepare(tmp_path / "new" / "deep")
+    opened(tmp_path / "new" / "deep")
     assert list((tmp_path / "new" / "deep").iterdir()) == []
     with pytest.raises(BadOutput, match="cannot be written to"):
-        store.prepare(tmp_path / "letter.txt")
+        opened(tmp_path / "letter.txt")
+
+
+def test_two_runs_do_not_write_one_folder(tmp_path: Path) -> None:
+    with store.prepared(tmp_path), pytest.raises(BadOutput, match="being written by another run"):
+        opened(tmp_path)
+    opened(tmp_path)
+
+
+def opened(out: Path) -> None:
+    with store.prepared(out):
+        pass
 
 
 def test_damaged_values_are_said_in_a_sentence(tmp_path: Path) -> None:
