@@ -100,7 +100,10 @@ def embed(
     shards: ShardFlags,
     model: Model = None,
     inputs: Annotated[
-        list[str] | None, typer.Argument(help="Texts; or pictures, wherever all are files, folders or addresses.")
+        list[str] | None,
+        typer.Argument(
+            help="Texts; or pictures, wherever all are files, folders, globs, addresses or standard input (-)."
+        ),
     ] = None,
     file: Annotated[str | None, typer.Option("--file", "-f", help="Texts, one a line; - is standard input.")] = None,
     expected: Annotated[
@@ -182,9 +185,9 @@ def _work(
 
 def _is_missing(text: str) -> bool:
     """Does it look like a picture's name, and nothing is there?"""
-    from captioner.images import is_url
+    from captioner.images import is_there
 
-    return looks_like_pictures(text) and not is_url(text) and not os.path.lexists(text)
+    return looks_like_pictures(text) and not is_there(text)
 
 
 @grouped

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import errno
 import glob
 import os
 import sys
@@ -99,8 +100,9 @@ def reads_once(text: str) -> bool:
 
 
 def is_there(text: str) -> bool:
-    """Whether an input names something that can be looked at: a file, a folder, a list, an address."""
-    return is_url(text) or text.lower().startswith("file:") or _is_list(text) or os.path.lexists(text)
+    """Whether an input names something to be looked at: a file, a folder, a matching glob, a list, an address, "-"."""
+    named = text == STDIN or is_url(text) or text.lower().startswith("file:") or _is_list(text)
+    return named or os.path.lexists(text) or (glob.has_magic(text) and any(glob.iglob(text)))
 
 
 def _sources(text: str, recursive: bool, folders: set[tuple[int, int]]) -> Iterator[Source]:
@@ -150,8 +152,20 @@ def _named(text: str, recursive: bool, folders: set[tuple[int, int]]) -> Iterato
     elif glob.has_magic(text):
         yield from _matching(text, recursive, folders)
     else:
-        no_list = f", neither does a list {text[1:]}" if text.startswith("@") and len(text) > 1 else ""
-        yield _problem(text, f"does not exist{printable(no_list)}")
+        yield _problem(text, _what_is_wrong_with(text))
+
+
+def _what_is_wrong_with(name: str) -> str:
+    """Why nothing is found by a name: it is not there, or may not be looked at."""
+    try:
+        os.lstat(name)
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ENOTDIR):
+            return f"cannot be read ({error.strerror})"
+    except ValueError:  # no name that the system could have
+        pass
+    no_list = f", neither does a list {name[1:]}" if name.startswith("@") and len(name) > 1 else ""
+    return f"does not exist{printable(no_list)}"
 
 
 def _from_file_address(text: str) -> Source:

@@ -482,7 +482,10 @@ def test_embed_pictures(blip: str, tiny_checkpoint: Callable[[str], Path], photo
         (["nofolder/"], "There is no picture"),
         (["a castle", "--expected"], "--expected would change nothing"),
         (["a castle", "--num-beams", "3", "--question", "what?"], "--num-beams and --question would"),
+        (["{photos}/gone*.png"], "There is no picture"),
         (["--file", "{photos}/gone.txt"], "cannot be read"),
+        (["--file", os.devnull], "There is no text to embed"),
+        (["--file", os.devnull, "--out", "{photos}/v.npy"], "There is no text to embed"),
         (["--file", "{photos}/a.png"], "not UTF-8"),
         (["--model", "mini"], "Name a picture"),
         (["--model", "mini", "--file", "{photos}/gone.txt"], "--file holds texts: leave out pictures and --model"),
@@ -500,6 +503,15 @@ def test_embed_says_what_is_wrong(photos: Path, words: list[str], reason: str) -
     assert result.exit_code == 2
     assert reason in result.stderr
     assert len(result.stderr.splitlines()) == 1
+
+
+def test_pictures_are_embedded_however_they_are_named(photos: Path) -> None:
+    """None of them can be read, so no model is asked."""
+    (photos / "bad.png").touch()
+    for named, stdin in ((photos / "bad*.png", None), ((photos / "bad.png").as_uri(), None), ("-", b"")):
+        result = call("embed", named, stdin=stdin)
+        assert (result.exit_code, result.stdout) == (1, "")
+        assert result.stderr.endswith("is empty (0 bytes).\n")
 
 
 @pytest.mark.parametrize("flag", ["--prompt", "--question", "--instruction", "--forbid", "--prefix", "--require"])

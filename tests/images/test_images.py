@@ -885,6 +885,7 @@ def test_a_list_of_pictures(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert names(tree, "@empty.txt") == ["! empty.txt is an empty list: name one picture a line."]
     assert names(tree, "@nowhere") == ["! @nowhere does not exist, neither does a list nowhere."]
     assert "cannot be read as a list" in names(tree, "@deep")[0]
+    assert names(tree, "x" * 300) == [f"! {'x' * 300} cannot be read (File name too long)."]
     (tree / "@b.png").write_bytes(encoded(two_colours()))
     assert names(tree, "@b.png") == ["@b.png"]
 
@@ -899,9 +900,9 @@ def test_a_list_on_standard_input(tree: Path) -> None:
 
 def test_what_is_there_to_be_looked_at(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tree)
-    for text in ("b.png", "deep", "http://host/a.png", "file:///a.png", "@notes.txt", "@-"):
+    for text in ("b.png", "deep", "http://host/a.png", "file:///a.png", "@notes.txt", "@-", "-", "*.png"):
         assert is_there(text)
-    for text in ("a red car", "@mention of a car", "-", "gone.png"):
+    for text in ("a red car", "@mention of a car", "gone.png", "gone/*.png", "what is [this]?"):
         assert not is_there(text)
 
 
