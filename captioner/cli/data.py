@@ -35,7 +35,9 @@ def index_build(
         typer.Option("--out", "-o", help="The folder of the index, not there yet (default: DATA's name + -index)."),
     ] = None,
     weights: Annotated[str | None, typer.Option(help="The backbone's weights: folder or Hub id.")] = None,
-    pool: Annotated[str | None, typer.Option(help='efficientnet-lite*: "statistics" adds every stage.')] = None,
+    pool: Annotated[
+        Literal["statistics"] | None, typer.Option(help="efficientnet-lite*: statistics adds those of every stage.")
+    ] = None,
     dims: Annotated[int | None, typer.Option(help="Keep so many principal components of the features.")] = None,
     centred: Annotated[bool, typer.Option(help="Subtract the mean of all pictures' features.")] = True,
     scaled: Annotated[bool, typer.Option(help="Divide every feature by its spread: good with statistics.")] = False,

@@ -547,6 +547,16 @@ def test_an_index_that_ray_is_not_asked_for(photos: Path, tmp_path: Path, words:
     assert told in refused.stderr
 
 
+def test_a_pool_is_checked(photos: Path, tmp_path: Path) -> None:
+    """A misspelled one was written into the index and changed nothing, neither did one of another backbone."""
+    (photos / "metadata.jsonl").write_text('{"file_name": "a.png", "text": "a castle"}\n')
+    build = ("index", "build", photos, "--k", "1", "--out", tmp_path / "index")
+    assert call(*build, "--pool", "statistic").exit_code == 2
+    refused = call(*build, "--pool", "statistics", "--backbone", "vit")
+    told = "captioner: vit has no use for pool, which efficientnet-lite* has: leave it out.\n"
+    assert (refused.exit_code, refused.stderr) == (2, told)
+
+
 def test_what_is_said_of_a_plan_is_refused_of_an_adapter(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text("{}")
     refused = call("merge", tmp_path, tmp_path / "whole", "--as", "table", "--partial")

@@ -67,6 +67,8 @@ def build(name: str, weights: str | Path | None = None, **settings) -> Backbone:
     usual = _usual(name)
     if usual.make is Lite:
         return _build_lite(name, weights, settings)
+    if "pool" in settings:
+        raise BadInput(f"{name} has no use for pool, which efficientnet-lite* has: leave it out.")
     folder = zoo.weights_folder(weights or usual.weights)
     if usual.make is CLIPResNet:
         return CLIPResNet(name, *clip_resnet.read(folder))
