@@ -94,11 +94,13 @@ class ReadOptions:
 
     def text_in(self, columns: Iterable[str], where: str | Path) -> str:
         """The column of the captions among these."""
-        return _column(self.text_column, TEXT_COLUMNS, list(columns), where, "caption", "--text-column")
+        option = "--text-column (in training, and in python -m eval report)"
+        return _column(self.text_column, TEXT_COLUMNS, list(columns), where, "caption", option)
 
     def image_in(self, columns: Iterable[str], where: str | Path, usual: tuple[str, ...] = IMAGE_COLUMNS) -> str:
         """The column of the pictures among these."""
-        return _column(self.image_column, usual, list(columns), where, "picture", "--image-column")
+        option = "--image-column (in training, in python -m eval report, and in captioner plan)"
+        return _column(self.image_column, usual, list(columns), where, "picture", option)
 
 
 def _column(wanted: str | None, usual: tuple[str, ...], columns: list[str], where, what: str, option: str) -> str:
@@ -107,7 +109,7 @@ def _column(wanted: str | None, usual: tuple[str, ...], columns: list[str], wher
             return name
     names = printable(", ".join(map(repr, columns))) or "none"
     sought = f"{wanted!r}" if wanted else " or ".join(map(repr, usual))
-    remedy = f"Rename one, or say which with {option} (in training, and in python -m eval report)."
+    remedy = f"Rename one, or say which with {option}."
     raise BadInput(f"{where} has no {what} column {sought}. The columns are: {names}. {remedy}")
 
 

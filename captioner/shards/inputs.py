@@ -177,13 +177,14 @@ def _rows_of(name: str, finding: Finding) -> Iterator[Item]:
 def _revision(name: str) -> str | None:
     """The commit that a data set of the Hub is at, so that all workers read the same; None of one on this machine."""
     from huggingface_hub import HfApi, constants
+    from huggingface_hub.errors import HTTPError
 
     repository = name.partition(":")[0]
     if constants.HF_HUB_OFFLINE or os.path.exists(repository):
         return None
     try:
         return HfApi().dataset_info(repository, timeout=PATIENCE).sha
-    except (OSError, ValueError):
+    except (HTTPError, OSError, ValueError):
         return None  # one that the cache holds is loaded all the same; what else is wrong, load_hub says
 
 

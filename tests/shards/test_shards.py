@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet
 import pytest
+from huggingface_hub import constants
 
 from captioner.errors import BadInput, BadOutput
 from captioner.files import lease
@@ -70,6 +71,13 @@ def test_a_data_set_of_the_hub(inputs: Path, tmp_path: Path, monkeypatch: pytest
     assert made.ids(2)[-1] == f"hub:{folder}#{COUNT - 1}"
     assert len(list(part.work(made, job()))) == 3
     check(made, tmp_path / "all.parquet")
+
+
+def test_a_hub_that_does_not_answer_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(BadInput, match=r"hub:nobody/none cannot be loaded: the Hugging Face Hub does not answer"):
+        plan.make(tmp_path / "run", ["hub:nobody/none"])
 
 
 def test_relative_names_are_found_from_anywhere(inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -411,7 +419,7 @@ def test_rows_of_embeddings(planned: Planned, tmp_path: Path) -> None:
 def test_the_column_of_the_pictures_can_be_named(inputs: Path, tmp_path: Path) -> None:
     table = pyarrow.parquet.read_table(inputs / "a.parquet").rename_columns(["picture", "other"])
     pyarrow.parquet.write_table(table, tmp_path / "b.parquet")
-    with pytest.raises(BadInput, match="no picture column"):
+    with pytest.raises(BadInput, match=r"no picture column .* in captioner plan\)"):
         plan.make(tmp_path / "run", [str(tmp_path / "b.parquet")])
     made = plan.make(tmp_path / "run", [str(tmp_path / "b.parquet")], finding=Finding(image_column="picture"))
     list(part.work(made, job()))
