@@ -56,6 +56,8 @@ class Decoding:
                 f"num_return_sequences ({self.num_return_sequences}) is above num_beams ({self.num_beams}): "
                 f"raise num_beams, or set do_sample."
             )
+        if isinstance(self.forbid, str):  # each of its letters would be a word
+            raise BadInput(f"forbid is a list of words: [{self.forbid!r}].")
         if not all(map(str.strip, self.forbid)):
             raise BadInput("An empty word cannot be forbidden.")
         if self.early_stopping not in (False, True, "never"):

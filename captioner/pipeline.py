@@ -465,5 +465,7 @@ def several(images: AnyImage | Sequence[AnyImage]) -> Sequence[AnyImage]:
 
 
 def _batches(images: Sequence[AnyImage], size: int, side: int | None = None) -> Iterator[list[Image]]:
+    if size < 1:
+        raise BadInput(f"batch_size must be 1 or more, not {size}.")
     for start in range(0, len(images), size):
         yield [open_image(image, side=side, copied=False) for image in images[start : start + size]]

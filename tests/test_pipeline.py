@@ -51,6 +51,8 @@ def test_batch_size_changes_nothing(model, pairs: Path) -> None:
     paths = sorted(pairs.glob("*.png"))[:5]
     texts = [prompt.text for prompt in model.generate(paths, decoding=BEAMS, batch_size=5)]
     assert texts == [prompt.text for prompt in model.generate(paths, decoding=BEAMS, batch_size=2)]
+    with pytest.raises(BadInput, match="batch_size must be 1 or more, not -1"):  # and no empty list
+        model.generate(paths, batch_size=-1)
 
 
 def test_candidates_are_cleaned_and_doubles_dropped(model) -> None:

@@ -29,6 +29,9 @@ class Finish:
     """Words that the text contains: what is missing is added as comma terms."""
 
     def __post_init__(self) -> None:
+        for name, words in (("forbid", self.forbid), ("require", self.require)):
+            if isinstance(words, str):  # each of its letters would be a word
+                raise BadInput(f"{name} is a list of words: [{words!r}].")
         if not all(map(str.strip, (*self.forbid, *self.require))):
             raise BadInput("An empty word cannot be forbidden or required.")
         if both := {word.lower() for word in self.forbid} & {word.lower() for word in self.require}:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from captioner.decoding import DecodingChanges
 from captioner.errors import BadInput
 from captioner.text.finish import Finish
 from captioner.text.length import clip_tokens
@@ -57,3 +58,12 @@ def test_contradictions() -> None:
         Finish(forbid=("Cat",), require=("cat",))
     with pytest.raises(BadInput, match="empty word"):
         Finish(require=("",))
+
+
+@pytest.mark.parametrize("name", ["forbid", "require"])
+def test_a_text_is_no_list_of_words(name: str) -> None:
+    """Its letters would be forbidden."""
+    with pytest.raises(BadInput, match=rf"^{name} is a list of words: \['cat'\]\.$"):
+        Finish(**{name: "cat"})
+    with pytest.raises(BadInput, match=r"^forbid is a list of words: \['cat'\]\.$"):
+        DecodingChanges(forbid="cat").check()
