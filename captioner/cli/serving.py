@@ -78,7 +78,8 @@ def serve(
     if folder is not None and root is not None and Path(folder).resolve() != Path(root).resolve():
         raise BadInput("FOLDER is the root: give it, or --root, not both.")
     named = folder if folder is not None else root
-    settings = Settings(host, api_key, no_auth, allow_urls, int(max_mb * 1e6), _folder(named), page)
+    key = None if api_key is None else api_key.strip()  # a secret in a file ends with a line break
+    settings = Settings(host, key, no_auth, allow_urls, int(max_mb * 1e6), _folder(named), page)
     for model in names:
         pipeline.check(model, options, PLAIN_REQUEST, speaks=False)  # the default is loaded now, others when asked
     engine = Engine(names, options, index=_index(index), queue=queue, timeout=timeout)

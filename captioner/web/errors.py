@@ -124,6 +124,10 @@ WORDS = {
     "bool_parsing": "neither true nor false",
     "bool_type": "neither true nor false",
     "string_type": "not a text",
+    "string_unicode": "not a text, for it holds half a surrogate pair",
+    "list_type": "not a list",
+    "dict_type": "not an object",
+    "model_type": "not an object",
 }
 """pydantic's names of what is wrong → the same in plain words; of the others it says it well enough."""
 

@@ -32,6 +32,8 @@ class Settings:
     def __post_init__(self) -> None:
         if self.api_key is not None and not self.api_key.strip():
             raise BadInput("api_key is empty: leave it out, or give a long random one.")
+        if self.api_key is not None and not (self.api_key.isascii() and self.api_key.isprintable()):
+            raise BadInput("api_key has a sign that clients cannot send in a header: letters and digits are enough.")
         if not self.is_local and self.api_key is None and not self.no_auth:
             raise BadInput(
                 f"{self.host} can be reached from other machines: set api_key, or no_auth if everybody may ask."

@@ -24,6 +24,9 @@ def test_another_host_needs_a_key_or_a_word() -> None:
         assert Settings(host, no_auth=True).host == host
     with pytest.raises(BadInput, match="api_key is empty"):
         Settings(api_key=" ")
+    for key in ("schlüssel", "two\nlines"):  # clients would send it otherwise, each in its own way, or not at all
+        with pytest.raises(BadInput, match="api_key has a sign"):
+            Settings(api_key=key)
 
 
 @pytest.mark.parametrize(

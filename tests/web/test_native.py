@@ -125,7 +125,7 @@ WRONG = {
     "a data URL of text": ({"image": "data:image/svg+xml,<svg/>"}, 422, "A data URL holds a picture as base64"),
     "a number": ({"image": 5}, 422, "There is no picture"),
     "an unfinished brace": ({"image": CAT_URL, "prompt": "a {"}, 422, "a brace without its other half"),
-    "a lone surrogate": ({"image": CAT_URL, "model": "\ud800"}, 422, "model"),
+    "a lone surrogate": ({"image": CAT_URL, "model": "\ud800"}, 422, "model: not a text, for it holds half a"),
     "not a list of pictures": ({"images": "x"}, 422, "neither base64"),
     "no pictures at all": ({"images": []}, 422, "Give 1 to"),
 }

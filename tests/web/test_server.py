@@ -241,6 +241,14 @@ def test_what_is_wrong_with_the_command_line(arguments: list[str], words: str) -
     assert result.exit_code == 2
 
 
+def test_a_key_from_a_file_may_end_with_a_line_break(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[Settings] = []
+    monkeypatch.setattr(web, "run", lambda engine, settings, listener, ready: started.append(settings))
+    monkeypatch.setenv("CAPTIONER_SERVE_KEY", "a long one\n")
+    assert CliRunner().invoke(app, ["serve", "--models", "mini", "--port", "0"]).exit_code == 0
+    assert started[0].api_key == "a long one"
+
+
 def test_without_the_extra_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(EXTRAS, "no_such_package", "web")
     result = CliRunner().invoke(app, ["serve"])
