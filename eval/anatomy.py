@@ -20,6 +20,8 @@ from captioner.text.terms import clean_term, read_terms
 
 LEAST = 10
 """How often a term must be seen in the corpus to count as a modifier."""
+TALLIED = 12
+"""Modifiers that are listed, of those that a model misses or invents."""
 COMMA = re.compile("[,，、]")
 _PLAIN = re.compile(r"[a-z]+(?:(?:,? |['-])[a-z]+)*")
 """Letters and single spaces, nothing in it to be cleaned."""
@@ -157,7 +159,7 @@ class Tally:
 
 
 def tally(
-    predictions: Sequence[str | None], truths: Sequence[tuple[str, ...]], vocabulary: Vocabulary, most: int = 12
+    predictions: Sequence[str | None], truths: Sequence[tuple[str, ...]], vocabulary: Vocabulary
 ) -> tuple[list[Tally], list[Tally]]:
     """The modifiers most often missed and most often invented. Of several true texts the most alike counts."""
     missed: Counter[str] = Counter()
@@ -172,9 +174,9 @@ def tally(
         predicted.update(best.predicted)
         missed.update(best.true - best.predicted)
         invented.update(best.predicted - best.true)
-    return _highest(missed, true, most), _highest(invented, predicted, most)
+    return _highest(missed, true), _highest(invented, predicted)
 
 
-def _highest(counts: Counter[str], totals: Counter[str], most: int) -> list[Tally]:
-    order = sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:most]
+def _highest(counts: Counter[str], totals: Counter[str]) -> list[Tally]:
+    order = sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:TALLIED]
     return [Tally(modifier, count, totals[modifier]) for modifier, count in order]

@@ -18,13 +18,17 @@ from typing import TYPE_CHECKING
 from captioner.errors import BadImage, BadInput, counted, printable
 from captioner.pairs import layouts
 from captioner.pairs.fingerprint import picture_fingerprint
-from captioner.pairs.layouts import LeftOut, ReadOptions
+from captioner.pairs.layouts import NAMED, LeftOut, ReadOptions
 from captioner.pairs.provenance import name_of
 from captioner.pairs.sources import parse_all
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from PIL.Image import Image
+
+
+AHEAD = 256
+"""Pictures that are hashed before the first of them is asked for."""
 
 
 @dataclass(frozen=True)
@@ -133,7 +137,7 @@ def _items(rows: Dataset) -> tuple[list[Item], list[str]]:
     return items, unreadable
 
 
-def _image_hashes(rows: Dataset, ahead: int = 256) -> Iterator[str | None]:
+def _image_hashes(rows: Dataset) -> Iterator[str | None]:
     from training.data.readable import picture_of
 
     def one(row: int) -> str | None:
@@ -143,8 +147,8 @@ def _image_hashes(rows: Dataset, ahead: int = 256) -> Iterator[str | None]:
             return None  # the caller counts and names it
 
     with ThreadPoolExecutor(4) as pool:
-        for start in range(0, len(rows), ahead):
-            yield from pool.map(one, range(start, min(start + ahead, len(rows))))
+        for start in range(0, len(rows), AHEAD):
+            yield from pool.map(one, range(start, min(start + AHEAD, len(rows))))
 
 
 def _oddities(items: list[Item], unreadable: list[str], named: bool) -> list[str]:
@@ -180,6 +184,6 @@ def _unique_ids(items: list[Item], notes: list[str], named: bool) -> list[Item]:
     return unique
 
 
-def _some(names: list[str], named: bool, most: int = 5) -> str:
-    which = ": " + ", ".join(dict.fromkeys(names[:most])) + (" …" if len(names) > most else "")
+def _some(names: list[str], named: bool) -> str:
+    which = ": " + ", ".join(dict.fromkeys(names[:NAMED])) + (" …" if len(names) > NAMED else "")
     return printable(which) if named else ""

@@ -31,6 +31,10 @@ _FOLDED = bytes(ord(chr(code).lower()) if re.match(r"\w", chr(code)) else ord(" 
 _LETTERS = b"abcdefghijklmnopqrstuvwxyz ,"
 _THOUSANDS = re.compile(r"\d,\d")
 _PTB_SPLIT = {"cannot": "can not", "gonna": "gon na", "gotta": "got ta", "wanna": "wan na"}
+BETA = 1.2
+"""How much more recall counts than precision in ROUGE-L."""
+SIGMA = 6.0
+"""Words that the lengths of two texts may differ by, in CIDEr-D's penalty."""
 TINY, SMALL = 1e-15, 1e-9
 """What COCO's BLEU adds to matches and to totals, instead of smoothing."""
 
@@ -302,20 +306,16 @@ def _coco_bleu(matches: np.ndarray, totals: np.ndarray, lengths: np.ndarray, nea
     return scores * np.exp(np.minimum(0.0, 1 - 1 / ratios))
 
 
-def rouge_l(
-    predictions: list[str], references: list[tuple[str, ...]], beta: float = 1.2, tokenise: Tokenise = word_line
-) -> np.ndarray:
+def rouge_l(predictions: list[str], references: list[tuple[str, ...]], tokenise: Tokenise = word_line) -> np.ndarray:
     """F of the longest common subsequence; precision and recall are each the best over the references."""
     compared = Compared.of(predictions, references, tokenise)
     common, firsts = compared.common(), compared.first_references
     precision = np.maximum.reduceat(common, firsts) / np.maximum(compared.lengths, 1)
     recall = np.maximum.reduceat(common / np.maximum(compared.true_lengths, 1), firsts)
-    return (1 + beta**2) * precision * recall / np.maximum(recall + beta**2 * precision, 1e-12)
+    return (1 + BETA**2) * precision * recall / np.maximum(recall + BETA**2 * precision, 1e-12)
 
 
-def cider_d(
-    predictions: list[str], references: list[tuple[str, ...]], sigma: float = 6.0, tokenise: Tokenise = word_line
-) -> np.ndarray:
+def cider_d(predictions: list[str], references: list[tuple[str, ...]], tokenise: Tokenise = word_line) -> np.ndarray:
     """CIDEr-D (Vedantam et al., 2015): cosine of tf-idf vectors with clipped counts and a penalty on the difference of
     lengths, mean over the orders and the references, times 10. NaN for a single item: its words have no idf."""
     if len(predictions) < 2:
@@ -323,7 +323,7 @@ def cider_d(
     compared = Compared.of(predictions, references, tokenise)
     similarities = np.sum([_clipped_cosines(compared, counts) for counts in compared.counts], axis=0)
     differences = compared.lengths[compared.items] - compared.true_lengths
-    similarities *= np.exp(-(differences**2) / (2 * sigma**2)) * 10 / ORDERS
+    similarities *= np.exp(-(differences**2) / (2 * SIGMA**2)) * 10 / ORDERS
     return np.bincount(compared.items, similarities) / np.bincount(compared.items)
 
 

@@ -18,6 +18,8 @@ from eval.results import Results
 from eval.schema import Begun, Report
 
 NEEDED = ("truth", "prediction")
+GALLERY = 12
+"""Texts shown of each kind: best, worst, random."""
 
 
 def score(
@@ -29,7 +31,6 @@ def score(
     modifiers: Path | None = None,
     seed: int = SEED,
     resamples: int = RESAMPLES,
-    gallery: int = 12,
 ) -> Report:
     """Measure a table with columns truth, prediction, optional model and id; `out`: a report without pictures."""
     if embedder is not None and not cosine:
@@ -66,7 +67,7 @@ def score(
         for model in models:
             tallies = anatomy.tally(measured.texts[model["label"]], measured.truths, vocabulary)
             model["modifiers"] = store.modifier_rows(*tallies)
-        return store.finish(begun, measured, models, out, None, gallery)
+        return store.finish(begun, measured, models, out, None, GALLERY)
 
 
 def _cosines(measured: Results, embedder: str | None) -> dict[str, np.ndarray]:

@@ -45,6 +45,9 @@ UNREADABLE = np.full(DIMENSIONS, DIMENSIONS**-0.5, dtype=np.float32)
 SHORTEST = 1e-15
 """Below it, and above its inverse, squares of float32 are 0 or infinite."""
 
+MOST_PROBLEMS = 20
+"""After so many a check stops."""
+
 MAKE_ROOM = "What is done is kept: make room, then add --resume."
 
 Opener = Callable[[], "Image"]
@@ -269,7 +272,7 @@ def check(
     return result
 
 
-def _images_of(submission: Path, result: Check, most: int = 20) -> Iterator[tuple[str, np.ndarray]]:
+def _images_of(submission: Path, result: Check) -> Iterator[tuple[str, np.ndarray]]:
     """(id, vector) of every image whose 384 rows are in order; what is wrong goes to `result.problems`."""
     try:
         with submission.open(encoding="utf-8", newline="") as lines:
@@ -283,7 +286,7 @@ def _images_of(submission: Path, result: Check, most: int = 20) -> Iterator[tupl
                 vector = _vector(identifier, list(itertools.islice(of_image, DIMENSIONS + 1)), result)
                 if vector is not None:
                     yield identifier, vector
-                if len(result.problems) >= most:
+                if len(result.problems) >= MOST_PROBLEMS:
                     result.problems.append("… and perhaps more: stopped here")
                     return
     except (OSError, UnicodeDecodeError, csv.Error) as error:

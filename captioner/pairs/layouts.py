@@ -30,6 +30,8 @@ KARPATHY = ("dataset_coco.json", "dataset_flickr8k.json", "dataset_flickr30k.jso
 LONGEST_SIDECAR = 1_000_000
 LARGEST_JSON = 2_000_000_000
 """Bytes; the captions of COCO have a tenth of it."""
+NAMED = 5
+"""Pictures whose names a summary gives."""
 NO_CAPTION = "without a caption"
 NO_PICTURE = "without a picture"
 UNREADABLE = "that cannot be read"
@@ -65,14 +67,14 @@ class LeftOut:
         return printable(f"{self.name}: {self.detail or self.reason}")
 
 
-def summaries(left_out: Iterable[LeftOut], named: bool = True, most: int = 5) -> list[str]:
+def summaries(left_out: Iterable[LeftOut], named: bool = True) -> list[str]:
     """One sentence for each source and reason: "pictures: 3 pictures without a caption left out: a.png, b.png …"."""
     names: dict[tuple[str, str], list[str]] = {}
     for one in left_out:
         names.setdefault((one.source, one.reason), []).append(one.name)
     sentences = []
     for (source, reason), of_reason in names.items():
-        which = ": " + ", ".join(of_reason[:most]) + (" …" if len(of_reason) > most else "") if named else ""
+        which = ": " + ", ".join(of_reason[:NAMED]) + (" …" if len(of_reason) > NAMED else "") if named else ""
         plural = "" if len(of_reason) == 1 else "s"
         sentences.append(printable(f"{source}: {len(of_reason):,} picture{plural} {reason} left out{which}."))
     return sentences

@@ -36,6 +36,7 @@ from captioner.text.length import clip_tokens_of
 
 MOST_SHOWN = 30
 """Examples of a preview."""
+MOST_TERMS = 500
 LARGEST_ERRORS = 20_000_000
 Sort = Literal["name", "score", "chars", "tokens"]
 """As they were found, or by one of `filter.NUMBERS`."""
@@ -267,7 +268,7 @@ class Review:
         numbered.sort(key=itemgetter(0), reverse=descending)
         return [row for _, row in numbered] + [row for row in rows if number(row) is None]
 
-    def terms(self, filter: str = "", contains: str = "", by_name: bool = False, most: int = 500) -> list[Term]:
+    def terms(self, filter: str = "", contains: str = "", by_name: bool = False) -> list[Term]:
         """The comma terms of the pictures that a filter lets through, most frequent first."""
         spellings: defaultdict[str, Counter[str]] = defaultdict(Counter)
         for row in self.view(filter):
@@ -276,7 +277,7 @@ class Review:
         sought = term_key(contains)
         counts = [(key, spellings[key].total()) for key in spellings if sought in key]
         counts.sort(key=lambda counted: (counted[0],) if by_name else (-counted[1], counted[0]))
-        return [Term(spellings[key].most_common(1)[0][0], count) for key, count in counts[:most]]
+        return [Term(spellings[key].most_common(1)[0][0], count) for key, count in counts[:MOST_TERMS]]
 
     def fail(self, name: str, reason: str) -> None:
         """Keep for this session why a picture has no text, or an empty reason once it has."""
@@ -329,10 +330,10 @@ class Review:
             self._keep(title or f"Edit {row.name}", [Changed(row.name, row.text, text)], group)
             return row
 
-    def preview(self, operation: Operation, scope: Scope, most: int = MOST_SHOWN) -> Outcome:
+    def preview(self, operation: Operation, scope: Scope) -> Outcome:
         """What an operation would do, with some examples."""
         outcome, changes = self._changes(operation, scope)
-        outcome.examples = [Example(name, before or "", after or "") for name, before, after in changes[:most]]
+        outcome.examples = [Example(name, before or "", after or "") for name, before, after in changes[:MOST_SHOWN]]
         return outcome
 
     def apply(self, operation: Operation, scope: Scope) -> Outcome:

@@ -12,15 +12,15 @@ from torch.nn import functional as F
 from captioner import compute, memory
 
 EPSILON = 1e-12
+HEADS = 12
 KINDS = ("weight", "bias")
 
 
 class Layer(nn.Module):
     """Attention, then two layers of width; each added to what it read and normalised after."""
 
-    def __init__(self, weights: dict[str, Tensor], heads: int) -> None:
+    def __init__(self, weights: dict[str, Tensor]) -> None:
         super().__init__()
-        self.heads = heads
         projections = ("query", "key", "value")
         self.query_key_value = linear(
             *(torch.cat([weights[f"attention.self.{name}.{kind}"] for name in projections]) for kind in KINDS)
@@ -38,7 +38,7 @@ class Layer(nn.Module):
         rows: where the tokens are among the flattened `mask` `[B, T]`.
         """
         padded = x.new_zeros(mask.numel(), 3 * x.shape[1]).index_copy_(0, rows, self.query_key_value(x))
-        query, key, value = padded.view(*mask.shape, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        query, key, value = padded.view(*mask.shape, 3, HEADS, -1).permute(2, 0, 3, 1, 4)
         mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask[:, None, None])
         mixed = mixed.transpose(1, 2).reshape(mask.numel(), -1)[rows]  # [tokens, width]
         x = self.mixed_norm(self.mix(mixed).add_(x))
@@ -53,7 +53,7 @@ class Layer(nn.Module):
 class Bert(nn.Module):
     """Token ids `[B, T]` and their mask → hidden states `[B, T, width]`."""
 
-    def __init__(self, folder: Path, heads: int = 12, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(self, folder: Path, dtype: torch.dtype = torch.float32) -> None:
         """dtype float16: weights are rounded to it and kept in it, and multiplied in fp32."""
         super().__init__()
         file = folder / "model.safetensors"
@@ -65,7 +65,7 @@ class Bert(nn.Module):
         self.first_norm = norm(embeddings, "LayerNorm")
         self.layers = nn.ModuleList()
         while weights := _below(file, f"encoder.layer.{len(self.layers)}.", dtype):
-            layer = Layer(weights, heads).eval().requires_grad_(False)
+            layer = Layer(weights).eval().requires_grad_(False)
             if halved:
                 compute.read_as_half(layer, rounded=True)
                 memory.give_back()

@@ -79,11 +79,9 @@ class Interrogator:
         rivals = [list(dict.fromkeys(of_image)) for of_image in zip(*ways, strict=True)]
         return self._readings(pictures, rivals, decoding.num_return_sequences)
 
-    def analyze(
-        self, images: Sequence[Image], count: int = 5, terms: tuple[Path, ...] | None = None
-    ) -> list[dict[str, dict[str, float]]]:
+    def analyze(self, images: Sequence[Image], count: int = 5) -> list[dict[str, dict[str, float]]]:
         """For each picture the nearest terms of every kind but the negative, with their cosines, nearest first."""
-        tables = self.tables(terms, "fast").of_kind
+        tables = self.tables(None, "fast").of_kind
         pictures = self.ranker.pictures(images)
         analyses: list[dict[str, dict[str, float]]] = [{} for _ in images]
         for kind in (kind for kind in KINDS if kind in tables and kind != "negative"):

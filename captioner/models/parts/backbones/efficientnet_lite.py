@@ -36,7 +36,9 @@ BASE_STAGES = (
     Stage(4, 5, 2, 6, 192),
     Stage(1, 3, 1, 6, 320),
 )
-STEM_CHANNELS = 32
+STEM_CHANNELS, HEAD_CHANNELS = 32, 1280
+EPSILON = 1e-3
+"""Of the published batch norms."""
 WIDTH_DEPTH = {"lite0": (1.0, 1.0), "lite1": (1.0, 1.1), "lite2": (1.1, 1.2), "lite3": (1.2, 1.4), "lite4": (1.4, 1.8)}
 
 
@@ -114,7 +116,7 @@ class Block(nn.Module):
 class EfficientNetLite(nn.Module):
     """Pixels `[n, 3, h, w]`, scaled as (x - 127) / 128 → feature map `[n, 1280, h / 32, w / 32]`."""
 
-    def __init__(self, size: str = "lite2", head_channels: int = 1280) -> None:
+    def __init__(self, size: str = "lite2") -> None:
         super().__init__()
         self.stem = SameConv(3, STEM_CHANNELS, 3, 2)
         blocks, inputs = [], STEM_CHANNELS
@@ -125,7 +127,7 @@ class EfficientNetLite(nn.Module):
                 inputs = stage.channels
             self.stage_ends.append(len(blocks) - 1)
         self.blocks = nn.ModuleList(blocks)
-        self.head = Pointwise(inputs, head_channels, relu6=True)
+        self.head = Pointwise(inputs, HEAD_CHANNELS, relu6=True)
 
     def pack(self) -> None:
         """For inference on a CPU: a tenth faster, and the same numbers by one thread and by several."""
@@ -171,12 +173,12 @@ class EfficientNetLite(nn.Module):
         return self.stem(pixels.contiguous(memory_format=torch.channels_last))  # a quarter faster on CPUs
 
 
-def fold_published(published: dict[str, Tensor], epsilon: float = 1e-3) -> dict[str, Tensor]:
+def fold_published(published: dict[str, Tensor]) -> dict[str, Tensor]:
     """The state of `EfficientNetLite` from a published checkpoint, batch norms folded into the convolutions."""
     folded: dict[str, Tensor] = {}
 
     def fold(name: str, conv: str, norm: str) -> None:
-        gain = published[f"{norm}.weight"] / (published[f"{norm}.running_var"] + epsilon).sqrt()
+        gain = published[f"{norm}.weight"] / (published[f"{norm}.running_var"] + EPSILON).sqrt()
         folded[f"{name}.weight"] = published[f"{conv}.weight"] * gain[:, None, None, None]
         folded[f"{name}.bias"] = published[f"{norm}.bias"] - published[f"{norm}.running_mean"] * gain
 
