@@ -68,4 +68,6 @@ def embed_texts(texts: Iterable[str], embedder: str | None, sink: Sink) -> Tally
                 raise BadCheckpoint("The embedder's numbers are not finite (NaN): its weights are damaged.")
             sink.write([Result(Source(row["text"]), row) for row in rows])
             tally.done += len(rows)
+        if not tally.done + tally.skipped:
+            raise BadInput("There is no text to embed: the file is empty.")
     return tally
