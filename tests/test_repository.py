@@ -1,11 +1,14 @@
 """The repository keeps its own promises: style, no torch before it is needed, no import that points upwards."""
 
 import configparser
+import http.server
 import json
+import os
 import runpy
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -87,6 +90,26 @@ def test_hadolint_has_nothing_to_say_of_the_dockerfile() -> None:
     assert (done.returncode, done.stdout) == (0, "")
 
 
+def is_healthy(check: str, port: str) -> bool:
+    """What the check says of a service that answers, in a container that Docker gave the proxies of its settings."""
+
+    class Healthy(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200 if self.path == "/health" else 404)
+            self.end_headers()
+
+        def log_message(self, *given: object) -> None:
+            pass
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Healthy) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        _, *arguments = json.loads(check.partition("CMD")[2].replace(port, str(server.server_port)))
+        proxies = dict.fromkeys(("http_proxy", "HTTP_PROXY"), "http://127.0.0.1:1")
+        done = subprocess.run([sys.executable, *arguments], env=os.environ | proxies, timeout=60, check=False)
+        server.shutdown()
+    return done.returncode == 0
+
+
 def test_the_container_is_one_that_can_be_built_without_an_engine() -> None:
     """`.ci/container.py` knows every instruction; health, port and command of the Dockerfile and compose file agree."""
     steps = runpy.run_path(str(ROOT / ".ci/container.py"))["read"]((ROOT / "Dockerfile").read_text(encoding="utf-8"))
@@ -103,6 +126,7 @@ def test_the_container_is_one_that_can_be_built_without_an_engine() -> None:
         assert [mounted.split(":")[1] for mounted in service["volumes"]] == json.loads(last["VOLUME"])
         if isinstance(service["build"], dict):
             assert service["build"]["args"].keys() <= arguments
+    assert is_healthy(last["HEALTHCHECK"], port)
     copied = {file for name, rest in steps if name == "COPY" for file in rest.split()[:-1]}
     assert {"captioner", "training", "eval", "setup.cfg", "pyproject.toml", "README.md", "LICENSE"} <= copied
     for file in copied:
