@@ -23,7 +23,7 @@ from eval.likeness import add_likeness
 from eval.measure import Instruments, Measures
 from eval.redraw import Redrawn
 from eval.results import Results
-from eval.schema import Begun, ModelRow, ModifierRows, NearDuplicates, Report
+from eval.schema import Begun, DataRow, ModelRow, ModifierRows, NearDuplicates, Report, Runs
 
 
 def report(
@@ -80,15 +80,7 @@ def report(
         if again is not None:
             row_of_redrawn = add_likeness(measured, again, pairs.image, instruments.clip, track)
             notes += again.notes
-        rows = [_row_of(one, pairs) for one in answered]
-        for row in rows:
-            row["runs"] = runs.get(row["label"])
-            row["near_duplicates"] = _near_duplicates(row, pairs, training_data, instruments)
-            if row["label"] in training_data and row["near_duplicates"] is not None and not row["warning"]:
-                row["warning"] = provenance.told_overlap_warning(row["near_duplicates"])
-            row["modifiers"] = _modifiers(measured, row["label"], instruments.vocabulary)
-            if figures_only:
-                row["traceback"], row["modifiers"] = None, {"missed": [], "invented": []}
+        rows = _rows(answered, pairs, measured, runs, training_data, instruments, figures_only)
         counted = [(row["label"], row["near_duplicates"]) for row in rows]
         notes += [provenance.near_duplicates_note(label, of_model) for label, of_model in counted if of_model]
         texts = {one.entry.label: [[answer.text for answer in run] for run in one.runs] for one in answered}
@@ -98,15 +90,7 @@ def report(
             "figures_only": figures_only,
             **store.circumstances(seed, resamples),
             "settings": {**asdict(settings), **_plain_settings(measures), "clip": instruments.clip_name},
-            "data": {
-                "specs": list(data),
-                "names": list(pairs.names),
-                "noun": "pictures",
-                "pictures": len(pairs.items),
-                "prompts": len(set(measured.groups)),
-                "fingerprint": pairs.fingerprint,
-                "notes": notes,
-            },
+            "data": _data_row(data, pairs, measured, notes),
             "vocabulary": store.vocabulary_row(instruments.vocabulary),
             "protocol": protocols.table(protocol, measured, texts) if protocol is not None else None,
             "redrawn": row_of_redrawn,
@@ -127,6 +111,41 @@ def _plain_settings(measures: Measures) -> dict[str, object]:
 
 
 # --- what stands around the figures ----------------------------------------------------------------------------------
+
+
+def _data_row(data: Sequence[str], pairs: Pairs, measured: Results, notes: list[str]) -> DataRow:
+    return {
+        "specs": list(data),
+        "names": list(pairs.names),
+        "noun": "pictures",
+        "pictures": len(pairs.items),
+        "prompts": len(set(measured.groups)),
+        "fingerprint": pairs.fingerprint,
+        "notes": notes,
+    }
+
+
+def _rows(
+    answered: Sequence[Answered],
+    pairs: Pairs,
+    measured: Results,
+    runs: dict[str, Runs],
+    training_data: dict[str, list[str]],
+    instruments: Instruments,
+    figures_only: bool,
+) -> list[ModelRow]:
+    """What report.json says of each model beside its figures."""
+    rows = [_row_of(one, pairs) for one in answered]
+    for row in rows:
+        row["runs"] = runs.get(row["label"])
+        row["near_duplicates"] = _near_duplicates(row, pairs, training_data, instruments)
+        if row["label"] in training_data and row["near_duplicates"] is not None and not row["warning"]:
+            row["warning"] = provenance.told_overlap_warning(row["near_duplicates"])
+        if figures_only:
+            row["traceback"] = None
+        else:
+            row["modifiers"] = _modifiers(measured, row["label"], instruments.vocabulary)
+    return rows
 
 
 def _row_of(one: Answered, pairs: Pairs) -> ModelRow:
