@@ -73,6 +73,19 @@ def test_several_pictures_where_one_is_bad(client: TestClient) -> None:
     assert "is not a picture" in second["error"]
 
 
+@pytest.mark.parametrize("path", [GENERATE, "/v1/embed", "/v1/read"])
+def test_one_of_several_that_cannot_even_be_had(client: TestClient, path: str) -> None:
+    """No base64, an address, a number: it costs none of the others their answers."""
+    answer = client.post(path, json={"images": ["no/picture!", CAT_URL, "http://a.example/b.png", 5]})
+    assert answer.status_code == 200
+    none, cat, address, number = answer.json()["results"]
+    assert "neither base64 nor a data URL" in none["error"]
+    assert "carries no" in cat["error"] if path == "/v1/read" else cat["embedding" if path == "/v1/embed" else "text"]
+    assert "Addresses are not fetched here" in address["error"]
+    assert "There is no picture" in number["error"]
+    assert client.post(path, json={"images": [5]}).json()["results"] == [{"file": "-", "error": number["error"]}]
+
+
 def test_embeddings_of_texts_and_pictures(client: TestClient) -> None:
     model = captioner.load("mini")
     rows = client.post("/v1/embed", json={"texts": ["a castle", "a dog"]}).json()["results"]

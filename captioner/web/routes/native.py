@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from dataclasses import fields as fields_of
 from typing import Annotated, Any, Literal
 
@@ -139,7 +141,7 @@ def router(context: Context) -> APIRouter:
     @routes.post("/v1/generate", tags=["captioner"], openapi_extra=_bodies(Generate), responses=_ERRORS)
     async def generate(request: Request) -> Any:
         """The prompts that could have made pictures: rows as `captioner generate --json` prints them."""
-        pictures, many, settings = await _asked(request, context, Generate)
+        given, settings = await _asked(request, context, Generate)
         ask = Ask(
             engine.known(settings.model),
             settings.request(),
@@ -147,7 +149,7 @@ def router(context: Context) -> APIRouter:
             embed=settings.embed,
             metadata=settings.metadata,
         )
-        return _answer(pictures, many, await context.rows(request, pictures, ask))
+        return _answer(given, await context.rows(request, given.pictures, ask))
 
     @routes.post("/v1/embed", tags=["captioner"], openapi_extra=_bodies(Embed, texts=True), responses=_ERRORS)
     async def embed(request: Request) -> Any:
@@ -155,9 +157,9 @@ def router(context: Context) -> APIRouter:
         fields = await inputs.body(request, context.settings)
         texts = fields.pop("texts", None)
         if texts is None:
-            pictures, many, settings = await _parsed(fields, context, Embed)
+            given, settings = await _parsed(fields, context, Embed)
             ask = Ask(engine.known(settings.model), settings.request(), wants="embedding", expected=settings.expected)
-            return _answer(pictures, many, await context.rows(request, pictures, ask))
+            return _answer(given, await context.rows(request, given.pictures, ask))
         if fields:
             raise BadInput("Texts are embedded as they are: leave everything else out.")
         texts = _texts(texts)
@@ -168,27 +170,27 @@ def router(context: Context) -> APIRouter:
     @routes.post("/v1/read", tags=["captioner"], openapi_extra=_bodies(Read), responses=_ERRORS)
     async def read(request: Request) -> Any:
         """The generation parameters that pictures carry. Anybody can write anything there: they prove nothing."""
-        pictures, many, _ = await _asked(request, context, _Nothing)
-        return _answer(pictures, many, await context.wait(request, [engine.read(p) for p in pictures]))
+        given, _ = await _asked(request, context, _Nothing)
+        return _answer(given, await context.wait(request, [engine.read(picture) for picture in given.pictures]))
 
     @routes.post("/v1/similar", tags=["captioner"], openapi_extra=_bodies(Similar), responses=_ERRORS)
     async def similar(request: Request) -> Any:
         """The reference pictures that look most like each; the server needs an index for it."""
         if engine.index is None:
             raise BadInput("This server has no index of reference pictures: start it with one.")
-        pictures, many, settings = await _asked(request, context, Similar)
-        return _answer(pictures, many, await context.wait(request, engine.similar(pictures, settings.count)))
+        given, settings = await _asked(request, context, Similar)
+        return _answer(given, await context.wait(request, engine.similar(given.pictures, settings.count)))
 
     @routes.post("/v1/attention", tags=["captioner"], openapi_extra=_bodies(Attention), responses=_ERRORS)
     async def attention(request: Request) -> Any:
         """Where the model looked for each word: `words`, and a map of rows and columns for each."""
-        pictures, many, settings = await _asked(request, context, Attention)
-        if many:
+        given, settings = await _asked(request, context, Attention)
+        if given.many:
             raise BadInput("Attention is drawn of one picture.")
         model = engine.known(settings.model)
         text = settings.text
         if text is None:
-            text = (await context.prompt(request, pictures[0], Ask(model, settings.request())))["raw"]
+            text = (await context.prompt(request, given.pictures[0], Ask(model, settings.request())))["raw"]
 
         def look(model: Any, images: list[Any]) -> Any:
             from captioner.run import attention_map
@@ -196,7 +198,7 @@ def router(context: Context) -> APIRouter:
             words, maps = attention_map.looked_at(model.speaker, images[0], text, settings.request())
             return {"words": words, "maps": maps.tolist()}
 
-        return one(await context.wait(request, [engine.call(look, pictures, model)]))
+        return one(await context.wait(request, [engine.call(look, given.pictures, model)]))
 
     @routes.get("/v1/models", tags=["captioner"])
     async def models() -> Any:
@@ -249,18 +251,32 @@ class _Nothing(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
-async def _asked(request: Request, context: Context, kind: type[Any]) -> tuple[list[Picture], bool, Any]:
+@dataclass(frozen=True)
+class _Given:
+    """The pictures of a request, in order; of several each stands for itself, or for what is wrong with it."""
+
+    each: Sequence[Picture | CaptionerError]
+    many: bool
+    """They were given as several, though it may be one."""
+
+    @property
+    def pictures(self) -> list[Picture]:
+        """Those that can be asked about."""
+        return [one for one in self.each if isinstance(one, Picture)]
+
+
+async def _asked(request: Request, context: Context, kind: type[Any]) -> tuple[_Given, Any]:
     return await _parsed(await inputs.body(request, context.settings), context, kind)
 
 
-async def _parsed(fields: dict[str, Any], context: Context, kind: type[Any]) -> tuple[list[Picture], bool, Any]:
-    """The pictures, whether they were given as several, and the settings."""
+async def _parsed(fields: dict[str, Any], context: Context, kind: type[Any]) -> tuple[_Given, Any]:
+    """The pictures and the settings."""
     one_image, images = fields.pop("image", None), fields.pop("images", None)
     if (one_image is None) == (images is None):
         raise BadInput("Give a picture as `image`, or several as `images`.")
-    listed = images if isinstance(images, list) else one_image if isinstance(one_image, list) else None
-    given = listed if listed is not None else [one_image if images is None else images]
-    if not 0 < len(given) <= inputs.MAX_PICTURES:
+    named = one_image if images is None else images
+    listed = named if isinstance(named, list) else [named]
+    if not 0 < len(listed) <= inputs.MAX_PICTURES:
         raise BadInput(f"Give 1 to {inputs.MAX_PICTURES} pictures.")
     try:
         settings = kind.model_validate({name: _value(value) for name, value in fields.items()})
@@ -268,8 +284,20 @@ async def _parsed(fields: dict[str, Any], context: Context, kind: type[Any]) -> 
         raise BadInput(
             validation(error.errors(include_url=False, include_context=False, include_input=False))
         ) from error
-    pictures = [p if isinstance(p, Picture) else await inputs.picture(p, context.settings) for p in given]
-    return pictures, listed is not None or images is not None, settings
+    each = await asyncio.gather(*(_picture(one, context) for one in listed))
+    if listed is not named and isinstance(each[0], CaptionerError):
+        raise each[0]
+    return _Given(each, listed is named or images is not None), settings
+
+
+async def _picture(given: object, context: Context) -> Picture | CaptionerError:
+    """One picture, which may have to be fetched, or what is wrong with it."""
+    if isinstance(given, Picture):
+        return given
+    try:
+        return await inputs.picture(given, context.settings)
+    except CaptionerError as error:
+        return error
 
 
 def _value(value: Any) -> Any:
@@ -296,17 +324,17 @@ def _texts(texts: Any) -> list[str]:
     return texts
 
 
-def _answer(pictures: Sequence[Picture], many: bool, rows: Sequence[Row | CaptionerError]) -> Any:
+def _answer(given: _Given, rows: Sequence[Row | CaptionerError]) -> Any:
     """One row as it is; several as `results`, where a picture that failed has its reason as `error`."""
-    if not many:
+    if not given.many:
         return one(rows)
-    listed = [
-        {"file": picture.name, "error": one_line(row)}
-        if isinstance(row, CaptionerError)
-        else {"file": picture.name} | row
-        for picture, row in zip(pictures, rows, strict=True)
-    ]
-    return {"results": listed}
+    answers = iter(rows)
+    return {"results": [_result(each, next(answers) if isinstance(each, Picture) else each) for each in given.each]}
+
+
+def _result(given: Picture | CaptionerError, row: Row | CaptionerError) -> Row:
+    name = given.name if isinstance(given, Picture) else "-"
+    return {"file": name, "error": one_line(row)} if isinstance(row, CaptionerError) else {"file": name} | row
 
 
 def _bodies(settings: type[BaseModel], texts: bool = False) -> dict[str, Any]:
