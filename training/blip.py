@@ -45,7 +45,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def job(recipe: BlipRecipe, rows: tuple[Rows, Dataset]) -> Job:
     """The model that learns, and what it learns from."""
-    from captioner.models.blip import Blip, BlipProcessor, fuse_attention
+    from captioner.models.blip import Blip, BlipProcessor, fuse_attention, text_config
     from captioner.models.parts import checkpoint
     from captioner.models.parts.speaker import SearchedDecoder
     from training.adapters import adapted, keep_training_after_evaluation, quantization
@@ -58,7 +58,7 @@ def job(recipe: BlipRecipe, rows: tuple[Rows, Dataset]) -> Job:
     fuse_attention(model)
     keep_training_after_evaluation(model, recipe)
     processor = SearchedDecoder(model, BlipProcessor.from_folder(folder)).beginning(recipe.prompt)
-    speaker = SearchedDecoder(model, processor)
+    speaker = SearchedDecoder(model, processor, text_config(model.config).max_position_embeddings)
     if recipe.freeze == "vision":
         freeze(model.vision_model, blocks=model.vision_model.encoder.layers, but_last=recipe.unfreeze)
     elif recipe.freeze == "text":

@@ -78,6 +78,13 @@ def job_of(
         save_base, base: see `Job`.
     """
     processor, (train_rows, validation_rows) = speaker.processor, rows
+    if speaker.positions is not None:
+        most = speaker.positions - len(processor.start_ids) - 1  # beside the start and the end
+        if recipe.max_tokens > most:
+            raise BadInput(
+                f"--max-tokens {recipe.max_tokens}: this model reads prompts of at most {max(most, 0):,} tokens. "
+                + ("Lower it." if most > 0 else "Shorten what every text begins with.")
+            )
     inputs = Inputs(recipe, processor.preprocess, encoder, partial(encode, speaker, model))
     has_sample = recipe.samples > 0 and len(validation_rows) > 0
     return Job(

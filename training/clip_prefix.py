@@ -62,7 +62,7 @@ def main(argv: list[str] | None = None) -> None:
         processor.save_pretrained(folder)
 
     learning = adapted(model, recipe, ADAPTABLE, base=BESIDE, whole=["mapper"])
-    speaker = SearchedDecoder(model, processor)
+    speaker = SearchedDecoder(model, processor, model.gpt.config.n_positions - recipe.prefix_length)
     fit(recipe, rows, speaker, learning, encoder=model.backbone, save_base=save_base if recipe.lora else None)
 
 

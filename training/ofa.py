@@ -28,7 +28,7 @@ class OFARecipe(LoraRecipe):
 def main(argv: list[str] | None = None) -> None:
     recipe = parse(OFARecipe, __doc__, argv)
     # Imported only now: a wrong option is told at once.
-    from captioner.models.ofa import OFA, check_form, processor_for
+    from captioner.models.ofa import OFA, check_form, positions, processor_for
     from captioner.models.parts import checkpoint
     from captioner.models.parts.speaker import SearchedDecoder
     from training.adapters import adapted, keep_training_after_evaluation, quantization
@@ -48,7 +48,8 @@ def main(argv: list[str] | None = None) -> None:
         freeze(model.decoder, blocks=model.decoder.layers, but_last=recipe.unfreeze)
     frozen = recipe.freeze if recipe.freeze != "none" else None
     learning = adapted(model, recipe, ADAPTABLE, base=recipe.base, frozen=frozen)
-    fit(recipe, rows, SearchedDecoder(model, processor), learning, encoder=model.encoder, base=recipe.base)
+    speaker = SearchedDecoder(model, processor, positions(model.config))
+    fit(recipe, rows, speaker, learning, encoder=model.encoder, base=recipe.base)
 
 
 if __name__ == "__main__":

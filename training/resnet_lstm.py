@@ -57,7 +57,7 @@ def main(argv: list[str] | None = None) -> None:
             gpt2, tokenizer = GPT2LMHeadModel.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
         writer, gpt2_processor = lstm_gpt2.new(backbone, gpt2, tokenizer)
         backbone.thaw(unfreeze)
-        fit(recipe, rows, SearchedDecoder(writer, gpt2_processor), writer, encoder=backbone)
+        fit(recipe, rows, SearchedDecoder(writer, gpt2_processor, gpt2.config.n_positions), writer, encoder=backbone)
         return
     vocabulary = attention_lstm.build_vocabulary(rows[0]["text"], recipe.vocabulary, recipe.vocabulary_size)
     model, processor = attention_lstm.new(backbone, vocabulary, hidden_size=recipe.hidden_size)

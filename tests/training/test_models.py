@@ -131,6 +131,20 @@ def test_lora_leaves_the_base_alone_and_its_folder_is_a_model(
         merge(out, tmp_path / "merged")
     with pytest.raises(BadCheckpoint, match="no adapter"):
         merge(base, tmp_path / "other")
+    blip.main(shared(pairs, tmp_path / "whole", "--base", str(out), "--max-steps", "2"))
+    begun, learnt = (load_file(tmp_path / name / "model.safetensors") for name in ("merged", "whole"))
+    assert begun.keys() == learnt.keys()
+    assert [name for name in begun if "query.weight" in name and torch.equal(begun[name], learnt[name])] == []
+
+
+@pytest.mark.parametrize("trainer", [blip, ofa], ids=["blip", "ofa"])
+def test_prompts_longer_than_a_model_reads_are_refused(
+    trainer: ModuleType, tiny_checkpoint: Callable[[str], Path], tiny_ofa: Path, pairs: Path, tmp_path: Path
+) -> None:
+    base = tiny_ofa if trainer is ofa else tiny_checkpoint("blip")
+    with pytest.raises(BadInput, match=r"--max-tokens 5000: this model reads prompts of at most [\d,]+ tokens"):
+        trainer.main(shared(pairs, tmp_path / "run", "--base", str(base), "--max-tokens", "5000"))
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
