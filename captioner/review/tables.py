@@ -227,12 +227,15 @@ class Table:
 
     def _vectors(self, texts: Sequence[str]) -> dict[str, list[float]]:
         """The embeddings of new texts, where the table has some: one of the old text would be wrong."""
-        if "embedding" not in self.columns or not texts:
-            return {}
-        with self.lock, open(self.path, "rb") as stream:
+        with self.lock:
+            if "embedding" not in self.columns or not texts:
+                return {}
+            if state_of(self.path) != self.state:
+                raise Moved
             first = next(line for line in self.lines if line.row is not None)
-            stream.seek(first.start)
-            example = _fields(stream.read(first.length)).get("embedding")
+            with open(self.path, "rb") as stream:
+                stream.seek(first.start)
+                example = _fields(stream.read(first.length)).get("embedding")
         if not isinstance(example, list) or len(example) != EMBEDDING:
             return {}
         vectors = [[float(str(number)) for number in vector] for vector in self.embed(texts)]

@@ -15,6 +15,7 @@ from PIL import Image
 from captioner.errors import BadImage, BadInput, BadOutput
 from captioner.review import Append, Conflict, DeleteTerm, Prepend, Replace, Review, Scope, Unknown
 from captioner.review.journal import journal_path
+from captioner.review.outputs import Moved, Wanted
 from captioner.sinks import open_out
 from tests.disk import files_of_at_most
 from tests.review.folders import picture, rows_of, snapshot, write_rows
@@ -189,6 +190,15 @@ def test_an_image_folder_is_edited_in_its_metadata(photos: Path) -> None:
         assert (rows[-1]["file_name"], rows[-1]["text"]) == ("11.png", "new here")
         assert (photos / "0.txt").read_text().startswith("a cat 0")  # it said something else before
     assert sorted(made) == ["a dog", "new here"]
+
+
+def test_a_table_that_is_gone_since_the_last_look_is_looked_at_before_it_is_written(photos: Path) -> None:
+    write_rows(photos / "metadata.jsonl", ["1.png"], column="file_name", embedding=True)
+    with Review(photos) as review:
+        (table,) = review.tables
+        table.path.unlink()
+        with pytest.raises(Moved):
+            table.write({review.rows["1.png"]: Wanted("text of 1", "a dog")})
 
 
 def test_several_texts_of_a_picture_and_a_run_that_goes_on_are_left_alone(photos: Path) -> None:
