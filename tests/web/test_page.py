@@ -21,6 +21,7 @@ from typer.testing import CliRunner
 import captioner
 from captioner.cli.main import app as command_line
 from captioner.errors import BadImage, BadInput
+from captioner.run.questions import COLUMNS
 from captioner.serving.engine import Engine
 from captioner.text.embedding import text_embedder
 from captioner.text.similarity import indel_ratio
@@ -219,6 +220,8 @@ def test_downloads_hold_what_is_shown(page: Page, tmp_path: Path, said: captione
     assert texts == {"cat.txt": said.text + "\n", "coffee.txt": 'a cup, "hot"\nand red\n'}
     rows = [json.loads(line) for line in (tmp_path / "captions.jsonl").read_text().splitlines()]
     assert [row["file"] for row in rows] == ["cat.jpg", "coffee.jpg"]
+    assert list(rows[0]) == ["file", *COLUMNS]
+    assert rows[0]["precision"] == said.precision
     assert rows[0]["candidates"] == [
         asdict(candidate) | {"score": pytest.approx(candidate.score, abs=1e-5)} for candidate in said.candidates
     ]  # two pictures in one batch may differ from one in the last bit

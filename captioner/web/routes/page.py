@@ -67,6 +67,7 @@ class Written(BaseModel):
     text: Text
     score: float | None = None
     model: Annotated[str | None, Field(max_length=4000)] = None
+    precision: Annotated[str | None, Field(max_length=4000)] = None
     source: Literal["model", "metadata"] = "model"
     raw: Text = ""
     candidates: Annotated[list[Candidate], Field(max_length=1000)] = []
