@@ -348,6 +348,26 @@ def test_predictions_against_truth_and_model_against_model(
     assert page.run(shown.format("left")) + page.run(shown.format("right")) == models
 
 
+@in_browser
+def test_models_are_asked_with_the_settings_that_caption_has_by_now(page: Page, said: captioner.Prompt) -> None:
+    page.click("[data-view=compare]")
+    page.wait("document.querySelector('.side textarea')")
+    page.drop("#compare", [CAT])
+    page.wait("document.querySelector('.side.right select')")
+    page.fill(".side.right select", "mini")
+    shown = "document.querySelector('.marked[data-side=right] .said')?.textContent"
+    page.wait(f"{shown} === {json.dumps(said.text)}")
+    page.click("[data-view=caption]")
+    page.click(".dropzone .open-settings")
+    page.wait("document.querySelector('#set-max_new_tokens')")
+    page.fill("#set-max_new_tokens", "1")
+    page.press("Escape")
+    page.click("[data-view=compare]")
+    shorter = captioner.load("mini").generate(CAT, quality="fast", max_new_tokens=1).text
+    page.wait(f"{shown} === {json.dumps(shorter)}")
+    assert shorter != said.text
+
+
 # --- every view ------------------------------------------------------------------------------------------------------
 
 

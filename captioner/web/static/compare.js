@@ -18,7 +18,7 @@ const FIGURES = {
 
 export function mount(section, api) {
   const view = new Compare(section, api);
-  return { shown: (state) => state && view.take(state), hidden: () => {} };
+  return { shown: (state) => (state ? view.take(state) : view.returned()), hidden: () => {} };
 }
 
 class Compare {
@@ -26,6 +26,7 @@ class Compare {
     this.section = section;
     this.api = api;
     this.pictures = [];
+    this.settings = ""; // Caption's, as JSON: what models are asked with
     this.version = 0;
     this.descriptions = new Map();
     this.shownPairs = SHOWN;
@@ -39,6 +40,19 @@ class Compare {
     this.sides.left.put(left);
     this.sides.right.put(right);
     this.changed();
+  }
+
+  /** Caption may have other settings by now. */
+  returned() {
+    if (this.asks() && this.settings !== this.settingsNow()) this.changed();
+  }
+
+  asks() {
+    return Object.values(this.sides).some((side) => side.kind === "model");
+  }
+
+  settingsNow() {
+    return JSON.stringify(load("", this.api.settings.models).values);
   }
 
   build() {
@@ -108,8 +122,7 @@ class Compare {
       const names = this.pictures.map((picture) => picture.name);
       if (!names.includes(file.name)) this.pictures.push({ name: file.name, file, url: URL.createObjectURL(file) });
     }
-    const models = Object.values(this.sides).filter((side) => side.kind === "model");
-    if (models.length === 0) this.sides.right.choose("model");
+    if (!this.asks()) this.sides.right.choose("model");
     this.changed();
   }
 
@@ -127,7 +140,8 @@ class Compare {
     const version = (this.version += 1);
     const isOld = () => version !== this.version;
     const { left, right } = this.sides;
-    const asks = [left, right].some((side) => side.kind === "model");
+    const asks = this.asks();
+    this.settings = this.settingsNow();
     this.needed.hidden = !asks;
     this.needed.classList.toggle("empty", this.pictures.length === 0);
     this.strip.replaceChildren(...(asks ? this.pictures.map((picture) => el("img", { src: picture.url, alt: picture.name, title: picture.name })) : []));
@@ -356,15 +370,15 @@ class Side {
   }
 
   keyOf(picture) {
-    return `${this.model}\n${picture.name}`;
+    return `${this.model}\n${this.view.settings}\n${picture.name}`;
   }
 
   async ask(picture) {
-    const { api } = this.view;
+    const { api, settings: chosen } = this.view;
+    const { model } = this;
     const key = this.keyOf(picture);
     try {
-      const description = await this.view.describe(this.model);
-      const settings = { model: this.model, ...inUse(load("", api.settings.models).values, description) };
+      const settings = { model, ...inUse(JSON.parse(chosen), await this.view.describe(model)) };
       const { text } = await answer(api, "v1/generate", picture.file, picture.name, settings);
       this.answers.set(key, { text: text.slice(0, LONGEST) });
     } catch (error) {
