@@ -161,7 +161,7 @@ def terms_mine(
     lines = [f"{term}\t{count}" for term, count in counts if count >= least]
     if not lines:
         raise BadInput(f"No term occurs {least} times. --min-count 1 lists all.")
-    if out is not None:
+    if out is not None and out != Path("-"):  # standard output, as elsewhere
         write_lines(out, lines, overwrite=overwrite)
         typer.echo(f"captioner: {out}: {counted(len(lines), 'term')}", err=True)
     else:

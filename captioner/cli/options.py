@@ -222,6 +222,7 @@ READ: dict[str, Callable[[Any], Any]] = {
     "caption_model": model_of,
     "clip_model": model_of,
     "embedder": embedder_of,
+    "out": lambda out: None if out == Path("-") else out,  # standard output, as elsewhere
     "early_stopping": lambda when: {"true": True, "false": False}.get(when, when),
     "forbid": partial(words_of, "--forbid"),
     "prompt": partial(whole, "--prompt"),
@@ -375,7 +376,7 @@ class OutputFlags:
         """The sink the user chose, ready to be written to; `show` is what a row looks like when it is printed."""
         from captioner import sinks
 
-        if self.out not in (None, Path("-")):  # "-" is standard output, as elsewhere
+        if self.out is not None:
             return sinks.open_out(self.out, resume=self.resume, overwrite=self.overwrite, settings=settings)
         if self.resume:
             raise BadInput("--resume needs an --out to go on with.")

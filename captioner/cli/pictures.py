@@ -6,7 +6,6 @@ import os
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -150,7 +149,7 @@ def embed(
         loading = given(replace(options, embedder=None))  # the packaged MiniLM is run in fp32 on the processor
         if unused := [*["expected"][:expected], *of_input, *sorted(request.named() | loading.keys())]:
             raise BadInput(f"{' and '.join(unused)} would change nothing: these are texts, not pictures.")
-        if write.out not in (None, Path("-")) and (not write.out.suffix or os.path.isdir(write.out)):
+        if write.out is not None and (not write.out.suffix or os.path.isdir(write.out)):
             raise BadInput(f"{write.out} is for pictures, these are texts: name a .npy, .jsonl, .csv or .parquet file.")
         sink = write.sink(numbers, False, {"captioner": __version__, "embedder": options.embedder})
         tally = texts.embed_texts(texts.read_texts(inputs, file), options.embedder, sink)

@@ -72,6 +72,10 @@ def test_one_picture_gives_its_prompt_alone(blip: str, photos: Path) -> None:
     result = call("generate", photos / "a.png", "--model", blip)
     [prompt] = captioner.load(blip).generate([photos / "a.png"])
     assert (result.stdout, result.stderr, result.exit_code) == (f"{prompt.text}\n", "", 0)
+    printed = ("generate", photos / "a.png", "--model", blip, "--out", "-")  # standard output, as if it were left out
+    [row] = rows(call(*printed, "--json"))
+    assert (call(*printed).stdout, row["text"]) == (result.stdout, prompt.text)
+    assert call(*printed, "--embed").stderr.startswith("captioner: --embed needs --json or --out;")
 
 
 def test_json_holds_everything(blip: str, photos: Path) -> None:
@@ -601,7 +605,8 @@ def test_models_lists_every_entry() -> None:
 
 def test_terms_are_mined(tmp_path: Path) -> None:
     (tmp_path / "prompts.txt").write_text("a cat, oil painting\na dog, Oil Painting, 8k\n")
-    assert call("terms", "mine", tmp_path / "prompts.txt").stdout == "oil painting\t2\n"
+    for printed in ((), ("--out", "-")):
+        assert call("terms", "mine", tmp_path / "prompts.txt", *printed).stdout == "oil painting\t2\n"
     out = tmp_path / "terms.tsv"
     written = call("terms", "mine", tmp_path / "prompts.txt", "--min-count", "1", "--out", out)
     assert (written.exit_code, written.stderr) == (0, f"captioner: {out}: {len(out.read_text().splitlines())} terms\n")
