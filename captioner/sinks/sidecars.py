@@ -90,7 +90,9 @@ class Sidecars:
             raise BadOutput(f"The folder of {source.name} cannot be written to.")
         if self.on_existing == "error" and os.path.lexists(sidecar):
             raise BadOutput(f"{source.name} already has a sidecar.")
-        read_sidecar(target)  # what is odd about it is said before the model is asked
+        before = read_sidecar(target)  # what is odd about it is said before the model is asked
+        if self.on_existing in ("append", "prepend") and "\0" in (before or ""):
+            raise BadOutput(f"{target} is not UTF-8 text (UTF-16?): save it as UTF-8, and the caption can be added.")
         return True
 
     def _claim(self, path: Path, source: Source) -> None:
@@ -106,7 +108,7 @@ class Sidecars:
 
     def _row(self, target: Path, source: Source, row: Row) -> Row:
         before = read_sidecar(target)
-        old, text = (before or "").strip(), row["text"]
+        old, text = (before or "").removeprefix("\ufeff").strip(), row["text"]  # the mark would stand within the text
         parts = {"append": (old, text), "prepend": (text, old)}.get(self.on_existing, (text,))
         after = ", ".join(part for part in parts if part) + "\n"
         return {"file": os.path.abspath(file_of(source)), "before": before, "after": after}

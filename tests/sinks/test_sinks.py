@@ -25,6 +25,7 @@ from captioner.images import Source
 from captioner.sinks import (
     FileSink,
     ImageFolder,
+    OnExisting,
     Result,
     Row,
     Sidecars,
@@ -379,6 +380,22 @@ def test_appending_happens_once_however_often_the_run_is_killed(tmp_path: Path) 
     assert (tmp_path / "2.txt").read_bytes() == b"caf\xe9, prompt 1\n"
     assert (tmp_path / "3.txt").read_bytes() == b"prompt 2\n"
     assert not list(tmp_path.glob("captioner-*"))
+
+
+@pytest.mark.parametrize("on_existing", ["append", "prepend"])
+def test_sidecars_as_windows_saves_them(tmp_path: Path, on_existing: OnExisting) -> None:
+    """A mark at the beginning of UTF-8 does not come into the middle; UTF-16 is not spoilt."""
+    items = results(tmp_path, ["1.png", "2.png"])
+    (tmp_path / "1.txt").write_bytes("\ufeffmine\r\n".encode())
+    (tmp_path / "2.txt").write_bytes("\ufeffmine".encode("utf-16-le"))
+    with Sidecars([str(tmp_path)], on_existing) as sink:
+        assert sink.wants(items[0].source)
+        sink.write(items[:1])
+        with pytest.raises(BadOutput, match=r"2\.txt is not UTF-8 text"):
+            sink.wants(items[1].source)
+    expected = {"append": "mine, prompt 0\n", "prepend": "prompt 0, mine\n"}[on_existing]
+    assert (tmp_path / "1.txt").read_bytes() == expected.encode()
+    assert (tmp_path / "2.txt").read_bytes() == "\ufeffmine".encode("utf-16-le")
 
 
 def test_pictures_whose_sidecar_has_no_place(tmp_path: Path) -> None:
