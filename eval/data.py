@@ -104,7 +104,7 @@ def read_pairs(
     items, unreadable = _items(rows)
     notes += _oddities(items, unreadable, named)
     if not items:
-        raise BadInput(f"None of the {len(rows):,} pictures can be read. " + " ".join(notes))
+        raise BadInput(f"Of {counted(len(rows), 'picture')} none can be read. " + " ".join(notes))
     return Pairs(rows, _unique_ids(items, notes, named), tuple(names), notes, corpus)
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from captioner import zoo
-from captioner.errors import BadCheckpoint, BadInput
+from captioner.errors import BadCheckpoint, BadInput, counted
 from captioner.files.json import read_object
 from eval import schema
 from eval.answers import Track
@@ -115,7 +115,7 @@ def likeness(
             for name, column in zip(names, measured, strict=True):
                 values[label][name][item] = column[rows].mean()
     if unreadable:
-        redrawn.notes.append(f"{unreadable:,} pictures in {redrawn.folder} cannot be read: left out.")
+        redrawn.notes.append(f"{counted(unreadable, 'picture')} in {redrawn.folder} cannot be read: left out.")
     return values
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-from captioner.errors import BadImage, BadInput
+from captioner.errors import BadImage, BadInput, counted
 from captioner.images import EXTENSIONS, open_image
 from eval import store, tables
 from eval.entries import mark_of, safe_name
@@ -164,7 +164,7 @@ class Redrawn:
         notes = []
         if stale:
             notes.append(
-                f"{stale:,} pictures in {folder} were drawn from other texts than the models say now: left out. "
+                f"{counted(stale, 'picture')} in {folder} left out, drawn from other texts than the models say now. "
                 "`python -m eval redraw` draws what is missing."
             )
         return cls(folder, files, notes)
@@ -188,7 +188,7 @@ def _nothing_found(folder: Path, speaking: Sequence[str], identifiers: Sequence[
     if not speaking:
         return f"No model says any text, so nothing in {folder} can have been drawn from one. Leave out --redrawn."
     if stale:
-        return f"All {stale:,} pictures in {folder} were drawn from other texts. Draw again: `python -m eval redraw`."
+        return f"{folder} has {counted(stale, 'picture')}, drawn from other texts. Draw again: `python -m eval redraw`."
     example = f"{folder_name(speaking[0])}/{picture_names(identifiers[:1])[0]}.png"
     return f"{folder} has no picture that belongs to a model and a picture of this data. They are called {example}."
 

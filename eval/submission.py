@@ -132,8 +132,10 @@ def _go_on(stream: FileIO, journal: Path, begins: dict) -> set[str]:
         raise BadOutput(
             f"{journal} was begun with another model, other data or other settings. Give the same, or delete it."
         )
-    stream.truncate(sum(len(line.encode()) for line in _lines(journal)))
-    return {answer.id for answer in _answers(journal)}
+    done = {answer.id for answer in _answers(journal)}
+    with journal.open("rb") as lines:
+        stream.truncate(sum(len(line) for line in lines if line.endswith(b"\n")))
+    return done
 
 
 def _append(

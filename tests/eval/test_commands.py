@@ -309,6 +309,12 @@ def test_a_stopped_submission_goes_on_and_is_the_same(tmp_path: Path, images: Pa
         submission.write(settings, data, out, quietly)
     with pytest.raises(BadOutput, match="begun with another model"):
         submission.write(replace(settings, precision="bf16"), data, out, quietly, resume=True)
+    begun = part.read_bytes()
+    part.write_bytes(damaged := begun.replace(b"im_", b"im\xff", 1) + b"\n")
+    with pytest.raises(BadInput, match="line 4, is damaged"):
+        submission.write(settings, data, out, quietly, resume=True)
+    assert part.read_bytes() == damaged
+    part.write_bytes(begun)
     assert submission.write(settings, data, out, lambda steps, total, _: asked.append(total) or steps, True) == ["im_2"]
     assert asked == [3, 2]
     assert out.read_text() == (tmp_path / "whole.csv").read_text()

@@ -151,7 +151,7 @@ def test_pictures_of_other_texts_are_left_out(two: Path, data: Path, tmp_path: P
     texts_of(tmp_path, "right", [PROMPTS[0], "something else", PROMPTS[2]])
     written = made(data, tmp_path / "second", [str(tmp_path / "right.csv")], redrawn=tmp_path / "drawn")
     assert written["models"][0]["figures"]["redrawn_colour"]["n"] == 2
-    assert "1 pictures" in " ".join(written["data"]["notes"])
+    assert "1 picture in" in " ".join(written["data"]["notes"])
 
 
 def test_a_folder_drawn_elsewhere(two: Path, tmp_path: Path) -> None:

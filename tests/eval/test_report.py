@@ -225,7 +225,7 @@ def test_no_pictures_no_captions_no_models(pictures: Path, tmp_path: Path) -> No
         read_pairs([str(pictures)])
     (pictures / "00.png").write_bytes(b"")
     write_rows(pictures, [{"file_name": "00.png", "text": "a fox"}])
-    with pytest.raises(BadInput, match="None of the 1 pictures can be read"):
+    with pytest.raises(BadInput, match="Of 1 picture none can be read"):
         read_pairs([str(pictures)])
     with pytest.raises(BadInput, match="No model"):
         make(pictures, [], tmp_path / "out")
