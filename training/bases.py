@@ -10,6 +10,7 @@ from captioner import zoo
 from captioner.errors import BadInput, MissingModel
 from captioner.models.parts.backbones import backbones
 from captioner.models.parts.backbones.towers import Backbone
+from captioner.models.parts.checkpoint import read_config
 
 
 def resolved(base: str, option: str = "--base") -> Path:
@@ -30,6 +31,14 @@ def weights(name: str, option: str) -> Path:
     """The folder of a part of a model: a folder or a Hub id."""
     with ways_out(option, name):
         return zoo.weights_folder(name)
+
+
+def language_model(name: str) -> Path:
+    """The folder of a GPT-2: a folder or a Hub id."""
+    folder = weights(name, "--language-model")
+    if (kind := read_config(folder).get("model_type")) != "gpt2":
+        raise BadInput(f"{folder} holds a {kind!r} model: --language-model names a GPT-2.")
+    return folder
 
 
 def tower(name: str, weights: str, **settings: str) -> Backbone:

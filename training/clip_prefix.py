@@ -73,10 +73,10 @@ def new(recipe: ClipPrefixRecipe) -> tuple[ClipPrefix, PrefixProcessor]:
 
     from captioner.models.parts import checkpoint
     from captioner.models.prefix.clip_prefix import ClipPrefix, ClipPrefixConfig, PrefixProcessor
-    from training.bases import tower, weights
+    from training.bases import language_model, tower
 
     backbone = tower(recipe.backbone, recipe.weights)
-    folder = weights(recipe.language_model, "--language-model")
+    folder = language_model(recipe.language_model)
     with checkpoint.reading(folder):
         gpt2 = GPT2LMHeadModel.from_pretrained(folder)
         tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))

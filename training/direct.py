@@ -54,6 +54,7 @@ def main(argv: list[str] | None = None) -> None:
     from training.adapters import BESIDE, adapted
     from training.bases import tower
     from training.captioners import Inputs, load_rows
+    from training.freezing import thaw
     from training.job import Job
     from training.loop import train
     from training.vectors import Vectors, layer_wise, pooled
@@ -61,7 +62,7 @@ def main(argv: list[str] | None = None) -> None:
     train_rows, validation_rows = load_rows(recipe)
     settings = {"pool": recipe.pool} if recipe.pool else {}
     model = DirectModel.on(tower(recipe.backbone, recipe.weights, **settings), head=recipe.head)
-    model.backbone.thaw(recipe.unfreeze if recipe.freeze == "backbone" else None)
+    thaw(model.backbone, recipe.unfreeze if recipe.freeze == "backbone" else None)
     targets = Vectors([*train_rows["text"], *validation_rows["text"]], recipe.embedder)
     if recipe.head == "residual":
         mean = targets(sorted(set(train_rows["text"])))["labels"].mean(0)

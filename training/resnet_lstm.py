@@ -45,23 +45,24 @@ def main(argv: list[str] | None = None) -> None:
     from captioner.models.lstm import attention_lstm, lstm_gpt2
     from captioner.models.parts import checkpoint
     from captioner.models.parts.speaker import SearchedDecoder
-    from training.bases import tower, weights
+    from training.bases import language_model, tower
     from training.captioners import fit, load_rows
+    from training.freezing import thaw
 
     rows = load_rows(recipe)
     backbone = tower(recipe.backbone, recipe.weights)
     unfreeze = recipe.unfreeze if recipe.freeze == "backbone" else None
     if recipe.gpt2:
-        folder = weights(recipe.language_model, "--language-model")
+        folder = language_model(recipe.language_model)
         with checkpoint.reading(folder):
             gpt2, tokenizer = GPT2LMHeadModel.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
         writer, gpt2_processor = lstm_gpt2.new(backbone, gpt2, tokenizer)
-        backbone.thaw(unfreeze)
+        thaw(backbone, unfreeze)
         fit(recipe, rows, SearchedDecoder(writer, gpt2_processor, gpt2.config.n_positions), writer, encoder=backbone)
         return
     vocabulary = attention_lstm.build_vocabulary(rows[0]["text"], recipe.vocabulary, recipe.vocabulary_size)
     model, processor = attention_lstm.new(backbone, vocabulary, hidden_size=recipe.hidden_size)
-    backbone.thaw(unfreeze)
+    thaw(backbone, unfreeze)
     unknown = model.config.unknown_token_id
     fit(recipe, rows, SearchedDecoder(model, processor), model, encoder=backbone, unknown=unknown)
 

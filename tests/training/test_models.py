@@ -137,6 +137,21 @@ def test_lora_leaves_the_base_alone_and_its_folder_is_a_model(
     assert [name for name in begun if "query.weight" in name and torch.equal(begun[name], learnt[name])] == []
 
 
+def test_more_blocks_than_a_tower_has_are_refused(towers: Path, pairs: Path, tmp_path: Path) -> None:
+    options = ["--weights", str(towers / "resnet"), "--freeze", "backbone", "--unfreeze", "99"]
+    for trainer, more in ((direct, ["--backbone", "resnet50"]), (resnet_lstm, [])):
+        with pytest.raises(BadInput, match=r"--unfreeze 99: this tower has \d+ blocks"):
+            trainer.main(shared(pairs, tmp_path / "run", *options, *more))
+
+
+def test_another_language_model_than_a_gpt2_is_refused(
+    towers: Path, tiny_checkpoint: Callable[[str], Path], pairs: Path, tmp_path: Path
+) -> None:
+    parts = ["--weights", str(towers / "clip"), "--language-model", str(tiny_checkpoint("blip"))]
+    with pytest.raises(BadInput, match="a 'blip' model: --language-model names a GPT-2"):
+        clip_prefix.main(shared(pairs, tmp_path / "run", *parts))
+
+
 @pytest.mark.parametrize("trainer", [blip, ofa], ids=["blip", "ofa"])
 def test_prompts_longer_than_a_model_reads_are_refused(
     trainer: ModuleType, tiny_checkpoint: Callable[[str], Path], tiny_ofa: Path, pairs: Path, tmp_path: Path

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from importlib import import_module
 from inspect import signature
 from pathlib import Path
@@ -24,22 +25,24 @@ LEFT_BY = {
 """Which stage leaves the file or folder of this stem in the work folder."""
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m training.mini", description=__doc__)
     parser.add_argument("stage", choices=STAGES)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--most", type=int, default=400_000, help="texts: prompts taken of the largest list")
+    parser.add_argument("--most", type=above_0, default=400_000, help="texts: prompts taken of the largest list")
     parser.add_argument("--backwards", action="store_true", help="features: begin with the last file")
-    parser.add_argument("--steps", type=int, help="language, reward: optimizer steps, as planned if left out")
-    parser.add_argument("--count", type=int, default=400, help="choose: at most so many validation prompts")
+    parser.add_argument("--steps", type=above_0, help="language, reward: optimizer steps, as planned if left out")
+    parser.add_argument("--count", type=above_0, default=400, help="choose: at most so many validation prompts")
     parser.add_argument("--out", type=Path, help="export, measure: the checkpoint folder; pairs: the data")
     parser.add_argument("--held-back", action="store_true", help="export: with the head that met no validation prompt")
     parser.add_argument("--seed", type=int, default=7)
-    args = parser.parse_args()
-    args.work.mkdir(parents=True, exist_ok=True)
+    args = parser.parse_args(argv)
     stage = getattr(import_module(f"training.mini.{STAGES[args.stage]}"), args.stage)
     given = {name: getattr(args, name) for name in signature(stage).parameters}
+    if "out" in given and args.out is None:
+        raise BadInput(f"Stage `{args.stage}` needs a folder: --out FOLDER.")
+    args.work.mkdir(parents=True, exist_ok=True)
     try:
         stage(**{name: value for name, value in given.items() if value is not None})
     except FileNotFoundError as error:
@@ -48,6 +51,13 @@ def main() -> None:
         if not (first := LEFT_BY.get(inside[0].partition(".")[0])):
             raise
         raise BadInput(f"{missing} is missing: run stage `{first}` first.") from error
+
+
+def above_0(text: str) -> int:
+    """A number of an option."""
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{text}: it must be at least 1")
+    return number
 
 
 if __name__ == "__main__":
