@@ -62,7 +62,10 @@ class FileSink:
     def _reopen(self, part: Path, run: Run) -> None:
         """A finished output as the journal of a run that goes on."""
         if (read := READERS.get(self.out.suffix)) is None:
-            raise BadOutput(f"{self.out} is finished, and its rows have no names to go on from.")
+            raise BadOutput(
+                f"{self.out} is finished, and its rows have no names to go on from: set overwrite instead of resume to "
+                "replace it, or name another output."
+            )
         finished = Run.read(self.record) or run
         finished.check(run, str(self.out), self.SAME_AGAIN)
         with explained(self.out), open(self.out, "r+b", buffering=0) as held:

@@ -124,6 +124,8 @@ def test_embeddings_as_npy_and_parquet(tmp_path: Path) -> None:
         with FileSink(tmp_path / f"v{ending}") as sink:
             sink.write([Result(Source("x"), row) for row in rows])
     assert (np.load(tmp_path / "v.npy") == vectors).all()
+    with pytest.raises(BadOutput, match="set overwrite instead of resume to replace it, or name another output"):
+        open_out(tmp_path / "v.npy", resume=True)
     column = pyarrow.parquet.read_table(tmp_path / "v.parquet")["embedding"].to_pylist()
     assert (np.array(column, dtype=np.float32) == vectors).all()
 
