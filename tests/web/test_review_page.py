@@ -341,6 +341,7 @@ def test_everything_has_a_name_and_the_focus_is_never_lost(page: Page) -> None:
 def test_escape_leaves_what_is_typed_into_where_there_is_no_room_for_the_list(browser: Browser, address: str) -> None:
     """Half a screen wide, J went into the text, and so into its file."""
     for page in opened(browser, address, width=900):
+        page.wait(f"document.querySelector('{AREA}').value !== ''")  # it has come
         for key, field in (("e", AREA), ("/", ".review-filter input")):
             page.press(key)
             before = page.run(f"document.querySelector('{field}').value")
@@ -354,6 +355,36 @@ def test_escape_leaves_what_is_typed_into_where_there_is_no_room_for_the_list(br
         page.click(".show-list")
         page.press("Escape")
         assert page.run("document.activeElement.tagName") == "FIGURE"
+
+
+def test_what_could_not_be_saved_is_kept_until_it_can_be(page: Page, photos: Path) -> None:
+    page.run("""(() => { const real = window.fetch; window.down = true;
+        window.fetch = (path, options) => window.down && String(path).includes("api/edit")
+          ? Promise.reject(new TypeError("down")) : real(path, options); })()""")
+    page.fill(".review-filter input", "name:15?.png")
+    page.wait(f"{STEP}.startsWith('150.png · 1 of 10')")
+    page.run("document.activeElement.blur()")
+    page.wait(f"document.querySelector('{AREA}').value === 'a cat 150, oil painting, 8k'")
+    page.press("e")
+    page.type(", by a lake")
+    page.press("Escape")
+    page.wait("document.querySelector('.review-saved').innerText.startsWith('Not saved')")
+    page.press("j")
+    page.wait("document.querySelector('.toast')?.innerText.startsWith('The text of 150.png is not saved yet')")
+    page.wait(f"document.querySelector('{AREA}').value.startsWith('a cat 151')")
+    page.press("k")
+    page.wait(f"document.querySelector('{AREA}').value === 'a cat 150, oil painting, 8k, by a lake'")
+    page.press("j")
+    page.wait(f"document.querySelector('{AREA}').value.startsWith('a cat 151')")
+    page.wait("document.querySelector('.review-saved').innerText.startsWith('Not saved')")
+    page.run("window.down = false")
+    page.press("e")
+    page.type(", asleep")
+    page.press("Escape")
+    page.wait(SAVED)
+    page.wait("fetch('review/api/edited').then((told) => told.json()).then(({ rows }) => rows.length >= 2)")
+    assert (photos / "151.txt").read_text() == "a cat 151, oil painting, 8k, asleep\n"
+    assert (photos / "150.txt").read_text() == "a cat 150, oil painting, 8k, by a lake\n"
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])

@@ -17,6 +17,7 @@ export class Editor {
     this.group = ""; // what is typed into one text at a time is taken back together
     this.saving = Promise.resolve();
     this.saves = 0;
+    this.unsaved = new Map(); // name → what was asked to be kept, in vain, when its picture had been left already
     this.build();
   }
 
@@ -67,8 +68,14 @@ export class Editor {
    * typed into a text that the list knew already stays, and is compared with the text that was seen.
    */
   async load(name) {
-    const known = this.review.list.rows.get(name);
-    if (this.current?.name !== name) this.fill({ name, text: known?.text ?? "", tokens: known?.tokens, problem: known?.problem, candidates: [], places: [], isKnown: known !== undefined, loading: true });
+    if (this.current?.name !== name) {
+      const known = this.review.list.rows.get(name);
+      const left = this.unsaved.get(name);
+      this.unsaved.delete(name);
+      const row = { name, text: left?.before ?? known?.text ?? "", tokens: known?.tokens, problem: known?.problem, candidates: [], places: [] };
+      this.fill({ ...row, isKnown: Boolean(known ?? left), loading: true }, left?.text);
+      if (left) this.save();
+    }
     try {
       await this.saving;
       const saves = this.saves;
@@ -207,14 +214,24 @@ export class Editor {
         this.drawPlaces(answer.row);
       }
       this.review.draw(answer.state);
+      this.saveWhatWasLeft();
     } catch (error) {
       if (row.text === asked.text.trim()) row.text = asked.before;
       this.review.say("wrong", `Not saved: ${error.message}`, "stop");
       if (this.current === row) {
         this.review.saved.append(button("Save again", { quiet: true, onclick: () => this.save() }));
         this.review.saved.dataset.words = "";
-      } else this.api.toast(`The text of ${row.name} was not saved: ${error.message}`, { seconds: 20 });
+      } else {
+        this.unsaved.set(row.name, asked);
+        this.api.toast(`The text of ${row.name} is not saved yet: ${error.message}`, { seconds: 20 });
+      }
     }
+  }
+
+  /** The server takes texts again. */
+  saveWhatWasLeft() {
+    for (const [name, asked] of this.unsaved) this.saving = this.saving.then(() => this.send({ name }, asked));
+    this.unsaved.clear();
   }
 
   /** Somebody else has written another text meanwhile: the user says which of the two stays. */

@@ -51,7 +51,9 @@ class Review {
     this.run = new Run(this);
     this.build(element);
     this.onkey = (event) => this.key(event);
-    window.addEventListener("beforeunload", (event) => this.editor.isDirty() && (this.editor.save(), event.preventDefault()));
+    window.addEventListener("beforeunload", (event) => {
+      if (this.editor.isDirty() || this.editor.unsaved.size) (this.editor.save(), event.preventDefault());
+    });
     document.addEventListener("visibilitychange", () => document.hidden && this.editor.save());
   }
 
@@ -267,6 +269,8 @@ class Review {
     } else if (state.unwritten) {
       this.say("saved", `Saved · writing ${state.unwritten.toLocaleString()} files`, "check", "Safe in the journal; the files follow.");
       this.later("state", 1000, () => this.settle());
+    } else if (this.editor.unsaved.size) {
+      this.say("wrong", `Not saved: ${[...this.editor.unsaved.keys()].join(", ")}`, "stop", "They are kept here, and saved with the next text.");
     } else if (!this.editor.isDirty()) this.say("saved", "Saved", "check", "All is in its files.");
   }
 
