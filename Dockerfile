@@ -38,6 +38,7 @@ VOLUME ["/cache"]
 EXPOSE 7860
 # Docker hands the proxies of its settings to containers, and none of them leads to the service.
 HEALTHCHECK --interval=30s --timeout=5s --start-period=60s \
-    CMD ["python","-c","from urllib.request import *;build_opener(ProxyHandler({})).open('http://127.0.0.1:7860/health')"]
+    CMD ["python", "-c", \
+         "from urllib.request import *; build_opener(ProxyHandler({})).open('http://127.0.0.1:7860/health')"]
 ENTRYPOINT ["captioner"]
 CMD ["serve", "--host", "0.0.0.0", "--port", "7860"]
