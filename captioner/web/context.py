@@ -21,7 +21,7 @@ import asyncio
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fastapi import Request
@@ -44,6 +44,8 @@ class Context:
 
     engine: Engine
     settings: Settings
+    began: int = field(default_factory=lambda: int(time.time()))
+    """When its models came to be, as OpenAI's lists tell it."""
 
     def about(self) -> dict[str, Any]:
         """What this server offers."""

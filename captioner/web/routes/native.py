@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from dataclasses import fields as fields_of
@@ -136,7 +135,7 @@ class Attention(Asked):
 def router(context: Context) -> APIRouter:
     """The routes of this module."""
     routes = APIRouter()
-    engine, began = context.engine, time.time()
+    engine = context.engine
 
     @routes.post("/v1/generate", tags=["captioner"], openapi_extra=_bodies(Generate), responses=_ERRORS)
     async def generate(request: Request) -> Any:
@@ -204,7 +203,7 @@ def router(context: Context) -> APIRouter:
     async def models() -> Any:
         """The models that may be asked, the default first; in the form of OpenAI's list."""
         listed = [
-            {"id": name, "object": "model", "created": int(began), "owned_by": "captioner"} for name in engine.models
+            {"id": name, "object": "model", "created": context.began, "owned_by": "captioner"} for name in engine.models
         ]
         return {"object": "list", "data": listed}
 

@@ -85,7 +85,7 @@ class Route(APIRoute):
 def router(context: Context) -> APIRouter:
     """Chat completions, embeddings, and one model of the list (the list itself is in `native.py`)."""
     routes = APIRouter(prefix="/v1", tags=["OpenAI"], route_class=Route)
-    engine, began, known = context.engine, int(time.time()), {}  # model → what it can be asked
+    engine, known = context.engine, {}  # model → what it can be asked
 
     async def abilities(request: Request, model: str) -> Abilities:
         if model not in known:
@@ -126,7 +126,7 @@ def router(context: Context) -> APIRouter:
     @routes.get("/models/{model:path}")
     async def one_model(model: str) -> Any:
         """One of the list."""
-        return {"id": engine.known(model), "object": "model", "created": began, "owned_by": "captioner"}
+        return {"id": engine.known(model), "object": "model", "created": context.began, "owned_by": "captioner"}
 
     return routes
 

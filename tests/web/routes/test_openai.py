@@ -106,8 +106,9 @@ def test_a_stop_and_a_limit_end_the_text(client: openai.OpenAI, prompt: str) -> 
 
 
 def test_models_are_listed_and_told(client: openai.OpenAI) -> None:
-    assert [model.id for model in client.models.list()] == ["mini"]
-    assert client.models.retrieve("mini").owned_by == "captioner"
+    (listed,) = client.models.list()
+    assert (listed.id, listed.owned_by) == ("mini", "captioner")
+    assert client.models.retrieve("mini") == listed
     with pytest.raises(openai.NotFoundError, match="only mini"):
         client.models.retrieve("gpt-4o")
 
