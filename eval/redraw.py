@@ -69,6 +69,8 @@ def redraw(
     if unknown := [model for model in models if model not in results.models]:
         raise BadInput(f"The report has no model {unknown[0]!r}: it has {', '.join(results.models)}.")
     texts = {model: results.texts[model] for model in models or results.models}
+    if silent := [model for model in models if not any(text is not None for text in texts[model])]:
+        raise BadInput(f"The report holds no text of {silent[0]!r}, so there is nothing to draw: leave it out.")
     if true_prompts:
         if TRUE_PROMPT in texts:
             raise BadInput(f"A model is called {TRUE_PROMPT!r}, as the true prompts are: give it another label.")

@@ -71,7 +71,13 @@ def refuse_other_report(out: Path, fingerprint: str, labels: Sequence[str]) -> N
     """A finished report is brought up to date and may grow, but is never replaced by one that says less."""
     if not (out / "report.json").exists():
         return
-    earlier = load_report(out / "report.json")
+    try:
+        earlier = load_report(out / "report.json")
+    except BadInput as error:
+        raise BadOutput(
+            f"{out / 'report.json'} is damaged. Delete that file to make the report anew (what the models said is kept), "
+            "or choose another --out."
+        ) from error
     if earlier["data"].get("fingerprint") != fingerprint:
         raise BadOutput(f"{out} holds a report on other data. Choose another --out, or delete it.")
     measured = [model["label"] for model in earlier["models"] if model.get("failure") is None]

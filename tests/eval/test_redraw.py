@@ -109,7 +109,12 @@ def test_fewer_pictures_and_models(two: Path, tmp_path: Path, drawing: Drawing) 
 
 
 def test_a_report_without_texts_cannot_be_drawn(data: Path, tmp_path: Path, drawing: Drawing) -> None:
-    made(data, tmp_path / "bare", [texts_of(tmp_path, "right", PROMPTS)], figures_only=True)
+    right = texts_of(tmp_path, "right", PROMPTS)
+    (tmp_path / "silent.jsonl").write_text('{"id": "0.png", "prediction": null}\n')
+    made(data, tmp_path / "report", [right, str(tmp_path / "silent.jsonl")])
+    with pytest.raises(BadInput, match="no text of 'silent'"):
+        redraw(tmp_path / "report", tmp_path / "out", drawing, models=["right", "silent"])
+    made(data, tmp_path / "bare", [right], figures_only=True)
     with pytest.raises(BadInput, match="holds no texts"):
         redraw(tmp_path / "bare", tmp_path / "d", drawing)
 

@@ -50,6 +50,12 @@ def test_a_folder_of_others_is_refused_and_left_alone(tmp_path: Path) -> None:
         opened(tmp_path / "letter.txt")
 
 
+def test_a_damaged_report_is_no_place_for_another(tmp_path: Path) -> None:
+    (tmp_path / "report.json").write_text("{")
+    with pytest.raises(BadOutput, match="is damaged. Delete that file"):
+        store.refuse_other_report(tmp_path, "fingerprint", ["m"])
+
+
 def test_two_runs_do_not_write_one_folder(tmp_path: Path) -> None:
     with store.prepared(tmp_path), pytest.raises(BadOutput, match="being written by another run"):
         opened(tmp_path)
