@@ -75,8 +75,8 @@ def refuse_other_report(out: Path, fingerprint: str, labels: Sequence[str]) -> N
         earlier = load_report(out / "report.json")
     except BadInput as error:
         raise BadOutput(
-            f"{out / 'report.json'} is damaged. Delete that file to make the report anew (what the models said is kept), "
-            "or choose another --out."
+            f"{out / 'report.json'} is damaged. Delete that file to make the report anew (what the models said is "
+            "kept), or choose another --out."
         ) from error
     if earlier["data"].get("fingerprint") != fingerprint:
         raise BadOutput(f"{out} holds a report on other data. Choose another --out, or delete it.")

@@ -52,7 +52,7 @@ def test_a_folder_of_others_is_refused_and_left_alone(tmp_path: Path) -> None:
 
 def test_a_damaged_report_is_no_place_for_another(tmp_path: Path) -> None:
     (tmp_path / "report.json").write_text("{")
-    with pytest.raises(BadOutput, match="is damaged. Delete that file"):
+    with pytest.raises(BadOutput, match="Delete that file to make the report anew"):
         store.refuse_other_report(tmp_path, "fingerprint", ["m"])
 
 
