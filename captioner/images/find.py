@@ -156,7 +156,11 @@ def _named(text: str, recursive: bool, folders: set[tuple[int, int]]) -> Iterato
 
 
 def _what_is_wrong_with(name: str) -> str:
-    """Why nothing is found by a name: it is not there, or may not be looked at."""
+    """Why nothing is found by a name: it is not there, may not be looked at, or a list cannot name it."""
+    if name == STDIN:
+        return "is standard input, which a list cannot name"
+    if name.startswith("@") and os.path.isfile(name[1:]):
+        return "is a list within a list: write its lines into this one"
     try:
         os.lstat(name)
     except OSError as error:
@@ -183,7 +187,8 @@ def _matching(pattern: str, recursive: bool, folders: set[tuple[int, int]]) -> I
     """What a pattern matches. `**` is read as `*`: subfolders, where links may loop, are for `recursive`."""
     matches = sorted(glob.glob(pattern), key=os.fsencode)
     if not matches:
-        yield _problem(pattern, "matches nothing")
+        hint = ". ** is read as *: name the folder, and set recursive to look into its subfolders."
+        yield _problem(pattern, f"matches nothing{hint if '**' in pattern else ''}")
     # "photos/*" should pass over notes.txt, but "*.data" means just those.
     for match in [m for m in matches if os.path.isdir(m) or _looks_like_image(m)] or matches:
         if os.path.isdir(match):

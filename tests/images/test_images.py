@@ -873,14 +873,18 @@ def test_a_file_address_is_a_file(tree: Path) -> None:
 
 def test_a_list_of_pictures(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tree)
-    (tree / "list.txt").write_bytes(b"\xef\xbb\xbfb.png\r\n\ndeep\n*.JPG\ngone.png\nbad\0name.png\n@list.txt\n")
+    (tree / "list.txt").write_bytes(b"\xef\xbb\xbfb.png\r\n\ndeep\n*.JPG\ngone.png\nbad\0name.png\n@list.txt\n-\n")
     found = names(tree, "@list.txt", "a.JPG")
     assert found[:3] == ["b.png", "deep/c.webp", "a.JPG"]
     assert found[3:] == [
         "! gone.png does not exist.",
         "! bad\\x00name.png is not a file name.",
-        "! @list.txt does not exist, neither does a list list.txt.",
+        "! @list.txt is a list within a list: write its lines into this one.",
+        "! - is standard input, which a list cannot name.",
     ]
+    assert names(tree, "gone/**/*.png")[0].endswith(
+        "matches nothing. ** is read as *: name the folder, and set recursive to look into its subfolders."
+    )
     (tree / "empty.txt").touch()
     assert names(tree, "@empty.txt") == ["! empty.txt is an empty list: name one picture a line."]
     assert names(tree, "@nowhere") == ["! @nowhere does not exist, neither does a list nowhere."]
