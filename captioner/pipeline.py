@@ -201,7 +201,7 @@ class Captioner:
         if expected:
             finish = Finish(consensus=False)
             readings = self.readings(several(images), request, batch_size)
-            vectors = np.stack([self.expected(reading, finish) for reading in readings])
+            vectors = np.array([self.expected(reading, finish) for reading in readings], np.float32)
         else:
             prompts = self.generate(several(images), request, batch_size=batch_size)
             vectors = self.embed_texts([prompt.text for prompt in prompts])
@@ -276,7 +276,10 @@ class DirectEmbedder:
             raise BadInput(f"{self.name} gives embeddings at once and has no candidates to take the mean of.")
         if request is not None:
             _refuse(self.name, request.named())
-        vectors = np.concatenate([self.embedder.embed_images(batch) for batch in _batches(several(images), batch_size)])
+        batches = [self.embedder.embed_images(batch) for batch in _batches(several(images), batch_size)]
+        if not batches:
+            raise BadInput("There is no picture to embed: give at least one.")
+        vectors = np.concatenate(batches)
         return vectors[0] if is_one(images) else vectors
 
     def vectors(self, images: Sequence[AnyImage]) -> np.ndarray:

@@ -34,7 +34,7 @@ def test_paths_pictures_arrays_and_bytes_give_the_same_prompt(model, pairs: Path
     picture.save(encoded, "PNG")
     prompts = model.generate([path, str(path), picture, np.asarray(picture), encoded.getvalue()], decoding=BEAMS)
     assert len({prompt.text for prompt in prompts}) == 1
-    assert len({prompt.score for prompt in prompts}) == 1
+    assert [prompt.score for prompt in prompts] == pytest.approx([prompts[0].score] * 5, abs=1e-5)  # threads share rows
 
 
 def test_a_prompt_carries_everything(model, pairs: Path) -> None:
@@ -266,3 +266,12 @@ def test_weights_whose_link_leads_nowhere_are_none(tiny_checkpoint, tmp_path: Pa
     (folder / "model.safetensors").symlink_to(tmp_path / "nowhere")
     with pytest.raises(BadCheckpoint, match="has no weights"):
         captioner.load(str(folder))
+
+
+def test_no_picture_is_no_vector_or_a_sentence(tiny_checkpoint) -> None:
+    speaks, embeds = (captioner.load(str(tiny_checkpoint(name)), device="cpu") for name in ("blip", "direct"))
+    assert speaks.generate([]) == []
+    assert speaks.embed([]).shape == (0, 384)
+    assert len(speaks.embed([], expected=True)) == 0
+    with pytest.raises(BadInput, match="no picture to embed"):
+        embeds.embed([])

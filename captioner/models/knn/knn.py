@@ -223,7 +223,7 @@ class Index:
         pictures, prompts = self.texts
         return [
             [
-                Similar(pictures[r], prompts[self.prompt_rows[r]], float(c))
+                Similar(pictures[r], prompts[self.prompt_rows[r]], float(np.clip(c, -1, 1)))  # float16 is not exact
                 for c, r in zip(*neighbours, strict=True)
                 if r >= 0
             ]

@@ -134,6 +134,7 @@ def test_similar_finds_the_picture_itself(built, data):
     [near] = knn.load(built, CPU).similar([Image.open(data / "7.png")], 3)
     assert (near[0].picture, near[0].prompt) == ("7.png", THINGS[3])
     assert near[0].similarity == pytest.approx(1, abs=1e-3)
+    assert near[0].similarity <= 1
     assert near[0].similarity > near[1].similarity > near[2].similarity
 
 
