@@ -201,7 +201,8 @@ class Captioner:
         if expected:
             finish = Finish(consensus=False)
             readings = self.readings(several(images), request, batch_size)
-            vectors = np.array([self.expected(reading, finish) for reading in readings], np.float32)
+            expectations = [self.expected(reading, finish) for reading in readings]
+            vectors = np.stack(expectations) if expectations else self.embed_texts([])
         else:
             prompts = self.generate(several(images), request, batch_size=batch_size)
             vectors = self.embed_texts([prompt.text for prompt in prompts])

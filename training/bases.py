@@ -43,6 +43,7 @@ def language_model(name: str) -> Path:
 
 def tower(name: str, weights: str, **settings: str) -> Backbone:
     """A pretrained image tower."""
+    backbones.check_settings(name, settings)
     with ways_out("--weights", weights or "ID"):
         return backbones.build(name, weights or None, **settings)
 

@@ -13,6 +13,9 @@ from typing import IO
 from captioner.errors import BadImage
 
 MAX_SCANS = 100
+MAX_PARTS = 20_000
+"""What begins with a marker. The largest file has some thousands, of 64 kB each; to count millions takes as long as to
+decode many scans."""
 LARGEST = 200_000_000
 """Bytes of a file of several scans: all of it is looked through."""
 
@@ -33,7 +36,7 @@ def check_scans(stream: IO[bytes], name: str) -> None:
             if len(data := stream.read(LARGEST + 1)) > LARGEST:
                 raise BadImage(f"{name} is larger than {LARGEST:,} bytes, too large for a JPEG of several scans.")
             if _more_scans_than(MAX_SCANS, data):
-                raise BadImage(f"{name} has more than {MAX_SCANS} scans, which takes too long: save it anew.")
+                raise BadImage(f"{name} has more than {MAX_SCANS} scans or {MAX_PARTS:,} parts: save it anew.")
     finally:
         stream.seek(where)
 
@@ -42,7 +45,10 @@ def _has_several_scans(stream: IO[bytes]) -> bool:
     """Whether it is progressive, or its first scan leaves out some of its colours; what is unusual may be so."""
     stream.seek(2)
     colours = b""
-    while len(head := stream.read(4)) == 4 and head[0] == 0xFF and head[1] not in _WITHOUT_LENGTH:
+    for _ in range(MAX_PARTS):
+        head = stream.read(4)
+        if len(head) < 4 or head[0] != 0xFF or head[1] in _WITHOUT_LENGTH:
+            break
         content = stream.read(max(0, int.from_bytes(head[2:], "big") - 2))
         if head[1] in _PROGRESSIVE:
             return True
@@ -54,10 +60,12 @@ def _has_several_scans(stream: IO[bytes]) -> bool:
 
 
 def _more_scans_than(most: int, data: bytes) -> bool:
-    scans, place = 0, 2
+    scans = parts = 0
+    place = 2
     while (marker := _MARKER.search(data, place)) is not None and marker[1][0] != _END:
         scans += marker[1][0] == _SCAN
-        if scans > most:
+        parts += 1
+        if scans > most or parts > MAX_PARTS:
             return True
         place = marker.end()
         if marker[1][0] not in _WITHOUT_LENGTH:

@@ -215,9 +215,9 @@ def bytes_of(image: Image.Image) -> int:
 def _finish(image: Image.Image, name: str, max_pixels: int, copied: bool = True) -> Image.Image:
     """copied: others have the picture. A copy takes a third as long as decoding."""
     _check_size(image, name, max_pixels)
-    if isinstance(image, JpegImageFile) and image.tile and image.fp is not None:  # nothing of it is decoded yet
-        jpeg.check_scans(image.fp, name)
     try:
+        if isinstance(image, JpegImageFile) and image.tile and image.fp is not None:  # nothing of it is decoded yet
+            jpeg.check_scans(image.fp, name)
         image.load()
         _check_size(image, name, max_pixels)  # some kinds learn their size only now
         rgb = to_rgb(image)

@@ -91,7 +91,7 @@ class Sidecars:
         if self.on_existing == "error" and os.path.lexists(sidecar):
             raise BadOutput(f"{source.name} already has a sidecar.")
         before = read_sidecar(target)  # what is odd about it is said before the model is asked
-        if self.on_existing in ("append", "prepend") and "\0" in (before or ""):
+        if self.on_existing in ("append", "prepend") and _is_utf_16(before or ""):
             raise BadOutput(f"{target} is not UTF-8 text (UTF-16?): save it as UTF-8, and the caption can be added.")
         return True
 
@@ -156,6 +156,11 @@ def target_of(sidecar: Path) -> Path:
     if not target.is_relative_to(os.path.realpath(sidecar.parent)):
         raise BadOutput(f"{sidecar} is a link that leads out of its folder: remove it.")
     return target
+
+
+def _is_utf_16(text: str) -> bool:
+    """Of a text as `read_sidecar` gives it: a zero is in it, or it begins with the mark."""
+    return "\0" in text or text.startswith(("\udcff\udcfe", "\udcfe\udcff"))
 
 
 def read_sidecar(sidecar: Path) -> str | None:

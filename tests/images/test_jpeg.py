@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import random
 from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -38,6 +39,24 @@ def test_many_scans_are_refused_before_they_are_decoded() -> None:
             open_image(with_scans(jpeg.MAX_SCANS + 1), side=side)
     with pytest.raises(BadImage, match="the picture has more than 100 scans"):
         open_image(Image.open(io.BytesIO(with_scans(jpeg.MAX_SCANS + 1))))
+
+
+@pytest.mark.parametrize("progressive", [True, False])
+def test_many_parts_are_refused_too(progressive: bool) -> None:
+    data = written(progressive=progressive)
+    frame = data.index(b"\xff\xc2" if progressive else SCAN)
+    comments = b"\xff\xfe\x00\x02" * (jpeg.MAX_PARTS + 1)
+    with pytest.raises(BadImage, match="more than 100 scans or 20,000 parts"):
+        open_image(data[:-2] + comments + END if progressive else data[:frame] + comments + data[frame:])
+
+
+def test_a_file_that_cannot_be_looked_through_is_damaged(tmp_path: Path) -> None:
+    """Its file has been closed, as if its disk had a bad sector."""
+    (tmp_path / "a.jpg").write_bytes(written(progressive=True))
+    with (tmp_path / "a.jpg").open("rb") as stream:
+        image = Image.open(stream)
+    with pytest.raises(BadImage, match="damaged"):
+        open_image(image)
 
 
 def test_scans_of_one_colour_each_are_counted() -> None:

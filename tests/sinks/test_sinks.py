@@ -387,14 +387,16 @@ def test_appending_happens_once_however_often_the_run_is_killed(tmp_path: Path) 
 @pytest.mark.parametrize("on_existing", ["append", "prepend"])
 def test_sidecars_as_windows_saves_them(tmp_path: Path, on_existing: OnExisting) -> None:
     """A mark at the beginning of UTF-8 does not come into the middle; UTF-16 is not spoilt."""
-    items = results(tmp_path, ["1.png", "2.png"])
+    items = results(tmp_path, ["1.png", "2.png", "3.png"])
     (tmp_path / "1.txt").write_bytes("\ufeffmine\r\n".encode())
+    (tmp_path / "3.txt").write_bytes("猫猫".encode("utf-16"))  # no zero among its bytes
     (tmp_path / "2.txt").write_bytes("\ufeffmine".encode("utf-16-le"))
     with Sidecars([str(tmp_path)], on_existing) as sink:
         assert sink.wants(items[0].source)
         sink.write(items[:1])
-        with pytest.raises(BadOutput, match=r"2\.txt is not UTF-8 text"):
-            sink.wants(items[1].source)
+        for number in (1, 2):
+            with pytest.raises(BadOutput, match=rf"{number + 1}\.txt is not UTF-8 text"):
+                sink.wants(items[number].source)
     expected = {"append": "mine, prompt 0\n", "prepend": "prompt 0, mine\n"}[on_existing]
     assert (tmp_path / "1.txt").read_bytes() == expected.encode()
     assert (tmp_path / "2.txt").read_bytes() == "\ufeffmine".encode("utf-16-le")

@@ -221,6 +221,7 @@ def _begun(
         raise BadInput("k must be at least 1 and the temperature above 0.")
     if (prompts := records.different_prompts(up_to=recipe.k)) < recipe.k:
         raise knn.too_few("The data hold", sum(1 for _ in records), prompts, recipe.k)
+    backbones.check_settings(recipe.backbone, recipe.settings)
     backbone = backbones.build(recipe.backbone, recipe.weights, **recipe.settings)
     if recipe.dims is not None and not 0 < recipe.dims <= backbone.width:
         raise BadInput(f"{recipe.backbone} gives {backbone.width} features; {recipe.dims} of them cannot be kept.")

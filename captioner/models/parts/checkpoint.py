@@ -262,11 +262,11 @@ def _merge_adapter(model: Model, folder: Path) -> Model:
         tensors = load_file(folder / ADAPTER_WEIGHTS)
         config = PeftConfig.from_pretrained(str(folder))
         config.inference_mode = True
-        learning = [weight for weight in model.parameters() if weight.requires_grad]
+        learning = {name for name, weight in model.named_parameters() if weight.requires_grad}
         adapted = PeftModel(model, config)
         report: Any = set_peft_model_state_dict(adapted, tensors)  # a named tuple, whose fields it does not declare
         _all_there(folder, [key for key in report.missing_keys if "lora_" in key], report.unexpected_keys)
         merged = narrowed(adapted.merge_and_unload(), type(model))
-        for weight in learning:
-            weight.requires_grad_(True)  # peft has frozen them for the adapter, which is gone
+        for name, weight in merged.named_parameters():
+            weight.requires_grad_(name in learning)  # peft has frozen all for the adapter, which is gone
         return merged

@@ -222,7 +222,9 @@ export class Editor {
         this.review.saved.append(button("Save again", { quiet: true, onclick: () => this.save() }));
         this.review.saved.dataset.words = "";
       } else {
-        this.unsaved.set(row.name, asked);
+        const earlier = this.unsaved.get(row.name); // what the server never had is nothing that the user saw there
+        const before = earlier?.text.trim() === asked.before.trim() ? earlier.before : asked.before;
+        this.unsaved.set(row.name, { ...asked, before });
         this.api.toast(`The text of ${row.name} is not saved yet: ${error.message}`, { seconds: 20 });
       }
     }

@@ -7,6 +7,7 @@ the checkpoint it came from. `towers.py` has the towers, `preprocess.py` their w
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -58,6 +59,12 @@ NOT_SETTINGS = {"transformers_version", "architectures", "model_type", "dtype", 
 """Entries of transformers' config.json that do not describe the tower."""
 
 
+def check_settings(name: str, settings: Mapping[str, object]) -> None:
+    """What a new model or index asks for; one that was made with a word that changes nothing goes on."""
+    if "pool" in settings and _usual(name).make is not Lite:
+        raise BadInput(f"{name} has no use for pool, which efficientnet-lite* has: leave it out.")
+
+
 def build(name: str, weights: str | Path | None = None, **settings) -> Backbone:
     """A pretrained backbone.
 
@@ -67,8 +74,6 @@ def build(name: str, weights: str | Path | None = None, **settings) -> Backbone:
     usual = _usual(name)
     if usual.make is Lite:
         return _build_lite(name, weights, settings)
-    if "pool" in settings:
-        raise BadInput(f"{name} has no use for pool, which efficientnet-lite* has: leave it out.")
     folder = zoo.weights_folder(weights or usual.weights)
     if usual.make is CLIPResNet:
         return CLIPResNet(name, *clip_resnet.read(folder))
