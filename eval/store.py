@@ -49,7 +49,10 @@ def prepared(out: Path, figures_only: bool = False) -> Iterator[None]:
     except OSError as error:
         raise BadOutput(f"{out} cannot be written to ({error.strerror}). Choose another --out.") from error
     with stream:
-        lock(stream, str(out))
+        try:
+            lock(stream, str(out))
+        except OSError as error:  # a file system that knows no locks
+            raise BadOutput(f"{out} cannot be locked ({error.strerror}). Choose another --out.") from error
         try:
             _refuse_others(out, figures_only)
             yield

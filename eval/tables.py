@@ -32,11 +32,7 @@ def read_rows(table: Path, needed: Iterable[str]) -> list[Row]:
     """Every row with our names for the columns; a value that is missing is None."""
     check(table)
     needed = set(needed)
-    rows = (
-        _json_rows(table, needed | {ours for ours, name in ALIASES.items() if name in needed})
-        if table.suffix.lower() == ".jsonl"
-        else _csv_rows(table)
-    )
+    rows = _json_rows(table, needed) if table.suffix.lower() == ".jsonl" else _csv_rows(table)
     if not rows:
         raise BadInput(f"{table} has no rows.")
     present = {column for row in rows for column in row}
@@ -106,6 +102,11 @@ def _block(content: bytes) -> int:
 
 def _json_rows(table: Path, of_text: set[str]) -> list[Row]:
     """of_text: columns that hold texts; a list of them is none, and would be measured as it is written."""
+
+    def is_read(column: str, row: dict) -> bool:
+        name = ALIASES.get(column)
+        return column in of_text or (name in of_text and name not in row)
+
     rows: list[Row] = []
     try:
         lines = table.read_text(encoding="utf-8-sig").split("\n")
@@ -120,7 +121,7 @@ def _json_rows(table: Path, of_text: set[str]) -> list[Row]:
             raise BadInput(f"{table}, line {number}, is no JSON.") from error
         if not isinstance(row, dict):
             raise BadInput(f"{table}, line {number}, holds no object.")
-        if others := sorted(key for key in of_text & set(row) if isinstance(row[key], list | dict)):
+        if others := sorted(key for key in row if isinstance(row[key], list | dict) and is_read(key, row)):
             raise BadInput(f"{table}, line {number}: {others[0]} is no text: give one a row.")
         rows.append({key: None if value is None else str(value) for key, value in row.items()})
     return rows

@@ -173,11 +173,12 @@ def split_by_prompt(rows: datasets.Dataset, share: float, seed: int) -> tuple[da
     prompt_of = np.array([prompts[text] for text in rows["text"]])
     group_of = _joined_by_pictures(prompt_of, rows, len(prompts))  # [prompts]
     sizes = np.bincount(group_of)
-    # A group larger than what is wanted in all is trained on, unless all groups are.
-    drawable = np.flatnonzero(sizes <= max(1, share * len(prompts)))
-    drawable = drawable if len(drawable) else np.arange(len(sizes))
-    held_back = max(1, round(len(sizes) * share)) if len(sizes) > 1 else 0
-    drawn = drawable[np.random.default_rng(seed).permutation(len(drawable))[:held_back]]
+    wanted = max(1, round(len(prompts) * share))
+    drawable = np.flatnonzero(sizes <= wanted)  # a larger group is trained on
+    if not len(drawable):
+        drawable = np.array([sizes.argmin()])
+    drawn = drawable[np.random.default_rng(seed).permutation(len(drawable))]
+    drawn = drawn[: np.searchsorted(sizes[drawn].cumsum(), wanted) + 1] if len(sizes) > 1 else drawn[:0]
     of_validation = np.isin(group_of[prompt_of], drawn)
     return rows.select(np.flatnonzero(~of_validation)), rows.select(np.flatnonzero(of_validation))
 

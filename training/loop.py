@@ -105,6 +105,8 @@ def announce(job: Job, trainer: LoopTrainer, start_from: Path | None) -> None:
         lines.append(f"One of {gpus} GPUs is used: `torchrun --nproc-per-node {gpus}` in place of `python` uses all.")
     if not tensorboard_is_here():
         lines.append("TensorBoard is not installed, so there is no log for it (pip install 'captioner[train]').")
+    if validation is None:
+        lines.append("With nothing to validate on, the last step is kept: name pairs with --validation.")
     prompts = set() if validation is None else validation.fingerprints()
     if prompts and (seen := len(prompts & job.train_rows.fingerprints())):
         lines.append(

@@ -76,7 +76,7 @@ def check_data(recipe: Recipe, data: dict[str, Any]) -> None:
         if begun_with.get(f"{part}_digest", data[f"{part}_digest"]) != data[f"{part}_digest"]:
             raise BadInput(
                 f"The {part} data have changed since the run in {recipe.out} was begun: {data[count]:,} pairs now, "
-                f"{begun_with[count]:,} then. Go on with the same data, or name another --out."
+                f"{begun_with[count]:,} then. Go on with the same data and version of captioner, or name another --out."
             )
 
 

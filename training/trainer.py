@@ -132,7 +132,7 @@ class LoopTrainer(Trainer):
 
     def training_step(self, model, inputs, num_items_in_batch=None):
         """As the Trainer's, which tells every part of the model at every step that it is to learn."""
-        if not model.training:
+        if not self.job.model.training:  # of several processes, `model` is a wrapper that no validation has told
             model.train()
         loss = self.compute_loss(model, self._prepare_inputs(inputs), num_items_in_batch=num_items_in_batch)
         self.accelerator.backward(loss)

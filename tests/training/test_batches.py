@@ -31,5 +31,9 @@ def test_the_captions_of_a_picture_stand_on_one_side() -> None:
     assert len(validation) == 20  # two of the twenty groups: two pictures each, with five captions
     assert not set(validation["id"]) & set(training["id"])
     assert not set(validation["text"]) & set(training["text"])
+    large = {"text": [f"{n}" for n in range(100)], "id": ["1"] * 85 + ["2"] * 15, "source": ["x"] * 100}
+    assert [len(part) for part in split_by_prompt(datasets.Dataset.from_dict(large), 0.1, seed=0)] == [85, 15]
+    mixed = {**large, "id": ["1"] * 80 + [f"{n}" for n in range(80, 100)]}
+    assert [len(part) for part in split_by_prompt(datasets.Dataset.from_dict(mixed), 0.1, seed=0)] == [90, 10]
     whole = datasets.Dataset.from_dict({"text": ["a", "b", "c"], "id": ["1", "1", "1"], "source": ["x"] * 3})
     assert [len(part) for part in split_by_prompt(whole, 0.1, seed=0)] == [3, 0]

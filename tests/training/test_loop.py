@@ -137,6 +137,31 @@ def test_a_worker_is_sent_nothing_of_the_trainer(train, monkeypatch: pytest.Monk
     assert not [name for name in modules if name.startswith(("transformers.trainer", "peft", "bitsandbytes"))]
 
 
+def test_after_a_validation_every_part_learns_again_also_within_a_wrapper(
+    train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of several processes the step is given a wrapper, which no validation told to stop learning."""
+
+    class Wrapper(torch.nn.Module):
+        def __init__(self, model: torch.nn.Module) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, **inputs):
+            return self.model(**inputs)
+
+    honest, learning = LoopTrainer.training_step, []
+
+    def wrapped(self, model, *more):
+        loss = honest(self, Wrapper(model), *more)
+        learning.append(all(part.training for part in self.job.model.modules()))
+        return loss
+
+    monkeypatch.setattr(LoopTrainer, "training_step", wrapped)
+    train("run", "--max-steps", "3", "--eval-every", "1")
+    assert learning == [True] * 3
+
+
 def test_a_half_written_checkpoint_is_passed_over(
     train, one_step: tuple[Path, str], tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
