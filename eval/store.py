@@ -13,13 +13,13 @@ import platform
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from captioner.errors import BadInput, BadOutput
 from captioner.files import atomic
 from captioner.files.json import read_object
-from captioner.files.lock import lock
+from captioner.files.lock import locked
 from captioner.sinks.checks import explained
 from captioner.sinks.row import without_nan
 from eval import anatomy, page, results, schema
@@ -30,7 +30,6 @@ from eval.schema import Begun, Circumstances, MetricRow, ModelRow, Report
 
 PER_IMAGE = "per_image.parquet"
 FILES = ("report.json", PER_IMAGE, "report.html", "report.md")
-LOCK = ".lock"
 AGAIN = "Put it right, and give the same command again."
 SUBMISSIONS = "submissions"
 """The folder of what the protocol `kaggle` writes."""
@@ -43,22 +42,14 @@ PACKAGES = ("captioner", "torch", "transformers", "sentence-transformers", "rapi
 @contextmanager
 def prepared(out: Path, figures_only: bool = False) -> Iterator[None]:
     """The folder must be writable, and ours or empty, before the work starts. It is ours alone until the work ends."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        stream = open(out / LOCK, "ab", buffering=0)  # noqa: SIM115 - closed below
-    except OSError as error:
-        raise BadOutput(f"{out} cannot be written to ({error.strerror}). Choose another --out.") from error
-    with stream:
+    with ExitStack() as held:
         try:
-            lock(stream, str(out))
-        except OSError as error:  # a file system that knows no locks
-            raise BadOutput(f"{out} cannot be locked ({error.strerror}). Choose another --out.") from error
-        try:
-            _refuse_others(out, figures_only)
-            yield
-        finally:
-            with suppress(OSError):  # Windows removes no open file: an empty one stays
-                (out / LOCK).unlink()
+            out.mkdir(parents=True, exist_ok=True)
+            held.enter_context(locked(out))
+        except OSError as error:
+            raise BadOutput(f"{out} cannot be written to ({error.strerror}). Choose another --out.") from error
+        _refuse_others(out, figures_only)
+        yield
 
 
 def _refuse_others(out: Path, figures_only: bool) -> None:

@@ -21,7 +21,7 @@ from torch.utils.data import Dataset
 from captioner.contracts import Processor
 from captioner.errors import counted
 from captioner.pairs.fingerprint import fingerprint
-from training.data.dedupe import joined
+from training.data import dedupe
 from training.data.readable import ReadableRows
 
 IGNORED = -100  # the label that no loss counts
@@ -173,13 +173,10 @@ def split_by_prompt(rows: datasets.Dataset, share: float, seed: int) -> tuple[da
     prompt_of = np.array([prompts[text] for text in rows["text"]])
     group_of = _joined_by_pictures(prompt_of, rows, len(prompts))  # [prompts]
     sizes = np.bincount(group_of)
-    wanted = max(1, round(len(prompts) * share))
-    drawable = np.flatnonzero(sizes <= wanted)  # a larger group is trained on
-    if not len(drawable):
-        drawable = np.array([sizes.argmin()])
-    drawn = drawable[np.random.default_rng(seed).permutation(len(drawable))]
-    drawn = drawn[: np.searchsorted(sizes[drawn].cumsum(), wanted) + 1] if len(sizes) > 1 else drawn[:0]
-    of_validation = np.isin(group_of[prompt_of], drawn)
+    held_back = np.empty(0, dtype=np.int64)  # prompts; of a single group none
+    if len(sizes) > 1:
+        _, held_back = dedupe.split(group_of, share, seed, least=sizes.min())
+    of_validation = np.isin(prompt_of, held_back)
     return rows.select(np.flatnonzero(~of_validation)), rows.select(np.flatnonzero(of_validation))
 
 
@@ -190,4 +187,4 @@ def _joined_by_pictures(prompt_of: np.ndarray, rows: datasets.Dataset, count: in
     first_with: dict[tuple[str, str], int] = {}
     pictures = zip(rows["source"], rows["id"], prompt_of.tolist(), strict=True)
     first = np.array([first_with.setdefault((source, name), prompt) for source, name, prompt in pictures])
-    return joined(count, first, prompt_of)
+    return dedupe.joined(count, first, prompt_of)

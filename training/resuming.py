@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 from captioner.errors import BadInput, BadOutput
 from captioner.files import atomic, json
-from captioner.files.lock import lock
+from captioner.files.lock import LOCK, locked
 
 if TYPE_CHECKING:
     from training.recipe import Recipe
 
 RECIPE = "recipe.json"
 DATA = "training_data.json"
-LOCK = ".lock"
 MAY_DIFFER = {
     "out", "resume", "device", "workers", "compile", "gradient_checkpointing", "cache_features",  # the same numbers
     "eval_every", "save_every", "keep", "log_every", "samples", "push_to_hub",  # what is looked at and kept
@@ -94,14 +93,9 @@ def folder_of_run(recipe: Recipe) -> Iterator[Path]:
     made = not out.exists()
     try:
         out.mkdir(parents=True, exist_ok=True)
-        with open(out / LOCK, "ab", buffering=0) as stream:
-            lock(stream, str(out))
-            try:
-                check_folder(recipe)  # again: another run may have ended there meanwhile
-                yield out
-            finally:
-                with suppress(OSError):  # Windows removes no open file: an empty one stays
-                    (out / LOCK).unlink()
+        with locked(out):
+            check_folder(recipe)  # again: another run may have ended there meanwhile
+            yield out
     except PermissionError as error:
         raise BadOutput(f"{out} cannot be written ({error.strerror}). Name another --out.") from error
     finally:

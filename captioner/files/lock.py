@@ -4,12 +4,29 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from io import FileIO
+from pathlib import Path
 
 from captioner.errors import BadOutput
 
+LOCK = ".lock"
+"""In a folder that is one run's alone."""
 FAR = 2**31 - 2
 """The byte that stands for the file where bytes are locked."""
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold this folder, by a file that is removed at the end."""
+    with open(folder / LOCK, "ab", buffering=0) as stream:
+        lock(stream, str(folder))
+        try:
+            yield
+        finally:
+            with suppress(OSError):  # Windows removes no open file: an empty one stays
+                (folder / LOCK).unlink()
 
 
 def lock(stream: FileIO, what: str) -> None:

@@ -35,7 +35,7 @@ def check_scans(stream: IO[bytes], name: str) -> None:
             stream.seek(0)
             if len(data := stream.read(LARGEST + 1)) > LARGEST:
                 raise BadImage(f"{name} is larger than {LARGEST:,} bytes, too large for a JPEG of several scans.")
-            if _more_scans_than(MAX_SCANS, data):
+            if _takes_too_long(data):
                 raise BadImage(f"{name} has more than {MAX_SCANS} scans or {MAX_PARTS:,} parts: save it anew.")
     finally:
         stream.seek(where)
@@ -59,13 +59,13 @@ def _has_several_scans(stream: IO[bytes]) -> bool:
     return True
 
 
-def _more_scans_than(most: int, data: bytes) -> bool:
+def _takes_too_long(data: bytes) -> bool:
     scans = parts = 0
     place = 2
     while (marker := _MARKER.search(data, place)) is not None and marker[1][0] != _END:
         scans += marker[1][0] == _SCAN
         parts += 1
-        if scans > most or parts > MAX_PARTS:
+        if scans > MAX_SCANS or parts > MAX_PARTS:
             return True
         place = marker.end()
         if marker[1][0] not in _WITHOUT_LENGTH:

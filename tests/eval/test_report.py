@@ -15,6 +15,7 @@ from PIL import Image, ImageDraw
 
 from captioner.contracts import LoadOptions
 from captioner.errors import BadCheckpoint, BadInput, BadOutput, CaptionerError, MissingModel
+from captioner.files.lock import LOCK
 from captioner.models.knn.build import Recipe, build
 from captioner.pairs.fingerprint import fingerprint
 from captioner.text.minilm import packaged_minilm
@@ -442,7 +443,7 @@ def test_killed_and_started_again(pictures: Path, tmp_path: Path, tiny_checkpoin
         time.sleep(0.005)
     run.send_signal(signal.SIGKILL)
     run.wait()
-    with open(out / store.LOCK, "ab") as left:
+    with open(out / LOCK, "ab") as left:
         fcntl.flock(left, fcntl.LOCK_EX)  # the command ends a moment after the process that asked for it
     kept = [line for line in answers.read_text().splitlines(keepends=True) if line.endswith("\n")]
     assert len(kept) >= 3

@@ -12,8 +12,9 @@ import pytest
 from captioner.errors import BadInput, BadOutput
 from captioner.files import atomic
 from captioner.files.json import write_object
+from captioner.files.lock import LOCK
 from training.recipe import LoraRecipe
-from training.resuming import DATA, LOCK, RECIPE, check_data, check_folder, folder_of_run
+from training.resuming import DATA, RECIPE, check_data, check_folder, folder_of_run
 
 
 @pytest.fixture

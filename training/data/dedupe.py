@@ -112,10 +112,13 @@ def joined(count: int, first: np.ndarray, second: np.ndarray) -> np.ndarray:
     return connected_components(links, directed=False)[1]
 
 
-def split(group_of: np.ndarray, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Training and validation rows, drawn by whole groups; one larger than what is still wanted goes to training."""
+def split(group_of: np.ndarray, share: float, seed: int, least: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Training and validation rows, drawn by whole groups; one larger than what is still wanted goes to training.
+
+    least: so many are wanted to validate on, whatever the share comes to.
+    """
     sizes = np.bincount(group_of)
-    wanted = round(share * len(group_of))
+    wanted = max(least, round(share * len(group_of)))
     to_validation = np.zeros(len(sizes), dtype=bool)
     for group in np.random.default_rng(seed).permutation(len(sizes)):
         if sizes[group] <= wanted:
