@@ -11,16 +11,13 @@ import typer
 
 from captioner.errors import BadInput
 from captioner.run import lastresort
-from captioner.run.help import PlainHelp, worded
+from captioner.run.help import CommandLine
 
 NAME = "python -m eval"
 
-app = typer.Typer(
-    cls=PlainHelp,
+app = CommandLine(
     add_completion=False,
     no_args_is_help=True,
-    rich_markup_mode="markdown",
-    pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
@@ -56,22 +53,15 @@ Precision = Annotated[str, typer.Option(help="auto, fp32, bf16, fp16 or int8.")]
 def about() -> None:
     """Measure how well pictures are turned back into their prompts.
 
-    - **report**: every model side by side on the same pictures, with error bars, as a page to read and data to use
-    - **score**: metrics for texts that come from anywhere
-    - **redraw**: draw the texts of a report, to see how near the pictures come
-    - **page**: the page of a report, drawn anew
-    - **compare**: two reports; exit status 1 if the second is significantly worse (for CI)
-    - **submission**: write or check a file in the competition's format
-    - **speed**: how fast a model is on this machine
+    Start here, then open report/report.html:
 
-    Start here: `python -m eval report --data DIR --models mini --out report/`, then open report/report.html.
+    python -m eval report --data DIR --models mini --out report/
 
     Exit status: 0 fine; 1 done, but something failed or got worse; 2 it could not be done; 130 stopped by Ctrl-C.
     """
 
 
 @app.command()
-@worded
 def report(
     data: Data,
     models: Models = "mini",
@@ -173,7 +163,6 @@ def report(
 
 
 @app.command()
-@worded
 def redraw(
     report: Annotated[Path, typer.Option(help="Folder of the report whose texts are drawn, or its report.json.")],
     pipeline: Annotated[str, typer.Option(help="A text-to-image pipeline of diffusers: folder or Hub id.")],
@@ -228,7 +217,6 @@ def redraw(
 
 
 @app.command()
-@worded
 def page(
     report: Annotated[Path, typer.Argument(help="Folder of the report, or its report.json.")],
     data: Annotated[
@@ -251,7 +239,6 @@ def page(
 
 
 @app.command()
-@worded
 def score(
     table: Annotated[
         Path,
@@ -280,7 +267,6 @@ def score(
 
 
 @app.command()
-@worded
 def compare(
     a: Annotated[Path, typer.Argument(help="Folder of the first report, or its report.json.")],
     b: Annotated[Path, typer.Argument(help="Folder of the second report, or its report.json.")],
@@ -306,7 +292,6 @@ def compare(
 
 
 @app.command()
-@worded
 def submission(
     data: Annotated[str | None, typer.Option(help="Folder of images, or any data source.")] = None,
     model: Annotated[
@@ -349,7 +334,6 @@ def submission(
 
 
 @app.command()
-@worded
 def speed(
     model: Annotated[
         str | None,

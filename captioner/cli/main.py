@@ -12,13 +12,12 @@ import typer
 from captioner import __version__
 from captioner.cli import data, models, pictures, serving, shards
 from captioner.cli.verbs import Verbs
+from captioner.run.help import CommandLine
 
-app = typer.Typer(
+app = CommandLine(
     cls=Verbs,
     invoke_without_command=True,
-    pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    rich_markup_mode="rich",
 )
 for verb in (
     pictures.generate,

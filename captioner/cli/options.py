@@ -12,18 +12,17 @@ import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import Field, dataclass, fields, is_dataclass
-from functools import partial, wraps
+from functools import cache, partial, wraps
 from operator import itemgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
 from typer import Argument, Option
-from typer.models import ArgumentInfo
 
 from captioner.contracts import LoadOptions, MetadataUse, Request
 from captioner.decoding import DecodingChanges
 from captioner.errors import BadInput, printable
-from captioner.run.help import as_written, name_value
+from captioner.run.help import as_written
 
 if TYPE_CHECKING:
     from captioner.sinks import Row, Settings, Sink
@@ -34,13 +33,14 @@ def grouped(verb: Callable[..., None]) -> Callable[..., None]:
     """Let a verb take groups of options: each field of a dataclass parameter becomes an option of that name."""
     parameters: list[inspect.Parameter] = []
     groups: dict[str, type] = {}
+    signature = inspect.signature(verb)
     for name, hint in get_type_hints(verb, include_extras=True).items():
         hint = as_written(hint)
         if isinstance(hint, type) and is_dataclass(hint):
             groups[name] = hint
             parameters += _of_group(hint)
         elif name != "return":
-            parameters.append(_parameter(name, hint, inspect.signature(verb).parameters[name].default))
+            parameters.append(_parameter(name, hint, signature.parameters[name].default))
 
     @wraps(verb)
     def called(**given: Any) -> None:
@@ -58,6 +58,7 @@ def names(group: type) -> list[str]:
     return [parameter.name for parameter in _of_group(group)]
 
 
+@cache  # several verbs take the same group
 def _of_group(group: type) -> list[inspect.Parameter]:
     """The options of a group; a field that is a group itself brings its own."""
     hints = get_type_hints(group, include_extras=True)
@@ -86,10 +87,6 @@ def _value(field: Field, given: dict[str, Any]) -> Any:
 
 
 def _parameter(name: str, hint: Any, default: Any) -> inspect.Parameter:
-    kind, option = get_args(hint)
-    if isinstance(option, ArgumentInfo) and option.metavar is None:
-        option.metavar = name.upper()
-    name_value(kind, option)
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=hint)
 
 

@@ -13,10 +13,10 @@ import typer
 
 from captioner.cli.flags import with_flags
 from captioner.errors import BadInput, CaptionerError, printable
-from captioner.run.help import PlainHelp
+from captioner.run.help import CommandLine, Group
 
 
-class Verbs(PlainHelp):
+class Verbs(Group):
     """Turns errors into one line and an exit status."""
 
     def invoke(self, ctx: Any):
@@ -108,6 +108,6 @@ def looks_like_pictures(text: str) -> bool:
     return bool(named) or is_url(text) or os.path.lexists(text)
 
 
-def group(help: str) -> typer.Typer:
+def group(help: str) -> CommandLine:
     """Verbs under a name of their own: `captioner index build`."""
-    return typer.Typer(cls=Verbs, no_args_is_help=True, help=help)
+    return CommandLine(cls=Verbs, no_args_is_help=True, help=help)

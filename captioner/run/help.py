@@ -1,26 +1,59 @@
-"""What `--help` of a command line says of its options: words, no types of Python."""
+"""`--help` of a command line: what a command is for, examples, and its options in panels.
+
+Typer draws such pages too, but speaks of Python's types, and loads what draws Markdown and tracebacks for them: a
+quarter of the time of `captioner --help`.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from typer.core import TyperArgument, TyperGroup
-from typer.models import ParameterInfo
+import typer
+from typer.core import TyperCommand, TyperGroup
+from typer.models import ArgumentInfo, ParameterInfo
 
-METAVARS: dict[Any, str] = {
-    bool: "",
-    int: "N",
-    float: "X",
-    str: "TEXT",
-    list[str]: "TEXT",
-    Path: "PATH",
-    list[Path]: "PATH",
-}
-"""Short names for values: typer's own leave little room for the help beside them."""
+if TYPE_CHECKING:
+    from rich.text import Text
+
+Called = TypeVar("Called", bound=Callable[..., Any])
+
+VALUES: dict[Any, str] = {bool: "", int: "N", float: "X", str: "TEXT", Path: "PATH"}
+"""What a value is called."""
+EXAMPLE = re.compile(r"(captioner|python -m) ")
+"""How a paragraph begins that can be typed."""
+SWITCHES = 30
+"""Characters of an option, beside which its help stands; a longer one is folded."""
+
+
+class CommandLine(typer.Typer):
+    """Verbs whose `--help` is such a page."""
+
+    def __init__(self, *, cls: type[TyperGroup] | None = None, **more: Any) -> None:
+        super().__init__(cls=cls or Group, pretty_exceptions_enable=False, **more)
+
+    def command(self, name: str | None = None, **more: Any) -> Callable[[Called], Called]:
+        def added(verb: Called) -> Called:
+            return super(CommandLine, self).command(name, cls=Verb, **more)(_worded(verb))
+
+        return added
+
+
+class Verb(TyperCommand):
+    """One verb."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        _show(self, ctx)
+
+
+class Group(TyperGroup):
+    """Verbs under one name."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        _show(self, ctx)
 
 
 def as_written(hint: Any) -> Any:
@@ -29,42 +62,141 @@ def as_written(hint: Any) -> Any:
     return inner[0] if get_origin(hint) in (Union, UnionType) and inner else hint
 
 
-def name_value(kind: Any, option: ParameterInfo) -> None:
-    """Give an option's value its short name, if it has none."""
-    if option.metavar is None:
-        option.metavar = next((METAVARS[one] for one in (kind, *get_args(kind)) if one in METAVARS), None)
-
-
-def worded(verb: Callable[..., None]) -> Callable[..., None]:
-    """A verb whose options' values have short names."""
+def _worded(verb: Called) -> Called:
+    """A verb each of whose values has a name."""
     hints = {name: as_written(hint) for name, hint in get_type_hints(verb, include_extras=True).items()}
     for name, hint in hints.items():
-        if name != "return":
-            name_value(*get_args(hint))
+        kind, *given = get_args(hint) if get_origin(hint) is Annotated else [hint]
+        for option in given:
+            if isinstance(option, ParameterInfo) and option.metavar is None:
+                option.metavar = name.upper() if isinstance(option, ArgumentInfo) else _value(kind, option)
     verb.__annotations__ = hints  # typer would read them anew
     return verb
 
 
-class PlainHelp(TyperGroup):
-    """Its help speaks of no types of Python."""
+def _value(kind: Any, option: ParameterInfo) -> str | None:
+    """What the value of an option is called, with the words or the numbers that it may be."""
+    if get_origin(kind) is Literal:
+        return "|".join(get_args(kind))
+    if kind not in VALUES:
+        return next(filter(None, (_value(inner, option) for inner in get_args(kind))), None)
+    if option.max is not None:
+        return f"{option.min:g}..{option.max:g}"
+    return VALUES[kind] if option.min is None else f"{VALUES[kind]}>={option.min:g}"
 
-    def get_params(self, ctx: Any):
-        """Without the Python type of what takes no value."""
-        parameters = super().get_params(ctx)
-        for parameter in parameters:
-            if getattr(parameter, "is_flag", False):
-                parameter.metavar = ""
-        return parameters
 
-    def get_command(self, ctx: Any, cmd_name: str):
-        """Its help without the Python type of an argument, and of what takes no value; a paragraph is as wide as the
-        terminal, not as the source."""
-        command = super().get_command(ctx, cmd_name)
-        if command is not None:
-            command.help = re.sub(r"(?<=\S)\n(?=\S)", " ", command.help or "")
-            if (help_option := command.get_help_option(ctx)) is not None:
-                help_option.metavar = ""
-            for parameter in command.params:
-                if isinstance(parameter, TyperArgument):
-                    parameter.display_type_rich = lambda ctx: None  # type: ignore[method-assign]  # typer has no other way
-        return command
+def _show(command: Verb | Group, ctx: Any) -> None:
+    """Print the page of a command."""
+    from rich.console import Console
+    from rich.padding import Padding
+
+    console = Console(highlight=False)
+    console.print(Padding(_coloured(command.get_usage(ctx), "bold"), 1))
+    for paragraph in _paragraphs(command.help or ""):
+        console.print(Padding(paragraph, (0, 1, 1, 1)))
+    panels: dict[str, list[tuple[Text, Text]]] = {"Arguments": [], "Options": []}
+    for parameter in command.get_params(ctx):
+        if not getattr(parameter, "hidden", False):
+            own = "Arguments" if parameter.param_type_name == "argument" else "Options"
+            panels.setdefault(getattr(parameter, "rich_help_panel", None) or own, []).append(_row(parameter))
+    width = min(SWITCHES, max(len(left) for rows in panels.values() for left, _ in rows))
+    for name, rows in panels.items():
+        if rows:
+            console.print(_panel(name, rows, width))
+    if isinstance(command, Group):
+        verbs = list(_verbs(command, ctx))
+        console.print(_panel("Commands", verbs, max(len(name) for name, _ in verbs)))
+    if command.epilog:
+        console.print(Padding(_coloured(command.epilog), 1))
+
+
+def _paragraphs(text: str) -> Iterator[Text]:
+    """As wide as the terminal, not as the source; examples one below the other."""
+    from rich.text import Text
+
+    examples: list[str] = []
+    for paragraph in re.split(r"\n{2,}", text):
+        if EXAMPLE.match(paragraph):
+            examples.append(paragraph)
+            continue
+        if examples:
+            yield Text("\n".join(examples), "cyan")
+            examples = []
+        yield _coloured(" ".join(paragraph.split()))
+    if examples:
+        yield Text("\n".join(examples), "cyan")
+
+
+def _row(parameter: Any) -> tuple[Text, Text]:
+    """What is typed, and what it does."""
+    from rich.text import Text
+
+    help = _coloured(" ".join((parameter.help or "").split()))
+    value = parameter.metavar or ""
+    if "|" in value:
+        help.append(f" [{value.replace('|', ', ')}]", "dim")
+        value = "WORD"
+    if parameter.required:
+        help.append(" [required]", "red")
+    elif (default := _default(parameter)) is not None:
+        help.append(f" [default: {default}]", "dim")
+    if getattr(parameter, "envvar", None):
+        help.append(f" [or the environment's {parameter.envvar}]", "dim")
+    if parameter.param_type_name == "argument":
+        return Text(value + "..." * (parameter.nargs != 1), "bold yellow"), help
+    left = Text(_switches(parameter.opts, parameter.secondary_opts), "bold cyan")
+    if value and not parameter.is_flag:
+        left.append(f" {value}", "yellow")
+    return left, help
+
+
+def _switches(on: list[str], off: list[str]) -> str:
+    """`-o, --out`, `    --[no-]centred`, `    --graph/--exact`."""
+    short, long = ([name for name in on if name.startswith("--") == is_long] for is_long in (False, True))
+    if off and off == [f"--no-{name[2:]}" for name in long]:
+        long = [f"--[no-]{name[2:]}" for name in long]
+    elif off:
+        long = ["/".join((*long, *off))]
+    return ("" if short else "    ") + ", ".join((*short, *long))
+
+
+def _default(parameter: Any) -> str | None:
+    """What holds where the parameter is left out, if that says anything."""
+    value = parameter.default
+    if not parameter.show_default or value is None or value == () or callable(value):
+        return None
+    if isinstance(value, bool):
+        return ("off", "on")[value] if parameter.secondary_opts else None
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value) or None
+
+
+def _verbs(group: Group, ctx: Any) -> Iterator[tuple[Text, Text]]:
+    """The verbs of a group, with their first sentences."""
+    from rich.text import Text
+
+    for name in group.list_commands(ctx):
+        verb = group.get_command(ctx, name)
+        if verb is not None and not verb.hidden:
+            yield Text(name, "bold cyan"), _coloured(" ".join((verb.help or "").split("\n\n")[0].split()))
+
+
+def _coloured(text: str, style: str = "") -> Text:
+    """With options and what stands in backticks set off."""
+    from rich.text import Text
+
+    coloured = Text(text, style)
+    coloured.highlight_regex(r"(?<![\w-])--?[a-z][\w-]*|`[^`]+`", "cyan")
+    return coloured
+
+
+def _panel(name: str, rows: Iterable[tuple[Text, Text]], width: int) -> Any:
+    """The rows in a frame."""
+    from rich.panel import Panel
+    from rich.table import Table
+
+    table = Table.grid(padding=(0, 2, 0, 0), expand=True)
+    table.add_column(width=width, overflow="fold")
+    table.add_column(ratio=1)
+    for row in rows:
+        table.add_row(*row)
+    return Panel(table, title=name, title_align="left", border_style="dim")

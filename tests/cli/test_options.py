@@ -20,7 +20,7 @@ def test_options_are_found_where_python_310_hides_them() -> None:
     (parameter,) = inspect.signature(grouped(verb)).parameters.values()
     kind, option = get_args(parameter.annotation)
     assert kind == str | None
-    assert option.metavar == "TEXT"
+    assert option.help == "a name"
 
 
 def test_files_and_folders_are_named_for_who_stands_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
