@@ -12,6 +12,7 @@ import typer
 from captioner.errors import BadInput
 from captioner.run import lastresort
 from captioner.run.help import CommandLine
+from eval.speed import SUBJECTS
 
 NAME = "python -m eval"
 
@@ -345,10 +346,7 @@ def speed(
     out: Annotated[Path | None, typer.Option(help="JSON file to write.")] = None,
     device: Device = "auto",
     suite: Annotated[bool, typer.Option("--suite", help="Everything that this package measures. Minutes.")] = False,
-    only: Annotated[
-        str,
-        typer.Option(help="Parts of the suite, comma-separated: model, folder, text, start, interrogator, training."),
-    ] = "",
+    only: Annotated[str, typer.Option(help=f"Parts of the suite, comma-separated: {', '.join(SUBJECTS)}.")] = "",
     profile: Annotated[
         Path | None, typer.Option(help="Tell where the time goes instead; draws a flame picture to this SVG file.")
     ] = None,

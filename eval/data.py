@@ -20,7 +20,7 @@ from captioner.pairs import layouts
 from captioner.pairs.fingerprint import picture_fingerprint
 from captioner.pairs.layouts import NAMED, LeftOut, ReadOptions
 from captioner.pairs.provenance import name_of
-from captioner.pairs.sources import parse_all
+from captioner.pairs.sources import check_options, parse_all
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -87,6 +87,8 @@ def read_pairs(
 
     left_out: list[LeftOut] = []
     reading = reading or ReadOptions()
+    sources = parse_all(specs)
+    check_options(sources, reading)
     rows = load_pairs(
         list(specs),
         text_column=reading.text_column,
@@ -97,7 +99,7 @@ def read_pairs(
     )
     notes = layouts.summaries(left_out, named)
     rows = rows.cast_column("image", Image(decode=False))
-    names = sorted(set(map(name_of, parse_all(specs))) | set(rows.unique("source")) - {None, ""})
+    names = sorted(set(map(name_of, sources)) | set(rows.unique("source")) - {None, ""})
     corpus = list(rows["text"])
     if limit is not None and limit < len(rows):
         rows = _drawn(rows, limit, seed, notes)

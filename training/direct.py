@@ -19,7 +19,7 @@ from functools import partial
 
 from captioner.errors import BadInput
 from captioner.run import lastresort
-from training.recipe import BACKBONES, LoraRecipe, changed, option, parse
+from training.recipe import BACKBONES, LoraRecipe, changed, option, parse, refuse_idle
 
 HEADS = ["bn", "linear", "mlp3", "residual", "tanh"]
 """As in captioner/models/direct.py, which imports torch."""
@@ -47,6 +47,9 @@ class DirectRecipe(LoraRecipe):
 def main(argv: list[str] | None = None) -> None:
     recipe = parse(DirectRecipe, __doc__, argv)
     check_adapter(recipe)
+    refuse_idle(recipe, ["samples", "max_tokens"], "a direct model writes no text.")
+    if recipe.freeze == "backbone" and not recipe.unfreeze:
+        refuse_idle(recipe, ["layer_decay"], "no block of the backbone learns. Add --unfreeze N.")
     if recipe.stream:
         raise BadInput("The prompts are embedded before training: leave out --stream.")
     # Imported only now: a wrong option is told at once.

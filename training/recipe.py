@@ -6,12 +6,14 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterable
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
 
 from captioner.errors import BadInput
-from captioner.pairs.sources import parse_all
+from captioner.pairs.layouts import ReadOptions
+from captioner.pairs.sources import check_options, parse_all
 from training import resuming
 
 if TYPE_CHECKING:
@@ -201,9 +203,18 @@ def check(recipe: Recipe) -> None:
         raise BadInput("A stream has no length to count epochs by: say --max-steps with --stream.")
     if recipe.stream and (recipe.cache_features or recipe.by_prompt or recipe.workers > 0):
         raise BadInput("--stream reads pairs in their order: leave out --cache-features, --by-prompt and --workers.")
-    parse_all([*recipe.data, *recipe.validation])
+    sources = parse_all([*recipe.data, *recipe.validation])
+    check_options(sources, ReadOptions(recipe.text_column, recipe.image_column))
     resuming.check_folder(recipe)
     check_machine(recipe)
+
+
+def refuse_idle(recipe: Recipe, names: Iterable[str], why: str) -> None:
+    """Refuse those of these options that were given: nothing would follow from them."""
+    defaults = type(recipe)()
+    idle = ["--" + name.replace("_", "-") for name in names if getattr(recipe, name) != getattr(defaults, name)]
+    if idle:
+        raise BadInput(f"{' and '.join(idle)} would change nothing: {why}")
 
 
 def check_bounds(recipe: DataclassInstance) -> None:

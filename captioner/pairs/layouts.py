@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from captioner.errors import BadImage, BadInput
+from captioner.errors import BadImage, BadInput, counted
 from captioner.images import EXTENSIONS, printable
 from captioner.pairs.tables import caption_of, file_name, rows_of
 
@@ -62,6 +62,8 @@ class LeftOut:
     """As it goes on after "3 pictures": "without a caption"."""
     detail: str = ""
     source: str = ""
+    noun: str = "picture"
+    """What it is that was left out: where there is no picture, a row, or a file of captions."""
 
     def __str__(self) -> str:
         return printable(f"{self.name}: {self.detail or self.reason}")
@@ -69,14 +71,13 @@ class LeftOut:
 
 def summaries(left_out: Iterable[LeftOut], named: bool = True) -> list[str]:
     """One sentence for each source and reason: "pictures: 3 pictures without a caption left out: a.png, b.png …"."""
-    names: dict[tuple[str, str], list[str]] = {}
+    names: dict[tuple[str, str, str], list[str]] = {}
     for one in left_out:
-        names.setdefault((one.source, one.reason), []).append(one.name)
+        names.setdefault((one.source, one.noun, one.reason), []).append(one.name)
     sentences = []
-    for (source, reason), of_reason in names.items():
+    for (source, noun, reason), of_reason in names.items():
         which = ": " + ", ".join(of_reason[:NAMED]) + (" …" if len(of_reason) > NAMED else "") if named else ""
-        plural = "" if len(of_reason) == 1 else "s"
-        sentences.append(printable(f"{source}: {len(of_reason):,} picture{plural} {reason} left out{which}."))
+        sentences.append(printable(f"{source}: {counted(len(of_reason), noun)} {reason} left out{which}."))
     return sentences
 
 
@@ -126,7 +127,7 @@ def kind_of(path: Path) -> str:
         return "diffusiondb"
     if (path / "prompts.csv").exists():
         return "kaggle"
-    if any(_tables(path)):
+    if any(tables_in(path)):
         return "folder"
     if _captions_files(path):
         return "coco"
@@ -141,7 +142,7 @@ def kind_of(path: Path) -> str:
 def read_folder(folder: Path, options: ReadOptions) -> Iterator[Record | LeftOut]:
     """metadata.jsonl or metadata.csv beside the pictures (in any subfolder), otherwise a .txt or .caption beside each
     picture."""
-    tables = list(_tables(folder))
+    tables = list(tables_in(folder))
     for table in tables:
         yield from _read_table(table, folder, options)
     if not tables:
@@ -155,7 +156,7 @@ def _read_table(table: Path, folder: Path, options: ReadOptions) -> Iterator[Rec
         file = file_name(row[options.image_in(row, where)])
         text = caption_of(row[options.text_in(row, where)], where)
         if not file:
-            yield LeftOut(where, NO_PICTURE)
+            yield LeftOut(where, NO_PICTURE, noun="row")
             continue
         pictures = pictures or _folder_with(file, table.parent, table.parent / "images")
         name = _seen_from(folder, pictures, file)
@@ -203,7 +204,7 @@ def read_kaggle(folder: Path, options: ReadOptions) -> Iterator[Record | LeftOut
         name = file_name(row[options.image_in(row, where, ("imgId", *IMAGE_COLUMNS))])
         text = caption_of(row[options.text_in(row, where)], where)
         if not name:
-            yield LeftOut(where, NO_PICTURE)
+            yield LeftOut(where, NO_PICTURE, noun="row")
         elif not text:
             yield LeftOut(name, NO_CAPTION)
         else:  # a picture that is missing is still named, so that it is counted among the unreadable
@@ -235,7 +236,7 @@ def pictures_in(folder: Path) -> Iterator[Path]:
         yield from (Path(where, file) for file in sorted(files) if Path(file).suffix.lower() in EXTENSIONS)
 
 
-def _tables(folder: Path) -> Iterator[Path]:
+def tables_in(folder: Path) -> Iterator[Path]:
     for where, folders, files in os.walk(folder):
         folders.sort()
         yield from (Path(where, name) for name in ("metadata.jsonl", "metadata.csv") if name in files)
@@ -258,7 +259,7 @@ def read_coco(path: Path, options: ReadOptions) -> Iterator[Record | LeftOut]:
             yield from _read_captions(file, options)
         except _NoPictures as error:
             missing.append(error)
-            yield LeftOut(file.name, "whose pictures are not here", str(error))
+            yield LeftOut(file.name, "whose pictures are not here", str(error), noun="file")
     if missing and len(missing) == len(files):
         raise BadInput(str(missing[0]))
 

@@ -135,6 +135,23 @@ def parse_all(specs: Sequence[str | Path]) -> list[PairSource]:
     return sources
 
 
+def check_options(sources: Sequence[PairSource], options: ReadOptions) -> None:
+    """Refuse columns and a split that were named where none of the sources has any."""
+    where = " and ".join(source.location for source in sources)
+    columns = {"--text-column": options.text_column, "--image-column": options.image_column}
+    named = [flag for flag, column in columns.items() if column]
+    if named and not any(map(_has_columns, sources)):
+        raise BadInput(f"{' and '.join(named)} would change nothing: {where} has no table with columns.")
+    if options.split != ReadOptions.split and not any(source.kind in TABLES for source in sources):
+        raise BadInput(f"--split would change nothing: {where} has no parquet files and is no Hub data set.")
+
+
+def _has_columns(source: PairSource) -> bool:
+    if source.kind == "folder":
+        return any(layouts.tables_in(Path(source.location)))
+    return source.kind in (*TABLES, "kaggle")
+
+
 def weighted(
     source: PairSource, options: ReadOptions, seed: int, left_out: list[LeftOut] | None = None
 ) -> Iterator[Record]:
@@ -258,7 +275,7 @@ def _from_row(row: dict[str, Any], number: int, name: str, where: str) -> Record
     if not text:
         return LeftOut(name, layouts.NO_CAPTION, source=source)
     if not image:
-        return LeftOut(name, layouts.NO_PICTURE, source=source)
+        return LeftOut(name, layouts.NO_PICTURE, source=source, noun="row")
     own_id = row.get("id")
     return Record(image, text, str(number if own_id is None else own_id), name, source)
 

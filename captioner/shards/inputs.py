@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from captioner.errors import BadInput
 from captioner.images import EXTENSIONS, MAX_BYTES, Source, find_images, is_url, printable
 from captioner.pairs.layouts import ReadOptions
-from captioner.pairs.sources import PATIENCE, PairSource, load_hub, open_parquet, parquet_files
+from captioner.pairs.sources import PATIENCE, TABLES, PairSource, load_hub, open_parquet, parquet_files
 from captioner.sinks import as_text
 
 KINDS = ("pictures", "parquet", "webdataset", "hub")
@@ -65,6 +65,10 @@ class Finding:
 def find(inputs: Sequence[str], finding: Finding) -> Iterator[Item]:
     """All pictures that these name, each once: plain pictures first, then those of each container."""
     kinds = [_kind_of(text, finding.recursive) for text in inputs]
+    given = {"--split": finding.split != Finding.split, "--image-column": finding.image_column is not None}
+    of_tables = [flag for flag, is_given in given.items() if is_given]
+    if of_tables and not any(kind in TABLES for kind, _ in kinds):
+        raise BadInput(f"{' and '.join(of_tables)} would change nothing: no parquet and no Hub data set is named.")
     pictures = [rest for kind, rest in kinds if kind == "pictures"]
     missing: set[str] = set()
     for item in map(_plain, find_images(pictures, recursive=finding.recursive)):

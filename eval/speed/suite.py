@@ -16,6 +16,7 @@ from rich.text import Text
 from captioner.errors import BadInput
 from captioner.files.json import write_object
 from captioner.sinks.checks import explained
+from eval.speed import SUBJECTS
 from eval.speed.clock import check_file, machine
 
 
@@ -49,17 +50,6 @@ class Row:
     def to_dict(self) -> dict[str, Any]:
         """As JSON has it."""
         return {**asdict(self), "ratios": list(self.ratios), "median": self.median}
-
-
-SUBJECTS: tuple[str, ...] = (
-    "model",
-    "folder",
-    "text",
-    "start",
-    "interrogator",
-    "training",
-)
-"""Modules of this package, each with `measure(say) -> list[Row]`, in the order in which they are run."""
 
 
 def suite(only: Sequence[str], out: Path | None, say: Callable[[str], object]) -> dict:

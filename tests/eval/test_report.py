@@ -18,6 +18,7 @@ from captioner.errors import BadCheckpoint, BadInput, BadOutput, CaptionerError,
 from captioner.files.lock import LOCK
 from captioner.models.knn.build import Recipe, build
 from captioner.pairs.fingerprint import fingerprint
+from captioner.pairs.layouts import ReadOptions
 from captioner.text.minilm import packaged_minilm
 from eval import store
 from eval.answers import Answer, Settings, ask
@@ -249,6 +250,15 @@ def test_a_misspelled_model_is_refused_before_another_is_asked(
     with pytest.raises(CaptionerError, match=reason):
         make(pictures, ["mini", name], tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_columns_and_a_split_where_there_are_none(pictures: Path, tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=r"^--split would change nothing: .*pictures has no parquet files"):
+        make(pictures, ["mini"], tmp_path / "out", reading=ReadOptions(split="test"))
+    (pictures / "metadata.jsonl").unlink()
+    (pictures / "00.txt").write_text("a cat")
+    with pytest.raises(BadInput, match=r"^--text-column would change nothing: .*pictures has no table"):
+        make(pictures, ["mini"], tmp_path / "out", reading=ReadOptions("title"))
 
 
 def test_a_report_of_failures_only_is_still_a_report(pictures: Path, tmp_path: Path) -> None:

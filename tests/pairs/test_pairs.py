@@ -338,6 +338,8 @@ def test_left_out_in_sentences() -> None:
         "set: 7 pictures without a caption left out: 0.png, 1.png, 2.png, 3.png, 4.png ….",
         r"other: 1 picture that cannot be read left out: \x1b[31mx.png.",
     ]
+    row = LeftOut("metadata.csv, line 4", layouts.NO_PICTURE, source="set", noun="row")
+    assert layouts.summaries([row]) == ["set: 1 row without a picture left out: metadata.csv, line 4."]
     assert layouts.summaries(left_out[:1], named=False) == ["set: 1 picture without a caption left out."]
     assert str(left_out[-1]) == r"\x1b[31mx.png: it is cut off"
 

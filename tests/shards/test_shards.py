@@ -109,6 +109,11 @@ def test_a_plan_is_made_once(planned: Planned, inputs: Path) -> None:
         plan.read(inputs)
 
 
+def test_a_split_and_a_column_are_of_tables(inputs: Path, tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=r"^--split and --image-column would change nothing"):
+        plan.make(tmp_path / "run", [str(inputs / "pictures")], finding=Finding(split="test", image_column="x"))
+
+
 def test_a_folder_of_tars_is_not_looked_below(inputs: Path, tmp_path: Path) -> None:
     """Its subfolder holds pictures, which would be left out without a word."""
     assert plan.make(tmp_path / "run", [str(inputs)]).pictures == COUNT

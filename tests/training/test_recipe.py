@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -106,6 +107,44 @@ def test_the_ranges_of_the_other_recipes(pairs: Path, tmp_path: Path) -> None:
     ):
         with pytest.raises(BadInput, match=option):
             module.main([*where, option, value])
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "told"),
+    [
+        ("direct", ["--layer-decay", "0.9", "--freeze", "backbone"], "--layer-decay would change nothing: no block"),
+        ("direct", ["--samples", "4", "--max-tokens", "20"], "--samples and --max-tokens would change nothing"),
+        ("resnet_lstm", ["--gpt2", "--vocabulary", "word"], "--vocabulary would change nothing: GPT-2 has"),
+        ("resnet_lstm", ["--gpt2", "--vocabulary-size", "9"], "--vocabulary-size would change nothing"),
+        ("resnet_lstm", ["--gpt2", "--hidden-size", "9"], "--hidden-size would change nothing"),
+        ("resnet_lstm", ["--language-model", "x"], "--language-model would change nothing: add --gpt2"),
+    ],
+)
+def test_options_that_would_change_nothing(
+    pairs: Path, tmp_path: Path, name: str, options: list[str], told: str
+) -> None:
+    with pytest.raises(BadInput, match=told):
+        TRAINERS[name].main(["--data", str(pairs), "--out", str(tmp_path / "run"), *options])
+
+
+def test_layer_decay_beside_a_frozen_backbone_wants_blocks_that_learn(pairs: Path, tmp_path: Path) -> None:
+    options = ["--layer-decay", "0.9", "--freeze", "backbone", "--unfreeze", "2", "--weights", "not/there"]
+    with pytest.raises(MissingModel):  # it is taken
+        direct.main(["--data", str(pairs), "--out", str(tmp_path / "run"), *options])
+
+
+def test_columns_of_data_that_has_none(pairs: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "sidecars"
+    folder.mkdir()
+    shutil.copy(next(pairs.glob("*.png")), folder / "a.png")
+    (folder / "a.txt").write_text("a cat")
+    options = ["--out", str(tmp_path / "run"), "--image-column", "picture"]
+    for data in (str(folder), f"coco:{folder}"):
+        with pytest.raises(BadInput, match=r"^--image-column would change nothing: .*sidecars has no table"):
+            blip.main(["--data", data, *options])
+    for beside in ("--data", "--validation"):
+        with pytest.raises(BadInput, match="line 1 has no picture column 'picture'"):
+            blip.main(["--data", str(folder), beside, str(pairs), *options])
 
 
 @pytest.mark.parametrize(

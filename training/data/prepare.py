@@ -107,9 +107,12 @@ def read_prompts(file: Path) -> list[str]:
 
 
 def _pairs(options: Preparation, stages: dict[str, int], left_out: list[LeftOut]) -> tuple[list[str], Any]:
-    from captioner.pairs.sources import parse
+    from captioner.pairs.layouts import ReadOptions
+    from captioner.pairs.sources import check_options, parse_all
     from training.data.sources import load_pairs
 
+    sources = parse_all(options.data)
+    check_options(sources, ReadOptions(options.text_column, options.image_column))
     load = partial(
         load_pairs,
         options.data,
@@ -118,7 +121,7 @@ def _pairs(options: Preparation, stages: dict[str, int], left_out: list[LeftOut]
         seed=options.seed,
     )
     rows = load(max_nsfw=options.max_nsfw, left_out=left_out)
-    if any(parse(source).kind == "diffusiondb" for source in options.data):
+    if any(source.kind == "diffusiondb" for source in sources):
         unfiltered = load(max_nsfw=float("inf"), left_out=[])
         stages["listed, whatever their nsfw score"] = len(unfiltered)
     return list(rows["text"]), rows

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import re
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -16,6 +18,8 @@ from PIL import Image
 from captioner.contracts import LoadOptions
 from captioner.errors import BadInput
 from captioner.run import questions
+from eval import __main__ as command_line
+from eval import speed
 from eval.speed import folder, start, suite, text
 from eval.speed.suite import Row
 
@@ -32,6 +36,14 @@ def test_rows_are_written_and_shown(
     assert "3.00 (2.00–4.00)" in capsys.readouterr().out
     with pytest.raises(BadInput, match="nothing to measure called 'flight'"):
         suite.suite(["flight"], None, print)
+
+
+def test_the_help_names_every_part(capsys: pytest.CaptureFixture) -> None:
+    assert all(hasattr(importlib.import_module(f"eval.speed.{name}"), "measure") for name in speed.SUBJECTS)
+    with pytest.raises(SystemExit):
+        command_line.app(["speed", "--help"], prog_name=command_line.NAME)
+    shown = re.sub(r"[\s│]+", " ", capsys.readouterr().out)
+    assert f"comma-separated: {', '.join(speed.SUBJECTS)}." in shown
 
 
 def test_a_folder_through_the_whole_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -146,6 +146,13 @@ def test_nothing_is_overwritten_unasked(tmp_path: Path) -> None:
     assert not [file.name for file in (*tmp_path.iterdir(), *out.iterdir()) if file.name.startswith(".")]
 
 
+def test_a_column_of_pictures_with_sidecars(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("a cat")
+    Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
+    with pytest.raises(BadInput, match="--text-column would change nothing"):
+        main(["prepare", "--data", str(tmp_path), "--out", str(tmp_path / "out"), "--text-column", "title"])
+
+
 def test_nothing_is_left_behind_when_nothing_is_left(tmp_path: Path) -> None:
     (tmp_path / "prompts.txt").write_text("8k\n4k\n")
     with pytest.raises(BadInput, match="Nothing is left"):
