@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -44,6 +45,7 @@ def room_of(module: str) -> str | None:
     return first if first in ("training", "eval") else rest[0] if rest and rest[0] in FLOOR_OF else None
 
 
+@cache
 def modules() -> dict[str, ast.Module]:
     """All modules of the three packages by dotted name."""
     files = (file for package in ("captioner", "training", "eval") for file in (ROOT / package).rglob("*.py"))
@@ -62,27 +64,28 @@ def imports(tree: ast.Module) -> Iterator[str]:
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-MODULES = modules()
-ARROWS = {
-    (room_of(module), room_of(name), f"{module} imports {name}")
-    for module, tree in MODULES.items()
-    for name in imports(tree)
-    if name.split(".")[0] in ("captioner", "training", "eval")
-}
+def arrows() -> set[tuple[str | None, str | None, str]]:
+    """From which room to which, and where."""
+    return {
+        (room_of(module), room_of(name), f"{module} imports {name}")
+        for module, tree in modules().items()
+        for name in imports(tree)
+        if name.split(".")[0] in ("captioner", "training", "eval")
+    }
 
 
 def test_every_module_has_a_room() -> None:
     fronts = {"captioner.__init__", "captioner.__main__"}
-    assert [module for module in MODULES if room_of(module) is None and module not in fronts] == []
+    assert [module for module in modules() if room_of(module) is None and module not in fronts] == []
 
 
 def test_nothing_points_upward() -> None:
-    upward = [line for room, other, line in ARROWS if room and other and FLOOR_OF[other] < FLOOR_OF[room]]
+    upward = [line for room, other, line in arrows() if room and other and FLOOR_OF[other] < FLOOR_OF[room]]
     assert upward == []
 
 
 def test_arrows_on_one_floor_are_few_and_make_no_circle() -> None:
-    rooms = {(room, other) for room, other, _ in ARROWS if room and other and room != other}
+    rooms = {(room, other) for room, other, _ in arrows() if room and other and room != other}
     sideways = {(room, other) for room, other in rooms if FLOOR_OF[room] == FLOOR_OF[other]}
     assert sideways <= SIDEWAYS
     assert not {(other, room) for room, other in SIDEWAYS} & SIDEWAYS
@@ -92,7 +95,7 @@ def test_imports_are_absolute() -> None:
     """So that they can be read here: a relative one has no module's name."""
     relative = [
         module
-        for module, tree in MODULES.items()
+        for module, tree in modules().items()
         for node in ast.walk(tree)
         if isinstance(node, ast.ImportFrom) and node.level
     ]
