@@ -369,12 +369,13 @@ class OutputFlags:
         if self.json and self.out is not None:
             raise BadInput("--json prints; --out FILE.jsonl holds the same.")
 
-    def sink(self, show: Callable[[Row], str], named: bool, settings: Settings | None = None) -> Sink:
+    def sink(self, show: Callable[[Row], str], named: bool, settings: Settings, columns: Sequence[str]) -> Sink:
         """The sink the user chose, ready to be written to; `show` is what a row looks like when it is printed."""
         from captioner import sinks
 
         if self.out is not None:
-            return sinks.open_out(self.out, resume=self.resume, overwrite=self.overwrite, settings=settings)
+            kept = {"resume": self.resume, "overwrite": self.overwrite}
+            return sinks.open_out(self.out, **kept, settings=settings, columns=columns)
         if self.resume:
             raise BadInput("--resume needs an --out to go on with.")
         return sinks.Stdout(sinks.to_json) if self.json else sinks.Stdout(show, named=named)
@@ -419,7 +420,7 @@ class CaptionOutputFlags(OutputFlags):
                 f"{self.out}: a .txt beside each picture is what --sidecar is for; for one list name a .jsonl."
             )
 
-    def caption_sink(self, inputs: Sequence[str], named: bool, settings: Settings | None = None) -> Sink:
+    def caption_sink(self, inputs: Sequence[str], named: bool, settings: Settings, columns: Sequence[str]) -> Sink:
         """As `sink`, sidecars included."""
         from captioner import sinks
 
@@ -431,7 +432,7 @@ class CaptionOutputFlags(OutputFlags):
             return sinks.Sidecars(inputs, self.on_existing or "skip", resume=self.resume, settings=settings)
         if self.all_candidates:
             return sinks.Stdout(partial(candidates_text, named=named))
-        return self.sink(itemgetter("text"), named, settings)
+        return self.sink(itemgetter("text"), named, settings, columns)
 
 
 def candidates_text(row: Row, named: bool) -> str:

@@ -77,13 +77,12 @@ def generate(
     )
     loading = str if read.metadata == "only" else prompts.model.label
     if is_of_plan(images, read, write, shards):
-        columns = (*questions.COLUMNS, *["embedding"][: write.embed])
-        _work(write, shards, prompts, columns, "generate", read.batch_size)
+        _work(write, shards, prompts, "generate", read.batch_size)
         return
     images = _named(images)
 
     def sink(many: bool) -> Sink:
-        return write.caption_sink(images, many, prompts.settings)
+        return write.caption_sink(images, many, prompts.settings, ("file", *prompts.columns))
 
     _run(images, prompts, sink, read.recursive, read.batch_size, write.quiet, loading, prompts.model.spent)
     if write.attention and not write.quiet:
@@ -129,7 +128,7 @@ def embed(
         if file is not None:
             raise BadInput(f"--file would change nothing: {write.out} holds a plan.")
         embeddings = questions.Embeddings(questions.Model(model, options), request, read.max_pixels, expected)
-        _work(write, shards, embeddings, ("embedding",), "embed", read.batch_size)
+        _work(write, shards, embeddings, "embed", read.batch_size)
         return
     if model is None and (missing := [text for text in inputs if _is_missing(text)]):
         raise BadInput(f"There is no picture {missing[0]!r}. If it is a text, give it by --file.")
@@ -141,7 +140,7 @@ def embed(
         embeddings = questions.Embeddings(asked, request, read.max_pixels, expected)
 
         def of_pictures(many: bool) -> Sink:
-            return write.sink(numbers, many, embeddings.settings)
+            return write.sink(numbers, many, embeddings.settings, ("file", *embeddings.columns))
 
         _run(inputs, embeddings, of_pictures, read.recursive, read.batch_size, write.quiet, asked.label, asked.spent)
     else:
@@ -151,7 +150,8 @@ def embed(
             raise BadInput(f"{' and '.join(unused)} would change nothing: these are texts, not pictures.")
         if write.out is not None and (not write.out.suffix or os.path.isdir(write.out)):
             raise BadInput(f"{write.out} is for pictures, these are texts: name a .npy, .jsonl, .csv or .parquet file.")
-        sink = write.sink(numbers, False, {"captioner": __version__, "embedder": options.embedder})
+        settings = {"captioner": __version__, "embedder": options.embedder}
+        sink = write.sink(numbers, False, settings, ("text", "embedding"))
         tally = texts.embed_texts(texts.read_texts(inputs, file), options.embedder, sink)
         if sink.resumable and not write.quiet:
             typer.echo(f"captioner: {sink.summary(tally.done, tally.skipped, tally.failed)}", err=True)
@@ -168,7 +168,6 @@ def _work(
     write: OutputFlags,
     shards: ShardFlags,
     answers: Prompts | Embeddings,
-    columns: tuple[str, ...],
     verb: str,
     batch_size: int | None,
 ) -> None:
@@ -177,9 +176,9 @@ def _work(
 
     assert write.out is not None, "it is where the plan is"
     answers.check()  # before the settings are written into the plan, and before Ray is started
-    settings = {"verb": verb, **answers.settings, "columns": ", ".join(columns)}
+    settings = {"verb": verb, **answers.settings, "columns": ", ".join(answers.columns)}
     answers.model.name = settings.get("model", answers.model.name)  # absolute: a worker may stand in another folder
-    work(write.out, shards, Job(answers, columns, settings, batch_size), write.quiet)
+    work(write.out, shards, Job(answers, answers.columns, settings, batch_size), write.quiet)
 
 
 def _is_missing(text: str) -> bool:

@@ -166,6 +166,11 @@ class Prompts:
         asked = {} if self.metadata == "only" else self.model.settings(self.request)
         return {"metadata": self.metadata, **asked, **given(self.finish)}
 
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Of a row, beside the picture's name."""
+        return (*COLUMNS, "embedding") if self.embed else COLUMNS
+
     def check(self) -> None:
         """As `Model.check`, where it is asked."""
         if self.metadata != "only":
@@ -218,7 +223,7 @@ class Prompts:
 
 
 COLUMNS = ("text", "score", "model", "precision", "source", "raw", "candidates")
-"""Of a row of `Prompts`."""
+"""Of a row of `Prompts`, whether a model or the picture itself says it."""
 
 
 def row_of(prompt: Prompt) -> Row:
@@ -258,6 +263,11 @@ class Embeddings:
     @property
     def settings(self) -> Settings:
         return {**self.model.settings(self.request), "expected": self.expected}
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """As of `Prompts`."""
+        return ("embedding",)
 
     def check(self) -> None:
         """As `Model.check`."""

@@ -29,7 +29,13 @@ class ImageFolder(FileSink):
     SAME_AGAIN = "Give the same again, or name another output."
 
     def __init__(
-        self, folder: Path, *, resume: bool = False, overwrite: bool = False, settings: Settings | None = None
+        self,
+        folder: Path,
+        *,
+        resume: bool = False,
+        overwrite: bool = False,
+        settings: Settings | None = None,
+        columns: Sequence[str] = (),
     ) -> None:
         if overwrite:
             raise BadOutput("overwrite does not empty a folder: name another output, or remove it yourself.")
@@ -42,7 +48,8 @@ class ImageFolder(FileSink):
                     remedy = "set resume to go on" if begun else "choose a new one"
                     raise BadOutput(f"{folder} is a folder that is not empty: {remedy}.")
             folder.mkdir(exist_ok=True)
-        super().__init__(folder / METADATA, resume=resume, settings=settings, errors=ERRORS)
+        columns = ["file_name", *filter(is_kept, columns)] if columns else ()
+        super().__init__(folder / METADATA, resume=resume, settings=settings, columns=columns, errors=ERRORS)
         self.folder = folder.resolve()
         self.leftovers = Leftovers()
         self.taken = {str(row.get("file_name")).casefold() for row in self.journal}
@@ -59,8 +66,8 @@ class ImageFolder(FileSink):
         # Where anything else is left, it is the journal that says whose folder this is.
         return _names(self.folder) == [self.journal.path.name]
 
-    def _columns(self) -> frozenset[str]:
-        return super()._columns() | {"file_name"}
+    def _known(self) -> frozenset[str]:
+        return super()._known() | {"file_name"}
 
     def wants(self, source: Source) -> bool:
         # With `recursive` the folder may lie among the pictures; its copies are no new ones.
@@ -72,8 +79,8 @@ class ImageFolder(FileSink):
         rows = []
         for source, row in results:
             name = self._keep(source, _plain_name(row["file"]))
-            columns = {column: value for column, value in row.items() if column not in ("raw", "candidates")}
-            rows.append({"file_name": name} | columns | {"file": as_text(row["file"])})
+            kept = {column: value for column, value in row.items() if is_kept(column)}
+            rows.append({"file_name": name} | kept | {"file": as_text(row["file"])})
         self.journal.append(rows)
 
     def _keep(self, source: Source, wish: str) -> str:
@@ -101,6 +108,11 @@ class ImageFolder(FileSink):
             else:
                 shutil.copyfile(content, new)
             return not target.exists() or filecmp.cmp(new, target, shallow=False)
+
+
+def is_kept(column: str) -> bool:
+    """What else a model had in mind is no metadata of a picture."""
+    return column not in ("raw", "candidates")
 
 
 def _numbered(name: str, number: int) -> str:

@@ -90,8 +90,8 @@ def _shown(value: Any) -> str:
 class Journal:
     """Finished rows as JSON lines, safe against a kill at any moment: a half-written last line is cut off.
 
-    With a `run` the first line tells its settings. A journal that was begun with others is not gone on with: `remedy`
-    says what then.
+    With a `run` the first line tells its settings. A journal that was begun with others, or whose rows have other
+    columns than are to come, is not gone on with: `remedy` says what then.
     """
 
     def __init__(
@@ -103,13 +103,14 @@ class Journal:
         run: Run | None = None,
         remedy: str = "",
         title: str | None = None,
+        columns: Iterable[str] = (),
     ) -> None:
         self.path = path
         self.title = title or str(path)
         self.run = run
         self.done: set[str] = set()
         self.count = 0
-        self.columns: list[str] = []
+        self.columns = list(columns)
         self.has_relative = False
         self.start = 0
         """Where rows begin."""

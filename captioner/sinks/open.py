@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from captioner.errors import BadInput
@@ -13,18 +13,26 @@ from captioner.sinks.journal import Settings
 from captioner.sinks.table import WRITERS, FileSink
 
 
-def open_out(out: Path, *, resume: bool = False, overwrite: bool = False, settings: Settings | None = None) -> FileSink:
+def open_out(
+    out: Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    settings: Settings | None = None,
+    columns: Sequence[str] = (),
+) -> FileSink:
     """The sink that an output's name asks for: by its ending a file, without one a folder of pictures.
 
-    `settings`: what the rows depend on but the pictures. A run that is resumed must have the same.
+    `settings`: what the rows depend on but the pictures; `columns`: what each row will have. A run that is resumed
+    must have the same.
     """
     check_place(out.parent)
     check_name(out)
     if out.suffix in WRITERS and not out.is_dir():
-        return FileSink(out, resume=resume, overwrite=overwrite, settings=settings)
+        return FileSink(out, resume=resume, overwrite=overwrite, settings=settings, columns=columns)
     if out.suffix and not out.is_dir():
         raise BadInput(f"{out}: name a file that ends in {', '.join(WRITERS)}, or a folder, without an ending.")
-    return ImageFolder(out, resume=resume, overwrite=overwrite, settings=settings)
+    return ImageFolder(out, resume=resume, overwrite=overwrite, settings=settings, columns=columns)
 
 
 def write_lines(out: Path, lines: Iterable[str], *, overwrite: bool = False) -> None:

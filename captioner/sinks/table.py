@@ -42,6 +42,7 @@ class FileSink:
         resume: bool = False,
         overwrite: bool = False,
         settings: Settings | None = None,
+        columns: Sequence[str] = (),
         errors: str | None = None,
     ) -> None:
         check_place(out.parent)
@@ -53,10 +54,13 @@ class FileSink:
         self.out = out
         self.record = out.with_name(f".{out.name}.run.json")
         self.errors = Errors(out.with_name(errors or f"{out.name}.errors.jsonl"))
+        self.columns = columns
         part, run = out.with_name(f"{out.name}.part"), Run.here(settings)
         if resume and out.exists() and not file_size(part):
             self._reopen(part, run)
-        self.journal = Journal(part, resume=resume, overwrite=overwrite, run=run, remedy=self.SAME_AGAIN)
+        self.journal = Journal(
+            part, resume=resume, overwrite=overwrite, run=run, remedy=self.SAME_AGAIN, columns=columns
+        )
         self.errors.begin()
 
     def _reopen(self, part: Path, run: Run) -> None:
@@ -88,12 +92,17 @@ class FileSink:
         name = "file" if "file" in row else "text"
         if not isinstance(row[name], str):
             raise TypeError(f"{row[name]!r} is no {name}")
-        if row.keys() - self._columns() or row.keys() <= {name, "file_name"}:
+        if row.keys() - self._known() or row.keys() <= {name, "file_name"}:
             raise KeyError("other columns")
+        if self.columns and row.keys() != set(self.columns):
+            raise BadOutput(
+                f"{self.out} has the columns {', '.join(row)}, and now they would be {', '.join(self.columns)}. "
+                + self.SAME_AGAIN
+            )
         return row
 
-    def _columns(self) -> frozenset[str]:
-        """All that its rows may have."""
+    def _known(self) -> frozenset[str]:
+        """All columns that its rows may have."""
         return STRUCTURED.union(TEXTS)
 
     def __enter__(self) -> FileSink:
@@ -164,12 +173,12 @@ def write_csv(journal: Journal, path: Path) -> None:
 
 
 def write_csv_rows(columns: Sequence[str], rows: Iterable[Row], stream: TextIO) -> None:
-    """A heading, then a line for each row, whose values stand in the order of the columns."""
+    """A heading, then a line for each row."""
     writer = csv.writer(stream)
     writer.writerow(columns)
     for row in rows:
         writer.writerow(
-            json.dumps(value, ensure_ascii=False) if column in STRUCTURED else value for column, value in row.items()
+            json.dumps(row[column], ensure_ascii=False) if column in STRUCTURED else row[column] for column in columns
         )
 
 

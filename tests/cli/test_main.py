@@ -234,6 +234,19 @@ def test_every_sink_holds_the_same_prompts(blip: str, photos: Path, tmp_path: Pa
     assert "3 were already" in again.stderr
 
 
+@pytest.mark.parametrize("verb", ["generate", "embed"])
+def test_a_table_of_other_columns_is_refused_before_a_model_is_loaded(photos: Path, tmp_path: Path, verb: str) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text('{"model_type": "blip"}')  # which has no weights to be loaded
+    (tmp_path / "c.csv").write_text("file,text\na.png,mine\n")
+    refused = call(verb, photos, "-m", tmp_path / "model", "--out", tmp_path / "c.csv", "--resume")
+    now = "file, embedding" if verb == "embed" else "file, text, score, model, precision, source, raw, candidates"
+    assert f"c.csv has the columns file, text, and now they would be {now}. Give the same again" in refused.stderr
+    assert refused.exit_code == 2
+    assert (tmp_path / "c.csv").read_text() == "file,text\na.png,mine\n"
+    assert not (tmp_path / "c.csv.part").exists()
+
+
 def test_sidecars_lie_beside_their_pictures(blip: str, photos: Path) -> None:
     (photos / "b.txt").write_text("mine")
     assert call("generate", photos, "-m", blip, "--sidecar", "--quiet").exit_code == 0

@@ -209,6 +209,33 @@ def test_resuming_with_other_columns_is_refused(tmp_path: Path) -> None:
         write(FileSink(tmp_path / "a.jsonl", resume=True), more)
 
 
+@pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.parquet", "set"])
+@pytest.mark.parametrize("finished", [True, False])
+def test_other_columns_are_refused_before_a_row_is_there(tmp_path: Path, name: str, finished: bool) -> None:
+    items = results(tmp_path / "in", ["1.png", "2.png"])
+    (write if finished else interrupted)(open_out(tmp_path / name), items[:1])
+    before = content(tmp_path)
+    with pytest.raises(BadOutput, match=r"other columns|has the columns .*candidates|has the columns file_name"):
+        open_out(tmp_path / name, resume=True, columns=[*items[0].row, "embedding"])
+    assert content(tmp_path) == before
+    write(open_out(tmp_path / name, resume=True, columns=list(items[0].row)), items)
+    assert content(tmp_path) != before
+
+
+def test_columns_of_a_finished_table_may_have_changed_places(tmp_path: Path) -> None:
+    items = results(tmp_path / "in", ["1.png", "2.png"])
+    write(FileSink(tmp_path / "a.csv"), items[:1])
+    with open(tmp_path / "a.csv", newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    with open(tmp_path / "a.csv", "w", newline="") as stream:
+        writer = csv.DictWriter(stream, list(reversed(rows[0])))
+        writer.writeheader()
+        writer.writerows(rows)
+    write(open_out(tmp_path / "a.csv", resume=True, columns=list(items[0].row)), items)
+    with open(tmp_path / "a.csv", newline="") as stream:
+        assert [row["text"] for row in csv.DictReader(stream)] == ["prompt 0", "prompt 1"]
+
+
 # --- what is refused -------------------------------------------------------------------------------------------------
 
 
