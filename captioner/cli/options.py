@@ -22,7 +22,7 @@ from typer import Argument, Option
 from captioner.contracts import LoadOptions, MetadataUse, Request
 from captioner.decoding import DecodingChanges
 from captioner.errors import BadInput, printable
-from captioner.run.help import as_written
+from captioner.run.help import FIRST, as_written
 
 if TYPE_CHECKING:
     from captioner.sinks import Row, Settings, Sink
@@ -99,8 +99,7 @@ def panel_option(panel: str | None = None) -> Callable[..., Any]:
     return option
 
 
-_first = panel_option("First of all")
-"""What most people need, in the panel on top."""
+_first = panel_option(FIRST)
 
 
 # --- options that several verbs take ---------------------------------------------------------------------------------

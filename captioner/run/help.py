@@ -25,6 +25,8 @@ VALUES: dict[Any, str] = {bool: "", int: "N", float: "X", str: "TEXT", Path: "PA
 """What a value is called."""
 EXAMPLE = re.compile(r"(captioner|python -m) ")
 """How a paragraph begins that can be typed."""
+FIRST = "First of all"
+"""The panel of what most people need; those of other names stand below the options that are in none."""
 SWITCHES = 30
 """Characters of an option, beside which its help stands; a longer one is folded."""
 
@@ -94,7 +96,7 @@ def _show(command: Verb | Group, ctx: Any) -> None:
     console.print(Padding(_coloured(command.get_usage(ctx), "bold"), 1))
     for paragraph in _paragraphs(command.help or ""):
         console.print(Padding(paragraph, (0, 1, 1, 1)))
-    panels: dict[str, list[tuple[Text, Text]]] = {"Arguments": [], "Options": []}
+    panels: dict[str, list[tuple[Text, Text]]] = {"Arguments": [], FIRST: [], "Options": []}
     for parameter in command.get_params(ctx):
         if not getattr(parameter, "hidden", False):
             own = "Arguments" if parameter.param_type_name == "argument" else "Options"
@@ -151,13 +153,9 @@ def _row(parameter: Any) -> tuple[Text, Text]:
 
 
 def _switches(on: list[str], off: list[str]) -> str:
-    """`-o, --out`, `    --[no-]centred`, `    --graph/--exact`."""
+    """`-o, --out`, `    --graph/--exact`."""
     short, long = ([name for name in on if name.startswith("--") == is_long] for is_long in (False, True))
-    if off and off == [f"--no-{name[2:]}" for name in long]:
-        long = [f"--[no-]{name[2:]}" for name in long]
-    elif off:
-        long = ["/".join((*long, *off))]
-    return ("" if short else "    ") + ", ".join((*short, *long))
+    return ("" if short else "    ") + "/".join((", ".join((*short, *long)), *off))
 
 
 def _default(parameter: Any) -> str | None:

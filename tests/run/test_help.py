@@ -70,20 +70,20 @@ Usage: root paint [OPTIONS] {PICTURES}...
  captioner paint dog.png --how ink
 
 ╭─ Arguments ──────────────────────────────────────────────────────────────────╮
-│ PICTURES...        What to paint. [required]                                 │
+│ PICTURES...         What to paint. [required]                                │
 ╰──────────────────────────────────────────────────────────────────────────────╯
 ╭─ Options ────────────────────────────────────────────────────────────────────╮
-│ -o, --out PATH     A `.png`.                                                 │
-│     --how WORD     With what. [oil, ink] [default: oil]                      │
-│     --coats N>=1   How often. [default: 2]                                   │
-│     --wet 0..1     How wet. [default: 0.5]                                   │
-│     --[no-]dry     Let it dry. [default: on]                                 │
-│     --fast/--fine  In a hurry.                                               │
-│     --key TEXT     Of the studio. [or the environment's STUDIO_KEY]          │
-│     --help         Show this message and exit.                               │
+│ -o, --out PATH      A `.png`.                                                │
+│     --how WORD      With what. [oil, ink] [default: oil]                     │
+│     --coats N>=1    How often. [default: 2]                                  │
+│     --wet 0..1      How wet. [default: 0.5]                                  │
+│     --dry/--no-dry  Let it dry. [default: on]                                │
+│     --fast/--fine   In a hurry.                                              │
+│     --key TEXT      Of the studio. [or the environment's STUDIO_KEY]         │
+│     --help          Show this message and exit.                              │
 ╰──────────────────────────────────────────────────────────────────────────────╯
 ╭─ Rarely ─────────────────────────────────────────────────────────────────────╮
-│     --dust         Some dust.                                                │
+│     --dust          Some dust.                                               │
 ╰──────────────────────────────────────────────────────────────────────────────╯"""
     )
 
