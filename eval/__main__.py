@@ -132,7 +132,7 @@ def report(
     """
     with _stoppable("What the models said so far is kept: the same command goes on from there."):
         from captioner.pairs.layouts import ReadOptions
-        from eval.answers import Settings
+        from eval.asking import Settings
         from eval.measure import Measures
         from eval.progress import track
         from eval.report import report as make

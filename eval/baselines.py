@@ -40,6 +40,16 @@ def index_of(name: str) -> Path | None:
     return path_of(folder) if kind in KINDS and folder else None
 
 
+def is_ensemble(name: str) -> bool:
+    """The only model that is a file, and that is made of others."""
+    return path_of(name).suffix == ".json" and path_of(name).is_file()
+
+
+def absolute(name: str) -> str:
+    """A model's name by which it is the same, wherever it is named from."""
+    return zoo.absolute(name.removesuffix(EXPECTED)) + (EXPECTED if name.endswith(EXPECTED) else "")
+
+
 class Baseline:
     """A model whose texts are prompts as somebody wrote them."""
 

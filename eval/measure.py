@@ -18,7 +18,8 @@ from captioner.errors import BadInput
 from captioner.text.embedding import MINILM
 from eval import anatomy, metrics, protocols, results
 from eval.anatomy import EVERY_TERM
-from eval.answers import Answer, Answered, Settings, Track, answer_all
+from eval.answers import Answer, Track, answer_all
+from eval.asking import Answered, Settings
 from eval.data import Pairs
 from eval.entries import Entry
 from eval.metrics import Remembering, best_of, best_reference, cosine_score, cosines, embedder_metrics

@@ -16,7 +16,8 @@ from captioner.files.cache import cache_to_write
 from captioner.pairs.layouts import ReadOptions
 from captioner.statistics import RESAMPLES, SEED
 from eval import anatomy, measure, protocols, provenance, store
-from eval.answers import Answered, Settings, Track, ask, check
+from eval.answers import Track
+from eval.asking import Answered, Asker, Settings, check
 from eval.data import Pairs, read_pairs
 from eval.entries import read_entries
 from eval.likeness import add_likeness
@@ -65,10 +66,10 @@ def report(
         pairs = read_pairs(data, limit, seed, named=not figures_only, reading=reading)
         store.refuse_other_report(out, pairs.fingerprint, labels)
         instruments.learn(pairs.corpus, data, reading.split)
-        embed_texts = instruments.embed_texts
         folder = cache_to_write("answers", pairs.fingerprint[:16]) if figures_only else out / "answers"
         seeds = range(seed, seed + measures.seeds) if measures.seeds > 1 else ()
-        answered = [ask(entry, pairs, folder, settings, embed_texts, track, seeds) for entry in wanted]
+        asker = Asker(wanted, pairs, folder, settings, instruments.embed_texts, track)
+        answered = [asker.ask(entry, seeds) for entry in wanted]
         notes = [*pairs.notes, *(note for one in answered for note in one.notes)]
         pictures = None
         if instruments.clip is not None and instruments.clip_name is not None:

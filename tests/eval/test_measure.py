@@ -16,7 +16,7 @@ from captioner.statistics import Interval
 from captioner.text.embedding import text_embedder
 from captioner.text.minilm import packaged_minilm
 from eval import explained
-from eval.answers import Settings
+from eval.asking import Settings
 from eval.clip import Clip
 from eval.compare import compare
 from eval.measure import Measures

@@ -15,7 +15,7 @@ from captioner.errors import BadInput
 from captioner.pairs.layouts import ReadOptions
 from eval import __main__ as command_line
 from eval import ngrams, protocols, submission
-from eval.answers import Settings
+from eval.asking import Settings
 from eval.clip import Clip
 from eval.measure import Measures
 from eval.metrics import cosines

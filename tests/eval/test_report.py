@@ -21,7 +21,8 @@ from captioner.pairs.fingerprint import fingerprint
 from captioner.pairs.layouts import ReadOptions
 from captioner.text.minilm import packaged_minilm
 from eval import store
-from eval.answers import Answer, Settings, ask
+from eval.answers import Answer
+from eval.asking import Asker, Settings
 from eval.compare import compare
 from eval.data import read_pairs
 from eval.entries import Entry
@@ -422,7 +423,8 @@ def test_answers_are_kept_and_asked_for_again_only_if_something_changed(
         return steps
 
     def vectors(**changed) -> np.ndarray:
-        answered = ask(entry, pairs, folder, Settings(**{"batch_size": 4, **changed}), None, counting)
+        settings = Settings(**{"batch_size": 4, **changed})
+        answered = Asker([entry], pairs, folder, settings, None, counting).ask(entry)
         assert answered.failure is None
         return np.stack([answer.vector for answer in answered.answers])
 

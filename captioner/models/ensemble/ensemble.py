@@ -67,8 +67,7 @@ class Ensemble:
 
     def vectors(self, images: Sequence[Image]) -> np.ndarray:
         """As `embed_images`, but shorter the less the members agree."""
-        vectors = member_vectors(self.members, self.models, images, self.by_norm)
-        return np.tensordot([member.weight for member in self.members], vectors, axes=1)
+        return weighted_sum(self.members, member_vectors(self.members, self.models, images, self.by_norm))
 
     def embed_images(self, images: Sequence[Image]) -> np.ndarray:
         return unit(self.vectors(images))
@@ -89,15 +88,28 @@ def member_vectors(
     for member, model in zip(members, models, strict=True):
         if member.expected:
             answers.append(model.embed(images, with_candidates(model), batch_size=len(images), expected=True))
-        elif by_norm:
-            answers.append(model.vectors(images) / member.norm)
         else:
-            answers.append(model.embed(images, batch_size=len(images)))
+            answers.append(model.vectors(images))
         progress(label(member), len(images))
+    return scaled(members, answers, by_norm)
+
+
+def scaled(members: Sequence[Member], answers: Sequence[np.ndarray], by_norm: bool) -> np.ndarray:
+    """What the members gave, `[n, d]` each, to be summed up `[members, n, d]`: of length 1, or by_norm about that."""
     sizes = {member.model: vectors.shape[1] for member, vectors in zip(members, answers, strict=True)}
     if len(set(sizes.values())) > 1:
         raise BadInput(f"The members' embeddings differ in length: {sizes}. They must come from one embedder.")
-    return np.stack(answers)
+    return np.stack(
+        [
+            vectors / member.norm if by_norm and not member.expected else unit(vectors)
+            for member, vectors in zip(members, answers, strict=True)
+        ]
+    )
+
+
+def weighted_sum(members: Sequence[Member], vectors: np.ndarray) -> np.ndarray:
+    """The ensemble's own vectors `[n, d]` from its members' `[members, n, d]`; not of length 1."""
+    return np.tensordot([member.weight for member in members], vectors, axes=1)
 
 
 def with_candidates(model: Model) -> Request:
@@ -108,12 +120,18 @@ def with_candidates(model: Model) -> Request:
     return Request(replace(decoding, num_return_sequences=count))
 
 
-def load(file: Path, options: LoadOptions, load_other: LoadOther) -> Ensemble:
-    """An ensemble file and its members; those of weight 0 are left out."""
+def read(file: Path) -> tuple[list[Member], bool]:
+    """The members of an ensemble file that count, named as others load them, and whether length counts."""
     _check_nesting(file.resolve())
     members, by_norm = _read(file)
+    return [replace(member, model=_seen_from_here(member.model, file)) for member in members], by_norm
+
+
+def load(file: Path, options: LoadOptions, load_other: LoadOther) -> Ensemble:
+    """An ensemble file and its members; those of weight 0 are left out."""
+    members, by_norm = read(file)
     try:
-        models = [load_other(_seen_from_here(member.model, file)) for member in members]
+        models = [load_other(member.model) for member in members]
     except MissingModel as error:
         raise MissingModel(f"A member of {file} is missing; paths in it are seen from its folder. {error}") from error
     return Ensemble(members, models, by_norm)

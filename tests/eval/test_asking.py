@@ -13,9 +13,11 @@ from safetensors.torch import load_file, save_file
 import captioner
 from captioner.errors import BadOutput
 from captioner.models.ensemble.ensemble import with_candidates
-from eval.answers import Answered, Settings, ask
+from captioner.text.embedding import text_embedder
+from eval.asking import Answered, Asker, Settings
 from eval.data import Pairs, read_pairs
 from eval.entries import Entry
+from tests.eval.reports import broken_model
 
 COUNT = 6
 
@@ -41,7 +43,7 @@ def asked(entry: Entry, pairs: Pairs, folder: Path, steps: list[int] | None = No
             steps.append(total)
         return loop
 
-    return ask(entry, pairs, folder, Settings(batch_size=2, **settings), embed, track)
+    return Asker([entry], pairs, folder, Settings(batch_size=2, **settings), embed, track).ask(entry)
 
 
 def test_answers_are_matched_by_the_picture(pictures: Pairs, tmp_path: Path, tiny_checkpoint) -> None:
@@ -103,6 +105,101 @@ def test_what_a_captioner_expects_can_be_measured(pictures: Pairs, tmp_path: Pat
     np.testing.assert_allclose([answer.vector for answer in answered.answers], expected, atol=1e-4)
     failed = asked(Entry("x", f"{tiny_checkpoint('direct')}+expected"), pictures, tmp_path / "answers")
     assert "writes no text" in failed.failure
+
+
+@pytest.fixture
+def ensembles(tmp_path: Path, tiny_checkpoint) -> Path:
+    """A folder with the ensembles plain.json, norm.json, and nested.json of these."""
+    blip, vit = str(tiny_checkpoint("blip")), str(tiny_checkpoint("direct"))
+    members = [
+        {"model": blip, "weight": 0.5},
+        {"model": blip, "weight": 0.2, "expected": True},
+        {"model": vit, "weight": 0.3, "norm": 7.0},
+    ]
+    for name in ("plain", "norm"):
+        content = {"kind": "ensemble", "members": members, "by_norm": name == "norm"}
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    inner = [{"model": "plain.json", "weight": 0.4}, {"model": "norm.json", "weight": 0.6}]
+    (tmp_path / "nested.json").write_text(json.dumps({"kind": "ensemble", "members": inner, "by_norm": True}))
+    return tmp_path
+
+
+def asker(names: dict[str, str], pairs: Pairs, folder: Path, shown: list[tuple[str, int]]) -> Asker:
+    """shown: is told which models are asked, and about how many batches."""
+
+    def track(loop, total, what):
+        shown.append((what, total))
+        return loop
+
+    entries = [Entry(label, name) for label, name in names.items()]
+    return Asker(entries, pairs, folder, Settings(batch_size=2), text_embedder(None), track)
+
+
+def vectors_of(answered: Answered) -> np.ndarray:
+    assert answered.failure is None, answered.traceback
+    return np.stack([answer.vector for answer in answered.answers])
+
+
+def test_an_ensemble_is_made_of_what_its_members_say(
+    pictures: Pairs, ensembles: Path, tmp_path: Path, tiny_checkpoint
+) -> None:
+    """Each model is asked about each picture once, in whatever order they are named."""
+    members = {"b": str(tiny_checkpoint("blip")), "v": str(tiny_checkpoint("direct"))}
+    whole = {name: str(ensembles / f"{name}.json") for name in ("nested", "norm", "plain")}
+    shown: list[tuple[str, int]] = []
+    names = whole | members
+    asking = asker(names, pictures, tmp_path / "answers", shown)
+    of = {entry.label: asking.ask(entry) for entry in asking.entries}
+    assert sorted(shown) == [("b", 3), (f"{Path(members['b']).name} expected", 3), ("v", 3)]
+    images = [pictures.image(index) for index in range(COUNT)]
+    for label, name in whole.items():
+        np.testing.assert_allclose(vectors_of(of[label]), captioner.load(name).embed(images, batch_size=2), atol=1e-5)
+        assert {answer.text for answer in of[label].answers} == {None}
+    spent = [answer.seconds for answer in of["b"].answers]
+    assert all(mine.seconds > of_member for mine, of_member in zip(of["plain"].answers, spent, strict=True))
+
+    again = asker(names, pictures, tmp_path / "answers", shown)  # as after a kill: nothing is left to be asked
+    for label in whole:
+        np.testing.assert_allclose(vectors_of(again.ask(Entry(label, names[label]))), vectors_of(of[label]), atol=1e-6)
+    assert len(shown) == 3
+
+
+def test_an_ensemble_goes_on_where_its_member_was_stopped(
+    pictures: Pairs, ensembles: Path, tmp_path: Path, tiny_checkpoint
+) -> None:
+    names = {"v": str(tiny_checkpoint("direct")), "e": str(ensembles / "norm.json")}
+    shown: list[tuple[str, int]] = []
+    whole = vectors_of(asker(names, pictures, tmp_path / "answers", shown).ask(Entry("e", names["e"])))
+    file = tmp_path / "answers" / Entry("v", "").file_name
+    header, *lines = file.read_text().splitlines(keepends=True)
+    unscaled = json.loads(lines[0])
+    del unscaled["length"]  # as an earlier version kept it
+    file.write_text("".join([header, json.dumps(unscaled) + "\n", *lines[1:4], lines[4][:40]]))
+    answered = asker(names, pictures, tmp_path / "answers", shown).ask(Entry("e", names["e"]))
+    np.testing.assert_allclose(vectors_of(answered), whole, atol=1e-6)
+    assert answered.notes == []
+    assert shown[3:] == [("v", 2)]
+
+
+def test_a_member_that_fails_is_named(pictures: Pairs, tmp_path: Path, tiny_checkpoint) -> None:
+    broken = broken_model(tmp_path / "broken")
+    members = [{"model": "broken"}, {"model": str(tiny_checkpoint("direct"))}]
+    (tmp_path / "e.json").write_text(json.dumps({"kind": "ensemble", "members": members}))
+    answered = asked(Entry("e", str(tmp_path / "e.json")), pictures, tmp_path / "answers")
+    assert answered.failure.startswith(f"Its member {broken} fails: ")
+    assert answered.answers == []
+
+
+def test_a_member_does_not_take_the_place_of_another_model(pictures: Pairs, tmp_path: Path, tiny_checkpoint) -> None:
+    """One that is called as the member would be."""
+    vit = tiny_checkpoint("direct")
+    (tmp_path / "e.json").write_text(json.dumps({"kind": "ensemble", "members": [{"model": str(vit)}]}))
+    shown: list[tuple[str, int]] = []
+    names = {vit.name: str(tiny_checkpoint("resnet_lstm")), "e": str(tmp_path / "e.json")}
+    for _ in range(2):
+        asking = asker(names, pictures, tmp_path / "answers", shown)
+        assert [asking.ask(entry).failure for entry in asking.entries] == [None, None]
+    assert shown == [(vit.name, 3), (str(vit), 3)]
 
 
 def test_a_baseline_without_an_index_says_how_to_make_one(pictures: Pairs, tmp_path: Path) -> None:
