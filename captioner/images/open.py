@@ -18,10 +18,11 @@ from typing import BinaryIO
 
 import numpy as np
 from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
+from PIL.Jpeg2KImagePlugin import Jpeg2KImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 
 from captioner.errors import BadImage, BadInput, printable
-from captioner.images import jpeg, png
+from captioner.images import jpeg, jpeg2000, png
 from captioner.images.colour import WIDE, to_rgb
 
 MAX_PIXELS = 100_000_000
@@ -41,6 +42,8 @@ READ_BYTES = 1_000_000
 MAX_SIDE = 65_535
 MAX_ASPECT = 1_000
 """A strip that is longer is no picture, and resizing one takes memory by its length alone."""
+LONGEST = 16
+"""Of a picture longer than this, measured in its shorter sides, a model reads the middle."""
 
 
 def at_once(size: int) -> None:
@@ -60,13 +63,14 @@ def open_image(
     Arrays are `[h, w]`, `[h, w, 1]`, `[h, w, 3]` or `[h, w, 4]` of uint8, uint16, bool, or floats in 0..1.
     max_pixels guards against what would be decoded: a picture that lies decoded in memory is no danger any more.
     admit: called before a file is decoded with the bytes that this will take at most; it may make the caller wait.
-    side: pixels a side that the picture will be made of. A JPEG that has at least four times as many both ways is
-    decoded at a half, a quarter or an eighth of its size, the least that leaves twice as many; None: at its own.
+    side: pixels a side that the picture will be made of. A JPEG or JPEG2000 that has at least four times as many both
+    ways is decoded at a half, a quarter … of its size, the least that leaves twice as many; None: at its own.
     copied: a picture in memory that is upright RGB already is copied. Whoever only looks at it needs no copy.
     """
+    if isinstance(source, ImageFile.ImageFile) and source.tile:
+        return decoded(source, "the picture", max_pixels, copied=copied)
     if isinstance(source, Image.Image):
-        is_decoded = not (isinstance(source, ImageFile.ImageFile) and source.tile)
-        return _finish(source, "the picture", sys.maxsize if is_decoded else max_pixels, copied)
+        return _finish(source, "the picture", sys.maxsize, copied)
     if isinstance(source, np.ndarray):
         return _finish(_from_array(source), "the array", max_pixels)
     if not isinstance(source, (str, os.PathLike, bytes)):
@@ -84,15 +88,41 @@ def open_named(
 ) -> Image.Image:
     """As `open_image`, with a name for the messages."""
     with identified(source, name) as image:
-        _check_size(image, name, max_pixels)
+        return decoded(image, name, max_pixels, admit, side)
+
+
+def decoded(
+    image: Image.Image,
+    name: str,
+    max_pixels: int,
+    admit: Callable[[int], object] = at_once,
+    side: int | None = None,
+    copied: bool = False,
+) -> Image.Image:
+    """A picture of which only the header has been read, as `open_image`."""
+    _check_size(image, name, max_pixels)
+    parts = 0
+    with _explained(image, name):
         whole = bytes_to_open(image)
         if isinstance(image, JpegImageFile):
             image.decodermaxblock = READ_BYTES
             if side is not None:
                 image.draft(None, (2 * side, 2 * side))
+        elif isinstance(image, Jpeg2KImageFile) and image.fp is not None:
+            seen = jpeg2000.look_through(image.fp, name)
+            parts = seen.bytes
+            if side is not None:
+                jpeg2000.reduce(image, seen, 2 * side)
         # Of a progressive JPEG the decoder holds every pixel, whatever size it gives it.
-        admit(whole if image.info.get("progressive") else bytes_to_open(image))
-        return _finish(image, name, max_pixels, copied=False)
+        needed = parts + (whole if image.info.get("progressive") else bytes_to_open(image))
+        if side is not None:
+            needed = max(needed, bytes_of(image) + _bytes_to_resize(image, side))
+    admit(needed)
+    with _explained(image, name):
+        if isinstance(image, JpegImageFile) and image.fp is not None:
+            jpeg.check_scans(image.fp, name)
+        image.load()
+    return _finish(image, name, max_pixels, copied)
 
 
 @contextmanager
@@ -207,31 +237,43 @@ def bytes_to_open(image: Image.Image) -> int:
     return image.width * image.height * (copies + decoder)
 
 
+def _bytes_to_resize(image: Image.Image, side: int) -> int:
+    """The most that a model takes to bring the shorter side to so many pixels: what is cut out of a strip, that
+    resized one way, and both ways."""
+    short, long = sorted(image.size)
+    cut_out = 0
+    if long > LONGEST * short:
+        cut_out = long = LONGEST * short
+    return 4 * (cut_out * short + long * side + long * side * side // short)
+
+
 def bytes_of(image: Image.Image) -> int:
     """What an opened picture takes: Pillow gives each RGB pixel four bytes."""
     return image.width * image.height * 4
 
 
 def _finish(image: Image.Image, name: str, max_pixels: int, copied: bool = True) -> Image.Image:
-    """copied: others have the picture. A copy takes a third as long as decoding."""
-    _check_size(image, name, max_pixels)
-    try:
-        if isinstance(image, JpegImageFile) and image.tile and image.fp is not None:  # nothing of it is decoded yet
-            jpeg.check_scans(image.fp, name)
-        image.load()
-        _check_size(image, name, max_pixels)  # some kinds learn their size only now
-        rgb = to_rgb(image)
-        upright = _upright(rgb, image)
+    """What is decoded, upright. copied: others have the picture. A copy takes a third as long as decoding."""
+    _check_size(image, name, max_pixels)  # some kinds learn their size only as they are decoded
+    with _explained(image, name):
+        upright = _upright(to_rgb(image), image)
         if upright is image:
             upright = Image.Image.copy(image) if copied else image._new(image.im)  # without the file around it
+    upright.info = {}  # no EXIF that would turn it a second time, no profile, no megabytes of text
+    return upright
+
+
+@contextmanager
+def _explained(image: Image.Image, name: str) -> Iterator[None]:
+    """Whatever a decoder raises as a `BadImage`."""
+    try:
+        yield
     except BadImage:
         raise
     except MemoryError as error:
         raise BadImage(f"{name} ({image.width}×{image.height} pixels) needs more memory than there is.") from error
     except Exception as error:  # a decoder that meets hostile bytes may raise anything
         raise BadImage(f"{name} is damaged or of an unknown kind ({one_line(error)}).") from error
-    upright.info = {}  # no EXIF that would turn it a second time, no profile, no megabytes of text
-    return upright
 
 
 _TURNS: dict[object, Image.Transpose] = {

@@ -20,7 +20,8 @@ from PIL import Image
 from captioner.errors import BadImage, BadInput, printable
 from captioner.files.atomic import write_bytes
 from captioner.files.cache import cache_folder
-from captioner.images import EXTENSIONS, MAX_PIXELS, identified, open_image
+from captioner.images import EXTENSIONS, MAX_PIXELS, identified
+from captioner.images.open import decoded
 
 MOST_PICTURES = 200_000
 SMALL, LARGE = 256, 1600
@@ -125,11 +126,7 @@ class Thumbnails:
         with self.room, identified(path, name) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise BadImage(f"{name} has {image.width}×{image.height} pixels, more than are shown here.")
-            image.draft("RGB", (2 * side, 2 * side))  # a JPEG is decoded at a fraction of its size
-            try:
-                picture = open_image(image)
-            except BadImage as error:
-                raise BadImage(str(error).replace("the picture", name, 1)) from error
+            picture = decoded(image, name, MAX_PIXELS, side=side)
             picture.thumbnail((side, side), Image.Resampling.LANCZOS, reducing_gap=2.0)
         stream = io.BytesIO()
         picture.save(stream, "JPEG", quality=quality)

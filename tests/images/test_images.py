@@ -149,6 +149,19 @@ def test_a_jpeg_decoded_smaller_is_upright_and_under_the_limit() -> None:
         open_image(data, side=20, max_pixels=160 * 320 - 1)
 
 
+def test_the_room_that_a_model_resizes_in_is_asked_for() -> None:
+    """A strip is small, and what becomes of it is not: sixteen squares."""
+    admitted: list[int] = []
+    for size in ((10, 1000), (1000, 10), (10, 160), (2000, 1500)):
+        open_image(encoded(two_colours(size)), side=384, admit=admitted.append)
+    strip, lying, shorter, usual = admitted
+    assert strip == lying > shorter > 4 * 384 * 16 * 384
+    assert strip - shorter == 4 * 10 * 1000  # which is cut off it, into a picture of its own
+    assert usual == 2000 * 1500 * 8  # less than decoding takes
+    open_image(encoded(two_colours((10, 1000))), admit=admitted.append)
+    assert admitted[-1] == 10 * 1000 * 8
+
+
 @pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP", "TIFF"])
 def test_first_frame_of_an_animation(kind: str) -> None:
     frames = [Image.new("RGB", (4, 4), colour) for colour in (RED, BLUE, WHITE)]

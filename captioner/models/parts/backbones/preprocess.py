@@ -16,6 +16,7 @@ from torch import Tensor
 from captioner import compute
 from captioner.errors import BadCheckpoint
 from captioner.files.json import read_object
+from captioner.images.open import LONGEST
 
 
 class Scale(TypedDict):
@@ -32,8 +33,6 @@ RESAMPLING = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3, "box": 4,
 
 LARGEST = 4096
 """Pixels a side that a model may want; its configuration could name any number."""
-LONGEST = 16
-"""Of a picture longer than this, measured in its shorter sides, the middle is taken."""
 
 
 @dataclass(frozen=True)
