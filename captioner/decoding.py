@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from numbers import Integral, Real
 from typing import Any
@@ -56,10 +57,7 @@ class Decoding:
                 f"num_return_sequences ({self.num_return_sequences}) is above num_beams ({self.num_beams}): "
                 f"raise num_beams, or set do_sample."
             )
-        if isinstance(self.forbid, str):  # each of its letters would be a word
-            raise BadInput(f"forbid is a list of words: [{self.forbid!r}].")
-        if not all(map(str.strip, self.forbid)):
-            raise BadInput("An empty word cannot be forbidden.")
+        check_words("forbid", self.forbid)
         if self.early_stopping not in (False, True, "never"):
             raise BadInput('early_stopping is False, True or "never".')
 
@@ -69,6 +67,14 @@ class Decoding:
     def over(self, defaults: Decoding) -> Decoding:
         """Whole settings leave nothing to the model (see `DecodingChanges.over`)."""
         return self
+
+
+def check_words(name: str, words: Sequence[str]) -> None:
+    """Refuse what is no list of words for a setting of this name."""
+    if isinstance(words, str):  # each of its letters would be a word
+        raise BadInput(f"{name} is a list of words: [{words!r}].")
+    if not all(map(str.strip, words)):
+        raise BadInput(f"{name} must be words, none of them empty.")
 
 
 WHOLE_NUMBERS: dict[str, int] = {

@@ -6,6 +6,7 @@ import re
 
 from captioner.cli.options import InputFlags, TextFlags, names
 from captioner.contracts import LoadOptions, Request
+from captioner.run.flags import OF_PAIRS, spelled
 
 SERVING = ("api_key", "no_auth", "allow_urls")
 SETTINGS = (
@@ -14,7 +15,7 @@ SETTINGS = (
     *SERVING,
 )
 FLAGS = {name: f"--{name.replace('_', '-')}" for name in SETTINGS}
-FLAGS |= {"num_return_sequences": "--num-candidates", "max_clip_tokens": "--max-tokens-clip"}
+FLAGS |= OF_PAIRS | {"num_return_sequences": "--num-candidates", "max_clip_tokens": "--max-tokens-clip"}
 _PHRASES = {
     r"\b([Ss])et do_sample to false": r"\1ay --no-do-sample",
     r"\b([Ss])et do_sample( to true)?": r"\1ay --do-sample",
@@ -27,18 +28,22 @@ _PHRASES = {
     r"\bset k to\b": "set --k to",
     r"\bas terms\b": "with --terms FILE",
     r"\b([Ll])eave embedder out\b": r"\1eave --embedder out",
-    r"\bprecision bf16\b": "--precision bf16",
+    r"\bprecision (bf16|fp32)\b": r"--precision \1",
+    r"\bset trust_remote_code\b": "add --trust-remote-code",
+    r"^attention (?=is about )": "--attention ",
+    r"\bleave out metadata\b": "leave out --metadata",
+    r"\bmetadata only\b": "--metadata only",
+    r"\bset embed or consensus\b": "add --embed or --consensus",
+    r"\bname a model to say\b": "name a --model to say",
+    r"\bor a file\b": "or --file FILE",
+    r"\bset normalize to true or false\b": "say --normalize or --no-normalize",
+    r"\bas clip\b": "with --clip",
 }
 """What the library says of a setting that is switched on or chosen → what is typed."""
-_SPELLED = re.compile(rf"(?<![\w/.-])(?:{'|'.join(name for name in FLAGS if '_' in name)})(?![\w/-]|\.\w)")
-_NAMED = re.compile(rf"\b(?:{'|'.join(FLAGS)})\b(?!-)")
-_NAMING = re.compile(r"^\w+(?= must be )|^.+(?= would change nothing)|(?<= has no use for ).+?(?=:)")
-"""Where a message names settings alone, so that a common word is a setting too."""
 
 
 def with_flags(message: str) -> str:
     """A message of the library in the words of the command line: max_new_tokens → --max-new-tokens."""
     for pattern, words in _PHRASES.items():
         message = re.sub(pattern, words, message)
-    message = _NAMING.sub(lambda names: _NAMED.sub(lambda name: FLAGS[name[0]], names[0]), message)
-    return _SPELLED.sub(lambda name: FLAGS[name[0]], message)
+    return spelled(message, FLAGS)

@@ -150,6 +150,20 @@ def identified(source: str | Path | bytes, name: str, max_text: int = 0) -> Iter
         yield image
 
 
+_ENDINGS = {"JPEG": ".jpg", "MPO": ".jpg", "JPEG2000": ".jp2"}
+"""Where a kind of picture is not called as its files are."""
+
+
+def ending_of(source: str | Path | bytes, name: str) -> str:
+    """What the name of such a picture's file ends with; .png of what is no picture any more."""
+    try:
+        with identified(source, name) as image:
+            kind = image.format or ""
+    except BadImage:
+        return ".png"
+    return _ENDINGS.get(kind, f".{kind.lower()}")
+
+
 def open_file(path: Path, name: str) -> BinaryIO:
     """A regular file of a picture's size; anything else is a `BadImage`."""
     try:

@@ -97,13 +97,11 @@ class ReadOptions:
 
     def text_in(self, columns: Iterable[str], where: str | Path) -> str:
         """The column of the captions among these."""
-        option = "--text-column (in training, and in python -m eval report)"
-        return _column(self.text_column, TEXT_COLUMNS, list(columns), where, "caption", option)
+        return _column(self.text_column, TEXT_COLUMNS, list(columns), where, "caption", "text_column")
 
     def image_in(self, columns: Iterable[str], where: str | Path, usual: tuple[str, ...] = IMAGE_COLUMNS) -> str:
         """The column of the pictures among these."""
-        option = "--image-column (in training, in python -m eval report, and in captioner plan)"
-        return _column(self.image_column, usual, list(columns), where, "picture", option)
+        return _column(self.image_column, usual, list(columns), where, "picture", "image_column")
 
 
 def _column(wanted: str | None, usual: tuple[str, ...], columns: list[str], where, what: str, option: str) -> str:

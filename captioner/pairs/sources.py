@@ -138,12 +138,12 @@ def parse_all(specs: Sequence[str | Path]) -> list[PairSource]:
 def check_options(sources: Sequence[PairSource], options: ReadOptions) -> None:
     """Refuse columns and a split that were named where none of the sources has any."""
     where = " and ".join(source.location for source in sources)
-    columns = {"--text-column": options.text_column, "--image-column": options.image_column}
-    named = [flag for flag, column in columns.items() if column]
+    columns = {"text_column": options.text_column, "image_column": options.image_column}
+    named = [name for name, column in columns.items() if column]
     if named and not any(map(_has_columns, sources)):
         raise BadInput(f"{' and '.join(named)} would change nothing: {where} has no table with columns.")
     if options.split != ReadOptions.split and not any(source.kind in TABLES for source in sources):
-        raise BadInput(f"--split would change nothing: {where} has no parquet files and is no Hub data set.")
+        raise BadInput(f"split would change nothing: {where} has no parquet files and is no Hub data set.")
 
 
 def _has_columns(source: PairSource) -> bool:

@@ -23,6 +23,7 @@ from typing import NoReturn
 
 from captioner import memory
 from captioner.errors import CaptionerError, missing_extra, printable
+from captioner.run.flags import spelled
 
 DEBUG = "--debug"
 REFUSALS = (errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENOSPC, errno.EDQUOT)
@@ -57,7 +58,7 @@ def run(name: str, command: Callable[[], object]) -> None:
     try:
         command()
     except CaptionerError as error:
-        leave(name, " ".join(str(error).split()), 2)  # a library's own words may have many lines
+        leave(name, spelled(" ".join(str(error).split())), 2)  # a library's own words may have many lines
     except KeyboardInterrupt as stopped:
         leave(name, str(stopped) or "Stopped.", 130)
     except Exception as error:

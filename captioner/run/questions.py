@@ -149,11 +149,11 @@ class Prompts:
         self.request.decoding.check()
         self.request, self.varies = templates.parse(self.request)
         if self.attention is not None and self.metadata != "ignore":
-            raise BadInput("--attention is about what the model says: leave out --metadata.")
+            raise BadInput("attention is about what the model says: leave out metadata.")
         if self.metadata == "only" and (unused := self._of_a_model()):
-            raise BadInput(f"{' and '.join(unused)} would change nothing: by --metadata only no model is asked.")
+            raise BadInput(f"{' and '.join(unused)} would change nothing: by metadata only no model is asked.")
         if self.model.options.embedder is not None and not (self.embed or self.finish.consensus):
-            raise BadInput("embedder would change nothing: add --embed or --consensus.")
+            raise BadInput("embedder would change nothing: set embed or consensus.")
 
     def _of_a_model(self) -> list[str]:
         """What was said that only a model has a use for; forbidden words leave a carried prompt, too."""
@@ -182,7 +182,7 @@ class Prompts:
             if carried is not None and carried.prompt:
                 return row_of_carried(carried.prompt, self.finish)
             if self.metadata == "only":
-                raise BadImage(f"{source.title} carries no prompt. Without --metadata only the model is asked.")
+                raise BadImage(f"{source.title} carries no prompt. Without metadata only the model is asked.")
         whole = self.attention is not None  # which is drawn on it
         open_picture = partial(self.model.open, max_pixels=self.max_pixels, whole=whole)
         return opened(source, open_picture, self.request, self.varies)

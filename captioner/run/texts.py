@@ -25,7 +25,7 @@ def are_pictures(inputs: Sequence[str], model: str | None) -> bool:
     if any(exists):
         raise BadInput(
             f"{inputs[exists.index(True)]!r} is there but {inputs[exists.index(False)]!r} is not: "
-            f"give either pictures or texts, or name a --model to say that all are pictures."
+            f"give either pictures or texts, or name a model to say that all are pictures."
         )
     return False
 
@@ -33,7 +33,7 @@ def are_pictures(inputs: Sequence[str], model: str | None) -> bool:
 def read_texts(texts: Sequence[str], file: str | None) -> Iterator[str]:
     """Texts as arguments, and the lines of a file or of standard input."""
     if not texts and file is None:
-        raise BadInput("Nothing to do: give texts, pictures, or --file FILE with one text a line.")
+        raise BadInput("Nothing to do: give texts, pictures, or a file with one text a line.")
     for text in texts:
         if not is_whole(text):
             raise BadInput(f"{printable(text)!r} is not UTF-8 text.")

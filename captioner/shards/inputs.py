@@ -65,8 +65,8 @@ class Finding:
 def find(inputs: Sequence[str], finding: Finding) -> Iterator[Item]:
     """All pictures that these name, each once: plain pictures first, then those of each container."""
     kinds = [_kind_of(text, finding.recursive) for text in inputs]
-    given = {"--split": finding.split != Finding.split, "--image-column": finding.image_column is not None}
-    of_tables = [flag for flag, is_given in given.items() if is_given]
+    given = {"split": finding.split != Finding.split, "image_column": finding.image_column is not None}
+    of_tables = [name for name, is_given in given.items() if is_given]
     if of_tables and not any(kind in TABLES for kind, _ in kinds):
         raise BadInput(f"{' and '.join(of_tables)} would change nothing: no parquet and no Hub data set is named.")
     pictures = [rest for kind, rest in kinds if kind == "pictures"]

@@ -16,7 +16,7 @@ from typing import Any
 from captioner.errors import BadImage, BadInput, BadOutput
 from captioner.files.atomic import replacing
 from captioner.images import EXTENSIONS, Source
-from captioner.images.open import open_file
+from captioner.images.open import ending_of, open_file
 from captioner.shards.part import done
 from captioner.shards.plan import Plan, name_of
 from captioner.sinks import (
@@ -205,13 +205,10 @@ def _content(source: Source) -> bytes | None:
         return None
 
 
-BEGINNINGS = {b"\x89PNG": ".png", b"GIF8": ".gif", b"RIFF": ".webp"}
-
-
 def _ending(source: Source, content: bytes) -> str:
-    """What the picture's member is called: as its file, or by how its bytes begin."""
+    """What the picture's member is called: as its file, or by what it is."""
     ending = os.path.splitext(source.name)[1].lower()
-    return ending if ending in EXTENSIONS else BEGINNINGS.get(content[:4], ".jpg")
+    return ending if ending in EXTENSIONS else ending_of(content, source.title)
 
 
 def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:

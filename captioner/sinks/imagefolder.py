@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 from captioner.errors import BadOutput
 from captioner.files.atomic import Leftovers, is_temporary, replacing
 from captioner.images import EXTENSIONS, Source, is_url
+from captioner.images.open import ending_of
 from captioner.sinks.checks import RESUME, check_name, check_place, explained
 from captioner.sinks.journal import Settings, is_error_list
 from captioner.sinks.row import Result, as_text
@@ -78,7 +79,7 @@ class ImageFolder(FileSink):
     def write(self, results: Sequence[Result]) -> None:
         rows = []
         for source, row in results:
-            name = self._keep(source, _plain_name(row["file"]))
+            name = self._keep(source, _plain_name(source, row["file"]))
             kept = {column: value for column, value in row.items() if is_kept(column)}
             rows.append({"file_name": name} | kept | {"file": as_text(row["file"])})
         self.journal.append(rows)
@@ -132,13 +133,13 @@ def _is_begun(folder: Path, names: list[str]) -> bool:
     return names == [ERRORS] and is_error_list(folder / ERRORS)
 
 
-def _plain_name(file: str) -> str:
+def _plain_name(source: Source, file: str) -> str:
     """A file name of letters, digits and harmless signs, at most 210 bytes long, that every system can make. It ends
     like a picture, and so is none of the folder's own files."""
     name = PurePosixPath(urlsplit(file).path).name if is_url(file) else os.path.basename(file)
     plain = "".join(c if c.isalnum() or c in " ._-()+,@" else "_" for c in as_text(name)).lstrip(" .-")
     stem, suffix = os.path.splitext(plain)
-    if suffix.lower() not in EXTENSIONS:  # as of a row of a table: `datasets` goes by the ending
-        stem, suffix = plain.rstrip(" ."), ".png"
+    if suffix.lower() not in EXTENSIONS:  # as of a row of a table, or an address: `datasets` goes by the ending
+        stem, suffix = plain.rstrip(" ."), ending_of(source.content(), source.title)
     stem = f"_{stem}" if NOT_ON_WINDOWS.match(stem) else stem
     return f"{stem.encode()[:200].decode(errors='ignore') or 'picture'}{suffix}"

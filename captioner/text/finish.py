@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from captioner.decoding import check_words
 from captioner.errors import BadInput
 from captioner.text import clean
 from captioner.text.length import clip_tokens, cut_to_tokens
@@ -30,10 +31,7 @@ class Finish:
 
     def __post_init__(self) -> None:
         for name, words in (("forbid", self.forbid), ("require", self.require)):
-            if isinstance(words, str):  # each of its letters would be a word
-                raise BadInput(f"{name} is a list of words: [{words!r}].")
-        if not all(map(str.strip, (*self.forbid, *self.require))):
-            raise BadInput("An empty word cannot be forbidden or required.")
+            check_words(name, words)
         if both := {word.lower() for word in self.forbid} & {word.lower() for word in self.require}:
             raise BadInput(f"Forbidden and required at once: {', '.join(sorted(both))}.")
         if self.max_clip_tokens and (triggers := clip_tokens(self.dress(self._complete("")))) > self.max_clip_tokens:

@@ -40,6 +40,21 @@ from captioner.cli.flags import with_flags
         ),
         ("overwrite does not empty a folder.", "--overwrite does not empty a folder."),
         ("mini has no use for question: leave it out.", "mini has no use for --question: leave it out."),
+        ("split and image_column would change nothing: a", "--split and --image-column would change nothing: a"),
+        ("Rename one, or say which with text_column.", "Rename one, or say which with --text-column."),
+        ("use precision bf16; there is load_in 8bit.", "use --precision bf16; there is --load-in 8bit."),
+        ("If you trust it, set trust_remote_code.", "If you trust it, add --trust-remote-code."),
+        (
+            "attention is about what the model says: leave out metadata.",
+            "--attention is about what the model says: leave out --metadata.",
+        ),
+        ("by metadata only no model is asked", "by --metadata only no model is asked"),
+        (
+            "embedder would change nothing: set embed or consensus.",
+            "--embedder would change nothing: add --embed or --consensus.",
+        ),
+        ("set normalize to true or false.", "say --normalize or --no-normalize."),
+        ("name the one that makes them as clip.", "name the one that makes them with --clip."),
         ("The prompt of my_model/num_beams.json", "The prompt of my_model/num_beams.json"),
     ],
 )

@@ -254,11 +254,11 @@ def test_a_misspelled_model_is_refused_before_another_is_asked(
 
 
 def test_columns_and_a_split_where_there_are_none(pictures: Path, tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match=r"^--split would change nothing: .*pictures has no parquet files"):
+    with pytest.raises(BadInput, match=r"^split would change nothing: .*pictures has no parquet files"):
         make(pictures, ["mini"], tmp_path / "out", reading=ReadOptions(split="test"))
     (pictures / "metadata.jsonl").unlink()
     (pictures / "00.txt").write_text("a cat")
-    with pytest.raises(BadInput, match=r"^--text-column would change nothing: .*pictures has no table"):
+    with pytest.raises(BadInput, match=r"^text_column would change nothing: .*pictures has no table"):
         make(pictures, ["mini"], tmp_path / "out", reading=ReadOptions("title"))
 
 

@@ -181,8 +181,8 @@ def test_folders_and_hub_names_lead_here(tiny_checkpoint: Callable[[str], Path])
 
 def test_few_bits_need_a_gpu(tiny_checkpoint: Callable[[str], Path]) -> None:
     for settings, message in (
-        ({"load_in": "8bit"}, "--load-in 8bit needs a CUDA GPU, and this runs on cpu"),
-        ({"load_in": "2bit"}, "use --load-in 8bit or 4bit"),
+        ({"load_in": "8bit"}, "load_in 8bit needs a CUDA GPU, and this runs on cpu"),
+        ({"load_in": "2bit"}, "use load_in 8bit or 4bit"),
         ({"precision": "int8"}, "no int8"),
     ):
         with pytest.raises(BadInput, match=message):
@@ -208,7 +208,7 @@ def test_foreign_code_is_not_run_unasked(tmp_path: Path) -> None:
     config = {"model_type": "own", "auto_map": {"AutoConfig": "own.Config", "AutoModelForImageTextToText": "own.Model"}}
     (tmp_path / "config.json").write_text(json.dumps(config))
     (tmp_path / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
-    with pytest.raises(BadCheckpoint, match=r"own code, which we do not run unasked.*--trust-remote-code"):
+    with pytest.raises(BadCheckpoint, match=r"own code, which we do not run unasked.*set trust_remote_code"):
         hub.load(tmp_path, LoadOptions())
     assert not (tmp_path / "ran").exists()
 

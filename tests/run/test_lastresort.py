@@ -126,6 +126,15 @@ def test_what_the_user_can_put_right_is_status_2(capsys: pytest.CaptureFixture[s
     assert (ended.value.code, capsys.readouterr().err) == (2, "tool: Something is wrong.\n")
 
 
+def test_a_setting_of_the_data_is_told_as_it_is_typed(capsys: pytest.CaptureFixture[str]) -> None:
+    def command() -> None:
+        raise BadInput("split would change nothing: say which with text_column.")
+
+    with pytest.raises(SystemExit):
+        lastresort.run("tool", command)
+    assert capsys.readouterr().err == "tool: --split would change nothing: say which with --text-column.\n"
+
+
 def test_ctrl_c_during_imports(tmp_path: Path) -> None:
     (tmp_path / "slow.py").write_text("import time\nprint('begun', flush=True)\ntime.sleep(60)\n")
     script = "from captioner.run import lastresort\nlastresort.run('tool', lambda: __import__('slow'))"

@@ -376,5 +376,5 @@ def test_forbidden_words_are_never_written(way: dict) -> None:
 
 
 def test_an_empty_word_cannot_be_forbidden() -> None:
-    with pytest.raises(BadInput, match="empty word"):
+    with pytest.raises(BadInput, match=r"^forbid must be words, none of them empty"):
         Decoding(forbid=(" ",))

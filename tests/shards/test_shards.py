@@ -110,7 +110,7 @@ def test_a_plan_is_made_once(planned: Planned, inputs: Path) -> None:
 
 
 def test_a_split_and_a_column_are_of_tables(inputs: Path, tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match=r"^--split and --image-column would change nothing"):
+    with pytest.raises(BadInput, match=r"^split and image_column would change nothing"):
         plan.make(tmp_path / "run", [str(inputs / "pictures")], finding=Finding(split="test", image_column="x"))
 
 
@@ -424,7 +424,7 @@ def test_rows_of_embeddings(planned: Planned, tmp_path: Path) -> None:
 def test_the_column_of_the_pictures_can_be_named(inputs: Path, tmp_path: Path) -> None:
     table = pyarrow.parquet.read_table(inputs / "a.parquet").rename_columns(["picture", "other"])
     pyarrow.parquet.write_table(table, tmp_path / "b.parquet")
-    with pytest.raises(BadInput, match=r"no picture column .* in captioner plan\)"):
+    with pytest.raises(BadInput, match=r"no picture column .* say which with image_column"):
         plan.make(tmp_path / "run", [str(tmp_path / "b.parquet")])
     made = plan.make(tmp_path / "run", [str(tmp_path / "b.parquet")], finding=Finding(image_column="picture"))
     list(part.work(made, job()))

@@ -153,6 +153,24 @@ def test_an_imagefolder_is_read_by_datasets(tmp_path: Path) -> None:
     assert {picture.size for picture in read["image"]} == {(4, 4)}
 
 
+def test_a_picture_without_an_ending_is_named_by_what_it_is(tmp_path: Path) -> None:
+    items = []
+    kinds = ("JPEG", "WEBP", "PNG", "TIFF", "GIF", "JPEG2000", "BMP")
+    for kind in kinds:
+        stream = io.BytesIO()
+        Image.new("RGB", (40, 40)).save(stream, kind)
+        url = f"https://x.org/{kind}/640"
+        items.append(Result(Source(url, data=stream.getvalue()), ROWS[0] | {"file": url}))
+    (tmp_path / "photo").write_bytes(items[0].source.data or b"")
+    items.append(Result(Source("photo", path=tmp_path / "photo"), ROWS[0] | {"file": "photo"}))
+    items.append(Result(Source("gone", data=b"else"), ROWS[0] | {"file": "gone"}))
+    write(ImageFolder(tmp_path / "set"), items)
+    rows = [json.loads(line) for line in (tmp_path / "set" / "metadata.jsonl").read_text().splitlines()]
+    names = ["640.jpg", "640.webp", "640.png", "640.tiff", "640.gif", "640.jp2", "640.bmp", "photo.jpg", "gone.png"]
+    assert [row["file_name"] for row in rows] == names
+    assert [(tmp_path / "set" / name).read_bytes() for name in names[:7]] == [item.source.data for item in items[:7]]
+
+
 # --- cut off and resumed ---------------------------------------------------------------------------------------------
 
 SINKS: dict[str, Callable[..., FileSink]] = {

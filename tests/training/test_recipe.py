@@ -140,7 +140,7 @@ def test_columns_of_data_that_has_none(pairs: Path, tmp_path: Path) -> None:
     (folder / "a.txt").write_text("a cat")
     options = ["--out", str(tmp_path / "run"), "--image-column", "picture"]
     for data in (str(folder), f"coco:{folder}"):
-        with pytest.raises(BadInput, match=r"^--image-column would change nothing: .*sidecars has no table"):
+        with pytest.raises(BadInput, match=r"^image_column would change nothing: .*sidecars has no table"):
             blip.main(["--data", data, *options])
     for beside in ("--data", "--validation"):
         with pytest.raises(BadInput, match="line 1 has no picture column 'picture'"):

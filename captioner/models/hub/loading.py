@@ -53,7 +53,7 @@ def load(folder: Path, options: LoadOptions) -> HubModel:
     pixels, tokenizer, instructions, chat = _ways_in(folder, config, trust)
     dtype = _dtype(options, where)
     if dtype == torch.float64 and config.model_type in NO_FLOAT64:
-        raise BadInput(f"Models of the kind {config.model_type!r} cannot be run in float64. Use --precision fp32.")
+        raise BadInput(f"Models of the kind {config.model_type!r} cannot be run in float64. Use precision fp32.")
     model = _model(folder, config, dtype, trust | quantized)
     model = model.eval().requires_grad_(False)
     _check_starts(model, folder)
@@ -96,11 +96,11 @@ def _quantization(options: LoadOptions, where: torch.device) -> dict:
     if options.load_in is None:
         return {}
     if options.load_in not in ("8bit", "4bit"):
-        raise BadInput(f"Weights cannot be loaded in {options.load_in!r}: use --load-in 8bit or 4bit.")
+        raise BadInput(f"Weights cannot be loaded in {options.load_in!r}: use load_in 8bit or 4bit.")
     if where.type != "cuda":
-        raise BadInput(f"--load-in {options.load_in} needs a CUDA GPU, and this runs on {where.type}. Leave it out.")
+        raise BadInput(f"load_in {options.load_in} needs a CUDA GPU, and this runs on {where.type}. Leave it out.")
     if importlib.util.find_spec("bitsandbytes") is None:
-        raise MissingExtra(f"--load-in {options.load_in} needs bitsandbytes: pip install 'captioner[train]'")
+        raise MissingExtra(f"load_in {options.load_in} needs bitsandbytes: pip install 'captioner[train]'")
     four = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": _dtype(options, where)}
     how = BitsAndBytesConfig(**four) if options.load_in == "4bit" else BitsAndBytesConfig(load_in_8bit=True)
     return {"quantization_config": how, "device_map": {"": where}}
@@ -109,7 +109,7 @@ def _quantization(options: LoadOptions, where: torch.device) -> dict:
 def _dtype(options: LoadOptions, where: torch.device) -> torch.dtype:
     precision = compute.precision(options.precision, where)
     if precision == "int8":
-        raise BadInput("Hub models have no int8 on a CPU: use --precision bf16; on a GPU there is --load-in 8bit.")
+        raise BadInput("Hub models have no int8 on a CPU: use precision bf16; on a GPU there is load_in 8bit.")
     return compute.DTYPES[precision]
 
 
@@ -128,7 +128,7 @@ def _config(folder: Path, trust: dict) -> PreTrainedConfig:
         if "auto_map" in said and not trust["trust_remote_code"]:
             raise BadCheckpoint(
                 f"{folder} holds a {kind!r} model with its own code, which we do not run unasked. "
-                "If you trust its source, add --trust-remote-code."
+                "If you trust its source, set trust_remote_code."
             ) from error
         raise BadCheckpoint(f"transformers does not know the {kind!r} model in {folder}. Try a newer one.") from error
     except Exception as error:  # whatever broken numbers raise

@@ -120,7 +120,7 @@ def _normalized(mapper: dict) -> bool:
     if form not in NORMALIZED:
         raise BadInput(
             "This is none of the published forms, and a file does not say whether its mapper reads image embeddings of "
-            "length 1 (ClipCap's --normalize_prefix): say --normalize or --no-normalize."
+            "length 1 (ClipCap's --normalize_prefix): set normalize to true or false."
         )
     return NORMALIZED[form]
 
@@ -128,7 +128,7 @@ def _normalized(mapper: dict) -> bool:
 def _backbone(clip: str | None, joint_dim: int) -> backbones.Backbone:
     clip = clip or CLIP_OF.get(joint_dim)
     if clip is None:
-        raise BadInput(f"The mapper reads embeddings of length {joint_dim}: name the CLIP that makes them (--clip).")
+        raise BadInput(f"The mapper reads embeddings of length {joint_dim}: name the CLIP that makes them as clip.")
     folder = zoo.weights_folder(clip)
     is_plain = (folder / "config.json").is_file() and "model_type" in read_config(folder)
     kind = "clip" if is_plain or not (folder / clip_resnet.CONFIG).is_file() else "clip-resnet"

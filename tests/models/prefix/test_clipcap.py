@@ -100,7 +100,7 @@ def test_whether_embeddings_were_scaled_is_known_of_published_files_and_asked_of
     assert clipcap._normalized(published_rn50x4) is True
     file = tmp_path / "own.pt"
     torch.save(published(tiny.model(1, **MAPPERS[1])), file)
-    with pytest.raises(BadInput, match="say --normalize or --no-normalize"):
+    with pytest.raises(BadInput, match="set normalize to true or false"):
         clipcap.convert(file, tmp_path / "out", clip, gpt2)
     assert os.listdir(tmp_path) == ["own.pt"]
 
@@ -165,7 +165,7 @@ def test_what_does_not_fit_is_refused_and_leaves_nothing(clip, gpt2, tmp_path):
     with pytest.raises(BadInput, match="640"):
         clipcap.convert(file, out, clip, gpt2, normalize=False)
     torch.save(state | {"clip_project.model.0.weight": torch.zeros(24, 333)}, file)
-    with pytest.raises(BadInput, match="--clip"):
+    with pytest.raises(BadInput, match="as clip"):
         clipcap.convert(file, out, None, gpt2, normalize=False)
     assert os.listdir(tmp_path) == ["some.pt"]
 

@@ -1,0 +1,20 @@
+"""The library names its settings; command lines show them as the flags that a user types."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+_NAMING = re.compile(r"^\w+(?= must be )|^.+(?= would change nothing)|(?<= has no use for ).+?(?=:)")
+"""Where a message names settings alone, so that a common word is a setting too."""
+
+OF_PAIRS = {"text_column": "--text-column", "image_column": "--image-column", "split": "--split"}
+"""Of every command that reads pictures with their prompts."""
+
+
+def spelled(message: str, flags: Mapping[str, str] = OF_PAIRS) -> str:
+    """A message in the words of a command line that has these flags for settings: text_column → --text-column."""
+    named = re.compile(rf"\b(?:{'|'.join(flags)})\b(?!-)")
+    unmistakable = re.compile(rf"(?<![\w/.-])(?:{'|'.join(name for name in flags if '_' in name)})(?![\w/-]|\.\w)")
+    message = _NAMING.sub(lambda names: named.sub(lambda name: flags[name[0]], names[0]), message)
+    return unmistakable.sub(lambda name: flags[name[0]], message)
