@@ -122,7 +122,9 @@ Embedder = Annotated[str | None, Option(help="Another sentence-transformers mode
 Device = Annotated[str, Option(help="auto, cpu, cuda, cuda:1 or mps.")]
 Precision = Annotated[str, Option(help="auto, fp32, bf16, fp16, int8 or float64.")]
 BatchSize = Annotated[int, Option(help="Pictures at a time.", min=1)]
-Recursive = Annotated[bool, Option("--recursive", "-r", help="Look into subfolders too.")]
+Recursive = Annotated[
+    bool, Option("--recursive", "-r", help="Look into subfolders too; links to folders are not followed.")
+]
 Json = Annotated[bool, Option("--json", help="As JSON, one line a picture.")]
 Quiet = Annotated[bool, Option("--quiet", "-q", help="No progress on standard error.")]
 

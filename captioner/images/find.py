@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
@@ -80,15 +81,18 @@ def find_images(inputs: Sequence[str], *, recursive: bool = False) -> Iterator[S
     An input is a file, a folder, a glob, an http(s) or file address, "-" (a picture on standard input), or "@FILE"
     (a list of all these but the last two, one a line; "@-" reads it from standard input).
 
-    In the order of the inputs; folders and globs sorted by name, a folder's files before its subfolders. Hidden files
-    and files without a picture's extension are passed over there. An input that names nothing, and a folder that
+    In the order of the inputs; folders and globs sorted by name, a folder's files before its subfolders. Hidden files,
+    links to folders and files without a picture's extension are passed over there. An input that names nothing, and a folder that
     cannot be read, come out as a `Source` with a problem.
     """
     seen: set[str] = set()
     folders: set[tuple[int, int]] = set()
+    place = cache(os.path.realpath)  # one folder, by whatever links it is reached
     for text in map(os.fspath, inputs):
         for source in _sources(text, recursive, folders):
-            key = source.url or (source.name if source.path is None else os.path.abspath(source.path))
+            key = source.url or source.name
+            if source.path is not None:
+                key = os.path.join(place(source.path.parent), source.path.name)
             if source.problem is not None or key not in seen:
                 seen.add(key)
                 yield source
@@ -198,9 +202,11 @@ def _matching(pattern: str, recursive: bool, folders: set[tuple[int, int]]) -> I
 
 
 def _in_folder(top: str, recursive: bool, folders: set[tuple[int, int]]) -> Iterator[Source]:
-    """`folders`: device and inode of those already seen, so that links which loop are followed once."""
+    """Below the folder itself no link to a folder is followed, as by find, rg and a training's reader. `folders`: device
+    and inode of those already seen."""
     waiting = [top]
     anything = False
+    links = 0
     while waiting:
         folder = waiting.pop()
         try:
@@ -217,7 +223,8 @@ def _in_folder(top: str, recursive: bool, folders: set[tuple[int, int]]) -> Iter
             continue
         paths = [os.path.join(folder, name) for name in names]
         inner = set(filter(os.path.isdir, paths))
-        subfolders = [path for path in paths if path in inner]
+        subfolders = [path for path in paths if path in inner and not os.path.islink(path)]
+        links += len(inner) - len(subfolders)
         if recursive:
             waiting.extend(reversed(subfolders))
         for path in paths:
@@ -225,7 +232,9 @@ def _in_folder(top: str, recursive: bool, folders: set[tuple[int, int]]) -> Iter
                 anything = True
                 yield _file(path)
     if not anything:
-        hint = " Set recursive to look into its subfolders." if not recursive and _any_below(subfolders) else ""
+        hint = " Links to folders are not followed: name them." if links else ""
+        if not recursive and _any_below(subfolders):
+            hint = " Set recursive to look into its subfolders."
         yield _problem(top, f"holds no pictures.{hint}")
 
 

@@ -818,6 +818,25 @@ def test_links_that_loop(tree: Path) -> None:
     (tree / "deep" / "up").symlink_to(tree)
     (tree / "deep" / "again").symlink_to(tree / "deep")
     assert names(tree, tree, recursive=True) == ["[1].png", "a.JPG", "b.png", "deep/c.webp", "deep/deeper/d.png"]
+    assert names(tree, tree / "deep" / "up", recursive=True)[-1] == "deep/up/deep/deeper/d.png"
+
+
+def test_a_link_to_a_folder_is_followed_where_it_is_named_itself(tree: Path) -> None:
+    folder = tree / "deep"
+    (folder / "far").symlink_to(tree / "other")
+    (folder / "same.png").symlink_to("c.webp")
+    (tree / "other").mkdir()
+    (tree / "other" / "e.png").write_bytes(encoded(two_colours()))
+    below = ["deep/c.webp", "deep/same.png", "deep/deeper/d.png"]
+    assert names(tree, folder, recursive=True) == below
+    assert names(tree, folder, folder / "far", recursive=True) == [*below, "deep/far/e.png"]
+    assert names(tree, folder / "far", tree / "other", tree / "other" / "e.png") == ["deep/far/e.png"]
+    assert names(tree, tree / "other" / "e.png", folder / "far") == ["other/e.png"]
+    (tree / "links").mkdir()
+    (tree / "links" / "far").symlink_to(tree / "other")
+    for recursive in (False, True):
+        [problem] = names(tree, tree / "links", recursive=recursive)
+        assert problem == f"! {tree / 'links'} holds no pictures. Links to folders are not followed: name them."
 
 
 def test_names_that_are_no_plain_text(tmp_path: Path) -> None:
