@@ -82,8 +82,8 @@ def find_images(inputs: Sequence[str], *, recursive: bool = False) -> Iterator[S
     (a list of all these but the last two, one a line; "@-" reads it from standard input).
 
     In the order of the inputs; folders and globs sorted by name, a folder's files before its subfolders. Hidden files,
-    links to folders and files without a picture's extension are passed over there. An input that names nothing, and a folder that
-    cannot be read, come out as a `Source` with a problem.
+    links to folders and files without a picture's extension are passed over there. An input that names nothing, and a
+    folder that cannot be read, come out as a `Source` with a problem.
     """
     seen: set[str] = set()
     folders: set[tuple[int, int]] = set()
@@ -202,8 +202,10 @@ def _matching(pattern: str, recursive: bool, folders: set[tuple[int, int]]) -> I
 
 
 def _in_folder(top: str, recursive: bool, folders: set[tuple[int, int]]) -> Iterator[Source]:
-    """Below the folder itself no link to a folder is followed, as by find, rg and a training's reader. `folders`: device
-    and inode of those already seen."""
+    """Below the folder itself no link to a folder is followed, as by find, rg and a training's reader.
+
+    `folders`: device and inode of those already seen.
+    """
     waiting = [top]
     anything = False
     links = 0
