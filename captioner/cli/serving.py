@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -78,6 +79,7 @@ def serve(
     if folder is not None and root is not None and Path(folder).resolve() != Path(root).resolve():
         raise BadInput("FOLDER is the root: give it, or --root, not both.")
     named = folder if folder is not None else root
+    host = _host(host)
     key = None if api_key is None else api_key.strip()  # a secret in a file ends with a line break
     settings = Settings(host, key, no_auth, allow_urls, int(max_mb * 1e6), _folder(named), page)
     for model in names:
@@ -92,6 +94,13 @@ def serve(
             typer.echo(f"captioner: {where} answers with {', '.join(engine.models)}; Ctrl+C stops it", err=True)
 
     server.run(engine, settings, listener, ready)
+
+
+def _host(address: str) -> str:
+    """What is listened on; brackets may stand around an address of IPv6, as in a browser."""
+    if re.search(r"//|^[^:]*:\d+$|\]:\d+$", address):
+        raise BadInput(f"--host takes an address alone, not {address!r}: the port is told by --port.")
+    return address[1:-1] if address.startswith("[") and address.endswith("]") else address
 
 
 def _folder(name: str | None) -> Path | None:

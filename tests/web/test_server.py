@@ -229,6 +229,9 @@ def test_stopped_before_its_model_is_loaded_is_no_error(monkeypatch: pytest.Monk
     ("arguments", "words"),
     [
         (["--host", "0.0.0.0"], "set --api-key, or --no-auth"),
+        (["--host", "localhost:8000"], "takes an address alone, not 'localhost:8000': the port is told by --port"),
+        (["--host", "[::1]:8000"], "takes an address alone"),
+        (["--host", "http://127.0.0.1"], "takes an address alone"),
         (["no-such-folder"], "There is no folder 'no-such-folder'"),
         (["--models", "mini,no-such-model", "--port", "0"], "No model 'no-such-model'"),
         ([".", "--root", "/"], "give it, or --root, not both"),
@@ -239,6 +242,18 @@ def test_what_is_wrong_with_the_command_line(arguments: list[str], words: str) -
     result = CliRunner().invoke(app, ["serve", *arguments])
     assert words in result.stderr
     assert result.exit_code == 2
+
+
+@pytest.mark.parametrize("host", ["::1", "[::1]"])
+def test_an_address_of_ipv6_may_stand_in_brackets(monkeypatch: pytest.MonkeyPatch, host: str) -> None:
+    """As a browser writes it, and as it is told when the server is ready."""
+    told: list[str] = []
+    monkeypatch.setattr(web, "run", lambda engine, settings, listener, ready: told.append(web.address_of(listener)))
+    result = CliRunner().invoke(app, ["serve", "--models", "mini", "--host", host, "--port", "0"])
+    if "(Address family not supported" in result.stderr or "(Cannot assign requested address)" in result.stderr:
+        pytest.skip("this machine has no IPv6")
+    assert result.exit_code == 0, result.stderr
+    assert re.fullmatch(r"http://\[::1\]:\d+", told[0])
 
 
 def test_a_key_from_a_file_may_end_with_a_line_break(monkeypatch: pytest.MonkeyPatch) -> None:

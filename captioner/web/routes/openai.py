@@ -29,7 +29,7 @@ from captioner.text.length import clip_tokens_of
 from captioner.web import inputs
 from captioner.web.bodies import described, parsed
 from captioner.web.context import Context, one
-from captioner.web.errors import one_line, status_of
+from captioner.web.errors import Json, one_line, status_of
 
 MOST_CHOICES = 32
 MOST_INPUTS = 2048
@@ -48,7 +48,7 @@ TYPES = {
     400: ("invalid_request_error", None),
     401: ("invalid_request_error", "invalid_api_key"),
     403: ("invalid_request_error", None),
-    404: ("invalid_request_error", "model_not_found"),
+    404: ("invalid_request_error", None),
     405: ("invalid_request_error", None),
     413: ("invalid_request_error", None),
     429: ("rate_limit_error", "rate_limit_exceeded"),
@@ -59,14 +59,17 @@ TYPES = {
 def error(status: int, message: str) -> dict[str, Any]:
     """As OpenAI words an error."""
     kind, code = TYPES.get(status, ("server_error", None))
-    return {"error": {"message": message, "type": kind, "param": "model" if status == 404 else None, "code": code}}
+    return {"error": {"message": message, "type": kind, "param": None, "code": code}}
 
 
-ERRORS = {"/v1/chat/": error, "/v1/embeddings": error, "/v1/models": error, "/v1/models/": error}
+ERRORS = dict.fromkeys(
+    ("/v1/chat/", "/v1/completions", "/v1/embeddings", "/v1/models", "/v1/models/", "/v1/responses"), error
+)
+"""OpenAI's paths, those too that are not answered here: what asks for one shows an error in its own form."""
 
 
 class Route(APIRoute):
-    """Answers 400 where our own routes say 422, which OpenAI's never do."""
+    """Names the model that is missing, and answers 400 where our own routes say 422, which OpenAI's never do."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handler = super().get_route_handler()
@@ -74,6 +77,9 @@ class Route(APIRoute):
         async def answer(request: Request) -> Response:
             try:
                 return await handler(request)
+            except MissingModel as missing:
+                told = error(404, one_line(missing))["error"] | {"param": "model", "code": "model_not_found"}
+                return Json({"error": told}, 404)
             except CaptionerError as refused:
                 if status_of(refused) != 422:
                     raise

@@ -158,11 +158,22 @@ def test_pictures_are_embedded(client: openai.OpenAI, prompt: str) -> None:
 def test_its_errors_are_raised_as_what_they_are(client: openai.OpenAI) -> None:
     with pytest.raises(openai.NotFoundError) as missing:
         client.chat.completions.create(model="gpt-4o", messages=[{"role": "user", "content": SEES}])
-    assert missing.value.code == "model_not_found"
+    assert (missing.value.code, missing.value.param) == ("model_not_found", "model")
+    with pytest.raises(openai.NotFoundError) as missing:
+        client.models.retrieve("gpt-4o")
+    assert (missing.value.code, missing.value.param) == ("model_not_found", "model")
     with pytest.raises(openai.BadRequestError, match="no picture in the messages"):
         client.chat.completions.create(model="mini", messages=[{"role": "user", "content": "Hello?"}])
     with pytest.raises(openai.BadRequestError, match="token ids"):
         client.embeddings.create(model="mini", input=[[1, 2], [3]])
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/nothing", "/v1/completions", "/v1/responses"])
+def test_a_path_that_is_not_answered_is_no_missing_model(client: openai.OpenAI, path: str) -> None:
+    with pytest.raises(openai.NotFoundError, match=f"There is nothing at {path}:") as missing:
+        client.post(path.removeprefix("/v1"), body={"model": "mini"}, cast_to=object)
+    error = missing.value
+    assert (error.type, error.code, error.param) == ("invalid_request_error", None, None)
 
 
 # --- our client -------------------------------------------------------------------------------------------------------
