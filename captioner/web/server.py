@@ -30,6 +30,9 @@ HEADER_SECONDS = 10.0
 HEADER_BYTES = 32_768
 ANSWER_SECONDS = 120.0
 """In which a client takes something of its answer: else that would lie here for as long as the client likes."""
+UNSENT = 16_384
+"""Bytes of an answer that the system takes beyond what the client has room for. It would take 4 MB, and not tell that a
+client reads before it has read a third of them."""
 CONNECTIONS = 900
 """At once; more are answered 503."""
 TRIM = 300
@@ -151,6 +154,8 @@ class Patient(H11Protocol):
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
+        if hasattr(socket, "TCP_NOTSENT_LOWAT"):  # Windows has none
+            transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT)
         self._expect()
 
     def data_received(self, data: bytes) -> None:
