@@ -22,6 +22,8 @@ from captioner.errors import BadImage
 from captioner.images.open import one_line, printable
 
 T = TypeVar("T")
+Take = Callable[[int], object]
+"""Counts bytes in memory."""
 
 MAX_BYTES = 50_000_000
 """The most that is taken from one http answer."""
@@ -34,15 +36,16 @@ def fetch_image(
     max_bytes: int = MAX_BYTES,
     timeout: float = 20.0,
     handlers: Sequence[type[urllib.request.BaseHandler]] = (),
+    take: Take | None = None,
 ) -> bytes:
     """The bytes behind an http(s) address. `timeout` is for the whole transfer, name look-up and redirects included.
 
-    handlers: take the place of urllib's own, e.g. to connect to some addresses alone.
+    handlers: take the place of urllib's own, e.g. to connect to some addresses alone. take: see `read_body`.
     """
     deadline = time.monotonic() + timeout
     try:
         # A socket's own timeout starts anew with every byte, so the wait is bounded from outside.
-        return in_thread(lambda: _download(url, max_bytes, deadline, handlers)).result(timeout)
+        return in_thread(lambda: _download(url, max_bytes, deadline, handlers, take)).result(timeout)
     except (TimeoutError, WaitTimeout) as error:  # one class since Python 3.11
         raise BadImage(f"{shown(url)} did not answer in full within {timeout:g} seconds.") from error
 
@@ -69,7 +72,11 @@ class _ByHand(urllib.request.HTTPRedirectHandler):
 
 
 def _download(
-    url: str, max_bytes: int, deadline: float, handlers: Sequence[type[urllib.request.BaseHandler]] = ()
+    url: str,
+    max_bytes: int,
+    deadline: float,
+    handlers: Sequence[type[urllib.request.BaseHandler]],
+    take: Take | None,
 ) -> bytes:
     name = shown(url)
     opener = urllib.request.build_opener(_ByHand, *handlers)
@@ -78,7 +85,7 @@ def _download(
             raise BadImage(f"{name} leads to {shown(url)}, which is not an http or https address.")
         try:
             with opener.open(_request(url), timeout=max(deadline - time.monotonic(), 0.01)) as response:
-                return _read_answer(response, name, max_bytes, deadline)
+                return _read_answer(response, name, max_bytes, deadline, take)
         except urllib.error.HTTPError as answer:
             answer.close()
             location = answer.headers["Location"]
@@ -117,12 +124,14 @@ def _cause(error: Exception) -> str:
     return one_line(reason)
 
 
-def _read_answer(response: http.client.HTTPResponse, name: str, max_bytes: int, deadline: float) -> bytes:
+def _read_answer(
+    response: http.client.HTTPResponse, name: str, max_bytes: int, deadline: float, take: Take | None
+) -> bytes:
     kind = response.headers.get_content_type() if response.headers["Content-Type"] else "image/*"
     if not kind.startswith("image/") and kind not in ("application/octet-stream", "binary/octet-stream"):
         raise BadImage(f"{name} answers with {printable(kind)}, not a picture.")
     try:
-        return read_body(response, max_bytes, deadline)
+        return read_body(response, max_bytes, deadline, take)
     except TooLong as error:
         raise BadImage(f"{name} is larger than {max_bytes:,} bytes.") from error
     except BrokenOff as error:
@@ -141,17 +150,28 @@ class BrokenOff(ConnectionError):
         self.received = received
 
 
-def read_body(response: http.client.HTTPResponse, max_bytes: int, deadline: float) -> bytes:
-    """All that a server sends: of a bounded length, whole, and by `deadline` on the monotonic clock."""
+def read_body(response: http.client.HTTPResponse, max_bytes: int, deadline: float, take: Take | None = None) -> bytes:
+    """All that a server sends: of a bounded length, whole, and by `deadline` on the monotonic clock.
+
+    take: counts the bytes that lie in memory. It is told of each piece before that is kept, and may refuse it by an
+    error; where nothing comes of it all, it is told of so many less.
+    """
     received = bytearray()
-    while piece := response.read1(1 << 16):  # at most one wait on the network each
-        received += piece
-        if len(received) > max_bytes:
-            raise TooLong
-        if time.monotonic() > deadline:
-            raise TimeoutError
-    if response.length:
-        raise BrokenOff(len(received))
+    try:
+        while piece := response.read1(1 << 16):  # at most one wait on the network each
+            if take is not None:
+                take(len(piece))
+            received += piece
+            if len(received) > max_bytes:
+                raise TooLong
+            if time.monotonic() > deadline:
+                raise TimeoutError
+        if response.length:
+            raise BrokenOff(len(received))
+    except BaseException:
+        if take is not None:
+            take(-len(received))
+        raise
     return bytes(received)
 
 

@@ -26,6 +26,7 @@ from captioner.errors import BadInput, printable
 from captioner.images.fetch import fetch_image, is_url
 from captioner.serving.engine import Picture
 from captioner.web.errors import TooLarge
+from captioner.web.held import OF_REQUEST
 from captioner.web.settings import Settings
 
 MAX_FIELDS = 200
@@ -83,7 +84,9 @@ async def _fetched(url: str, settings: Settings) -> Picture:
         raise BadInput("Addresses are not fetched here: send the picture itself, or start the server with allow_urls.")
     from captioner.web.addresses import PUBLIC_ONLY
 
-    fetch = partial(fetch_image, url, max_bytes=settings.max_bytes, handlers=PUBLIC_ONLY)
+    share = OF_REQUEST.get()
+    count = None if share is None else share.take
+    fetch = partial(fetch_image, url, max_bytes=settings.max_bytes, handlers=PUBLIC_ONLY, take=count)
     return Picture(await asyncio.get_running_loop().run_in_executor(FETCHERS, fetch))
 
 

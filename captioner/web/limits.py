@@ -17,13 +17,13 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from captioner.serving.metrics import Counter, Histogram
+from captioner.serving.scheduler import Busy
 from captioner.web.errors import BUG, Form, respond
+from captioner.web.held import OF_REQUEST, Held, Share
 from captioner.web.settings import Settings
 
 BODY_SECONDS = 60.0
 """For the whole body of a request."""
-BYTES_AT_ONCE = 500_000_000
-"""Of all bodies that are being received or answered."""
 BEGAN = "captioner.began"
 """Where a request's scope says when it came, on the monotonic clock."""
 OPEN_PATHS = frozenset({"/health", "/ready"})
@@ -71,8 +71,7 @@ class Limits:
         self.forms = forms
         self.answers = answers
         self.times = times
-        self.held = 0
-        """Bytes of bodies in memory."""
+        self.held = Held(settings.max_bytes)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -91,7 +90,9 @@ class Limits:
 
         began = time.monotonic()
         asked[BEGAN] = began
-        body = _Body(self, receive, began + min(BODY_SECONDS, self.seconds))
+        share = Share(self.held)
+        OF_REQUEST.set(share)  # each request is a task of its own
+        body = _Body(self, share, receive, began + min(BODY_SECONDS, self.seconds))
         try:
             try:
                 self._check(scope)
@@ -106,7 +107,7 @@ class Limits:
                 raise  # half an answer cannot be another one: the connection ends
             await respond(self.forms, scope["path"], 500, BUG)(scope, receive, send_with_headers)
         finally:
-            self.held -= body.bytes
+            share.end()
             self.answers.add(_route(asked), str(answered[0] if answered else 499))
             self.times.see(time.monotonic() - began)
 
@@ -156,8 +157,9 @@ class Limits:
 class _Body:
     """A request's body as it comes in: of a bounded length, in a bounded time."""
 
-    def __init__(self, limits: Limits, receive: Receive, until: float) -> None:
+    def __init__(self, limits: Limits, share: Share, receive: Receive, until: float) -> None:
         self.limits = limits
+        self.share = share
         self.source = receive
         self.until = until
         self.whole = False
@@ -177,14 +179,12 @@ class _Body:
 
     def _take(self, size: int) -> None:
         self.bytes += size
-        self.limits.held += size
         if self.bytes > self.limits.settings.max_bytes:
             raise self.limits.too_large()
-        if self.limits.held > max(BYTES_AT_ONCE, self.limits.settings.max_bytes):
-            raise _Refused(429, "The server is receiving as much as it takes. Ask again in a little while.", _SOON)
-
-
-_SOON = {"Retry-After": "1"}
+        try:
+            self.share.take(size)
+        except Busy as error:
+            raise _Refused(429, str(error), {"Retry-After": f"{error.wait:.0f}"}) from error
 
 
 def _key_in(headers: Headers) -> str | None:

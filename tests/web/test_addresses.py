@@ -12,7 +12,9 @@ from fastapi.testclient import TestClient
 
 from captioner.errors import BadImage
 from captioner.images.fetch import fetch_image
+from captioner.serving.scheduler import Busy
 from captioner.web import addresses
+from captioner.web.held import Held, Share
 from tests.web.conftest import CAT
 
 PRIVATE = (
@@ -138,3 +140,56 @@ def test_addresses_in_requests(
     names["public.example"] = ["93.184.216.34"]
     answer = client.post("/v1/generate", json={"image": f"http://public.example:{port}/cat.jpg"})
     assert "cat" in answer.json()["text"]
+
+
+def test_what_is_fetched_counts_as_what_is_sent_does(
+    client_with: Callable[..., TestClient],
+    picture_server: tuple[int, list[bytes]],
+    names: dict[str, list[str]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A request of a few letters each could make the server hold any number of pictures."""
+    port, asked = picture_server
+    names["public.example"] = ["93.184.216.34"] * 9
+    monkeypatch.setattr("captioner.web.held.BYTES_AT_ONCE", len(CAT) * 3 // 2)
+    client = client_with(allow_urls=True, max_bytes=len(CAT) + 500)
+    url = f"http://public.example:{port}/cat.jpg"
+    body = {"input": [url, url], "modality": "image"}  # one after the other
+    answer = client.post("/v1/embeddings", json=body)
+    assert (answer.status_code, answer.headers["retry-after"], len(asked)) == (429, "1", 2)
+    both = client.post("/v1/generate", json={"images": [url, url], "quality": "fast"}).json()["results"]
+    assert any("as much to do as it takes" in row.get("error", "") for row in both)
+    call = {"name": "read_prompt", "arguments": {"address": url}}
+    asked_by_tool = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": call}
+    monkeypatch.setattr(Share, "take", counting(taken := []))
+    client.post("/mcp", json=asked_by_tool, headers={"accept": "application/json, text/event-stream"})
+    assert sum(taken) > len(CAT)
+    for _ in range(2):  # neither what is answered nor what was refused stays counted
+        assert client.post("/v1/embeddings", json=body | {"input": url}).status_code == 200
+
+
+def counting(taken: list[int], real: Callable[[Share, int], None] = Share.take) -> Callable[[Share, int], None]:
+    """`Share.take`, which keeps what it is told."""
+
+    def take(share: Share, size: int) -> None:
+        taken.append(size)
+        real(share, size)
+
+    return take
+
+
+def test_what_is_still_being_fetched_for_a_request_that_is_over_counts_no_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("captioner.web.held.BYTES_AT_ONCE", 100)
+    held = Held(20)
+    request, other = Share(held), Share(held)
+    request.take(60)
+    with pytest.raises(Busy):
+        other.take(41)
+    other.take(40)
+    request.end()
+    with pytest.raises(Busy):
+        request.take(1)
+    other.take(-10)
+    assert held.bytes == 30

@@ -116,7 +116,7 @@ def test_bodies_above_the_limit(client_with: Callable[..., TestClient]) -> None:
 
 
 def test_too_much_at_once(client_with: Callable[..., TestClient], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("captioner.web.limits.BYTES_AT_ONCE", 10)
+    monkeypatch.setattr("captioner.web.held.BYTES_AT_ONCE", 10)
     answer = client_with(max_bytes=20).post("/v1/embed", json={"texts": ["a"]})
     assert answer.status_code == 200  # one alone may always be as large as a body may be
     client = client_with(max_bytes=20)
@@ -124,9 +124,9 @@ def test_too_much_at_once(client_with: Callable[..., TestClient], monkeypatch: p
     limits = client.app.middleware_stack  # type: ignore[attr-defined]
     while not isinstance(limits, Limits):
         limits = limits.app
-    limits.held = 15
+    limits.held.bytes = 15
     answer = client.post("/v1/embed", json={"texts": ["a"]})
-    assert (answer.status_code, answer.headers["retry-after"], limits.held) == (429, "1", 15)
+    assert (answer.status_code, answer.headers["retry-after"], limits.held.bytes) == (429, "1", 15)
 
 
 def test_headers_of_every_answer(client: TestClient) -> None:
