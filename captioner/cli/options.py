@@ -279,7 +279,9 @@ _input = panel_option("Input")
 class InputFlags:
     """How pictures are found and read."""
 
-    recursive: Annotated[bool, _first("Look into subfolders too.", "--recursive", "-r")] = False
+    recursive: Annotated[
+        bool, _first("Look into subfolders too; links to folders are not followed.", "--recursive", "-r")
+    ] = False
     max_pixels: Annotated[int, _input("Refuse larger pictures (decompression bombs).", min=1, show_default=True)] = (
         100_000_000
     )

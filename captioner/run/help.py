@@ -29,6 +29,8 @@ FIRST = "First of all"
 """The panel of what most people need; those of other names stand below the options that are in none."""
 SWITCHES = 30
 """Characters of an option, beside which its help stands; a longer one is folded."""
+NARROW = 30
+"""A terminal that leaves fewer characters beside an option has its help below it."""
 
 
 class CommandLine(typer.Typer):
@@ -46,6 +48,10 @@ class CommandLine(typer.Typer):
 
 class Verb(TyperCommand):
     """One verb."""
+
+    def get_usage(self, ctx: Any) -> str:
+        """What is required as everybody writes it: FROM, not {FROM}."""
+        return re.sub(r"\{(\w+)\}", r"\1", super().get_usage(ctx))
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         _show(self, ctx)
@@ -102,12 +108,13 @@ def _show(command: Verb | Group, ctx: Any) -> None:
             own = "Arguments" if parameter.param_type_name == "argument" else "Options"
             panels.setdefault(getattr(parameter, "rich_help_panel", None) or own, []).append(_row(parameter))
     width = min(SWITCHES, max(len(left) for rows in panels.values() for left, _ in rows))
+    is_narrow = console.width < width + NARROW
     for name, rows in panels.items():
         if rows:
-            console.print(_panel(name, rows, width))
+            console.print(_panel(name, rows, width, is_narrow))
     if isinstance(command, Group):
         verbs = list(_verbs(command, ctx))
-        console.print(_panel("Commands", verbs, max(len(name) for name, _ in verbs)))
+        console.print(_panel("Commands", verbs, max(len(name) for name, _ in verbs), is_narrow))
     if command.epilog:
         console.print(Padding(_coloured(command.epilog), 1))
 
@@ -187,14 +194,20 @@ def _coloured(text: str, style: str = "") -> Text:
     return coloured
 
 
-def _panel(name: str, rows: Iterable[tuple[Text, Text]], width: int) -> Any:
-    """The rows in a frame."""
+def _panel(name: str, rows: Iterable[tuple[Text, Text]], width: int, is_narrow: bool) -> Any:
+    """The rows in a frame; narrow: what is typed, and below it what it does."""
+    from rich.padding import Padding
     from rich.panel import Panel
     from rich.table import Table
 
-    table = Table.grid(padding=(0, 2, 0, 0), expand=True)
-    table.add_column(width=width, overflow="fold")
-    table.add_column(ratio=1)
-    for row in rows:
-        table.add_row(*row)
+    table = Table.grid(padding=(0, 0 if is_narrow else 2, 0, 0), expand=True)
+    if not is_narrow:
+        table.add_column(width=width, overflow="fold")
+    table.add_column(ratio=1, overflow="fold")
+    for left, help in rows:
+        if is_narrow:
+            table.add_row(left)
+            table.add_row(Padding(help, (0, 0, 0, 6)))
+        else:
+            table.add_row(left, help)
     return Panel(table, title=name, title_align="left", border_style="dim")

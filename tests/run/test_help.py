@@ -60,7 +60,7 @@ def test_a_page_says_what_a_verb_is_for_and_what_it_takes(line: CommandLine, mon
     assert (
         page(line, monkeypatch, "paint").strip()
         == """\
-Usage: root paint [OPTIONS] {PICTURES}...
+Usage: root paint [OPTIONS] PICTURES...
 
  Paint pictures anew.
 
@@ -104,6 +104,8 @@ def test_nothing_is_lost_on_a_narrow_terminal(line: CommandLine, monkeypatch: py
     shown = page(line, monkeypatch, "paint", width=40)
     assert all(len(one) <= 40 for one in shown.splitlines())
     assert "".join("".join(one.strip("│ ").split()) for one in shown.splitlines()).count("STUDIO_KEY") == 1
+    assert "│ -o, --out PATH                       │\n│       A `.png`.                      │" in shown
+    assert "│ paint                                │\n│       Paint pictures anew." in page(line, monkeypatch, width=40)
 
 
 def test_colours_are_for_terminals_alone(line: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
