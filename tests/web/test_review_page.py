@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -357,10 +358,91 @@ def test_escape_leaves_what_is_typed_into_where_there_is_no_room_for_the_list(br
         assert page.run("document.activeElement.tagName") == "FIGURE"
 
 
-def test_what_could_not_be_saved_is_kept_until_it_can_be(page: Page, photos: Path) -> None:
+def goes_down(page: Page) -> None:
+    """The server takes no text any more, until `down` is false."""
     page.run("""(() => { const real = window.fetch; window.down = true;
         window.fetch = (path, options) => window.down && String(path).includes("api/edit")
           ? Promise.reject(new TypeError("down")) : real(path, options); })()""")
+
+
+NOT_SAVED = "document.querySelector('.review-saved').innerText"
+MARKED = """[...document.querySelectorAll('.review-row')].filter((row) => row.innerText.includes('not saved'))
+    .map((row) => row.querySelector('.name').innerText).sort().join()"""
+
+
+def add(page: Page, number: int, words: str) -> None:
+    """Words behind the text of the picture that is shown, once that has come."""
+    page.wait(f"document.querySelector('{AREA}').value === 'a cat {number}, oil painting, 8k'")
+    page.run("document.querySelector('.review-list').focus()")
+    page.press("e")
+    page.type(words)
+    page.press("Escape")
+
+
+def test_of_two_texts_that_could_not_be_saved_both_are_kept_and_sent_again(page: Page, photos: Path) -> None:
+    goes_down(page)
+    page.fill(".review-filter input", "name:17?.png")
+    page.wait(f"{STEP}.startsWith('170.png · 1 of 10')")
+    for number in (170, 171):
+        add(page, number, f", mine {number}")
+        page.wait(f"{NOT_SAVED}.startsWith('Not saved')")
+        page.press("j")
+    page.wait(f"{MARKED} === '170.png,171.png'")
+    page.run("window.down = false")
+    add(page, 172, ", asleep")
+    page.wait(SAVED)
+    page.wait(f"{MARKED} === ''")
+    for number, words in ((170, ", mine 170"), (171, ", mine 171"), (172, ", asleep")):
+        wait_for_text(page, photos / f"{number}.txt", f"a cat {number}, oil painting, 8k{words}\n")
+
+
+def wait_for_text(page: Page, file: Path, text: str) -> None:
+    until = time.monotonic() + 20
+    while file.read_text() != text:
+        assert time.monotonic() < until, (file.read_text(), page.errors)
+        time.sleep(0.02)
+
+
+def test_a_text_that_was_left_and_that_somebody_else_has_changed_waits_to_be_chosen(page: Page, photos: Path) -> None:
+    """A line that went away told of it, and the text could not be seen again."""
+    goes_down(page)
+    page.fill(".review-filter input", "name:18?.png")
+    page.wait(f"{STEP}.startsWith('180.png · 1 of 10')")
+    for number in (180, 181):
+        add(page, number, f", mine {number}")
+        page.wait(f"{NOT_SAVED}.startsWith('Not saved')")
+        page.press("j")
+        (photos / f"{number}.txt").write_text(f"by hand {number}\n")
+    page.run("window.down = false")
+    add(page, 182, ", asleep")
+    page.wait("document.querySelector('.review-saved').title.startsWith('Changed by somebody else')")
+    page.wait(f"{NOT_SAVED}.startsWith('Not saved: 180.png, 181.png')")
+    assert page.run(MARKED) == "180.png,181.png"
+    page.fill(".review-filter input", "name:189.png")
+    page.wait(f"{STEP}.startsWith('189.png')")
+    page.click(".review-saved button")  # leads there, though the filter hides it
+    page.wait(f"{STEP}.startsWith('180.png')")
+    page.wait("document.querySelector('.review-problem').innerText.includes('by hand 180')")
+    assert value(page) == "a cat 180, oil painting, 8k, mine 180"
+    (photos / "180.txt").write_text("by hand once more\n")
+    page.click("[aria-label='Look at the folder again']")
+    page.wait("document.querySelector('.review-problem').innerText.includes('by hand once more')")
+    assert value(page) == "a cat 180, oil painting, 8k, mine 180"
+    page.click(".review-problem button")  # keep mine
+    wait_for_text(page, photos / "180.txt", "a cat 180, oil painting, 8k, mine 180\n")
+    page.wait(f"{NOT_SAVED}.startsWith('Not saved: 181.png')")
+    page.press("Escape")
+    page.press("j")
+    page.wait("document.querySelector('.review-problem').innerText.includes('by hand 181')")
+    assert value(page) == "a cat 181, oil painting, 8k, mine 181"
+    page.click(".review-problem button:nth-child(2)")  # take that
+    settles(page, "by hand 181")
+    assert page.run(MARKED) == ""
+    assert (photos / "181.txt").read_text() == "by hand 181\n"
+
+
+def test_what_could_not_be_saved_is_kept_until_it_can_be(page: Page, photos: Path) -> None:
+    goes_down(page)
     page.fill(".review-filter input", "name:15?.png")
     page.wait(f"{STEP}.startsWith('150.png · 1 of 10')")
     page.run("document.activeElement.blur()")

@@ -18,6 +18,7 @@ export class Editor {
     this.saving = Promise.resolve();
     this.saves = 0;
     this.unsaved = new Map(); // name → what was asked to be kept, in vain, when its picture had been left already
+    this.disputed = new Set(); // those of them that somebody else has changed meanwhile
     this.build();
   }
 
@@ -70,21 +71,22 @@ export class Editor {
   async load(name) {
     if (this.current?.name !== name) {
       const known = this.review.list.rows.get(name);
-      const left = this.unsaved.get(name);
-      this.unsaved.delete(name);
-      const row = { name, text: left?.before ?? known?.text ?? "", tokens: known?.tokens, problem: known?.problem, candidates: [], places: [] };
-      this.fill({ ...row, isKnown: Boolean(known ?? left), loading: true }, left?.text);
-      if (left) this.save();
+      const row = { name, text: known?.text ?? "", tokens: known?.tokens, problem: known?.problem, candidates: [], places: [] };
+      this.fill({ ...row, isKnown: Boolean(known), loading: true });
+      this.takeUp(name);
     }
     try {
+      await this.saving;
+      if (this.unsaved.has(name) && !this.isDirty()) this.takeUp(name); // it was on its way as the picture was opened
       await this.saving;
       const saves = this.saves;
       const row = await this.api.json("review/api/row", { name });
       if (this.review.name !== name) return;
       if (this.saves !== saves) return this.load(name); // what has come may be the text from before
       this.review.list.put(row);
-      const seen = this.current;
-      if (seen?.isKnown && this.isDirty()) this.fill({ ...row, text: seen.text }, this.area.value);
+      const { isKnown, conflict, text } = this.current ?? {};
+      if (conflict) this.fill({ ...row, text, conflict: { ...conflict, row } }, this.area.value);
+      else if (isKnown && this.isDirty()) this.fill({ ...row, text }, this.area.value);
       else this.fill(row);
     } catch (error) {
       this.api.toast(error.message);
@@ -123,6 +125,7 @@ export class Editor {
   }
 
   drawProblem(problem) {
+    if (this.current.conflict) return this.drawConflict();
     this.problem.hidden = !problem;
     this.problem.replaceChildren(el("span", {}, problem ?? ""), button("Try again", { picture: "retry", onclick: () => this.ask(true) }));
   }
@@ -222,39 +225,74 @@ export class Editor {
         this.review.saved.append(button("Save again", { quiet: true, onclick: () => this.save() }));
         this.review.saved.dataset.words = "";
       } else {
-        const earlier = this.unsaved.get(row.name); // what the server never had is nothing that the user saw there
-        const before = earlier?.text.trim() === asked.before.trim() ? earlier.before : asked.before;
-        this.unsaved.set(row.name, { ...asked, before });
+        this.keep(asked);
         this.api.toast(`The text of ${row.name} is not saved yet: ${error.message}`, { seconds: 20 });
       }
     }
   }
 
-  /** The server takes texts again. */
-  saveWhatWasLeft() {
-    for (const [name, asked] of this.unsaved) this.saving = this.saving.then(() => this.send({ name }, asked));
-    this.unsaved.clear();
+  /** A text whose picture has been left waits here. */
+  keep(asked) {
+    const earlier = this.unsaved.get(asked.name); // what the server never had is nothing that the user saw there
+    const before = earlier?.text.trim() === asked.before.trim() ? earlier.before : asked.before;
+    this.unsaved.set(asked.name, { ...asked, before });
+    this.review.list.redraw();
   }
 
-  /** Somebody else has written another text meanwhile: the user says which of the two stays. */
+  /** It waits no more. */
+  release(name) {
+    this.unsaved.delete(name);
+    this.disputed.delete(name);
+    this.review.list.redraw();
+  }
+
+  /** The picture of a text that waits is shown again: the text is there as it was typed, and sent once more. */
+  takeUp(name) {
+    const left = this.unsaved.get(name);
+    if (!left || this.current?.name !== name) return;
+    this.release(name);
+    this.fill({ ...this.current, text: left.before, isKnown: true }, left.text);
+    this.save();
+  }
+
+  /** The server takes texts again. */
+  saveWhatWasLeft() {
+    for (const [name, asked] of [...this.unsaved].filter(([name]) => !this.disputed.has(name))) {
+      this.release(name);
+      this.saving = this.saving.then(() => this.send({ name }, asked));
+    }
+  }
+
+  /** Somebody else has written another text meanwhile: the user says which of the two stays, if need be later. */
   conflict(row, asked, answer) {
     this.review.list.put(answer.row);
+    if (this.current === row) {
+      row.conflict = answer;
+      this.drawConflict();
+    } else {
+      this.keep(asked);
+      this.disputed.add(row.name);
+      this.api.toast(`${row.name}: ${answer.conflict}`, { seconds: 20 });
+    }
     this.review.draw(answer.state);
-    if (this.current !== row) return this.api.toast(`${row.name}: ${answer.conflict}`, { seconds: 20 });
-    row.conflict = true;
+  }
+
+  drawConflict() {
+    const { conflict, row } = this.current.conflict;
     const choose = (text) => {
-      Object.assign(row, answer.row, { conflict: false });
+      Object.assign(this.current, row, { conflict: null });
       this.area.value = text;
       this.drawProblem(null);
       this.drawWas();
-      this.save();
+      this.countTokens();
+      if (this.isDirty()) this.save();
+      else this.review.draw(this.review.state);
       this.area.focus();
     };
-    this.review.say("wrong", "Not saved", "stop");
     this.problem.hidden = false;
     this.problem.replaceChildren(
-      el("span", {}, `${answer.conflict} It is now: “${answer.row.text ?? ""}”`),
-      el("span", { class: "row" }, button("Keep mine", { onclick: () => choose(this.area.value) }), button("Take that", { onclick: () => choose(answer.row.text ?? "") })),
+      el("span", {}, `${conflict} It is now: “${row.text ?? ""}”`),
+      el("span", { class: "row" }, button("Keep mine", { onclick: () => choose(this.area.value) }), button("Take that", { onclick: () => choose(row.text ?? "") })),
     );
   }
 

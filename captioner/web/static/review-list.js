@@ -67,9 +67,9 @@ export class Pictures {
 }
 
 export class List {
-  /** onopen(index) opens a picture; onselect() is called when the selection has changed. */
-  constructor(api, { onopen, onselect }) {
-    Object.assign(this, { api, onopen, onselect });
+  /** onopen(index) opens a picture; onselect() is called when the selection has changed; isUnsaved(name) tells of texts. */
+  constructor(api, { onopen, onselect, isUnsaved }) {
+    Object.assign(this, { api, onopen, onselect, isUnsaved });
     this.names = [];
     this.rows = new Map();
     this.asked = new Set();
@@ -227,7 +227,7 @@ export class List {
     const text = element.querySelector(".text");
     text.textContent = row ? row.problem ?? (row.text || "no text yet") : "";
     text.classList.toggle("soft", !row?.text);
-    element.querySelector(".signs").replaceChildren(...(row ? signs(row) : []));
+    element.querySelector(".signs").replaceChildren(...(row ? signs(row, this.isUnsaved(name)) : []));
   }
 
   async ask(from, to) {
@@ -248,8 +248,9 @@ export class List {
   }
 }
 
-function signs(row) {
+function signs(row, isUnsaved) {
   const shown = [];
+  if (isUnsaved) shown.push(el("span", { class: "badge warn", title: "What you wrote here is not saved" }, "not saved"));
   if (row.score !== null) shown.push(el("span", { class: "number", title: "Score: log-probability a token" }, row.score.toFixed(2)));
   if (row.tokens > 77) shown.push(el("span", { class: "badge warn number", title: "Tokens; CLIP reads 77" }, row.tokens));
   if (row.edited) shown.push(el("span", { class: "dot", title: "Edited" }, el("span", { class: "visually-hidden" }, "edited")));

@@ -44,6 +44,7 @@ class Review {
     this.list = new List(api, {
       onopen: (index) => this.go(index),
       onselect: () => this.drawSelection(),
+      isUnsaved: (name) => this.editor.unsaved.has(name),
     });
     this.large = new Pictures(api, "large", 8);
     this.editor = new Editor(this);
@@ -270,8 +271,13 @@ class Review {
       this.say("saved", `Saved · writing ${state.unwritten.toLocaleString()} files`, "check", "Safe in the journal; the files follow.");
       this.later("state", 1000, () => this.settle());
     } else if (this.editor.unsaved.size) {
-      this.say("wrong", `Not saved: ${[...this.editor.unsaved.keys()].join(", ")}`, "stop", "They are kept here, and saved with the next text.");
-    } else if (!this.editor.isDirty()) this.say("saved", "Saved", "check", "All is in its files.");
+      const names = [...this.editor.unsaved.keys()];
+      const why = this.editor.disputed.size ? "Changed by somebody else, too: open it and choose." : "Kept here, and saved with the next text.";
+      this.say("wrong", `Not saved: ${names.join(", ")}`, "stop", why);
+      this.saved.append(button("Show", { quiet: true, onclick: () => this.find(names[0]) }));
+      this.saved.dataset.words = "";
+    } else if (this.editor.current?.conflict) this.say("wrong", "Not saved", "stop");
+    else if (!this.editor.isDirty()) this.say("saved", "Saved", "check", "All is in its files.");
   }
 
   async settle() {
@@ -327,6 +333,12 @@ class Review {
     if (focus) focus.focus({ preventScroll: true });
     await this.editor.load(name);
     for (const next of [1, 2]) if (index + next < this.list.names.length) this.large.get(this.list.names[index + next]).catch(() => {}); // it is told when it is opened
+  }
+
+  /** This picture, whether the filter shows it or not. */
+  async find(name) {
+    if (this.list.indexOf(name) < 0) await this.setFilter("");
+    await this.go(this.list.indexOf(name));
   }
 
   mark(index) {
