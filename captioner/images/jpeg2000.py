@@ -73,6 +73,9 @@ def look_through(stream: IO[bytes], name: str) -> Parts:
                 _, *numbers, channels = struct.unpack_from(">H8IH", content)
                 far, begins, tile, first = zip(numbers[::2], numbers[1::2], strict=True)
                 area = (far[0] - begins[0], far[1] - begins[1])
+                ends = (first[0] + tile[0], first[1] + tile[1])
+                if tiles or not all(a <= b < min(c, d) for a, b, c, d in zip(first, begins, ends, far, strict=True)):
+                    raise ValueError("the first tile does not hold where it begins")
                 tiles = _cells(far[0] - first[0], tile[0]) * _cells(far[1] - first[1], tile[1])
             elif marker == _CODING:
                 layers = max(layers, int.from_bytes(content[2:4], "big"))

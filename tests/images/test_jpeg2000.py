@@ -35,11 +35,12 @@ def bare(
     within: bytes = b"",
     before: bytes = b"",
     begins: tuple[int, int] = (0, 0),
+    first: tuple[int, int] = (0, 0),
 ) -> bytes:
     """The headers of one with three channels at six sizes, and nothing of its pixels. within: of each tile's header."""
     tile = tile or size
     far = (size[0] + begins[0], size[1] + begins[1])
-    numbers = [number for pair in (far, begins, tile, (0, 0)) for number in pair]
+    numbers = [number for pair in (far, begins, tile, first) for number in pair]
     power = block.bit_length() - 3
     coding = struct.pack(">BBHBBBBBB", precinct is not None, 0, layers, 1, 5, power, power, 0, 1)
     coding += b"" if precinct is None else bytes([precinct * 17]) * 6
@@ -152,6 +153,21 @@ def test_parts_without_number_are_refused() -> None:
 def test_one_that_is_cut_off_is_damaged(data: bytes) -> None:
     with pytest.raises(BadImage, match=r"damaged|not a picture|cut off"):
         open_image(data)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        bare((1000, 1000), first=(2**31, 0)),  # fewer tiles than none: such a picture would make room for others
+        bare((1000, 1000), (100, 100), begins=(200, 0)),
+        bare((1000, 1000), before=segment(0xFF51, struct.pack(">H8IH", 0, 9, 9, 0, 0, 9, 9, 0, 0, 3) + b"\7\1\1" * 3)),
+    ],
+)
+def test_tiles_that_do_not_begin_where_it_does(data: bytes) -> None:
+    admitted: list[int] = []
+    with pytest.raises(BadImage, match="damaged"):
+        open_image(data, admit=admitted.append)
+    assert not admitted
 
 
 def test_what_begins_elsewhere_is_decoded_whole() -> None:
