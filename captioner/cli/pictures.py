@@ -160,7 +160,9 @@ def embed(
 def _named(images: list[str] | None) -> list[str]:
     """What a verb is about; none is right for a plan alone."""
     if not images:
-        raise BadInput("Name a picture, a folder or an address; or, by --out, the folder of a plan.")
+        raise BadInput(
+            "Name a picture, a folder, an address or - (standard input); or, by --out, the folder of a plan."
+        )
     return images
 
 

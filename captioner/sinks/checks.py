@@ -40,18 +40,18 @@ def check_new_folder(out: Path) -> None:
         raise BadOutput(f"{out} is already there: remove it, or name another folder.")
 
 
-def check_place(folder: Path) -> None:
+def check_place(folder: Path, remedy: str = "choose another place") -> None:
     """A folder that is there, may be written to and has room: said before any work is done."""
     try:
         if not folder.is_dir():
             raise BadOutput(f"There is no folder {folder}: make it first (mkdir -p).")
         disk = shutil.disk_usage(folder)
     except OSError as error:  # somewhere above it we may not look
-        raise BadOutput(f"{folder} cannot be reached ({error.strerror}): choose another place.") from error
+        raise BadOutput(f"{folder} cannot be reached ({error.strerror}): {remedy}.") from error
     if not os.access(folder, os.W_OK | os.X_OK) or disk.total == 0:  # /proc and its like hold no files of users
-        raise BadOutput(f"{folder} cannot be written to: choose another place.")
+        raise BadOutput(f"{folder} cannot be written to: {remedy}.")
     if disk.free < LEAST_FREE:
-        raise BadOutput(f"The disk of {folder} is full: make room, or choose another place.")
+        raise BadOutput(f"The disk of {folder} is full: make room, or {remedy}.")
 
 
 @contextmanager

@@ -42,7 +42,7 @@ class Sidecars:
     ) -> None:
         self.on_existing = on_existing
         folder = next((p for p in _with_parents(inputs) if p.is_dir()), Path("."))
-        check_place(folder)
+        check_place(folder, "name an output instead")
         path = journal_path(folder)
         self.errors = Errors(folder / "captioner-errors.jsonl")
         self.journal = Journal(

@@ -38,6 +38,7 @@ from captioner.cli.flags import with_flags
             "Give the same again, set overwrite instead of resume to start anew, or name another output.",
             "Give the same again, add --overwrite instead of --resume to start anew, or name another --out.",
         ),
+        ("photos cannot be written to: name an output instead.", "photos cannot be written to: name an --out instead."),
         ("overwrite does not empty a folder.", "--overwrite does not empty a folder."),
         ("mini has no use for question: leave it out.", "mini has no use for --question: leave it out."),
         ("split and image_column would change nothing: a", "--split and --image-column would change nothing: a"),

@@ -504,7 +504,7 @@ def test_embed_pictures(blip: str, tiny_checkpoint: Callable[[str], Path], photo
         (["--file", os.devnull], "There is no text to embed"),
         (["--file", os.devnull, "--out", "{photos}/v.npy"], "There is no text to embed"),
         (["--file", "{photos}/a.png"], "not UTF-8"),
-        (["--model", "mini"], "Name a picture"),
+        (["--model", "mini"], "Name a picture, a folder, an address or - (standard input)"),
         (["--model", "mini", "--file", "{photos}/gone.txt"], "--file holds texts: leave out pictures and --model"),
         (["{photos}/a.png", "--file", "{photos}/gone.txt"], "--file holds texts: leave out pictures and --model"),
         (["a castle", "--device", "cuda", "--precision", "bf16"], "--device and --precision would change nothing"),

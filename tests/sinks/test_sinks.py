@@ -293,6 +293,8 @@ def test_a_folder_of_the_user_is_left_alone(tmp_path: Path) -> None:
 def test_a_file_system_without_room_for_files_is_not_called_full() -> None:
     with pytest.raises(BadOutput, match="/proc cannot be written to"):
         check_place(Path("/proc"))
+    with pytest.raises(BadOutput, match="/proc cannot be written to: name an output instead"):
+        Sidecars(["/proc"])
 
 
 @pytest.mark.parametrize("out", ["a.json", "a.txt", "folder/a.jsonl", "folder/set"])
