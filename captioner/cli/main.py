@@ -19,27 +19,22 @@ app = CommandLine(
     invoke_without_command=True,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for verb in (
-    pictures.generate,
-    pictures.embed,
-    pictures.read,
-    models.models,
-    pictures.similar,
-    shards.plan,
-    shards.status,
-    shards.merge,
-    serving.serve,
-    models.doctor,
-    serving.mcp,
-):
-    app.command()(verb)
+for panel, verbs in {
+    "Pictures": (pictures.generate, pictures.embed, pictures.read, pictures.similar),
+    "Millions of pictures": (shards.plan, shards.status, shards.merge),
+    "Servers": (serving.serve, serving.mcp),
+    "Models": (models.models,),
+    "When something is wrong": (models.doctor,),
+}.items():
+    for verb in verbs:
+        app.command(rich_help_panel=panel)(verb)
 for name, group in {
     "index": data.index,
     "ensemble": models.ensemble,
     "convert": models.convert,
     "terms": data.terms,
 }.items():
-    app.add_typer(group, name=name)
+    app.add_typer(group, name=name, rich_help_panel="Models")
 
 FIRST_STEPS = """\
 captioner generate cat.png     the prompt that could have made a picture, or a folder of them

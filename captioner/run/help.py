@@ -19,6 +19,9 @@ from typer.models import ArgumentInfo, ParameterInfo
 if TYPE_CHECKING:
     from rich.text import Text
 
+    Panels = dict[str, list[tuple[Text, Text]]]
+    """Their names → what is typed, and what it does."""
+
 Called = TypeVar("Called", bound=Callable[..., Any])
 
 VALUES: dict[Any, str] = {bool: "", int: "N", float: "X", str: "TEXT", Path: "PATH"}
@@ -102,19 +105,12 @@ def _show(command: Verb | Group, ctx: Any) -> None:
     console.print(Padding(_coloured(command.get_usage(ctx), "bold"), 1))
     for paragraph in _paragraphs(command.help or ""):
         console.print(Padding(paragraph, (0, 1, 1, 1)))
-    panels: dict[str, list[tuple[Text, Text]]] = {"Arguments": [], FIRST: [], "Options": []}
-    for parameter in command.get_params(ctx):
-        if not getattr(parameter, "hidden", False):
-            own = "Arguments" if parameter.param_type_name == "argument" else "Options"
-            panels.setdefault(getattr(parameter, "rich_help_panel", None) or own, []).append(_row(parameter))
-    width = min(SWITCHES, max(len(left) for rows in panels.values() for left, _ in rows))
-    is_narrow = console.width < width + NARROW
-    for name, rows in panels.items():
-        if rows:
-            console.print(_panel(name, rows, width, is_narrow))
-    if isinstance(command, Group):
-        verbs = list(_verbs(command, ctx))
-        console.print(_panel("Commands", verbs, max(len(name) for name, _ in verbs), is_narrow))
+    verbs = _verbs(command, ctx) if isinstance(command, Group) else {}
+    for panels in (verbs, _parameters(command, ctx)):
+        width = min(SWITCHES, max((len(left) for rows in panels.values() for left, _ in rows), default=0))
+        for name, rows in panels.items():
+            if rows:
+                console.print(_panel(name, rows, width, is_narrow=console.width < width + NARROW))
     if command.epilog:
         console.print(Padding(_coloured(command.epilog), 1))
 
@@ -175,14 +171,27 @@ def _default(parameter: Any) -> str | None:
     return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value) or None
 
 
-def _verbs(group: Group, ctx: Any) -> Iterator[tuple[Text, Text]]:
+def _verbs(group: Group, ctx: Any) -> Panels:
     """The verbs of a group, with their first sentences."""
     from rich.text import Text
 
+    panels: Panels = {}
     for name in group.list_commands(ctx):
         verb = group.get_command(ctx, name)
         if verb is not None and not verb.hidden:
-            yield Text(name, "bold cyan"), _coloured(" ".join((verb.help or "").split("\n\n")[0].split()))
+            row = Text(name, "bold cyan"), _coloured(" ".join((verb.help or "").split("\n\n")[0].split()))
+            panels.setdefault(getattr(verb, "rich_help_panel", None) or "Commands", []).append(row)
+    return panels
+
+
+def _parameters(command: Verb | Group, ctx: Any) -> Panels:
+    """Arguments and options."""
+    panels: Panels = {"Arguments": [], FIRST: [], "Options": []}
+    for parameter in command.get_params(ctx):
+        if not getattr(parameter, "hidden", False):
+            own = "Arguments" if parameter.param_type_name == "argument" else "Options"
+            panels.setdefault(getattr(parameter, "rich_help_panel", None) or own, []).append(_row(parameter))
+    return panels
 
 
 def _coloured(text: str, style: str = "") -> Text:

@@ -670,7 +670,7 @@ def test_values_have_short_names() -> None:
 
 def test_help_is_a_word_too() -> None:
     assert call("help", "terms", "mine").stdout == call("terms", "mine", "--help").stdout
-    assert "Commands" in call("help").output
+    assert "Millions of pictures" in call("help").output
 
 
 def test_alone_it_shows_three_commands() -> None:

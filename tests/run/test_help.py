@@ -42,7 +42,7 @@ def line() -> CommandLine:
         captioner paint dog.png --how ink
         """
 
-    @made.command(epilog="Ask with --help.")
+    @made.command(epilog="Ask with --help.", rich_help_panel="Afterwards")
     def wash(colour: Annotated[str, typer.Option(help="Which one.")]) -> None:
         """Wash the brushes."""
 
@@ -89,9 +89,12 @@ Usage: root paint [OPTIONS] PICTURES...
 
 
 def test_the_page_of_a_group_lists_its_verbs(line: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
-    shown = page(line, monkeypatch)
-    assert "│ paint  Paint pictures anew." in shown
-    assert "│ wash   Wash the brushes." in shown
+    commands, afterwards, options = page(line, monkeypatch).split("╭─ ")[1:]
+    assert commands.startswith("Commands ")
+    assert "│ paint  Paint pictures anew." in commands
+    assert afterwards.startswith("Afterwards ")
+    assert "│ wash   Wash the brushes." in afterwards
+    assert "--help" in options
 
 
 def test_a_required_option_and_an_epilog_are_told(line: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,7 +108,7 @@ def test_nothing_is_lost_on_a_narrow_terminal(line: CommandLine, monkeypatch: py
     assert all(len(one) <= 40 for one in shown.splitlines())
     assert "".join("".join(one.strip("│ ").split()) for one in shown.splitlines()).count("STUDIO_KEY") == 1
     assert "│ -o, --out PATH                       │\n│       A `.png`.                      │" in shown
-    assert "│ paint                                │\n│       Paint pictures anew." in page(line, monkeypatch, width=40)
+    assert "│ paint  Paint pictures anew.          │" in page(line, monkeypatch, width=40)  # there is room beside it
 
 
 def test_colours_are_for_terminals_alone(line: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
