@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from captioner.errors import BadInput
+from captioner.errors import BadInput, counted
 from captioner.run import lastresort
 from captioner.run.help import CommandLine
 from eval.speed import SUBJECTS
@@ -44,7 +44,7 @@ Modifiers = Annotated[
 ]
 Embedder = Annotated[str | None, typer.Option(help="Another sentence embedder than MiniLM-L6.")]
 Seed = Annotated[int, typer.Option(help="For the bootstrap and for everything drawn by chance.", min=0)]
-Resamples = Annotated[int, typer.Option(help="Bootstrap resamples.", min=100)]
+Resamples = Annotated[int, typer.Option(help="Bootstrap resamples.", min=100, max=1_000_000)]
 BatchSize = Annotated[int, typer.Option(help="Pictures a model is given at once.", min=1)]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda …")]
 Precision = Annotated[str, typer.Option(help="auto, fp32, bf16, fp16 or int8.")]
@@ -213,8 +213,8 @@ def redraw(
             seed=seed,
         )
     if drawn.blacked_out:
-        _say(f"{drawn.blacked_out:,} pictures were blacked out by the pipeline's safety checker: left out.")
-    _say(f"written: {drawn.pictures:,} pictures in {out}; now report --redrawn {out}")
+        _say(f"{counted(drawn.blacked_out, 'picture')} blacked out by the pipeline's safety checker: left out.")
+    _say(f"written: {counted(drawn.pictures, 'picture')} in {out}; now report --redrawn {out}")
 
 
 @app.command()

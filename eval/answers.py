@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 import numpy as np
 
 from captioner.contracts import PLAIN_REQUEST, Model, Request
+from captioner.errors import counted
 from captioner.files import atomic
 from captioner.images.ahead import read_ahead
 from captioner.images.open import bytes_of
@@ -108,7 +109,7 @@ def answer_all(
     ids = [item.id for item in pairs.items]
     done, damaged = _answers_in(file, header, ids)
     if damaged:
-        notes.append(f"{file}: {damaged:,} lines are damaged or belong to no picture; left out, and asked again.")
+        notes.append(f"{file}: {counted(damaged, 'line')} damaged or of no picture; left out, and asked again.")
     missing = [index for index, identifier in enumerate(ids) if identifier not in done]
     if not missing:
         return [done[identifier] for identifier in ids]

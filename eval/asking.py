@@ -15,7 +15,7 @@ import numpy as np
 
 from captioner.contracts import PLAIN_REQUEST, LoadOptions, Model, Request
 from captioner.decoding import DecodingChanges
-from captioner.errors import BadInput, BadOutput, missing_extra
+from captioner.errors import BadInput, BadOutput, counted, missing_extra
 from captioner.files.names import path_of
 from captioner.models.ensemble import ensemble
 from captioner.models.openai import spent
@@ -226,7 +226,7 @@ def _answers_from_table(
         texts.setdefault(row["id"] or "", row["prediction"])
     doubles = len(rows) - len(texts)
     if doubles:
-        notes.append(f"{label}: {doubles:,} rows repeat an id; the first counts.")
+        notes.append(f"{label}: {counted(doubles, 'row')} with the id of another; the first counts.")
     lookup = tables.Lookup(texts)
     names = [lookup.find(item.id) for item in pairs.items]
     if not any(name is not None for name in names):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from captioner.errors import BadInput
+from captioner.errors import BadInput, counted
 from captioner.statistics import RESAMPLES, SEED
 from captioner.text.embedding import text_embedder
 from eval import anatomy, results, store, tables
@@ -102,9 +102,9 @@ def read_table(table: Path) -> tuple[Results, list[str]]:
             raise BadInput(f"{table}: the rows of id {identifier!r} do not have the same truth. Models must share it.")
         doubles += item in predictions.setdefault(model, {})
         predictions[model].setdefault(item, row["prediction"])
-    notes = [f"{doubles:,} rows repeat a model and id; the first counts."] if doubles else []
+    notes = [f"{counted(doubles, 'row')} with the model and id of another; the first counts."] if doubles else []
     if empty := sum(not truth for truth in truths):
-        notes.append(f"{empty:,} rows without a true text: only their length is measured.")
+        notes.append(f"{counted(empty, 'row')} without a true text: only the length is measured.")
     texts = {model: [answers.get(item) for item in range(len(truths))] for model, answers in predictions.items()}
     references: list[tuple[str, ...]] = [(truth,) if truth else () for truth in truths]
     return Results(list(ids), references, [None] * len(truths), list(texts), texts, {}), notes

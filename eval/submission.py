@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from captioner.contracts import LoadOptions, Model
-from captioner.errors import BadImage, BadInput, BadOutput
+from captioner.errors import BadImage, BadInput, BadOutput, counted
 from captioner.files import atomic
 from captioner.files.lock import lock
 from captioner.sinks.checks import check_place, explained
@@ -320,5 +320,5 @@ def _prompts(table: Path) -> dict[str, str]:
     if len(prompts) < len(rows):
         raise BadInput(f"{table}: {len(rows) - len(prompts):,} ids occur more than once.")
     if empty := [identifier for identifier, prompt in prompts.items() if not (identifier and prompt)]:
-        raise BadInput(f"{table}: {len(empty):,} rows lack the id or the prompt, e.g. {empty[0]!r}.")
+        raise BadInput(f"{table}: {counted(len(empty), 'row')} without the id or the prompt, e.g. {empty[0]!r}.")
     return prompts

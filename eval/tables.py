@@ -123,5 +123,5 @@ def _json_rows(table: Path, of_text: set[str]) -> list[Row]:
             raise BadInput(f"{table}, line {number}, holds no object.")
         if others := sorted(key for key in row if isinstance(row[key], list | dict) and is_read(key, row)):
             raise BadInput(f"{table}, line {number}: {others[0]} is no text: give one a row.")
-        rows.append({key: None if value is None else str(value) for key, value in row.items()})
+        rows.append({key: None if value is None or value != value else str(value) for key, value in row.items()})
     return rows

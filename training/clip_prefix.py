@@ -80,6 +80,8 @@ def new(recipe: ClipPrefixRecipe) -> tuple[ClipPrefix, PrefixProcessor]:
     with checkpoint.reading(folder):
         gpt2 = GPT2LMHeadModel.from_pretrained(folder)
         tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    if recipe.prefix_length + 2 > (most := gpt2.config.n_positions):
+        raise BadInput(f"--prefix-length {recipe.prefix_length}: the language model reads {most} words in all.")
     end = gpt2.config.eos_token_id
     if not isinstance(end, int):
         raise BadInput(f"The language model in {folder} ends a text with {end!r}: it needs one eos_token_id.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -82,12 +83,12 @@ def write_card(job: Job, state: TrainerState, out: Path) -> None:
 
 Trained with
 
-    {" ".join(command)}
+    {shlex.join(command)}
 
 on {job.train_rows} from {sources}
 ({state.global_step:,} steps). Use it, with the path to this folder:
 
-    captioner {job.verb} --model {out.absolute().name} picture.png
+    captioner {job.verb} --model {shlex.quote(out.absolute().name)} picture.png
 
 ## Figures
 

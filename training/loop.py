@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shlex
 import shutil
 import warnings
 from collections.abc import Iterator
@@ -166,7 +167,7 @@ def leave_model(job: Job, trainer: LoopTrainer, out: Path) -> None:
         ) from error
     best = best_evaluation(trainer.state)
     which = f"best: step {best['step']:,}" if best else f"the last step, {trainer.state.global_step:,}"
-    print(f"Done ({which}). Use it: captioner {job.verb} --model {out} picture.png", flush=True)
+    print(f"Done ({which}). Use it: captioner {job.verb} --model {shlex.quote(str(out))} picture.png", flush=True)
 
 
 def save_config(model: PeftModel, out: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -26,12 +26,13 @@ TRUTH_LINES, SAID_LINES = 2, 4
 class Watch(TrainerCallback):
     """A progress bar on a terminal, a plain line at every log elsewhere. Only the first process speaks."""
 
-    def __init__(self, pictures_per_step: int) -> None:
-        self.pictures_per_step = pictures_per_step
+    def __init__(self, pictures_of_step: Callable[[], int]) -> None:
+        self.pictures_of_step = pictures_of_step
         self.bar: Progress | None = None
 
     def on_train_begin(self, args, state, control, **kwargs) -> None:
         self.first_step, self.began, self.loss = state.global_step, time.monotonic(), ""
+        self.pictures = 0
         if not (state.is_world_process_zero and console.is_terminal):
             return
         self.bar = Progress(
@@ -46,8 +47,9 @@ class Watch(TrainerCallback):
         self.bar.start()
 
     def on_step_end(self, args, state, control, **kwargs) -> None:
+        self.pictures += self.pictures_of_step()
         if self.bar is not None:
-            self.bar.update(self.task, completed=state.global_step, status=self._status(state))
+            self.bar.update(self.task, completed=state.global_step, status=self._status())
 
     def on_log(self, args, state, control, logs=None, **kwargs) -> None:
         if not state.is_world_process_zero or not logs:
@@ -55,7 +57,7 @@ class Watch(TrainerCallback):
         if "loss" in logs:
             self.loss = f"loss {float(logs['loss']):.4f}"
             if self.bar is None:
-                line = f"step {state.global_step}/{state.max_steps}  {self._status(state)}{self._left(state)}"
+                line = f"step {state.global_step}/{state.max_steps}  {self._status()}{self._left(state)}"
                 print(line, file=sys.stderr, flush=True)
         elif "eval_loss" in logs:
             cosine = f", cosine of captions {logs['eval_cosine']:.4f}" if "eval_cosine" in logs else ""
@@ -67,16 +69,13 @@ class Watch(TrainerCallback):
         if self.bar is not None:
             self.bar.stop()
 
-    def _status(self, state) -> str:
-        return f"{self.loss}  {self._steps(state) * self.pictures_per_step / self._seconds():.1f} images/s"
+    def _status(self) -> str:
+        return f"{self.loss}  {self.pictures / self._seconds():.1f} images/s"
 
     def _left(self, state) -> str:
         """The bar knows it by itself."""
-        ahead, steps = state.max_steps - state.global_step, self._steps(state)
+        ahead, steps = state.max_steps - state.global_step, state.global_step - self.first_step
         return f"  {duration(ahead * self._seconds() / steps)} left" if ahead and steps else ""
-
-    def _steps(self, state) -> int:
-        return state.global_step - self.first_step
 
     def _seconds(self) -> float:
         return max(time.monotonic() - self.began, 1e-6)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -92,12 +92,14 @@ def folder_of_run(recipe: Recipe) -> Iterator[Path]:
     out = Path(recipe.out)
     made = not out.exists()
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        with locked(out):
+        with ExitStack() as held:
+            try:
+                out.mkdir(parents=True, exist_ok=True)
+                held.enter_context(locked(out))
+            except OSError as error:
+                raise BadOutput(f"{out} cannot be written ({error.strerror}). Name another --out.") from error
             check_folder(recipe)  # again: another run may have ended there meanwhile
             yield out
-    except PermissionError as error:
-        raise BadOutput(f"{out} cannot be written ({error.strerror}). Name another --out.") from error
     finally:
         if made and out.is_dir() and not contents(out):
             with suppress(OSError):

@@ -91,7 +91,7 @@ class LoopTrainer(Trainer):
         if self.is_world_process_zero() and tensorboard_is_here():
             self.add_callback(tensorboard(self.out / "logs"))
         self.add_callback(NewEpoch(job.train_rows))
-        self.add_callback(Watch(job.recipe.batch_size * job.recipe.accumulate * self.accelerator.num_processes))
+        self.add_callback(Watch(lambda: len(self.rows_of_step) * self.accelerator.num_processes))
         # Makes the Trainer count the labels of a whole step; `compute_loss` then weighs each batch by its share.
         # Without it, accumulated batches count equally whatever their length (and BLIP's loss is scaled twice).
         self.model_accepts_loss_kwargs = True

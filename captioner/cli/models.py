@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -143,4 +144,5 @@ def convert_clipcap(
 
     normalized = clipcap.convert(Path(file), Path(out), clip, gpt2, mapper_heads, normalize)
     scaled = "scaled to length 1" if normalized else "as CLIP gives them"
-    typer.echo(f"{out} reads image embeddings {scaled}. Use it: captioner generate --model {out} picture.png")
+    use = f"captioner generate --model {shlex.quote(str(out))} picture.png"
+    typer.echo(f"{out} reads image embeddings {scaled}. Use it: {use}")

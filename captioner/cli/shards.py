@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -145,7 +146,7 @@ def _merge_adapter(adapter: str, out: str, of_plans: Sequence[str]) -> None:
 
     adapters.merge(Path(adapter), Path(out))
     verb = "generate" if zoo.resolve(out).speaks else "embed"
-    typer.echo(f"{out} is whole. Use it: captioner {verb} --model {out} picture.png")
+    typer.echo(f"{out} is whole. Use it: captioner {verb} --model {shlex.quote(str(out))} picture.png")
 
 
 # --- generate and embed ----------------------------------------------------------------------------------------------

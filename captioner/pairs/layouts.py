@@ -251,6 +251,8 @@ def read_coco(path: Path, options: ReadOptions) -> Iterator[Record | LeftOut]:
     """captions_*.json, or Karpathy's dataset_coco.json, with its pictures in a folder beside it. One record a caption;
     the id is the picture's. Of several files, those that have no pictures here are left out."""
     files = [path] if path.is_file() else _captions_files(path)
+    if not files:
+        raise BadInput(f"{path} has no captions_*.json, which COCO's layout needs, and none of Karpathy's files.")
     missing: list[BadInput] = []
     for file in files:
         try:

@@ -219,14 +219,18 @@ def _count(source: PairSource, options: ReadOptions) -> int | None:
 
 
 def parquet_files(location: str, split: str) -> list[str]:
-    """A file, a pattern, or the files under a folder; those of the split where names tell splits apart."""
+    """A file, a pattern, or the files under a folder; those of the split where names tell splits apart
+    (train-0.parquet, data/train-0.parquet, train/0.parquet)."""
     folder = Path(location)
     below = map(str, folder.rglob("*.parquet")) if folder.is_dir() else glob.glob(location, recursive=True)
     files = sorted(below)
     if not files:
         raise BadInput(f"There is no parquet file at {location}.")
     if folder.is_dir():
-        of_split = [f for f in files if re.match(rf"{re.escape(split)}\b", str(Path(f).relative_to(folder)))]
+        begins = re.compile(rf"{re.escape(split)}\b")
+        of_split = [file for file in files if any(map(begins.match, Path(file).relative_to(folder).parts))]
+        if not of_split and split != ReadOptions.split:
+            raise BadInput(f"--split {split}: no parquet file in {location} is called so, e.g. {split}-0.parquet.")
         return of_split or files
     return files
 

@@ -42,6 +42,8 @@ def _csv_rows(lines: Iterable[str], table: Path) -> Iterator[tuple[str, dict[str
         _check_utf8(reader.fieldnames or (), f"{table}, line 1")
         for row in reader:
             where = f"{table}, line {reader.line_num}"
+            if any(row.pop(None, ())):  # what stands behind the last column
+                raise BadInput(f"{where}: there are more cells than columns. A text with a comma stands in quotes.")
             _check_utf8([cell for cell in row.values() if isinstance(cell, str)], where)
             yield where, row
     except csv.Error as error:

@@ -56,7 +56,7 @@ def test_answers_are_matched_by_the_picture(pictures: Pairs, tmp_path: Path, tin
     again = asked(entry, pictures, folder, steps)
     np.testing.assert_array_equal(np.stack([answer.vector for answer in again.answers]), whole)
     assert steps == [3]
-    assert again.notes == [f"{file}: 3 lines are damaged or belong to no picture; left out, and asked again."]
+    assert again.notes == [f"{file}: 3 lines damaged or of no picture; left out, and asked again."]
 
     short = json.loads(lines[2]) | {"vector": "AAAA"}
     file.write_text("".join([header, *lines[:2], json.dumps(short) + "\n", *lines[3:]]))
@@ -218,5 +218,5 @@ def test_texts_of_our_own_tables_find_their_pictures(pictures: Pairs, tmp_path: 
     texts = [answer.text for answer in answered.answers]
     assert texts == ["text 0", "text 1", None, "text 3", None, None]
     assert np.isnan(answered.answers[2].vector).all()
-    assert answered.notes == ["said: 1 rows repeat an id; the first counts."]
+    assert answered.notes == ["said: 1 row with the id of another; the first counts."]
     assert answered.warning is None

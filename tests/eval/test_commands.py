@@ -23,6 +23,7 @@ from eval.metrics import cosines, metric_of
 from eval.progress import track
 from eval.results import Results, text_values
 from eval.score import read_table, score
+from eval.tables import read_rows
 from tests.disk import files_of_at_most
 from tests.eval.reports import quietly
 
@@ -74,6 +75,12 @@ def test_score_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
     assert capsys.readouterr().err.count("\n") == 1
 
 
+def test_no_number_is_no_text(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"truth": "a", "prediction": NaN}\n{"truth": "b", "prediction": 7}\n')
+    rows = read_rows(tmp_path / "a.jsonl", ("truth", "prediction"))
+    assert [row["prediction"] for row in rows] == [None, "7"]
+
+
 def test_score_by_another_embedder_and_a_list_of_modifiers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
@@ -108,8 +115,8 @@ def test_score_handles_odd_tables(tmp_path: Path) -> None:
     np.testing.assert_array_equal(values["levenshtein_ratio"], [[1, np.nan], [np.nan, np.nan]])
     np.testing.assert_array_equal(values["length"], [[2, np.nan], [3, 1]])
     assert notes == [
-        "1 rows repeat a model and id; the first counts.",
-        "1 rows without a true text: only their length is measured.",
+        "1 row with the model and id of another; the first counts.",
+        "1 row without a true text: only the length is measured.",
     ]
     with pytest.raises(BadInput, match="lacks the column prediction"):
         score(table(tmp_path / "lacks.csv", [{"truth": "x"}]))
@@ -379,4 +386,4 @@ def test_submission_with_a_real_model(tmp_path, tiny_checkpoint, monkeypatch, ca
     assert run("submission", "--check", out, "--prompts", prompts, monkeypatch=monkeypatch) == 2
     (tmp_path / "prompts.csv").write_text("imgId,prompt\n0,\n")
     assert run("submission", "--check", out, "--prompts", prompts, monkeypatch=monkeypatch) == 2
-    assert "lack the id or the prompt" in capsys.readouterr().err
+    assert "1 row without the id or the prompt" in capsys.readouterr().err

@@ -256,6 +256,33 @@ def test_lines_of_csv_that_are_no_rows_are_named(name: str, head: bytes, tmp_pat
         csv.field_size_limit(limit)
 
 
+def test_a_caption_with_a_comma_is_not_cut_off(tmp_path: Path) -> None:
+    (tmp_path / "metadata.csv").write_text("file_name,text\na.png,a cat,\nb.png,a dog, big\n")
+    with pytest.raises(BadInput, match=r"metadata\.csv, line 3: there are more cells than columns"):
+        read(tmp_path)
+    (tmp_path / "metadata.csv").write_text('file_name,text\na.png,a cat,\nb.png,"a dog, big"\n')
+    assert read(tmp_path) == ([("a.png", "a cat"), ("b.png", "a dog, big")], [])
+
+
+def test_a_folder_without_coco_captions_says_so(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=r"has no captions_\*\.json, which COCO's layout needs"):
+        read(f"coco:{tmp_path}")
+
+
+@pytest.mark.parametrize("names", [("train-0", "test-0"), ("data/train-0", "data/test-0"), ("train/0", "test/0")])
+def test_parts_of_parquet_by_their_names(tmp_path: Path, names: tuple[str, str]) -> None:
+    content = picture(tmp_path / "a.png").read_bytes()
+    (tmp_path / "a.png").unlink()
+    for name in names:
+        (tmp_path / f"{name}.parquet").parent.mkdir(exist_ok=True)
+        table = pyarrow.table({"image": [content], "text": [f"of {name}"]})
+        pyarrow.parquet.write_table(table, tmp_path / f"{name}.parquet")
+    for name, split in zip(names, ("train", "test"), strict=True):
+        assert [text for _, text in read(f"parquet:{tmp_path}", split=split)[0]] == [f"of {name}"]
+    with pytest.raises(BadInput, match="--split validation: no parquet file"):  # not: all of them
+        read(f"parquet:{tmp_path}", split="validation")
+
+
 def test_rows_without_a_picture_or_a_caption_are_left_out(tmp_path: Path) -> None:
     (tmp_path / "metadata.csv").write_text("file_name,text\na.png,a cat\nb.png\n,a dog\nc.png,  \n")
     records, left_out = read(tmp_path)

@@ -24,19 +24,22 @@ def job(base: str, data: list[str], verb: str = "generate") -> Job:
 def test_the_card_names_no_folder_of_this_machine(
     tiny_checkpoint, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options = ["--base", str(tiny_checkpoint("blip")), "--data", str(pairs), "--out", str(tmp_path / "mine")]
+    options = ["--base", str(tiny_checkpoint("blip")), "--data", str(pairs), "--out", str(tmp_path / "my run")]
     options += ["--max-steps", "2", "--eval-every", "1", "--samples", "0"]
     monkeypatch.setattr("sys.orig_argv", ["/usr/bin/python", "-m", "training.blip", *options])
     blip.main(options)
     for name in ("README.md", "training_data.json"):
-        content = (tmp_path / "mine" / name).read_text()
+        content = (tmp_path / "my run" / name).read_text()
         assert str(tmp_path) not in content
         assert str(pairs.parent) not in content
-    card = (tmp_path / "mine/README.md").read_text()
-    assert f"-m training.blip --base {tiny_checkpoint('blip').name} --data {pairs.name} --out mine" in card
+    card = (tmp_path / "my run/README.md").read_text()
+    assert (
+        f"-m training.blip --base {tiny_checkpoint('blip').name} --data {pairs.name} --out 'my run' --max-steps 2"
+        in card
+    )
     assert "| on the validation split | best: step 1, 2 pictures |" in card
-    assert "captioner generate --model mine picture.png" in card
-    assert metadata_load(tmp_path / "mine/README.md") == {
+    assert "captioner generate --model 'my run' picture.png" in card
+    assert metadata_load(tmp_path / "my run/README.md") == {
         "library_name": "captioner",
         "pipeline_tag": "image-to-text",
         "tags": ["image-to-text", "prompt", "captioner"],

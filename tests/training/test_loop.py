@@ -13,12 +13,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import SafetensorError
+from transformers import TrainerState
 
 import captioner
 from captioner.contracts import Request
 from captioner.decoding import Decoding
 from captioner.errors import BadInput, BadOutput
-from training import blip
+from training import blip, progress
 from training.batches import Pairs
 from training.checkpoints import WHOLE, newest_whole
 from training.progress import show
@@ -382,6 +383,20 @@ def test_with_tensorboard_its_log_lies_in_the_folder(one_step: tuple[Path, str])
 def test_the_validation_on_training_pictures_is_said(one_step: tuple[Path, str]) -> None:
     _, printed = one_step
     assert "16 of the 16 prompts to validate on are trained on, too" in printed
+
+
+def test_pictures_a_second_are_those_that_were_seen(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """Not as many as a whole batch has: an epoch may end before that."""
+    moments = iter([10.0, 12.0, 12.0])
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(moments))
+    watch, state = progress.Watch(lambda: 3), TrainerState(max_steps=4)
+    watch.on_train_begin(None, state, None)
+    state.global_step = 1
+    watch.on_step_end(None, state, None)
+    watch.on_log(None, state, None, {"loss": 0.5})
+    assert capsys.readouterr().err == "step 1/4  loss 0.5000  1.5 images/s  6 s left\n"
 
 
 def test_counts_are_grammatical(one_pair: tuple[Path, str, str]) -> None:

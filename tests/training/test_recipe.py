@@ -163,6 +163,13 @@ def test_a_setting_of_the_adapter_asks_for_one(pairs: Path, tmp_path: Path, opti
     assert parsed.lora is lora
 
 
+def test_a_prefix_longer_than_what_the_language_model_reads(tiny_checkpoint, pairs: Path, tmp_path: Path) -> None:
+    towers = tiny_checkpoint("towers")
+    parts = ["--weights", str(towers / "clip"), "--language-model", str(towers / "gpt2"), "--prefix-length", "5000"]
+    with pytest.raises(BadInput, match="--prefix-length 5000: the language model reads"):
+        clip_prefix.main(["--data", str(pairs), "--out", str(tmp_path / "run"), *parts])
+
+
 @pytest.mark.parametrize("name", ["blip", "ofa"])
 def test_the_data_are_read_before_a_base_is_looked_for(name: str, tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()

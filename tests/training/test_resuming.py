@@ -106,6 +106,15 @@ def test_nothing_is_left_of_a_run_that_did_not_begin(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_folder_that_cannot_be_made_is_said(tmp_path: Path) -> None:
+    (tmp_path / "away").symlink_to(tmp_path / "gone" / "far")  # nothing can be made where that leads
+    with (
+        pytest.raises(BadOutput, match=r"away/run cannot be written \(.*Name another --out"),
+        folder_of_run(LoraRecipe(out=str(tmp_path / "away" / "run"))),
+    ):
+        pytest.fail("it has begun")
+
+
 def test_leftovers_of_a_kill_are_no_contents(tmp_path: Path) -> None:
     out = tmp_path / "run"
     out.mkdir()

@@ -215,6 +215,10 @@ def build_vocabulary(texts: Iterable[str], kind: str = "bpe", size: int = 8000) 
     in lower case). In both a token carries the space before it, so that decoding gives the spacing back."""
     tidy = [normalizers.NFKC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Strip()]
     special = [PAD, START, END]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    least = len(special) + {"bpe": len(alphabet), "word": 2}.get(kind, 0)  # an unknown word, and one that is known
+    if size < least:
+        raise BadInput(f"--vocabulary-size {size}: with --vocabulary {kind} it must be at least {least}.")
     if kind == "word":
         tokenizer = Tokenizer(models.WordLevel(unk_token=UNKNOWN))
         tokenizer.normalizer = normalizers.Sequence([*tidy, normalizers.Lowercase(), normalizers.Prepend(" ")])
@@ -228,7 +232,6 @@ def build_vocabulary(texts: Iterable[str], kind: str = "bpe", size: int = 8000) 
         tokenizer.normalizer = normalizers.Sequence(tidy)
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
         tokenizer.decoder = decoders.ByteLevel()
-        alphabet = pre_tokenizers.ByteLevel.alphabet()
         trainer = trainers.BpeTrainer(
             vocab_size=size, special_tokens=special, initial_alphabet=alphabet, show_progress=False
         )

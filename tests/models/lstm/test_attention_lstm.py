@@ -132,3 +132,7 @@ def test_broken_checkpoints_are_named(folder, tmp_path, tiny_checkpoint):
         attention_lstm.load(tiny_checkpoint("resnet-lstm-gpt2"), CPU)
     with pytest.raises(BadInput, match="bpe or word"):
         build_vocabulary(PROMPTS, "characters")
+    for kind, least in (("word", 5), ("bpe", 259)):
+        with pytest.raises(BadInput, match=f"--vocabulary {kind} it must be at least {least}"):
+            build_vocabulary(PROMPTS, kind, least - 1)
+        assert build_vocabulary(PROMPTS, kind, least).get_vocab_size() == least
