@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
@@ -294,6 +294,7 @@ def compare(
 
 @app.command()
 def submission(
+    context: typer.Context,
     data: Annotated[str | None, typer.Option(help="Folder of images, or any data source.")] = None,
     model: Annotated[
         str | None, typer.Option(help="Who embeds them: name, folder, Hub id, ensemble .json, NAME+expected.")
@@ -315,6 +316,7 @@ def submission(
     and the exit status is 1.
     """
     if check is not None and not (data or model or out or resume):
+        _refuse_idle(context, ("batch_size", "device", "precision"), "--check asks no model.")
         with _stoppable():
             from eval.submission import check as validate
             from eval.terminal import print_check
@@ -330,12 +332,16 @@ def submission(
 
         settings = file.Settings(model, batch_size, device, precision)
         unreadable = file.write(settings, data, out, track, resume)
-    _say(f"written: {out}" + (f"; {len(unreadable):,} unreadable pictures got a neutral vector" if unreadable else ""))
+    _say(
+        f"written: {out}"
+        + (f"; {counted(len(unreadable), 'unreadable picture')} got a neutral vector" if unreadable else "")
+    )
     raise typer.Exit(bool(unreadable))
 
 
 @app.command()
 def speed(
+    context: typer.Context,
     model: Annotated[
         str | None,
         typer.Option(help="Name, folder or Hub id; blip-base-random and blip-large-random need no weights."),
@@ -372,6 +378,17 @@ def speed(
         raise BadInput(f"--batch-sizes {batch_sizes!r}: whole numbers with commas between, e.g. 1,8.") from error
     if suite == (model is not None):
         raise BadInput("Give either --model or --suite.")
+    of_texts, of_all = ("data", "limit"), ("batch_sizes", "precisions", "repeats", "device", "profile")
+    if suite:
+        _refuse_idle(context, (*of_all, *of_texts), "the suite measures in its own way. Name a --model instead.")
+    else:
+        _refuse_idle(context, ("only",), "it names parts of --suite.")
+    if data:
+        _refuse_idle(context, ("batch_sizes", "repeats", "profile"), "with --data texts are compared.")
+    else:
+        _refuse_idle(context, ("limit",), "it is about --data.")
+    if profile is not None:
+        _refuse_idle(context, ("repeats",), "a profile is taken once.")
     with _stoppable("Nothing was written: a measurement that was cut off says nothing."):
         if model is None:
             from eval.speed import suite as whole
@@ -389,6 +406,16 @@ def speed(
             of_profile.show(model, sizes, named, profile, out, device)
         else:
             of_model.print_table(of_model.speed(model, sizes, named, repeats, out, device))
+
+
+def _refuse_idle(context: typer.Context, names: Iterable[str], why: str) -> None:
+    """Refuse those of these options that were given: nothing would follow from them."""
+    sources = {name: context.get_parameter_source(name) for name in names}
+    idle = [
+        "--" + name.replace("_", "-") for name, source in sources.items() if source and source.name == "COMMANDLINE"
+    ]
+    if idle:
+        raise BadInput(f"{' and '.join(idle)} would change nothing: {why}")
 
 
 def _names(listed: str) -> list[str]:

@@ -156,7 +156,7 @@ def _image_hashes(rows: Dataset) -> Iterator[str | None]:
 def _oddities(items: list[Item], unreadable: list[str], named: bool) -> list[str]:
     notes = []
     if unreadable:
-        notes.append(f"{counted(len(unreadable), 'picture')} cannot be read and left out{_some(unreadable, named)}.")
+        notes.append(f"{counted(len(unreadable), 'picture')} {layouts.UNREADABLE} left out{_some(unreadable, named)}.")
     seen = Counter(item.image_hash for item in items)
     if doubles := [item.id for item in items if seen[item.image_hash] > 1]:
         notes.append(

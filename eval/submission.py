@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -104,17 +104,18 @@ def pictures(spec: str) -> tuple[Pictures, int | None]:
         if count > 1:
             raise BadInput(f"Two images are called {name!r}: a submission needs one id an image.")
         return ((file.stem, partial(open_image, file)) for file in files), len(files)
-    return _of_source(spec), None
-
-
-def _of_source(spec: str) -> Iterator[tuple[str, Opener]]:
     from datasets import Image as ImageColumn
 
-    from training.data.readable import picture_of
     from training.data.sources import load_pairs
 
+    return _of_rows(load_pairs([spec], streaming=True).cast_column("image", ImageColumn(decode=False))), None
+
+
+def _of_rows(rows: Iterable[dict[str, Any]]) -> Iterator[tuple[str, Opener]]:
+    from training.data.readable import picture_of
+
     seen: set[str] = set()
-    for row in load_pairs([spec], streaming=True).cast_column("image", ImageColumn(decode=False)):
+    for row in rows:
         if row["id"] in seen:
             raise BadInput(f"Two images are called {row['id']!r}: a submission needs one id an image.")
         seen.add(row["id"])
@@ -233,8 +234,7 @@ def check(
     submission: Path, prompts: Path | None = None, embed_texts: Callable | None = None, batch: int = 256
 ) -> Check:
     """Validate the format; with prompts.csv (imgId, prompt) also which images are in it, and score it."""
-    if not submission.is_file():
-        raise BadInput(f"There is no {submission}.")
+    tables.check(submission)
     result = Check()
     if prompts is None:
         seen: set[str] = set()
@@ -266,9 +266,9 @@ def check(
             values += cosines(vectors, embed_texts([truths[identifier] for identifier, _ in known])).tolist()
             prompts_of += [truths[identifier] for identifier, _ in known]
     if missing:
-        result.problems.append(f"{len(missing):,} images are missing, e.g. {sorted(missing)[0]!r}")
+        result.problems.append(f"{counted(len(missing), 'image')} missing, e.g. {sorted(missing)[0]!r}")
     if odd_lengths:
-        result.notes.append(f"{odd_lengths:,} vectors are not of length 1; the cosine does not mind.")
+        result.notes.append(f"{counted(odd_lengths, 'vector')} not of length 1; the cosine does not mind.")
     if values:
         result.cosine = bootstrap_interval(values, prompts_of)
     return result
@@ -280,7 +280,8 @@ def _images_of(submission: Path, result: Check) -> Iterator[tuple[str, np.ndarra
         with submission.open(encoding="utf-8", newline="") as lines:
             rows = csv.reader(lines)
             if (header := next(rows, None)) != HEADER:
-                result.problems.append(f"the first line is {header}, not {','.join(HEADER)}")
+                begins = "it is empty" if header is None else f"its first line is {','.join(header)[:80]!r}"
+                result.problems.append(f"{begins}, not {','.join(HEADER)}")
                 return
             for identifier, of_image in itertools.groupby(
                 rows, key=lambda row: row[0].rpartition("_")[0] if row else ""

@@ -160,6 +160,38 @@ def test_no_seed_is_below_0(verb: str, monkeypatch, capsys) -> None:
     assert "'--seed'" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ("speed --suite --only nope --repeats 3 --batch-sizes 1", "--batch-sizes and --repeats would change nothing"),
+        ("speed --suite --only nope --data x", "--data would change nothing: the suite"),
+        ("speed --model mini --only text", "--only would change nothing: it names parts of --suite."),
+        ("speed --model mini --limit 3", "--limit would change nothing: it is about --data."),
+        ("speed --model mini --data x --repeats 5", "--repeats would change nothing: with --data texts are compared."),
+        ("speed --model mini --profile a.svg --repeats 5", "--repeats would change nothing: a profile is taken once."),
+        ("submission --check x.csv --batch-size 8", "--batch-size would change nothing: --check asks no model."),
+    ],
+)
+def test_options_that_would_change_nothing(options: str, told: str, monkeypatch, capsys) -> None:
+    assert run(*options.split(), monkeypatch=monkeypatch) == 2
+    assert told in capsys.readouterr().err
+
+
+def test_a_submission_of_nothing_leaves_nothing(tmp_path: Path, tiny_checkpoint, monkeypatch, capsys) -> None:
+    """Told before the model is loaded."""
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "metadata.jsonl").write_text('{"file_name": "a.png", "text": ""}\n')
+    where = ("--data", tmp_path / "data", "--out", tmp_path / "out.csv", "--model", tiny_checkpoint("direct"))
+    assert run("submission", *where, monkeypatch=monkeypatch) == 2
+    assert "holds no picture with a caption" in capsys.readouterr().err
+    assert [file.name for file in tmp_path.iterdir()] == ["data"]
+    (tmp_path / "zero.csv").touch()
+    for file, told in (("zero.csv", "wrong: it is empty, not imgId_eId,val"), ("data", "is a folder, not a table")):
+        assert run("submission", "--check", tmp_path / file, monkeypatch=monkeypatch) in (1, 2)
+        shown = capsys.readouterr()
+        assert told in shown.out + shown.err
+
+
 def test_ctrl_c_says_what_is_kept(tmp_path: Path, images: Path, tiny_checkpoint, monkeypatch, capsys) -> None:
     def stop(*_) -> None:
         raise KeyboardInterrupt
@@ -345,7 +377,7 @@ def test_two_images_of_one_name_are_refused_before_a_model_is_loaded(tmp_path: P
 @pytest.mark.parametrize(
     ("spoil", "problem"),
     [
-        (lambda lines: ["imgId,val", *lines[1:]], "the first line"),
+        (lambda lines: ["imgId,val", *lines[1:]], "its first line"),
         (lambda lines: lines[:-1], "in order"),
         (lambda lines: [lines[0], lines[2], lines[1], *lines[3:]], "in order"),
         (lambda lines: lines[:385], "missing"),

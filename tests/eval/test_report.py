@@ -192,7 +192,7 @@ def test_odd_data_is_handled_and_said(pictures: Path, tmp_path: Path) -> None:
     write_rows(pictures, rows)
     pairs = read_pairs([str(pictures)])
     notes = " ".join(pairs.notes)
-    assert "1 picture cannot be read and left out: 0." in notes
+    assert "1 picture that cannot be read left out: 0." in notes
     assert "1 picture without a caption left out" in notes
     assert "renamed to id#2" in notes
     assert "a picture that occurs more than once" in notes
