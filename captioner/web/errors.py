@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from http import HTTPStatus
 from typing import Any
@@ -11,6 +12,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.routing import Match, Mount
 
 from captioner.errors import BadImage, BadInput, CaptionerError, MissingModel, printable
 from captioner.serving.scheduler import Busy, Closed, Late
@@ -96,9 +98,14 @@ def install(app: FastAPI, forms: Mapping[str, Form]) -> None:
 
 
 def methods_at(request: Request) -> list[str]:
-    """What may be asked at a request's path, as the documentation has it."""
-    methods: dict[str, Any] = request.app.openapi()["paths"].get(request.url.path, {})
-    return sorted(method.upper() for method in methods)
+    """What may be asked at a request's path; the page's files are not among the routes."""
+    routes = [route for route in request.app.routes if not isinstance(route, Mount)]
+
+    def takes(method: str) -> bool:
+        asked = {**request.scope, "method": method}
+        return any(route.matches(asked)[0] is Match.FULL for route in routes)
+
+    return [method for method in ("DELETE", "GET", "PATCH", "POST", "PUT") if takes(method)]
 
 
 def respond(
@@ -134,12 +141,23 @@ WORDS = {
 
 def validation(errors: Any) -> str:
     """What pydantic has against a body, without repeating what was sent."""
-    words = []
+    words: dict[str, list[str]] = {}
     for error in list(errors)[:5]:
-        place = ".".join(str(part) for part in error.get("loc", ()) if part != "body")
+        parts = [str(part) for part in error.get("loc", ())]
+        parts = parts[1:] if parts[:1] in (["body"], ["query"]) else parts
+        if error.get("type") != "extra_forbidden":  # its last part is what the client wrote
+            parts = [part for part in parts if not _TYPE.fullmatch(part)]
+        place = ".".join(parts)
         told = error.get("msg", "not valid")
-        words.append(f"{printable(place)[:100]}: {WORDS.get(error.get('type'), told)}" if place else told)
-    return printable("; ".join(words)) or "The request is not valid."
+        words.setdefault(place, []).append(WORDS.get(error.get("type"), told) if place else told)
+    each = (
+        f"{printable(place)[:100]}: {', '.join(told)}" if place else ", ".join(told) for place, told in words.items()
+    )
+    return printable("; ".join(each)) or "The request is not valid."
+
+
+_TYPE = re.compile(r"str|int|float|bool|(list|constrained|function)\b.*|[A-Z]\w*")
+"""What pydantic puts between fields: which type of several it tried. No field of ours is called so."""
 
 
 def one_line(error: BaseException) -> str:

@@ -163,6 +163,46 @@ def test_where_nothing_is_and_where_something_is_asked_for_otherwise(client: Tes
     error = client.get("/v1/chat/completions").json()["error"]
     assert error["message"].startswith("/v1/chat/completions takes POST")
     assert error["type"] == "invalid_request_error"
+    for method, path, taken in (
+        ("PUT", "/mcp", "POST"),  # no page of the documentation has it
+        ("DELETE", "/mcp", "POST"),
+        ("GET", "/review/api/view", "POST"),
+        ("POST", "/review/api/state", "GET"),
+        ("POST", "/v1/models/mini", "GET"),  # a part of its path is anything
+    ):
+        answer = client.request(method, path)
+        assert (answer.status_code, answer.headers["allow"]) == (405, taken), (method, path)
+        assert f"{path} takes {taken}, not {method}: /docs tells how." in answer.text
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "words"),
+    [
+        ("/v1/embeddings", {"input": 1}, "input: not a text, not a list"),
+        ("/embed", {"inputs": {}}, "inputs: not a text, not a list"),
+        (
+            "/v1/generate",
+            {"image": CAT_URL, "Model": "mini", "str": 1},
+            "Model: there is no such field; str: there is no",
+        ),
+        (
+            "/v1/chat/completions",
+            {"messages": [{"content": [{"image_url": {"url": 1}}]}, {"content": 2}]},
+            "messages.0.content: not a text; messages.0.content.0.image_url.url: not a text; "
+            "messages.0.content.0.image_url: not a text; messages.1.content: not a text, not a list",
+        ),
+    ],
+)
+def test_what_is_wrong_with_a_field_is_told_without_pythons_types(
+    client: TestClient, path: str, body: object, words: str
+) -> None:
+    answer = client.post(path, json=body).json()
+    error = answer.get("detail") or answer["error"]
+    assert (error if isinstance(error, str) else error["message"]).startswith(words)
+
+
+def test_a_field_of_an_address_is_told_by_its_name(client: TestClient) -> None:
+    assert client.get("/page/file").json()["detail"] == "path: is missing"
 
 
 @pytest.mark.parametrize("path", ["/health", "/", "/v1/models", "/nothing", GENERATE])

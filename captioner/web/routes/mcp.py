@@ -6,7 +6,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import anyio
-from fastapi import APIRouter, HTTPException, Request, Response
+from fastapi import APIRouter, Request, Response
 from starlette.types import Message, Receive, Scope, Send
 
 from captioner.web.context import Context, until_left
@@ -35,11 +35,6 @@ def router(context: Context) -> APIRouter:
     @routes.post("/mcp", include_in_schema=False)
     async def mcp(request: Request) -> Response:
         return Answer(tools, bounded(await request.body()))
-
-    @routes.get("/mcp", include_in_schema=False)
-    @routes.delete("/mcp", include_in_schema=False)
-    async def no_stream() -> Response:
-        raise HTTPException(405, "There are no sessions, and nothing is said unasked.", {"Allow": "POST"})
 
     return routes
 
