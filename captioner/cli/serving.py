@@ -98,7 +98,7 @@ def serve(
 
 def _host(address: str) -> str:
     """What is listened on; brackets may stand around an address of IPv6, as in a browser."""
-    if re.search(r"//|^[^:]*:\d+$|\]:\d+$", address):
+    if not address.strip() or re.search(r"//|^[^:]*:\d+$|\]:\d+$", address):
         raise BadInput(f"--host takes an address alone, not {address!r}: the port is told by --port.")
     return address[1:-1] if address.startswith("[") and address.endswith("]") else address
 

@@ -233,6 +233,7 @@ def test_stopped_before_its_model_is_loaded_is_no_error(monkeypatch: pytest.Monk
     [
         (["--host", "0.0.0.0"], "set --api-key, or --no-auth"),
         (["--host", "localhost:8000"], "takes an address alone, not 'localhost:8000': the port is told by --port"),
+        (["--host", ""], "takes an address alone, not ''"),
         (["--host", "[::1]:8000"], "takes an address alone"),
         (["--host", "http://127.0.0.1"], "takes an address alone"),
         (["no-such-folder"], "There is no folder 'no-such-folder'"),
