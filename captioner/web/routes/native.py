@@ -22,8 +22,12 @@ from captioner.sinks import Row
 from captioner.text.finish import Finish
 from captioner.web import inputs
 from captioner.web.context import Context, one
-from captioner.web.errors import one_line, validation
+from captioner.web.errors import one_line, plain, validation
 
+ERRORS = dict.fromkeys(
+    (f"/v1/{name}" for name in ("generate", "embed", "read", "similar", "attention", "about")), plain
+)
+"""What else is below /v1 is OpenAI's."""
 MOST_TEXTS = 2048
 """Of one request."""
 

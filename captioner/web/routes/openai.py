@@ -62,10 +62,8 @@ def error(status: int, message: str) -> dict[str, Any]:
     return {"error": {"message": message, "type": kind, "param": None, "code": code}}
 
 
-ERRORS = dict.fromkeys(
-    ("/v1/chat/", "/v1/completions", "/v1/embeddings", "/v1/models", "/v1/models/", "/v1/responses"), error
-)
-"""OpenAI's paths, those too that are not answered here: what asks for one shows an error in its own form."""
+ERRORS = {"/v1/": error}
+"""But for our own (`native.py`): whoever asks for what is not answered here shows an error of OpenAI's form alone."""
 
 
 class Route(APIRoute):

@@ -272,7 +272,7 @@ export class Editor {
     } else {
       this.keep(asked);
       this.disputed.add(row.name);
-      this.api.toast(`${row.name}: ${answer.conflict}`, { seconds: 20 });
+      this.api.toast(answer.conflict, { seconds: 20 });
     }
     this.review.draw(answer.state);
   }

@@ -168,7 +168,7 @@ def test_its_errors_are_raised_as_what_they_are(client: openai.OpenAI) -> None:
         client.embeddings.create(model="mini", input=[[1, 2], [3]])
 
 
-@pytest.mark.parametrize("path", ["/v1/chat/nothing", "/v1/completions", "/v1/responses"])
+@pytest.mark.parametrize("path", ["/v1/chat/nothing", "/v1/responses", "/v1/images/generations"])
 def test_a_path_that_is_not_answered_is_no_missing_model(client: openai.OpenAI, path: str) -> None:
     with pytest.raises(openai.NotFoundError, match=f"There is nothing at {path}:") as missing:
         client.post(path.removeprefix("/v1"), body={"model": "mini"}, cast_to=object)
