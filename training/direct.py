@@ -49,7 +49,9 @@ def main(argv: list[str] | None = None) -> None:
     check_adapter(recipe)
     refuse_idle(recipe, ["samples", "max_tokens"], "a direct model writes no text.")
     if recipe.freeze == "backbone" and not recipe.unfreeze:
-        refuse_idle(recipe, ["layer_decay"], "no block of the backbone learns. Add --unfreeze N.")
+        refuse_idle(
+            recipe, ["layer_decay", "gradient_checkpointing"], "no block of the backbone learns. Add --unfreeze N."
+        )
     if recipe.stream:
         raise BadInput("The prompts are embedded before training: leave out --stream.")
     # Imported only now: a wrong option is told at once.

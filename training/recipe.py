@@ -229,8 +229,10 @@ def check_bounds(recipe: DataclassInstance) -> None:
             raise BadInput(f"{name} {value}: it must be at least {bounds['least']}.")
         if "above" in bounds and not value > bounds["above"]:
             raise BadInput(f"{name} {value}: it must be above {bounds['above']}.")
-        if not value <= bounds.get("most", sys.float_info.max):
-            raise BadInput(f"{name} {value}: it must be at most {bounds.get('most', 'a finite number')}.")
+        if not value <= sys.float_info.max:
+            raise BadInput(f"{name} {value}: it must be a finite number.")
+        if "most" in bounds and not value <= bounds["most"]:
+            raise BadInput(f"{name} {value}: it must be at most {bounds['most']}.")
 
 
 def check_machine(recipe: Recipe) -> None:

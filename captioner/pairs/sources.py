@@ -230,7 +230,7 @@ def parquet_files(location: str, split: str) -> list[str]:
         begins = re.compile(rf"{re.escape(split)}\b")
         of_split = [file for file in files if any(map(begins.match, Path(file).relative_to(folder).parts))]
         if not of_split and split != ReadOptions.split:
-            raise BadInput(f"--split {split}: no parquet file in {location} is called so, e.g. {split}-0.parquet.")
+            raise BadInput(f"{location} has no parquet file of the split {split!r}, such as {split}-0.parquet.")
         return of_split or files
     return files
 

@@ -260,6 +260,7 @@ def test_columns_and_a_split_where_there_are_none(pictures: Path, tmp_path: Path
     (pictures / "00.txt").write_text("a cat")
     with pytest.raises(BadInput, match=r"^text_column would change nothing: .*pictures has no table"):
         make(pictures, ["mini"], tmp_path / "out", reading=ReadOptions("title"))
+    assert not (tmp_path / "out").exists()  # where nothing came about
 
 
 def test_a_report_of_failures_only_is_still_a_report(pictures: Path, tmp_path: Path) -> None:

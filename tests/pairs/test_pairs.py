@@ -279,7 +279,7 @@ def test_parts_of_parquet_by_their_names(tmp_path: Path, names: tuple[str, str])
         pyarrow.parquet.write_table(table, tmp_path / f"{name}.parquet")
     for name, split in zip(names, ("train", "test"), strict=True):
         assert [text for _, text in read(f"parquet:{tmp_path}", split=split)[0]] == [f"of {name}"]
-    with pytest.raises(BadInput, match="--split validation: no parquet file"):  # not: all of them
+    with pytest.raises(BadInput, match="has no parquet file of the split 'validation'"):  # not: all of them
         read(f"parquet:{tmp_path}", split="validation")
 
 

@@ -19,7 +19,8 @@ from training.loop import with_advice
 from training.trainer import compile_layers
 
 PREFIX = ["--weights", "towers/clip", "--language-model", "towers/gpt2", "--prefix-length", "4"]
-LSTM = ["--weights", "towers/resnet", "--hidden-size", "32"]
+RESNET = ["--weights", "towers/resnet"]
+LSTM = [*RESNET, "--hidden-size", "32"]
 TRAINERS = {
     "blip": (blip, ["--base", "blip"]),
     "ofa": (ofa, ["--base", "ofa"]),
@@ -27,7 +28,7 @@ TRAINERS = {
     "clip-prefix-mlp": (clip_prefix, [*PREFIX, "--mapper", "mlp"]),
     "resnet-lstm": (resnet_lstm, [*LSTM, "--vocabulary-size", "300"]),
     "resnet-lstm-words": (resnet_lstm, [*LSTM, "--vocabulary", "word", "--vocabulary-size", "8"]),
-    "resnet-lstm-gpt2": (resnet_lstm, [*LSTM, "--gpt2", "--language-model", "towers/gpt2"]),
+    "resnet-lstm-gpt2": (resnet_lstm, [*RESNET, "--gpt2", "--language-model", "towers/gpt2"]),
     "direct": (direct, ["--weights", "towers/vit", "--head", "linear"]),
     "direct-lora": (direct, ["--backbone", "clip", "--weights", "towers/clip", "--head", "linear", "--lora"]),
 }

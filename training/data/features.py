@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,8 @@ def cached_features(
         dtype: float16 halves the disk; float32 loses nothing: training then gives the losses it gives without a cache.
     """
     shards = Path(folder) / f"{key}-{str(dtype).removeprefix('torch.')}"
+    with _explained(shards):  # before the work
+        shards.mkdir(parents=True, exist_ok=True)
     undecoded = rows.cast_column("image", datasets.Image(decode=False))
     names = [_content(row) for row in track(undecoded, "reading pictures", len(rows))]
     shard_of = _present(shards)
@@ -157,12 +160,16 @@ def _save(tensors: dict[str, Tensor], shards: Path) -> dict[str, Path]:
     """Write one shard, named by what it holds."""
     name = hashlib.sha256("".join(sorted(tensors)).encode()).hexdigest()[:16]
     file = shards / f"{name}.safetensors"
+    with _explained(shards), replacing(file) as unfinished:
+        save_file(tensors, unfinished)
+    return dict.fromkeys(tensors, file)
+
+
+@contextmanager
+def _explained(shards: Path) -> Iterator[None]:
     try:
-        shards.mkdir(parents=True, exist_ok=True)
-        with replacing(file) as unfinished:
-            save_file(tensors, unfinished)
+        yield
     except (OSError, SafetensorError) as error:
         raise BadOutput(
             f"Features cannot be kept in {shards} ({error}). Free some space or name another folder."
         ) from error
-    return dict.fromkeys(tensors, file)

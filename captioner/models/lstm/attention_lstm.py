@@ -218,7 +218,7 @@ def build_vocabulary(texts: Iterable[str], kind: str = "bpe", size: int = 8000) 
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     least = len(special) + {"bpe": len(alphabet), "word": 2}.get(kind, 0)  # an unknown word, and one that is known
     if size < least:
-        raise BadInput(f"--vocabulary-size {size}: with --vocabulary {kind} it must be at least {least}.")
+        raise BadInput(f"A vocabulary of kind {kind!r} has at least {least} entries: {size} are too few.")
     if kind == "word":
         tokenizer = Tokenizer(models.WordLevel(unk_token=UNKNOWN))
         tokenizer.normalizer = normalizers.Sequence([*tidy, normalizers.Lowercase(), normalizers.Prepend(" ")])

@@ -133,6 +133,6 @@ def test_broken_checkpoints_are_named(folder, tmp_path, tiny_checkpoint):
     with pytest.raises(BadInput, match="bpe or word"):
         build_vocabulary(PROMPTS, "characters")
     for kind, least in (("word", 5), ("bpe", 259)):
-        with pytest.raises(BadInput, match=f"--vocabulary {kind} it must be at least {least}"):
+        with pytest.raises(BadInput, match=f"of kind '{kind}' has at least {least} entries: {least - 1} are too few"):
             build_vocabulary(PROMPTS, kind, least - 1)
         assert build_vocabulary(PROMPTS, kind, least).get_vocab_size() == least

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from captioner.errors import BadInput
+from captioner.errors import BadInput, BadOutput
 from training.data import features as module
 from training.data.features import cached_features, fingerprint
 
@@ -57,6 +57,14 @@ def test_every_picture_once_and_again_from_disk(rows: datasets.Dataset, tmp_path
     assert torch.equal(again[0], first[5])
     cached_features(rows, encoder, "other", tmp_path / "cache")
     assert encoder.seen == 20
+
+
+def test_a_folder_that_cannot_be_is_told_before_a_picture_is_read(rows: datasets.Dataset, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    encoder = Encoder()
+    with pytest.raises(BadOutput, match=r"Features cannot be kept in .*file/key-float16 \(.*name another folder"):
+        cached_features(rows, encoder, "key", tmp_path / "file")
+    assert encoder.seen == 0
 
 
 def test_a_killed_run_goes_on(rows: datasets.Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
