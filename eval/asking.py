@@ -103,6 +103,11 @@ class Asker:
     track: Track
     asked: dict[tuple[Entry, tuple[int, ...]], Answered] = field(default_factory=dict)
 
+    @property
+    def notes(self) -> list[str]:
+        """What was odd about any answer, each once."""
+        return list(dict.fromkeys(note for answered in self.asked.values() for note in answered.notes))
+
     def ask(self, entry: Entry, seeds: Sequence[int] = ()) -> Answered:
         """All answers of one model; those that are kept are taken from there. A model that fails is a result, too.
 
@@ -145,8 +150,6 @@ class Asker:
         for one in of_members:
             if one.failure is not None:
                 raise BadInput(f"Its member {one.entry.name} fails: {one.failure}")
-            if one.entry not in self.entries:
-                answered.notes += one.notes
         loading = [one.load_seconds for one in of_members if one.load_seconds is not None]
         answered.load_seconds = sum(loading) if loading else None
         given = [np.stack([answer.whole for answer in one.answers]) for one in of_members]
@@ -160,10 +163,11 @@ class Asker:
         ]
 
     def _entry_of(self, member: Member) -> Entry:
-        """The entry of this report that is this model, or one of its own."""
+        """The entry of this report, or of a member before, that is this model; or one of its own."""
         name = member.model + (baselines.EXPECTED if member.expected else "")
-        same = [entry for entry in self.entries if baselines.absolute(entry.name) == baselines.absolute(name)]
-        labels = {entry.label for entry in self.entries}
+        known = [*self.entries, *(entry for entry, _ in self.asked)]
+        same = [entry for entry in known if baselines.absolute(entry.name) == baselines.absolute(name)]
+        labels = {entry.label for entry in known}
         free = (label for label in (short_name(name), name, f"member {name}") if label not in labels)
         return same[0] if same else Entry(next(free), name)
 

@@ -70,7 +70,7 @@ def report(
         seeds = range(seed, seed + measures.seeds) if measures.seeds > 1 else ()
         asker = Asker(wanted, pairs, folder, settings, instruments.embed_texts, track)
         answered = [asker.ask(entry, seeds) for entry in wanted]
-        notes = [*pairs.notes, *(note for one in answered for note in one.notes)]
+        notes = [*pairs.notes, *asker.notes]
         pictures = None
         if instruments.clip is not None and instruments.clip_name is not None:
             clip = (instruments.clip_name, instruments.clip)
