@@ -204,13 +204,19 @@ def check(recipe: Recipe) -> None:
     if recipe.stream and (recipe.cache_features or recipe.by_prompt or recipe.workers > 0):
         raise BadInput("--stream reads pairs in their order: leave out --cache-features, --by-prompt and --workers.")
     sources = parse_all([*recipe.data, *recipe.validation])
-    check_options(sources, ReadOptions(recipe.text_column, recipe.image_column))
+    if not resuming.goes_on(recipe):
+        check_options(sources, ReadOptions(recipe.text_column, recipe.image_column))
     resuming.check_folder(recipe)
     check_machine(recipe)
 
 
 def refuse_idle(recipe: Recipe, names: Iterable[str], why: str) -> None:
-    """Refuse those of these options that were given: nothing would follow from them."""
+    """Refuse those of these options that were given: nothing would follow from them.
+
+    A run that was begun with them goes on: without them it would be one with other settings.
+    """
+    if resuming.goes_on(recipe):
+        return
     defaults = type(recipe)()
     idle = ["--" + name.replace("_", "-") for name in names if getattr(recipe, name) != getattr(defaults, name)]
     if idle:

@@ -28,6 +28,11 @@ MAY_DIFFER = {
 """Settings that a run may go on with although it was begun with others."""
 
 
+def goes_on(recipe: Recipe) -> bool:
+    """Whether there is a run to go on with; `check_folder` says whether its settings are the same."""
+    return recipe.resume and (Path(recipe.out) / RECIPE).is_file()
+
+
 def check_folder(recipe: Recipe) -> None:
     """A new folder, an empty one, or with --resume that of a run with the same settings."""
     out = Path(recipe.out)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -130,6 +132,30 @@ def test_options_that_would_change_nothing(
 ) -> None:
     with pytest.raises(BadInput, match=told):
         TRAINERS[name].main(["--data", str(pairs), "--out", str(tmp_path / "run"), *options])
+
+
+@pytest.mark.parametrize(
+    ("option", "setting"),
+    [(["--max-tokens", "20"], {"max_tokens": 20}), (["--text-column", "title"], {"text_column": "title"})],
+)
+def test_a_run_that_was_begun_with_what_changes_nothing_goes_on(
+    pairs: Path, tmp_path: Path, option: list[str], setting: dict[str, object]
+) -> None:
+    """As versions before took it: left out, it would be another setting than the run was begun with."""
+    data, out = tmp_path / "sidecars", tmp_path / "run"
+    for folder in (data, out):
+        folder.mkdir()
+    shutil.copy(next(pairs.glob("*.png")), data / "a.png")
+    (data / "a.txt").write_text("a cat")
+    where = ["--data", str(data), "--out", str(out), "--weights", "not/there", "--resume"]
+    with pytest.raises(BadInput, match="would change nothing"):  # nothing has begun here
+        direct.main([*where, *option])
+    begun = asdict(direct.DirectRecipe(weights="not/there")) | setting
+    (out / "recipe.json").write_text(json.dumps(begun))
+    with pytest.raises(BadInput, match="was begun with"):
+        direct.main(where)
+    with pytest.raises(MissingModel):  # it is taken
+        direct.main([*where, *option])
 
 
 def test_layer_decay_beside_a_frozen_backbone_wants_blocks_that_learn(pairs: Path, tmp_path: Path) -> None:
