@@ -94,6 +94,27 @@ def test_as_small_as_it_can_be_and_no_smaller() -> None:
     assert open_image(encoded(two_colours((640, 640)), "JPEG2000", num_resolutions=1), side=10).size == (640, 640)
 
 
+@pytest.mark.parametrize(
+    ("size", "tile", "opened"),
+    [
+        ((503, 503), 500, (126, 126)),
+        ((1003, 500), 500, (126, 63)),
+        ((1000, 1000), 250, (32, 32)),
+        ((57, 57), 9, (29, 29)),
+    ],
+)
+def test_no_tile_is_halved_to_nothing(size: tuple[int, int], tile: int, opened: tuple[int, int]) -> None:
+    data = encoded(two_colours(size), "JPEG2000", tile_size=(tile, tile))
+    assert open_image(data, side=10).size == opened
+
+
+def test_the_pixels_of_the_last_part_may_go_to_the_end_of_the_file(tmp_path: Path) -> None:
+    data = encoded(two_colours((320, 320)), "JPEG2000")
+    length = data.index(b"\xff\x90\0\x0a") + 6
+    (tmp_path / "a.jp2").write_bytes(data[:length] + bytes(4) + data[length + 4 :])
+    assert open_image(tmp_path / "a.jp2", side=20).size == (40, 40)
+
+
 def test_numbers_of_colours_have_no_mean() -> None:
     picture = encoded(two_colours((320, 320)).convert("L"), "JPEG2000")
     at = picture.index(b"colr") - 4
@@ -118,6 +139,10 @@ def test_the_limit_is_of_the_whole_picture_and_memory_of_the_smaller() -> None:
         open_image(data, side=20, max_pixels=400 * 400 - 1)
 
 
+HEAVY = segment(0xFF52, struct.pack(">BBHBBBBBB", 1, 0, 1, 1, 5, 4, 4, 0, 1) + b"\x11" * 6)
+"""Blocks of one pixel."""
+
+
 @pytest.mark.parametrize(
     "data",
     [
@@ -126,9 +151,12 @@ def test_the_limit_is_of_the_whole_picture_and_memory_of_the_smaller() -> None:
         boxed(bare((1000, 1000), precinct=1)),
         bare((4000, 4000), block=4),
         bare((220, 220), (1, 1))[:200],
-        bare((1000, 1000), within=segment(0xFF52, struct.pack(">BBHBBBBBB", 1, 0, 1, 1, 5, 4, 4, 0, 1) + b"\x11" * 6)),
+        bare((1000, 1000), within=HEAVY),
         bare((1000, 1000), within=segment(0xFF53, struct.pack(">BBBBBBB", 0, 1, 5, 4, 4, 0, 1) + b"\x11" * 6)),
         bare((1000, 1000), precinct=1, before=b"\xff\x30\0\2"),  # which is passed over
+        bare((1000, 1000), before=segment(0xFF54, HEAVY)),  # the decoder does not know its length, and looks into it
+        bare((1000, 1000), before=b"\xff\x30\xff\xd9" + HEAVY),
+        bare((1000, 1000), before=b"\xff\x30\xff\x93" + HEAVY),
     ],
 )
 def test_one_whose_parts_would_take_more_than_its_pixels_is_refused(data: bytes) -> None:
@@ -147,6 +175,26 @@ def test_parts_without_number_are_refused() -> None:
     comments = segment(0xFF64, b"\0\x01") * (jpeg2000.MOST_PARTS + 1)
     with pytest.raises(BadImage, match="more than 50,000 parts"):
         open_image(bare((100, 100), before=comments))
+
+
+def test_what_comes_after_a_part_that_ends_within_a_marker() -> None:
+    """The decoder takes a byte more for such a part's, and so finds the next one where others do not."""
+    data = bare((1000, 2000), (1000, 1000), within=HEAVY)
+    first = data.index(b"\xff\x90")
+    second = data.index(b"\xff\x90", first + 2)
+    comment = segment(0xFF64, b"\0\1")
+    part = struct.pack(">HHHIBB", 0xFF90, 10, 0, 13 + len(comment), 0, 1) + comment + b"\xff\x93\0"
+    with pytest.raises(BadImage, match="ends within a marker"):
+        open_image(data[:first] + part + data[second:])
+
+
+def test_ways_without_number_are_refused() -> None:
+    ways = b"".join(
+        segment(0xFF52, struct.pack(">BBHBBBBBB", 0, 0, 1, 1, levels, 4, 4, 0, 1))
+        for levels in range(jpeg2000.MOST_CODINGS + 1)
+    )
+    with pytest.raises(BadImage, match="coded in more than 100 ways"):
+        open_image(bare((100, 100), before=ways))
 
 
 @pytest.mark.parametrize("data", [boxed(b"")[:-8], boxed(bare((100, 100)))[:60], bare((100, 100))[:40]])
