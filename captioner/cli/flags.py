@@ -26,20 +26,21 @@ _PHRASES = {
     r"\bname an(other)? output\b": r"name an\1 --out",
     r"^k must be\b": "--k must be",
     r"\bset k to\b": "set --k to",
-    r"\bas terms\b": "with --terms FILE",
+    r"\b(list|lists of your own) as terms\.": r"\1 with --terms FILE.",
     r"\b([Ll])eave embedder out\b": r"\1eave --embedder out",
     r"\bprecision (bf16|fp32)\b": r"--precision \1",
-    r"\bset trust_remote_code\b": "add --trust-remote-code",
+    r"\bset trust_remote_code\.": "add --trust-remote-code.",
     r"^attention (?=is about )": "--attention ",
-    r"\bleave out metadata\b": "leave out --metadata",
-    r"\bmetadata only\b": "--metadata only",
-    r"\bset embed or consensus\b": "add --embed or --consensus",
-    r"\bname a model to say\b": "name a --model to say",
-    r"\bor a file\b": "or --file FILE",
-    r"\bset normalize to true or false\b": "say --normalize or --no-normalize",
-    r"\bas clip\b": "with --clip",
+    r"\bleave out metadata\.": "leave out --metadata.",
+    r"\b(by|Without) metadata only (?=no model is|the model is)": r"\1 --metadata only ",
+    r"\bset embed or consensus\.": "add --embed or --consensus.",
+    r"\bname a model to say that all\b": "name a --model to say that all",
+    r"\bor a file with one text a line\b": "or --file FILE with one text a line",
+    r"\bset normalize to true or false\.": "say --normalize or --no-normalize.",
+    r"\bthat makes them as clip\.": "that makes them with --clip.",
 }
-"""What the library says of a setting that is switched on or chosen → what is typed."""
+"""What the library says of a setting that is switched on or chosen → what is typed. As much of a sentence as no file
+is called."""
 
 
 def with_flags(message: str) -> str:

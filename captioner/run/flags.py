@@ -13,8 +13,11 @@ OF_PAIRS = {"text_column": "--text-column", "image_column": "--image-column", "s
 
 
 def spelled(message: str, flags: Mapping[str, str] = OF_PAIRS) -> str:
-    """A message in the words of a command line that has these flags for settings: text_column → --text-column."""
+    """A message in the words of a command line that has these flags for settings: text_column → --text-column.
+
+    What stands in quotes, or is part of a path, is the user's own.
+    """
     named = re.compile(rf"\b(?:{'|'.join(flags)})\b(?!-)")
-    unmistakable = re.compile(rf"(?<![\w/.-])(?:{'|'.join(name for name in flags if '_' in name)})(?![\w/-]|\.\w)")
+    unmistakable = re.compile(rf"(?<![\w/.'\"-])(?:{'|'.join(name for name in flags if '_' in name)})(?![\w/-]|\.\w)")
     message = _NAMING.sub(lambda names: named.sub(lambda name: flags[name[0]], names[0]), message)
     return unmistakable.sub(lambda name: flags[name[0]], message)

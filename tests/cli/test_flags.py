@@ -56,8 +56,24 @@ from captioner.cli.flags import with_flags
         ),
         ("set normalize to true or false.", "say --normalize or --no-normalize."),
         ("name the one that makes them as clip.", "name the one that makes them with --clip."),
-        ("The prompt of my_model/num_beams.json", "The prompt of my_model/num_beams.json"),
+        ("Or give lists of your own as terms.", "Or give lists of your own with --terms FILE."),
     ],
 )
 def test_settings_are_named_as_they_are_typed(message: str, shown: str) -> None:
     assert with_flags(message) == shown
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "The prompt of my_model/num_beams.json",
+        "t.csv has no caption column 'text'. The columns are: 'text_column', 'batch_size', \"top_k's\".",
+        "photos as clip/a.png is damaged.",
+        "metadata only/a.png is damaged.",
+        "a picture or a file does not exist.",
+        "There is no folder as terms: make it first.",
+        "leave out metadata/set embed or consensus/a.png is no picture.",
+    ],
+)
+def test_names_of_files_and_columns_are_left_as_they_are(message: str) -> None:
+    assert with_flags(message) == message
