@@ -17,7 +17,7 @@ def spelled(message: str, flags: Mapping[str, str] = OF_PAIRS) -> str:
 
     What stands in quotes, or is part of a path, is the user's own.
     """
-    named = re.compile(rf"\b(?:{'|'.join(flags)})\b(?!-)")
+    named = re.compile(rf"(?<![\w-])(?:{'|'.join(flags)})\b(?!-)")
     unmistakable = re.compile(rf"(?<![\w/.'\"-])(?:{'|'.join(name for name in flags if '_' in name)})(?![\w/-]|\.\w)")
     message = _NAMING.sub(lambda names: named.sub(lambda name: flags[name[0]], names[0]), message)
     return unmistakable.sub(lambda name: flags[name[0]], message)

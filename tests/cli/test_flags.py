@@ -67,6 +67,7 @@ def test_settings_are_named_as_they_are_typed(message: str, shown: str) -> None:
     "message",
     [
         "The prompt of my_model/num_beams.json",
+        "--recursive and --seed would change nothing: run holds a plan.",
         "t.csv has no caption column 'text'. The columns are: 'text_column', 'batch_size', \"top_k's\".",
         "photos as clip/a.png is damaged.",
         "metadata only/a.png is damaged.",
@@ -75,5 +76,5 @@ def test_settings_are_named_as_they_are_typed(message: str, shown: str) -> None:
         "leave out metadata/set embed or consensus/a.png is no picture.",
     ],
 )
-def test_names_of_files_and_columns_are_left_as_they_are(message: str) -> None:
+def test_flags_and_names_of_files_and_columns_are_left_as_they_are(message: str) -> None:
     assert with_flags(message) == message
