@@ -162,6 +162,54 @@ def test_candidates_and_the_model(page: Page, photos: Path) -> None:
     settles(page, "text of 003")
 
 
+def waits(page: Page, what: str) -> None:
+    """What is asked first of the server by this address waits for `go()`; `edits` counts the texts that are sent."""
+    page.run(
+        """(() => { const real = window.fetch; window.edits = 0; window.go = null;
+        window.fetch = async (path, options) => {
+        window.edits += String(path).includes("api/edit");
+        if (String(path).endsWith("WHAT") && !window.go) await new Promise((resolve) => (window.go = resolve));
+        return real(path, options); }; })()""".replace("WHAT", what)
+    )
+
+
+def test_a_candidate_of_a_picture_that_is_left_goes_to_no_other(page: Page, photos: Path) -> None:
+    """It waits for what was typed before to be saved, and the next picture is shown meanwhile."""
+    waits(page, "api/edit")
+    page.fill(".review-filter input", "name:004.png OR name:005.png")
+    page.wait(f"{STEP}.startsWith('004.png · 1 of 2')")
+    page.wait("document.querySelector('.review-candidates button')")
+    page.run("document.querySelector('.review-list').focus()")
+    page.press("e")
+    page.type(", mine")
+    page.press("Escape")
+    page.press("2")
+    page.press("j")
+    page.wait(f"{STEP}.startsWith('005.png')")
+    page.run("window.go()")
+    page.wait("document.querySelector('.toast')?.innerText.includes('Candidate 2 for 004.png')")
+    settles(page, "text of 005")
+    assert [row["text"] for row in rows_of(photos / "captions.jsonl")[4:6]] == ["text of 004, mine", "text of 005"]
+
+
+def test_what_the_model_says_of_a_picture_that_is_left_goes_to_no_other(page: Page, photos: Path) -> None:
+    """Its row is asked for once more, and one without a text is shown meanwhile."""
+    (photos / "297.txt").unlink(missing_ok=True)
+    page.click("[aria-label='Look at the folder again']")
+    page.fill(".review-filter input", "name:295.png OR name:297.png")
+    page.wait(f"{STEP}.startsWith('295.png · 1 of 2')")
+    page.wait(f"document.querySelector('{AREA}').value.startsWith('a cat 295') && {SAVED}")
+    page.run("document.querySelector('.review-list').focus()")
+    waits(page, "api/row")
+    page.press("r")
+    page.wait("window.go !== null")
+    page.press("j")
+    page.wait(f"{STEP}.startsWith('297.png')")
+    page.run("window.go()")
+    page.wait("!document.querySelector('[title^=\"Ask the model again\"]').disabled")  # it has its answer
+    assert page.run("window.edits") == 0
+
+
 def test_filter_sort_and_what_is_wrong_with_a_filter(page: Page) -> None:
     page.fill(".review-filter input", "cat (tokens:many")
     page.wait("!document.querySelector('.review-wrong').hidden")
@@ -302,6 +350,22 @@ def test_somebody_else_changes_a_text_meanwhile(page: Page, photos: Path) -> Non
     page.click(".review-problem button")  # keep mine
     page.wait(SAVED)
     assert (photos / "100.txt").read_text() == "a cat 100, oil painting, 8k, mine\n"
+
+
+def test_a_candidate_takes_no_texts_place_while_it_is_open_which_of_two_stays(page: Page, photos: Path) -> None:
+    """What was typed is in no file yet, and would be nowhere."""
+    page.fill(".review-filter input", "name:195.png")
+    settles(page, "a cat 195, oil painting, 8k")
+    (photos / "195.txt").write_text("by hand\n")
+    add(page, 195, ", mine")
+    page.wait("document.querySelector('.review-problem').innerText.includes('by hand')")
+    page.press("r")
+    page.wait("document.querySelector('.review-candidates button')")
+    page.press("1")
+    page.wait("document.activeElement.innerText === 'Keep mine'")
+    assert value(page) == "a cat 195, oil painting, 8k, mine"
+    page.click(".review-problem button")
+    wait_for_text(page, photos / "195.txt", "a cat 195, oil painting, 8k, mine\n")
 
 
 def test_only_the_rows_that_are_seen_exist(page: Page) -> None:

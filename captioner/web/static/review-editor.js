@@ -296,8 +296,8 @@ export class Editor {
     );
   }
 
-  /** Whether the picture may be left: first the user says which of two texts stays. */
-  mayLeave() {
+  /** Whether the picture may be left, or its text replaced: first the user says which of two texts stays. */
+  mayGoOn() {
     if (!this.current?.conflict) return true;
     this.problem.querySelector("button").focus();
     this.api.say(this.problem.innerText);
@@ -306,7 +306,10 @@ export class Editor {
 
   /** Another text at once: a candidate, the one before. It is a step of its own. */
   async put(text, title) {
+    const { name } = this.current;
     await this.save();
+    if (this.current?.name !== name) return this.api.toast(`${title}: not done, for another picture is shown by now.`);
+    if (!this.mayGoOn()) return;
     this.group = `${Date.now().toString(36)}-taken`;
     this.area.value = text;
     this.drawTokens(this.current.tokens ?? 0, null);
@@ -337,8 +340,8 @@ export class Editor {
     try {
       const answer = await this.api.json("review/api/ask", { name: row.name, model: this.model.value || null, num_candidates: CANDIDATES });
       this.review.list.rows.delete(row.name);
-      if (this.current !== row && this.current?.name !== row.name) return;
-      await this.load(row.name);
+      if (this.current?.name === row.name) await this.load(row.name);
+      if (this.current?.name !== row.name) return;
       if (take || !this.area.value.trim()) await this.put(answer.text, `Ask ${answer.model ?? "the model"} about ${row.name}`);
       this.api.say(`${answer.candidates.length} candidates: ${answer.candidates[0]?.text ?? answer.text}`);
     } catch (error) {

@@ -319,7 +319,7 @@ class Review {
   // --- one picture ---------------------------------------------------------------------------------------------------
 
   async go(index, { focus = null } = {}) {
-    if (!this.editor.mayLeave()) return;
+    if (!this.editor.mayGoOn()) return;
     this.editor.save();
     if (index < 0 || index >= this.list.names.length) {
       if (!this.list.names.length) this.nothing();
