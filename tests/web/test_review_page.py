@@ -505,6 +505,27 @@ def test_a_text_that_was_left_and_that_somebody_else_has_changed_waits_to_be_cho
     assert (photos / "181.txt").read_text() == "by hand 181\n"
 
 
+def test_what_was_written_of_a_picture_that_has_gone_can_be_read(page: Page, photos: Path) -> None:
+    goes_down(page)
+    page.fill(".review-filter input", "name:19?.png")
+    page.wait(f"{STEP}.startsWith('190.png · 1 of 10')")
+    add(page, 190, ", mine")
+    page.wait(f"{NOT_SAVED}.startsWith('Not saved')")
+    page.press("j")
+    moved = (photos / "190.png").rename(photos / "190.away")
+    page.click("[aria-label='Look at the folder again']")
+    page.wait(f"{STEP}.startsWith('191.png · 1 of 9')")
+    page.click(".review-saved button")
+    page.wait("document.querySelector('.toasts').innerText.includes('You wrote: a cat 190, oil painting, 8k, mine')")
+    moved.rename(photos / "190.png")
+    page.click("[aria-label='Look at the folder again']")
+    page.wait(f"{STEP}.startsWith('191.png') && {STEP}.endsWith('of {MANY}')")
+    page.run("window.down = false")
+    add(page, 191, ", asleep")
+    page.wait(SAVED)
+    wait_for_text(page, photos / "190.txt", "a cat 190, oil painting, 8k, mine\n")
+
+
 def test_what_could_not_be_saved_is_kept_until_it_can_be(page: Page, photos: Path) -> None:
     goes_down(page)
     page.fill(".review-filter input", "name:15?.png")

@@ -338,7 +338,9 @@ class Review {
   /** This picture, whether the filter shows it or not. */
   async find(name) {
     if (this.list.indexOf(name) < 0) await this.setFilter("");
-    await this.go(this.list.indexOf(name));
+    const index = this.list.indexOf(name);
+    if (index >= 0) return this.go(index);
+    this.api.toast(`${name} is in the folder no more. You wrote: ${this.editor.unsaved.get(name)?.text ?? ""}`, { seconds: 20 });
   }
 
   mark(index) {
