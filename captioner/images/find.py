@@ -81,9 +81,9 @@ def find_images(inputs: Sequence[str], *, recursive: bool = False) -> Iterator[S
     An input is a file, a folder, a glob, an http(s) or file address, "-" (a picture on standard input), or "@FILE"
     (a list of all these but the last two, one a line; "@-" reads it from standard input).
 
-    In the order of the inputs; folders and globs sorted by name, a folder's files before its subfolders. Hidden files,
-    links to folders and files without a picture's extension are passed over there. An input that names nothing, and a
-    folder that cannot be read, come out as a `Source` with a problem.
+    In the order of the inputs; folders and globs sorted by name, a folder's files before its subfolders. Hidden files
+    and files without a picture's extension are passed over there, and below a folder links to others. An input that
+    names nothing, and a folder that cannot be read, come out as a `Source` with a problem.
     """
     seen: set[str] = set()
     folders: set[tuple[int, int]] = set()

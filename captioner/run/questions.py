@@ -182,7 +182,7 @@ class Prompts:
             if carried is not None and carried.prompt:
                 return row_of_carried(carried.prompt, self.finish)
             if self.metadata == "only":
-                raise BadImage(f"{source.title} carries no prompt. Without metadata only the model is asked.")
+                raise BadImage(f"{source.title} carries no prompt. Set metadata to first, and a model is asked.")
         whole = self.attention is not None  # which is drawn on it
         open_picture = partial(self.model.open, max_pixels=self.max_pixels, whole=whole)
         return opened(source, open_picture, self.request, self.varies)

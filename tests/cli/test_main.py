@@ -197,7 +197,7 @@ def test_what_a_picture_carries_is_taken_only_when_asked_for(blip: str, photos: 
     [row] = [json.loads(line) for line in only.stdout.splitlines()]
     assert row["file"].endswith("z.png")
     assert len(row["embedding"]) == 384
-    assert "a.png carries no prompt" in only.stderr
+    assert "a.png carries no prompt. Say --metadata first, and a model is asked." in only.stderr
 
 
 # --- generate: many pictures -----------------------------------------------------------------------------------------
