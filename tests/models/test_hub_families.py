@@ -204,5 +204,5 @@ def test_tasks_of_florence(tiny_checkpoint: Callable[[str], Path]) -> None:
 
 
 def test_kosmos_has_no_float64(tiny_checkpoint: Callable[[str], Path]) -> None:
-    with pytest.raises(BadInput, match="Use --precision fp32"):
+    with pytest.raises(BadInput, match="Use precision fp32"):
         hub.load(tiny_checkpoint("kosmos2"), EXACT)
