@@ -13,7 +13,7 @@ import platform
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
 from captioner.errors import BadInput, BadOutput
@@ -42,19 +42,9 @@ PACKAGES = ("captioner", "torch", "transformers", "sentence-transformers", "rapi
 @contextmanager
 def prepared(out: Path, figures_only: bool = False) -> Iterator[None]:
     """The folder must be writable, and ours or empty, before the work starts. It is ours alone until the work ends."""
-    made = not out.exists()
-    try:
-        with ExitStack() as held:
-            try:
-                out.mkdir(parents=True, exist_ok=True)
-                held.enter_context(locked(out))
-            except OSError as error:
-                raise BadOutput(f"{out} cannot be written to ({error.strerror}). Choose another --out.") from error
-            _refuse_others(out, figures_only)
-            yield
-    finally:
-        if made and out.is_dir() and not any(out.iterdir()):
-            out.rmdir()
+    with locked(out, "cannot be written to ({}). Choose another --out."):
+        _refuse_others(out, figures_only)
+        yield
 
 
 def _refuse_others(out: Path, figures_only: bool) -> None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from captioner.errors import BadInput, BadOutput
+from captioner.errors import BadInput
 from captioner.files import atomic, json
 from captioner.files.lock import LOCK, locked
 
@@ -95,20 +95,9 @@ def contents(folder: Path) -> list[str]:
 def folder_of_run(recipe: Recipe) -> Iterator[Path]:
     """The folder, made and locked. One in which nothing came about is not left behind."""
     out = Path(recipe.out)
-    made = not out.exists()
-    try:
-        with ExitStack() as held:
-            try:
-                out.mkdir(parents=True, exist_ok=True)
-                held.enter_context(locked(out))
-            except OSError as error:
-                raise BadOutput(f"{out} cannot be written ({error.strerror}). Name another --out.") from error
-            check_folder(recipe)  # again: another run may have ended there meanwhile
-            yield out
-    finally:
-        if made and out.is_dir() and not contents(out):
-            with suppress(OSError):
-                out.rmdir()
+    with locked(out, "cannot be written ({}). Name another --out."):
+        check_folder(recipe)  # again: another run may have ended there meanwhile
+        yield out
 
 
 def _shown(value: Any) -> str:

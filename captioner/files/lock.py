@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from io import FileIO
 from pathlib import Path
 
@@ -18,15 +18,29 @@ FAR = 2**31 - 2
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold this folder, by a file that is removed at the end."""
-    with open(folder / LOCK, "ab", buffering=0) as stream:
-        lock(stream, str(folder))
-        try:
-            yield
-        finally:
-            with suppress(OSError):  # Windows removes no open file: an empty one stays
-                (folder / LOCK).unlink()
+def locked(folder: Path, refusal: str) -> Iterator[None]:
+    """Hold this folder, by a file that is removed at the end. It is made if it is not there; one in which nothing came
+    about is not left behind.
+
+    refusal: what is told of a folder that cannot be written, after its name; {} stands for the system's words.
+    """
+    made = not folder.exists()
+    try:
+        with ExitStack() as held:
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                lock(held.enter_context(open(folder / LOCK, "ab", buffering=0)), str(folder))
+            except OSError as error:
+                raise BadOutput(f"{folder} {refusal.format(error.strerror)}") from error
+            try:
+                yield
+            finally:
+                with suppress(OSError):  # Windows removes no open file: an empty one stays
+                    (folder / LOCK).unlink()
+    finally:
+        if made:
+            with suppress(OSError):  # it is not empty
+                folder.rmdir()
 
 
 def lock(stream: FileIO, what: str) -> None:
