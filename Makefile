@@ -3,6 +3,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# What is imported is compiled then, and kept; to compile all that lies there would take as long as the rest.
+INSTALL := $(BIN)/python -m pip install --no-compile --constraint constraints.txt
+export PYTHONDONTWRITEBYTECODE =
 
 .PHONY: demo train test clean
 
@@ -13,21 +16,20 @@ demo: $(VENV)/.installed
 train: $(VENV)/.installed-train
 	@echo "Ready to train: source $(BIN)/activate, then see the README's section Train."
 
-# The tests start many processes: what one has compiled the others read, also where Python is told to write nothing.
 test: $(VENV)/.installed-test
-	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
 	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[eval,web]'
+	$(INSTALL) --editable '.[eval,web]'
 	touch $@
 
 $(VENV)/.installed-train: $(VENV)/.installed
-	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[train]'
+	$(INSTALL) --editable '.[train]'
 	touch $@
 
 $(VENV)/.installed-test: $(VENV)/.installed
-	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[test]'
+	$(INSTALL) --editable '.[test]'
 	touch $@
 
 clean:
