@@ -1,5 +1,6 @@
 """What `pip install` brings: an sdist from a clean copy of the tree, a wheel from the sdist, run outside of both."""
 
+import ast
 import configparser
 import os
 import shutil
@@ -100,6 +101,23 @@ def test_what_was_installed_writes_a_caption_with_none_of_the_extras(wheel: Path
 def test_one_version_from_one_place(built: Path, wheel: Path) -> None:
     assert wheel.name.startswith(f"captioner-{captioner.__version__}-")
     assert (built / f"captioner-{captioner.__version__}.tar.gz").is_file()
+
+
+def test_readers_of_types_see_the_public_names_as_they_are() -> None:
+    """They follow no `__getattr__`: what it gives must be imported for them from the same modules, and it hidden."""
+    tree = ast.parse((ROOT / "captioner" / "__init__.py").read_text())
+    [split] = [node for node in tree.body if isinstance(node, ast.If)]
+    assert ast.unparse(split.test) == "TYPE_CHECKING"
+    imported = {
+        alias.name: node.module for node in split.body if isinstance(node, ast.ImportFrom) for alias in node.names
+    }
+    assert imported == captioner._PUBLIC
+    assert sorted(captioner.__all__) == sorted(imported)
+    assert any(isinstance(node, ast.FunctionDef) and node.name == "__getattr__" for node in split.orelse)
+    for name, module in imported.items():
+        assert getattr(captioner, name).__module__ == module
+    with pytest.raises(AttributeError, match="no attribute 'generate'"):
+        captioner.generate  # noqa: B018
 
 
 def test_the_core_is_thin_and_every_extra_that_is_named_exists() -> None:
