@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields, replace
 from numbers import Integral, Real
 from typing import Any
 
-from captioner.errors import BadInput
+from captioner.errors import BadInput, refuse_idle
 
 
 @dataclass(frozen=True)
@@ -123,9 +123,8 @@ class DecodingChanges:
         """The settings of a search; a change that plays no part in it is refused by name."""
         decoding = self._over(defaults)
         searching, idle = ("a random draw", BEAM_ONLY) if decoding.do_sample else ("a search", SAMPLING_ONLY)
-        if unused := [name for name in self.given() if name in idle]:
-            remedy = "Set do_sample to false." if decoding.do_sample else "Set do_sample to true."
-            raise BadInput(f"{' and '.join(unused)} would change nothing: this is {searching}. {remedy}")
+        remedy = "Set do_sample to false." if decoding.do_sample else "Set do_sample to true."
+        refuse_idle((name for name in self.given() if name in idle), f"this is {searching}. {remedy}")
         return decoding
 
     def given(self) -> dict[str, Any]:

@@ -4,6 +4,7 @@ The command line turns any `CaptionerError` into that message and exit status 2,
 """
 
 import re
+from collections.abc import Iterable
 from importlib.util import find_spec
 
 
@@ -96,6 +97,12 @@ class BadOutput(CaptionerError):
 
 class BadInput(CaptionerError):
     """Settings, tables or data that contradict each other."""
+
+
+def refuse_idle(given: Iterable[str], why: str) -> None:
+    """Refuse settings that were given and would change nothing, where there are any."""
+    if named := " and ".join(given):
+        raise BadInput(f"{named} would change nothing: {why}")
 
 
 class Stopped(KeyboardInterrupt):

@@ -9,8 +9,9 @@ from typing import Annotated
 
 import typer
 
-from captioner.errors import BadInput, counted
+from captioner.errors import BadInput, counted, refuse_idle
 from captioner.run import lastresort
+from captioner.run.flags import flag
 from captioner.run.help import CommandLine
 from eval.speed import SUBJECTS
 
@@ -316,7 +317,7 @@ def submission(
     and the exit status is 1.
     """
     if check is not None and not (data or model or out or resume):
-        _refuse_idle(context, ("batch_size", "device", "precision"), "--check asks no model.")
+        _refuse_options(context, ("batch_size", "device", "precision"), "--check asks no model.")
         with _stoppable():
             from eval.submission import check as validate
             from eval.terminal import print_check
@@ -380,15 +381,15 @@ def speed(
         raise BadInput("Give either --model or --suite.")
     of_texts, of_all = ("data", "limit"), ("batch_sizes", "precisions", "repeats", "device", "profile")
     if suite:
-        _refuse_idle(context, (*of_all, *of_texts), "the suite measures in its own way. Name a --model instead.")
+        _refuse_options(context, (*of_all, *of_texts), "the suite measures in its own way. Name a --model instead.")
     else:
-        _refuse_idle(context, ("only",), "it names parts of --suite.")
+        _refuse_options(context, ("only",), "it names parts of --suite.")
     if data:
-        _refuse_idle(context, ("batch_sizes", "repeats", "profile"), "with --data texts are compared.")
+        _refuse_options(context, ("batch_sizes", "repeats", "profile"), "with --data texts are compared.")
     else:
-        _refuse_idle(context, ("limit",), "it is about --data.")
+        _refuse_options(context, ("limit",), "it is about --data.")
     if profile is not None:
-        _refuse_idle(context, ("repeats",), "a profile is taken once.")
+        _refuse_options(context, ("repeats",), "a profile is taken once.")
     with _stoppable("Nothing was written: a measurement that was cut off says nothing."):
         if model is None:
             from eval.speed import suite as whole
@@ -408,14 +409,10 @@ def speed(
             of_model.print_table(of_model.speed(model, sizes, named, repeats, out, device))
 
 
-def _refuse_idle(context: typer.Context, names: Iterable[str], why: str) -> None:
+def _refuse_options(context: typer.Context, names: Iterable[str], why: str) -> None:
     """Refuse those of these options that were given: nothing would follow from them."""
     sources = {name: context.get_parameter_source(name) for name in names}
-    idle = [
-        "--" + name.replace("_", "-") for name, source in sources.items() if source and source.name == "COMMANDLINE"
-    ]
-    if idle:
-        raise BadInput(f"{' and '.join(idle)} would change nothing: {why}")
+    refuse_idle((flag(name) for name, source in sources.items() if source and source.name == "COMMANDLINE"), why)
 
 
 def _names(listed: str) -> list[str]:

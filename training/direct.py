@@ -19,7 +19,7 @@ from functools import partial
 
 from captioner.errors import BadInput
 from captioner.run import lastresort
-from training.recipe import BACKBONES, LoraRecipe, changed, option, parse, refuse_idle
+from training.recipe import BACKBONES, LoraRecipe, changed, option, parse, refuse_options
 
 HEADS = ["bn", "linear", "mlp3", "residual", "tanh"]
 """As in captioner/models/direct.py, which imports torch."""
@@ -47,9 +47,9 @@ class DirectRecipe(LoraRecipe):
 def main(argv: list[str] | None = None) -> None:
     recipe = parse(DirectRecipe, __doc__, argv)
     check_adapter(recipe)
-    refuse_idle(recipe, ["samples", "max_tokens"], "a direct model writes no text.")
+    refuse_options(recipe, ["samples", "max_tokens"], "a direct model writes no text.")
     if recipe.freeze == "backbone" and not recipe.unfreeze:
-        refuse_idle(
+        refuse_options(
             recipe, ["layer_decay", "gradient_checkpointing"], "no block of the backbone learns. Add --unfreeze N."
         )
     if recipe.stream:

@@ -11,9 +11,10 @@ from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
 
-from captioner.errors import BadInput
+from captioner.errors import BadInput, refuse_idle
 from captioner.pairs.layouts import ReadOptions
 from captioner.pairs.sources import check_options, parse_all
+from captioner.run.flags import flag
 from training import resuming
 
 if TYPE_CHECKING:
@@ -168,7 +169,7 @@ def add_options(parser: argparse.ArgumentParser, kind: type[DataclassInstance]) 
             kind_of_value, choices = types[setting.name], setting.metadata.get("choices")
             shown_as = "|".join(filter(None, choices)) if choices else METAVARS[kind_of_value]
             form |= {"type": kind_of_value, "choices": choices, "metavar": shown_as}
-        parser.add_argument("--" + setting.name.replace("_", "-"), **form)
+        parser.add_argument(flag(setting.name), **form)
 
 
 def settings(kind: type[Settings], arguments: argparse.Namespace) -> Settings:
@@ -210,7 +211,7 @@ def check(recipe: Recipe) -> None:
     check_machine(recipe)
 
 
-def refuse_idle(recipe: Recipe, names: Iterable[str], why: str) -> None:
+def refuse_options(recipe: Recipe, names: Iterable[str], why: str) -> None:
     """Refuse those of these options that were given: nothing would follow from them.
 
     A run that was begun with them goes on: without them it would be one with other settings.
@@ -218,9 +219,7 @@ def refuse_idle(recipe: Recipe, names: Iterable[str], why: str) -> None:
     if resuming.goes_on(recipe):
         return
     defaults = type(recipe)()
-    idle = ["--" + name.replace("_", "-") for name in names if getattr(recipe, name) != getattr(defaults, name)]
-    if idle:
-        raise BadInput(f"{' and '.join(idle)} would change nothing: {why}")
+    refuse_idle((flag(name) for name in names if getattr(recipe, name) != getattr(defaults, name)), why)
 
 
 def check_bounds(recipe: DataclassInstance) -> None:
@@ -229,7 +228,7 @@ def check_bounds(recipe: DataclassInstance) -> None:
         value, bounds = getattr(recipe, setting.name), setting.metadata
         if not isinstance(value, int | float) or isinstance(value, bool):
             continue
-        name = "--" + setting.name.replace("_", "-")
+        name = flag(setting.name)
         # "not >=" rather than "<": a NaN compares as false
         if "least" in bounds and not value >= bounds["least"]:
             raise BadInput(f"{name} {value}: it must be at least {bounds['least']}.")

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from captioner.errors import BadInput
 from captioner.run import lastresort
-from training.recipe import BACKBONES, Recipe, changed, option, parse, refuse_idle
+from training.recipe import BACKBONES, Recipe, changed, option, parse, refuse_options
 
 
 @dataclass
@@ -40,9 +40,11 @@ def main(argv: list[str] | None = None) -> None:
     if recipe.stream and not recipe.gpt2:
         raise BadInput("The vocabulary is made of all prompts before training: leave out --stream, or take --gpt2.")
     if recipe.gpt2:
-        refuse_idle(recipe, ["vocabulary", "vocabulary_size", "hidden_size"], "GPT-2 has words and a width of its own.")
+        refuse_options(
+            recipe, ["vocabulary", "vocabulary_size", "hidden_size"], "GPT-2 has words and a width of its own."
+        )
     else:
-        refuse_idle(recipe, ["language_model"], "add --gpt2.")
+        refuse_options(recipe, ["language_model"], "add --gpt2.")
     # Imported only now: a wrong option is told at once.
     from transformers import AutoTokenizer, GPT2LMHeadModel
 

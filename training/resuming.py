@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from captioner.errors import BadInput
 from captioner.files import atomic, json
 from captioner.files.lock import LOCK, locked
+from captioner.run.flags import flag
 
 if TYPE_CHECKING:
     from training.recipe import Recipe
@@ -51,7 +52,7 @@ def check_folder(recipe: Recipe) -> None:
     if begun_with.keys() - {field.name for field in fields(recipe)}:
         raise BadInput(f"The run in {out} was begun by another command than this one. Name another --out.")
     differences = [
-        f"--{name.replace('_', '-')} {_shown(begun_with[name])} (now {_shown(value)})"
+        f"{flag(name)} {_shown(begun_with[name])} (now {_shown(value)})"
         for name, value in asdict(recipe).items()
         if name not in MAY_DIFFER and name in begun_with and begun_with[name] != value
     ]

@@ -9,7 +9,7 @@ import typer
 
 from captioner.cli.options import BatchSize, Device, Embedder, Precision, Quiet, grouped, share_of
 from captioner.cli.verbs import group
-from captioner.errors import BadInput, counted, printable
+from captioner.errors import BadInput, counted, printable, refuse_idle
 from captioner.files.names import path_of
 
 if TYPE_CHECKING:
@@ -83,8 +83,8 @@ def index_build(
     if engine is not None and share is not None:
         raise BadInput("--shard is a share to be read here, --engine ray reads all of them: give one of the two.")
     of_ray = {"--address": address, "--workers": workers, "--gpus-per-worker": gpus_per_worker}
-    if engine is None and (idle := [flag for flag, value in of_ray.items() if value]):
-        raise BadInput(f"{' and '.join(idle)} would change nothing: add --engine ray.")
+    if engine is None:
+        refuse_idle((flag for flag, value in of_ray.items() if value), "add --engine ray.")
     with counting(quiet) as count:
         if engine is not None:
             cluster = Cluster(address, workers, gpus_per_worker)

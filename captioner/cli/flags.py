@@ -6,7 +6,7 @@ import re
 
 from captioner.cli.options import InputFlags, TextFlags, names
 from captioner.contracts import LoadOptions, Request
-from captioner.run.flags import OF_PAIRS, spelled
+from captioner.run.flags import OF_PAIRS, flag, spelled
 
 SERVING = ("api_key", "no_auth", "allow_urls")
 SETTINGS = (
@@ -14,7 +14,7 @@ SETTINGS = (
     "expected",
     *SERVING,
 )
-FLAGS = {name: f"--{name.replace('_', '-')}" for name in SETTINGS}
+FLAGS = {name: flag(name) for name in SETTINGS}
 FLAGS |= OF_PAIRS | {"num_return_sequences": "--num-candidates", "max_clip_tokens": "--max-tokens-clip"}
 _PHRASES = {
     r"\b([Ss])et do_sample to false": r"\1ay --no-do-sample",

@@ -21,7 +21,8 @@ from typer import Argument, Option
 
 from captioner.contracts import LoadOptions, MetadataUse, Request
 from captioner.decoding import DecodingChanges
-from captioner.errors import BadInput, printable
+from captioner.errors import BadInput, printable, refuse_idle
+from captioner.run.flags import flag
 from captioner.run.help import FIRST, as_written
 
 if TYPE_CHECKING:
@@ -122,9 +123,8 @@ Embedder = Annotated[str | None, Option(help="Another sentence-transformers mode
 Device = Annotated[str, Option(help="auto, cpu, cuda, cuda:1 or mps.")]
 Precision = Annotated[str, Option(help="auto, fp32, bf16, fp16, int8 or float64.")]
 BatchSize = Annotated[int, Option(help="Pictures at a time.", min=1)]
-Recursive = Annotated[
-    bool, Option("--recursive", "-r", help="Look into subfolders too; links to folders are not followed.")
-]
+SUBFOLDERS = "Look into subfolders too; links to folders are not followed."
+Recursive = Annotated[bool, Option("--recursive", "-r", help=SUBFOLDERS)]
 Json = Annotated[bool, Option("--json", help="As JSON, one line a picture.")]
 Quiet = Annotated[bool, Option("--quiet", "-q", help="No progress on standard error.")]
 
@@ -279,9 +279,7 @@ _input = panel_option("Input")
 class InputFlags:
     """How pictures are found and read."""
 
-    recursive: Annotated[
-        bool, _first("Look into subfolders too; links to folders are not followed.", "--recursive", "-r")
-    ] = False
+    recursive: Annotated[bool, _first(SUBFOLDERS, "--recursive", "-r")] = False
     max_pixels: Annotated[int, _input("Refuse larger pictures (decompression bombs).", min=1, show_default=True)] = (
         100_000_000
     )
@@ -323,12 +321,12 @@ class ShardFlags:
     gpus_per_worker: Annotated[float, _shards("GPUs that each needs; 0.5 lets two share one.", min=0.0)] = 0.0
 
     def __post_init__(self) -> None:
-        if self.engine is None and (names := [name for name in self.given() if name != "--shard"]):
-            raise BadInput(f"{' and '.join(names)} would change nothing: add --engine ray.")
+        if self.engine is None:
+            refuse_idle((name for name in self.given() if name != "--shard"), "add --engine ray.")
 
     def given(self) -> list[str]:
         """The flags that were given."""
-        return [f"--{item.name.replace('_', '-')}" for item in fields(self) if getattr(self, item.name) != item.default]
+        return [flag(item.name) for item in fields(self) if getattr(self, item.name) != item.default]
 
     @property
     def share(self) -> tuple[int, int] | None:

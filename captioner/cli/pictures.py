@@ -31,7 +31,7 @@ from captioner.cli.options import (
 from captioner.cli.shards import is_of_plan, work
 from captioner.cli.verbs import looks_like_pictures
 from captioner.contracts import LoadOptions, Request
-from captioner.errors import BadInput
+from captioner.errors import BadInput, refuse_idle
 from captioner.files.names import path_of
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ def embed(
     inputs = inputs or []
     if is_of_plan(inputs, read, write, shards):
         if file is not None:
-            raise BadInput(f"--file would change nothing: {write.out} holds a plan.")
+            refuse_idle(["--file"], f"{write.out} holds a plan.")
         embeddings = questions.Embeddings(questions.Model(model, options), request, read.max_pixels, expected)
         _work(write, shards, embeddings, "embed", read.batch_size)
         return
@@ -146,8 +146,8 @@ def embed(
     else:
         of_input = [name for name in names(InputFlags) if getattr(read, name) != getattr(InputFlags, name)]
         loading = given(replace(options, embedder=None))  # the packaged MiniLM is run in fp32 on the processor
-        if unused := [*["expected"][:expected], *of_input, *sorted(request.named() | loading.keys())]:
-            raise BadInput(f"{' and '.join(unused)} would change nothing: these are texts, not pictures.")
+        unused = [*["expected"][:expected], *of_input, *sorted(request.named() | loading.keys())]
+        refuse_idle(unused, "these are texts, not pictures.")
         if write.out is not None and (not write.out.suffix or os.path.isdir(write.out)):
             raise BadInput(f"{write.out} is for pictures, these are texts: name a .npy, .jsonl, .csv or .parquet file.")
         settings = {"captioner": __version__, "embedder": options.embedder}

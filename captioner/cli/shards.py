@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from captioner.cli.options import InputFlags, OutputFlags, Quiet, Recursive, ShardFlags, grouped
-from captioner.errors import BadInput, Stopped, counted, printable
+from captioner.errors import BadInput, Stopped, counted, printable, refuse_idle
+from captioner.run.flags import flag
 
 if TYPE_CHECKING:
     from captioner.shards.part import Failure, Job, Manifest
@@ -140,8 +141,7 @@ def _merge_adapter(adapter: str, out: str, of_plans: Sequence[str]) -> None:
 
     if not zoo.is_adapter(Path(adapter)):
         raise BadInput(f"{adapter} holds neither a plan (of captioner plan) nor an adapter (of training with --lora).")
-    if of_plans:
-        raise BadInput(f"{' and '.join(of_plans)} would change nothing: {adapter} holds an adapter, not a plan.")
+    refuse_idle(of_plans, f"{adapter} holds an adapter, not a plan.")
     from captioner.models.parts import adapters
 
     adapters.merge(Path(adapter), Path(out))
@@ -166,10 +166,8 @@ def is_of_plan(inputs: Sequence[str] | None, read: InputFlags, write: OutputFlag
         return False
     if inputs:
         raise BadInput(f"{write.out} holds a plan, which names its pictures: name none, or another --out.")
-    flags = [name for name in UNUSED if getattr(read, name, None) or getattr(write, name, None)]
-    if flags:
-        named = " and ".join(f"--{name.replace('_', '-')}" for name in flags)
-        raise BadInput(f"{named} would change nothing: {write.out} holds a plan.")
+    unused = (flag(name) for name in UNUSED if getattr(read, name, None) or getattr(write, name, None))
+    refuse_idle(unused, f"{write.out} holds a plan.")
     return True
 
 

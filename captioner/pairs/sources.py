@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from captioner.errors import BadInput
+from captioner.errors import BadInput, refuse_idle
 from captioner.files.names import path_of
 from captioner.pairs import layouts
 from captioner.pairs.layouts import LeftOut, ReadOptions, Record
@@ -141,9 +141,9 @@ def check_options(sources: Sequence[PairSource], options: ReadOptions) -> None:
     columns = {"text_column": options.text_column, "image_column": options.image_column}
     named = [name for name, column in columns.items() if column]
     if named and not any(map(_has_columns, sources)):
-        raise BadInput(f"{' and '.join(named)} would change nothing: {where} has no table with columns.")
+        refuse_idle(named, f"{where} has no table with columns.")
     if options.split != ReadOptions.split and not any(source.kind in TABLES for source in sources):
-        raise BadInput(f"split would change nothing: {where} has no parquet files and is no Hub data set.")
+        refuse_idle(["split"], f"{where} has no parquet files and is no Hub data set.")
 
 
 def _has_columns(source: PairSource) -> bool:

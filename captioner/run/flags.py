@@ -8,7 +8,13 @@ from collections.abc import Mapping
 _NAMING = re.compile(r"^\w+(?= must be )|^.+(?= would change nothing)|(?<= has no use for ).+?(?=:)")
 """Where a message names settings alone, so that a common word is a setting too."""
 
-OF_PAIRS = {"text_column": "--text-column", "image_column": "--image-column", "split": "--split"}
+
+def flag(setting: str) -> str:
+    """text_column → --text-column."""
+    return "--" + setting.replace("_", "-")
+
+
+OF_PAIRS = {setting: flag(setting) for setting in ("text_column", "image_column", "split")}
 """Of every command that reads pictures with their prompts."""
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from captioner import __version__, zoo
 from captioner.contracts import LoadOptions, MetadataUse, Request, Speaker
-from captioner.errors import BadAnswer, BadImage, BadInput
+from captioner.errors import BadAnswer, BadImage, BadInput, refuse_idle
 from captioner.images import Source
 from captioner.images.fetch import in_thread
 from captioner.images.metadata import read_parameters
@@ -150,10 +150,10 @@ class Prompts:
         self.request, self.varies = templates.parse(self.request)
         if self.attention is not None and self.metadata != "ignore":
             raise BadInput("attention is about what the model says: leave out metadata.")
-        if self.metadata == "only" and (unused := self._of_a_model()):
-            raise BadInput(f"{' and '.join(unused)} would change nothing: by metadata only no model is asked.")
+        if self.metadata == "only":
+            refuse_idle(self._of_a_model(), "by metadata only no model is asked.")
         if self.model.options.embedder is not None and not (self.embed or self.finish.consensus):
-            raise BadInput("embedder would change nothing: set embed or consensus.")
+            refuse_idle(["embedder"], "set embed or consensus.")
 
     def _of_a_model(self) -> list[str]:
         """What was said that only a model has a use for; forbidden words leave a carried prompt, too."""

@@ -16,7 +16,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from captioner.errors import BadInput
+from captioner.errors import BadInput, refuse_idle
 from captioner.images import EXTENSIONS, MAX_BYTES, Source, find_images, is_url, printable
 from captioner.pairs.layouts import ReadOptions
 from captioner.pairs.sources import PATIENCE, TABLES, PairSource, load_hub, open_parquet, parquet_files
@@ -67,8 +67,8 @@ def find(inputs: Sequence[str], finding: Finding) -> Iterator[Item]:
     kinds = [_kind_of(text, finding.recursive) for text in inputs]
     given = {"split": finding.split != Finding.split, "image_column": finding.image_column is not None}
     of_tables = [name for name, is_given in given.items() if is_given]
-    if of_tables and not any(kind in TABLES for kind, _ in kinds):
-        raise BadInput(f"{' and '.join(of_tables)} would change nothing: no parquet and no Hub data set is named.")
+    if not any(kind in TABLES for kind, _ in kinds):
+        refuse_idle(of_tables, "no parquet and no Hub data set is named.")
     pictures = [rest for kind, rest in kinds if kind == "pictures"]
     missing: set[str] = set()
     for item in map(_plain, find_images(pictures, recursive=finding.recursive)):
@@ -109,9 +109,10 @@ def _kind_of(text: str, recursive: bool) -> tuple[str, str]:
         ending = next((end for end in endings if any(name.endswith(end) for name in names)), None)
         if ending is not None and recursive:
             files = printable(os.path.join(text, f"*{ending}"))
-            raise BadInput(
-                f"recursive would change nothing: {printable(text)} holds {ending} files, and only they are read. "
-                f"Leave it out; or name {files}, and its subfolders beside that."
+            refuse_idle(
+                ["recursive"],
+                f"{printable(text)} holds {ending} files, and only they are read. "
+                f"Leave it out; or name {files}, and its subfolders beside that.",
             )
         return ("pictures" if ending is None else endings[ending]), text
     return endings.get(Path(text).suffix.lower(), "pictures"), text
