@@ -8,6 +8,7 @@ of these classes is inherited from: they say what is called.
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -213,6 +214,18 @@ class LoadOptions:
     embedder: str | None = None
     """Another sentence-transformers model than the packaged MiniLM-L6."""
 
+    def __post_init__(self) -> None:
+        for name in ("caption_model", "clip_model", "load_in", "embedder"):
+            check_text(name, getattr(self, name))
+        if not isinstance(self.trust_remote_code, bool):  # a text that says no would be a yes
+            raise BadInput(f"trust_remote_code is True or False, not {self.trust_remote_code!r}.")
+
+
+def check_text(name: str, value: object) -> None:
+    """Refuse what is neither a text nor left out."""
+    if not isinstance(value, str | None):
+        raise BadInput(f"{name} must be a text, not {type(value).__name__}.")
+
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16", "float64", "int8")
 """What models compute in; auto is what suits the device."""
@@ -252,6 +265,11 @@ class Request:
     """mini: one of `QUALITIES`: many texts, judged by MiniLM, or a few, judged by a table."""
 
     def __post_init__(self) -> None:
+        if not isinstance(self.decoding, Decoding | DecodingChanges):
+            kind = type(self.decoding).__name__
+            raise BadInput(f"decoding must be a Decoding, not {kind}: leave it out, or name its settings one by one.")
+        for name in ("prompt", "question", "instruction"):
+            check_text(name, getattr(self, name))
         if self.style not in (None, *STYLES):
             raise BadInput(f"There is no style {self.style!r}: use one of {', '.join(STYLES)}.")
         if self.style is not None and self.instruction is not None:
@@ -273,11 +291,19 @@ class Request:
 
     def changed(self, **settings: Any) -> Request:
         """With these fields of its own or of `DecodingChanges`."""
+        known = [item.name for kind in (Request, DecodingChanges) for item in fields(kind)]
+        for name in settings.keys() - known:
+            near = difflib.get_close_matches(name, known, n=1)
+            raise TypeError(f"There is no setting {name!r}: {f'did you mean {near[0]}?' if near else ', '.join(known)}")
         of_search = {
             name: settings.pop(name) for name in list(settings) if name in DecodingChanges.__dataclass_fields__
         }
         request = replace(self, **settings)
-        return replace(request, decoding=replace(request.decoding, **of_search)) if of_search else request
+        if not of_search:
+            return request
+        if isinstance(request.decoding, Decoding):
+            return replace(request, decoding=DecodingChanges(**of_search).over(request.decoding))
+        return replace(request, decoding=replace(request.decoding, **of_search))
 
 
 PLAIN_REQUEST = Request()

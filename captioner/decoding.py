@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, TypeGuard
 
 from captioner.errors import BadInput, refuse_idle
 
@@ -40,13 +40,15 @@ class Decoding:
 
     def __post_init__(self) -> None:
         for name, minimum in WHOLE_NUMBERS.items():
-            value = getattr(self, name)
-            if not isinstance(value, Integral) or int(value) < minimum:
-                raise BadInput(f"{name} must be a whole number, {minimum} or more, not {value!r}.")
+            check_whole(name, getattr(self, name), minimum)
         for name, (low, high) in NUMBERS.items():
             value = getattr(self, name)
-            if not isinstance(value, Real) or not low <= float(value) <= high:  # a NaN is in no range
+            if not isinstance(value, Real) or isinstance(value, bool) or not low <= float(value) <= high:  # nor a NaN
                 raise BadInput(f"{name} must be a number from {low} to {high}, not {value!r}.")
+        if not (self.seed is None or _is_whole(self.seed)):
+            raise BadInput(f"seed must be a whole number, not {self.seed!r}.")
+        if self.do_sample not in (False, True):
+            raise BadInput(f"do_sample is False or True, not {self.do_sample!r}.")
         if self.min_new_tokens > self.max_new_tokens:
             raise BadInput(
                 f"min_new_tokens ({self.min_new_tokens}) is above max_new_tokens ({self.max_new_tokens}): "
@@ -57,9 +59,9 @@ class Decoding:
                 f"num_return_sequences ({self.num_return_sequences}) is above num_beams ({self.num_beams}): "
                 f"raise num_beams, or set do_sample."
             )
-        check_words("forbid", self.forbid)
+        object.__setattr__(self, "forbid", words_of("forbid", self.forbid))
         if self.early_stopping not in (False, True, "never"):
-            raise BadInput('early_stopping is False, True or "never".')
+            raise BadInput(f'early_stopping is False, True or "never", not {self.early_stopping!r}.')
 
     def check(self) -> None:
         """They were checked as they were made (see `DecodingChanges.check`)."""
@@ -69,12 +71,25 @@ class Decoding:
         return self
 
 
-def check_words(name: str, words: Sequence[str]) -> None:
-    """Refuse what is no list of words for a setting of this name."""
-    if isinstance(words, str):  # each of its letters would be a word
+def _is_whole(value: object) -> TypeGuard[int]:
+    """A whole number of any kind, numpy's too; True is none."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def check_whole(name: str, value: object, minimum: int) -> None:
+    """Refuse what is no whole number that a setting of this name may have."""
+    if not _is_whole(value) or value < minimum:
+        raise BadInput(f"{name} must be a whole number, {minimum} or more, not {value!r}.")
+
+
+def words_of(name: str, words: Iterable[str]) -> tuple[str, ...]:
+    """A setting's words, kept; what is no list of words is refused."""
+    if isinstance(words, str) or not isinstance(words, Iterable):  # each letter of a text would be a word
         raise BadInput(f"{name} is a list of words: [{words!r}].")
-    if not all(map(str.strip, words)):
+    kept = tuple(words)
+    if not all(isinstance(word, str) and word.strip() for word in kept):
         raise BadInput(f"{name} must be words, none of them empty.")
+    return kept
 
 
 WHOLE_NUMBERS: dict[str, int] = {
@@ -114,6 +129,13 @@ class DecodingChanges:
     top_p: float | None = None
     seed: int | None = None
     forbid: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("num_beams", "num_candidates"):  # which are reckoned with before there is a `Decoding`
+            if (value := getattr(self, name)) is not None:
+                check_whole(name, value, 1)
+        if self.forbid is not None:
+            object.__setattr__(self, "forbid", words_of("forbid", self.forbid))
 
     def check(self) -> None:
         """Say what contradicts itself whatever the model; what depends on the model's own settings is said later."""

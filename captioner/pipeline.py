@@ -8,6 +8,7 @@ for prompt in captioner.load("mini").generate(["cat.png", "dog.jpg"]):
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -21,7 +22,7 @@ import numpy as np
 
 from captioner import memory, zoo
 from captioner.contracts import PLAIN_REQUEST, Finishing, ImageEmbedder, LoadOptions, Request, Speaker, check_precision
-from captioner.decoding import Decoding
+from captioner.decoding import Decoding, check_whole
 from captioner.errors import BadCheckpoint, BadInput
 from captioner.files.json import read_object
 from captioner.images import open_image
@@ -99,7 +100,7 @@ class Captioner:
         `generate("cat.png", num_beams=2, prompt="a painting of")`.
         """
         finish = finish or Finish()
-        request = (request or PLAIN_REQUEST).changed(**settings)
+        request = _request(request).changed(**settings)
         batches = self._readings(several(images), request, batch_size)
         prompts = [prompt for readings in batches for prompt in self.prompts(readings, [finish] * len(readings))]
         return prompts[0] if is_one(images) else prompts
@@ -197,7 +198,7 @@ class Captioner:
     ) -> np.ndarray:
         """Unit vectors `[n, d]` of the prompts (`[d]` of one image alone); expected: of all candidates and what was
         predicted from the pixels. Settings are as in `generate`."""
-        request = (request or PLAIN_REQUEST).changed(**settings)
+        request = _request(request).changed(**settings)
         if expected:
             finish = Finish(consensus=False)
             readings = self.readings(several(images), request, batch_size)
@@ -288,10 +289,17 @@ class DirectEmbedder:
         return self.embedder.vectors([open_image(image, copied=False) for image in images])
 
 
-def load(name: str | None = None, options: LoadOptions | None = None, **settings: Any) -> Captioner | DirectEmbedder:
-    """Load a model by zoo name, folder or Hub id; None: the default. Settings are the fields of `LoadOptions`."""
+def load(
+    name: str | os.PathLike[str] | None = None, options: LoadOptions | None = None, **settings: Any
+) -> Captioner | DirectEmbedder:
+    """Load a model by zoo name, folder or Hub id; None: the default. Settings are the fields of `LoadOptions`:
+    `load("runs/my-model", device="cpu")`."""
+    if not isinstance(options, LoadOptions | None):
+        raise BadInput(f"options must be a LoadOptions, not {type(options).__name__}: or name its fields one by one.")
+    if not isinstance(name, str | os.PathLike | None):
+        raise BadInput(f"A model is called by its name or folder, not by {type(name).__name__}.")
     loader = _Loader(replace(options or LoadOptions(), **settings))
-    return loader.load(zoo.default() if name is None else name, ())
+    return loader.load(zoo.default() if name is None else os.fspath(name), ())
 
 
 def check(name: str, options: LoadOptions, request: Request, speaks: bool) -> None:
@@ -452,6 +460,13 @@ MOST = 10_000
 """Beams, candidates or tokens that a file may ask for on its own."""
 
 
+def _request(request: Request | None) -> Request:
+    if not isinstance(request, Request | None):
+        kind = type(request).__name__
+        raise BadInput(f"request must be a Request, not {kind}: name its settings one by one, e.g. num_beams=2.")
+    return request or PLAIN_REQUEST
+
+
 def is_one(images: AnyImage | Sequence[AnyImage]) -> TypeGuard[AnyImage]:
     """A single image, not a list of them."""
     from PIL.Image import Image
@@ -469,7 +484,6 @@ def several(images: AnyImage | Sequence[AnyImage]) -> Sequence[AnyImage]:
 
 
 def _batches(images: Sequence[AnyImage], size: int, side: int | None = None) -> Iterator[list[Image]]:
-    if size < 1:
-        raise BadInput(f"batch_size must be 1 or more, not {size}.")
+    check_whole("batch_size", size, 1)
     for start in range(0, len(images), size):
         yield [open_image(image, side=side, copied=False) for image in images[start : start + size]]

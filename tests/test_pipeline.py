@@ -51,7 +51,7 @@ def test_batch_size_changes_nothing(model, pairs: Path) -> None:
     paths = sorted(pairs.glob("*.png"))[:5]
     texts = [prompt.text for prompt in model.generate(paths, decoding=BEAMS, batch_size=5)]
     assert texts == [prompt.text for prompt in model.generate(paths, decoding=BEAMS, batch_size=2)]
-    with pytest.raises(BadInput, match="batch_size must be 1 or more, not -1"):  # and no empty list
+    with pytest.raises(BadInput, match="batch_size must be a whole number, 1 or more, not -1"):  # and no empty list
         model.generate(paths, batch_size=-1)
 
 
@@ -184,8 +184,66 @@ def test_settings_by_name_go_over_the_models_own(model, pairs: Path) -> None:
     wanted = model.generate(path, decoding=Decoding(num_beams=2, max_new_tokens=5, num_return_sequences=2))
     assert model.generate(path, num_beams=2, max_new_tokens=5, num_candidates=2).candidates == wanted.candidates
     assert model.generate(path, prompt="a picture of").text != model.generate(path).text
-    with pytest.raises(TypeError, match="colour"):
-        model.generate(path, colour="red")
+    assert len(model.generate(path, decoding=replace(BEAMS, num_return_sequences=1), num_candidates=2).candidates) == 2
+    for wrong, says in (({"colour": "red"}, "'colour': decoding, prompt"), ({"num_beam": 2}, "did you mean num_beams")):
+        with pytest.raises(TypeError, match=says):
+            model.generate(path, **wrong)
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"num_beams": "3"}, "num_beams must be a whole number, 1 or more, not '3'"),
+        ({"num_candidates": 2.5}, "num_candidates must be a whole number, 1 or more, not 2.5"),
+        ({"max_new_tokens": True}, "max_new_tokens must be a whole number"),
+        ({"do_sample": "no"}, "do_sample is False or True, not 'no'"),
+        ({"do_sample": True, "seed": "a"}, "seed must be a whole number, not 'a'"),
+        ({"do_sample": True, "seed": 1.5}, "seed must be a whole number, not 1.5"),
+        ({"do_sample": True, "temperature": True}, "temperature must be a number from 0.01"),
+        ({"forbid": [None]}, "forbid must be words"),
+        ({"forbid": 3}, r"forbid is a list of words: \[3\]"),
+        ({"prompt": 3}, "prompt must be a text, not int"),
+        ({"decoding": {"num_beams": 2}}, "decoding must be a Decoding, not dict"),
+        ({"request": Decoding(num_beams=2)}, "request must be a Request, not Decoding.*num_beams=2"),
+        ({"batch_size": "8"}, "batch_size must be a whole number, 1 or more, not '8'"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_a_setting_of_another_type_is_one_sentence(model, pairs: Path, settings: dict, says: str) -> None:
+    with pytest.raises(BadInput, match=says):
+        model.generate([pairs / "1.png"], **settings)
+
+
+def test_words_may_come_from_anything_that_gives_them(model, pairs: Path) -> None:
+    """A generator was empty when the search came to it, and nothing was forbidden."""
+    assert Decoding(forbid=(word for word in ["cat", "dog"])) == Decoding(forbid=("cat", "dog"))
+    assert Finish(require=["cat"]).require == ("cat",)
+    changes = DecodingChanges(forbid=iter(["cat"]))
+    assert hash(changes) == hash(DecodingChanges(forbid=("cat",)))
+    plain = model.generate(pairs / "1.png", decoding=BEAMS).text
+    word = plain.split()[-1]
+    assert word not in model.generate(pairs / "1.png", decoding=replace(BEAMS, forbid=iter([word]))).text.split()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({"name": 3}, "by its name or folder, not by int"),
+        ({"device": None}, "There is no device None"),
+        ({"embedder": 3}, "embedder must be a text, not int"),
+        ({"trust_remote_code": "no"}, "trust_remote_code is True or False, not 'no'"),
+        ({"options": {"device": "cpu"}}, "options must be a LoadOptions, not dict"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_what_a_model_cannot_be_loaded_with_is_one_sentence(arguments: dict, says: str) -> None:
+    with pytest.raises(BadInput, match=says):
+        captioner.load(**{"name": "mini"} | arguments)
+
+
+def test_a_folder_may_be_a_path(tiny_checkpoint) -> None:
+    folder = tiny_checkpoint("blip")
+    assert captioner.load(Path(folder)).name == captioner.load(str(folder)).name
 
 
 def test_what_a_model_has_no_use_for_is_refused_by_name(model, pairs: Path) -> None:

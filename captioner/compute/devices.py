@@ -19,7 +19,7 @@ def device(name: str = "auto") -> torch.device:
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         named = torch.device(name)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError) as error:
         raise BadInput(f"There is no device {name!r}: use auto, cpu, cuda, cuda:1 or mps.") from error
     if named.type not in ("cpu", "cuda", "mps"):
         raise BadInput(f"No model runs on the device {name!r}: use auto, cpu, cuda, cuda:1 or mps.")

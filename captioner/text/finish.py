@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from captioner.decoding import check_words
+from captioner.decoding import words_of
 from captioner.errors import BadInput
 from captioner.text import clean
 from captioner.text.length import clip_tokens, cut_to_tokens
@@ -30,8 +30,8 @@ class Finish:
     """Words that the text contains: what is missing is added as comma terms."""
 
     def __post_init__(self) -> None:
-        for name, words in (("forbid", self.forbid), ("require", self.require)):
-            check_words(name, words)
+        for name in ("forbid", "require"):
+            object.__setattr__(self, name, words_of(name, getattr(self, name)))
         if both := {word.lower() for word in self.forbid} & {word.lower() for word in self.require}:
             raise BadInput(f"Forbidden and required at once: {', '.join(sorted(both))}.")
         if self.max_clip_tokens and (triggers := clip_tokens(self.dress(self._complete("")))) > self.max_clip_tokens:
