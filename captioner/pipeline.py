@@ -26,6 +26,7 @@ from captioner.decoding import Decoding, check_whole
 from captioner.errors import BadCheckpoint, BadInput
 from captioner.files.json import read_object
 from captioner.images import open_image
+from captioner.images.open import Readable
 from captioner.prompt import Candidate, Prompt, Reading
 from captioner.styles import STYLES
 from captioner.text import consensus
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 
     from captioner.text.embedding import TextEmbedder
 
-    AnyImage = str | Path | bytes | Image | np.ndarray
+    AnyImage = str | os.PathLike[str] | bytes | bytearray | memoryview | Readable | Image | np.ndarray
 
 
 class Captioner:
@@ -96,8 +97,8 @@ class Captioner:
     ) -> Prompt | list[Prompt]:
         """One prompt per image, in order; for one image alone, its prompt.
 
-        Images are paths, PIL images, arrays or bytes. Settings are fields of `Request` and of its `decoding`:
-        `generate("cat.png", num_beams=2, prompt="a painting of")`.
+        Images are paths, PIL images, arrays, bytes or open files. Settings are fields of `Request` and of its
+        `decoding`: `generate("cat.png", num_beams=2, prompt="a painting of")`.
         """
         finish = finish or Finish()
         request = _request(request).changed(**settings)
@@ -109,7 +110,7 @@ class Captioner:
         self, images: Sequence[AnyImage], request: Request = PLAIN_REQUEST, batch_size: int = 8
     ) -> Iterator[Reading]:
         """What the model itself says, uncleaned: all candidates of every image, in order."""
-        return chain.from_iterable(self._readings(images, request, batch_size))
+        return chain.from_iterable(self._readings(several(images), request, batch_size))
 
     def _readings(self, images: Sequence[AnyImage], request: Request, batch_size: int) -> Iterator[list[Reading]]:
         decoding = self.settings(request)
@@ -211,7 +212,8 @@ class Captioner:
 
     def vectors(self, images: Sequence[AnyImage]) -> np.ndarray:
         """As `embed`: a text's vector does not tell how sure the model is."""
-        return self.embed(images, batch_size=len(images))
+        pictures = several(images)
+        return self.embed(pictures, batch_size=max(1, len(pictures)))
 
     def expected(self, reading: Reading, finish: Finishing) -> np.ndarray:
         """The mean of all that a reading says, weighted by probability, and of what was predicted, `[d]`, length 1."""
@@ -286,7 +288,7 @@ class DirectEmbedder:
 
     def vectors(self, images: Sequence[AnyImage]) -> np.ndarray:
         """As `embed`, but longer where the model is surer."""
-        return self.embedder.vectors([open_image(image, copied=False) for image in images])
+        return self.embedder.vectors([open_image(image, copied=False) for image in several(images)])
 
 
 def load(
@@ -471,15 +473,15 @@ def is_one(images: AnyImage | Sequence[AnyImage]) -> TypeGuard[AnyImage]:
     """A single image, not a list of them."""
     from PIL.Image import Image
 
-    return isinstance(images, (str, Path, bytes, Image)) or (isinstance(images, np.ndarray) and images.ndim < 4)
+    if isinstance(images, np.ndarray):
+        return images.ndim in (0, 2, 3)  # of four, several pictures; of one, several paths
+    return isinstance(images, str | os.PathLike | bytes | bytearray | memoryview | Readable | Image)
 
 
 def several(images: AnyImage | Sequence[AnyImage]) -> Sequence[AnyImage]:
     """A list of images, whatever was given."""
-    if is_one(images):
+    if is_one(images) or not isinstance(images, Iterable):  # what is no picture either is told as it is opened
         return [images]
-    if not isinstance(images, Iterable):
-        raise BadInput(f"{type(images).__name__} is no picture: give a path, a PIL image, an array or bytes.")
     return list(images)
 
 

@@ -179,6 +179,25 @@ def test_one_picture_gives_one_prompt(model, pairs: Path) -> None:
         assert len(model.generate(np.asarray(picture)[None], decoding=BEAMS)) == 1
 
 
+def test_an_open_file_is_one_picture_and_an_array_of_paths_several(model, pairs: Path) -> None:
+    """A file gives lines and a path letters to whoever takes them for lists."""
+    path = pairs / "1.png"
+    expected = model.generate(path, decoding=BEAMS).text
+    written = io.BytesIO(path.read_bytes())
+    written.seek(0, io.SEEK_END)  # where a picture was saved into it
+    with path.open("rb") as file:
+        for one in (file, written, bytearray(path.read_bytes()), memoryview(path.read_bytes())):
+            assert model.generate(one, decoding=BEAMS).text == expected
+    for paths in (np.array([str(path)] * 2), np.array([path, path])):
+        assert [prompt.text for prompt in model.generate(paths, decoding=BEAMS)] == [expected, expected]
+    assert len(list(model.readings(str(path)))) == 1
+    assert len(list(model.readings(iter([path, path])))) == 2
+    assert model.vectors([]).shape == (0, 384)
+    assert model.vectors(str(path)).shape == (1, 384)
+    with path.open(encoding="latin1") as file, pytest.raises(BadInput, match="mode 'rb'"):
+        model.generate(file)
+
+
 def test_settings_by_name_go_over_the_models_own(model, pairs: Path) -> None:
     path = pairs / "1.png"
     wanted = model.generate(path, decoding=Decoding(num_beams=2, max_new_tokens=5, num_return_sequences=2))
@@ -307,7 +326,9 @@ def test_an_option_of_an_ensemble_may_be_for_one_member(tiny_checkpoint, tmp_pat
 
 @pytest.mark.parametrize("images", [None, 5, [None], [5]])
 def test_what_is_no_picture_is_named(images: object) -> None:
-    with pytest.raises(BadInput, match=r"(NoneType|int) is no picture: give a path, a PIL image, an array or bytes"):
+    with pytest.raises(
+        BadInput, match=r"(NoneType|int) is no picture: give a path, a PIL image, an array, bytes or an"
+    ):
         captioner.load("mini").generate(images)
 
 

@@ -1,4 +1,4 @@
-"""Open any picture safely: files, bytes, arrays → upright RGB.
+"""Open any picture safely: files, open ones, bytes, arrays → upright RGB.
 
 Every failure is a `BadImage` with one clear line. Pictures are untrusted: their size is checked in the header, before
 anything is decoded, and only formats that Pillow decodes itself are tried (never PostScript, which runs programs).
@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Protocol, runtime_checkable
 
 import numpy as np
 from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
@@ -50,8 +50,16 @@ def at_once(size: int) -> None:
     """Admits any number of bytes."""
 
 
+@runtime_checkable
+class Readable(Protocol):
+    """An open file, or what is read like one."""
+
+    def read(self, size: int = ..., /) -> bytes:
+        """So many bytes at most."""
+
+
 def open_image(
-    source: str | Path | bytes | Image.Image | np.ndarray,
+    source: str | os.PathLike[str] | bytes | bytearray | memoryview | Readable | Image.Image | np.ndarray,
     *,
     max_pixels: int = MAX_PIXELS,
     admit: Callable[[int], object] = at_once,
@@ -61,6 +69,7 @@ def open_image(
     """Any picture as upright RGB: first frame, alpha laid on white, 16 bits scaled to 8, colours brought to sRGB.
 
     Arrays are `[h, w]`, `[h, w, 1]`, `[h, w, 3]` or `[h, w, 4]` of uint8, uint16, bool, or floats in 0..1.
+    An open file is read from its beginning.
     max_pixels guards against what would be decoded: a picture that lies decoded in memory is no danger any more.
     admit: called before a file is decoded with the bytes that this will take at most; it may make the caller wait.
     side: pixels a side that the picture will be made of. A JPEG or JPEG2000 that has at least four times as many both
@@ -73,10 +82,34 @@ def open_image(
         return _finish(source, "the picture", sys.maxsize, copied)
     if isinstance(source, np.ndarray):
         return _finish(_from_array(source), "the array", max_pixels)
-    if not isinstance(source, (str, os.PathLike, bytes)):
-        raise BadInput(f"{type(source).__name__} is no picture: give a path, a PIL image, an array or bytes.")
-    name = "the data" if isinstance(source, bytes) else printable(os.fspath(source))
-    return open_named(source, name, max_pixels, admit, side)
+    if isinstance(source, str | os.PathLike):
+        path = os.fsdecode(source)
+        return open_named(path, printable(path), max_pixels, admit, side)
+    if isinstance(source, bytearray | memoryview):
+        source = bytes(source)
+    elif isinstance(source, Readable):
+        source = _read_whole(source)
+    if not isinstance(source, bytes):
+        kind = type(source).__name__
+        raise BadInput(f"{kind} is no picture: give a path, a PIL image, an array, bytes or an open file.")
+    return open_named(source, "the data", max_pixels, admit, side)
+
+
+def _read_whole(stream: Readable) -> bytes:
+    """All of an open file, from its beginning where it can go back, as `Image.open` reads one."""
+    data: object = ""
+    if not isinstance(stream, io.TextIOBase):
+        try:
+            if isinstance(stream, io.IOBase) and stream.seekable():
+                stream.seek(0)
+            data = stream.read(MAX_FILE_BYTES + 1)
+        except (OSError, ValueError) as error:  # closed, or not open for reading
+            raise BadImage(f"The open file cannot be read ({one_line(error)}).") from error
+    if not isinstance(data, bytes):
+        raise BadInput("A picture is read as bytes: open its file with mode 'rb'.")
+    if len(data) > MAX_FILE_BYTES:
+        raise BadImage(f"The open file is larger than {MAX_FILE_BYTES:,} bytes, too large for a picture.")
+    return data
 
 
 def open_named(
@@ -175,6 +208,8 @@ def open_file(path: Path, name: str) -> BinaryIO:
         stream = path.open("rb")
     except FileNotFoundError as error:
         reason = "is a broken link" if path.is_symlink() else "does not exist"
+        if name.startswith(("http://", "https://")):
+            reason = "is an address, not a file: fetch it, and give the bytes"
         raise BadImage(f"{name} {reason}.") from error
     except OSError as error:
         raise BadImage(f"{name} cannot be read ({error.strerror}).") from error
@@ -318,10 +353,12 @@ def _from_array(array: np.ndarray) -> Image.Image:
         raise BadImage(f"The array has shape {array.shape}; a picture is [h, w], [h, w, 3] or [h, w, 4].")
     if array.size == 0:
         raise BadImage(f"The array has no pixels (shape {array.shape}).")
-    if array.dtype == np.uint16:
+    if array.dtype.newbyteorder("=") == np.uint16:
         return Image.fromarray(WIDE[array])
+    if array.dtype.kind not in "fbui":
+        raise BadImage(f"The array holds {array.dtype}, which is no kind of pixel: give whole numbers or floats.")
     top = 1 if array.dtype.kind in "fb" else 255
-    if array.dtype.kind not in "fbui" or not ((array >= 0) & (array <= top)).all():  # NaN fails too
+    if not ((array >= 0) & (array <= top)).all():  # NaN fails too
         raise BadImage(f"The array ({array.dtype}) has values outside 0..{top}: integers go to 255, floats to 1.")
     return Image.fromarray(np.rint(array * (255 / top)).astype(np.uint8))
 

@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
-from captioner.errors import BadImage
+from captioner.errors import BadImage, BadInput
 from captioner.images import Source, fetch_image, find_images, is_there, open_image
 
 RED, BLUE, WHITE = (255, 0, 0), (0, 0, 255), (255, 255, 255)
@@ -73,6 +73,34 @@ def test_paths_bytes_pictures_and_arrays_give_the_same(tmp_path: Path) -> None:
     picture.save(file)
     for source in (str(file), file, file.read_bytes(), picture, np.asarray(picture), np.asarray(picture) / 255):
         assert open_image(source).tobytes() == picture.tobytes()
+
+
+def test_what_is_read_like_a_file_is_a_picture(tmp_path: Path) -> None:
+    file = tmp_path / "a.png"
+    two_colours().save(file)
+    content = file.read_bytes()
+    with file.open("rb") as opened, io.BytesIO(content) as stream:
+        stream.seek(7)
+        for source in (opened, stream, bytearray(content), memoryview(content)):
+            assert open_image(source).tobytes() == two_colours().tobytes()
+    for closed in (opened, stream):
+        with pytest.raises(BadImage, match="open file cannot be read"):
+            open_image(closed)
+    with file.open() as text, pytest.raises(BadInput, match="mode 'rb'"):
+        open_image(text)
+    with file.open("ab") as written, pytest.raises(BadImage, match="open file cannot be read"):
+        open_image(written)
+
+
+def test_a_path_of_bytes_and_an_address() -> None:
+    class Named:
+        def __fspath__(self) -> bytes:
+            return b"nowhere.png"
+
+    with pytest.raises(BadImage, match=r"^nowhere\.png does not exist"):
+        open_image(Named())
+    with pytest.raises(BadImage, match="is an address, not a file: fetch it"):
+        open_image("https://example.org/a.png")
 
 
 def test_a_picture_in_memory_is_copied_unless_it_is_only_looked_at() -> None:
@@ -325,6 +353,7 @@ def test_orientation_in_a_png_text_still_counts() -> None:
         np.full((4, 4), 200.0),
         np.full((4, 4), 300),
         np.full((4, 4), "a"),
+        np.full((4, 4), 1j),
     ],
 )
 def test_arrays_that_are_no_pictures(array: np.ndarray) -> None:
@@ -336,6 +365,7 @@ def test_arrays_of_every_kind() -> None:
     assert open_image(np.full((2, 2, 1), 0.5)).getpixel((0, 0)) == (128, 128, 128)
     assert open_image(np.zeros((2, 2, 4), np.uint8)).getpixel((0, 0)) == WHITE
     assert open_image(np.full((2, 2, 3), 255, np.int64)).getpixel((0, 0)) == WHITE
+    assert open_image(np.full((2, 2), 65535, ">u2")).getpixel((0, 0)) == WHITE  # either order of bytes
 
 
 def test_damaged_bytes_never_raise_anything_else() -> None:
