@@ -120,6 +120,25 @@ class Handler(BaseHTTPRequestHandler):
             time.sleep(1.5)
         if model == "nonsense" or (model == "nonsense-once" and first):
             return self.send(200, b"<html><body>It works!</body></html>", "text/html")
+        if model == "moved":
+            return self.send(307, b"", "text/plain", {"Location": "https://example.org/v1/chat/completions"})
+        if model == "unpaid":
+            return self.error(402, "Insufficient credits")
+        if model == "no-such-path":
+            return self.error(405, "Method Not Allowed")
+        if model == "gateway" and first:
+            return self.answer({"error": {"message": "Provider returned error", "code": 502}})
+        if model == "gateway-refuses":
+            return self.answer({"error": {"message": "the picture is too large", "code": 400}})
+        if model == "error-in-200":
+            return self.answer({"error": "Unexpected endpoint or method."})
+        if model == "failed-choice":
+            failed = {"message": "the provider broke off", "code": 502}
+            choice = {"index": 0, "message": {"content": ""}, "finish_reason": "error", "error": failed}
+            return self.answer({"choices": [choice]})
+        if model == "unwilling":
+            message = {"content": None, "refusal": "I cannot help with that."}
+            return self.answer({"choices": [{"index": 0, "message": message, "finish_reason": "stop"}]})
         if model == "empty-object":
             return self.answer({})
         if model == "cut" or (model == "cut-once" and first):

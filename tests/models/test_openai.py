@@ -85,7 +85,7 @@ def test_pictures_are_sent_at_a_sane_size(size):
     assert sent[0] / sent[1] == pytest.approx(size[0] / size[1], rel=0.02)
 
 
-@pytest.mark.parametrize("model", ["busy", "failing", "cut-once", "hung-up-once", "nonsense-once"])
+@pytest.mark.parametrize("model", ["busy", "failing", "cut-once", "hung-up-once", "nonsense-once", "gateway"])
 def test_what_may_pass_is_tried_again(server, model):
     server.tries.clear()
     [reading] = speaker(server, model).read_images([square("blue")], ONE)
@@ -109,6 +109,13 @@ def test_what_may_pass_is_tried_again(server, model):
         ("gone", MissingModel, "It has painter, other: name one behind #."),
         ("lost-in-thought", BadAnswer, "raise max_new_tokens"),
         ("silent", BadAnswer, "refuses to speak of this picture"),
+        ("unwilling", BadAnswer, "refuses to speak of this picture"),
+        ("failed-choice", BadAnswer, "failed on this picture (the provider broke off)"),
+        ("gateway-refuses", BadAnswer, "answers 400 (the picture is too large)"),
+        ("error-in-200", BadInput, "answers with an error (Unexpected endpoint or method.)"),
+        ("unpaid", BadInput, "answers 402 (Insufficient credits). The account has nothing left to spend."),
+        ("moved", BadInput, "answers 307: it sends us to https://example.org/v1/chat/completions. Name the address"),
+        ("no-such-path", MissingModel, "answers 405 (Method Not Allowed). It has painter"),
     ],
 )
 def test_what_does_not_pass_is_a_sentence(server, model, error, words):

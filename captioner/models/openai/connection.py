@@ -121,9 +121,12 @@ class Connection:
             ) from error
         except (OSError, http.client.HTTPException, ValueError) as error:
             raise self._unreachable(error) from error
-        if 200 <= status < 300:
-            return self._object(content, headers)
-        raise self._refused(status, headers, content)
+        if not 200 <= status < 300:
+            raise self._refused(status, headers, content)
+        answer = self._object(content, headers)
+        if answer.get("error") and not answer.get("choices"):  # gateways tell so what the server behind them said
+            raise self._refused(_status_in(answer["error"]), headers, content)
+        return answer
 
     def _send(self, path: str, body: dict[str, Any] | None) -> tuple[int, Any, bytes]:
         headers = {"User-Agent": f"captioner/{__version__}", "Accept": "application/json"}
@@ -159,19 +162,29 @@ class Connection:
         if isinstance(answer, dict):
             return answer
         kind = printable(headers.get_content_type())
-        hint = "" if self.address.endswith("/v1") else " Most such addresses end in /v1."
-        raise _Again(BadInput(f"{self.address} answers with {kind} that is no JSON object of chat completions.{hint}"))
+        told = f"{self.address} answers with {kind} that is no JSON object of chat completions."
+        raise _Again(BadInput(told + self._hint))
+
+    @property
+    def _hint(self) -> str:
+        """What may be wrong with the address."""
+        return "" if self.address.endswith("/v1") else " Most such addresses end in /v1."
 
     def _refused(self, status: int, headers: Any, content: bytes) -> Exception:
         """What an HTTP status means, in words and as an error."""
         message, code, parameter = _error_in(content)
         told = f"{self.address} answers {status}" + (f" ({message})" if message else "")
+        if status == 200:
+            return BadInput(f"{self.address} answers with an error ({message}).{self._hint}")
+        if 300 <= status < 400:
+            to = printable(headers.get("Location", "elsewhere"))
+            return BadInput(f"{told}: it sends us to {to}. Name the address that it means.")
         if status in (401, 403):
             key = f"Set {KEYS[0]} to its key" if self.key is None else "Its key in the environment is not the right one"
             return BadInput(f"{told}. {key}.")
-        if status == 404 or code == "model_not_found":
+        if status in (404, 405) or code == "model_not_found":
             return NotThere(told)
-        if code == "insufficient_quota":
+        if status == 402 or code == "insufficient_quota":
             return BadInput(f"{told}. The account has nothing left to spend.")
         if (status in (400, 422) or "completion choice" in message) and code != "context_length_exceeded":
             return Refused(BadAnswer(f"{told}."), message, parameter)
@@ -266,12 +279,22 @@ def _error_in(content: bytes) -> tuple[str, str, str]:
     try:
         said = json.loads(content)
     except (ValueError, RecursionError):
-        return one_line(re.sub(r"<[^>]{0,200}>", " ", content[:2000].decode("utf-8", "replace"))), "", ""
+        return told_in(re.sub(r"<[^>]{0,200}>", " ", content[:2000].decode("utf-8", "replace"))), "", ""
     error = said.get("error", said) if isinstance(said, dict) else said
-    if not isinstance(error, dict):
-        return one_line(str(error)), "", ""
-    message = error.get("message") or error.get("detail") or ""
-    return one_line(str(message)) if message else "", str(error.get("code")), str(error.get("param"))
+    code, parameter = (str(error.get("code")), str(error.get("param"))) if isinstance(error, dict) else ("", "")
+    return told_in(error), code, parameter
+
+
+def told_in(error: object) -> str:
+    """The message of an error, an object or a text."""
+    message = error.get("message") or error.get("detail") or "" if isinstance(error, dict) else error
+    return one_line(str(message)) if message and str(message).strip() else ""
+
+
+def _status_in(error: object) -> int:
+    """The HTTP status that an error inside an answer names as its code; 200: none."""
+    code = error.get("code") if isinstance(error, dict) else None
+    return code if isinstance(code, int) and 400 <= code < 600 else 200
 
 
 def _retry_after(header: str | None) -> float | None:

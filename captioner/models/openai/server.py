@@ -20,7 +20,7 @@ from captioner.decoding import Decoding, DecodingChanges
 from captioner.errors import BadAnswer, BadInput, CaptionerError, MissingModel
 from captioner.images.fetch import in_thread
 from captioner.images.open import one_line
-from captioner.models.openai.connection import Connection, NotThere, Refused
+from captioner.models.openai.connection import Connection, NotThere, Refused, told_in
 from captioner.prompt import Candidate, Reading
 from captioner.styles import STYLES
 from captioner.text.words import without_words
@@ -178,8 +178,13 @@ class Server:
                     f"The answer of {self.model} was cut before its first word, after {decoding.max_new_tokens} "
                     "tokens of thought: raise max_new_tokens."
                 )
-            refusal = any(reason == "content_filter" for _, reason in texts)
-            raise BadAnswer(f"{self.model} {'refuses to speak of' if refusal else 'says nothing about'} this picture.")
+            if failed := next((choice["error"] for choice in choices if choice.get("error")), None):
+                raise BadAnswer(f"{self.model} failed on this picture ({told_in(failed)}).")
+            refused = any(
+                reason == "content_filter" or choice["message"].get("refusal")
+                for choice, (_, reason) in zip(choices, texts, strict=True)
+            )
+            raise BadAnswer(f"{self.model} {'refuses to speak of' if refused else 'says nothing about'} this picture.")
         return [
             Candidate(without_words(text, decoding.forbid), 0.0, finished=reason != "length")
             for text, reason in texts
