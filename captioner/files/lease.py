@@ -32,7 +32,7 @@ from typing import Any
 
 from captioner.errors import BadOutput
 from captioner.files import atomic
-from captioner.files.lock import lock
+from captioner.files.lock import is_at, lock
 
 BEAT = 10.0
 EXPIRES = 120.0
@@ -65,7 +65,7 @@ class Lease:
     def release(self) -> None:
         """Let go of it; it may have been taken over meanwhile."""
         self.over.set()
-        is_ours = not self.stream.closed and _is_at(self.stream, self.path)
+        is_ours = not self.stream.closed and is_at(self.stream, self.path)
         if is_ours and not atomic.OPEN_FILES_STAY:
             self.path.unlink(missing_ok=True)
         self.stream.close()
@@ -131,7 +131,7 @@ def _free(path: Path, mine: FileIO) -> bool:
         now = os.fstat(mine.fileno()).st_mtime  # written just now: the time that the file system has
         if holder.get("machine") != machine() and now - os.fstat(stream.fileno()).st_mtime < EXPIRES:
             return False
-        if _is_at(stream, path):
+        if is_at(stream, path):
             if atomic.OPEN_FILES_STAY:
                 stream.close()
             path.unlink(missing_ok=True)
@@ -163,10 +163,3 @@ def _write(stream: FileIO, about: dict[str, Any]) -> None:
     content = json.dumps({"machine": machine(), "process": os.getpid(), **about}).encode()
     stream.seek(0)
     stream.write(content.ljust(os.fstat(stream.fileno()).st_size))  # spaces cover what was longer
-
-
-def _is_at(stream: FileIO, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(stream.fileno()), os.stat(path))
-    except FileNotFoundError:
-        return False

@@ -49,12 +49,16 @@ def lock(stream: FileIO, what: str) -> None:
     A run that ends may remove its file between our opening and locking it: what is then written would be lost.
     """
     _hold(stream, what)
-    try:
-        same = os.path.samestat(os.fstat(stream.fileno()), os.stat(stream.name))
-    except FileNotFoundError:
-        same = False
-    if not same:
+    if not is_at(stream, stream.name):
         raise _taken(what)
+
+
+def is_at(stream: FileIO, path: Path | str | int) -> bool:
+    """Whether an open file still has this name: it may have been removed, or replaced by another."""
+    try:
+        return os.path.samestat(os.fstat(stream.fileno()), os.stat(path))
+    except FileNotFoundError:
+        return False
 
 
 def _hold(stream: FileIO, what: str) -> None:

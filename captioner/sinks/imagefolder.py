@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
 
@@ -60,12 +61,12 @@ class ImageFolder(FileSink):
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         super().__exit__(kind, *rest)
-        if not os.listdir(self.folder):
+        with suppress(OSError):  # it is not empty, or has been removed
             self.folder.rmdir()
 
     def _is_unused(self) -> bool:
         # Where anything else is left, it is the journal that says whose folder this is.
-        return _names(self.folder) == [self.journal.path.name]
+        return self.folder.is_dir() and _names(self.folder) == [self.journal.path.name]
 
     def _known(self) -> frozenset[str]:
         return super()._known() | {"file_name"}
@@ -78,6 +79,7 @@ class ImageFolder(FileSink):
 
     def write(self, results: Sequence[Result]) -> None:
         rows = []
+        self.journal.check_there()
         for source, row in results:
             name = self._keep(source, _plain_name(source, row["file"]))
             kept = {column: value for column, value in row.items() if is_kept(column)}

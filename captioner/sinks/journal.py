@@ -11,10 +11,10 @@ from io import FileIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from captioner.errors import BadOutput
+from captioner.errors import BadOutput, counted
 from captioner.files import atomic
 from captioner.files.json import read_object, write_object
-from captioner.files.lock import lock
+from captioner.files.lock import is_at, lock
 from captioner.images import Source, is_url
 from captioner.sinks.checks import RESUME, explained
 from captioner.sinks.row import Row, as_text, file_of, picture_key, to_json
@@ -206,10 +206,18 @@ class Journal:
         rows = list(rows)
         for row in rows:
             self._check(row)
+        self.check_there()
         with explained(self.path, RESUME):
             self._write(rows)
         for row in rows:
             self._note(row)
+
+    def check_there(self) -> None:
+        """What is written to a file without a name is lost: said at once, not when all is done."""
+        with explained(self.path):
+            if not is_at(self.stream, self.path):
+                lost = f", with the {counted(self.count, 'row')} in it" if self.count else ""
+                raise BadOutput(f"{self.title} was removed while this run wrote it{lost}: begin anew.")
 
     def _write(self, rows: Iterable[Row]) -> None:
         write_rows(self.stream, rows)
@@ -217,11 +225,13 @@ class Journal:
 
     def end(self) -> None:
         """Mark it as finished: it may be begun anew without being asked."""
+        self.check_there()
         with explained(self.path, RESUME):
             write_whole(self.stream, END)
 
     def close(self, *, remove: bool) -> None:
-        """Let go of the file, and remove it if it is of no more use."""
+        """Let go of the file, and remove it if it is of no more use. One that has taken its name is another run's."""
+        remove = remove and is_at(self.stream, self.path)
         if remove and not atomic.OPEN_FILES_STAY:
             self.path.unlink(missing_ok=True)  # while it is locked: another run may be waiting to begin one
         self.stream.close()

@@ -121,6 +121,7 @@ class FileSink:
         """The output in one piece. If that fails the journal stays, and the run can be resumed."""
         if not self.journal.count:
             return False  # not one result: an output without rows would only look like one
+        self.journal.check_there()
         with explained(self.out, RESUME):
             run = self.journal.run
             if run is not None and run.settings and self.out.suffix in READERS:

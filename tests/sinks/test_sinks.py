@@ -7,6 +7,7 @@ import errno
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -340,6 +341,42 @@ except BadOutput as error:
     rows = [json.loads(line)["file"] for line in out.read_text().splitlines()]
     assert rows == [f"{number}.png" for number in range(len(rows))]
     assert 0 < len(rows) < 9
+
+
+@pytest.mark.parametrize(
+    ("name", "gone"),
+    [("a.jsonl", "folder"), ("a.jsonl", "journal"), ("a.jsonl", "replaced"), ("set", "folder"), ("set", "journal")],
+)
+def test_a_journal_that_is_removed_ends_the_run_at_once(tmp_path: Path, name: str, gone: str) -> None:
+    """What goes on into a file without a name would be lost, and told of hours later."""
+    items, out = results(tmp_path / "in", ["1.png", "2.png"]), tmp_path / "out" / name
+    out.parent.mkdir()
+    sink = open_out(out)
+    journal = sink.journal.path
+    sink.write(items[:1])
+    if gone == "folder":
+        shutil.rmtree(journal.parent)
+    else:
+        journal.unlink()
+    if gone == "replaced":
+        interrupted(open_out(out, resume=True), items)
+    with pytest.raises(BadOutput, match="was removed while this run wrote it, with the 1 row in it: begin anew"):
+        write(sink, items[1:])
+    if gone == "replaced":  # by another run, whose rows are left alone
+        with open_out(out, resume=True) as other:
+            assert [row["text"] for row in other.existing()] == ["prompt 0", "prompt 1"]
+        assert not journal.exists()
+    else:
+        assert not out.is_file()
+
+
+def test_a_journal_that_is_removed_behind_its_last_row_is_told(tmp_path: Path) -> None:
+    items = results(tmp_path / "in", ["1.png"])
+    for sink in (open_out(tmp_path / "a.csv"), Sidecars([str(tmp_path / "in")])):
+        sink.write(items)
+        sink.journal.path.unlink()
+        with pytest.raises(BadOutput, match="was removed"):
+            write(sink, [])
 
 
 @pytest.mark.parametrize("kind", ["sidecars", "imagefolder"])
