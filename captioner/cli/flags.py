@@ -35,6 +35,8 @@ _PHRASES = {
     r"\bby metadata only (?=no model is)": "by --metadata only ",
     r"\bSet metadata to first, and\b": "Say --metadata first, and",
     r"\bset embed or consensus\.": "add --embed or --consensus.",
+    r"(settings: |; )clean was not given and is now false\b": r"\1--raw was not given and now is",
+    r"(settings: |; )clean was false and is now not given\b": r"\1--raw was given and now is not",
     r"\bname a model to say that all\b": "name a --model to say that all",
     r"\bor a file with one text a line\b": "or --file FILE with one text a line",
     r"\bset normalize to true or false\.": "say --normalize or --no-normalize.",

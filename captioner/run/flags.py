@@ -5,7 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-_NAMING = re.compile(r"^\w+(?= must be )|^.+(?= would change nothing)|(?<= has no use for ).+?(?=:)")
+_NAMING = re.compile(
+    r"^\w+(?= must be )|^.+(?= would change nothing)|(?<= has no use for ).+?(?=:)"
+    r"|(?:(?<= begun with other settings: )|(?<=; ))\w+(?= was .+ and is now )"
+)
 """Where a message names settings alone, so that a common word is a setting too."""
 
 

@@ -54,6 +54,16 @@ from captioner.cli.flags import with_flags
             "embedder would change nothing: set embed or consensus.",
             "--embedder would change nothing: add --embed or --consensus.",
         ),
+        (
+            "a.csv was begun with other settings: clean was not given and is now false; forbid was not given and is "
+            'now ["seed"]; seed was 1 and is now not given. Give the same again.',
+            "a.csv was begun with other settings: --raw was not given and now is; --forbid was not given and is now "
+            '["seed"]; --seed was 1 and is now not given. Give the same again.',
+        ),
+        (
+            "run was begun with other settings: clean was false and is now not given. Give the same.",
+            "run was begun with other settings: --raw was given and now is not. Give the same.",
+        ),
         ("set normalize to true or false.", "say --normalize or --no-normalize."),
         ("name the one that makes them as clip.", "name the one that makes them with --clip."),
         ("Or give lists of your own as terms.", "Or give lists of your own with --terms FILE."),
