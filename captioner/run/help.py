@@ -105,8 +105,8 @@ def _value(kind: Any, option: ParameterInfo) -> str | None:
     if kind not in VALUES:
         return next(filter(None, (_value(inner, option) for inner in get_args(kind))), None)
     if option.max is not None:
-        return f"{option.min:g}..{option.max:g}"
-    return VALUES[kind] if option.min is None else f"{VALUES[kind]}>={option.min:g}"
+        return f"{option.min:.10g}..{option.max:.10g}"
+    return VALUES[kind] if option.min is None else f"{VALUES[kind]}>={option.min:.10g}"
 
 
 def _show(command: Verb | Group, ctx: Any) -> None:

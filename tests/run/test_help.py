@@ -25,6 +25,7 @@ def line() -> CommandLine:
         out: Annotated[Path | None, typer.Option("--out", "-o", help="A `.png`.")] = None,
         how: Annotated[Literal["oil", "ink"], typer.Option(help="With what.")] = "oil",
         coats: Annotated[int, typer.Option(help="How often.", min=1)] = 2,
+        drops: Annotated[int, typer.Option(help="Of water.", min=0, max=1_000_000)] = 9,
         wet: Annotated[float, typer.Option(help="How wet.", min=0, max=1)] = 0.5,
         dry: Annotated[bool, typer.Option(help="Let it dry.")] = True,
         fast: Annotated[bool | None, typer.Option("--fast/--fine", help="In a hurry.")] = None,
@@ -70,20 +71,21 @@ Usage: root paint [OPTIONS] PICTURES...
  captioner paint dog.png --how ink
 
 ╭─ Arguments ──────────────────────────────────────────────────────────────────╮
-│ PICTURES...         What to paint. [required]                                │
+│ PICTURES...             What to paint. [required]                            │
 ╰──────────────────────────────────────────────────────────────────────────────╯
 ╭─ Options ────────────────────────────────────────────────────────────────────╮
-│ -o, --out PATH      A `.png`.                                                │
-│     --how WORD      With what. [oil, ink] [default: oil]                     │
-│     --coats N>=1    How often. [default: 2]                                  │
-│     --wet 0..1      How wet. [default: 0.5]                                  │
-│     --dry/--no-dry  Let it dry. [default: on]                                │
-│     --fast/--fine   In a hurry.                                              │
-│     --key TEXT      Of the studio. [or the environment's STUDIO_KEY]         │
-│     --help          Show this message and exit.                              │
+│ -o, --out PATH          A `.png`.                                            │
+│     --how WORD          With what. [oil, ink] [default: oil]                 │
+│     --coats N>=1        How often. [default: 2]                              │
+│     --drops 0..1000000  Of water. [default: 9]                               │
+│     --wet 0..1          How wet. [default: 0.5]                              │
+│     --dry/--no-dry      Let it dry. [default: on]                            │
+│     --fast/--fine       In a hurry.                                          │
+│     --key TEXT          Of the studio. [or the environment's STUDIO_KEY]     │
+│     --help              Show this message and exit.                          │
 ╰──────────────────────────────────────────────────────────────────────────────╯
 ╭─ Rarely ─────────────────────────────────────────────────────────────────────╮
-│     --dust          Some dust.                                               │
+│     --dust              Some dust.                                           │
 ╰──────────────────────────────────────────────────────────────────────────────╯"""
     )
 
