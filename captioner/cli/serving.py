@@ -92,6 +92,8 @@ def serve(
         if not quiet:
             where = f"{address}/#review" if folder is not None else address
             typer.echo(f"captioner: {where} answers with {', '.join(engine.models)}; Ctrl+C stops it", err=True)
+            if not settings.is_local and key is None:
+                typer.echo(f"captioner: there is no key: everybody who can reach {host} may ask", err=True)
 
     server.run(engine, settings, listener, ready)
 

@@ -11,7 +11,7 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -226,6 +226,21 @@ def test_stopped_before_its_model_is_loaded_is_no_error(monkeypatch: pytest.Monk
     web.run(engine, Settings(page=False), listener)
     stopping.join()
     assert isinstance(engine.failure, Closed)  # whoever waited for the model was told
+
+
+@pytest.mark.parametrize(
+    ("arguments", "is_told"),
+    [(["--host", "0.0.0.0", "--no-auth"], True), (["--host", "0.0.0.0", "--api-key", "k"], False), ([], False)],
+)
+def test_a_server_without_a_key_says_so(arguments: list[str], is_told: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    def ready(engine: Engine, settings: Settings, listener: socket.socket, ready: Callable[[], None]) -> None:
+        listener.close()
+        ready()
+
+    monkeypatch.setattr(web, "run", ready)
+    result = CliRunner().invoke(app, ["serve", "--port", "0", "--models", "mini", *arguments])
+    assert "answers with mini" in result.stderr
+    assert ("everybody who can reach 0.0.0.0 may ask" in result.stderr) == is_told
 
 
 @pytest.mark.parametrize(
