@@ -91,8 +91,8 @@ def status(
     )
     if now.pace is not None and now.seconds_left is not None:
         left = f", {duration(now.seconds_left)} left" if now.seconds_left else ""
-        workers = now.running or 1
-        typer.echo(f"{now.pace * workers:.1f} pictures/s by {counted(workers, 'worker')}{left}")
+        workers = f"by {counted(now.running, 'worker')}" if now.running else "a worker"
+        typer.echo(f"{now.pace * (now.running or 1):.1f} pictures/s {workers}{left}")
     if cost is not None:
         typer.echo(f"{cost:,.2f} per million pictures, at {price_per_hour:g} an hour for each worker")
     for failure in now.failed[:20]:

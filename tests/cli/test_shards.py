@@ -29,7 +29,10 @@ def test_a_plan_from_its_beginning_to_its_end(tmp_path: Path) -> None:
     assert (refused.exit_code, "begun with other settings: " in refused.stderr) == (2, True)
     done = call("generate", "--out", folder, "--batch-size", "1")
     assert (done.exit_code, done.stderr.splitlines()[-1][:44]) == (0, "captioner: 2 shards written here; captioner ")
-    assert "3 of 3 pictures, 1 could not be read" in call("status", folder).stdout
+    status = call("status", folder).stdout
+    assert "3 of 3 pictures, 1 could not be read" in status
+    assert status.endswith(" pictures/s a worker\n")  # none runs, and whoever did is not known
+
     out = tmp_path / "all.parquet"
     assert call("merge", folder, out).stdout == f"{out}: 3 rows, 1 of which could not be read\n"
     rows = pyarrow.parquet.read_table(out).to_pylist()
