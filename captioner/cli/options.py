@@ -135,7 +135,13 @@ _model = panel_option("Model")
 _search = panel_option("Search")
 
 Model = Annotated[
-    str | None, _first("A name of `captioner models`, a folder, a Hub id or openai:ADDRESS#NAME.", "--model", "-m")
+    str | None,
+    _first(
+        "A name of `captioner models`, a folder, a Hub id or openai:ADDRESS#NAME (default: the first of blip-large, "
+        "blip and mini that is here).",
+        "--model",
+        "-m",
+    ),
 ]
 
 LIBRARY: dict[str, Any] = {
