@@ -7,7 +7,7 @@ ensemble, twenty are measured on. You will see the weights, a report of all thre
 ensemble gains over the better of its members, and whether the 95 % interval of that difference leaves zero out. If it
 does not, the gain may be chance.
 
-It needs the extra `eval`, and the backbone of the extra `train`. OUT must not be there yet.
+It needs the extra `eval`. OUT must not be there yet.
 """
 
 import argparse
