@@ -92,13 +92,13 @@ async def _fetched(url: str, settings: Settings) -> Picture:
 
 async def body(request: Request, settings: Settings) -> dict[str, Any]:
     """A request's fields, whether it is JSON or a form; in a form each upload is a `Picture`, and a field that comes
-    several times a list. A body that is a picture itself is the field `image`."""
+    several times a list. A body that is a picture itself is the field `image`. The query is left to who asks."""
     kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
     if kind == "multipart/form-data":
         return await _form(request)
     data = await request.body()
     if kind.startswith("image/") or kind == "application/octet-stream":
-        return {"image": Picture(data)} | _gathered(request.query_params.multi_items())
+        return {"image": Picture(data)}
     try:
         fields = json.loads(bounded(data))
     except (ValueError, RecursionError) as error:
@@ -126,7 +126,7 @@ async def _form(request: Request) -> dict[str, Any]:
         raise BadInput(f"The form cannot be read: {printable(str(words))[:200]}") from error
     texts = [value for _, value in form.multi_items() if isinstance(value, str)]
     bounded("".join(texts).encode(errors="replace"))  # some of them are read as JSON
-    return _gathered(
+    return gathered(
         [
             (name, Picture(await value.read(), value.filename or "-") if isinstance(value, UploadFile) else value)
             for name, value in form.multi_items()
@@ -134,7 +134,7 @@ async def _form(request: Request) -> dict[str, Any]:
     )
 
 
-def _gathered(items: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+def gathered(items: Iterable[tuple[str, Any]]) -> dict[str, Any]:
     """Fields by their names; one that comes several times is a list."""
     fields: dict[str, Any] = {}
     for name, item in items:

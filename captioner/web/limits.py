@@ -117,6 +117,9 @@ class Limits:
         self._check_origin(scope, headers)
         if self.settings.api_key is not None and scope["path"] not in OPEN_PATHS:
             self._check_key(headers, self.settings.api_key)
+        packed = headers.get("content-encoding", "").strip().lower()
+        if packed not in ("", "identity"):
+            raise _Refused(415, "The body is compressed: send it as it is, without a Content-Encoding.")
         length = headers.get("content-length", "0")
         if not length.isascii() or not length.isdigit() or len(length) > 15:
             raise _Refused(400, "Content-Length is not a number.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import gzip
 from collections.abc import Callable
 
 import pytest
@@ -53,6 +54,18 @@ def test_the_key(client_with: Callable[..., TestClient], headers: dict[str, str]
         assert answer.status_code == (404 if status == 200 and path == "/nothing" else status)
         assert ("www-authenticate" in answer.headers) == (status == 401)
     assert client.get("/health").status_code == client.get("/ready").status_code == 200
+
+
+def test_a_compressed_body_is_told_as_such(client: TestClient) -> None:
+    """It is no JSON and no picture, but that is not what is wrong with it."""
+    body = gzip.compress(b'{"texts": ["a"]}')
+    headers = {"content-type": "application/json", "content-encoding": "gzip"}
+    for path in ("/v1/embed", "/v1/embeddings", "/embed"):
+        answer = client.post(path, content=body, headers=headers)
+        assert answer.status_code == 415
+        assert "The body is compressed: send it as it is" in answer.text
+    plain = {"content-encoding": "identity"}
+    assert client.post("/v1/embed", json={"texts": ["a"]}, headers=plain).status_code == 200
 
 
 def test_names_that_are_not_the_servers_are_refused(client_with: Callable[..., TestClient]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Callable
+from typing import Any
 
 import httpx
 import numpy as np
@@ -58,6 +59,25 @@ def test_a_setting_of_the_query_that_comes_twice_is_a_list(client: TestClient) -
     text = client.post(GENERATE + query, content=CAT, headers={"content-type": "image/jpeg"}).json()["text"]
     assert "zebra" in text
     assert "piano" in text
+
+
+@pytest.mark.parametrize("kind", ["form", "json", "picture"])
+def test_settings_of_the_address_hold_for_every_body(client: TestClient, kind: str) -> None:
+    """Those beside a form or JSON were passed over without a word."""
+    bodies: dict[str, dict[str, Any]] = {
+        "form": {"files": {"image": ("cat.jpg", CAT)}},
+        "json": {"json": {"image": CAT_URL}},
+        "picture": {"content": CAT, "headers": {"content-type": "image/jpeg"}},
+    }
+    row = client.post(f"{GENERATE}?num_beams=1&max_new_tokens=1&embed=true", **bodies[kind]).json()
+    assert (row["text"], len(row["embedding"])) == ("a", 384)
+    refused = client.post(f"{GENERATE}?nonsense=1", **bodies[kind])
+    assert (refused.status_code, refused.json()["detail"]) == (422, "nonsense: there is no such field")
+    twice = client.post(f"{GENERATE}?image=x", **bodies[kind])
+    assert (twice.status_code, twice.json()["detail"][:50]) == (
+        422,
+        "image stands in the address and in the body: leave",
+    )
 
 
 def test_several_pictures_where_one_is_bad(client: TestClient) -> None:

@@ -15,7 +15,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from captioner import contracts
 from captioner.decoding import DecodingChanges
-from captioner.errors import BadInput, CaptionerError
+from captioner.errors import BadInput, CaptionerError, printable
 from captioner.serving.engine import Ask, Picture
 from captioner.serving.metrics import gauge
 from captioner.sinks import Row
@@ -157,7 +157,7 @@ def router(context: Context) -> APIRouter:
     @routes.post("/v1/embed", tags=["captioner"], openapi_extra=_bodies(Embed, texts=True), responses=_ERRORS)
     async def embed(request: Request) -> Any:
         """Unit vectors of texts, or of pictures by what a model says of them."""
-        fields = await inputs.body(request, context.settings)
+        fields = await _fields(request, context)
         texts = fields.pop("texts", None)
         if texts is None:
             given, settings = await _parsed(fields, context, Embed)
@@ -239,6 +239,7 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
         404: "There is no such model.",
         408: "The body was too slow.",
         413: "Larger than the server takes.",
+        415: "The body is compressed.",
         421: "Asked by a name that is not the server's.",
         422: "The picture or a setting is not valid; `detail` says why.",
         429: "Too much waits already; Retry-After says when to come again.",
@@ -269,7 +270,16 @@ class _Given:
 
 
 async def _asked(request: Request, context: Context, kind: type[Any]) -> tuple[_Given, Any]:
-    return await _parsed(await inputs.body(request, context.settings), context, kind)
+    return await _parsed(await _fields(request, context), context, kind)
+
+
+async def _fields(request: Request, context: Context) -> dict[str, Any]:
+    """Those of the body, whatever it is, and of the query."""
+    fields = await inputs.body(request, context.settings)
+    in_query = inputs.gathered(request.query_params.multi_items())
+    if twice := fields.keys() & in_query.keys():
+        raise BadInput(f"{printable(min(twice))[:100]} stands in the address and in the body: leave one of them out.")
+    return fields | in_query
 
 
 async def _parsed(fields: dict[str, Any], context: Context, kind: type[Any]) -> tuple[_Given, Any]:

@@ -51,6 +51,7 @@ TYPES = {
     404: ("invalid_request_error", None),
     405: ("invalid_request_error", None),
     413: ("invalid_request_error", None),
+    415: ("invalid_request_error", None),
     429: ("rate_limit_error", "rate_limit_exceeded"),
 }
 """By status: what OpenAI calls the type and the code of an error."""
