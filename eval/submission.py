@@ -192,7 +192,7 @@ def write_vectors(out: Path, vectors: Iterable[tuple[str, np.ndarray]]) -> None:
     """A submission of these (id, vector)."""
     with (
         explained(out, MAKE_ROOM),
-        atomic.replacing(out) as new,
+        atomic.replacing(out, expected=False) as new,
         new.open("w", encoding="utf-8", newline="") as stream,
     ):
         rows = csv.writer(stream, lineterminator="\n")

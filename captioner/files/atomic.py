@@ -66,10 +66,13 @@ def clear_leftovers(*targets: Path) -> None:
 
 
 @contextmanager
-def replacing(target: Path, keep: bool = False, leftovers: Leftovers | None = None) -> Iterator[Path]:
+def replacing(
+    target: Path, keep: bool = False, leftovers: Leftovers | None = None, expected: bool = True
+) -> Iterator[Path]:
     """A new file that takes the target's place when it is whole (with `keep` it does not, and is dropped).
 
-    A target that is there keeps its mode bits. leftovers: of a run that writes many files.
+    A target that is there keeps its mode bits. leftovers: of a run that writes many files. expected: whether there may
+    be a target; what has got its name since it was looked for is somebody else's.
     """
     (leftovers or Leftovers()).clear(target)
     temporary = beside(target)
@@ -79,6 +82,8 @@ def replacing(target: Path, keep: bool = False, leftovers: Leftovers | None = No
         flush(temporary)  # first: it needs a file that may be written to
         # Some libraries write to a file of their own and rename it, with other mode bits.
         os.chmod(temporary, _mode_of(target, mode))
+        if not expected and os.path.lexists(target):
+            raise BadOutput(f"{target} has appeared meanwhile and is left alone: move it away, and do the same again.")
         if not keep:
             os.replace(temporary, target)
             flush(target.parent)

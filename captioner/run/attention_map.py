@@ -105,7 +105,7 @@ def _save(figure: Figure, out: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     try:
-        with replacing(out) as new, warnings.catch_warnings():
+        with replacing(out, expected=False) as new, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a letter that the font lacks is drawn as a box
             FigureCanvasAgg(figure).print_png(str(new))
     except OSError as error:

@@ -110,7 +110,7 @@ def _write_table(plan: Plan, parts: dict[int, Path], out: Path) -> Merged:
         raise BadInput(f"{out}: name a file that ends in .parquet or .jsonl, or a folder.")
     merged = Merged()
     batches = _counted((batch for shard, part in parts.items() for batch in tables(plan, shard, part)), merged)
-    with explained(out), replacing(out) as new:
+    with explained(out), replacing(out, expected=False) as new:
         TABLES[out.suffix](batches, new)
     return merged
 

@@ -52,6 +52,7 @@ class FileSink:
         if os.path.lexists(out) and not (resume or overwrite):
             raise BadOutput(f"{out} is already there: set resume to go on, or set overwrite to replace it.")
         self.out = out
+        self.is_there = os.path.lexists(out)
         self.record = out.with_name(f".{out.name}.run.json")
         self.errors = Errors(out.with_name(errors or f"{out.name}.errors.jsonl"))
         self.columns = columns
@@ -124,12 +125,12 @@ class FileSink:
         self.journal.check_there()
         with explained(self.out, RESUME):
             run = self.journal.run
-            if run is not None and run.settings and self.out.suffix in READERS:
-                run.save(self.record)
-            else:
-                self.record.unlink(missing_ok=True)
-            with replacing(self.out) as new:
+            with replacing(self.out, expected=self.is_there) as new:
                 WRITERS[self.out.suffix](self.journal, new)
+                if run is not None and run.settings and self.out.suffix in READERS:
+                    run.save(self.record)
+                else:
+                    self.record.unlink(missing_ok=True)
         return True
 
     def _is_unused(self) -> bool:

@@ -272,6 +272,20 @@ def test_nothing_is_overwritten_unasked(tmp_path: Path) -> None:
     assert sorted(os.listdir(tmp_path)) == ["a.csv", "a.jsonl", "a.parquet", "mine.jsonl"]
 
 
+@pytest.mark.parametrize("name", ["a.jsonl", "a.parquet", "a.npy"])
+def test_a_file_that_appears_while_a_run_works_is_left_alone(tmp_path: Path, name: str) -> None:
+    items, out = results(tmp_path / "in", ["1.png"], embedding=True), tmp_path / name
+    sink = open_out(out)
+    out.write_text("mine")
+    with pytest.raises(BadOutput, match="has appeared meanwhile and is left alone: move it away, and do the same"):
+        write(sink, items)
+    assert out.read_text() == "mine"
+    out.rename(tmp_path / "mine")
+    write(open_out(out, resume=True), items)
+    assert len(np.load(out) if name == "a.npy" else list(table.READERS[out.suffix](out))) == 1
+    assert not sink.journal.path.exists()
+
+
 def test_the_old_file_stays_until_the_new_one_is_whole(tmp_path: Path) -> None:
     items = results(tmp_path / "in", ["1.png"])
     (tmp_path / "a.jsonl").write_text("old\n")
