@@ -74,6 +74,7 @@ def replacing(
     A target that is there keeps its mode bits. leftovers: of a run that writes many files. expected: whether there may
     be a target; what has got its name since it was looked for is somebody else's.
     """
+    refuse_no_file(target)
     (leftovers or Leftovers()).clear(target)
     temporary = beside(target)
     mode = _create(temporary)
@@ -137,6 +138,7 @@ def write_all(contents: Mapping[Path, bytes]) -> None:
 
 
 def _replace(target: Path, content: bytes) -> None:
+    refuse_no_file(target)
     temporary = beside(target)
     mode = _create(temporary)
     try:
@@ -146,6 +148,12 @@ def _replace(target: Path, content: bytes) -> None:
         os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def refuse_no_file(target: Path) -> None:
+    """A folder, a device or a pipe is not replaced by a file, nor is a link to one: /dev/null would be gone for all."""
+    if os.path.exists(target) and not os.path.isfile(target):
+        raise BadOutput(f"{target} is {'a folder' if os.path.isdir(target) else 'no file'}: name a file.")
 
 
 def write_first(target: Path, content: bytes) -> bool:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 import numpy as np
 
 from captioner.errors import BadOutput
-from captioner.files.atomic import replacing
+from captioner.files.atomic import refuse_no_file, replacing
 from captioner.files.lock import lock
 from captioner.images import Source
 from captioner.sinks.checks import RESUME, check_name, check_place, explained
@@ -47,8 +47,7 @@ class FileSink:
     ) -> None:
         check_place(out.parent)
         check_name(out, ".errors.jsonl")
-        if out.is_dir():
-            raise BadOutput(f"{out} is a folder: name a file.")
+        refuse_no_file(out)
         if os.path.lexists(out) and not (resume or overwrite):
             raise BadOutput(f"{out} is already there: set resume to go on, or set overwrite to replace it.")
         self.out = out

@@ -19,7 +19,7 @@ import transformers
 from torch.utils.flop_counter import FlopCounterMode
 
 from captioner import memory
-from captioner.errors import BadOutput
+from captioner.files.atomic import refuse_no_file
 from captioner.sinks.checks import check_place
 
 CPU = torch.device("cpu")
@@ -28,8 +28,7 @@ CPU = torch.device("cpu")
 def check_file(out: Path) -> None:
     """The place of the figures must be writable before anything is measured."""
     check_place(out.parent)
-    if out.is_dir():
-        raise BadOutput(f"{out} is a folder: name a file for the figures.")
+    refuse_no_file(out)
 
 
 def timed(action: Callable[[], object], repeats: int = 1) -> list[float]:

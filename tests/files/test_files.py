@@ -3,6 +3,7 @@
 import errno
 import os
 import signal
+import stat
 import struct
 import subprocess
 import sys
@@ -52,6 +53,20 @@ def test_a_library_that_renames_its_own_file_does_not_choose_the_mode(tmp_path: 
         own.touch(0o600)
         os.replace(own, new)
     assert (tmp_path / "a").stat().st_mode & 0o777 == umask
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes")
+def test_only_a_file_is_replaced(tmp_path: Path) -> None:
+    """As root `eval speed --out /dev/full` made a file of the device."""
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "pipe")
+    for name, what in {"pipe": "no file", "folder": "a folder", "link": "no file"}.items():
+        for write in (lambda to: atomic.write_bytes(to, b"new"), lambda to: atomic.write_all({to: b"new"})):
+            with pytest.raises(BadOutput, match=f"{name} is {what}: name a file"):
+                write(tmp_path / name)
+    assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
+    assert sorted(os.listdir(tmp_path)) == ["folder", "link", "pipe"]
 
 
 def test_a_link_is_replaced_and_not_written_through(tmp_path: Path) -> None:

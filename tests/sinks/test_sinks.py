@@ -323,6 +323,13 @@ def test_a_folder_that_cannot_even_be_looked_for(tmp_path: Path) -> None:
         open_out(tmp_path / ("a" * 300) / "a.jsonl")
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes")
+def test_a_pipe_is_told_before_the_work(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.jsonl")
+    with pytest.raises(BadOutput, match="no file"):
+        open_out(tmp_path / "a.jsonl", overwrite=True)
+
+
 def test_two_runs_do_not_share_an_output(tmp_path: Path) -> None:
     with FileSink(tmp_path / "a.jsonl") as sink:
         with pytest.raises(BadOutput, match="another run"):
