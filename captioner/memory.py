@@ -11,8 +11,18 @@ from contextlib import contextmanager
 LARGE_PAGE = 2 << 20
 WORTHWHILE = 100 << 20
 """Bytes from which on large pages are asked for: a small model's weights stay in the processor's caches."""
+RAN_OUT = (
+    *("out of memory", "not enough memory", "can't allocate memory", "cannot allocate memory"),
+    "failed to map segment",  # a library that is loaded
+)
 # Parameters of mallopt, from glibc's <malloc.h>.
 TRIM_THRESHOLD, MMAP_THRESHOLD, MMAP_MAX, ARENA_MAX = -1, -3, -4, -8
+
+
+def ran_out(error: BaseException) -> bool:
+    """Whether there was no memory for something. torch names only the GPU's case by a class of its own."""
+    words = str(error).lower()
+    return isinstance(error, MemoryError) or any(sign in words for sign in RAN_OUT)
 
 
 def give_back() -> None:

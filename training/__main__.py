@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from importlib import import_module
 
+from captioner.run import lastresort
+
 RECIPES = ("blip", "ofa", "clip_prefix", "resnet_lstm", "direct")
 
 
@@ -18,4 +20,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    lastresort.run("python -m training", main)

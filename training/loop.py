@@ -31,6 +31,7 @@ from captioner.files.json import write_object
 from captioner.pairs.provenance import name_of
 from captioner.pairs.sources import parse
 from captioner.quiet import without_bars
+from captioner.run.streams import tell
 from training.adapters import without_adapter
 from training.arguments import arguments
 from training.checkpoints import newest_whole
@@ -116,7 +117,7 @@ def announce(job: Job, trainer: LoopTrainer, start_from: Path | None) -> None:
         )
     if "RANK" not in os.environ and "ACCELERATE_USE_CPU" in os.environ:
         lines.append("`accelerate launch --cpu` runs a single process: `torchrun --nproc-per-node N` runs several.")
-    print("\n".join(lines), flush=True)
+    tell("\n".join(lines))
 
 
 def learnt_from(job: Job) -> dict[str, Any]:
@@ -167,7 +168,7 @@ def leave_model(job: Job, trainer: LoopTrainer, out: Path) -> None:
         ) from error
     best = best_evaluation(trainer.state)
     which = f"best: step {best['step']:,}" if best else f"the last step, {trainer.state.global_step:,}"
-    print(f"Done ({which}). Use it: captioner {job.verb} --model {shlex.quote(str(out))} picture.png", flush=True)
+    tell(f"Done ({which}). Use it: captioner {job.verb} --model {shlex.quote(str(out))} picture.png")
 
 
 def save_config(model: PeftModel, out: Path) -> None:

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Generic, Protocol, TypeAlias, TypeVar
 
 from PIL.Image import Image
 
+from captioner import memory
 from captioner.errors import (
     BadAnswer,
     BadCheckpoint,
@@ -381,7 +382,7 @@ class _Work(Generic[Look]):
         except Exception as error:
             if (missing := missing_extra(error)) is not None:
                 raise missing from error
-            if not _out_of_memory(error):
+            if not memory.ran_out(error):
                 return error
         # Outside the handler, where the failed pass and its tensors are let go of.
         _free_memory()
@@ -411,14 +412,6 @@ class _Work(Generic[Look]):
         logger.debug("the model failed on %s", name, exc_info=error)
         words = printable(" ".join(str(error).split())[:200])
         return BadImage(f"{name}: the model failed on this picture ({type(error).__name__}: {words}).")
-
-
-def _out_of_memory(error: Exception) -> bool:
-    """torch names only the GPU's case by a class of its own."""
-    words = str(error).lower()
-    return isinstance(error, MemoryError) or any(
-        sign in words for sign in ("out of memory", "not enough memory", "can't allocate memory")
-    )
 
 
 def _free_memory() -> None:

@@ -22,12 +22,19 @@ from types import TracebackType
 from typing import NoReturn
 
 from captioner import memory
-from captioner.errors import CaptionerError, missing_extra, printable
+from captioner.errors import BadInput, CaptionerError, missing_extra, printable
+from captioner.run import streams
 from captioner.run.flags import spelled
 
 DEBUG = "--debug"
-REFUSALS = (errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENOSPC, errno.EDQUOT)
-"""What the system says of a name that it does not let us look at, or of a disk that is full, which is no bug."""
+REFUSALS = (
+    *(errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.ELOOP, errno.EMFILE, errno.ENFILE),
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.ESTALE),
+)
+"""What the system says of a name that it does not let us look at, or of a disk that is full or fails: no bug."""
+NO_MEMORY = "There is not enough memory: end other programs, or ask for less (a smaller model, batch or picture)."
+NO_THREADS = "The system starts no more threads (ulimit -u): end other programs, or raise the limit."
+NO_FOLDER = "The folder that you are in has been removed: go to one that is there."
 
 _unfinished: list[threading.Thread] = []
 
@@ -56,7 +63,10 @@ def run(name: str, command: Callable[[], object]) -> None:
     if debug:
         _show_notes()
     try:
+        if _is_nowhere():
+            raise BadInput(NO_FOLDER)
         command()
+        streams.settle()
     except CaptionerError as error:
         leave(name, spelled(" ".join(str(error).split())), 2)  # a library's own words may have many lines
     except KeyboardInterrupt as stopped:
@@ -68,17 +78,46 @@ def run(name: str, command: Callable[[], object]) -> None:
             leave(name, str(missing), 2)
         if debug:
             raise
-        if isinstance(error, OSError) and error.errno in REFUSALS:
-            what = "The output" if error.filename is None else str(error.filename)[:200]
-            leave(name, f"{what} cannot be used ({error.strerror}).", 2)
+        if isinstance(error, BrokenPipeError):  # `| head` has seen enough
+            leave_quietly()
+        if (reason := _refusal(error)) is not None:
+            leave(name, reason, 2)
         leave(name, f"This is a bug in captioner: {describe(error)}; run again with {DEBUG} to see where.", 70)
     finally:
-        try:
-            sys.stderr.flush()
-        except (OSError, ValueError):  # full or closed; Python would fail once more as it ends
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+        with contextlib.suppress(OSError, ValueError):
+            streams.settle()
         if any(thread.is_alive() for thread in _unfinished):
             _end_at_once(sys.exc_info()[1])
+
+
+def _is_nowhere() -> bool:
+    """Whether the folder that relative names begin in is gone. Not even the mathematics library can be loaded then."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        return True
+    except OSError:  # one above it may not be looked into
+        pass
+    return False
+
+
+def _refusal(error: Exception) -> str | None:
+    """What the system refused, if that is what ended the command."""
+    if memory.ran_out(error):
+        return NO_MEMORY
+    if isinstance(error, RuntimeError) and "can't start new thread" in str(error):
+        return NO_THREADS
+    if isinstance(error, OSError) and (error.errno in REFUSALS or (error.strerror and error.filename is not None)):
+        what = "The output" if error.filename is None else os.fsdecode(error.filename)[:200]
+        return f"{what} cannot be used ({error.strerror})."
+    return None
+
+
+def leave_quietly() -> NoReturn:
+    """End where the reader of standard output has gone."""
+    with contextlib.suppress(OSError, ValueError):
+        streams.settle()
+    sys.exit(1)
 
 
 def leave_behind(threads: Iterable[threading.Thread]) -> None:
@@ -122,12 +161,7 @@ def prepare() -> None:
     os.environ.setdefault("PILLOW_BLOCK_SIZE", "64m")
     # What Pillow remarks about an odd picture helps nobody here: it opens, or one sentence says why it does not.
     warnings.filterwarnings("ignore", module=r"PIL\.")
-    # A stream that was closed is None: print(file=None) would write messages among the results.
-    sys.stdin = sys.stdin or open(os.devnull, encoding="utf-8")  # noqa: SIM115 - open as long as the process
-    sys.stderr = sys.stderr or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure") and (stream.encoding or "").lower().replace("-", "") != "utf8":
-            stream.reconfigure(errors="backslashreplace")  # é in a Latin-2 terminal is no reason to stop
+    streams.prepare()
 
 
 def _is_idle() -> bool:

@@ -18,7 +18,7 @@ class Stdout:
     resumable = False
 
     def __init__(self, show: Callable[[Row], str], *, named: bool = False) -> None:
-        if sys.stdout is None:
+        if sys.stdout is None or not sys.stdout.writable():
             raise BadOutput("Standard output is closed: name an output.")
         self.show = show
         self.named = named

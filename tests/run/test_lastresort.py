@@ -42,6 +42,35 @@ def test_a_name_that_the_system_refuses_is_no_bug() -> None:
     assert done.stderr == f"tool: {'x' * 200} cannot be used (File name too long).\n"
 
 
+def test_a_file_that_the_system_refuses_is_named() -> None:
+    done = run("lastresort.run('tool', lambda: open('no/such/file'))")
+    assert (done.returncode, done.stderr) == (2, "tool: no/such/file cannot be used (No such file or directory).\n")
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        ("OSError(12, 'Cannot allocate memory')", "There is not enough memory"),
+        ("ImportError('libx.so: failed to map segment from shared object')", "There is not enough memory"),
+        ("MemoryError()", "There is not enough memory"),
+        ('RuntimeError("can\'t start new thread")', "The system starts no more threads (ulimit -u)"),
+    ],
+)
+def test_a_machine_that_has_no_more_to_give_is_no_bug(error: str, told: str) -> None:
+    done = run(f"def command():\n    raise {error}\nlastresort.run('tool', command)")
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"tool: {told}")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a folder in use cannot be removed")
+def test_a_folder_that_is_gone_is_told_first(tmp_path: Path) -> None:
+    """oneMKL ends the process there by itself, whatever is asked."""
+    here = f"import os\nos.chdir({str(tmp_path)!r})\nos.rmdir({str(tmp_path)!r})\n"
+    done = run(here + "lastresort.run('tool', lambda: print('not reached'))")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "tool: The folder that you are in has been removed: go to one that is there.\n"
+
+
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no such device")
 def test_output_that_is_full_is_no_bug() -> None:
     script = "def command():\n    with open('/dev/full', 'w') as full:\n        full.write('x')\n"

@@ -1,0 +1,82 @@
+"""Standard input, output and error as every command wants them: open, able to hold any text, and of no harm to a run
+where nobody listens.
+
+What is told on standard error may be lost: the disk of a log is full, a terminal has gone. What is written to standard
+output is a result: where it cannot be, the command says so and its exit status is not 0.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from contextlib import suppress
+from typing import BinaryIO
+
+from captioner.errors import BadOutput
+
+
+class Unheard(io.FileIO):
+    """A file to which what cannot be written counts as written."""
+
+    def write(self, content) -> int:
+        try:
+            return super().write(content) or 0
+        except OSError:
+            return memoryview(content).nbytes
+
+
+class Closed(io.TextIOBase):
+    """Standard output that was closed: what is written there has not been shown."""
+
+    encoding = "utf-8"
+
+    def write(self, text: str) -> int:
+        raise BadOutput("Standard output is closed.")
+
+    @property
+    def buffer(self) -> BinaryIO:
+        raise BadOutput("Standard output is closed.")
+
+
+def prepare() -> None:
+    """Set up the three streams. What the user has said of their encoding stays."""
+    if os.name != "nt":
+        _hold_descriptors()
+    # A stream that was closed is None: print(file=None) would write messages among the results.
+    sys.stdin = sys.stdin or open(os.devnull, encoding="utf-8")  # noqa: SIM115 - open as long as the process
+    sys.stdout = sys.stdout or Closed()
+    sys.stderr = sys.stderr or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+    if sys.stderr is sys.__stderr__ and sys.stderr is not None:
+        buffer = io.BufferedWriter(Unheard(sys.stderr.fileno(), "wb", closefd=False))
+        sys.stderr = io.TextIOWrapper(buffer, sys.stderr.encoding, "backslashreplace", line_buffering=True)
+    if hasattr(sys.stdout, "reconfigure") and (sys.stdout.encoding or "").lower().replace("-", "") != "utf8":
+        sys.stdout.reconfigure(errors="backslashreplace")  # é in a Latin-2 terminal is no reason to stop
+
+
+def _hold_descriptors() -> None:
+    """Nothing else gets the number of a stream that was closed: what a library prints would go into an output."""
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            null = os.open(os.devnull, os.O_RDWR)
+            os.dup2(null, number)
+            if null != number:
+                os.close(null)
+
+
+def tell(text: str) -> None:
+    """A message on standard output of work that goes on where nobody reads it."""
+    with suppress(OSError, BadOutput):  # of a full disk `settle` tells in the end
+        print(text, flush=True)
+
+
+def settle() -> None:
+    """Bring out what was printed. What cannot be is let go of, and raised: Python would try, and fail, as it ends."""
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError):
+        with suppress(OSError, ValueError):  # no real file
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise

@@ -1,0 +1,78 @@
+"""Standard streams that are closed or full: what is told may be lost, what is a result is not taken for shown."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+FULL = pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no such device")
+POSIX = pytest.mark.skipif(os.name == "nt", reason="a shell of POSIX")
+
+
+def run(command: str, streams: str, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """A command of ours whose body is this, begun by a shell with these streams."""
+    script = (
+        "import os, sys\nfrom captioner.run import lastresort, streams\nfrom captioner.sinks import Stdout, to_json\n"
+        "def command():\n"
+    )
+    script += "".join(f"    {line}\n" for line in command.splitlines()) + "lastresort.run('tool', command)"
+    line = f'exec {sys.executable} -c "$SCRIPT" {streams}'
+    environment = {**os.environ, "SCRIPT": script, "PYTHONUNBUFFERED": ""}
+    return subprocess.run(["bash", "-c", line], capture_output=True, text=True, env=environment, cwd=folder)
+
+
+@FULL
+def test_a_run_goes_on_where_nobody_can_be_told(tmp_path: Path) -> None:
+    done = run(
+        "for _ in range(9):\n    print('step', file=sys.stderr, flush=True)\nopen('out', 'w').write('all')",
+        "2>/dev/full",
+        tmp_path,
+    )
+    assert done.returncode == 0
+    assert (tmp_path / "out").read_text() == "all"
+
+
+@POSIX
+@pytest.mark.parametrize(
+    "result", ["print('x')", "import typer; typer.echo('x')", "sys.stdout.buffer", "Stdout(to_json)"]
+)
+def test_what_a_closed_standard_output_does_not_show_is_no_success(result: str) -> None:
+    done = run(result, ">&-")
+    assert done.returncode == 2
+    assert done.stderr.startswith("tool: Standard output is closed")
+
+
+@POSIX
+def test_no_file_gets_the_number_of_a_closed_stream(tmp_path: Path) -> None:
+    """What a library in C prints would stand in it."""
+    done = run(
+        "with open('out', 'w') as out:\n    assert out.fileno() > 2\n    os.write(1, b'noise')",
+        "<&- >&- 2>&-",
+        tmp_path,
+    )
+    assert done.returncode == 0
+    assert (tmp_path / "out").read_text() == ""
+
+
+@FULL
+@pytest.mark.parametrize("printed", ["print('x')", "streams.tell('x')"])
+def test_what_a_full_disk_did_not_take_is_told_in_the_end(tmp_path: Path, printed: str) -> None:
+    done = run(f"{printed}\nopen('out', 'w').write('all')", ">/dev/full", tmp_path)
+    assert (done.returncode, done.stderr) == (2, "tool: The output cannot be used (No space left on device).\n")
+    assert (tmp_path / "out").read_text() == "all"
+
+
+@POSIX
+def test_a_reader_that_has_seen_enough_is_no_bug() -> None:
+    done = run("while True:\n    print('x' * 1000)", "| head -1")
+    assert (done.stdout, done.stderr) == ("x" * 1000 + "\n", "")
+
+
+@POSIX
+def test_a_message_that_nobody_reads_ends_no_work(tmp_path: Path) -> None:
+    run("streams.tell('x')\nopen('out', 'w').write('all')", ">&-", tmp_path)
+    assert (tmp_path / "out").read_text() == "all"
