@@ -274,21 +274,19 @@ class DirectEmbedder:
         request: Request | None = None,
         batch_size: int = 8,
         expected: bool = False,
+        **settings: Any,
     ) -> np.ndarray:
-        """Unit vectors `[n, d]`, or `[d]` of one image alone."""
+        """Unit vectors `[n, d]`, or `[d]` of one image alone. It has no use for settings."""
         if expected:
             raise BadInput(f"{self.name} gives embeddings at once and has no candidates to take the mean of.")
-        if request is not None:
-            _refuse(self.name, request.named())
-        batches = [self.embedder.embed_images(batch) for batch in _batches(several(images), batch_size)]
-        if not batches:
-            raise BadInput("There is no picture to embed: give at least one.")
-        vectors = np.concatenate(batches)
+        _refuse(self.name, _request(request).changed(**settings).named())
+        pictures = _some(images)
+        vectors = np.concatenate([self.embedder.embed_images(batch) for batch in _batches(pictures, batch_size)])
         return vectors[0] if is_one(images) else vectors
 
     def vectors(self, images: Sequence[AnyImage]) -> np.ndarray:
         """As `embed`, but longer where the model is surer."""
-        return self.embedder.vectors([open_image(image, copied=False) for image in several(images)])
+        return self.embedder.vectors([open_image(image, copied=False) for image in _some(images)])
 
 
 def load(
@@ -417,6 +415,8 @@ class LazyEmbedder:
     def __call__(self, texts: Sequence[str]) -> np.ndarray:
         from captioner.text.embedding import text_embedder
 
+        if isinstance(texts, str):  # each of its letters would be a text
+            raise BadInput(f"Texts are embedded as a list, even one: [{texts[:40]!r}].")
         return text_embedder(self.name, self.precision)(texts)
 
 
@@ -483,6 +483,13 @@ def several(images: AnyImage | Sequence[AnyImage]) -> Sequence[AnyImage]:
     if is_one(images) or not isinstance(images, Iterable):  # what is no picture either is told as it is opened
         return [images]
     return list(images)
+
+
+def _some(images: AnyImage | Sequence[AnyImage]) -> Sequence[AnyImage]:
+    """A list of images that is not empty: of none there is no telling how long a vector would be."""
+    if not (pictures := several(images)):
+        raise BadInput("There is no picture to embed: give at least one.")
+    return pictures
 
 
 def _batches(images: Sequence[AnyImage], size: int, side: int | None = None) -> Iterator[list[Image]]:

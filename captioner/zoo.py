@@ -186,6 +186,8 @@ def resolve(name: str) -> Resolved:
     if "/" in identifier and HUB_ID.fullmatch(identifier):
         folder = hub_folder(identifier)
         return Resolved(name, _module_of(folder), folder)
+    if name.startswith(("http://", "https://")):
+        raise MissingModel(f"{name!r} is no model's page. Of a server that runs one, say {SERVER}{name}#MODEL.")
     near = difflib.get_close_matches(name.lower(), ENTRIES, n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
     raise MissingModel(f"No model {name!r}: {hint}`captioner models` lists the names; a folder or a Hub id works too.")

@@ -352,5 +352,21 @@ def test_no_picture_is_no_vector_or_a_sentence(tiny_checkpoint) -> None:
     assert speaks.generate([]) == []
     assert speaks.embed([]).shape == (0, 384)
     assert speaks.embed([], expected=True).shape == (0, 384)
-    with pytest.raises(BadInput, match="no picture to embed"):
-        embeds.embed([])
+    for give in (embeds.embed, embeds.vectors):
+        with pytest.raises(BadInput, match="no picture to embed"):
+            give([])
+
+
+def test_a_model_of_vectors_alone_refuses_settings_by_name(tiny_checkpoint, pairs: Path) -> None:
+    embeds = captioner.load(tiny_checkpoint("direct"))
+    assert embeds.vectors(str(pairs / "1.png")).shape == (1, 384)
+    with pytest.raises(BadInput, match="has no use for num_beams"):
+        embeds.embed(pairs / "1.png", num_beams=2)
+    with pytest.raises(TypeError, match="did you mean num_beams"):
+        embeds.embed(pairs / "1.png", num_beam=2)
+
+
+def test_a_text_is_no_list_of_letters(model) -> None:
+    assert model.embed_texts(["a cat"]).shape == (1, 384)
+    with pytest.raises(BadInput, match=r"even one: \['a cat'\]"):
+        model.embed_texts("a cat")

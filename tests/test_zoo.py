@@ -120,6 +120,7 @@ def test_a_file_that_is_no_model(tmp_path: Path) -> None:
         ("", "No model ''"),
         ("x" * 300 + "/y", "No model"),
         ("a\0b/c", "No model"),
+        ("http://localhost:1234/v1", "say openai:http://localhost:1234/v1#MODEL"),
         ("BLIP", "did you mean 'blip'"),
         ("Blip-Large", "did you mean 'blip-large'"),
         ("runs/nope", "There is no folder runs/nope; as a model of the Hub it is not in the local cache"),

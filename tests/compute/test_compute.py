@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -142,6 +143,17 @@ def test_a_picture_of_577_rows_is_multiplied_in_parts_without_avx512(rows: int) 
     assert (rows in layer.in_parts) == (rows > 576 and not compute.has_avx512())
     x = torch.randn(rows, 16)
     torch.testing.assert_close(layer(x), nn.functional.gelu(nn.functional.linear(x, weight, bias)))
+
+
+def test_a_packed_layer_is_not_sent_to_another_process() -> None:
+    """torch's own words for it: "Cannot access storage of OpaqueTensorImpl"."""
+    layer = compute.PackedLinear(torch.randn(8, 16), None)
+    if layer.packed is None:  # torch has no such operator here, and what is plain is copied as ever
+        assert torch.equal(copy.deepcopy(layer).weight, layer.weight)
+        return
+    for send in (copy.deepcopy, pickle.dumps):
+        with pytest.raises(BadInput, match="load it there anew, by its name"):
+            send(layer)
 
 
 def test_fp32_is_packed_and_float64_is_not(model: Model, avx512: None) -> None:
