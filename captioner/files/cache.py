@@ -11,12 +11,13 @@ from contextlib import suppress
 from pathlib import Path
 
 from captioner.errors import BadOutput
+from captioner.files.names import home
 
 
 def cache_folder(*parts: str) -> Path:
     """`$CAPTIONER_CACHE`, or `captioner` in the user's cache folder, to read from; made where that can be."""
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    folder = Path(os.environ.get("CAPTIONER_CACHE") or Path(home) / "captioner").joinpath(*parts)
+    caches = os.environ.get("XDG_CACHE_HOME") or home() / ".cache"
+    folder = Path(os.environ.get("CAPTIONER_CACHE") or Path(caches) / "captioner").joinpath(*parts)
     with suppress(OSError):  # a machine whose disk takes nothing captions all the same: nothing is remembered there
         folder.mkdir(parents=True, exist_ok=True)
     return folder

@@ -10,3 +10,10 @@ def path_of(name: str | Path) -> Path:
     """The path that a user names; ~ is their home. That of nobody stays as it is and is not there, where
     `Path.expanduser` raises an error."""
     return Path(os.path.expanduser(name))
+
+
+def home() -> Path:
+    """The user's folder. Whoever has none (a number without a name in a container, HOME unset or empty) has /, as
+    containers tell it; `Path.home` raises an error, or gives the folder that one is in."""
+    folder = os.path.expanduser("~")
+    return Path(folder if os.path.isabs(folder) else os.path.abspath(os.sep))

@@ -56,18 +56,22 @@ logger = logging.getLogger(__name__)
 
 
 class Interrupts:
-    """Ctrl-C, remembered: Python drops a KeyboardInterrupt that is raised within a destructor or a callback."""
+    """Ctrl-C, remembered: Python drops a KeyboardInterrupt that is raised within a destructor or a callback.
+
+    A process that was begun to ignore it, as a script's own in the background, does.
+    """
 
     seen = False
 
     def __enter__(self) -> Interrupts:
-        self.is_main = threading.current_thread() is threading.main_thread()  # elsewhere no handler may be set
-        if self.is_main:
+        is_main = threading.current_thread() is threading.main_thread()  # elsewhere no handler may be set
+        self.listens = is_main and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN
+        if self.listens:
             self.before = signal.signal(signal.SIGINT, self._note)
         return self
 
     def __exit__(self, *raised: object) -> None:
-        if self.is_main:
+        if self.listens:
             signal.signal(signal.SIGINT, self.before)
 
     def _note(self, *received: object) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from captioner import __version__, zoo
 from captioner.errors import EXTRAS, MissingModel, absent
 from captioner.files.cache import cache_folder, unwritable
+from captioner.files.names import home
 
 PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "pillow", "huggingface-hub")
 """The packages that faults come from."""
@@ -97,7 +98,7 @@ def _caches() -> dict[str, str]:
 
 def _folder(folder: Path, variable: str) -> str:
     """Where it is, with the home folder left out, and how much it holds; what to do if it takes nothing."""
-    shown = str(folder).replace(str(Path.home()), "~", 1)
+    shown = str(Path("~") / folder.relative_to(home())) if folder.is_relative_to(home()) else str(folder)
     files = (file for file in folder.rglob("*") if file.is_file() and not file.is_symlink())
     size = f"{sum(file.stat().st_size for file in files) / 1e6:,.0f} MB" if folder.is_dir() else "not there yet"
     problem = unwritable(folder)

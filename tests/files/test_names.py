@@ -1,11 +1,31 @@
 """What users call files."""
 
+import os
 from pathlib import Path
 
-from captioner.files.names import path_of
+import pytest
+
+from captioner.files.cache import cache_folder
+from captioner.files.names import home, path_of
 
 
 def test_home_is_found_and_that_of_nobody_is_left() -> None:
     assert path_of("~/a.png") == Path.home() / "a.png"
     assert path_of("~nobody-of-this-name/a.png") == Path("~nobody-of-this-name/a.png")
     assert path_of(Path("a")) == Path("a")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="users have no numbers")
+def test_who_has_no_home_has_the_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container that is run by a number; and no cache lies in whatever folder one is in."""
+    for name in ("CAPTIONER_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(Path, "mkdir", lambda *_, **__: None)
+    monkeypatch.setattr(os, "getuid", lambda: 987_654_321)
+    for is_set in (True, False):
+        if is_set:
+            monkeypatch.setenv("HOME", "")
+        else:
+            monkeypatch.delenv("HOME")
+        assert home() == Path("/")
+        assert cache_folder("sidecars") == Path("/.cache/captioner/sidecars")

@@ -539,6 +539,18 @@ def test_ctrl_c_in_a_real_process_ends_with_130(tmp_path: Path) -> None:
     assert "Traceback" not in said
 
 
+def test_a_process_that_was_begun_to_ignore_ctrl_c_does() -> None:
+    """As a script's own in the background, which the terminal's Ctrl-C reaches as well."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with batch.Interrupts() as user:
+            signal.raise_signal(signal.SIGINT)
+            user.check()
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_ctrl_c_that_python_drops_still_stops_the_run() -> None:
     class Noisy:
