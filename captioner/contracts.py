@@ -9,7 +9,8 @@ of these classes is inherited from: they say what is called.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, runtime_checkable
@@ -270,6 +271,8 @@ class Request:
             raise BadInput(f"decoding must be a Decoding, not {kind}: leave it out, or name its settings one by one.")
         for name in ("prompt", "question", "instruction"):
             check_text(name, getattr(self, name))
+        if self.terms is not None:
+            object.__setattr__(self, "terms", _files_of("terms", self.terms))
         if self.style not in (None, *STYLES):
             raise BadInput(f"There is no style {self.style!r}: use one of {', '.join(STYLES)}.")
         if self.style is not None and self.instruction is not None:
@@ -304,6 +307,14 @@ class Request:
         if isinstance(request.decoding, Decoding):
             return replace(request, decoding=DecodingChanges(**of_search).over(request.decoding))
         return replace(request, decoding=replace(request.decoding, **of_search))
+
+
+def _files_of(name: str, files: Any) -> tuple[Path, ...]:
+    """A setting's files, of which one alone needs no list."""
+    listed = [files] if isinstance(files, str | os.PathLike) or not isinstance(files, Iterable) else list(files)
+    if not all(isinstance(file, str | os.PathLike) for file in listed):
+        raise BadInput(f"{name} must be files, not {files!r}.")
+    return tuple(map(Path, listed))
 
 
 PLAIN_REQUEST = Request()

@@ -16,7 +16,7 @@ from itertools import chain
 from pathlib import Path
 from threading import RLock
 from types import ModuleType, NoneType
-from typing import TYPE_CHECKING, Any, NoReturn, TypeGuard, overload
+from typing import TYPE_CHECKING, Any, NoReturn, TypeGuard, cast, overload
 
 import numpy as np
 
@@ -80,7 +80,7 @@ class Captioner:
     @overload
     def generate(
         self,
-        images: Sequence[AnyImage],
+        images: Iterable[AnyImage],
         request: Request | None = None,
         finish: Finishing | None = None,
         batch_size: int = 8,
@@ -89,7 +89,7 @@ class Captioner:
 
     def generate(
         self,
-        images: AnyImage | Sequence[AnyImage],
+        images: AnyImage | Iterable[AnyImage],
         request: Request | None = None,
         finish: Finishing | None = None,
         batch_size: int = 8,
@@ -107,7 +107,7 @@ class Captioner:
         return prompts[0] if is_one(images) else prompts
 
     def readings(
-        self, images: Sequence[AnyImage], request: Request = PLAIN_REQUEST, batch_size: int = 8
+        self, images: Iterable[AnyImage], request: Request = PLAIN_REQUEST, batch_size: int = 8
     ) -> Iterator[Reading]:
         """What the model itself says, uncleaned: all candidates of every image, in order."""
         return chain.from_iterable(self._readings(several(images), request, batch_size))
@@ -191,7 +191,7 @@ class Captioner:
 
     def embed(
         self,
-        images: AnyImage | Sequence[AnyImage],
+        images: AnyImage | Iterable[AnyImage],
         request: Request | None = None,
         batch_size: int = 8,
         expected: bool = False,
@@ -210,7 +210,7 @@ class Captioner:
             vectors = self.embed_texts([prompt.text for prompt in prompts])
         return vectors[0] if is_one(images) else vectors
 
-    def vectors(self, images: Sequence[AnyImage]) -> np.ndarray:
+    def vectors(self, images: Iterable[AnyImage]) -> np.ndarray:
         """As `embed`: a text's vector does not tell how sure the model is."""
         pictures = several(images)
         return self.embed(pictures, batch_size=max(1, len(pictures)))
@@ -259,7 +259,7 @@ class DirectEmbedder:
 
     def generate(
         self,
-        images: AnyImage | Sequence[AnyImage],
+        images: AnyImage | Iterable[AnyImage],
         request: Request | None = None,
         finish: Finishing | None = None,
         batch_size: int = 8,
@@ -270,7 +270,7 @@ class DirectEmbedder:
 
     def embed(
         self,
-        images: AnyImage | Sequence[AnyImage],
+        images: AnyImage | Iterable[AnyImage],
         request: Request | None = None,
         batch_size: int = 8,
         expected: bool = False,
@@ -284,7 +284,7 @@ class DirectEmbedder:
         vectors = np.concatenate([self.embedder.embed_images(batch) for batch in _batches(pictures, batch_size)])
         return vectors[0] if is_one(images) else vectors
 
-    def vectors(self, images: Sequence[AnyImage]) -> np.ndarray:
+    def vectors(self, images: Iterable[AnyImage]) -> np.ndarray:
         """As `embed`, but longer where the model is surer."""
         return self.embedder.vectors([open_image(image, copied=False) for image in _some(images)])
 
@@ -469,7 +469,7 @@ def _request(request: Request | None) -> Request:
     return request or PLAIN_REQUEST
 
 
-def is_one(images: AnyImage | Sequence[AnyImage]) -> TypeGuard[AnyImage]:
+def is_one(images: AnyImage | Iterable[AnyImage]) -> TypeGuard[AnyImage]:
     """A single image, not a list of them."""
     from PIL.Image import Image
 
@@ -478,14 +478,14 @@ def is_one(images: AnyImage | Sequence[AnyImage]) -> TypeGuard[AnyImage]:
     return isinstance(images, str | os.PathLike | bytes | bytearray | memoryview | Readable | Image)
 
 
-def several(images: AnyImage | Sequence[AnyImage]) -> Sequence[AnyImage]:
+def several(images: AnyImage | Iterable[AnyImage]) -> Sequence[AnyImage]:
     """A list of images, whatever was given."""
     if is_one(images) or not isinstance(images, Iterable):  # what is no picture either is told as it is opened
         return [images]
-    return list(images)
+    return list(cast("Iterable[AnyImage]", images))
 
 
-def _some(images: AnyImage | Sequence[AnyImage]) -> Sequence[AnyImage]:
+def _some(images: AnyImage | Iterable[AnyImage]) -> Sequence[AnyImage]:
     """A list of images that is not empty: of none there is no telling how long a vector would be."""
     if not (pictures := several(images)):
         raise BadInput("There is no picture to embed: give at least one.")

@@ -233,6 +233,18 @@ def test_a_setting_of_another_type_is_one_sentence(model, pairs: Path, settings:
         model.generate([pairs / "1.png"], **settings)
 
 
+def test_one_list_of_terms_needs_no_list_around_it() -> None:
+    """Each letter of its name was a file."""
+    wanted = Request(terms=(Path("my.tsv"),))
+    for terms in ("my.tsv", Path("my.tsv"), ["my.tsv"], iter([Path("my.tsv")])):
+        asked = Request(terms=terms)
+        assert asked == wanted
+        assert hash(asked) == hash(wanted)
+    for wrong in (3, [3]):
+        with pytest.raises(BadInput, match="terms must be files, not"):
+            Request(terms=wrong)
+
+
 def test_words_may_come_from_anything_that_gives_them(model, pairs: Path) -> None:
     """A generator was empty when the search came to it, and nothing was forbidden."""
     assert Decoding(forbid=(word for word in ["cat", "dog"])) == Decoding(forbid=("cat", "dog"))
