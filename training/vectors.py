@@ -11,10 +11,11 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from captioner.files import atomic
+from captioner.files import arrays, atomic
 from captioner.files.cache import cache_to_write
 from captioner.models.direct import DirectModel
 from captioner.models.parts.backbones.towers import Backbone
+from captioner.sinks import explained
 from captioner.text.embedding import text_embedder
 
 
@@ -33,8 +34,8 @@ class Vectors:
         file = cache_to_write("targets") / f"{digest}.npy"
         if not file.exists():
             vectors = text_embedder(embedder)(unique)
-            with atomic.replacing(file) as new, open(new, "wb") as stream:
-                np.save(stream, vectors)
+            with explained(file, "Make room, or set CAPTIONER_CACHE to another folder."), atomic.replacing(file) as new:
+                arrays.write(new, vectors)
         self.vectors = np.load(file, mmap_mode="r")
         self.row_of = {text: row for row, text in enumerate(unique)}
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 import numpy as np
 
 from captioner.errors import BadOutput
+from captioner.files import arrays
 from captioner.files.atomic import refuse_no_file, replacing
 from captioner.files.lock import lock
 from captioner.images import Source
@@ -247,12 +248,8 @@ def read_parquet(path: Path) -> Iterator[Row]:
 
 def write_npy(journal: Journal, path: Path) -> None:
     """The embeddings alone, float32 `[rows, d]`."""
-    first = next(iter(journal))
-    header = {"descr": "<f4", "fortran_order": False, "shape": (journal.count, len(first["embedding"]))}
-    with open(path, "wb") as stream:
-        np.lib.format.write_array_header_1_0(stream, header)
-        for row in journal:
-            stream.write(np.asarray(row["embedding"], dtype="<f4").tobytes())
+    shape = journal.count, len(next(iter(journal))["embedding"])
+    arrays.write_pieces(path, shape, "<f4", (np.array([row["embedding"]], np.float32) for row in journal))
 
 
 WRITERS: dict[str, Callable[[Journal, Path], None]] = {

@@ -27,6 +27,7 @@ import pyarrow.parquet
 from captioner import compute
 from captioner.contracts import LoadOptions
 from captioner.errors import BadInput, BadOutput, Stopped
+from captioner.files import arrays
 from captioner.files.atomic import replacing_folder
 from captioner.files.json import read_object, write_object
 from captioner.files.names import path_of
@@ -254,7 +255,7 @@ def _write(work: Path, partial: _Partial, recipe: Recipe, about: dict, progress:
     """All files of the index."""
     _write_features(work, partial.features(), recipe)
     embeddings = partial.embeddings(about["embedder"], progress)
-    np.save(work / "embeddings.npy", embeddings)
+    arrays.write(work / "embeddings.npy", embeddings)
     _write_texts(work, partial)
     features = np.load(work / "features.npy", mmap_mode="r")
     with_graph = len(features) > FLAT_UP_TO if recipe.graph is None else recipe.graph
@@ -387,13 +388,11 @@ def _write_features(work: Path, raw: np.ndarray, recipe: Recipe) -> None:
     scale = 1 / (np.sqrt(variance) + 1e-4) if recipe.scaled else np.ones(width)
     projection = _projection(raw, centre, scale.astype(np.float32), recipe)
     shape = (len(raw), recipe.dims or width)
-    features = np.lib.format.open_memmap(work / "features.npy", "w+", np.float16, shape)
-    for number, chunk in enumerate(chunks(raw)):
-        features[number * CHUNK :][: len(chunk)] = knn.reduce(chunk, centre, projection)
-    features.flush()
-    np.save(work / "centre.npy", centre)
+    reduced = (knn.reduce(chunk, centre, projection) for chunk in chunks(raw))
+    arrays.write_pieces(work / "features.npy", shape, np.float16, reduced)
+    arrays.write(work / "centre.npy", centre)
     if projection is not None:
-        np.save(work / "projection.npy", projection)
+        arrays.write(work / "projection.npy", projection)
 
 
 def _projection(raw: np.ndarray, centre: np.ndarray, scale: np.ndarray, recipe: Recipe) -> np.ndarray | None:
@@ -406,7 +405,7 @@ def _projection(raw: np.ndarray, centre: np.ndarray, scale: np.ndarray, recipe: 
 
 
 def _write_texts(work: Path, partial: _Partial) -> None:
-    np.save(work / "prompt_rows.npy", np.array(partial.prompt_rows, dtype=np.int32))
+    arrays.write(work / "prompt_rows.npy", np.array(partial.prompt_rows, dtype=np.int32))
     for name, texts in (("pictures", partial.pictures), ("prompts", list(partial.prompts))):
         pyarrow.parquet.write_table(pyarrow.table({name: texts}), work / f"{name}.parquet", compression="zstd")
 
@@ -418,8 +417,8 @@ def _write_graph(work: Path, features: np.ndarray, progress: Progress) -> dict:
     for chunk in chunks(features):
         index.add(chunk)
         progress("links", len(chunk), len(features))
-    np.save(work / "levels.npy", faiss.vector_to_array(index.hnsw.levels))
-    np.save(work / "neighbours.npy", faiss.vector_to_array(index.hnsw.neighbors))
+    arrays.write(work / "levels.npy", faiss.vector_to_array(index.hnsw.levels))
+    arrays.write(work / "neighbours.npy", faiss.vector_to_array(index.hnsw.neighbors))
     return {"links": LINKS, "entry": int(index.hnsw.entry_point)}
 
 
