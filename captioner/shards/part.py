@@ -108,7 +108,8 @@ def _lease_of(plan: Plan, shard: int) -> Path:
 def done(plan: Plan) -> dict[int, Path]:
     """The parts that are there, by shard."""
     files = sorted((plan.out / PARTS).glob("[0-9]*-*.parquet"))
-    return {int(file.name.split("-")[0]): file for file in files if file.name.split("-")[0].isdigit()}
+    named = [(file.name.split("-")[0], file) for file in files]
+    return {int(number): file for number, file in named if number.isdigit() and int(number) < plan.shards}
 
 
 # --- a worker --------------------------------------------------------------------------------------------------------
@@ -122,13 +123,17 @@ def work(plan: Plan, job: Job, share: tuple[int, int] | None = None) -> Iterator
     begin(plan, job)
     _tidy(plan)
     began = time.time()
+    failed: set[int] = set()
+    """Here: what the clock says of a failure counts for those of others alone, as clocks are set back."""
     while True:
-        free = [shard for shard in missing(plan, share) if not _gave_up(plan, shard, began)]
+        free = [shard for shard in missing(plan, share) if shard not in failed and not _gave_up(plan, shard, began)]
         made = 0
         for shard in free if share else _from_anywhere(free):
             what = make(plan, job, shard)
             if what is not None:
                 made += 1
+                if isinstance(what, Failure):
+                    failed.add(shard)
                 yield what
         if not made:
             return
@@ -293,18 +298,23 @@ def _failure_of(plan: Plan, shard: int) -> Path:
 def _gave_up(plan: Plan, shard: int, since: float) -> bool:
     """Whether somebody has tried this shard in vain since a moment: a worker that begins later tries it once more."""
     path = _failure_of(plan, shard)
-    return path.exists() and read_object(path, BadOutput, "Remove it.").get("time", 0.0) >= since
+    if not path.exists():
+        return False
+    tried = read_object(path, BadOutput, "Remove it.").get("time")
+    if not isinstance(tried, int | float):
+        raise BadOutput(f"{path} does not tell when its shard was tried. Remove it.")
+    return tried >= since
 
 
 def failures(plan: Plan) -> list[Failure]:
     """The shards that could not be made at the last try."""
-    paths = sorted((plan.out / LEASES).glob("*.failed.json"))
-    made = done(plan)
-    found = [
-        Failure(int(path.name.split(".")[0]), str(read_object(path, BadOutput, "Remove it.").get("error")))
-        for path in paths
+    named = [(path.name.split(".")[0], path) for path in sorted((plan.out / LEASES).glob("*.failed.json"))]
+    unmade = set(missing(plan))
+    return [
+        Failure(int(number), str(read_object(path, BadOutput, "Remove it.").get("error")))
+        for number, path in named
+        if number.isdigit() and int(number) in unmade
     ]
-    return [failure for failure in found if failure.shard not in made]
 
 
 def manifest_of(part: Path) -> Manifest:
@@ -312,6 +322,10 @@ def manifest_of(part: Path) -> Manifest:
     path = part.with_suffix(".json")
     about = read_object(path, BadOutput, f"Remove {part.name}, and have it made anew.")
     try:
-        return Manifest(**about)
+        manifest = Manifest(**about)
+        numbers = (manifest.shard, manifest.pictures, manifest.failed, manifest.seconds, manifest.ended)
+        if not all(isinstance(number, int | float) for number in numbers):
+            raise TypeError("no numbers")
     except TypeError as error:
         raise BadOutput(f"{path} tells nothing of a part: remove {part.name}, and have it made anew.") from error
+    return manifest

@@ -268,6 +268,43 @@ def test_a_container_that_cannot_be_read_fails_its_shards_alone(inputs: Path, tm
     assert status(made).failed == []
 
 
+def test_a_clock_that_is_set_back_has_no_shard_tried_for_ever(
+    inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.tar").write_bytes((inputs / "a.tar").read_bytes())
+    made = plan.make(tmp_path / "run", [str(tmp_path / "a.tar")], COUNT)
+    (tmp_path / "a.tar").write_bytes(b"")
+    moments = iter(range(1_000_000, 0, -3600))
+    monkeypatch.setattr(time, "time", lambda: float(next(moments)))
+    assert [type(what) for what in part.work(made, job())] == [part.Failure]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("parts/00000-{}.json", {"pictures": "x"}, "tells nothing of a part: remove 00000-"),
+        ("parts/00000-{}.json", {"seconds": None}, "tells nothing of a part: remove 00000-"),
+        ("leases/00001.failed.json", {"time": "x"}, "does not tell when its shard was tried. Remove it"),
+    ],
+)
+def test_what_workers_wrote_and_somebody_changed_is_told(planned: Planned, name: str, content: dict, says: str) -> None:
+    made = planned()
+    list(part.work(made, job(), (1, 4)))
+    path = made.out / name.format(job().hash)
+    path.write_text(json.dumps((json.loads(path.read_text()) if path.exists() else {}) | content))
+    with pytest.raises(BadOutput, match=says):
+        status(made), list(part.work(made, job()))
+
+
+def test_parts_of_no_shard_are_passed_over(planned: Planned, tmp_path: Path) -> None:
+    made = planned()
+    list(part.work(made, job()))
+    (made.out / "parts" / "00099-0123456789ab.parquet").touch()
+    (made.out / "leases" / "mine.failed.json").touch()
+    assert status(made).shards_done == 4
+    check(made, tmp_path / "all.parquet")
+
+
 def test_a_part_that_lies_is_not_merged(planned: Planned, tmp_path: Path) -> None:
     made = planned()
     list(part.work(made, job()))
