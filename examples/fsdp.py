@@ -38,18 +38,22 @@ warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view")  # 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--base", default="blip-large", help="A zoo name, a folder or a Hub id")
-    parser.add_argument("--data", nargs="+", required=True)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--step", type=int, default=64, help="Pictures a step, of all processes together")
-    parser.add_argument("--steps", type=int, default=1000)
-    parser.add_argument("--lr", type=float, default=1e-5)
-    parser.add_argument("--save-every", type=int, default=100)
+    parser.add_argument("--base", default="blip-large", help="a zoo name, a folder or a Hub id (default: blip-large)")
+    parser.add_argument("--data", nargs="+", required=True, help="pairs, as for python -m training.blip")
+    parser.add_argument("--out", type=Path, required=True, help="the folder of the checkpoints, and then of the model")
+    parser.add_argument("--step", type=int, default=64, help="pictures a step, of all processes (default: 64)")
+    parser.add_argument("--steps", type=int, default=1000, help="steps in all (default: 1000)")
+    parser.add_argument("--lr", type=float, default=1e-5, help="learning rate (default: 1e-5)")
+    parser.add_argument(
+        "--save-every", type=int, default=100, help="steps from checkpoint to checkpoint (default: 100)"
+    )
     return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     options = parse(argv)
+    if "RANK" not in os.environ:
+        raise BadInput("Start it by torchrun, which tells each process which one it is: see --help.")
     on_gpu = torch.cuda.is_available()
     device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if on_gpu else torch.device("cpu")
     if on_gpu:

@@ -46,6 +46,13 @@ def test_a_contact_sheet_has_rows_and_columns(example, tmp_path: Path) -> None:
     assert sizes[0][1] < sizes[1][1]
 
 
+def test_a_script_for_several_processes_says_how_it_is_started(example, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RANK", raising=False)
+    done = example("fsdp.py", "--data", "nope", "--out", "nope")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "Start it by torchrun" in done.stderr
+
+
 def test_a_long_word_is_broken_and_a_caption_stays_in_its_column(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(EXAMPLES)
     from contact_sheet import TEXT, wrapped
