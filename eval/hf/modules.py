@@ -38,4 +38,6 @@ class TextModule(evaluate.Metric, ABC):
 
     def _compute(self, predictions: list, references: list) -> dict[str, float | list[float]]:
         values = self.metric(predictions, references)
-        return {self.metric.name: float(np.nanmean(values)), "per_item": values.tolist()}
+        measured = values[~np.isnan(values)]
+        mean = float(measured.mean()) if measured.size else float("nan")  # numpy warns of a mean of nothing
+        return {self.metric.name: mean, "per_item": values.tolist()}

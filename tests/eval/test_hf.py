@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import evaluate
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -35,6 +36,15 @@ def test_evaluate_loads_it(metric: metrics.TextMetric, modules_cache: str) -> No
     assert found["per_item"] == pytest.approx(expected.tolist())
     several = module.compute(predictions=said, references=[[t, "something else"] for t in truth])
     assert several[metric.name] == pytest.approx(metric(said, [[t, "something else"] for t in truth]).mean())
+
+
+def test_where_there_is_nothing_to_measure_it_says_so_alone(
+    modules_cache: str, recwarn: pytest.WarningsRecorder
+) -> None:
+    module = evaluate.load(str(FOLDER / "modifier_f1"), cache_dir=modules_cache)
+    found = module.compute(predictions=["a cat"], references=["a dog"])  # neither has a modifier
+    assert np.isnan([found["modifier_f1"], *found["per_item"]]).all()
+    assert [str(warning.message) for warning in recwarn if "empty" in str(warning.message)] == []
 
 
 def test_evaluate_loads_clip_score(modules_cache: str, tmp_path: Path, tiny_checkpoint) -> None:
