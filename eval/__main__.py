@@ -48,7 +48,7 @@ Seed = Annotated[int, typer.Option(help="For the bootstrap and for everything dr
 Resamples = Annotated[int, typer.Option(help="Bootstrap resamples.", min=100, max=1_000_000)]
 BatchSize = Annotated[int, typer.Option(help="Pictures a model is given at once.", min=1)]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda …")]
-Precision = Annotated[str, typer.Option(help="auto, fp32, bf16, fp16 or int8.")]
+Precision = Annotated[str, typer.Option(help="auto, fp32, bf16, fp16, int8 or float64.")]
 
 
 @app.callback()

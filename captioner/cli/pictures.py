@@ -105,7 +105,10 @@ def embed(
     ] = None,
     file: Annotated[str | None, typer.Option("--file", "-f", help="Texts, one a line; - is standard input.")] = None,
     expected: Annotated[
-        bool, typer.Option("--expected", help="Pictures: the mean of all candidates, weighted by probability.")
+        bool,
+        typer.Option(
+            "--expected", help="Pictures: the mean of all candidates (see --num-candidates), weighted by probability."
+        ),
     ] = False,
 ) -> None:
     """Embed texts, or pictures by what a model says of them, as unit vectors.
