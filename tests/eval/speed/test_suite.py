@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import re
+import sys
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -104,3 +105,9 @@ def test_what_a_process_takes() -> None:
     used, waited = start.spent(["true"])
     assert 0 <= used < 1
     assert waited > 0
+
+
+def test_what_a_process_compiles_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    start.spent([sys.executable, "-c", "import captioner.errors"], start.compiled_in(tmp_path))
+    assert [*tmp_path.rglob("captioner/errors.*.pyc")]
