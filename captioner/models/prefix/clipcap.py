@@ -77,6 +77,8 @@ def convert(
 
 
 def _published(file: Path) -> dict[str, Tensor]:
+    if not file.is_file():
+        raise BadInput(f"{file} is no file: name a published ClipCap file (.pt).")
     with reading(file):
         with file.open("rb") as stream:
             begins = stream.read(2)

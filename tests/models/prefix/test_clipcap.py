@@ -153,6 +153,9 @@ def test_what_does_not_fit_is_refused_and_leaves_nothing(clip, gpt2, tmp_path):
     state = published(tiny.model(1, **MAPPERS[1]))
     file, out = tmp_path / "some.pt", tmp_path / "out"
     file.write_bytes(b"j174812789junk")
+    for name in ("gone.pt", "."):
+        with pytest.raises(BadInput, match="is no file: name a published"):
+            clipcap.convert(tmp_path / name, out, clip, gpt2)
     with pytest.raises(BadCheckpoint, match="is no checkpoint of torch"):
         clipcap.convert(file, out, clip, gpt2, normalize=False)
     torch.save({"weight": torch.zeros(2)}, file)
