@@ -50,7 +50,7 @@ def parse(members: str, weights: str | None = None) -> list[Member]:
     except ValueError as error:
         raise BadInput(f"Weights are numbers, comma-separated, not {weights!r}.") from error
     if len(numbers) != len(names):
-        raise BadInput(f"{len(names)} members need as many weights, not {len(numbers)}.")
+        raise BadInput(f"Each member needs a weight: there are {len(names)} and {len(numbers)}.")
     return [
         Member(name.removesuffix("+expected"), weight, name.endswith("+expected"))
         for name, weight in zip(names, numbers, strict=True)

@@ -356,7 +356,7 @@ def test_a_damaged_file_is_refused(content, tmp_path):
 def test_members_and_weights_as_the_command_line_gives_them():
     assert ensemble.parse("vit, mini+expected") == [Member("vit"), Member("mini", expected=True)]
     assert ensemble.parse("vit,knn", "3,1") == [Member("vit", 3), Member("knn", 1)]
-    with pytest.raises(BadInput, match="2 members need as many weights, not 1"):
+    with pytest.raises(BadInput, match="Each member needs a weight: there are 2 and 1"):
         ensemble.parse("vit,knn", "3")
     with pytest.raises(BadInput, match="Weights are numbers"):
         ensemble.parse("vit,knn", "much,little")
