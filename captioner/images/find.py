@@ -217,15 +217,19 @@ def _in_folder(top: str, recursive: bool, folders: set[tuple[int, int]]) -> Iter
                 anything = True
                 continue
             folders.add((status.st_dev, status.st_ino))
-            with os.scandir(folder) as entries:
-                names = sorted((e.name for e in entries if not e.name.startswith(".")), key=os.fsencode)
+            with os.scandir(folder) as listed:
+                entries = sorted((e for e in listed if not e.name.startswith(".")), key=lambda e: os.fsencode(e.name))
         except OSError as error:
             anything = True
             yield _problem(folder, f"cannot be read ({error.strerror})")
             continue
-        paths = [os.path.join(folder, name) for name in names]
-        inner = set(filter(os.path.isdir, paths))
-        subfolders = [path for path in paths if path in inner and not os.path.islink(path)]
+        paths = [os.path.join(folder, entry.name) for entry in entries]
+        # By what the folder itself tells of its entries: one that may not be looked at, or whose path is too long for
+        # the system, is still a folder, and is told of when its turn comes.
+        inner = {path for path, entry in zip(paths, entries, strict=True) if _is_folder(entry)}
+        subfolders = [
+            path for path, entry in zip(paths, entries, strict=True) if path in inner and not entry.is_symlink()
+        ]
         links += len(inner) - len(subfolders)
         if recursive:
             waiting.extend(reversed(subfolders))
@@ -238,6 +242,14 @@ def _in_folder(top: str, recursive: bool, folders: set[tuple[int, int]]) -> Iter
         if not recursive and _any_below(subfolders):
             hint = " Set recursive to look into its subfolders."
         yield _problem(top, f"holds no pictures.{hint}")
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    """A folder, or a link to one. What a link leads to may not be told."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
 
 
 def _any_below(folders: Sequence[str]) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
 import socketserver
 import struct
 import subprocess
@@ -877,6 +878,24 @@ def test_names_that_are_no_plain_text(tmp_path: Path) -> None:
     for source in found:
         assert source.name.encode()
         assert source.open().size == (8, 4)
+
+
+def test_a_folder_too_deep_for_the_system_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its pictures were missing without a word."""
+    longest = os.pathconf(tmp_path, "PC_PATH_MAX") if hasattr(os, "pathconf") else 0
+    if not 0 < longest < 100_000:
+        pytest.skip("no longest path")
+    monkeypatch.chdir(tmp_path)
+    for number in range(longest // 200 + 1):
+        os.mkdir("e" * 199)
+        os.chdir("e" * 199)
+        Image.new("RGB", (2, 2)).save(f"{number}.png")
+    os.chdir(tmp_path)
+    *found, problem = find_images([str(tmp_path)], recursive=True)
+    assert all(source.problem is None for source in found)
+    assert len(found) == len({source.path.name for source in found}) > longest // 200 - 5
+    assert problem.problem.endswith("cannot be read (File name too long).")
+    shutil.rmtree("e" * 199)
 
 
 def test_a_folder_that_may_not_be_read() -> None:
