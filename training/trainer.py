@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -23,10 +22,9 @@ from transformers import (
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from captioner.errors import BadOutput, CaptionerError, counted
-from captioner.files import atomic
 from captioner.models.parts.narrow import narrowed
 from training.batches import Collate, Pairs
-from training.checkpoints import WHOLE, drop_old_checkpoints, newest_whole, untouched
+from training.checkpoints import drop_old_checkpoints, newest_whole, seal, untouched
 from training.finite import Expectations, Expected
 from training.job import Job, Sample
 from training.progress import Watch, show
@@ -227,7 +225,7 @@ class LoopTrainer(Trainer):
         try:
             super()._save_checkpoint(model, trial)
             if self.args.should_save:
-                atomic.write_text(folder / WHOLE, json.dumps({"step": self.state.global_step}))
+                seal(folder, self.state.global_step)
         except CANNOT_WRITE as error:
             shutil.rmtree(folder, ignore_errors=True)
             earlier = newest_whole(self.out)
