@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import textwrap
 from collections.abc import Iterable
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
@@ -114,6 +115,17 @@ class LoraRecipe(Recipe):
     qlora: str = option("", "Load the frozen weights in 8bit or 4bit (implies --lora)", choices=["", "8bit", "4bit"])
 
 
+class Prose(argparse.RawDescriptionHelpFormatter):
+    """A description is as wide as the terminal; its commands stay as they are."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        paragraphs = text.strip("\n").split("\n\n")
+        return "\n\n".join(
+            one if one.startswith((" ", "python -m ")) else textwrap.fill(one, width, break_on_hyphens=False)
+            for one in paragraphs
+        )
+
+
 RecipeType = TypeVar("RecipeType", bound=Recipe)
 Settings = TypeVar("Settings", bound="DataclassInstance")
 
@@ -124,7 +136,7 @@ def parse(kind: type[RecipeType], description: str | None, argv: list[str] | Non
         prog=f"python -m {kind.__module__}" if kind.__module__ != "__main__" else f"python -m {_main_module()}",
         usage="%(prog)s --data DATA --out FOLDER [--OPTION VALUE ...]",
         description=description,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=Prose,
         allow_abbrev=False,
     )
     add_options(parser, kind)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -33,12 +34,27 @@ def test_names_written_down_are_those_of_the_models() -> None:
 
 
 def test_training_alone_lists_the_recipes() -> None:
-    done = subprocess.run([sys.executable, "-m", "training"], capture_output=True, text=True)
+    command, narrow = [sys.executable, "-m", "training"], os.environ | {"COLUMNS": "80"}
+    done = subprocess.run(command, capture_output=True, text=True, env=narrow)
     assert done.returncode == 0
     assert set(RECIPES) == set(TRAINERS)
     for name, module in TRAINERS.items():
         assert f"python -m training.{name}" in done.stdout
-        assert module.__doc__.splitlines()[0] in done.stdout
+        assert module.__doc__.splitlines()[0] in " ".join(done.stdout.split())
+    assert max(map(len, done.stdout.splitlines())) <= 80
+
+
+def test_what_a_recipe_is_for_fits_the_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    with pytest.raises(SystemExit):
+        direct.main(["--help"])
+    about = capsys.readouterr().out.partition("\n\n")[2].partition("\n\noptions:")[0]
+    prose = [line for line in about.splitlines() if not line.startswith("    ")]
+    assert max(map(len, prose)) <= 58
+    assert " ".join(about.split()) == " ".join((direct.__doc__ or "").split())
+    assert "    captioner embed --model runs/vit new.png\n" in about
 
 
 @pytest.mark.parametrize("name", TRAINERS)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from training.recipe import add_options, check_bounds, option, settings
+from training.recipe import Prose, add_options, check_bounds, option, settings
 
 
 @dataclass(frozen=True)
@@ -78,12 +78,7 @@ def parse(commands: dict[str, type], argv: Sequence[str] | None, description: st
     verbs = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, kind in commands.items():
         purpose = inspect.getdoc(kind) or ""
-        verb = verbs.add_parser(
-            name,
-            help=purpose.partition("\n")[0],
-            description=purpose,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
+        verb = verbs.add_parser(name, help=purpose.partition("\n")[0], description=purpose, formatter_class=Prose)
         add_options(verb, kind)
     arguments = parser.parse_args(argv)
     chosen: Any = settings(commands[arguments.command], arguments)
