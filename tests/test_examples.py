@@ -18,6 +18,8 @@ import pytest
 import torch
 from PIL import Image
 
+import captioner
+
 EXAMPLES = Path(__file__).parent.parent / "examples"
 KEY = "a key of the tests"
 
@@ -161,7 +163,8 @@ def test_the_comfyui_node_gives_a_text_for_every_picture(server: str, monkeypatc
     monkeypatch.setenv("CAPTIONER_ADDRESS", server)
     monkeypatch.setenv("CAPTIONER_SERVE_KEY", KEY)
     with Image.open(EXAMPLES / "pictures" / "cat.jpg") as cat:
-        pixels = np.asarray(cat.convert("RGB").resize((96, 96)), dtype=np.float32) / 255
+        small = np.asarray(cat.convert("RGB").resize((96, 96)))
+    pixels = small.astype(np.float32) / 255
     batch = torch.from_numpy(np.stack([pixels, pixels]))
     names = node.CaptionerPrompt.INPUT_TYPES()["required"]
     assert not {"address", "key"} & set(names)  # a workflow travels with its pictures
@@ -170,6 +173,8 @@ def test_the_comfyui_node_gives_a_text_for_every_picture(server: str, monkeypatc
     assert len(texts) == 2
     assert texts[0] == texts[1]
     assert texts[0].startswith("sks style, ")
+    beams = names["num_beams"][1]["default"]
+    assert make(batch[:1], beams, "", "") == ([captioner.load("mini").generate(Image.fromarray(small)).text],)
     with pytest.raises(RuntimeError, match="blip-large"):
         make(batch[:1], 2, "blip-large", "")
     monkeypatch.setenv("CAPTIONER_SERVE_KEY", "wrong")

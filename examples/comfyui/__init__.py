@@ -45,14 +45,15 @@ class CaptionerPrompt:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict:
-        beams = ("INT", {"default": 3, "min": 1, "max": 32})
+        beams = ("INT", {"default": 0, "min": 0, "max": 32})
         words = ("STRING", {"default": ""})
         return {"required": {"image": ("IMAGE",), "num_beams": beams, "model": words, "prefix": words}}
 
     def prompts(self, image, num_beams: int, model: str, prefix: str) -> tuple[list[str]]:
-        """An empty model is the server's first one."""
+        """Without beams it is the model's own way (mini draws sixteen texts); an empty model is the server's first."""
         address = os.environ.get("CAPTIONER_ADDRESS", "http://127.0.0.1:7860")
-        settings = {"num_beams": num_beams, **{k: v for k, v in (("model", model), ("prefix", prefix)) if v}}
+        given = {"num_beams": num_beams, "model": model, "prefix": prefix}
+        settings = {name: value for name, value in given.items() if value}
         key = os.environ.get("CAPTIONER_SERVE_KEY", "")
         return ([ask(png_of(picture), address, key, **settings) for picture in image],)
 
