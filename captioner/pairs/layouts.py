@@ -140,12 +140,14 @@ def kind_of(path: Path) -> str:
 def read_folder(folder: Path, options: ReadOptions) -> Iterator[Record | LeftOut]:
     """metadata.jsonl or metadata.csv beside the pictures (in any subfolder), otherwise a .txt or .caption beside each
     picture."""
-    tables = list(tables_in(folder))
+    closed: list[LeftOut] = []
+    tables = list(tables_in(folder, closed))
     for table in tables:
         yield from _read_table(table, folder, options)
     if not tables:
         for picture in pictures_in(folder):
             yield with_sidecar(picture, os.path.relpath(picture, folder))
+    yield from closed
 
 
 def _read_table(table: Path, folder: Path, options: ReadOptions) -> Iterator[Record | LeftOut]:
@@ -214,7 +216,8 @@ def read_parameters(folder: Path, _: ReadOptions) -> Iterator[Record | LeftOut]:
     """Pictures that carry the prompt they were made from."""
     from captioner.images.metadata import read_parameters as parameters_of
 
-    for picture in pictures_in(folder):
+    closed: list[LeftOut] = []
+    for picture in pictures_in(folder, closed):
         name = os.path.relpath(picture, folder)
         try:
             parameters = parameters_of(picture)
@@ -225,19 +228,32 @@ def read_parameters(folder: Path, _: ReadOptions) -> Iterator[Record | LeftOut]:
             yield Record(str(picture), parameters.prompt, name, name)
         else:
             yield LeftOut(name, NO_CAPTION, "carries no prompt, and has no caption beside it")
+    yield from closed
 
 
-def pictures_in(folder: Path) -> Iterator[Path]:
-    """All pictures below, sorted. Links to folders are not followed: they may lead in circles."""
-    for where, folders, files in os.walk(folder):
-        folders.sort()
+def pictures_in(folder: Path, closed: list[LeftOut] | None = None) -> Iterator[Path]:
+    """All pictures below, sorted. closed: gets the subfolders that cannot be read."""
+    for where, files in _walk(folder, closed):
         yield from (Path(where, file) for file in sorted(files) if Path(file).suffix.lower() in EXTENSIONS)
 
 
-def tables_in(folder: Path) -> Iterator[Path]:
-    for where, folders, files in os.walk(folder):
-        folders.sort()
+def tables_in(folder: Path, closed: list[LeftOut] | None = None) -> Iterator[Path]:
+    """All tables of captions below."""
+    for where, files in _walk(folder, closed):
         yield from (Path(where, name) for name in ("metadata.jsonl", "metadata.csv") if name in files)
+
+
+def _walk(top: Path, closed: list[LeftOut] | None) -> Iterator[tuple[str, list[str]]]:
+    """Each folder below with its files. Links to folders are not followed: they may lead in circles."""
+
+    def note(error: OSError) -> None:
+        if closed is not None:
+            name = os.path.relpath(error.filename, top)
+            closed.append(LeftOut(name, UNREADABLE, f"cannot be read ({error.strerror})", noun="folder"))
+
+    for where, folders, files in os.walk(top, onerror=note):
+        folders.sort()
+        yield where, files
 
 
 def _sidecar(picture: Path) -> Path | None:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from captioner.errors import BadInput, refuse_idle
+from captioner.errors import BadInput, counted, refuse_idle
 from captioner.files.names import path_of
 from captioner.pairs import layouts
 from captioner.pairs.layouts import LeftOut, ReadOptions, Record
@@ -186,8 +186,11 @@ def refuse_empty(source: PairSource, options: ReadOptions) -> None:
     if next(records_of(source, options, left_out), None) is not None:
         return
     of_pictures = source.kind in ("folder", "parameters")
-    noun = ("picture" if of_pictures else "row") + ("" if len(left_out) == 1 else "s")
-    sentence = f"{source.location} holds no picture with a caption ({len(left_out):,} {noun} seen)."
+    closed = [one for one in left_out if one.noun == "folder"]
+    seen = counted(len(left_out) - len(closed), "picture" if of_pictures else "row")
+    sentence = f"{source.location} holds no picture with a caption ({seen} seen)."
+    if closed:
+        sentence += f" {closed[0]}."
     if of_pictures:
         sentence += " Add a .txt beside each picture, metadata.jsonl (file_name, text) or prompts.csv (imgId, prompt)."
     raise BadInput(sentence)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import os
 import subprocess
@@ -69,6 +70,31 @@ def test_captions_beside_the_pictures(tmp_path: Path) -> None:
         "e.png: e.txt is not UTF-8. Save it as UTF-8.",
         "10_style/c.png: without a caption",
     ]
+
+
+@pytest.mark.parametrize("layout", ["table", "sidecars", "parameters"])
+def test_a_subfolder_that_may_not_be_read_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layout: str
+) -> None:
+    picture(tmp_path / "a.png")
+    if layout == "table":
+        lines(tmp_path / "metadata.jsonl", {"file_name": "a.png", "text": "a cat"})
+    elif layout == "sidecars":
+        (tmp_path / "a.txt").write_text("a cat")
+    (tmp_path / "closed").mkdir()
+    really_list = os.scandir
+
+    def listing(folder: str):
+        if os.path.basename(folder) == "closed":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), folder)
+        return really_list(folder)
+
+    monkeypatch.setattr(os, "scandir", listing)  # root may list every folder
+    if layout == "parameters":
+        with pytest.raises(BadInput, match=r"\(1 picture seen\)\. closed: cannot be read \(Permission denied\)\."):
+            read(tmp_path)
+    else:
+        assert read(tmp_path) == ([("a.png", "a cat")], ["closed: cannot be read (Permission denied)"])
 
 
 def test_a_table_may_have_its_pictures_in_images(tmp_path: Path) -> None:
