@@ -12,9 +12,9 @@ import stat
 import struct
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO, Protocol, runtime_checkable
+from typing import BinaryIO, Protocol, cast, runtime_checkable
 
 import numpy as np
 from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
@@ -97,19 +97,24 @@ def open_image(
 
 def _read_whole(stream: Readable) -> bytes:
     """All of an open file, from its beginning where it can go back, as `Image.open` reads one."""
-    data: object = ""
-    if not isinstance(stream, io.TextIOBase):
-        try:
-            if isinstance(stream, io.IOBase) and stream.seekable():
-                stream.seek(0)
-            data = stream.read(MAX_FILE_BYTES + 1)
-        except (OSError, ValueError) as error:  # closed, or not open for reading
-            raise BadImage(f"The open file cannot be read ({one_line(error)}).") from error
-    if not isinstance(data, bytes):
-        raise BadInput("A picture is read as bytes: open its file with mode 'rb'.")
-    if len(data) > MAX_FILE_BYTES:
+    text = BadInput("A picture is read as bytes: open its file with mode 'rb'.")
+    pieces: list[bytes] = []
+    size = 0
+    try:
+        with suppress(AttributeError, OSError):  # a pipe, or what the network sends
+            cast("BinaryIO", stream).seek(0)
+        while size <= MAX_FILE_BYTES and (piece := stream.read(MAX_FILE_BYTES + 1 - size)):
+            if not isinstance(piece, bytes):
+                raise text
+            pieces.append(piece)  # a pipe gives less than is asked for
+            size += len(piece)
+    except UnicodeDecodeError as error:
+        raise text from error
+    except (OSError, ValueError) as error:  # closed, or not open for reading
+        raise BadImage(f"The open file cannot be read ({one_line(error)}).") from error
+    if size > MAX_FILE_BYTES:
         raise BadImage(f"The open file is larger than {MAX_FILE_BYTES:,} bytes, too large for a picture.")
-    return data
+    return b"".join(pieces)
 
 
 def open_named(

@@ -10,20 +10,38 @@ from __future__ import annotations
 import io
 import os
 import sys
+import time
 from contextlib import suppress
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 from captioner.errors import BadOutput
 
+WAIT = 0.01
+"""Seconds before a full stream is tried again."""
 
-class Unheard(io.FileIO):
-    """A file to which what cannot be written counts as written."""
+
+class Unheard(io.RawIOBase):
+    """A stream to which what cannot be written counts as written."""
+
+    def __init__(self, stream: io.RawIOBase) -> None:
+        self.stream = stream
 
     def write(self, content) -> int:
         try:
-            return super().write(content) or 0
+            while (written := self.stream.write(content)) is None:  # set not to wait by who shares it, and full
+                time.sleep(WAIT)
         except OSError:
             return memoryview(content).nbytes
+        return written
+
+    def writable(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        return self.stream.fileno()
+
+    def isatty(self) -> bool:
+        return self.stream.isatty()
 
 
 class Closed(io.TextIOBase):
@@ -48,8 +66,11 @@ def prepare() -> None:
     sys.stdout = sys.stdout or Closed()
     sys.stderr = sys.stderr or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     if sys.stderr is sys.__stderr__ and sys.stderr is not None:
-        buffer = io.BufferedWriter(Unheard(sys.stderr.fileno(), "wb", closefd=False))
-        sys.stderr = io.TextIOWrapper(buffer, sys.stderr.encoding, "backslashreplace", line_buffering=True)
+        buffer = sys.stderr.buffer  # with PYTHONUNBUFFERED the stream itself; in a window of Windows no plain file
+        unheard = Unheard(buffer.raw if isinstance(buffer, io.BufferedWriter) else cast("io.RawIOBase", buffer))
+        sys.stderr = io.TextIOWrapper(
+            io.BufferedWriter(unheard), sys.stderr.encoding, "backslashreplace", line_buffering=True
+        )
     if hasattr(sys.stdout, "reconfigure") and (sys.stdout.encoding or "").lower().replace("-", "") != "utf8":
         sys.stdout.reconfigure(errors="backslashreplace")  # é in a Latin-2 terminal is no reason to stop
 

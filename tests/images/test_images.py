@@ -93,6 +93,20 @@ def test_what_is_read_like_a_file_is_a_picture(tmp_path: Path) -> None:
         open_image(written)
 
 
+def test_an_open_file_of_another_kind_is_read_from_its_beginning_to_its_end() -> None:
+    into = io.BytesIO()
+    two_colours((300, 300)).save(into, "BMP")
+    content = into.getvalue()
+    reader, writer = os.pipe()
+    with tempfile.NamedTemporaryFile() as kept, os.fdopen(reader, "rb", buffering=0) as pipe:
+        kept.write(content)
+        sender = threading.Thread(target=lambda: os.fdopen(writer, "wb").write(content))
+        sender.start()
+        for source in (kept, pipe):  # neither is of the classes of `io` that seek; a pipe gives what is in it
+            assert open_image(source).tobytes() == two_colours((300, 300)).tobytes()
+        sender.join()
+
+
 def test_a_path_of_bytes_and_an_address() -> None:
     class Named:
         def __fspath__(self) -> bytes:

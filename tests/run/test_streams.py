@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
+
+from captioner.run import streams
 
 FULL = pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no such device")
 POSIX = pytest.mark.skipif(os.name == "nt", reason="a shell of POSIX")
@@ -76,3 +80,39 @@ def test_a_reader_that_has_seen_enough_is_no_bug() -> None:
 def test_a_message_that_nobody_reads_ends_no_work(tmp_path: Path) -> None:
     run("streams.tell('x')\nopen('out', 'w').write('all')", ">&-", tmp_path)
     assert (tmp_path / "out").read_text() == "all"
+
+
+@POSIX
+def test_a_full_stream_that_does_not_wait_is_waited_for() -> None:
+    """Who shares it may have set it so; asked again and again, it would take a whole processor."""
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    with os.fdopen(reader, "rb") as told, io.FileIO(writer, "wb") as stream:
+        while stream.write(b"x" * 4096) is not None:
+            pass
+        drain = threading.Thread(target=told.read1, args=(1 << 20,))
+        drain.start()
+        assert streams.Unheard(stream).write(b"heard") == 5
+        drain.join()
+
+
+def test_messages_go_to_the_stream_that_there_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A window of Windows takes UTF-8 of its own stream alone; as a plain file it shows other letters."""
+
+    class Window(io.RawIOBase):
+        shown = b""
+
+        def writable(self) -> bool:
+            return True
+
+        def write(self, content) -> int:
+            self.shown += bytes(content)
+            return len(content)
+
+    for stream in (window := Window(), io.BufferedWriter(another := Window())):
+        usual = io.TextIOWrapper(stream, "utf-8", write_through=True)
+        monkeypatch.setattr(sys, "stderr", usual)
+        monkeypatch.setattr(sys, "__stderr__", usual)
+        streams.prepare()
+        print("é", file=sys.stderr)
+    assert window.shown == another.shown == f"é{os.linesep}".encode()
