@@ -7,7 +7,7 @@ import errno
 import glob
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -218,25 +218,17 @@ def _in_folder(top: str, recursive: bool, folders: set[tuple[int, int]]) -> Iter
                 continue
             folders.add((status.st_dev, status.st_ino))
             with os.scandir(folder) as listed:
-                entries = sorted((e for e in listed if not e.name.startswith(".")), key=lambda e: os.fsencode(e.name))
+                inner, pictures = _sorted_out(listed)
         except OSError as error:
             anything = True
             yield _problem(folder, f"cannot be read ({error.strerror})")
             continue
-        paths = [os.path.join(folder, entry.name) for entry in entries]
-        # By what the folder itself tells of its entries: one that may not be looked at, or whose path is too long for
-        # the system, is still a folder, and is told of when its turn comes.
-        inner = {path for path, entry in zip(paths, entries, strict=True) if _is_folder(entry)}
-        subfolders = [
-            path for path, entry in zip(paths, entries, strict=True) if path in inner and not entry.is_symlink()
-        ]
+        subfolders = sorted((entry.path for entry in inner if not entry.is_symlink()), key=os.fsencode)
         links += len(inner) - len(subfolders)
         if recursive:
             waiting.extend(reversed(subfolders))
-        for path in paths:
-            if _looks_like_image(path) and path not in inner:
-                anything = True
-                yield _file(path)
+        anything = anything or bool(pictures)
+        yield from map(_file, sorted(pictures, key=os.fsencode))
     if not anything:
         hint = " Links to folders are not followed: name them." if links else ""
         if not recursive and _any_below(subfolders):
@@ -244,8 +236,23 @@ def _in_folder(top: str, recursive: bool, folders: set[tuple[int, int]]) -> Iter
         yield _problem(top, f"holds no pictures.{hint}")
 
 
+def _sorted_out(entries: Iterable[os.DirEntry[str]]) -> tuple[list[os.DirEntry[str]], list[str]]:
+    """The folders, with links to folders, and the paths of pictures."""
+    folders: list[os.DirEntry[str]] = []
+    pictures: list[str] = []
+    for entry in entries:
+        if entry.name.startswith("."):
+            continue
+        if _is_folder(entry):
+            folders.append(entry)
+        elif _looks_like_image(entry.name):
+            pictures.append(entry.path)
+    return folders, pictures
+
+
 def _is_folder(entry: os.DirEntry[str]) -> bool:
-    """A folder, or a link to one. What a link leads to may not be told."""
+    """A folder, or a link to one, by what its own folder tells: one that may not be looked at, or whose path is too
+    long for the system, is told of when its turn comes. What a link leads to may not be told."""
     try:
         return entry.is_dir()
     except OSError:
