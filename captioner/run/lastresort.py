@@ -78,8 +78,8 @@ def run(name: str, command: Callable[[], object]) -> None:
             leave(name, str(missing), 2)
         if debug:
             raise
-        if isinstance(error, BrokenPipeError):  # `| head` has seen enough
-            leave_quietly()
+        if isinstance(error, BrokenPipeError) and streams.is_unread():  # `| head` has seen enough
+            sys.exit(1)
         if (reason := _refusal(error)) is not None:
             leave(name, reason, 2)
         leave(name, f"This is a bug in captioner: {describe(error)}; run again with {DEBUG} to see where.", 70)
@@ -107,17 +107,12 @@ def _refusal(error: Exception) -> str | None:
         return NO_MEMORY
     if isinstance(error, RuntimeError) and "can't start new thread" in str(error):
         return NO_THREADS
-    if isinstance(error, OSError) and (error.errno in REFUSALS or (error.strerror and error.filename is not None)):
-        what = "The output" if error.filename is None else os.fsdecode(error.filename)[:200]
-        return f"{what} cannot be used ({error.strerror})."
+    if isinstance(error, OSError):
+        is_named = not isinstance(error.filename, int | None)  # of an open file that is its number
+        if error.errno in REFUSALS or (error.strerror and is_named):
+            what = os.fsdecode(error.filename)[:200] if is_named else "The output"
+            return f"{what} cannot be used ({error.strerror})."
     return None
-
-
-def leave_quietly() -> NoReturn:
-    """End where the reader of standard output has gone."""
-    with contextlib.suppress(OSError, ValueError):
-        streams.settle()
-    sys.exit(1)
 
 
 def leave_behind(threads: Iterable[threading.Thread]) -> None:

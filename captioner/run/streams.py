@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import os
+import select
 import sys
 import time
 from contextlib import suppress
@@ -101,3 +102,12 @@ def settle() -> None:
         with suppress(OSError, ValueError):  # no real file
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise
+
+
+def is_unread() -> bool:
+    """Whether the reader of standard output has gone. Windows does not tell, nor that a pipe is broken."""
+    if os.name == "nt":
+        return False
+    poll = select.poll()
+    poll.register(1, select.POLLOUT)
+    return any(events & (select.POLLERR | select.POLLHUP) for _, events in poll.poll(0))

@@ -47,6 +47,12 @@ def test_a_file_that_the_system_refuses_is_named() -> None:
     assert (done.returncode, done.stderr) == (2, "tool: no/such/file cannot be used (No such file or directory).\n")
 
 
+def test_what_is_said_of_a_descriptor_names_no_file() -> None:
+    done = run("import os\nlastresort.run('tool', lambda: os.stat(99))")
+    assert (done.returncode, done.stdout) == (70, "")
+    assert done.stderr.startswith("tool: This is a bug in captioner: OSError")
+
+
 @pytest.mark.parametrize(
     ("error", "told"),
     [

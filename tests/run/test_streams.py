@@ -77,6 +77,13 @@ def test_a_reader_that_has_seen_enough_is_no_bug() -> None:
 
 
 @POSIX
+def test_a_pipe_that_breaks_elsewhere_is_told() -> None:
+    done = run("reader, writer = os.pipe()\nos.close(reader)\nos.write(writer, b'x')", "")
+    assert done.returncode == 70
+    assert "BrokenPipeError" in done.stderr
+
+
+@POSIX
 def test_a_message_that_nobody_reads_ends_no_work(tmp_path: Path) -> None:
     run("streams.tell('x')\nopen('out', 'w').write('all')", ">&-", tmp_path)
     assert (tmp_path / "out").read_text() == "all"
