@@ -131,8 +131,9 @@ class Processor(Protocol):
 class Speaker(Protocol):
     """Pictures in, readings out: a searched decoder, the interrogator, a foreign Hub model.
 
-    One may also have `at_once`, the batches that it may be asked about in threads (1), and `ready(image)`, a picture of
-    which it reads the same, which is called in other threads.
+    One may also have `at_once`, the batches that it may be asked about in threads (1), `ready(image)`, a picture of
+    which it reads the same, which is called in other threads, and `predicts`, whether its readings have an embedding
+    (false).
     """
 
     uses: frozenset[str]

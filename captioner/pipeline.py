@@ -215,6 +215,11 @@ class Captioner:
         pictures = several(images)
         return self.embed(pictures, batch_size=max(1, len(pictures)))
 
+    def averages(self, request: Request) -> bool:
+        """Whether an expected embedding is of more than one text: of several, or of what was predicted as well."""
+        predicted = self.predicts and getattr(self.speaker, "predicts", False)
+        return predicted or self.settings(request).num_return_sequences > 1
+
     def expected(self, reading: Reading, finish: Finishing) -> np.ndarray:
         """The mean of all that a reading says, weighted by probability, and of what was predicted, `[d]`, length 1."""
         candidates = self.prompt(reading, finish).candidates

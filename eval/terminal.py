@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -15,31 +17,45 @@ from eval.wording import as_published, decimals, is_best, number, p_value, signe
 
 if TYPE_CHECKING:
     from eval.compare import Change
-    from eval.schema import Figures, ProtocolTable, Report
+    from eval.schema import Figures, ModelRow, ProtocolTable, Report
     from eval.submission import Check
 
 
 def print_figures(written: Report) -> None:
     """Every model in every metric, and what has to be said of it."""
-    wide = len(written["models"]) <= 3  # beside more models the intervals would be cut to pieces
-    what = "mean (95 % interval)" if wide else "mean"
-    table = Table(caption=f"{what}; bold: significantly better than every other")
-    table.add_column("metric", no_wrap=True)
-    for model in written["models"]:
-        table.add_column(Text(printable(model["label"])), overflow="fold")
-    for metric in written["metrics"]:
-        cells = [
-            _cell(model["figures"].get(metric["name"]), is_best(dict(written), metric["name"], dict(model)), wide)
-            for model in written["models"]
-        ]
-        table.add_row(Text(printable(metric["label"])), *cells)
-    Console().print(table)
+    console, left = Console(), written["models"]
+    wide = len(left) <= 3  # of more models the intervals would take many tables
+    while left:
+        tables = (_figures_of(written, left[:count], wide) for count in range(len(left), 0, -1))
+        table = next(table for table in tables if _fits(console, table) or len(table.columns) == 2)
+        console.print(table)
+        left = left[len(table.columns) - 1 :]
+    print(f"{'mean (95 % interval)' if wide else 'mean'}; bold: significantly better than every other")
     for sentence in explained.sentences(written):
         print(printable(sentence))
     if (protocol := written["protocol"]) is not None:
         _print_protocol(protocol)
     for note in written["data"]["notes"]:
         say(f"note: {note}")
+
+
+def _figures_of(written: Report, models: list[ModelRow], wide: bool) -> Table:
+    """The figures of some of the models; wide: with intervals."""
+    table = Table("metric")
+    for model in models:
+        table.add_column(Text(printable(model["label"])), overflow="fold")
+    for metric in written["metrics"]:
+        cells = [
+            _cell(model["figures"].get(metric["name"]), is_best(dict(written), metric["name"], dict(model)), wide)
+            for model in models
+        ]
+        table.add_row(Text(printable(metric["label"])), *cells)
+    return table
+
+
+def _fits(console: Console, table: Table) -> bool:
+    """Whether all names and figures stay on a line."""
+    return Measurement.get(console, console.options.update(max_width=100_000), table).maximum <= console.width
 
 
 def _cell(figures: Figures | None, bold: bool, wide: bool) -> Text:
@@ -66,16 +82,22 @@ def _print_protocol(protocol: ProtocolTable) -> None:
 
 
 def print_changes(changes: list[Change]) -> None:
-    """Two reports, a line for every model and metric that both have."""
-    table = Table("model", "metric", "change", "95 % interval", "p (Holm)", "n", "B is")
-    for change in changes:
-        interval = change.difference.interval
-        who = change.a if change.a == change.b else f"{change.a} → {change.b}"
-        verdict = "worse" if change.worse else "better" if change.better else "not clearly different"
-        spread = f"{signed(interval.low)} to {signed(interval.high)}"
-        cells = (signed(interval.mean), spread, p_value(change.p_holm), str(change.difference.items), verdict)
-        table.add_row(Text(printable(who)), change.metric, *cells)
-    Console().print(table)
+    """Two reports: a table for every model, with a line for each metric that both have."""
+    console = Console()
+    for who, of_model in groupby(
+        changes, lambda change: change.a if change.a == change.b else f"{change.a} → {change.b}"
+    ):
+        table = Table(title=Text(printable(who)), title_justify="left", box=None, padding=(0, 2, 0, 0))
+        for heading in ("metric", "change", "95 % interval", "p (Holm)", "n"):
+            table.add_column(heading, no_wrap=True)
+        table.add_column("B is")
+        for change in of_model:
+            interval = change.difference.interval
+            verdict = "worse" if change.worse else "better" if change.better else "not clearly different"
+            spread = f"{signed(interval.low)} to {signed(interval.high)}"
+            n = str(change.difference.items)
+            table.add_row(change.metric, signed(interval.mean), spread, p_value(change.p_holm), n, verdict)
+        console.print(table, "")
 
 
 def print_check(result: Check, has_prompts: bool) -> None:

@@ -130,6 +130,8 @@ class Handler(BaseHTTPRequestHandler):
             return self.answer({"error": {"message": "Provider returned error", "code": 502}})
         if model == "gateway-refuses":
             return self.answer({"error": {"message": "the picture is too large", "code": 400}})
+        if model == "error-without-words":
+            return self.answer({"error": {"type": "unknown"}})
         if model == "error-in-200":
             return self.answer({"error": "Unexpected endpoint or method."})
         if model == "failed-choice":

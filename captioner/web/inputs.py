@@ -121,6 +121,8 @@ async def _form(request: Request) -> dict[str, Any]:
     parser = InMemory(request.headers, request.stream(), max_files=MAX_PICTURES, max_fields=MAX_FIELDS)
     try:
         form = await parser.parse()
+        if parser.is_cut:
+            raise MultiPartException("it is cut off before its end")
     except (MultiPartException, KeyError, ValueError) as error:
         words = error.message if isinstance(error, MultiPartException) else "it is damaged"
         raise BadInput(f"The form cannot be read: {printable(str(words))[:200]}") from error
@@ -149,3 +151,13 @@ class InMemory(MultiPartParser):
     """A form's files stay in memory: their size is bounded by the body's, and nothing is written to a disk."""
 
     spool_max_size = 1 << 40
+    is_cut = False
+    """It ends within a part, which is lost."""
+
+    def on_header_field(self, data: bytes, start: int, end: int) -> None:
+        super().on_header_field(data, start, end)
+        self.is_cut = True
+
+    def on_part_end(self) -> None:
+        super().on_part_end()
+        self.is_cut = False

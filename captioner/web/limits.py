@@ -28,6 +28,8 @@ BEGAN = "captioner.began"
 """Where a request's scope says when it came, on the monotonic clock."""
 OPEN_PATHS = frozenset({"/health", "/ready"})
 """Answered without a key: they tell nothing."""
+COMPRESSED = frozenset({"gzip", "x-gzip", "deflate", "compress", "x-compress", "br", "zstd"})
+"""What a Content-Encoding may say of a body. Others change nothing: "identity", and the "utf-8" of some clients."""
 SECURITY_HEADERS = (
     (b"x-content-type-options", b"nosniff"),
     (b"x-frame-options", b"DENY"),
@@ -117,8 +119,7 @@ class Limits:
         self._check_origin(scope, headers)
         if self.settings.api_key is not None and scope["path"] not in OPEN_PATHS:
             self._check_key(headers, self.settings.api_key)
-        packed = headers.get("content-encoding", "").strip().lower()
-        if packed not in ("", "identity"):
+        if not COMPRESSED.isdisjoint(re.findall(r"[\w-]+", headers.get("content-encoding", "").lower())):
             raise _Refused(415, "The body is compressed: send it as it is, without a Content-Encoding.")
         length = headers.get("content-length", "0")
         if not length.isascii() or not length.isdigit() or len(length) > 15:

@@ -14,7 +14,7 @@ from typing import Any, Generic, TypeVar
 import mcp_types as types
 import numpy as np
 from mcp.server.lowlevel import Server
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.concurrency import run_in_threadpool
 
 from captioner import __version__
@@ -45,6 +45,8 @@ INSTRUCTIONS = (
 
 class OfPicture(BaseModel):
     """A picture, by one of the three. Language models that are to fill in all fields leave the others empty."""
+
+    model_config = ConfigDict(extra="forbid")
 
     path: str | None = Field(None, description="A picture's file.")
     address: str | None = Field(None, description="The http or https address of a picture.")
@@ -83,6 +85,8 @@ class Carried(BaseModel):
 
 class ComparePrompts(BaseModel):
     """What `compare_prompts` takes."""
+
+    model_config = ConfigDict(extra="forbid")
 
     first: str = Field(max_length=MOST_LETTERS)
     second: str = Field(max_length=MOST_LETTERS)

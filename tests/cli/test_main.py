@@ -485,6 +485,10 @@ def test_embed_pictures(blip: str, tiny_checkpoint: Callable[[str], Path], photo
     assert np.load(tmp_path / "v.npy") == pytest.approx(expected, abs=1e-5)
     [row] = rows(call("embed", photos / "a.png", "-m", tiny_checkpoint("direct"), "--json"))
     assert np.linalg.norm(row["embedding"]) == pytest.approx(1, abs=1e-5)
+    alone = call("embed", photos, "-m", blip, "--expected")
+    assert alone.exit_code == 2
+    assert "--expected would change nothing: " in alone.stderr
+    assert "gives one candidate. Raise --num-candidates." in alone.stderr
     mean = call("embed", photos / "a.png", "-m", blip, "--num-candidates", "4", "--expected").stdout.split()
     assert np.linalg.norm([float(x) for x in mean]) == pytest.approx(1, abs=1e-5)
 

@@ -232,6 +232,12 @@ def test_compare_says_by_its_exit_status_whether_b_is_worse(tmp_path, monkeypatc
     assert run("compare", good, bad, monkeypatch=monkeypatch) == 1
     assert "worse" in capsys.readouterr().out
     assert run("compare", bad, good, monkeypatch=monkeypatch) == 0
+    monkeypatch.setenv("COLUMNS", "80")
+    assert run("compare", good, bad, "--metric", "levenshtein_similarity", monkeypatch=monkeypatch) == 1
+    title, heading, line = capsys.readouterr().out.splitlines()[-4:-1]
+    assert title.strip() == "m"
+    assert heading.split() == ["metric", "change", "95", "%", "interval", "p", "(Holm)", "n", "B", "is"]
+    assert re.fullmatch(r"levenshtein_similarity +-0\.\d{3} +-0\.\d{3} to -0\.\d{3} +< 0\.001 +15 +worse *", line)
     assert run("compare", good, good.parent, monkeypatch=monkeypatch) == 0  # a folder is as good
     assert run("compare", good, bad, "--metric", "length", monkeypatch=monkeypatch) == 0  # neither good nor bad
     assert run("compare", good, bad, "--metric", "nonsense", monkeypatch=monkeypatch) == 2
@@ -419,3 +425,18 @@ def test_submission_with_a_real_model(tmp_path, tiny_checkpoint, monkeypatch, ca
     (tmp_path / "prompts.csv").write_text("imgId,prompt\n0,\n")
     assert run("submission", "--check", out, "--prompts", prompts, monkeypatch=monkeypatch) == 2
     assert "1 row without the id or the prompt" in capsys.readouterr().err
+
+
+def test_names_and_figures_of_many_models_stay_whole(tmp_path, monkeypatch, capsys) -> None:
+    names = ["mini", "blip-large", "knn:index-of-photos", "openai:http://localhost:8000/v1#joycaption", "a", "b", "c"]
+    rows = [{"id": "1", "truth": "a cat", "prediction": "a cat", "model": name} for name in names]
+    monkeypatch.setenv("COLUMNS", "80")
+    file = table(tmp_path / "many.csv", rows)
+    assert run("score", file, "--no-cosine", "--resamples", "100", monkeypatch=monkeypatch) == 0
+    lines = capsys.readouterr().out.splitlines()
+    headings = [re.split(r"\s*┃\s*", line)[2:-1] for line in lines if line.startswith("┃")]
+    assert len(headings) > 1
+    assert [name for heading in headings for name in heading] == names
+    cells = [cell for line in lines if line.startswith("│") for cell in re.split(r"\s*│\s*", line)[2:-1]]
+    assert len(cells) % len(names) == 0
+    assert all(re.fullmatch(r"\d+\.\d+|–", cell) for cell in cells)

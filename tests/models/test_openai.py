@@ -112,6 +112,7 @@ def test_what_may_pass_is_tried_again(server, model):
         ("unwilling", BadAnswer, "refuses to speak of this picture"),
         ("failed-choice", BadAnswer, "failed on this picture (the provider broke off)"),
         ("gateway-refuses", BadAnswer, "answers 400 (the picture is too large)"),
+        ("error-without-words", BadInput, "answers with an error."),
         ("error-in-200", BadInput, "answers with an error (Unexpected endpoint or method.)"),
         ("unpaid", BadInput, "answers 402 (Insufficient credits). The account has nothing left to spend."),
         ("moved", BadInput, "answers 307: it sends us to https://example.org/v1/chat/completions. Name the address"),
@@ -130,6 +131,13 @@ def test_an_address_without_the_interface_is_said_after_one_more_question(server
     asked = openai.Server(openai.Connection(server.address.removesuffix("/v1"), None, QUICK), "painter")
     with pytest.raises(MissingModel, match=r"answers 404 \(no such path\)\. Most such addresses end in /v1\."):
         asked.read_images([square("red")], ONE)
+
+
+def test_the_address_of_requests_is_told_to_be_one():
+    pasted = "http://localhost:1234/openai/v1/chat/completions/?api-version=1"
+    with pytest.raises(BadInput, match="where requests go: leave /chat/completions out") as raised:
+        openai.Connection.to(pasted)
+    assert str(raised.value).endswith("openai:http://localhost:1234/openai/v1?api-version=1#NAME.")
 
 
 @pytest.mark.parametrize("model", ["slow", "drip"])

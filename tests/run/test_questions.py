@@ -10,9 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
-from captioner.contracts import LoadOptions, Request
+from captioner.contracts import PLAIN_REQUEST, LoadOptions, Request
 from captioner.images import Source
 from captioner.images.open import at_once
+from captioner.pipeline import Captioner
 from captioner.run.questions import Model, Prompts
 from captioner.serving.bench import Bench
 from captioner.serving.engine import Ask, Picture
@@ -77,3 +78,12 @@ def test_how_many_batches_at_once_loads_no_model() -> None:
     assert model.at_once() == 1
     assert "loaded" not in vars(model)
     assert model.loaded.speaker.at_once == model.at_once() == 1  # on a CPU
+
+
+@pytest.mark.parametrize(("embedder", "averages"), [(None, True), ("tests/none", False)])
+def test_what_a_model_predicts_makes_an_expectation_of_one_text(embedder: str | None, averages: bool) -> None:
+    """Where texts are embedded in another space, it cannot be compared with them."""
+    model = Model("mini", LoadOptions(embedder=embedder)).loaded
+    assert isinstance(model, Captioner)
+    assert model.averages(PLAIN_REQUEST.changed(num_candidates=1)) == averages
+    assert model.averages(PLAIN_REQUEST)

@@ -79,6 +79,21 @@ def test_damaged_pictures_do_not_make_it_grow(client: TestClient) -> None:
     assert process.memory_info().rss - before < GROWTH
 
 
+def test_a_form_that_is_cut_off_is_told_as_such(client: TestClient) -> None:
+    """The part it ends in is lost: that there is no picture would be said of what was sent."""
+    settings = b'--X\r\nContent-Disposition: form-data; name="num_beams"\r\n\r\n1\r\n'
+    file = b'--X\r\nContent-Disposition: form-data; name="image"; filename="cat.jpg"\r\n\r\n' + CAT
+    headers = {"content-type": "multipart/form-data; boundary=X"}
+    whole = settings + file + b"\r\n--X--\r\n"
+    assert client.post("/v1/generate?max_new_tokens=1", content=whole, headers=headers).status_code == 200
+    for cut in (settings + file[:30], settings + file[:100], settings + file[:-500]):
+        answer = client.post("/v1/generate", content=cut, headers=headers)
+        assert (answer.status_code, answer.json()) == (
+            422,
+            {"detail": "The form cannot be read: it is cut off before its end"},
+        )
+
+
 def test_forms_and_bodies_of_the_wrong_shape(client: TestClient) -> None:
     shapes: tuple[object, ...] = (
         *(None, True, 0, -1, 1e308, "", "x", [], {}, [[]], ["x"] * 100, {"a": {"b": []}}, "\ud800", "\0", "🐱" * 3000),

@@ -81,7 +81,7 @@ def prepare(options: Preparation) -> None:
     print(f"{out}: {len(training):,} to train on, {len(validation):,} to validate on, of {len(raw):,} read")
     for line in [*summaries(left_out), *_losses(stages)]:
         print(line, file=sys.stderr)
-    if len(validation) < 0.5 * options.validation * len(remaining):
+    if len(validation) < 0.5 * round(options.validation * len(remaining)):
         print(
             "Few prompts stand far enough from the others to validate on: a higher --apart finds more.", file=sys.stderr
         )

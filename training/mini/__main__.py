@@ -27,16 +27,20 @@ LEFT_BY = {
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m training.mini", description=__doc__)
-    parser.add_argument("stage", choices=STAGES)
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--most", type=above_0, default=400_000, help="texts: prompts taken of the largest list")
+    parser.add_argument("stage", choices=STAGES, metavar="STAGE", help=f"one of {', '.join(STAGES)}")
+    parser.add_argument("--data", type=Path, required=True, help="the folder of pairs/, prompts/ and heldout-dev/")
+    parser.add_argument("--work", type=Path, required=True, help="the folder where each stage leaves its files")
+    parser.add_argument(
+        "--most", type=above_0, default=400_000, help="texts: prompts taken of the largest list (default: 400000)"
+    )
     parser.add_argument("--backwards", action="store_true", help="features: begin with the last file")
     parser.add_argument("--steps", type=above_0, help="language, reward: optimizer steps, as planned if left out")
-    parser.add_argument("--count", type=above_0, default=400, help="choose: at most so many validation prompts")
+    parser.add_argument(
+        "--count", type=above_0, default=400, help="choose: at most so many validation prompts (default: 400)"
+    )
     parser.add_argument("--out", type=Path, help="export, measure: the checkpoint folder; pairs: the data")
     parser.add_argument("--held-back", action="store_true", help="export: with the head that met no validation prompt")
-    parser.add_argument("--seed", type=int, default=7)
+    parser.add_argument("--seed", type=int, default=7, help="of everything drawn by chance (default: 7)")
     args = parser.parse_args(argv)
     stage = getattr(import_module(f"training.mini.{STAGES[args.stage]}"), args.stage)
     given = {name: getattr(args, name) for name in signature(stage).parameters}

@@ -38,6 +38,8 @@ LONGEST_WAIT = 120.0
 """Seconds that a server may ask us to wait before the next try."""
 TRANSIENT = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
 """HTTP statuses that may be another one next time."""
+REQUESTS = "/chat/completions"
+"""The path of requests, behind a server's address."""
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
@@ -173,9 +175,10 @@ class Connection:
     def _refused(self, status: int, headers: Any, content: bytes) -> Exception:
         """What an HTTP status means, in words and as an error."""
         message, code, parameter = _error_in(content)
-        told = f"{self.address} answers {status}" + (f" ({message})" if message else "")
+        said = f" ({message})" if message else ""
         if status == 200:
-            return BadInput(f"{self.address} answers with an error ({message}).{self._hint}")
+            return BadInput(f"{self.address} answers with an error{said}.{self._hint}")
+        told = f"{self.address} answers {status}{said}"
         if 300 <= status < 400:
             to = printable(headers.get("Location", "elsewhere"))
             return BadInput(f"{told}: it sends us to {to}. Name the address that it means.")
@@ -206,7 +209,11 @@ def _checked(address: str) -> str:
         raise BadInput(f"{printable(address)!r} is no http or https address: name the server and its model, {example}.")
     if parts.username is not None or parts.password is not None:
         raise BadInput(f"An address is written down with the results: put a server's key into {KEYS[0]} instead.")
-    return urllib.parse.urlunsplit(parts._replace(path=parts.path.rstrip("/"), fragment=""))
+    path = parts.path.rstrip("/")
+    if path.endswith(REQUESTS):
+        begins = urllib.parse.urlunsplit(parts._replace(path=path.removesuffix(REQUESTS), fragment=""))
+        raise BadInput(f"{printable(address)} is where requests go: leave {REQUESTS} out, openai:{begins}#NAME.")
+    return urllib.parse.urlunsplit(parts._replace(path=path, fragment=""))
 
 
 def _key() -> str | None:

@@ -20,7 +20,7 @@ from captioner.decoding import Decoding, DecodingChanges
 from captioner.errors import BadAnswer, BadInput, CaptionerError, MissingModel
 from captioner.images.fetch import in_thread
 from captioner.images.open import one_line
-from captioner.models.openai.connection import Connection, NotThere, Refused, told_in
+from captioner.models.openai.connection import REQUESTS, Connection, NotThere, Refused, told_in
 from captioner.prompt import Candidate, Reading
 from captioner.styles import STYLES
 from captioner.text.words import without_words
@@ -179,7 +179,8 @@ class Server:
                     "tokens of thought: raise max_new_tokens."
                 )
             if failed := next((choice["error"] for choice in choices if choice.get("error")), None):
-                raise BadAnswer(f"{self.model} failed on this picture ({told_in(failed)}).")
+                said = f" ({message})" if (message := told_in(failed)) else ""
+                raise BadAnswer(f"{self.model} failed on this picture{said}.")
             refused = any(
                 reason == "content_filter" or choice["message"].get("refusal")
                 for choice, (_, reason) in zip(choices, texts, strict=True)
@@ -203,7 +204,7 @@ class Server:
 
     def _ask(self, body: dict[str, Any]) -> dict[str, Any]:
         try:
-            return self.connection.ask("/chat/completions", body)
+            return self.connection.ask(REQUESTS, body)
         except NotThere as error:
             raise MissingModel(f"{error}. {self._which_models()}") from error
 

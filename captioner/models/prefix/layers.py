@@ -335,9 +335,14 @@ class PrefixSpeaker(SearchedDecoder[PrefixMemory]):
         self.uses = super().uses | ({"quality"} if self._judges else set())
 
     @property
+    def predicts(self) -> bool:
+        """Its readings tell where the picture's prompt lies."""
+        return self.model.head is not None
+
+    @property
     def _judges(self) -> bool:
-        """It tells where the picture's prompt lies, and its candidates: those can be judged in more ways than one."""
-        return self.model.head is not None and self.model.gist is not None
+        """Its candidates can be judged in more ways than one."""
+        return self.predicts and self.model.gist is not None
 
     def readings(
         self, memory: PrefixMemory, seeds: Sequence[int] | None, decoding: Decoding, request: Request = PLAIN_REQUEST
@@ -346,7 +351,7 @@ class PrefixSpeaker(SearchedDecoder[PrefixMemory]):
         if fast and isinstance(changes, DecodingChanges) and changes.num_candidates is None:
             decoding = replace(decoding, num_return_sequences=min(FAST, decoding.num_return_sequences))
         readings = super().readings(memory, seeds, decoding, request)
-        if self.model.head is None:
+        if not self.predicts:
             return readings
         embeddings = memory.features.float().cpu().numpy()
         shortlist = SHORTLIST if self._judges and not fast else 0

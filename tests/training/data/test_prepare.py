@@ -110,6 +110,18 @@ def test_prompts_alone(tmp_path: Path) -> None:
     assert len(validation) == 2
 
 
+@pytest.mark.parametrize(("texts", "advised"), [(["a fox"], False), (["a red fox", "a fox that is red"] * 8, True)])
+def test_advice_comes_where_neighbours_are_in_the_way(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], texts: list[str], advised: bool
+) -> None:
+    """Of one prompt none would be held back, however far apart they may be."""
+    lines = [f"{text}, number {number}" for number, text in enumerate(texts)]
+    (tmp_path / "prompts.txt").write_text("\n".join(lines))
+    command = ["prepare", "--data", str(tmp_path / "prompts.txt"), "--out", str(tmp_path / "out"), "--threshold", "1"]
+    main([*command, "--apart", "0.3"])
+    assert ("a higher --apart finds more" in capsys.readouterr().err) == advised
+
+
 def test_captions_of_one_picture_stand_on_one_side(tmp_path: Path) -> None:
     """Told by the pixels: here each caption names a file of its own."""
     folder = tmp_path / "pictures"

@@ -1,5 +1,6 @@
 """The command line of mini's stages."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -19,3 +20,13 @@ def test_a_number_below_1_is_refused(tmp_path: Path, capsys: pytest.CaptureFixtu
     with pytest.raises(SystemExit):
         main(["language", "--data", str(tmp_path), "--work", str(tmp_path), "--steps", "0"])
     assert "--steps: 0: it must be at least 1" in capsys.readouterr().err
+
+
+def test_every_option_says_what_it_is(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    listed = capsys.readouterr().out.partition("positional arguments:")[2].splitlines()
+    entries = [line for line in listed if line.startswith("  ") and not line.startswith("   ")]
+    assert len(entries) == 11
+    assert all(len(re.split(r"  +", line.strip())) == 2 for line in entries)
