@@ -83,8 +83,8 @@ def replacing(
         flush(temporary)  # first: it needs a file that may be written to
         # Some libraries write to a file of their own and rename it, with other mode bits.
         os.chmod(temporary, _mode_of(target, mode))
-        if not expected and os.path.lexists(target):
-            raise BadOutput(f"{target} has appeared meanwhile and is left alone: move it away, and do the same again.")
+        if not expected:
+            refuse_new(target, "do the same again")
         if not keep:
             os.replace(temporary, target)
             flush(target.parent)
@@ -154,6 +154,12 @@ def refuse_no_file(target: Path) -> None:
     """A folder, a device or a pipe is not replaced by a file, nor is a link to one: /dev/null would be gone for all."""
     if os.path.exists(target) and not os.path.isfile(target):
         raise BadOutput(f"{target} is {'a folder' if os.path.isdir(target) else 'no file'}: name a file.")
+
+
+def refuse_new(target: Path, remedy: str) -> None:
+    """A target that was not there when the work began is somebody else's."""
+    if os.path.lexists(target):
+        raise BadOutput(f"{target} has appeared meanwhile and is left alone: move it away, and {remedy}.")
 
 
 def write_first(target: Path, content: bytes) -> bool:

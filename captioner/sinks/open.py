@@ -40,5 +40,5 @@ def write_lines(out: Path, lines: Iterable[str], *, overwrite: bool = False) -> 
     if not overwrite:
         check_new(out)
     check_place(out.parent)
-    with explained(out), replacing(out) as new, open(new, "w", encoding="utf-8") as stream:
+    with explained(out), replacing(out, expected=overwrite) as new, open(new, "w", encoding="utf-8") as stream:
         stream.writelines(f"{line}\n" for line in lines)

@@ -15,7 +15,7 @@ import numpy as np
 
 from captioner.errors import BadOutput
 from captioner.files import arrays
-from captioner.files.atomic import refuse_no_file, replacing
+from captioner.files.atomic import refuse_new, refuse_no_file, replacing
 from captioner.files.lock import lock
 from captioner.images import Source
 from captioner.sinks.checks import RESUME, check_name, check_place, explained
@@ -49,10 +49,10 @@ class FileSink:
         check_place(out.parent)
         check_name(out, ".errors.jsonl")
         refuse_no_file(out)
-        if os.path.lexists(out) and not (resume or overwrite):
+        self.is_there = os.path.lexists(out)
+        if self.is_there and not (resume or overwrite):
             raise BadOutput(f"{out} is already there: set resume to go on, or set overwrite to replace it.")
         self.out = out
-        self.is_there = os.path.lexists(out)
         self.record = out.with_name(f".{out.name}.run.json")
         self.errors = Errors(out.with_name(errors or f"{out.name}.errors.jsonl"))
         self.columns = columns
@@ -125,8 +125,10 @@ class FileSink:
         self.journal.check_there()
         with explained(self.out, RESUME):
             run = self.journal.run
-            with replacing(self.out, expected=self.is_there) as new:
+            with replacing(self.out) as new:
                 WRITERS[self.out.suffix](self.journal, new)
+                if not self.is_there:
+                    refuse_new(self.out, "set resume")
                 if run is not None and run.settings and self.out.suffix in READERS:
                     run.save(self.record)
                 else:

@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -277,9 +277,10 @@ def test_a_file_that_appears_while_a_run_works_is_left_alone(tmp_path: Path, nam
     items, out = results(tmp_path / "in", ["1.png"], embedding=True), tmp_path / name
     sink = open_out(out)
     out.write_text("mine")
-    with pytest.raises(BadOutput, match="has appeared meanwhile and is left alone: move it away, and do the same"):
+    with pytest.raises(BadOutput, match="has appeared meanwhile and is left alone: move it away, and set resume"):
         write(sink, items)
     assert out.read_text() == "mine"
+    assert not sink.record.exists()
     out.rename(tmp_path / "mine")
     write(open_out(out, resume=True), items)
     assert len(np.load(out) if name == "a.npy" else list(table.READERS[out.suffix](out))) == 1
@@ -444,6 +445,14 @@ def test_lines_of_text(tmp_path: Path) -> None:
     assert (tmp_path / "a.tsv").read_text(encoding="utf-8") == "é\t1\n"
     with pytest.raises(BadOutput, match="already there"):
         write_lines(tmp_path / "a.tsv", [])
+
+    def lines() -> Iterator[str]:
+        (tmp_path / "b.tsv").write_text("mine")
+        yield "ours"
+
+    with pytest.raises(BadOutput, match="has appeared meanwhile and is left alone: move it away, and do the same"):
+        write_lines(tmp_path / "b.tsv", lines())
+    assert (tmp_path / "b.tsv").read_text() == "mine"
 
 
 # --- sidecars --------------------------------------------------------------------------------------------------------
