@@ -54,10 +54,10 @@ def lock(stream: FileIO, what: str) -> None:
 
 
 def is_at(stream: FileIO, path: Path | str | int) -> bool:
-    """Whether an open file still has this name: it may have been removed, or replaced by another."""
+    """Whether an open file still has this name: it, or its folder, may have been removed, or replaced by another."""
     try:
         return os.path.samestat(os.fstat(stream.fileno()), os.stat(path))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return False
 
 

@@ -211,13 +211,14 @@ def open_file(path: Path, name: str) -> BinaryIO:
         if not stat.S_ISREG(kind):  # opening a named pipe would wait for ever
             raise BadImage(f"{name} is not a regular file. A pipe can be read as standard input.")
         stream = path.open("rb")
-    except FileNotFoundError as error:
-        reason = "is a broken link" if path.is_symlink() else "does not exist"
-        if name.startswith(("http://", "https://")):
-            reason = "is an address, not a file: fetch it, and give the bytes"
-        raise BadImage(f"{name} {reason}.") from error
     except OSError as error:
-        raise BadImage(f"{name} cannot be read ({error.strerror}).") from error
+        if name.startswith(("http://", "https://")):  # which a system may refuse for its length or its letters
+            reason = "is an address, not a file: fetch it, and give the bytes"
+        elif isinstance(error, FileNotFoundError):
+            reason = "is a broken link" if path.is_symlink() else "does not exist"
+        else:
+            reason = f"cannot be read ({error.strerror})"
+        raise BadImage(f"{name} {reason}.") from error
     except ValueError as error:  # a NUL inside the name
         raise BadImage(f"{name} is not a file name.") from error
     if os.fstat(stream.fileno()).st_size > MAX_FILE_BYTES:

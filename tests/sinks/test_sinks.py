@@ -367,7 +367,10 @@ except BadOutput as error:
 
 @pytest.mark.parametrize(
     ("name", "gone"),
-    [("a.jsonl", "folder"), ("a.jsonl", "journal"), ("a.jsonl", "replaced"), ("set", "folder"), ("set", "journal")],
+    [
+        *(("a.jsonl", "folder"), ("a.jsonl", "journal"), ("a.jsonl", "replaced"), ("a.jsonl", "no folder any more")),
+        *(("set", "folder"), ("set", "journal")),
+    ],
 )
 def test_a_journal_that_is_removed_ends_the_run_at_once(tmp_path: Path, name: str, gone: str) -> None:
     """What goes on into a file without a name would be lost, and told of hours later."""
@@ -376,8 +379,10 @@ def test_a_journal_that_is_removed_ends_the_run_at_once(tmp_path: Path, name: st
     sink = open_out(out)
     journal = sink.journal.path
     sink.write(items[:1])
-    if gone == "folder":
+    if gone in ("folder", "no folder any more"):
         shutil.rmtree(journal.parent)
+        if gone != "folder":
+            journal.parent.write_text("a file")
     else:
         journal.unlink()
     if gone == "replaced":
