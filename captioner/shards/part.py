@@ -298,9 +298,9 @@ def _failure_of(plan: Plan, shard: int) -> Path:
 def _gave_up(plan: Plan, shard: int, since: float) -> bool:
     """Whether somebody has tried this shard in vain since a moment: a worker that begins later tries it once more."""
     path = _failure_of(plan, shard)
-    if not path.exists():
+    if (failure := _read_failure(path)) is None:
         return False
-    tried = read_object(path, BadOutput, "Remove it.").get("time")
+    tried = failure.get("time")
     if not isinstance(tried, int | float):
         raise BadOutput(f"{path} does not tell when its shard was tried. Remove it.")
     return tried >= since
@@ -311,10 +311,22 @@ def failures(plan: Plan) -> list[Failure]:
     named = [(path.name.split(".")[0], path) for path in sorted((plan.out / LEASES).glob("*.failed.json"))]
     unmade = set(missing(plan))
     return [
-        Failure(int(number), str(read_object(path, BadOutput, "Remove it.").get("error")))
+        Failure(int(number), str(failure.get("error")))
         for number, path in named
-        if number.isdigit() and int(number) in unmade
+        if number.isdigit() and int(number) in unmade and (failure := _read_failure(path)) is not None
     ]
+
+
+def _read_failure(path: Path) -> dict[str, Any] | None:
+    """What is told of a shard that was tried in vain, if it was, and has not been made meanwhile."""
+    if not path.exists():
+        return None
+    try:
+        return read_object(path, BadOutput, "Remove it.")
+    except BadOutput:
+        if path.exists():
+            raise
+        return None  # whoever made the shard has just removed it
 
 
 def manifest_of(part: Path) -> Manifest:

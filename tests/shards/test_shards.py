@@ -13,6 +13,7 @@ import tarfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet
@@ -294,6 +295,26 @@ def test_what_workers_wrote_and_somebody_changed_is_told(planned: Planned, name:
     path.write_text(json.dumps((json.loads(path.read_text()) if path.exists() else {}) | content))
     with pytest.raises(BadOutput, match=says):
         status(made), list(part.work(made, job()))
+
+
+def test_a_failure_that_is_put_right_as_it_is_read_ends_nobody(
+    planned: Planned, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another worker makes the shard, and removes the file."""
+    made = planned()
+    failure = made.out / "leases" / "00001.failed.json"
+    failure.parent.mkdir(exist_ok=True)
+    read = part.read_object
+
+    def read_late(path: Path, *words: Any) -> dict[str, Any]:
+        path.unlink()
+        return read(path, *words)
+
+    monkeypatch.setattr(part, "read_object", read_late)
+    failure.write_text("{}")
+    assert part.failures(made) == []
+    failure.write_text("{}")
+    assert part._read_failure(failure) is None
 
 
 def test_parts_of_no_shard_are_passed_over(planned: Planned, tmp_path: Path) -> None:
