@@ -183,6 +183,7 @@ def _write_rows(journal: Path, out: Path) -> list[str]:
             if answer.text is not None:
                 unreadable.append(answer.id)
             yield answer.id, answer.vector
+        atomic.refuse_new(out, "add --resume")
 
     write_vectors(out, vectors())
     return unreadable
@@ -192,7 +193,7 @@ def write_vectors(out: Path, vectors: Iterable[tuple[str, np.ndarray]]) -> None:
     """A submission of these (id, vector)."""
     with (
         explained(out, MAKE_ROOM),
-        atomic.replacing(out, expected=False) as new,
+        atomic.replacing(out) as new,
         new.open("w", encoding="utf-8", newline="") as stream,
     ):
         rows = csv.writer(stream, lineterminator="\n")

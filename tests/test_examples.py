@@ -162,8 +162,8 @@ def test_the_comfyui_node_gives_a_text_for_every_picture(server: str, monkeypatc
     node = module_of(EXAMPLES / "comfyui" / "__init__.py")
     monkeypatch.setenv("CAPTIONER_ADDRESS", server)
     monkeypatch.setenv("CAPTIONER_SERVE_KEY", KEY)
-    with Image.open(EXAMPLES / "pictures" / "cat.jpg") as cat:
-        small = np.asarray(cat.convert("RGB").resize((96, 96)))
+    with Image.open(EXAMPLES / "pictures" / "coffee.jpg") as coffee:
+        small = np.asarray(coffee.convert("RGB").resize((96, 96)))
     pixels = small.astype(np.float32) / 255
     batch = torch.from_numpy(np.stack([pixels, pixels]))
     names = node.CaptionerPrompt.INPUT_TYPES()["required"]
@@ -174,7 +174,8 @@ def test_the_comfyui_node_gives_a_text_for_every_picture(server: str, monkeypatc
     assert texts[0] == texts[1]
     assert texts[0].startswith("sks style, ")
     beams = names["num_beams"][1]["default"]
-    assert make(batch[:1], beams, "", "") == ([captioner.load("mini").generate(Image.fromarray(small)).text],)
+    plain = captioner.load("mini").generate(Image.fromarray(small)).text
+    assert make(batch[:1], beams, "", "") == ([plain],) != make(batch[:1], 3, "", "")
     with pytest.raises(RuntimeError, match="blip-large"):
         make(batch[:1], 2, "blip-large", "")
     monkeypatch.setenv("CAPTIONER_SERVE_KEY", "wrong")

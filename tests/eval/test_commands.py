@@ -366,6 +366,22 @@ def test_a_stopped_submission_goes_on_and_is_the_same(tmp_path: Path, images: Pa
     assert not part.exists()
 
 
+def test_a_file_that_appears_under_a_submissions_name_is_left_alone(
+    tmp_path: Path, images: Path, tiny_checkpoint
+) -> None:
+    settings, out = submission.Settings(str(tiny_checkpoint("direct"))), tmp_path / "out.csv"
+
+    def another(steps, total, what):
+        out.write_text("of somebody else")
+        return steps
+
+    with pytest.raises(BadOutput, match="has appeared meanwhile and is left alone: move it away, and add --resume"):
+        submission.write(settings, str(tmp_path), out, another)
+    assert out.read_text() == "of somebody else"
+    out.unlink()
+    assert submission.write(settings, str(tmp_path), out, quietly, resume=True) == ["im_2"]
+
+
 def test_a_disk_that_takes_a_part_of_an_answer_is_full(tmp_path: Path) -> None:
     part = tmp_path / "out.csv.part"
     with part.open("ab", buffering=0) as stream, files_of_at_most(100), pytest.raises(BadOutput, match="make room"):
