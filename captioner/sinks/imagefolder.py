@@ -43,6 +43,8 @@ class ImageFolder(FileSink):
             raise BadOutput("overwrite does not empty a folder: name another output, or remove it yourself.")
         check_place(folder.parent)
         check_name(folder)
+        if folder.exists() and not folder.is_dir():
+            raise BadOutput(f"{folder} is no folder: name another output.")
         with explained(folder):
             if folder.is_dir() and (names := _names(folder)):
                 begun = _is_begun(folder, names)

@@ -269,7 +269,10 @@ def test_nothing_is_overwritten_unasked(tmp_path: Path) -> None:
     (tmp_path / "mine.jsonl").write_text('{"text": 1}\n')
     with pytest.raises(BadOutput, match="not written by this command"):
         open_out(tmp_path / "mine.jsonl", resume=True)
-    assert sorted(os.listdir(tmp_path)) == ["a.csv", "a.jsonl", "a.parquet", "mine.jsonl"]
+    (tmp_path / "notes").write_text("mine")
+    with pytest.raises(BadOutput, match="notes is no folder: name another output"):
+        open_out(tmp_path / "notes")
+    assert sorted(os.listdir(tmp_path)) == ["a.csv", "a.jsonl", "a.parquet", "mine.jsonl", "notes"]
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.parquet", "a.npy"])
