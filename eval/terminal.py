@@ -71,7 +71,7 @@ def _cell(figures: Figures | None, bold: bool, wide: bool) -> Text:
 def _print_protocol(protocol: ProtocolTable) -> None:
     table = Table(title=protocol["title"], caption=" ".join(protocol["notes"]))
     for heading in ("", *(column["label"] for column in protocol["columns"]), "where"):
-        table.add_column(heading)
+        table.add_column(heading, overflow="fold")
     for row in protocol["rows"]:
         values = map(decimals, row["values"])
         table.add_row(Text(printable(row["label"])), *values, "measured here")

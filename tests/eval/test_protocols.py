@@ -20,6 +20,7 @@ from eval.clip import Clip
 from eval.measure import Measures
 from eval.metrics import cosines
 from eval.report import report
+from eval.terminal import print_figures
 from tests.eval.reports import quietly
 
 PROMPTS = {
@@ -104,6 +105,19 @@ def test_long_texts_are_cut_as_promptstealer_does() -> None:
     assert protocols.cut(" ".join(words), lambda text: len(text.split()) <= 25).split() == words[:20]
     terms = ",".join(words)
     assert protocols.cut(terms, lambda text: False).split(",") == words[:20]
+
+
+def test_a_long_name_of_a_model_stays_whole(
+    lexica: Path, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    written = make(
+        lexica, said.replace("said=", f"{'name' * 20}=", 1), tmp_path / "out", measures=Measures(protocol="coco")
+    )
+    monkeypatch.setenv("COLUMNS", "80")
+    print_figures(written)
+    shown = capsys.readouterr().out
+    assert "…" not in shown
+    assert "COCO captions" in shown
 
 
 def test_kaggles_table_and_submissions(lexica: Path, said: str, tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from captioner.models.prefix import clip_prefix, mini
 from captioner.models.prefix.layers import FAST
 from captioner.run import lastresort
 from captioner.text.embedding import text_embedder
+from tests.disk import files_of_at_most
 from training.mini import gist, head, language, reward, saving, sources, split
 from training.mini.__main__ import main
 
@@ -344,4 +345,7 @@ def test_what_a_stage_leaves_is_whole_or_not_there(tmp_path):
     with pytest.raises(TypeError):
         saving.save_state(tmp_path / "c.pt", {"weight": (part for part in ())})  # fails halfway
     assert torch.equal(torch.load(tmp_path / "c.pt", weights_only=True)["weight"], torch.ones(2))
+    with files_of_at_most(1000), pytest.raises(OSError, match="File too large"):
+        saving.save_array(tmp_path / "a.npy", np.zeros(100_000))
+    np.testing.assert_array_equal(np.load(tmp_path / "a.npy"), np.arange(3))
     assert len(list(tmp_path.iterdir())) == 3
