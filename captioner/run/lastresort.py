@@ -65,8 +65,7 @@ def run(name: str, command: Callable[[], object]) -> None:
     try:
         if _is_nowhere():
             raise BadInput(NO_FOLDER)
-        command()
-        streams.settle()
+        _complete(command)
     except CaptionerError as error:
         leave(name, spelled(" ".join(str(error).split())), 2)  # a library's own words may have many lines
     except KeyboardInterrupt as stopped:
@@ -84,10 +83,20 @@ def run(name: str, command: Callable[[], object]) -> None:
             leave(name, reason, 2)
         leave(name, f"This is a bug in captioner: {describe(error)}; run again with {DEBUG} to see where.", 70)
     finally:
-        with contextlib.suppress(OSError, ValueError):
-            streams.settle()
+        streams.settle()
         if any(thread.is_alive() for thread in _unfinished):
             _end_at_once(sys.exc_info()[1])
+
+
+def _complete(command: Callable[[], object]) -> None:
+    """Run it, and bring out what it printed, also where it leaves by itself: as it ends, Python would not tell."""
+    try:
+        command()
+    except SystemExit as left:
+        if not left.code:
+            sys.stdout.flush()
+        raise
+    sys.stdout.flush()
 
 
 def _is_nowhere() -> bool:

@@ -90,18 +90,17 @@ def _hold_descriptors() -> None:
 
 def tell(text: str) -> None:
     """A message on standard output of work that goes on where nobody reads it."""
-    with suppress(OSError, BadOutput):  # of a full disk `settle` tells in the end
+    with suppress(OSError, BadOutput):  # of a full disk the command tells in the end
         print(text, flush=True)
 
 
 def settle() -> None:
-    """Bring out what was printed. What cannot be is let go of, and raised: Python would try, and fail, as it ends."""
+    """Let go of what was printed and cannot be brought out: Python would try, and fail, as it ends."""
     try:
         sys.stdout.flush()
     except (OSError, ValueError):
         with suppress(OSError, ValueError):  # no real file
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise
 
 
 def is_unread() -> bool:

@@ -64,8 +64,9 @@ def test_no_file_gets_the_number_of_a_closed_stream(tmp_path: Path) -> None:
 
 @FULL
 @pytest.mark.parametrize("printed", ["print('x')", "streams.tell('x')"])
-def test_what_a_full_disk_did_not_take_is_told_in_the_end(tmp_path: Path, printed: str) -> None:
-    done = run(f"{printed}\nopen('out', 'w').write('all')", ">/dev/full", tmp_path)
+@pytest.mark.parametrize("end", ["", "; sys.exit()"])
+def test_what_a_full_disk_did_not_take_is_told_in_the_end(tmp_path: Path, printed: str, end: str) -> None:
+    done = run(f"{printed}\nopen('out', 'w').write('all'){end}", ">/dev/full", tmp_path)
     assert (done.returncode, done.stderr) == (2, "tool: The output cannot be used (No space left on device).\n")
     assert (tmp_path / "out").read_text() == "all"
 
@@ -74,6 +75,9 @@ def test_what_a_full_disk_did_not_take_is_told_in_the_end(tmp_path: Path, printe
 def test_a_reader_that_has_seen_enough_is_no_bug() -> None:
     done = run("while True:\n    print('x' * 1000)", "| head -1")
     assert (done.stdout, done.stderr) == ("x" * 1000 + "\n", "")
+    for end in ("", "; sys.exit()"):
+        done = run(f"os.read(0, 1); print('x'){end}", "< <(sleep 0.1) | true")
+        assert done.stderr == ""
 
 
 @POSIX
