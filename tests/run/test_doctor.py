@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,13 @@ def test_every_chapter_says_what_is_here(monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert "mini" in found["models"]["ready here"]
     assert found["caches"]["captioner"] == "~/cache, 0 MB"
     assert found["environment"]["CAPTIONER_CACHE"] == str(tmp_path / "cache")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="users have no numbers")
+def test_caches_of_whoever_has_no_home_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr(os, "getuid", lambda: 987_654_321)
+    assert doctor._folder(Path("/nowhere/captioner"), "CAPTIONER_CACHE").startswith("~/nowhere/captioner, not there")
 
 
 def test_what_is_missing_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
