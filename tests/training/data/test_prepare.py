@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -182,10 +183,17 @@ def test_help_is_quick_to_come_and_worth_reading() -> None:
     for command, words in (
         ([], ("prepare", "synthesize")),
         (["prepare"], ("--threshold", "0.85")),
-        (["synthesize"], ("50",)),
+        (
+            ["synthesize"],
+            ("50", "\npython -m training.data synthesize --prompts prompts.txt --count 1000 --out drawn/\n"),
+        ),
     ):
+        narrow = os.environ | {"COLUMNS": "60"}
         told = subprocess.run(
-            [sys.executable, "-c", code, *command, "--help"], capture_output=True, text=True, check=True
+            [sys.executable, "-c", code, *command, "--help"], capture_output=True, text=True, check=True, env=narrow
         )
+        about = told.stdout.partition("\n\n")[2].partition("\noptions:")[0]
+        prose = [line for line in about.splitlines() if not line.startswith("python -m ")]
+        assert max(map(len, prose)) <= 60
         assert all(word in told.stdout for word in words)
         assert told.stdout.endswith("[]\n")
