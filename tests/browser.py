@@ -29,16 +29,11 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 PATIENCE = 60
 """Seconds that something on a page may take; a slow machine is not a fault of the page."""
 
-DROP = """function (selector, kind) {
+PASTE = """function (selector) {
   const given = new DataTransfer();
   for (const file of this.files) given.items.add(file);
-  const target = document.querySelector(selector);
-  if (kind === "paste") {
-    target.dispatchEvent(new ClipboardEvent("paste", { clipboardData: given, bubbles: true, cancelable: true }));
-  } else {
-    for (const name of ["dragenter", "dragover", "drop"])
-      target.dispatchEvent(new DragEvent(name, { dataTransfer: given, bubbles: true, cancelable: true }));
-  }
+  document.querySelector(selector).dispatchEvent(
+    new ClipboardEvent("paste", { clipboardData: given, bubbles: true, cancelable: true }));
   this.remove();
 }"""
 KEYS = {
@@ -217,12 +212,16 @@ class Page:
 
     def click(self, selector: str) -> None:
         """A real click on the middle of an element, once it is there and has stopped moving."""
-        self.wait(f"document.querySelector({json.dumps(selector)})")
-        x, y = self.run(f"""(() => {{ const e = document.querySelector({json.dumps(selector)});
-            e.scrollIntoView({{ block: "center" }}); const r = e.getBoundingClientRect();
-            return [r.x + r.width / 2, r.y + r.height / 2]; }})()""")
+        x, y = self._middle(selector)
         for kind in ("mousePressed", "mouseReleased"):
             self.send("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
+
+    def _middle(self, selector: str) -> tuple[float, float]:
+        """Where an element's middle is, once it is there."""
+        self.wait(f"document.querySelector({json.dumps(selector)})")
+        return self.run(f"""(() => {{ const e = document.querySelector({json.dumps(selector)});
+            e.scrollIntoView({{ block: "center" }}); const r = e.getBoundingClientRect();
+            return [r.x + r.width / 2, r.y + r.height / 2]; }})()""")
 
     def type(self, text: str) -> None:
         """Text into what has the focus."""
@@ -249,15 +248,22 @@ class Page:
         node = self._object(f"document.querySelector({json.dumps(selector)})")
         self.send("DOM.setFileInputFiles", objectId=node, files=[str(file) for file in files])
 
-    def drop(self, selector: str, files: Sequence[Path], kind: str = "drop") -> None:
-        """Files dragged onto an element and let go of there; kind="paste": put in from the clipboard."""
+    def drop(self, selector: str, files: Sequence[Path]) -> None:
+        """Files dragged onto the middle of an element and let go of there; they arrive only where the page takes them."""
+        x, y = self._middle(selector)
+        data = {"items": [], "files": [str(file) for file in files], "dragOperationsMask": 1}
+        for kind in ("dragEnter", "dragOver", "drop"):
+            self.send("Input.dispatchDragEvent", type=kind, x=x, y=y, data=data)
+
+    def paste(self, selector: str, files: Sequence[Path]) -> None:
+        """Files put in from the clipboard."""
         field = self._object("Object.assign(document.createElement('input'), { type: 'file', multiple: true })")
         self.send("DOM.setFileInputFiles", objectId=field, files=[str(file) for file in files])
         self.send(
             "Runtime.callFunctionOn",
             objectId=field,
-            functionDeclaration=DROP,
-            arguments=[{"value": selector}, {"value": kind}],
+            functionDeclaration=PASTE,
+            arguments=[{"value": selector}],
             userGesture=True,
         )
 

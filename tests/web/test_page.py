@@ -121,7 +121,7 @@ def test_a_dropped_picture_gets_its_text_and_candidates(page: Page, said: captio
 def test_settings_change_the_text_as_the_shown_command_does(
     page: Page, address: str, said: captioner.Prompt, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    page.drop("#caption", [CAT], kind="paste")
+    page.paste("#caption", [CAT])
     captioned(page)
     page.click(".work .open-settings")
     page.wait("document.querySelector('#set-num_candidates')?.placeholder")  # the model's own value

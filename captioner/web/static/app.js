@@ -99,6 +99,9 @@ document.querySelector(".skip").addEventListener("click", (event) => {
   document.getElementById("main").focus();
 });
 
+// A file that is let go of where no view takes it would be opened in place of the page, with all that is written there.
+for (const name of ["dragover", "drop"]) window.addEventListener(name, (event) => event.dataTransfer?.types.includes("Files") && event.preventDefault());
+
 // --- theme -----------------------------------------------------------------------------------------------------------
 
 const THEMES = ["auto", "light", "dark"];

@@ -124,12 +124,10 @@ class Caption {
       over(true);
     });
     window.addEventListener("dragleave", () => over((depth = Math.max(0, depth - 1)) > 0));
-    window.addEventListener("dragover", (event) => here() && event.preventDefault());
     window.addEventListener("drop", (event) => {
       depth = 0;
       over(false);
       if (!here() || !event.dataTransfer) return;
-      event.preventDefault();
       dropped(event.dataTransfer).then((files) => this.add(files));
     });
     document.addEventListener("paste", (event) => {

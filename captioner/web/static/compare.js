@@ -96,7 +96,6 @@ class Compare {
     const here = () => !this.section.hidden && !document.querySelector("dialog[open]");
     window.addEventListener("drop", (event) => {
       if (!here() || !event.dataTransfer) return;
-      event.preventDefault();
       const files = [...event.dataTransfer.files];
       const images = files.filter((file) => file.type.startsWith("image/"));
       const others = files.filter((file) => !file.type.startsWith("image/"));
