@@ -30,8 +30,8 @@ function say(text) {
 }
 
 function toast(text, { undo = null, seconds = 5 } = {}) {
-  const away = () => box.remove();
-  const back = undo && button("Undo", { quiet: true, onclick: () => (away(), undo()) });
+  const away = () => (box.matches(":hover, :focus-within") ? setTimeout(away, 1000) : box.remove()); // not while it is used
+  const back = undo && button("Undo", { quiet: true, onclick: () => (box.remove(), undo()) });
   const box = el("div", { class: "toast" }, el("span", {}, text), back);
   toasts.replaceChildren(box);
   say(text);
@@ -73,7 +73,10 @@ async function mount(view) {
   const section = document.getElementById(view);
   try {
     api.settings ??= await json("page/settings");
-    const module = await import(`./${view}.js`);
+    const module = await import(`./${view}.js`).catch(async (error) => {
+      await json("page/settings"); // says it in words where the server does not answer
+      throw error;
+    });
     return (await module.mount(section, api)) ?? {};
   } catch (error) {
     delete opened[view]; // the next time may do better

@@ -37,7 +37,7 @@ export function picker(api) {
       count();
     });
     const image = el("img", { alt: "", loading: "lazy", decoding: "async", src: `page/file?small=true&path=${encodeURIComponent(path)}` });
-    image.addEventListener("error", () => image.classList.add("unseen"), { once: true });
+    image.addEventListener("error", () => image.replaceWith(icon("broken")), { once: true });
     return el("label", { class: "file" }, image, el("span", {}, box, el("span", { class: "name" }, name)));
   };
 
