@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from captioner.serving.engine import Engine
 from tests.browser import CHROMIUM, Browser, Page
 from tests.review.folders import picture, rows_of, write_rows
 from tests.web.conftest import Quick
@@ -18,7 +19,7 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this ma
 
 MANY = 300
 AREA = "#review-area"
-STEP = "document.querySelector('.review-step .name').innerText"
+STEP = "document.querySelector('.review-step .name').textContent"
 SAVED = "document.querySelector('.review-saved').innerText.trim() === 'Saved'"
 
 
@@ -574,3 +575,62 @@ def test_on_a_phone(browser: Browser, address: str, tmp_path: Path, dark: bool) 
 
 def luminance(colour: str) -> float:
     return sum(map(float, colour.partition("(")[2].rstrip(")").replace(",", " ").split()[:3]))
+
+
+@pytest.fixture
+def few(engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A folder of three, one of them with a long name."""
+    (tmp_path / "photos").mkdir()
+    for number, name in enumerate(("a", f"{'long-' * 40}name", "z")):
+        picture(tmp_path / "photos" / f"{name}.png", number)
+    monkeypatch.setenv("CAPTIONER_CACHE", str(tmp_path / "cache"))
+    with served(tmp_path / "photos", engine) as address:
+        yield address
+
+
+def test_a_long_name_leaves_room_for_the_picture_and_its_place(browser: Browser, few: str) -> None:
+    page = next(tabs := opened(browser, few, width=1440))
+    page.press("j")
+    page.wait(f"{STEP}.startsWith('long-') && document.querySelector('.review-picture img:not(.coming)')")
+    right = "document.querySelector('{}').getBoundingClientRect().right"
+    edge = page.run(right.format(".review-picture"))
+    assert edge <= page.run("document.querySelector('.review-text').getBoundingClientRect().left")
+    for shown in (".review-picture img", ".review-step .name span", ".review-step button:last-child"):
+        assert page.run(right.format(shown)) <= edge
+    tabs.close()
+
+
+def test_a_folder_that_was_emptied_is_told_of(browser: Browser, few: str, tmp_path: Path) -> None:
+    page = next(tabs := opened(browser, few))
+    for file in (tmp_path / "photos").iterdir():
+        file.unlink()
+    page.click("[aria-label='Look at the folder again']")
+    page.wait("document.querySelector('figure').innerText === 'There are no pictures in this folder.'")
+    assert not [error for error in page.errors if "404" in error]  # it is asked for no more
+    assert page.run("document.querySelector('.toast')") is None
+    tabs.close()
+
+
+def test_what_the_server_does_not_answer_is_told(browser: Browser, few: str) -> None:
+    page = next(tabs := opened(browser, few))
+    page.run("window.fetch = () => Promise.reject(new TypeError('no way there'))")
+    page.click("[title='Caption the folder']")
+    page.wait("document.querySelector('.toast')?.innerText.includes('does not answer')")
+    assert page.errors == []
+    tabs.close()
+
+
+def test_what_is_chosen_is_seen_without_the_pages_own_colours(browser: Browser, few: str) -> None:
+    page = next(tabs := opened(browser, few))
+    page.send("Emulation.setEmulatedMedia", features=[{"name": "forced-colors", "value": "active"}])
+    page.run("document.querySelector('.review-list').focus()")
+    page.press("x")
+    page.press("b")
+    ground = "getComputedStyle(document.querySelector('{}')).backgroundColor"
+    for chosen, other in (
+        (".review-chips [aria-pressed=true]", ".review-chips [aria-pressed=false]"),
+        (".review-choice label:has(:checked)", ".review-choice label:not(:has(:checked))"),
+        ("[aria-selected=true] .pick", "[aria-selected=false] .pick"),
+    ):
+        assert page.run(ground.format(chosen)) != page.run(ground.format(other))
+    tabs.close()

@@ -164,7 +164,7 @@ export class Drawers {
       if (answer.error) return this.tell(answer.error.message, [], true);
       const left = answer.skipped.length ? `; ${answer.skipped.length} could not be changed` : "";
       this.review.api.toast(`${answer.title}: ${texts(answer.pictures)}${left}`, { undo: () => this.review.turn("undo"), seconds: 12 });
-      await this.review.changed(answer.state);
+      await this.review.changed();
       await this.preview();
     } catch (error) {
       this.tell(error.message, [], true);

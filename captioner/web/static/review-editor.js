@@ -103,7 +103,11 @@ export class Editor {
     this.drawProblem(row.problem);
     this.drawTokens(row.tokens ?? 0, null);
     this.drawWas();
-    if (row.loading) return this.candidates.replaceChildren(); // those of the picture before are no choice
+    if (row.loading) {
+      this.candidates.replaceChildren(); // those of the picture before are no choice
+      this.places.textContent = "";
+      return;
+    }
     this.drawCandidates(row.candidates);
     this.drawPlaces(row);
     this.countTokens();

@@ -17,7 +17,12 @@ export class Run {
     const { api, list, filter } = this.review;
     const { model } = this.review.editor;
     await this.review.editor.save();
-    const empty = (await api.json("review/api/view", { filter: "is:empty" })).names;
+    let empty;
+    try {
+      empty = (await api.json("review/api/view", { filter: "is:empty" })).names;
+    } catch (error) {
+      return api.toast(error.message);
+    }
     const shown = [...list.names];
     const selected = [...list.selected];
     const options = [

@@ -292,8 +292,8 @@ class Review {
   async lookAgain() {
     await this.editor.save();
     try {
-      await this.changed(await this.api.json("review/api/look-again", {}));
-      await this.view();
+      await this.api.json("review/api/look-again", {});
+      await this.changed();
       this.api.say("Looked again");
     } catch (error) {
       this.api.toast(error.message);
@@ -309,10 +309,9 @@ class Review {
   }
 
   /** Many texts have changed: everything that is shown is asked for anew. */
-  async changed(state) {
+  async changed() {
     this.list.refresh();
-    if (this.filter.value.trim() || this.sort.value !== "name") await this.view();
-    else this.draw(state);
+    await this.view();
     if (this.editor.current) await this.editor.load(this.editor.current.name);
   }
 
@@ -346,7 +345,9 @@ class Review {
   mark(index) {
     this.index = index;
     this.list.mark(index);
-    this.place.textContent = `${this.list.names[index]} · ${(index + 1).toLocaleString()} of ${this.list.names.length.toLocaleString()}`;
+    const place = ` · ${(index + 1).toLocaleString()} of ${this.list.names.length.toLocaleString()}`;
+    this.place.replaceChildren(el("bdi", {}, this.list.names[index]), el("span", {}, place));
+    this.place.title = this.list.names[index];
   }
 
   step(by) {
