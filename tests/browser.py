@@ -36,6 +36,8 @@ PASTE = """function (selector) {
     new ClipboardEvent("paste", { clipboardData: given, bubbles: true, cancelable: true }));
   this.remove();
 }"""
+LEAVE = "addEventListener('beforeunload', (event) => window.mayLeave && event.stopImmediatePropagation())"
+"""Nobody is asked whether a page with texts that are not kept may be left, once its test is over."""
 KEYS = {
     "Enter": ("\r", 13),
     "Escape": ("", 27),
@@ -158,6 +160,7 @@ class Page:
         self._requests: list[str] = []
         for domain in ("Page", "Runtime", "Network", "Log", "DOM"):
             self.send(f"{domain}.enable")
+        self.send("Page.addScriptToEvaluateOnNewDocument", source=LEAVE)
         self.resize(width, height, touch)
         self.scheme("dark" if dark else "light")
 
@@ -249,7 +252,7 @@ class Page:
         self.send("DOM.setFileInputFiles", objectId=node, files=[str(file) for file in files])
 
     def drop(self, selector: str, files: Sequence[Path]) -> None:
-        """Files dragged onto the middle of an element and let go of there; they arrive only where the page takes them."""
+        """Files dragged onto the middle of an element and let go of there, which the page has to take."""
         x, y = self._middle(selector)
         data = {"items": [], "files": [str(file) for file in files], "dragOperationsMask": 1}
         for kind in ("dragEnter", "dragOver", "drop"):
@@ -304,6 +307,7 @@ class Page:
         for origin in {match[0] for address in self._requests if (match := re.match("https?://[^/]+", address))}:
             self.send("Storage.clearDataForOrigin", origin=origin, storageTypes="all")
         self.run("sessionStorage.clear()")
+        self.run("window.mayLeave = true")
         self.run("location.replace('about:blank')")
         self.wait("location.href === 'about:blank'")
         self.send("Page.resetNavigationHistory")

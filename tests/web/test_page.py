@@ -206,6 +206,30 @@ def test_a_picture_that_is_asked_about_anew_is_asked_about_once(page: Page) -> N
 
 
 @in_browser
+def test_a_text_of_ones_own_is_lost_neither_by_asking_anew_nor_by_leaving(
+    page: Page, tmp_path: Path, said: captioner.Prompt
+) -> None:
+    leaves = "window.dispatchEvent(new Event('beforeunload', { cancelable: true }))"
+    page.drop("#caption", [CAT])
+    captioned(page)
+    assert page.run(leaves)
+    page.fill("textarea.text", "my own words")
+    assert not page.run(leaves)
+    for is_waited_for in (True, False):
+        page.click(".again")
+        if is_waited_for:
+            page.wait(f"document.querySelector('textarea.text')?.value === {json.dumps(said.text)}")
+        page.click(".toast button")
+        page.wait("document.querySelector('textarea.text')?.value === 'my own words'")
+    page.wait("document.querySelector('.stop').hidden")
+    assert captioned(page) == ["my own words"]
+    page.downloads_into(tmp_path)
+    page.click("summary")
+    page.click("[data-kind=jsonl]")
+    page.wait(leaves)
+
+
+@in_browser
 def test_downloads_hold_what_is_shown(page: Page, tmp_path: Path, said: captioner.Prompt) -> None:
     page.downloads_into(tmp_path)
     page.drop("#caption", [CAT, COFFEE])
@@ -396,7 +420,7 @@ def test_phone_width_and_dark(browser: Browser, address: str, tmp_path: Path) ->
     assert phone.run(ground) == dark
     phone.click("#theme")
     phone.wait(f"{ground} === '{light}'")
-    phone.run("location.reload()")
+    phone.run("window.mayLeave = true; location.reload()")
     phone.wait("document.querySelector('.side textarea')")
     phone.wait(f"{ground} === '{light}'")  # it was chosen
     phone.click("#theme")

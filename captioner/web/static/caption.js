@@ -136,6 +136,7 @@ class Caption {
       event.preventDefault();
       this.add(files.map((file) => ({ file, name: file.name || "pasted.png" })));
     });
+    window.addEventListener("beforeunload", (event) => this.items.some((item) => isWritten(item) && item.text !== item.taken) && event.preventDefault());
     this.files.addEventListener("change", () => this.taken(this.files, (file) => file.name));
     this.folder.addEventListener("change", () => this.taken(this.folder, (file) => file.webkitRelativePath || file.name, true));
   }
@@ -282,6 +283,11 @@ class Caption {
   }
 
   again(items = this.items) {
+    const written = items.filter(isWritten).map((item) => [item, { ...item, abort: null }]);
+    if (written.length) {
+      const undo = () => written.forEach(([item, before]) => this.putBack(item, before));
+      this.api.toast(written.length === 1 ? "Your text is replaced" : `${written.length} of your texts are replaced`, { undo, seconds: 12 });
+    }
     for (const item of items) {
       item.abort?.abort();
       item.status = "waiting";
@@ -290,6 +296,14 @@ class Caption {
     }
     this.stopped = false;
     this.pump();
+  }
+
+  /** As it was before it was asked about anew. */
+  putBack(item, before) {
+    item.abort?.abort();
+    Object.assign(item, before);
+    item.card.drawn = null; // the model may have said the same once more
+    item.card.draw();
   }
 
   toggle() {
@@ -382,6 +396,7 @@ class Caption {
     try {
       const response = await this.api.request("page/download", { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify({ kind, rows }) });
       saveFile(name, await response.blob());
+      done.forEach((item, index) => (item.taken = rows[index].text));
       this.api.say(`${name} downloaded`);
     } catch (error) {
       this.api.toast(error.message);
@@ -489,7 +504,7 @@ class Card {
     this.original = button("Model's text", { picture: "retry", quiet: true, class: "original", onclick: () => this.put(item.row.text) });
     const compare = button("Compare", { picture: "compare", quiet: true, class: "to-compare", onclick: () => this.compare() });
     this.actions.replaceChildren(
-      button("Copy", { picture: "copy", class: "copy", onclick: () => view.copy(item.text) }),
+      button("Copy", { picture: "copy", class: "copy", onclick: () => ((item.taken = item.text), view.copy(item.text)) }),
       button("Again", { picture: "retry", quiet: true, class: "again", onclick: () => view.again([item]) }),
       compare,
       this.original,
@@ -626,6 +641,11 @@ export async function answer(api, path, blob, name, settings, signal) {
   const { results } = await (await api.request(path, { method: "POST", body: form(blob, name, settings, "images"), signal })).json();
   if (results[0].error !== undefined) throw new Refused(422, results[0].error);
   return results[0];
+}
+
+/** Whether the text is not the model's, but somebody's own. */
+function isWritten({ status, text, row }) {
+  return status === "done" && text !== row.text;
 }
 
 /** A reference picture: small, where the server may show it, and its prompt. */
