@@ -633,4 +633,9 @@ def test_what_is_chosen_is_seen_without_the_pages_own_colours(browser: Browser, 
         ("[aria-selected=true] .pick", "[aria-selected=false] .pick"),
     ):
         assert page.run(ground.format(chosen)) != page.run(ground.format(other))
+    system = """(() => { const made = document.body.appendChild(document.createElement('i'));
+        made.style = 'forced-color-adjust: none; background: Highlight';
+        return getComputedStyle(made).backgroundColor; })()"""
+    for chosen in (".review-row[aria-current]", ".review-choice label:has(:checked)", "[aria-selected=true] .pick"):
+        assert page.run(ground.format(chosen)) == page.run(system)
     tabs.close()
