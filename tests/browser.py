@@ -214,14 +214,14 @@ class Page:
         return self.run(f"document.querySelector({json.dumps(selector)}).innerText")
 
     def click(self, selector: str) -> None:
-        """A real click on the middle of an element, once it is there and has stopped moving."""
+        """A real click on the middle of an element, once it is shown."""
         x, y = self._middle(selector)
         for kind in ("mousePressed", "mouseReleased"):
             self.send("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
 
     def _middle(self, selector: str) -> tuple[float, float]:
-        """Where an element's middle is, once it is there."""
-        self.wait(f"document.querySelector({json.dumps(selector)})")
+        """Where an element's middle is, once it is shown: that of a view that is about to come is nowhere yet."""
+        self.wait(f"document.querySelector({json.dumps(selector)})?.checkVisibility()")
         return self.run(f"""(() => {{ const e = document.querySelector({json.dumps(selector)});
             e.scrollIntoView({{ block: "center" }}); const r = e.getBoundingClientRect();
             return [r.x + r.width / 2, r.y + r.height / 2]; }})()""")
