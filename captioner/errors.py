@@ -4,6 +4,7 @@ The command line turns any `CaptionerError` into that message and exit status 2,
 """
 
 import re
+import sys
 from collections.abc import Iterable
 from importlib.util import find_spec
 
@@ -14,6 +15,15 @@ def printable(name: str) -> str:
         return name
     name = re.sub(r"[\udc80-\udcff]", lambda byte: f"\\x{ord(byte[0]) - 0xDC00:02x}", name)
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in name)
+
+
+def can_print(text: str) -> bool:
+    """Whether standard output has all its letters."""
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def counted(number: int, noun: str) -> str:

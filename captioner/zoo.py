@@ -18,7 +18,7 @@ from pathlib import Path
 from captioner.errors import BadCheckpoint, BadInput, MissingModel
 from captioner.files.hub import HUB_ID, cached_folder, hub_folder
 from captioner.files.json import read_object
-from captioner.files.names import path_of
+from captioner.files.names import is_url, path_of
 from captioner.files.weights import weights_in
 
 BUNDLED = Path(__file__).parent / "bundled"
@@ -186,7 +186,7 @@ def resolve(name: str) -> Resolved:
     if "/" in identifier and HUB_ID.fullmatch(identifier):
         folder = hub_folder(identifier)
         return Resolved(name, _module_of(folder), folder)
-    if name.startswith(("http://", "https://")):
+    if is_url(name):
         raise MissingModel(f"{name!r} is no model's page. Of a server that runs one, say {SERVER}{name}#MODEL.")
     near = difflib.get_close_matches(name.lower(), ENTRIES, n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""

@@ -1,8 +1,9 @@
-"""What users call files."""
+"""What users call files: paths, and addresses of the web in their place."""
 
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 
@@ -17,3 +18,8 @@ def home() -> Path:
     containers tell it; `Path.home` raises an error, or gives the folder that one is in."""
     folder = os.path.expanduser("~")
     return Path(folder if os.path.isabs(folder) else os.path.abspath(os.sep))
+
+
+def is_url(text: str) -> bool:
+    """Whether it is an http(s) address."""
+    return re.match(r"https?://", text, re.IGNORECASE) is not None

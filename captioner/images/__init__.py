@@ -1,7 +1,8 @@
 """Names → pictures: find them, fetch them, open them safely, read what they carry."""
 
 from captioner.errors import printable
-from captioner.images.fetch import MAX_BYTES, fetch_image, is_url
+from captioner.files.names import is_url
+from captioner.images.fetch import MAX_BYTES, fetch_image
 from captioner.images.find import EXTENSIONS, Source, find_images, is_there, reads_once
 from captioner.images.open import MAX_PIXELS, identified, open_image
 

@@ -19,6 +19,7 @@ from typing import TypeVar
 
 from captioner import __version__
 from captioner.errors import BadImage
+from captioner.files.names import is_url
 from captioner.images.open import one_line, printable
 
 T = TypeVar("T")
@@ -181,8 +182,3 @@ _CREDENTIALS = re.compile(r"(https?://)([^/?#]*)@", re.IGNORECASE)
 def shown(url: str) -> str:
     """An address as it may be printed and kept: on one line, without a user's name and password."""
     return printable(_CREDENTIALS.sub(r"\1", url, count=1))
-
-
-def is_url(text: str) -> bool:
-    """Whether it is an http(s) address."""
-    return re.match(r"https?://", text, re.IGNORECASE) is not None

@@ -18,7 +18,8 @@ from urllib.request import url2pathname
 from PIL import Image
 
 from captioner.errors import BadImage
-from captioner.images.fetch import fetch_image, is_url, shown
+from captioner.files.names import is_url
+from captioner.images.fetch import fetch_image, shown
 from captioner.images.open import MAX_PIXELS, at_once, open_named, printable
 
 STDIN = "-"

@@ -22,6 +22,7 @@ from PIL.Jpeg2KImagePlugin import Jpeg2KImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 
 from captioner.errors import BadImage, BadInput, printable
+from captioner.files.names import is_url
 from captioner.images import jpeg, jpeg2000, png
 from captioner.images.colour import WIDE, to_rgb
 
@@ -212,7 +213,7 @@ def open_file(path: Path, name: str) -> BinaryIO:
             raise BadImage(f"{name} is not a regular file. A pipe can be read as standard input.")
         stream = path.open("rb")
     except OSError as error:
-        if name.startswith(("http://", "https://")):  # which a system may refuse for its length or its letters
+        if is_url(name):  # which a system may refuse for its length or its letters
             reason = "is an address, not a file: fetch it, and give the bytes"
         elif isinstance(error, FileNotFoundError):
             reason = "is a broken link" if path.is_symlink() else "does not exist"

@@ -21,6 +21,8 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 from typer.models import ArgumentInfo, ParameterInfo
 
+from captioner.errors import can_print
+
 Panels = dict[str, list[tuple[str, str]]]
 """Their names → what is typed, and what it does."""
 Called = TypeVar("Called", bound=Callable[..., Any])
@@ -220,7 +222,7 @@ def _parameters(command: Verb | Group, ctx: Any) -> Panels:
 
 def _panel(name: str, rows: Iterable[tuple[str, str]], width: int, left: int | None) -> Iterator[str]:
     """The rows in a frame: what is typed in a column so wide, and beside it what it does; without one below it."""
-    corner, bar, its_end, side, *below = list(FRAMES[0] if _prints(FRAMES[0]) else FRAMES[1])
+    corner, bar, its_end, side, *below = list(FRAMES[0] if can_print(FRAMES[0]) else FRAMES[1])
     inner = width - 4
     yield _dim(f"{corner}{bar} {name} {bar * (inner - len(name) - 1)}{its_end}")
     for typed, help in rows:
@@ -231,14 +233,6 @@ def _panel(name: str, rows: Iterable[tuple[str, str]], width: int, left: int | N
             lines = [f"{one or ' ' * left}  {other or ' ' * (inner - left - 2)}" for one, other in columns]
         yield from (f"{_dim(side)} {line} {_dim(side)}" for line in lines)
     yield _dim(f"{below[0]}{bar * (inner + 2)}{below[1]}")
-
-
-def _prints(text: str) -> bool:
-    try:
-        text.encode(sys.stdout.encoding or "utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _dim(text: str) -> str:

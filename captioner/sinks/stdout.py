@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 
-from captioner.errors import BadOutput
+from captioner.errors import BadOutput, can_print
 from captioner.images import Source
 from captioner.sinks.row import Result, Row, as_text, to_json
 
@@ -44,7 +44,7 @@ class Stdout:
 
     def _line(self, source: Source, row: Row) -> str:
         text = as_text(self.show(row))
-        if self.show is to_json and not _can_be_encoded(text):
+        if self.show is to_json and not can_print(text):
             text = json.dumps(json.loads(text))  # what the stream would put in place of a character is no JSON
         return f"{source.name}\t{' '.join(text.split())}" if self.named else text
 
@@ -56,11 +56,3 @@ class Stdout:
 
     def summary(self, done: int, skipped: int, failed: int) -> str:
         return f"{done:,} done, {failed:,} failed"
-
-
-def _can_be_encoded(text: str) -> bool:
-    try:
-        text.encode(sys.stdout.encoding or "utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True

@@ -23,7 +23,8 @@ from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 from captioner.errors import BadInput, printable
-from captioner.images.fetch import fetch_image, is_url
+from captioner.files.names import is_url
+from captioner.images.fetch import fetch_image
 from captioner.serving.engine import Picture
 from captioner.web.errors import TooLarge
 from captioner.web.held import OF_REQUEST
