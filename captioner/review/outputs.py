@@ -37,6 +37,8 @@ class Output(Protocol):
     """One place where texts stand."""
 
     title: str
+    at_once: float
+    """Pictures whose texts are written in one piece; after each piece it can be told how many are left."""
 
     def look(self, rows: Iterable[Row]) -> None:
         """Bring `row.places` up to date where something has changed since the last look.

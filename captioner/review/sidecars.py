@@ -20,6 +20,7 @@ class Sidecars:
     """`photo.txt` (or `.caption`) beside `photo.png`."""
 
     title = ".txt beside the picture"
+    at_once: float = 500
 
     def __init__(self) -> None:
         self.owner: dict[Path, Row] = {}

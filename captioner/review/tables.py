@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -42,6 +43,8 @@ class Line:
 
 class Table:
     """`metadata.jsonl` of an image folder, or the `.jsonl` that `generate` writes. Other lines stay as they are."""
+
+    at_once: float = math.inf  # each piece rewrites the whole file
 
     def __init__(self, path: Path, root: Path, rows: Mapping[str, Row], embed: Embed) -> None:
         self.path = path

@@ -1,4 +1,4 @@
-"""Brings edited texts into their files: a thread that takes everything that waits at once.
+"""Brings edited texts into their files: a thread that takes what waits in pieces as large as each output likes.
 
 What waits is safe already, in the journal. What cannot be written (a full disk) stays waiting, with its reason, and is
 tried again with the next edit.
@@ -92,7 +92,9 @@ class Writer:
                 batch: dict[Output, dict[Row, Wanted]] = {}
                 for row in self._ready():
                     for output, want in self.waiting[row].items():
-                        batch.setdefault(output, {})[row] = want
+                        wanted = batch.setdefault(output, {})
+                        if len(wanted) < output.at_once:
+                            wanted[row] = want
                 actions = self.journal.actions
                 if not batch:
                     return

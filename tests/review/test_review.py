@@ -13,9 +13,11 @@ import pytest
 from PIL import Image
 
 from captioner.errors import BadImage, BadInput, BadOutput
+from captioner.files.atomic import write_all
 from captioner.review import Append, Conflict, DeleteTerm, Prepend, Replace, Review, Scope, Unknown
 from captioner.review.journal import journal_path
 from captioner.review.outputs import Moved, Wanted
+from captioner.review.sidecars import Sidecars
 from captioner.sinks import open_out
 from tests.disk import files_of_at_most
 from tests.review.folders import picture, rows_of, snapshot, write_rows
@@ -388,6 +390,27 @@ def test_what_cannot_be_written_is_said_and_tried_again(photos: Path, monkeypatc
         review.writer.retry()
         assert review.flush() == 0
     assert (photos / "1.txt").read_text() == "a dog\n"
+
+
+def test_many_texts_are_written_in_pieces_so_that_it_can_be_told_how_many_are_left(
+    photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Sidecars, "at_once", 4)
+    write_rows(photos / "metadata.jsonl", ["3.png"], "file_name")
+    (photos / "3.txt").write_text("text of 3\n")
+    left = []
+
+    def seen(contents):
+        left.append(len(review.writer.waiting))
+        write_all(contents)
+
+    monkeypatch.setattr("captioner.review.sidecars.write_all", seen)
+    with Review(photos) as review:
+        review.apply(Prepend("sks"), Scope())
+        assert review.flush() == 0
+        assert left == [10, 6, 2]
+        assert rows_of(photos / "metadata.jsonl")[0]["text"] == "sks, text of 3"
+        assert (photos / "9.txt").read_text() == "sks, a cat 9, oil painting, 8k\n"
 
 
 # --- many at once ----------------------------------------------------------------------------------------------------

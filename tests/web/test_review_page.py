@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from captioner.files.atomic import write_all
+from captioner.review.sidecars import Sidecars
 from captioner.serving.engine import Engine
 from tests.browser import CHROMIUM, Browser, Page
 from tests.review.folders import picture, rows_of, write_rows
@@ -191,6 +194,33 @@ def test_a_candidate_of_a_picture_that_is_left_goes_to_no_other(page: Page, phot
     page.wait("document.querySelector('.toast')?.innerText.includes('Candidate 2 for 004.png')")
     settles(page, "text of 005")
     assert [row["text"] for row in rows_of(photos / "captions.jsonl")[4:6]] == ["text of 004, mine", "text of 005"]
+
+
+@pytest.mark.parametrize(("number", "is_left"), [(210, False), (212, True)])
+def test_a_text_that_waited_for_one_that_was_lost_is_saved(
+    page: Page, photos: Path, number: int, is_left: bool
+) -> None:
+    """It was told that somebody else had changed the text."""
+    page.run("""(() => { const real = window.fetch; window.go = null;
+        window.fetch = async (path, options) => {
+        if (String(path).endsWith("api/edit") && !window.go) {
+          await new Promise((resolve) => (window.go = resolve));
+          throw new TypeError("down"); }
+        return real(path, options); }; })()""")
+    page.fill(".review-filter input", f"name:{number}.png OR name:{number + 1}.png")
+    page.wait(f"{STEP}.startsWith('{number}.png · 1 of 2')")
+    add(page, number, ", one")
+    page.wait("window.go !== null")
+    page.press("e")
+    page.type(", two")
+    page.press("Escape")
+    if is_left:
+        page.press("j")
+        page.wait(f"{STEP}.startsWith('{number + 1}.png')")
+    page.run("window.go()")
+    wait_for_text(page, photos / f"{number}.txt", f"a cat {number}, oil painting, 8k, one, two\n")
+    page.wait(SAVED)
+    assert page.run(MARKED) == ""
 
 
 def test_what_the_model_says_of_a_picture_that_is_left_goes_to_no_other(page: Page, photos: Path) -> None:
@@ -597,6 +627,27 @@ def test_a_long_name_leaves_room_for_the_picture_and_its_place(browser: Browser,
     assert edge <= page.run("document.querySelector('.review-text').getBoundingClientRect().left")
     for shown in (".review-picture img", ".review-step .name span", ".review-step button:last-child"):
         assert page.run(right.format(shown)) <= edge
+    tabs.close()
+
+
+def test_how_many_texts_are_written_is_told(browser: Browser, few: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Sidecars, "at_once", 1)
+    monkeypatch.setattr("captioner.web.routes.review.PATIENCE", 0.0)
+    may_write = threading.Semaphore(0)
+
+    def slow(contents):
+        may_write.acquire()
+        write_all(contents)
+
+    monkeypatch.setattr("captioner.review.sidecars.write_all", slow)
+    page = next(tabs := opened(browser, few))
+    for name in ("a.png", "z.png"):
+        call(f"{few}/review/api/edit", {"name": name, "text": "a cat"})
+    page.click("[aria-label='Look at the folder again']")
+    for written in (0, 1):
+        page.wait(f"{NOT_SAVED} === 'Saved · {written} of 2 written'")
+        may_write.release()
+    page.wait(SAVED)
     tabs.close()
 
 

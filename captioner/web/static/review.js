@@ -40,6 +40,7 @@ class Review {
   constructor(element, api) {
     this.api = api;
     this.index = -1;
+    this.toWrite = 0; // texts, since all were in their files last
     this.timers = new Map();
     this.list = new List(api, {
       onopen: (index) => this.go(index),
@@ -263,12 +264,14 @@ class Review {
     const unread = state.unread.length && `Review reads and writes .txt and .jsonl files, not ${state.unread.join(", ")}.`;
     this.unread.textContent = [unread, state.damaged].filter(Boolean).join(" ");
     this.unread.hidden = !this.unread.textContent;
+    this.toWrite = state.unwritten && Math.max(this.toWrite, state.unwritten);
     if (state.stuck) {
       this.say("wrong", `Not in its file yet: ${state.stuck}`, "stop");
       this.saved.append(button("Try again", { quiet: true, onclick: () => this.retry() }));
       this.saved.dataset.words = "";
     } else if (state.unwritten) {
-      this.say("saved", `Saved · writing ${state.unwritten.toLocaleString()} files`, "check", "Safe in the journal; the files follow.");
+      const written = (this.toWrite - state.unwritten).toLocaleString();
+      this.say("saved", `Saved · ${written} of ${this.toWrite.toLocaleString()} written`, "check", "Safe in the journal; the files follow.");
       this.later("state", 1000, () => this.settle());
     } else if (this.editor.unsaved.size) {
       const names = [...this.editor.unsaved.keys()];
