@@ -210,9 +210,12 @@ export class Editor {
   }
 
   async send(row, asked) {
+    if (row.lost?.text.trim() === asked.before.trim()) asked.before = row.lost.before; // it was never seen there
     try {
       const answer = await this.api.json("review/api/edit", asked, { keepalive: asked.text.length < KEEPALIVE }); // a closed tab saves, too
       if (answer.conflict) return this.conflict(row, asked, answer);
+      row.lost = null;
+      if (this.unsaved.has(row.name)) this.release(row.name); // an earlier one, which this one takes the place of
       this.review.list.put(answer.row);
       if (this.current === row) {
         Object.assign(row, { ...answer.row, text: row.text, candidates: row.candidates });
@@ -223,6 +226,7 @@ export class Editor {
       this.review.draw(answer.state);
       this.saveWhatWasLeft();
     } catch (error) {
+      row.lost = asked;
       if (row.text === asked.text.trim()) row.text = asked.before;
       this.review.say("wrong", `Not saved: ${error.message}`, "stop");
       if (this.current === row) {
