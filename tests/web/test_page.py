@@ -328,7 +328,8 @@ def test_where_a_model_looked_and_the_servers_own_folder(page: Page, engine: Eng
 def test_two_texts_and_how_alike_they_are(page: Page) -> None:
     left, right = "a cat on a red sofa, oil painting", "a dog on a red sofa, watercolour"
     page.run("location.hash = 'compare'")
-    page.wait("document.querySelector('.side textarea')")
+    page.wait("document.querySelector('.tile b')?.innerText === '–'")
+    assert page.run("document.querySelectorAll('.pair').length") == 0  # there is nothing to tell of yet
     page.fill(".side.left textarea", left)
     page.fill(".side.right textarea", right)
     page.wait(f"document.querySelector('.marked[data-side=right]')?.innerText.includes({json.dumps('watercolour')})")

@@ -149,7 +149,8 @@ class Compare {
     const { pairs, note } = paired(left.rows(), right.rows());
     this.note = note;
     const urls = new Map(this.pictures.map((picture) => [picture.name, picture.url]));
-    this.pairs = pairs.map((pair) => ({ ...pair, url: urls.get(pair.file), figures: null, parts: null }));
+    const told = pairs.filter((pair) => pair.file || pair.left || pair.right); // of two empty fields there is nothing to tell
+    this.pairs = told.map((pair) => ({ ...pair, url: urls.get(pair.file), figures: null, parts: null }));
     this.shownPairs = SHOWN;
     this.drawPairs();
     await this.measure(isOld);
