@@ -23,7 +23,7 @@ import numpy as np
 from captioner import memory, zoo
 from captioner.contracts import PLAIN_REQUEST, Finishing, ImageEmbedder, LoadOptions, Request, Speaker, check_precision
 from captioner.decoding import Decoding, check_whole
-from captioner.errors import BadCheckpoint, BadInput
+from captioner.errors import BadCheckpoint, BadInput, refuse_idle
 from captioner.files.json import read_object
 from captioner.images import open_image
 from captioner.images.open import Readable
@@ -201,6 +201,7 @@ class Captioner:
         predicted from the pixels. Settings are as in `generate`."""
         request = _request(request).changed(**settings)
         if expected:
+            self.check_expected(request)
             finish = Finish(consensus=False)
             readings = self.readings(several(images), request, batch_size)
             expectations = [self.expected(reading, finish) for reading in readings]
@@ -215,10 +216,11 @@ class Captioner:
         pictures = several(images)
         return self.embed(pictures, batch_size=max(1, len(pictures)))
 
-    def averages(self, request: Request) -> bool:
-        """Whether an expected embedding is of more than one text: of several, or of what was predicted as well."""
+    def check_expected(self, request: Request) -> None:
+        """Refuse an expected embedding of one text alone: neither of several, nor of what was predicted as well."""
         predicted = self.predicts and getattr(self.speaker, "predicts", False)
-        return predicted or self.settings(request).num_return_sequences > 1
+        if not predicted and self.settings(request).num_return_sequences == 1:
+            refuse_idle(["expected"], f"{self.name} gives one candidate. Raise num_candidates, or leave it out.")
 
     def expected(self, reading: Reading, finish: Finishing) -> np.ndarray:
         """The mean of all that a reading says, weighted by probability, and of what was predicted, `[d]`, length 1."""

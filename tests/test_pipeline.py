@@ -363,7 +363,7 @@ def test_no_picture_is_no_vector_or_a_sentence(tiny_checkpoint) -> None:
     speaks, embeds = (captioner.load(str(tiny_checkpoint(name)), device="cpu") for name in ("blip", "direct"))
     assert speaks.generate([]) == []
     assert speaks.embed([]).shape == (0, 384)
-    assert speaks.embed([], expected=True).shape == (0, 384)
+    assert speaks.embed([], expected=True, num_candidates=2).shape == (0, 384)
     for give in (embeds.embed, embeds.vectors):
         with pytest.raises(BadInput, match="no picture to embed"):
             give([])

@@ -286,12 +286,7 @@ class Embeddings:
         return grouped(looks, self.request, self._embed, at_once=self.model.is_remote)
 
     def _embed(self, images: list[Image], request: Request) -> list[Row]:
-        from captioner.pipeline import Captioner
-
-        model = self.model.loaded
-        if self.expected and isinstance(model, Captioner) and not model.averages(request):
-            refuse_idle(["expected"], f"{model.name} gives one candidate. Raise num_candidates.")
-        vectors = model.embed(images, request, len(images), self.expected)
+        vectors = self.model.loaded.embed(images, request, len(images), self.expected)
         return [{"embedding": as_numbers(vector)} for vector in vectors]
 
 

@@ -117,6 +117,8 @@ class Bench:
         wanted = [index for index, value in enumerate(opened) if not isinstance(value, dict)]
         rows: list[Row | CaptionerError] = [value if isinstance(value, dict) else {} for value in opened]
         if isinstance(model, Captioner):
+            if asks[0].expected:
+                model.check_expected(asks[0].request)
             readings = self._readings(
                 model, [asks[i] for i in wanted], [pictures[i] for i in wanted], [opened[i] for i in wanted]
             )

@@ -488,7 +488,7 @@ def test_embed_pictures(blip: str, tiny_checkpoint: Callable[[str], Path], photo
     alone = call("embed", photos, "-m", blip, "--expected")
     assert alone.exit_code == 2
     assert "--expected would change nothing: " in alone.stderr
-    assert "gives one candidate. Raise --num-candidates." in alone.stderr
+    assert "gives one candidate. Raise --num-candidates, or leave it out." in alone.stderr
     mean = call("embed", photos / "a.png", "-m", blip, "--num-candidates", "4", "--expected").stdout.split()
     assert np.linalg.norm([float(x) for x in mean]) == pytest.approx(1, abs=1e-5)
 

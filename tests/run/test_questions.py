@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 from PIL import Image
 
 from captioner.contracts import PLAIN_REQUEST, LoadOptions, Request
+from captioner.errors import BadInput
 from captioner.images import Source
 from captioner.images.open import at_once
 from captioner.pipeline import Captioner
@@ -80,10 +82,13 @@ def test_how_many_batches_at_once_loads_no_model() -> None:
     assert model.loaded.speaker.at_once == model.at_once() == 1  # on a CPU
 
 
-@pytest.mark.parametrize(("embedder", "averages"), [(None, True), ("tests/none", False)])
-def test_what_a_model_predicts_makes_an_expectation_of_one_text(embedder: str | None, averages: bool) -> None:
+@pytest.mark.parametrize(("embedder", "refusal"), [(None, nullcontext()), ("tests/none", pytest.raises(BadInput))])
+def test_what_a_model_predicts_makes_an_expectation_of_one_text(
+    embedder: str | None, refusal: AbstractContextManager
+) -> None:
     """Where texts are embedded in another space, it cannot be compared with them."""
     model = Model("mini", LoadOptions(embedder=embedder)).loaded
     assert isinstance(model, Captioner)
-    assert model.averages(PLAIN_REQUEST.changed(num_candidates=1)) == averages
-    assert model.averages(PLAIN_REQUEST)
+    with refusal:
+        model.check_expected(PLAIN_REQUEST.changed(num_candidates=1))
+    model.check_expected(PLAIN_REQUEST)

@@ -108,6 +108,14 @@ def test_embeddings_are_those_of_embed(engine: Engine, mini: Captioner, photos: 
     assert np.allclose(whole["embedding"], mini.embed_texts([whole["text"]])[0], atol=1e-5)
 
 
+def test_an_expected_embedding_of_one_text_is_refused(photos: list[Picture]) -> None:
+    bench = Bench(LoadOptions(embedder="tests/none"), Memories(0), None, MAX_PIXELS)  # what is predicted is no second
+    ask = Ask("mini", PLAIN_REQUEST.changed(num_candidates=1), wants="embedding", expected=True)
+    opened = bench.open(ask, photos[0], lambda size: None).value
+    with pytest.raises(BadInput, match=r"expected would change nothing: mini gives one candidate\."):
+        bench.answer_pictures([ask], photos[:1], [opened])
+
+
 def test_texts_are_embedded_in_pieces(engine: Engine, mini: Captioner) -> None:
     texts = [f"a cat, number {number}" for number in range(300)]
     parts = [future.result(60) for future in engine.embed_texts(texts)]

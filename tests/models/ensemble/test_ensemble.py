@@ -142,6 +142,13 @@ def test_captioners_take_part_by_what_they_say(tiny_checkpoint, models, pictures
         np.testing.assert_allclose(found, unit(unit(spoken) + direct), atol=1e-4)
 
 
+def test_an_expected_embedding_of_one_text_is_refused(tiny_checkpoint, pictures, tmp_path):
+    speaker = pipeline.load(str(tiny_checkpoint("blip")), CPU)
+    speaker.decoding = Decoding(num_beams=1)
+    with pytest.raises(BadInput, match="expected would change nothing: "):
+        ensemble.member_vectors([Member("blip", expected=True)], [speaker], pictures[:1], by_norm=False)
+
+
 def test_a_folder_may_be_called_like_a_model_of_the_zoo(models, pictures, tmp_path):
     shutil.copytree(models / "one", tmp_path / "mini")
     ensemble.save(tmp_path / "e.json", [Member(str(tmp_path / "mini"))])
