@@ -173,6 +173,12 @@ class Patient(H11Protocol):
         self._is_read()
         super().connection_lost(exc)
 
+    def shutdown(self) -> None:
+        """What runs is finished. A request whose body is still on its way is none of it."""
+        if self.cycle is not None and self.cycle.more_body:
+            self.transport.close()
+        super().shutdown()
+
     def pause_writing(self) -> None:
         super().pause_writing()
         self._expect_reading()

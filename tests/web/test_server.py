@@ -197,13 +197,16 @@ def process(quick_python: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
 
 
 def test_sigterm_finishes_what_runs_and_exits_0(process: tuple[subprocess.Popen[str], str]) -> None:
+    """A request that has come in part is dropped; it was waited for to the end."""
     started, address = process
     body = b'{"image": "' + CAT_URL.encode() + b'", "num_beams": 16, "max_new_tokens": 25, "min_new_tokens": 25}'
-    with connect(address) as connection:
-        connection.sendall(b"POST /v1/generate HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(body))
-        connection.sendall(body)
+    head = b"POST /v1/generate HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(body)
+    with connect(address) as connection, connect(address) as half:
+        half.sendall(head + body[:1000])
+        connection.sendall(head + body)
         wait_for(lambda: "captioner_memory_misses 1" in httpx.get(f"{address}/metrics").text)  # it has begun
         started.send_signal(signal.SIGTERM)
+        assert until_closed(half) == b""
         answer = until_closed(connection)
     assert answer.startswith(b"HTTP/1.1 200")
     assert b'"text"' in answer
