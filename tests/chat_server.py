@@ -126,8 +126,9 @@ class Handler(BaseHTTPRequestHandler):
             return self.error(402, "Insufficient credits")
         if model == "no-such-path":
             return self.error(405, "Method Not Allowed")
-        if model == "gateway" and first:
-            return self.answer({"error": {"message": "Provider returned error", "code": 502}})
+        if model in ("gateway", "gateway-in-words") and first:
+            code: int | str = 502 if model == "gateway" else "502"
+            return self.answer({"error": {"message": "Provider returned error", "code": code}})
         if model == "gateway-refuses":
             return self.answer({"error": {"message": "the picture is too large", "code": 400}})
         if model == "error-without-words":

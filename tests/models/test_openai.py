@@ -85,7 +85,9 @@ def test_pictures_are_sent_at_a_sane_size(size):
     assert sent[0] / sent[1] == pytest.approx(size[0] / size[1], rel=0.02)
 
 
-@pytest.mark.parametrize("model", ["busy", "failing", "cut-once", "hung-up-once", "nonsense-once", "gateway"])
+@pytest.mark.parametrize(
+    "model", ["busy", "failing", "cut-once", "hung-up-once", "nonsense-once", "gateway", "gateway-in-words"]
+)
 def test_what_may_pass_is_tried_again(server, model):
     server.tries.clear()
     [reading] = speaker(server, model).read_images([square("blue")], ONE)

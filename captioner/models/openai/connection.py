@@ -299,9 +299,9 @@ def told_in(error: object) -> str:
 
 
 def _status_in(error: object) -> int:
-    """The HTTP status that an error inside an answer names as its code; 200: none."""
-    code = error.get("code") if isinstance(error, dict) else None
-    return code if isinstance(code, int) and 400 <= code < 600 else 200
+    """The HTTP status that an error inside an answer names as its code, a number or a text; 200: none."""
+    code = str(error.get("code")) if isinstance(error, dict) else ""
+    return int(code) if re.fullmatch("[45][0-9][0-9]", code) else 200
 
 
 def _retry_after(header: str | None) -> float | None:
