@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import socket
 import subprocess
 import sys
@@ -57,6 +58,12 @@ def test_pictures_are_answered_at_once_and_in_order(server):
     assert server.several.is_set()
     assert asked.usage == openai.Usage(15, 1500, 150)
     assert str(asked.usage) == "15 requests used 1,500 tokens of input and 150 of output"
+
+
+def test_a_model_goes_to_another_process(server):
+    """As those of Ray and multiprocessing do; nothing is loaded that would be laid out for this one."""
+    model = pickle.loads(pickle.dumps(captioner.load(f"openai:{server.address}#painter")))
+    assert model.generate(square("red")).text == "a red square, oil on canvas"
 
 
 def test_what_is_asked_goes_by_the_names_of_the_interface(server):

@@ -34,6 +34,8 @@ WITHOUT_MEANING = (
 PLAIN = Decoding()
 MODELS = "/models"
 """The path of the list of models."""
+_LOCK = threading.Lock()
+"""Of what threads learn of their servers and count; one for all, so that a server goes to other processes as it is."""
 
 
 @dataclass
@@ -83,7 +85,6 @@ class Server:
         self._dialect = _Dialect()
         self._kept: dict[str, Reading | BadAnswer] = {}
         """Answers of a batch of which one picture failed: the run asks again for each half, and they are paid for."""
-        self._lock = threading.Lock()
         self.model = model or self._only_model()
 
     def read_images(
@@ -139,7 +140,7 @@ class Server:
             try:
                 answer = self._ask(self._body(url, decoding, number, request, dialect))
             except Refused as refused:
-                with self._lock:
+                with _LOCK:
                     if self._dialect == dialect:  # else another thread has learnt something meanwhile
                         self._dialect = dialect.after(refused, number, asked)
                 continue
@@ -194,7 +195,7 @@ class Server:
 
     def _count(self, answer: dict[str, Any]) -> None:
         usage = answer.get("usage")
-        with self._lock:
+        with _LOCK:
             self.connection.is_known = True
             self.usage.requests += 1
             for name in ("prompt_tokens", "completion_tokens"):
