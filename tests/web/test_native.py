@@ -157,6 +157,11 @@ WRONG = {
     "an address": ({"image": "http://example.com/cat.png"}, 422, "Addresses are not fetched here"),
     "a data URL of text": ({"image": "data:image/svg+xml,<svg/>"}, 422, "A data URL holds a picture as base64"),
     "a number": ({"image": 5}, 422, "There is no picture"),
+    "too many pixels": (
+        {"image": base64.b64encode(b"P6 20000 20000 255\n").decode()},
+        422,
+        "The picture has 20000×20000 pixels, above the limit of 100,000,000. Make it smaller.",
+    ),
     "an unfinished brace": ({"image": CAT_URL, "prompt": "a {"}, 422, "a brace without its other half"),
     "a lone surrogate": ({"image": CAT_URL, "model": "\ud800"}, 422, "model: not a text, for it holds half a"),
     "not a list of pictures": ({"images": "x"}, 422, "neither base64"),
