@@ -188,9 +188,11 @@ def test_the_comfyui_node_gives_a_text_for_every_picture(server: str, monkeypatc
 
 def test_the_space_gives_several_texts_and_says_what_is_wrong(server: str, tmp_path: Path) -> None:
     space = module_of(EXAMPLES / "space" / "app.py")
-    texts = space.prompts(str(EXAMPLES / "pictures" / "cat.jpg"), 3, server, KEY)
+    coffee = EXAMPLES / "pictures" / "coffee.jpg"
+    texts = space.prompts(str(coffee), 3, server, KEY)
+    drawn = captioner.load("mini").generate(coffee, num_candidates=3)  # mini's own way, which is no search
+    assert texts == list(dict.fromkeys([drawn.text, *(candidate.text for candidate in drawn.candidates)]))
     assert 1 < len(texts) <= 3
-    assert any("cat" in text for text in texts)
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"no picture")
     with pytest.raises(ValueError, match="picture"):

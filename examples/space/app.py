@@ -17,8 +17,8 @@ KEY = os.environ.get("CAPTIONER_SERVE_KEY", "")
 
 
 def prompts(picture: str, count: int = 3, address: str = ADDRESS, key: str = KEY) -> list[str]:
-    """The likeliest prompts of a picture file, the best one first."""
-    settings = urlencode({"num_candidates": int(count), "num_beams": int(count)})
+    """Up to so many different prompts of a picture file, made in the model's own way, the best one first."""
+    settings = urlencode({"num_candidates": int(count)})
     headers = {"Content-Type": "application/octet-stream", **({"Authorization": f"Bearer {key}"} if key else {})}
     request = urllib.request.Request(f"{address}/v1/generate?{settings}", Path(picture).read_bytes(), headers)
     try:
