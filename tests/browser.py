@@ -273,6 +273,14 @@ class Page:
     def _object(self, script: str) -> str:
         return self.send("Runtime.evaluate", expression=script)["result"]["objectId"]
 
+    def copied(self) -> str:
+        """The text in the clipboard, which the page itself may not read but for this moment."""
+        allowed = ["clipboardReadWrite", "clipboardSanitizedWrite"]
+        self.browser.send("Browser.grantPermissions", permissions=allowed, browserContextId=self.context)
+        text = self.run("navigator.clipboard.readText()")
+        self.browser.send("Browser.resetPermissions", browserContextId=self.context)
+        return text
+
     def downloads_into(self, folder: Path) -> None:
         """What the page hands out lands here under its own name."""
         self.browser.send(

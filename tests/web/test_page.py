@@ -265,6 +265,34 @@ def wait_for(page: Page, file: Path) -> None:
 
 
 @in_browser
+@pytest.mark.parametrize("is_secure", [True, False], ids=["https", "http"])
+def test_what_is_copied_is_in_the_clipboard(page: Page, said: captioner.Prompt, is_secure: bool) -> None:
+    """Also where the browser lets no page of an unencrypted address write there by itself."""
+    page.run(f"void Object.defineProperty(window, 'isSecureContext', {{ value: {json.dumps(is_secure)} }})")
+    page.drop("#caption", [CAT])
+    captioned(page)
+    page.click(".card .copy")
+    page.wait("document.querySelector('.toast')?.innerText === 'Copied.'")
+    assert page.copied() == said.text
+    page.click("[aria-label='Copy the command']")
+    page.wait("document.querySelector('.toast')?.innerText === 'Command copied.'")
+    assert page.copied() == page.text(".command-line code")
+    assert page.run("document.activeElement.getAttribute('aria-label')") == "Copy the command"
+
+
+@in_browser
+def test_what_could_not_be_copied_is_told(page: Page) -> None:
+    page.run("void Object.defineProperty(window, 'isSecureContext', { value: false })")
+    page.run("void (document.execCommand = () => false)")
+    page.drop("#caption", [CAT])
+    captioned(page)
+    page.fill("textarea.text", "my own words")
+    page.click(".card .copy")
+    page.wait("document.querySelector('.toast')?.innerText.includes('did not let it be copied')")
+    assert not page.run("window.dispatchEvent(new Event('beforeunload', { cancelable: true }))")  # it is here alone
+
+
+@in_browser
 def test_what_a_file_carries_is_shown_as_text(page: Page, tmp_path: Path) -> None:
     info = PngImagePlugin.PngInfo()
     info.add_text("parameters", f"{HOSTILE}\nNegative prompt: blurry\nSteps: 20, Sampler: Euler a, Seed: 7")

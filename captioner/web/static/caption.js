@@ -375,9 +375,10 @@ class Caption {
 
   // --- out of here -------------------------------------------------------------------------------------------------
 
-  async copy(text, words = "Copied.") {
+  async copy(text, words, item = null) {
     try {
       await copyText(text);
+      if (item) item.taken = text;
       this.api.toast(words, { seconds: 2 });
     } catch {
       this.api.toast("The browser did not let it be copied.");
@@ -504,7 +505,7 @@ class Card {
     this.original = button("Model's text", { picture: "retry", quiet: true, class: "original", onclick: () => this.put(item.row.text) });
     const compare = button("Compare", { picture: "compare", quiet: true, class: "to-compare", onclick: () => this.compare() });
     this.actions.replaceChildren(
-      button("Copy", { picture: "copy", class: "copy", onclick: () => ((item.taken = item.text), view.copy(item.text)) }),
+      button("Copy", { picture: "copy", class: "copy", onclick: () => view.copy(item.text, "Copied.", item) }),
       button("Again", { picture: "retry", quiet: true, class: "again", onclick: () => view.again([item]) }),
       compare,
       this.original,

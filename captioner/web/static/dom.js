@@ -80,9 +80,10 @@ export async function copyText(text) {
   area.value = text;
   (document.querySelector("dialog[open]") ?? document.body).append(area);
   area.select();
-  document.execCommand("copy");
+  const isCopied = document.execCommand("copy");
   area.remove();
   before?.focus({ preventScroll: true });
+  if (!isCopied) throw new Error("not copied");
 }
 
 /** Hand a file to the user. */
