@@ -494,6 +494,66 @@ def test_every_control_has_a_name_and_every_picture_its_words(page: Page) -> Non
     assert page.run("document.activeElement.className") == "open-settings"
 
 
+FOCUSED = "document.activeElement.className || document.activeElement.tagName"
+
+
+@in_browser
+def test_everything_is_reached_and_used_by_the_keyboard(page: Page, said: captioner.Prompt) -> None:
+    page.drop("#caption", [CAT])
+    captioned(page)
+    page.run("document.querySelector('.skip').focus()")
+    page.press("Tab")
+    while page.run("document.activeElement !== document.body"):  # which it is after the last one
+        assert page.run("getComputedStyle(document.activeElement).outlineStyle") == "solid"
+        page.run("document.activeElement.dataset.reached = true")
+        page.press("Tab")
+    missed = page.run("""[...document.querySelectorAll("a, button, summary, textarea, input:not([type=file])")]
+        .filter((one) => one.checkVisibility() && !one.dataset.reached).map((one) => one.className)""")
+    assert missed == ["skip"]  # where it began
+    page.run("document.querySelector('summary').focus()")
+    page.press("Enter")
+    for _ in range(4):
+        assert page.run("document.querySelector('.download').open")
+        page.press("Tab")
+    assert not page.run("document.querySelector('.download').open")  # it would cover what comes next
+    page.fill("textarea.text", "my own words")
+    page.run("document.querySelector('.again').focus()")
+    page.press("Enter")
+    page.press("Enter")  # the button is gone, and nothing else is pressed
+    page.wait(f"document.querySelector('textarea.text')?.value === {json.dumps(said.text)}")
+    assert page.run(FOCUSED) == "row actions"
+    page.press("Control+z")
+    page.wait("document.querySelector('textarea.text')?.value === 'my own words'")
+    page.run("document.querySelector('.clear').focus()")
+    page.press("Enter")
+    page.wait("document.querySelectorAll('article').length === 0")
+    page.press("Control+z")
+    page.wait("document.querySelectorAll('article').length === 1")
+
+
+@in_browser
+def test_the_focus_stays_where_something_takes_the_place_of_a_button(page: Page, tmp_path: Path) -> None:
+    rows = [{"file": f"{number}.png", "text": f"a cat {number}"} for number in range(70)]
+    (tmp_path / "texts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    page.run("location.hash = 'compare'")
+    page.click(".side.left [data-kind=file]")
+    page.run("document.querySelector('.choose-file').focus()")
+    page.choose("#file-left", [tmp_path / "texts.jsonl"])
+    page.wait("document.querySelector('.choose-file').innerText === 'Another file'")
+    assert page.run(FOCUSED) == "choose-file"
+    page.wait("document.querySelectorAll('.measured').length === 60")
+    page.run("document.querySelector('.more').focus()")
+    page.press("Enter")
+    assert page.run("document.activeElement === document.querySelectorAll('.pair')[60]")
+    page.run("window.fetch = () => Promise.reject(new TypeError('no way there'))")
+    page.click(".side.left [data-kind=model]")
+    page.drop("#compare", [CAT])
+    page.wait("document.querySelector('.pair .retry')")
+    page.run("document.querySelector('.pair .retry').focus()")
+    page.press("Enter")
+    page.wait(f"({FOCUSED}) === 'pair card failed'")
+
+
 @in_browser
 def test_a_server_with_a_key(browser: Browser, engine: Engine) -> None:
     """The browser asks for it as for any password; where it does not send it on, the page asks and remembers it."""

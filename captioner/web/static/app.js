@@ -29,14 +29,22 @@ function say(text) {
   requestAnimationFrame(() => (said.textContent = text)); // the same text twice is said twice
 }
 
-function toast(text, { undo = null, seconds = 5 } = {}) {
+function toast(text, { undo = null, seconds = undo ? 12 : 5 } = {}) {
   const away = () => (box.matches(":hover, :focus-within") ? setTimeout(away, 1000) : box.remove()); // not while it is used
-  const back = undo && button("Undo", { quiet: true, onclick: () => (box.remove(), undo()) });
+  const back = undo && button("Undo", { quiet: true, title: "Undo (Ctrl+Z)", "aria-keyshortcuts": "Control+Z", onclick: () => (box.remove(), undo()) });
   const box = el("div", { class: "toast" }, el("span", {}, text), back);
   toasts.replaceChildren(box);
-  say(text);
+  say(undo ? `${text}. Ctrl+Z takes it back.` : text);
   setTimeout(away, seconds * 1000);
 }
+
+// A message is gone before Tab has come to it at the page's end. Review's own undo and that of fields go first.
+window.addEventListener("keydown", (event) => {
+  const back = toasts.querySelector("button");
+  if (!back || event.defaultPrevented || event.key !== "z" || !(event.ctrlKey || event.metaKey) || event.target.matches("input, textarea")) return;
+  event.preventDefault();
+  back.click();
+});
 
 function open(view, state = null) {
   if (state) handed[view] = state;

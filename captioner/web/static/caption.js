@@ -110,6 +110,7 @@ class Caption {
     );
     const close = () => (menu.open = false);
     menu.addEventListener("keydown", (event) => event.key === "Escape" && menu.open && (close(), menu.firstChild.focus()));
+    menu.addEventListener("focusout", (event) => event.relatedTarget && !menu.contains(event.relatedTarget) && close());
     document.addEventListener("click", (event) => menu.contains(event.target) || close());
     return menu;
   }
@@ -286,7 +287,7 @@ class Caption {
     const written = items.filter(isWritten).map((item) => [item, { ...item, abort: null }]);
     if (written.length) {
       const undo = () => written.forEach(([item, before]) => this.putBack(item, before));
-      this.api.toast(written.length === 1 ? "Your text is replaced" : `${written.length} of your texts are replaced`, { undo, seconds: 12 });
+      this.api.toast(written.length === 1 ? "Your text is replaced" : `${written.length} of your texts are replaced`, { undo });
     }
     for (const item of items) {
       item.abort?.abort();
@@ -414,7 +415,7 @@ class Card {
     this.panel = el("div", { class: "panel", id: `panel-${item.id}` });
     this.chips = el("div", { class: "chips" });
     this.slot = el("div", { class: "slot" });
-    this.actions = el("div", { class: "row actions" });
+    this.actions = el("div", { class: "row actions", tabindex: "-1" });
     this.size = el("span", { class: "note number size" });
     this.first = button(`Remove ${item.name}`, { picture: "close", hideLabel: true, onclick: () => view.remove(item) });
     this.frame = this.makeFrame();
@@ -471,12 +472,12 @@ class Card {
     this.drawn = state;
     this.node.dataset.status = item.status;
     this.node.setAttribute("aria-busy", String(item.status === "running"));
-    const hadFocus = this.slot.contains(document.activeElement) || this.actions.contains(document.activeElement);
+    const hadFocus = this.node.contains(document.activeElement);
     if (item.status === "failed") this.drawFailed();
     else if (item.status === "done") this.drawText();
     else this.drawWaiting();
     this.drawChips();
-    if (hadFocus && !this.node.contains(document.activeElement)) this.first.focus();
+    if (hadFocus && !this.node.contains(document.activeElement)) this.actions.focus(); // no button: a second Enter does nothing
     this.view.showWork();
   }
 

@@ -211,7 +211,9 @@ class Compare {
     if (several && sign) pairs = pairs.sort((a, b) => sign * (value(a) - value(b)));
     const more = pairs.length > this.shownPairs && button(`Show more (${(pairs.length - this.shownPairs).toLocaleString()})`, { class: "more", onclick: () => ((this.shownPairs += SHOWN), this.drawPairs()) });
     this.list.classList.toggle("one", !several);
+    const at = [...this.list.children].findIndex((one) => one.contains(document.activeElement));
     this.list.replaceChildren(...pairs.slice(0, this.shownPairs).map((pair) => this.drawPair(pair, several)), ...(more ? [more] : []));
+    this.list.children[at]?.focus({ preventScroll: true }); // the first of those that "Show more" has brought, say
   }
 
   drawSummary() {
@@ -230,7 +232,7 @@ class Compare {
   drawPair(pair, several) {
     if (pair.error) {
       const again = button("Try again", { picture: "retry", class: "retry", onclick: () => (pair.forget(), this.changed()) });
-      return el("article", { class: "pair card failed" }, pair.url && el("img", { src: pair.url, alt: "" }), el("div", { class: "wide" }, el("h3", {}, pair.file), el("p", { class: "warning" }, pair.error), again));
+      return el("article", { class: "pair card failed", tabindex: "-1" }, pair.url && el("img", { src: pair.url, alt: "" }), el("div", { class: "wide" }, el("h3", {}, pair.file), el("p", { class: "warning" }, pair.error), again));
     }
     pair.parts ??= differences(pair.left, pair.right);
     const figures = several && pair.figures && el("p", { class: "note number measured" }, Object.entries(FIGURES).map(([name, [label]]) => el("span", {}, `${label} ${pair.figures[name].toFixed(3)}`)));
@@ -241,7 +243,7 @@ class Compare {
     };
     return el(
       "article",
-      { class: "pair card" },
+      { class: "pair card", tabindex: "-1" },
       pair.url && el("img", { src: pair.url, alt: "", loading: "lazy" }),
       (pair.file || figures) && el("header", {}, pair.file && el("h3", { class: "name" }, pair.file), figures),
       text("left", "left", "del"),
@@ -316,8 +318,10 @@ class Side {
   }
 
   draw() {
+    const hadFocus = this.inside.contains(document.activeElement);
     for (const segment of this.segments.children) segment.setAttribute("aria-pressed", String(segment.dataset.kind === this.kind));
     this.inside.replaceChildren(...{ text: () => this.drawText(), model: () => this.drawModel(), file: () => this.drawFile() }[this.kind]());
+    if (hadFocus) this.inside.querySelector("button, select, textarea").focus();
     this.heading.textContent = this.title();
     this.heading.title = this.title();
   }

@@ -163,7 +163,7 @@ export class Drawers {
       const answer = await this.review.api.json("review/api/apply", this.asked());
       if (answer.error) return this.tell(answer.error.message, [], true);
       const left = answer.skipped.length ? `; ${answer.skipped.length} could not be changed` : "";
-      this.review.api.toast(`${answer.title}: ${texts(answer.pictures)}${left}`, { undo: () => this.review.turn("undo"), seconds: 12 });
+      this.review.api.toast(`${answer.title}: ${texts(answer.pictures)}${left}`, { undo: () => this.review.turn("undo") });
       await this.review.changed();
       await this.preview();
     } catch (error) {
