@@ -27,8 +27,6 @@ from captioner.images import jpeg, jpeg2000, png
 from captioner.images.colour import WIDE, to_rgb
 
 MAX_PIXELS = 100_000_000
-RAISE_LIMIT = "If you trust it, raise max_pixels."
-"""What is said of a picture above the limit; of who asks a server, nobody can."""
 
 FORMATS = (
     *("PNG", "JPEG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "JPEG2000"),
@@ -267,7 +265,10 @@ def _readers(
 def _check_size(image: Image.Image, name: str, max_pixels: int) -> None:
     width, height = image.size
     if width * height > max_pixels:
-        raise BadImage(f"{name} has {width}×{height} pixels, above the limit of {max_pixels:,}. {RAISE_LIMIT}")
+        raise BadImage(
+            f"{name} has {width}×{height} pixels, above the limit of {max_pixels:,}. Make it smaller, or, if you trust "
+            "it, raise max_pixels."
+        )
     if width * height == 0:
         raise BadImage(f"{name} has no pixels ({width}×{height}).")
     if max(width, height) > min(MAX_SIDE, MAX_ASPECT * min(width, height)):

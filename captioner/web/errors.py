@@ -15,7 +15,6 @@ from starlette.requests import ClientDisconnect
 from starlette.routing import Match, Mount
 
 from captioner.errors import BadImage, BadInput, CaptionerError, MissingModel, printable
-from captioner.images.open import RAISE_LIMIT
 from captioner.serving.scheduler import Busy, Closed, Late
 from captioner.sinks.row import to_json
 
@@ -162,5 +161,5 @@ _TYPE = re.compile(r"str|int|float|bool|(list|constrained|function)\b.*|[A-Z]\w*
 
 
 def one_line(error: BaseException) -> str:
-    """An error's own words; what it tells to do is what a client can do."""
-    return printable(" ".join(str(error).split()).replace(RAISE_LIMIT, "Make it smaller."))
+    """An error's own words."""
+    return printable(" ".join(str(error).split()))

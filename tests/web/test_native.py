@@ -160,7 +160,7 @@ WRONG = {
     "too many pixels": (
         {"image": base64.b64encode(b"P6 20000 20000 255\n").decode()},
         422,
-        "The picture has 20000×20000 pixels, above the limit of 100,000,000. Make it smaller.",
+        "The picture has 20000×20000 pixels, above the limit of 100,000,000. Make it smaller, or, if",
     ),
     "an unfinished brace": ({"image": CAT_URL, "prompt": "a {"}, 422, "a brace without its other half"),
     "a lone surrogate": ({"image": CAT_URL, "model": "\ud800"}, 422, "model: not a text, for it holds half a"),
