@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import captioner
@@ -45,6 +46,22 @@ def test_a_prompt_carries_everything(model, pairs: Path) -> None:
     assert 1 <= len(prompt.candidates) <= 3
     assert np.linalg.norm(prompt.embedding) == pytest.approx(1, abs=1e-5)
     np.testing.assert_allclose(model.embed([pairs / "1.png"], decoding=BEAMS)[0], prompt.embedding, atol=1e-6)
+
+
+@pytest.mark.parametrize("family", ["blip", "clip_prefix", "git", "ofa", "resnet_lstm"])
+def test_autocast_of_the_caller_changes_nothing(tiny_checkpoint, pairs: Path, family: str) -> None:
+    model, picture = captioner.load(tiny_checkpoint(family)), pairs / "0.png"
+    alone = model.generate(picture)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert model.generate(picture).candidates == alone.candidates
+        assert np.array_equal(model.embed(picture), alone.embedding)
+
+
+def test_autocast_of_the_caller_changes_no_vector(tiny_checkpoint, pairs: Path) -> None:
+    model, picture = captioner.load(tiny_checkpoint("direct")), pairs / "0.png"
+    alone = model.embed(picture)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert np.array_equal(model.embed(picture), alone)
 
 
 def test_batch_size_changes_nothing(model, pairs: Path) -> None:

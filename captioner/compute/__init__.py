@@ -13,7 +13,7 @@ from captioner.compute.devices import (
     precision,
     sent,
 )
-from captioner.compute.inference import prepare
+from captioner.compute.inference import inference_mode, prepare
 from captioner.compute.int8 import Int8Linear, multiplies_int8
 from captioner.compute.linear import Conv1D
 from captioner.compute.packed import (
@@ -54,6 +54,7 @@ __all__ = [
     "has_avx512",
     "has_bf16",
     "has_room_for_another",
+    "inference_mode",
     "multiplied_relu6",
     "multiplies_int8",
     "pack",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
@@ -13,6 +15,13 @@ from captioner.compute.packed import multiplies_well, pack, read_as_half
 from captioner.contracts import LoadOptions
 
 Module = TypeVar("Module", bound=nn.Module)
+
+
+@contextmanager
+def inference_mode() -> Iterator[None]:
+    """Without gradients, and in the model's own precision also where the caller is within `torch.autocast`."""
+    with torch.inference_mode(), torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+        yield
 
 
 def prepare(

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from captioner.compute.inference import inference_mode
 from captioner.compute.int8 import Int8Linear
 from captioner.compute.packed import HalfLinear, PackedLinear
 
@@ -30,7 +31,7 @@ def traced(function: Callable, layers: nn.Module, *inputs) -> Callable:
     if inputs[0].device.type != "cpu":
         return function
     try:
-        with warnings.catch_warnings(), torch.inference_mode():
+        with warnings.catch_warnings(), inference_mode():
             warnings.simplefilter("ignore")  # tracing is called deprecated; its successors need a compiler
             graph = torch.jit.trace(_Traceable(function, layers), inputs, check_trace=False)
     except (AttributeError, RuntimeError):

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import ModelOutput
 
+from captioner import compute
 from captioner.contracts import LoadOptions
 from captioner.errors import BadInput
 from captioner.models.parts.backbones import backbones
@@ -156,7 +157,7 @@ class Direct:
     def __init__(self, model: DirectModel) -> None:
         self.model = model
 
-    @torch.inference_mode()
+    @compute.inference_mode()
     def vectors(self, images: Sequence[Image]) -> np.ndarray:
         """As `embed_images`, but as long as the head made them."""
         weight = next(self.model.parameters())

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from PIL.Image import Image
 from torch import Tensor
 
+from captioner import compute
 from captioner.contracts import PLAIN_REQUEST, Attentive, Processor, Request
 from captioner.errors import BadInput, BadOutput
 from captioner.files.atomic import replacing
@@ -29,7 +29,7 @@ COLUMNS = 5
 SIDE = 320  # pixels of a panel; larger pictures are drawn smaller
 
 
-@torch.inference_mode()
+@compute.inference_mode()
 def looked_at(
     speaker: object, image: Image, text: str, request: Request = PLAIN_REQUEST
 ) -> tuple[list[str], np.ndarray]:

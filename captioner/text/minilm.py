@@ -60,7 +60,7 @@ class MiniLM:
         parts = (list(texts[start : start + ENCODED]) for start in range(0, len(texts), ENCODED))
         return [encoded.ids for part in parts for encoded in self.tokenizer.encode_batch_fast(part)]
 
-    @torch.inference_mode()
+    @compute.inference_mode()
     def _embed(self, ids: list[list[int]]) -> np.ndarray:
         lengths = torch.tensor([len(row) for row in ids])
         longest = int(lengths.max())

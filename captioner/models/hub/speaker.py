@@ -20,6 +20,7 @@ from transformers import (
     VisionEncoderDecoderConfig,
 )
 
+from captioner import compute
 from captioner.contracts import PLAIN_REQUEST, Request
 from captioner.decoding import Decoding
 from captioner.models.hub.chat import Chat
@@ -76,7 +77,7 @@ class HubModel:
         """New tokens that it can write after the shortest start."""
         return self.positions
 
-    @torch.inference_mode()
+    @compute.inference_mode()
     def read_images(
         self, images: Sequence[Image], decoding: Decoding, request: Request = PLAIN_REQUEST
     ) -> list[Reading]:

@@ -17,7 +17,6 @@ from typing import Any
 
 import faiss
 import numpy as np
-import torch
 from PIL.Image import Image
 
 from captioner import compute, zoo
@@ -51,7 +50,7 @@ class Features:
         return reduce(pooled(self.backbone, images), self.centre, self.projection)
 
 
-@torch.inference_mode()
+@compute.inference_mode()
 def pooled(backbone: Backbone, images: Sequence[Image]) -> np.ndarray:
     """The backbone's pooled vectors of RGB pictures, float32 `[n, width]`."""
     weight = next(backbone.parameters())

@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
+from captioner import compute
 from captioner.contracts import PLAIN_REQUEST, LoadOptions, Request
 from captioner.errors import BadCheckpoint, BadInput
 from captioner.models.ofa.config import PUBLISHED, RESNET_DEPTHS, OFAConfig
@@ -43,7 +43,7 @@ class Answerer(SearchedDecoder[Memory]):
     model: OFA
     processor: OFAProcessor
 
-    @torch.inference_mode()
+    @compute.inference_mode()
     def encode(self, pixels: Tensor, request: Request = PLAIN_REQUEST) -> Tensor:
         return self.model.encode(pixels.to(self.model.device, self.model.dtype), self._question(request))
 

@@ -85,7 +85,7 @@ class Ranker:
         silu_for_quick_gelu(model)
         return cls(compute.prepare(model, options), processor, tokenizer, mark)
 
-    @torch.inference_mode()
+    @compute.inference_mode()
     def pictures(self, images: Sequence[Image]) -> Tensor:
         """Unit vectors `[n, d]`."""
         if isinstance(self.processor, Preprocess):
@@ -95,7 +95,7 @@ class Ranker:
         inputs = inputs.to(self.model.device, self.model.dtype)
         return _unit(self.model.get_image_features(**inputs).pooler_output)
 
-    @torch.inference_mode()
+    @compute.inference_mode()
     def texts(self, texts: Sequence[str]) -> Tensor:
         """Unit vectors `[n, d]`; what is too long is cut."""
         return self._vectors([self._ids(texts, truncate=True)])[0]
@@ -104,7 +104,7 @@ class Ranker:
         """The length of a text, start and end included."""
         return len(self._ids([text])[0])
 
-    @torch.inference_mode()
+    @compute.inference_mode()
     def similarities(self, pictures: Tensor, texts: Sequence[Sequence[str]]) -> list[Tensor]:
         """Each picture `[d]` with each of its own texts: cosines; −inf where a text is past the limit."""
         ids = [self._ids(of_picture) for of_picture in texts]

@@ -37,7 +37,7 @@ class SearchedDecoder(Generic[MemoryType]):
         """New tokens that it can write."""
         return longest_after(self.positions, len(self.processor.start_ids))
 
-    @torch.inference_mode()
+    @compute.inference_mode()
     def read_images(
         self, images: Sequence[Image], decoding: Decoding, request: Request = PLAIN_REQUEST
     ) -> list[Reading]:
@@ -72,7 +72,7 @@ class SearchedDecoder(Generic[MemoryType]):
             return squares(images)
         return torch.cat(list(compute.side_by_side().map(lambda image: squares([image]), images)))
 
-    @torch.inference_mode()
+    @compute.inference_mode()
     def encode(self, pixels: Tensor, request: Request = PLAIN_REQUEST) -> Tensor:
         """The image encoder alone, one row a picture: it depends on no more of a request than `encoded_by` says."""
         return self.model.encode(pixels.to(self.model.device, self.model.dtype))
@@ -81,7 +81,7 @@ class SearchedDecoder(Generic[MemoryType]):
         """What of a request the encoder looks at."""
         return None
 
-    @torch.inference_mode()
+    @compute.inference_mode()
     def read_features(
         self, features: Tensor, seeds: Sequence[int] | None, decoding: Decoding, request: Request = PLAIN_REQUEST
     ) -> list[Reading]:

@@ -221,6 +221,15 @@ def test_side_by_side_it_says_what_it_says_in_turn(photographs, settings):
     assert said[0] == said[1]
 
 
+def test_autocast_of_the_caller_changes_nothing(photographs):
+    said = []
+    for is_on in (True, False):  # what is traced within it is used outside
+        captioner = pipeline.load("mini", device="cpu")
+        with torch.autocast("cpu", torch.bfloat16, enabled=is_on):
+            said.append([prompt.candidates for prompt in captioner.generate(photographs[:FEW], max_new_tokens=8)])
+    assert said[0] == said[1]
+
+
 def test_fast_writes_few_texts_and_embeds_none(photographs, monkeypatch):
     captioner = pipeline.load("mini", device="cpu")
     best, chosen = captioner.generate(photographs[0]), captioner.generate(photographs[0], quality="fast")
