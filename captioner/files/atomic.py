@@ -150,10 +150,10 @@ def _replace(target: Path, content: bytes) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def refuse_no_file(target: Path) -> None:
+def refuse_no_file(target: Path, remedy: str = "name a file") -> None:
     """A folder, a device or a pipe is not replaced by a file, nor is a link to one: /dev/null would be gone for all."""
     if os.path.exists(target) and not os.path.isfile(target):
-        raise BadOutput(f"{target} is {'a folder' if os.path.isdir(target) else 'no file'}: name a file.")
+        raise BadOutput(f"{target} is {'a folder' if os.path.isdir(target) else 'no file'}: {remedy}.")
 
 
 def refuse_new(target: Path, remedy: str) -> None:

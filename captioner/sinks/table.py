@@ -54,6 +54,7 @@ class FileSink:
             raise BadOutput(f"{out} is already there: set resume to go on, or set overwrite to replace it.")
         self.out = out
         self.record = out.with_name(f".{out.name}.run.json")
+        refuse_no_file(self.record, "move it away")
         self.errors = Errors(out.with_name(errors or f"{out.name}.errors.jsonl"))
         self.columns = columns
         part, run = out.with_name(f"{out.name}.part"), Run.here(settings)

@@ -327,6 +327,13 @@ def test_a_folder_that_cannot_even_be_looked_for(tmp_path: Path) -> None:
         open_out(tmp_path / ("a" * 300) / "a.jsonl")
 
 
+@pytest.mark.parametrize("settings", [{}, {"overwrite": True}])
+def test_a_folder_in_place_of_a_runs_settings_is_told_before_the_work(tmp_path: Path, settings: dict) -> None:
+    (tmp_path / ".a.jsonl.run.json").mkdir()
+    with pytest.raises(BadOutput, match=r"run\.json is a folder: move it away"):
+        open_out(tmp_path / "a.jsonl", settings={"model": "mini"}, **settings)
+
+
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes")
 def test_a_pipe_is_told_before_the_work(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "a.jsonl")
