@@ -72,6 +72,10 @@ def prepare() -> None:
         sys.stderr = io.TextIOWrapper(
             io.BufferedWriter(unheard), sys.stderr.encoding, "backslashreplace", line_buffering=True
         )
+    if sys.stdout is sys.__stdout__ and sys.stdout is not None and isinstance(sys.stdout.buffer, io.RawIOBase):
+        # PYTHONUNBUFFERED: what a full disk did not take would be forgotten by who goes on, and the status be 0.
+        buffer = io.BufferedWriter(sys.stdout.buffer)
+        sys.stdout = io.TextIOWrapper(buffer, sys.stdout.encoding, sys.stdout.errors, line_buffering=True)
     if hasattr(sys.stdout, "reconfigure") and (sys.stdout.encoding or "").lower().replace("-", "") != "utf8":
         sys.stdout.reconfigure(errors="backslashreplace")  # é in a Latin-2 terminal is no reason to stop
 

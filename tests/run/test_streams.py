@@ -17,7 +17,9 @@ FULL = pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no such devic
 POSIX = pytest.mark.skipif(os.name == "nt", reason="a shell of POSIX")
 
 
-def run(command: str, streams: str, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
+def run(
+    command: str, streams: str, folder: Path | None = None, unbuffered: str = ""
+) -> subprocess.CompletedProcess[str]:
     """A command of ours whose body is this, begun by a shell with these streams."""
     script = (
         "import os, sys\nfrom captioner.run import lastresort, streams\nfrom captioner.sinks import Stdout, to_json\n"
@@ -25,7 +27,7 @@ def run(command: str, streams: str, folder: Path | None = None) -> subprocess.Co
     )
     script += "".join(f"    {line}\n" for line in command.splitlines()) + "lastresort.run('tool', command)"
     line = f'exec {sys.executable} -c "$SCRIPT" {streams}'
-    environment = {**os.environ, "SCRIPT": script, "PYTHONUNBUFFERED": ""}
+    environment = {**os.environ, "SCRIPT": script, "PYTHONUNBUFFERED": unbuffered}
     return subprocess.run(["bash", "-c", line], capture_output=True, text=True, env=environment, cwd=folder)
 
 
@@ -67,6 +69,14 @@ def test_no_file_gets_the_number_of_a_closed_stream(tmp_path: Path) -> None:
 @pytest.mark.parametrize("end", ["", "; sys.exit()"])
 def test_what_a_full_disk_did_not_take_is_told_in_the_end(tmp_path: Path, printed: str, end: str) -> None:
     done = run(f"{printed}\nopen('out', 'w').write('all'){end}", ">/dev/full", tmp_path)
+    assert (done.returncode, done.stderr) == (2, "tool: The output cannot be used (No space left on device).\n")
+    assert (tmp_path / "out").read_text() == "all"
+
+
+@FULL
+@pytest.mark.parametrize("told", ["streams.tell('x')", "import argparse; argparse.ArgumentParser().print_help()"])
+def test_it_is_told_also_where_nothing_is_buffered(tmp_path: Path, told: str) -> None:
+    done = run(f"{told}\nopen('out', 'w').write('all')", ">/dev/full", tmp_path, unbuffered="1")
     assert (done.returncode, done.stderr) == (2, "tool: The output cannot be used (No space left on device).\n")
     assert (tmp_path / "out").read_text() == "all"
 
