@@ -155,6 +155,7 @@ class ImageEmbedder(Protocol):
         """The same before it was scaled: longer where the model is surer. An ensemble may weigh by it."""
 
 
+@runtime_checkable
 class Finishing(Protocol):
     """What becomes of a candidate's text: `captioner.text.finish.Finish`."""
 
@@ -217,6 +218,9 @@ class LoadOptions:
     """Another sentence-transformers model than the packaged MiniLM-L6."""
 
     def __post_init__(self) -> None:
+        for name in ("caption_model", "clip_model", "embedder"):
+            if isinstance(value := getattr(self, name), os.PathLike):
+                object.__setattr__(self, name, os.fspath(value))
         for name in ("caption_model", "clip_model", "load_in", "embedder"):
             check_text(name, getattr(self, name))
         if not isinstance(self.trust_remote_code, bool):  # a text that says no would be a yes

@@ -100,8 +100,7 @@ class Captioner:
         Images are paths, PIL images, arrays, bytes or open files. Settings are fields of `Request` and of its
         `decoding`: `generate("cat.png", num_beams=2, prompt="a painting of")`.
         """
-        finish = finish or Finish()
-        request = _request(request).changed(**settings)
+        finish, request = _finish(finish), _request(request).changed(**settings)
         batches = self._readings(several(images), request, batch_size)
         prompts = [prompt for readings in batches for prompt in self.prompts(readings, [finish] * len(readings))]
         return prompts[0] if is_one(images) else prompts
@@ -474,6 +473,12 @@ def _request(request: Request | None) -> Request:
         kind = type(request).__name__
         raise BadInput(f"request must be a Request, not {kind}: name its settings one by one, e.g. num_beams=2.")
     return request or PLAIN_REQUEST
+
+
+def _finish(finish: Finishing | None) -> Finishing:
+    if not isinstance(finish, Finishing | None):
+        raise BadInput(f"finish must be a captioner.text.finish.Finish, not {type(finish).__name__}.")
+    return finish or Finish()
 
 
 def is_one(images: AnyImage | Iterable[AnyImage]) -> TypeGuard[AnyImage]:

@@ -241,6 +241,7 @@ def test_settings_by_name_go_over_the_models_own(model, pairs: Path) -> None:
         ({"prompt": 3}, "prompt must be a text, not int"),
         ({"decoding": {"num_beams": 2}}, "decoding must be a Decoding, not dict"),
         ({"request": Decoding(num_beams=2)}, "request must be a Request, not Decoding.*num_beams=2"),
+        ({"finish": "x"}, "finish must be a captioner.text.finish.Finish, not str"),
         ({"batch_size": "8"}, "batch_size must be a whole number, 1 or more, not '8'"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
@@ -287,6 +288,12 @@ def test_words_may_come_from_anything_that_gives_them(model, pairs: Path) -> Non
 def test_what_a_model_cannot_be_loaded_with_is_one_sentence(arguments: dict, says: str) -> None:
     with pytest.raises(BadInput, match=says):
         captioner.load(**{"name": "mini"} | arguments)
+
+
+def test_models_of_a_model_may_be_paths() -> None:
+    """Each is named in a run's settings, which are JSON."""
+    given = LoadOptions(caption_model=Path("a"), clip_model=Path("b"), embedder=Path("c"))
+    assert given == LoadOptions(caption_model="a", clip_model="b", embedder="c")
 
 
 def test_a_folder_may_be_a_path(tiny_checkpoint) -> None:
