@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from captioner.errors import BadOutput, CaptionerError, counted
 from captioner.models.parts.narrow import narrowed
 from training.batches import Collate, Pairs
-from training.checkpoints import drop_old_checkpoints, newest_whole, seal, untouched
+from training.checkpoints import drop_old_checkpoints, is_whole, newest_whole, seal, untouched
 from training.finite import Expectations, Expected
 from training.job import Job, Sample
 from training.progress import Watch, show
@@ -33,7 +34,7 @@ from training.streamed import StreamedPairs
 CANNOT_WRITE = (OSError, RuntimeError, SafetensorError)
 """What torch and safetensors raise when a disk is full."""
 
-PRIVATE = ("_clip_grad_norm", "_save_checkpoint", "_load_from_checkpoint")
+PRIVATE = ("_clip_grad_norm", "_save_checkpoint", "_load_from_checkpoint", "_load_best_model")
 """Methods of transformers' Trainer that are overridden or called here although they are not public."""
 if missing := [name for name in PRIVATE if not hasattr(Trainer, name)]:
     raise ImportError(f"This version of transformers has no Trainer.{missing[0]}: its training loop is another one.")
@@ -240,8 +241,27 @@ class LoopTrainer(Trainer):
     def take_finished(self, checkpoint: Path) -> None:
         """Of a run that had made all its steps: the state, and the weights that it would have ended with."""
         self.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
-        best = checkpoint.with_name(f"checkpoint-{self.state.best_global_step}")
-        self._load_from_checkpoint(str(best if self.args.load_best_model_at_end and best.is_dir() else checkpoint))
+        best = self._best() if self.args.load_best_model_at_end else None
+        self._load_from_checkpoint(str(best or checkpoint))
+
+    def _load_best_model(self) -> None:
+        """The Trainer's fails where the best checkpoint is damaged, and says nothing where it is gone."""
+        if self._best() is not None:
+            super()._load_best_model()
+
+    def _best(self) -> Path | None:
+        """The best checkpoint. Where it is not whole that is told, and the last step's weights are kept."""
+        if self.state.best_global_step is None:
+            return None
+        best = self.out / f"checkpoint-{self.state.best_global_step}"
+        if is_whole(best):
+            self.state.best_model_checkpoint = str(best)  # its folder may have been moved
+            return best
+        if self.is_world_process_zero():
+            what = "is damaged" if best.exists() else "is gone"
+            print(f"{best.name}, the best one, {what}: the model is that of the last step", file=sys.stderr)
+        self.state.best_global_step = self.state.best_model_checkpoint = self.state.best_metric = None
+        return None
 
 
 def refuse_no_numbers(model: nn.Module, out: Path) -> None:

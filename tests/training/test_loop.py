@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import pickle
 import pickletools
 import shutil
@@ -276,6 +277,29 @@ def test_resumed_after_its_last_step_it_takes_the_best_checkpoint(train) -> None
     before = weights(out)
     train("run", *options, "--resume")
     assert weights(out) == before
+
+
+@pytest.mark.parametrize("harm", ["damaged", "gone"])
+def test_a_best_checkpoint_that_is_not_whole_is_told_and_the_last_step_kept(
+    train, harm: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """At the end of a run, and where one goes on after its last step."""
+
+    def harm_best(state: TrainerState) -> None:
+        assert state.best_global_step < 3
+        best = Path(state.best_model_checkpoint)
+        shutil.rmtree(best) if harm == "gone" else os.truncate(best / "model.safetensors", 1000)
+
+    options = ["--max-steps", "3", "--eval-every", "1", "--schedule", "constant", "--lr", "0.3", "--warmup", "0"]
+    load = LoopTrainer._load_best_model
+    monkeypatch.setattr(LoopTrainer, "_load_best_model", lambda trainer: harm_best(trainer.state) or load(trainer))
+    out = train("run", *options)
+    (out / "model.safetensors").unlink()  # as if killed before the end
+    train("run", *options, "--resume")
+    assert weights(out) == weights(out / "checkpoint-3")
+    told = capsys.readouterr()
+    assert told.err.count(f"the best one, is {harm}: the model is that of the last step") == 2
+    assert told.out.count("Done (the last step, 3)") == 2
 
 
 def test_a_run_that_stopped_early_stays_stopped(train) -> None:
