@@ -29,6 +29,8 @@ from captioner.models.parts.narrow import narrowed
 from captioner.models.parts.speaker import SearchedDecoder
 
 PAD, START, END, UNKNOWN = "<pad>", "<start>", "<end>", "<unk>"
+MOST_TOKENS = 1024
+"""Of a text: no position ends an LSTM's, but it is taken to write no longer ones than GPT-2."""
 
 
 class ResNetLSTMConfig(PreTrainedConfig):
@@ -272,4 +274,4 @@ def load(folder: Path, options: LoadOptions) -> SearchedDecoder:
     processor = VocabularyProcessor(model.backbone.preprocess, tokenizer)
     special = (*processor.start_ids, *processor.eos_ids, processor.pad_id, model.config.unknown_token_id)
     checkpoint.check_ids(folder, model.config.vocab_size, (*special, max(tokenizer.get_vocab().values())))
-    return SearchedDecoder(model, processor)
+    return SearchedDecoder(model, processor, MOST_TOKENS)
