@@ -256,9 +256,9 @@ def similar(
 ) -> None:
     """Show the reference pictures that look most like a picture, with their prompts."""
     from captioner import sinks
-    from captioner.cli.rows import neighbours_json, neighbours_table
+    from captioner.cli.rows import neighbours_table
     from captioner.run import questions
 
-    show = neighbours_json if json else neighbours_table
+    show = sinks.to_json if json else neighbours_table
     neighbours = questions.Neighbours(path_of(index), count)
     _run(images, neighbours, lambda many: sinks.Stdout(show), recursive, None, quiet, lambda: index)

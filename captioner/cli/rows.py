@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from captioner.errors import printable
 from captioner.images.metadata import Parameters
-from captioner.sinks import Row, to_json
+from captioner.sinks import Row
 
 
 def numbers(row: Row) -> str:
@@ -16,11 +16,6 @@ def parameters_text(row: Row, named: bool) -> str:
     """Generation parameters as A1111 shows them; one of many begins with its picture's name."""
     parameters = Parameters(**{column: value for column, value in row.items() if column != "file"})
     return f"{printable(row['file'])}\n{parameters.to_text()}\n" if named else parameters.to_text()
-
-
-def neighbours_json(row: Row) -> str:
-    """One line of JSON for a picture."""
-    return to_json({"image": row["file"], "similar": row["similar"]})
 
 
 def neighbours_table(row: Row) -> str:

@@ -499,6 +499,7 @@ def test_the_commands(data, weights, tmp_path):
     shown = run(app, ["similar", *pictures, "--index", out, "--json", "-n", "2"])
     assert shown.exit_code == 1
     rows = [json.loads(line) for line in shown.stdout.splitlines()]
+    assert [row["file"] for row in rows] == [pictures[0], pictures[2]]
     assert [row["similar"][0]["prompt"] for row in rows] == [THINGS[2]] * 2
     assert "broken.png" in shown.stderr
     table = run(app, ["similar", pictures[0], "--index", out])
