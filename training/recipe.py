@@ -94,7 +94,10 @@ class Recipe:
     resume: bool = option(False, "Go on from the newest whole checkpoint in --out")
     seed: int = option(0, "Everything random follows from it", least=0, most=2**32 - 1)
     workers: int = option(
-        -1, "Processes that load pictures; -1: beside a GPU one for each core, at most 8, else none", least=-1
+        -1,
+        "Processes that load pictures; -1: beside a GPU one for each core, at most 8, else none",
+        least=-1,
+        most=64,
     )
     cache_features: str = option("", "A folder where a frozen encoder's outputs are kept; no augmentation then")
     gradient_checkpointing: bool = option(False, "Less memory, a third more time")
