@@ -22,8 +22,8 @@ import errno
 import json
 import os
 import platform
+import tempfile
 import threading
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from io import FileIO
@@ -154,9 +154,15 @@ def is_held(path: Path) -> bool:
         with open(path, "r+b", buffering=0) as stream:
             if read(path).get("machine") == machine():
                 return not _lock(stream, path)
-            return time.time() - os.fstat(stream.fileno()).st_mtime < EXPIRES
+            return _now(path.parent) - os.fstat(stream.fileno()).st_mtime < EXPIRES
     except OSError:
         return False
+
+
+def _now(folder: Path) -> float:
+    """The time that the file system has."""
+    with tempfile.TemporaryFile(dir=folder) as stream:
+        return os.fstat(stream.fileno()).st_mtime
 
 
 def _write(stream: FileIO, about: dict[str, Any]) -> None:

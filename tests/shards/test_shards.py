@@ -339,11 +339,17 @@ def test_a_part_that_lies_is_not_merged(planned: Planned, tmp_path: Path) -> Non
 # --- leases between machines -----------------------------------------------------------------------------------------
 
 
-def test_a_lease_of_another_machine_lasts_as_long_as_its_heart_beats(tmp_path: Path) -> None:
+def test_a_lease_of_another_machine_lasts_as_long_as_its_heart_beats(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "00000.json"
     path.write_text(json.dumps({"machine": "another", "process": 1}))
     assert lease.take(path) is None
     assert lease.is_held(path)
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + 3600)  # the clock of this machine
+    assert lease.is_held(path)
+    monkeypatch.undo()
     old = time.time() - lease.EXPIRES - 1
     os.utime(path, (old, old))
     assert not lease.is_held(path)
