@@ -28,7 +28,7 @@ from captioner import compute
 from captioner.contracts import LoadOptions
 from captioner.errors import BadInput, BadOutput, Stopped
 from captioner.files import arrays
-from captioner.files.atomic import replacing_folder
+from captioner.files.atomic import is_temporary, replacing_folder
 from captioner.files.json import read_object, write_object
 from captioner.files.names import path_of
 from captioner.models.knn import knn
@@ -294,7 +294,8 @@ class _Partial:
         self.left_out: list[LeftOut] = []
         begun = folder / MADE_BY
         if made_by is not None:
-            if folder.exists() and not (begun.is_file() and read_object(begun, BadOutput, ANEW) == made_by):
+            is_begun = any(not is_temporary(file.name) for file in folder.glob("*"))  # a kill may come at once
+            if is_begun and not (begun.is_file() and read_object(begun, BadOutput, ANEW) == made_by):
                 raise BadOutput(f"{folder} was not begun with this backbone. {ANEW}")
             folder.mkdir(parents=True, exist_ok=True)
             write_object(begun, made_by)

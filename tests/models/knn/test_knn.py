@@ -22,6 +22,7 @@ from captioner import pipeline
 from captioner.cli.main import app
 from captioner.contracts import LoadOptions
 from captioner.errors import BadCheckpoint, BadInput, BadOutput, MissingModel, Stopped
+from captioner.files import atomic
 from captioner.models.knn import build, knn, tune
 from captioner.models.knn.build import Recipe
 from captioner.models.parts.backbones import backbones
@@ -406,6 +407,15 @@ def test_what_a_stopped_build_left_is_checked(data, weights, tmp_path):
     with pytest.raises(BadOutput, match=r"not begun with this backbone\. Remove it"):
         build.build([data], out, recipe, CPU, resume=True)
     assert (part / "mine.txt").exists()
+
+
+def test_a_build_that_was_killed_as_it_began_is_begun_anew(built, data, weights, tmp_path):
+    part = tmp_path / "index.part"
+    part.mkdir()
+    atomic.beside(part / build.MADE_BY).write_bytes(b"{")
+    build.build([data], tmp_path / "index", Recipe("vit", str(weights), k=3), CPU)
+    assert (tmp_path / "index/features.npy").read_bytes() == (built / "features.npy").read_bytes()
+    assert not part.exists()
 
 
 def test_a_place_that_cannot_be_written_to_is_named(data, weights):
