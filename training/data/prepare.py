@@ -10,7 +10,7 @@ import gzip
 import hashlib
 import json
 import os
-import secrets
+import shutil
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -29,6 +29,7 @@ from captioner.files.atomic import replacing_folder
 from captioner.files.names import path_of
 from captioner.pairs.fingerprint import DIGITS, picture_fingerprint
 from captioner.pairs.layouts import LeftOut, summaries
+from captioner.sinks import check_place
 from captioner.text.embedding import text_embedder
 from training.data import dedupe
 from training.data.cleaning import clean, is_english, terms
@@ -208,6 +209,7 @@ def _refuse_to_overwrite(out: Path, options: Preparation) -> None:
         raise BadOutput(f"{out} is not empty. Name another --out, or replace an earlier result with --overwrite.")
     if out.resolve() in [path_of(source).resolve() for source in options.data]:
         raise BadOutput(f"{out} is the data itself. Name another --out.")
+    check_place(next(folder for folder in (out, *out.absolute().parents) if folder.exists()))
 
 
 @contextmanager
@@ -219,7 +221,8 @@ def _written(out: Path) -> Iterator[Path]:
             with replacing_folder(out) as folder:
                 yield folder
             return
-        new = out / f".new-{secrets.token_hex(4)}"
+        new = out / ".captioner-new"  # always the same name: what a kill leaves goes with the next run
+        shutil.rmtree(new, ignore_errors=True)
         with replacing_folder(new) as folder:
             yield folder
         for old in [file for pattern in OURS for file in out.glob(pattern)]:

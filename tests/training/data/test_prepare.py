@@ -152,6 +152,8 @@ def test_nothing_is_overwritten_unasked(tmp_path: Path) -> None:
     with pytest.raises(BadOutput, match="is not empty"):
         main(command)
     (out / "train-00000.parquet").write_bytes(b"of an earlier run")
+    (out / ".captioner-new").mkdir()
+    (out / ".captioner-new" / "train.txt").write_text("of one that was killed")
     main([*command, "--overwrite"])
     assert sorted(file.name for file in out.iterdir()) == [
         *("notes.md", "summary.json", "summary.png", "train.txt", "validation.txt")
@@ -164,6 +166,12 @@ def test_a_column_of_pictures_with_sidecars(tmp_path: Path) -> None:
     Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
     with pytest.raises(BadInput, match=r"^text_column would change nothing"):
         main(["prepare", "--data", str(tmp_path), "--out", str(tmp_path / "out"), "--text-column", "title"])
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="no /proc here")
+def test_a_place_that_cannot_be_written_to_is_told_before_the_work(tmp_path: Path) -> None:
+    with pytest.raises(BadOutput, match="/proc cannot be written to"):
+        main(["prepare", "--data", str(tmp_path / "none.txt"), "--out", "/proc/prepared"])
 
 
 def test_nothing_is_left_behind_when_nothing_is_left(tmp_path: Path) -> None:
