@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
@@ -146,6 +147,7 @@ def render(
     return {name: _template(name).render(view) for name in ("report.html", "report.md")}
 
 
+@cache
 def _template(name: str) -> Template:
     page = name.endswith(".html")
     environment = Environment(

@@ -139,7 +139,10 @@ def _settled() -> None:
 def _same_numbers() -> None:
     """The random numbers of a test do not depend on which tests ran before it."""
     if "torch" in sys.modules:
-        sys.modules["torch"].manual_seed(0)
+        torch = sys.modules["torch"]
+        torch.default_generator.manual_seed(0)
+        if torch.cuda.is_initialized():  # torch.manual_seed, where it is not, keeps a record of who called it
+            torch.cuda.manual_seed_all(0)
 
 
 @pytest.fixture(autouse=True)
