@@ -82,7 +82,7 @@ def decoded(text: str, max_bytes: int) -> bytes:
 
 async def _fetched(url: str, settings: Settings) -> Picture:
     if not settings.allow_urls:
-        raise BadInput("Addresses are not fetched here: send the picture itself, or start the server with --allow-urls.")
+        raise BadInput("Addresses are not fetched here: send the picture, or start the server with --allow-urls.")
     from captioner.web.addresses import PUBLIC_ONLY
 
     share = OF_REQUEST.get()

@@ -154,7 +154,7 @@ WRONG = {
         "would change nothing",
     ),
     "no base64": ({"image": "/etc/passwd.png"}, 422, "neither base64 nor a data URL"),
-    "an address": ({"image": "http://example.com/cat.png"}, 422, "start the server with --allow-urls."),
+    "an address": ({"image": "http://example.com/cat.png"}, 422, "or start the server with --allow-urls."),
     "a data URL of text": ({"image": "data:image/svg+xml,<svg/>"}, 422, "A data URL holds a picture as base64"),
     "a number": ({"image": 5}, 422, "There is no picture"),
     "too many pixels": (
