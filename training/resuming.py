@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from captioner.errors import BadInput
 from captioner.files import atomic, json
 from captioner.files.lock import LOCK, locked
+from captioner.files.names import nearest_existing
 from captioner.run.flags import flag
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ def goes_on(recipe: Recipe) -> bool:
 def check_folder(recipe: Recipe) -> None:
     """A new folder, an empty one, or with --resume that of a run with the same settings."""
     out = Path(recipe.out)
-    nearest = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.exists())
+    nearest = nearest_existing(out.absolute())
     if not nearest.is_dir():
         raise BadInput(f"{nearest} is a file. Name a folder with --out.")
     if not os.access(nearest, os.W_OK):

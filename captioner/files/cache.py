@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from captioner.errors import BadOutput
-from captioner.files.names import home
+from captioner.files.names import home, nearest_existing
 
 
 def cache_folder(*parts: str) -> Path:
@@ -37,9 +37,8 @@ def cache_to_write(*parts: str) -> Path:
 def unwritable(folder: Path) -> str | None:
     """Why nothing can be kept in a folder, or in the one that it would be made in; None if it can. It is tried: what
     a file system allows, its permissions alone do not tell."""
-    nearest = next(path for path in (folder, *folder.absolute().parents) if os.path.exists(path))
     try:
-        with tempfile.TemporaryFile(dir=nearest):
+        with tempfile.TemporaryFile(dir=nearest_existing(folder)):
             return None
     except OSError as error:
         return error.strerror

@@ -12,6 +12,7 @@ from typing import NoReturn
 
 from captioner.errors import BadCheckpoint, MissingModel
 from captioner.files.json import read_object
+from captioner.files.names import nearest_existing
 from captioner.files.weights import ENDINGS, NAMES
 
 HUB_ID = re.compile(r"(?!.*(--|\.\.))[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9_][\w.-]{0,95})?", re.ASCII)
@@ -106,8 +107,7 @@ def _check_room(identifier: str, size: int) -> None:
     cache = Path(constants.HF_HUB_CACHE)
     blobs = cache / f"models--{identifier.replace('/', '--')}" / "blobs"
     begun = sum(file.stat().st_size for file in blobs.iterdir()) if blobs.is_dir() else 0
-    disk = next(folder for folder in (cache, *cache.absolute().parents) if folder.is_dir())
-    free = shutil.disk_usage(disk).free
+    free = shutil.disk_usage(nearest_existing(cache)).free
     if size - begun > free:
         raise MissingModel(
             f"{identifier} takes {size / 1e6:,.0f} MB, and {cache} has room for {free / 1e6:,.0f} MB. "

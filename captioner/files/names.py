@@ -20,6 +20,11 @@ def home() -> Path:
     return Path(folder if os.path.isabs(folder) else os.path.abspath(os.sep))
 
 
+def nearest_existing(path: Path) -> Path:
+    """The path itself if it is there, or the nearest above it that is: where it would be made."""
+    return next(place for place in (path, *path.absolute().parents) if os.path.exists(place))
+
+
 def is_url(text: str) -> bool:
     """Whether it is an http(s) address."""
     return re.match(r"https?://", text, re.IGNORECASE) is not None

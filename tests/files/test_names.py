@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from captioner.files.cache import cache_folder
-from captioner.files.names import home, path_of
+from captioner.files.names import home, nearest_existing, path_of
 
 
 def test_home_is_found_and_that_of_nobody_is_left() -> None:
@@ -29,3 +29,11 @@ def test_who_has_no_home_has_the_root(monkeypatch: pytest.MonkeyPatch) -> None:
             monkeypatch.delenv("HOME")
         assert home() == Path("/")
         assert cache_folder("sidecars") == Path("/.cache/captioner/sidecars")
+
+
+def test_where_a_folder_would_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    assert nearest_existing(tmp_path) == nearest_existing(tmp_path / "a/b") == nearest_existing(Path("a/b")) == tmp_path
+    assert nearest_existing(Path("file")) == Path("file")
+    assert nearest_existing(tmp_path / "file/a") == tmp_path / "file"

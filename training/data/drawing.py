@@ -19,6 +19,7 @@ from PIL import Image
 from captioner.errors import BadInput, BadOutput, MissingExtra, MissingModel, counted
 from captioner.files.atomic import replacing, write_text
 from captioner.files.json import read_object, write_object
+from captioner.files.names import nearest_existing
 from captioner.quiet import silenced
 from captioner.sinks import check_place
 from training.data.progress import track
@@ -75,7 +76,7 @@ def draw_missing(out: Path, plan: str, settings: dict[str, Any], jobs: Sequence[
     missing = missing_jobs(out, plan, settings, jobs)
     if not missing:
         return 0
-    check_place(next(folder for folder in (out, *out.absolute().parents) if folder.exists()))
+    check_place(nearest_existing(out))
     pipeline = load_pipeline(drawing)  # before anything is written: it may be missing
     try:
         _begin(out, plan, settings)

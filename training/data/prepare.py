@@ -26,7 +26,7 @@ import numpy as np
 from captioner.compute import has_bf16
 from captioner.errors import BadInput, BadOutput
 from captioner.files.atomic import replacing_folder
-from captioner.files.names import path_of
+from captioner.files.names import nearest_existing, path_of
 from captioner.pairs.fingerprint import DIGITS, picture_fingerprint
 from captioner.pairs.layouts import LeftOut, summaries
 from captioner.sinks import check_place
@@ -209,7 +209,7 @@ def _refuse_to_overwrite(out: Path, options: Preparation) -> None:
         raise BadOutput(f"{out} is not empty. Name another --out, or replace an earlier result with --overwrite.")
     if out.resolve() in [path_of(source).resolve() for source in options.data]:
         raise BadOutput(f"{out} is the data itself. Name another --out.")
-    check_place(next(folder for folder in (out, *out.absolute().parents) if folder.exists()))
+    check_place(nearest_existing(out))
 
 
 @contextmanager

@@ -30,7 +30,7 @@ from captioner.errors import BadInput, BadOutput, Stopped
 from captioner.files import arrays
 from captioner.files.atomic import is_temporary, replacing_folder
 from captioner.files.json import read_object, write_object
-from captioner.files.names import path_of
+from captioner.files.names import nearest_existing, path_of
 from captioner.models.knn import knn
 from captioner.models.parts.backbones import backbones
 from captioner.models.parts.backbones.towers import Backbone
@@ -226,7 +226,7 @@ def _begun(
     backbone = backbones.build(recipe.backbone, recipe.weights, **recipe.settings)
     if recipe.dims is not None and not 0 < recipe.dims <= backbone.width:
         raise BadInput(f"{recipe.backbone} gives {backbone.width} features; {recipe.dims} of them cannot be kept.")
-    check_place(next(folder for folder in out.absolute().parents if folder.exists()))
+    check_place(nearest_existing(out.absolute().parent))
     text_embedder(options.embedder or DEFAULT_EMBEDDER)
     return records, backbone
 
