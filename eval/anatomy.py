@@ -14,7 +14,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
 
 from captioner.errors import BadInput
 from captioner.text.terms import clean_term, read_terms
@@ -24,11 +23,12 @@ LEAST = 10
 TALLIED = 12
 """Modifiers that are listed, of those that a model misses or invents."""
 COMMA = re.compile("[,，、]")
-_PLAIN = re.compile(r"[a-z]+(?:(?:, |[ '-])[a-z]+)*")
+_PLAIN = re.compile(r"[a-z]+(?:(?:,? |['-])[a-z]+)*")
 """Letters and single spaces, nothing in it to be cleaned."""
 
 
-class Anatomy(NamedTuple):
+@dataclass(frozen=True)
+class Anatomy:
     """A prompt, taken apart."""
 
     subject: str
@@ -43,9 +43,7 @@ def split(prompt: str) -> Anatomy:
     folded = prompt.casefold()
     if _PLAIN.fullmatch(folded):  # most are: a third of the time
         later = folded.split(", ")[1:]
-        if "by " in folded:
-            later = [term.removeprefix("by ") for term in later]
-        return Anatomy(prompt.split(", ", 1)[0], tuple(dict.fromkeys(later)))
+        return Anatomy(prompt.split(", ", 1)[0], tuple(dict.fromkeys(term.removeprefix("by ") for term in later)))
     parts = [" ".join(part.split()) for part in COMMA.split(prompt)]
     parts = [part for part in parts if part]
     if not parts:
@@ -120,7 +118,8 @@ def _keywords(file: Path) -> list[str]:
 # --- comparing -------------------------------------------------------------------------------------------------------
 
 
-class Overlap(NamedTuple):
+@dataclass(frozen=True)
+class Overlap:
     """The modifiers of a prediction against those of a true prompt."""
 
     predicted: frozenset[str]

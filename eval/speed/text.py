@@ -42,8 +42,8 @@ PAIRS = 16_000
 LOOPED = 400
 """Pairs that the loop is timed with: its time grows with their number."""
 EMBEDDED = 500
-EMBEDDINGS = 9
-"""Turns: as short as they are, a third of them are slower or faster by a tenth."""
+EMBEDDING_TURNS = 9
+"""So short, single ones lie up to a seventh from their median."""
 PICTURES = 1000
 REPEATS = 3
 
@@ -134,7 +134,7 @@ def minilm(count: int) -> Row:
     whole, alone = by_turns(
         lambda: model(texts),
         lambda: list(compute.side_by_side().map(products, reversed(tokens))),
-        repeats=EMBEDDINGS,
+        repeats=EMBEDDING_TURNS,
     )
     return Row(
         f"MiniLM, {count} prompts",
