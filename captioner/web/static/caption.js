@@ -76,6 +76,7 @@ class Caption {
     this.toolbar = el(
       "div",
       { class: "work", role: "group", "aria-label": "Pictures", hidden: true },
+      el("h1", { class: "visually-hidden" }, "Caption"),
       el("div", { class: "progress" }, this.count, this.bar),
       this.stop,
       this.renew,
