@@ -241,16 +241,16 @@ class LoopTrainer(Trainer):
     def take_finished(self, checkpoint: Path) -> None:
         """Of a run that had made all its steps: the state, and the weights that it would have ended with."""
         self.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
-        best = self._best() if self.args.load_best_model_at_end else None
+        best = self._check_best() if self.args.load_best_model_at_end else None
         self._load_from_checkpoint(str(best or checkpoint))
 
     def _load_best_model(self) -> None:
         """The Trainer's fails where the best checkpoint is damaged, and says nothing where it is gone."""
-        if self._best() is not None:
+        if self._check_best() is not None:
             super()._load_best_model()
 
-    def _best(self) -> Path | None:
-        """The best checkpoint. Where it is not whole that is told, and the last step's weights are kept."""
+    def _check_best(self) -> Path | None:
+        """The best checkpoint. One that is not whole is told and forgotten: the last step's weights are kept."""
         if self.state.best_global_step is None:
             return None
         best = self.out / f"checkpoint-{self.state.best_global_step}"

@@ -116,7 +116,7 @@ def test_a_dropped_picture_gets_its_text_and_candidates(page: Page, said: captio
     assert page.run(TEXTS) == [said.text]
     assert page.text(".count") == "1 of 1"
     headings = "[...document.querySelectorAll('h1')].filter((one) => one.checkVisibility())"
-    assert page.run(f"{headings}.map((one) => one.textContent)") == ["Caption"]  # a screen reader's way to the top, once the first one is gone
+    assert page.run(f"{headings}.map((one) => one.textContent)") == ["Caption"]  # the first one is gone by now
 
 
 @in_browser
