@@ -15,9 +15,14 @@ Quantiles: TypeAlias = Callable[[np.ndarray], np.ndarray]
 """Images → what their texts draw next, `[images, copies]` of all images."""
 
 
+def search_seed(decoding: Decoding) -> int:
+    """The seed that was named, or one that torch's own generator draws."""
+    return int(torch.randint(2**31, ())) if decoding.seed is None else decoding.seed
+
+
 def quantiles_of(decoding: Decoding, image_seeds: Sequence[int]) -> Quantiles:
     """What the texts of these images draw next, from one generator per image, on the CPU so that devices agree."""
-    seed = int(torch.randint(2**31, ())) if decoding.seed is None else decoding.seed
+    seed = search_seed(decoding)
     # Generators seeded with neighbouring numbers are only unrelated if the numbers are mixed first.
     generators = [torch.Generator().manual_seed(hash((seed, image_seed)) % 2**63) for image_seed in image_seeds]
     quantiles = np.zeros((len(generators), decoding.num_return_sequences))

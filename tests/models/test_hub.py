@@ -131,6 +131,15 @@ def test_sampling_depends_on_picture_and_seed_alone(speaker: HubModel) -> None:
     assert together != said(speaker, pictures(3), **drawn | {"seed": 4})
 
 
+def test_without_a_seed_each_draw_is_another(speaker: HubModel) -> None:
+    drawn = {"do_sample": True, "num_return_sequences": 2}
+    assert said(speaker, pictures(1), **drawn) != said(speaker, pictures(1), **drawn)
+    torch.manual_seed(5)
+    once = said(speaker, pictures(2), **drawn)
+    torch.manual_seed(5)
+    assert said(speaker, pictures(2), **drawn) == once
+
+
 def test_words_are_forbidden(tiny_checkpoint: Callable[[str], Path]) -> None:
     speaker = hub.load(tiny_checkpoint("git"), EXACT)
     plain = said(speaker, pictures(2))

@@ -28,6 +28,7 @@ from captioner.models.hub.instructions import Instructions
 from captioner.models.parts.speaker import within_positions
 from captioner.prompt import Candidate, Reading
 from captioner.quiet import without_bars
+from captioner.search.draws import search_seed
 from captioner.search.words import forbidden_sequences
 
 OWN_SEARCH = ("num_beams", "no_repeat_ngram_size", "repetition_penalty", "length_penalty", "early_stopping")
@@ -83,11 +84,11 @@ class HubModel:
     ) -> list[Reading]:
         if not decoding.do_sample:
             return self._generate(images, decoding, request)
+        seed = search_seed(decoding)  # from the generator that is put back after each picture all would draw the same
         readings = []
         for image in images:  # one by one: what is drawn depends on the picture, not on its place in the batch
             with torch.random.fork_rng([self.model.device] if self.model.device.type == "cuda" else []):
-                if decoding.seed is not None:
-                    torch.manual_seed(zlib.crc32(image.tobytes(), decoding.seed & 0xFFFFFFFF))
+                torch.manual_seed(zlib.crc32(image.tobytes(), seed & 0xFFFFFFFF))
                 readings += self._generate([image], decoding, request)
         return readings
 

@@ -30,6 +30,7 @@ from captioner.models.parts.backbones.efficientnet_lite import EfficientNetLite
 from captioner.models.parts.backbones.preprocess import Preprocess
 from captioner.models.prefix.layers import JointHead, MlpMapper, PrefixDecoder, PrefixProcessor, PrefixSpeaker
 from captioner.prompt import Reading
+from captioner.search.draws import search_seed
 
 AT_ONCE = 2
 """Pictures that go through the backbone together."""
@@ -71,8 +72,8 @@ class MiniSpeaker(PrefixSpeaker):
         threads = min(torch.get_num_threads(), len(images))
         if threads == 1 or self.model.device.type != "cpu":
             return super().read_images(images, decoding, request)
-        if decoding.do_sample and decoding.seed is None:  # drawn once for all
-            decoding = replace(decoding, seed=int(torch.randint(2**31, ())))
+        if decoding.do_sample:
+            decoding = replace(decoding, seed=search_seed(decoding))  # drawn once for all
         _ = self.model.traced  # before any thread asks for it
         size = -(-len(images) // threads)
         parts = [images[start : start + size] for start in range(0, len(images), size)]
