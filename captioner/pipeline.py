@@ -11,6 +11,7 @@ import importlib
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -361,7 +362,7 @@ class _Loader:
             options = self._options(resolved)
             parts = (lambda other: self.load(other, whole),) if resolved.module in zoo.COMPOSED else ()
             # Twice: what is laid out for the processor is there beside what was read.
-            with _ONE_AT_A_TIME, memory.on_large_pages(2 * resolved.bytes_of_weights):
+            with _ONE_AT_A_TIME, _on_cpu(), memory.on_large_pages(2 * resolved.bytes_of_weights):
                 model = module.load(resolved.source, options, *parts)
             self.loaded[resolved] = _ready(resolved, module, model, options)
             if resolved.module == "ensemble" and not inside and "interrogator" not in _modules(self.loaded):
@@ -381,6 +382,15 @@ class _Loader:
     def _check_options(self, name: str, models: Iterable[zoo.Resolved]) -> None:
         """Refuse what none of these has a use for."""
         _refuse(name, self.given.difference(*(zoo.LOADS_WITH.get(module, ()) for module in _modules(models))))
+
+
+def _on_cpu() -> AbstractContextManager[None]:
+    """Weights are read to where a model's own loader says; without torch, no default device has been set."""
+    if "torch" not in sys.modules:
+        return nullcontext()
+    from captioner import compute
+
+    return compute.on_cpu()
 
 
 def _modules(models: Iterable[zoo.Resolved]) -> set[str]:

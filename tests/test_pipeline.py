@@ -64,6 +64,24 @@ def test_autocast_of_the_caller_changes_no_vector(tiny_checkpoint, pairs: Path) 
         assert np.array_equal(model.embed(picture), alone)
 
 
+@pytest.mark.parametrize("family", ["blip", "clip_prefix", "direct", "git", "ofa", "resnet_lstm"])
+def test_what_the_caller_has_tensors_made_as_changes_nothing(tiny_checkpoint, pairs: Path, family: str) -> None:
+    """A device without data stands for any that is not the model's own."""
+    asked = {} if family == "direct" else {"do_sample": True, "seed": 1, "max_new_tokens": 8}
+    model, picture = captioner.load(tiny_checkpoint(family), device="cpu"), pairs / "0.png"
+    alone = model.embed(picture, **asked)
+    for dtype, device in ((torch.float64, None), (torch.bfloat16, None), (torch.float32, torch.device("meta"))):
+        torch.set_default_dtype(dtype)
+        torch.set_default_device(device)
+        try:
+            again = captioner.load(tiny_checkpoint(family), device="cpu").embed(picture, **asked)
+            assert np.array_equal(model.embed(picture, **asked), alone)
+            assert np.array_equal(again, alone)
+        finally:
+            torch.set_default_dtype(torch.float32)
+            torch.set_default_device(None)
+
+
 def test_batch_size_changes_nothing(model, pairs: Path) -> None:
     paths = sorted(pairs.glob("*.png"))[:5]
     texts = [prompt.text for prompt in model.generate(paths, decoding=BEAMS, batch_size=5)]

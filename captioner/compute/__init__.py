@@ -10,6 +10,7 @@ from captioner.compute.devices import (
     has_avx512,
     has_bf16,
     has_room_for_another,
+    on_cpu,
     precision,
     sent,
 )
@@ -57,6 +58,7 @@ __all__ = [
     "inference_mode",
     "multiplied_relu6",
     "multiplies_int8",
+    "on_cpu",
     "pack",
     "pays_to_pack",
     "pays_to_record",

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+
 import psutil
 import torch
 
@@ -9,6 +12,14 @@ from captioner.contracts import check_precision
 from captioner.errors import BadInput
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "float64": torch.float64}
+
+
+@contextmanager
+def on_cpu() -> Iterator[None]:
+    """What is made without naming a device is made on the CPU, also where the caller's `torch.set_default_device` says
+    another."""
+    with torch.device("cpu") if torch.get_default_device().type != "cpu" else nullcontext():
+        yield
 
 
 def device(name: str = "auto") -> torch.device:

@@ -9,7 +9,7 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from captioner.compute.devices import DTYPES, device, precision
+from captioner.compute.devices import DTYPES, device, on_cpu, precision
 from captioner.compute.int8 import as_int8, multiplies_int8, quantize
 from captioner.compute.packed import multiplies_well, pack, read_as_half
 from captioner.contracts import LoadOptions
@@ -19,8 +19,9 @@ Module = TypeVar("Module", bound=nn.Module)
 
 @contextmanager
 def inference_mode() -> Iterator[None]:
-    """Without gradients, and in the model's own precision also where the caller is within `torch.autocast`."""
-    with torch.inference_mode(), torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+    """Without gradients, and in the model's own precision and on its own device also where the caller is within
+    `torch.autocast` or has set a default device."""
+    with on_cpu(), torch.inference_mode(), torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
         yield
 
 

@@ -106,7 +106,8 @@ def extend_all(
 def _hypothesis(ids: list[int], log_probs: list[float], processor: Processor) -> Hypothesis:
     """Without the end token; its log-probability counts, as it does in a beam's score."""
     finished = ids[-1] in processor.eos_ids
-    return Hypothesis(ids[:-1] if finished else ids, torch.tensor(log_probs).mean().item(), finished)
+    score = torch.tensor(log_probs, dtype=torch.float32).mean().item()
+    return Hypothesis(ids[:-1] if finished else ids, score, finished)
 
 
 def _next_tokens(

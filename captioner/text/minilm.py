@@ -32,6 +32,7 @@ class MiniLM:
     name = DEFAULT
     dimension = 384
 
+    @compute.on_cpu()
     def __init__(self, precision: str = "fp32") -> None:
         memory.give_back()  # before and after: a caption's memory is largest here
         folder = packaged_minilm()

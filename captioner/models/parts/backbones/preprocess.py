@@ -82,7 +82,9 @@ class Preprocess:
 
     def _computed(self, squares: Tensor, dtype: torch.dtype) -> Tensor:
         rows = squares.flatten(2).float().div_(255)  # [n, size, size × 3], as they lie: each pass takes a third so
-        mean, std = (torch.tensor(channels).repeat(squares.shape[2]) for channels in (self.mean, self.std))
+        mean, std = (
+            torch.tensor(channels, dtype=rows.dtype).repeat(squares.shape[2]) for channels in (self.mean, self.std)
+        )
         return rows.sub_(mean).div_(std).to(dtype).view(squares.shape).permute(0, 3, 1, 2)
 
     def looked_up(self, squares: Tensor, dtype: torch.dtype) -> Tensor:
