@@ -85,6 +85,8 @@ def open_image(
         return _finish(_from_array(source), "the array", max_pixels)
     if isinstance(source, str | os.PathLike):
         path = os.fsdecode(source)
+        if not path:  # which to the system is the folder one is in
+            raise BadImage("An empty text names no picture: give its path.")
         return open_named(path, printable(path), max_pixels, admit, side)
     if isinstance(source, bytearray | memoryview):
         source = bytes(source)

@@ -275,6 +275,7 @@ def test_what_is_no_picture(tmp_path: Path) -> None:
     assert "folder" in refused(tmp_path)
     assert "does not exist" in refused(tmp_path / "gone.png")
     assert "not a file name" in refused("a\0b.png")
+    assert refused("") == "An empty text names no picture: give its path."
     assert "not a picture" in refused(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n")
 
 
