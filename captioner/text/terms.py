@@ -23,7 +23,7 @@ def mine(lines: Iterable[str], *, max_kept: int = MAX_KEPT) -> list[tuple[str, i
     """
     raw: Counter[str] = Counter()
     for line in lines:
-        raw.update(term.strip() for term in line.lower().split(",") if 1 < len(term) <= LONGEST)
+        raw.update(term for part in line.lower().split(",") if len(term := part.strip()) <= LONGEST)
         if len(raw) > max_kept:
             raw = Counter(dict(raw.most_common(max_kept // 2)))
     counts: Counter[str] = Counter()

@@ -16,7 +16,13 @@ def test_terms_are_counted_most_frequent_first() -> None:
 
 
 def test_what_is_no_term_is_left_out() -> None:
-    assert mine(["x" * 61 + ", 1 2 3, !!!, ok, <unk>"]) == [("ok", 1)]
+    assert mine(["x" * 61 + ", 1 2 3, !!!, ok, <unk>, " + "y" * 61]) == [("ok", 1)]
+
+
+def test_the_place_of_a_term_does_not_matter() -> None:
+    """A word of one sign is one, and the space after a comma belongs to no term."""
+    long = "x" * 60
+    assert mine([f"猫, {long}", f"{long}, 猫"]) == [(long, 2), ("猫", 2)]
 
 
 @pytest.mark.parametrize(
@@ -43,7 +49,7 @@ def test_memory_is_bounded_and_frequent_terms_survive() -> None:
 
 def test_lists_and_tables_are_read(tmp_path: Path) -> None:
     file = tmp_path / "terms.tsv"
-    file.write_text("\ufeffsharp focus\t12\n\nwlop\t3\nsharp focus\t1\n", encoding="utf-8")
+    file.write_text("\ufeffsharp focus\t12\n\nwlop \t3\nsharp focus\t1\n", encoding="utf-8")
     assert read_terms(file) == ["sharp focus", "wlop"]
 
 
