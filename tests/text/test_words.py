@@ -55,7 +55,7 @@ def test_trigger_words_count_and_the_limit_keeps_what_is_required() -> None:
 
 def test_contradictions() -> None:
     with pytest.raises(BadInput, match="once"):
-        Finish(forbid=("Cat",), require=("cat",))
+        Finish(forbid=("Cat",), require=("CAT",))
     with pytest.raises(BadInput, match=r"^require must be words, none of them empty"):
         Finish(require=("",))
 
