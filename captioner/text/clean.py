@@ -175,7 +175,7 @@ def drop_repeated_phrases(text: str) -> str:
                 continue
             while keys[end : end + length] == phrase:
                 end += length
-            if end - at >= (3 if length == 1 else 2) * length:
+            if end - at >= 3:  # words; two make a name
                 del words[at + length : end], keys[at + length : end]
         at += 1
     return " ".join(words)
