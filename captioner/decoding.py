@@ -161,7 +161,7 @@ class DecodingChanges:
         if candidates is not None:
             given["num_return_sequences"] = candidates
             given.setdefault("num_beams", max(defaults.num_beams, candidates))
-        elif "num_beams" in given or given.get("do_sample") is False:
+        elif given.get("do_sample") is False:
             beams = given.get("num_beams", defaults.num_beams)
             given["num_return_sequences"] = min(defaults.num_return_sequences, beams)
         return replace(defaults, **given)
