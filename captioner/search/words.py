@@ -32,4 +32,4 @@ def forbidden_sequences(words: Sequence[str], tokenizer: Tokenizer) -> list[list
 def _writes(tokenizer: Tokenizer, ids: list[int], word: str) -> bool:
     """Do these ids spell the word? A small vocabulary may only know it as unknown."""
     written, wanted = (re.sub(r"\s", "", text).lower() for text in (tokenizer.decode(ids), word))
-    return bool(ids) and written == wanted
+    return written == wanted

@@ -103,6 +103,15 @@ with atomic.{kind}(Path(sys.argv[1])) as new:
     assert os.listdir(tmp_path) == ["out"]
 
 
+def test_what_others_left_stays(tmp_path: Path) -> None:
+    """Another file's is cleared with it; of another machine's processes nothing is known here."""
+    names = {".captioner-00000000-99999999-ab.tmp", ".captioner-notes"}  # no system has that many processes
+    for name in names:
+        (tmp_path / name).touch()
+    atomic.write_text(tmp_path / "a.txt", "new")
+    assert set(os.listdir(tmp_path)) == names | {"a.txt"}
+
+
 def test_files_of_a_new_folder_have_the_mode_that_the_umask_gives(tmp_path: Path, umask: int) -> None:
     other = tmp_path / "other"
     other.touch(mode=0o600)
@@ -223,14 +232,17 @@ def test_a_cache_that_takes_nothing_keeps_nobody_from_captioning(
         cache_to_write("sidecars")
 
 
-def test_a_folder_that_cannot_be_flushed_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fsync = os.fsync
+def test_all_is_flushed_but_a_folder_that_cannot_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fsync, flushed = os.fsync, []
 
     def of_files_alone(descriptor: int) -> None:
-        if os.path.isdir(f"/proc/self/fd/{descriptor}"):
+        flushed.append("folder" if os.path.isdir(f"/proc/self/fd/{descriptor}") else "file")
+        if flushed[-1] == "folder":
             raise OSError(errno.EINVAL, "Invalid argument")
         fsync(descriptor)
 
     monkeypatch.setattr(os, "fsync", of_files_alone)
     atomic.write_text(tmp_path / "a.txt", "new")
-    assert (tmp_path / "a.txt").read_text() == "new"
+    atomic.write_all({tmp_path / "b.txt": b"new"})
+    assert (tmp_path / "a.txt").read_text() == (tmp_path / "b.txt").read_text() == "new"
+    assert flushed == ["file", "folder"] * 2

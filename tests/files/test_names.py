@@ -13,6 +13,7 @@ def test_home_is_found_and_that_of_nobody_is_left() -> None:
     assert path_of("~/a.png") == Path.home() / "a.png"
     assert path_of("~nobody-of-this-name/a.png") == Path("~nobody-of-this-name/a.png")
     assert path_of(Path("a")) == Path("a")
+    assert home() == Path.home()
 
 
 @pytest.mark.skipif(os.name == "nt", reason="users have no numbers")

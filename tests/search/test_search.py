@@ -22,6 +22,7 @@ from captioner.search.beams import BLOCK, _top
 from captioner.search.draws import draw, draw_in_place, nucleus
 from captioner.search.search import Hypothesis, search
 from captioner.search.steps import _forbid_repeated
+from captioner.search.words import forbidden_sequences
 from tests.tiny import blip as tiny_blip
 
 # --- parity with transformers -----------------------------------------------------------------------------------------
@@ -281,8 +282,16 @@ def test_memory_is_shared_and_finished_images_leave() -> None:
     assert decoder.calls[-1][0] <= 3
 
 
+def test_what_goes_on_is_found_behind_ends_that_are_likelier() -> None:
+    logits = torch.tensor([0.0, -50.0, 0.0, 0.0, 0.0, -1.0])
+    processor = SimpleNamespace(start_ids=[1], eos_ids=(0, 2, 3, 4), pad_id=0)
+    decoding = Decoding(num_beams=2, max_new_tokens=3, length_penalty=4.0, early_stopping="never")
+    [[best]] = search(Markov(), Rows(logits.repeat(1, 6, 1)), processor, decoding)
+    assert best.ids == [5, 5]
+
+
 @pytest.mark.parametrize("sampling", [False, True])
-def test_batch_and_place_do_not_matter(sampling: bool) -> None:
+def test_batch_and_place_do_not_matter(sampling: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     memory = tables(7, 12, seed=5)
     decoding = Decoding(num_beams=3, num_return_sequences=3, max_new_tokens=9, do_sample=sampling, seed=11)
     seeds = [100 + image for image in range(7)]
@@ -293,6 +302,8 @@ def test_batch_and_place_do_not_matter(sampling: bool) -> None:
     if sampling:
         other = search(Markov(), memory, Letters(), replace(decoding, seed=12), seeds)
         assert other != together
+        monkeypatch.setattr("captioner.search.extend.CACHED", 5 * 12)  # five of 21 rows at once
+        assert search(Markov(), memory, Letters(), decoding, seeds) == together
 
 
 @pytest.mark.parametrize("top_p", [0.05, 0.5, 0.9, 0.999])
@@ -373,6 +384,21 @@ def test_forbidden_words_are_never_written(way: dict) -> None:
     texts = [Letters().decode(text.ids) for texts in bound for text in texts]
     assert any(word in Letters().decode(text.ids) for word in words for texts in free for text in texts)
     assert not any(word in text for word in words for text in texts)
+
+
+def test_a_word_that_the_vocabulary_has_not_forbids_nothing() -> None:
+    """It would be the unknown token, or none at all."""
+
+    class Words:
+        known = ("[UNK]", "cat")
+
+        def encode(self, text: str) -> list[int]:
+            return [self.known.index(word) if word in self.known else 0 for word in text.split()]
+
+        def decode(self, ids) -> str:
+            return " ".join(self.known[token] for token in ids)
+
+    assert forbidden_sequences(["zebra", "CAT"], Words()) == [[1]]
 
 
 def test_an_empty_word_cannot_be_forbidden() -> None:
