@@ -139,6 +139,7 @@ def test_as_text_and_as_dict() -> None:
         "Model: dream_v5, Tool: AUTOMATIC1111"
     )
     assert Parameters(**json.loads(json.dumps(CASTLE.to_dict()))) == CASTLE
+    assert replace(CASTLE, prompt="").to_text().startswith("Negative prompt: blurry")
 
 
 def test_texts_after_the_pixels_are_found_without_decoding_them() -> None:
@@ -188,7 +189,7 @@ def test_a_prompt_that_fooocus_wrote_as_a_list_is_text() -> None:
     fooocus = {
         **{"prompt": "a goldfish", "negative_prompt": "", "full_prompt": ["cinematic still a goldfish", "film grain"]},
         **{"base_model": "jug", "base_model_hash": "1", "sampler": "dpmpp", "guidance_scale": 4.0, "seed": "5"},
-        **{"steps": 30, "scheduler": "karras", "version": "Fooocus v2.5", "loras": [["fur", 0.1]]},
+        **{"steps": 30, "scheduler": "karras", "version": "Fooocus v2.5", "loras": [["fur", 0.1], ["odd"]]},
     }
     found = read_parameters(png(parameters=json.dumps(fooocus)))
     assert (found.prompt, found.loras) == ("cinematic still a goldfish, film grain", "fur:0.1")
@@ -242,6 +243,26 @@ def test_graphs_say_the_same_as_to_sd_parsers() -> None:
         assert ours.sampler == theirs.samplers[0].name
         assert ours.settings["seed"] == theirs.samplers[0].parameters["seed"]
     assert compared > 100
+
+
+def test_seed_size_and_texts_may_stand_in_nodes_of_their_own() -> None:
+    graph = {
+        "1": {"inputs": {"width": 512, "height": 320}},
+        "2": {"inputs": {"positive": ["3", 0], "negative": ["4", 0]}},
+        "3": {"inputs": {"text_g": " a fox ", "text_l": "a fox"}},
+        "4": {"inputs": {"text": "blurry"}},
+        "5": {"inputs": {"seed": 77, "steps": 1}},
+        "6": {"inputs": {"steps": 30, "scheduler": "unipc", "seed": ["5", 0], "text_embeds": ["2", 0]}},
+    }
+    graph["6"]["class_type"] = "WanVideoSampler"
+    settings = {"steps": 30, "scheduler": "unipc", "seed": 77, "width": 512, "height": 320}
+    assert comfyui.read(graph) == comfyui.Drawing(["a fox"], ["blurry"], sampler="unipc", settings=settings)
+
+    upscaled = {"inputs": {"samples": ["4", 0], "scale_by": 1.5}}
+    sampler = {**GRAPH["5"], "inputs": {**GRAPH["5"]["inputs"], "latent_image": ["6", 0]}}
+    later = {"inputs": {"width": 2048, "height": 2048}}
+    found = read_parameters(png(prompt=json.dumps({**GRAPH, "5": sampler, "6": upscaled, "7": later})))
+    assert found == FOX
 
 
 def dense_graph(count: int) -> dict:
