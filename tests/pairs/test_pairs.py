@@ -58,13 +58,13 @@ def read(folder: Path | str, **options) -> tuple[list[tuple[str, str]], list[str
 
 def test_captions_beside_the_pictures(tmp_path: Path) -> None:
     for name, file, text in (("a", "a.txt", "\ufeffred\n"), ("b", "b.caption", "blue"), ("c", "c.txt", " \n")):
-        picture(tmp_path / "10_style" / f"{name}.png")
+        picture(tmp_path / "10_style" / (f"{name}.PNG" if name == "b" else f"{name}.png"))
         (tmp_path / "10_style" / file).write_text(text, encoding="utf-8")
     picture(tmp_path / "d.png")
     picture(tmp_path / "e.png")
     (tmp_path / "e.txt").write_bytes("Löwe".encode("latin-1"))
     records, left_out = read(tmp_path)
-    assert records == [("10_style/a.png", "red"), ("10_style/b.png", "blue")]
+    assert records == [("10_style/a.png", "red"), ("10_style/b.PNG", "blue")]
     assert left_out == [
         "d.png: without a caption",
         "e.png: e.txt is not UTF-8. Save it as UTF-8.",
@@ -427,7 +427,7 @@ def test_overlaps_by_name_by_prompt_and_by_picture() -> None:
     image = picture_fingerprint(Image.new("RGB", (4, 4)))
     seen = [Seen(image, ("a cat", "A  CAT ")), Seen("0" * 64, ("a dog",))]
     learnt = TrainingData(("coco:/x/dataset_coco.json:train@2",), frozenset({fingerprint("a cat"), image[:16]}))
-    assert provenance.overlaps(learnt, ["x/dataset_coco.json"], seen) == [
+    assert provenance.overlaps(learnt, [" X/dataset_coco.json"], seen) == [
         "it names x/dataset_coco as training data",
         "1 of the 2 pictures are in its training data",
         "1 of the 2 prompts are in its training data",
@@ -449,6 +449,20 @@ def test_training_data_that_is_no_list_is_refused(tmp_path: Path, name: str, tex
         provenance.trained_on([tmp_path])
     (tmp_path / name).write_text("{}" if name.endswith(".json") else "---\ndatasets:\n---\n")
     assert provenance.trained_on([tmp_path]) == TrainingData()
+
+
+def test_an_ensemble_learnt_from_what_its_members_did(tmp_path: Path) -> None:
+    for name in ("member", "index"):
+        (tmp_path / name).mkdir()
+    whole = "0123456789abcdef" * 4
+    (tmp_path / "member" / "config.json").write_text('{"model_type": "blip"}')
+    (tmp_path / "member" / "training_data.json").write_text(json.dumps({"sources": ["a"], "fingerprints": [whole]}))
+    (tmp_path / "member" / "README.md").write_text("---\ndatasets: b\n---\n")
+    (tmp_path / "index" / "index.json").write_text('{"data": ["c"]}')
+    pyarrow.parquet.write_table(pyarrow.table({"prompts": ["a cat"]}), tmp_path / "index" / "prompts.parquet")
+    (tmp_path / "both.json").write_text('{"kind": "ensemble", "members": [{"model": "member"}, {"model": "index"}]}')
+    learnt = provenance.trained_on(provenance.with_members(tmp_path / "both.json"))
+    assert learnt == TrainingData(("a", "b", "c"), frozenset({whole[:16], fingerprint("a cat")}))
 
 
 def test_the_bundled_model_says_what_it_learnt_from() -> None:

@@ -32,6 +32,7 @@ def test_batches_are_full_whatever_cannot_be_read(tmp_path: Path) -> None:
     assert [[image.width for image in images] for _, images in batches] == [[4, 4], [4, 4], [4]]
     assert [record.text for batch, _ in batches for record in batch] == [f"text {n}" for n in (0, 2, 3, 5, 6)]
     assert [one.name for one in left_out] == ["1.png", "4.png"]
+    assert list(readable.opened(records(tmp_path, [0]), 2, [])) == []
 
 
 def test_large_pictures_come_in_smaller_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

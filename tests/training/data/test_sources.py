@@ -158,7 +158,7 @@ def test_parquet_by_file_by_pattern_and_by_split(tmp_path: Path) -> None:
     one = pa.table({"image": [{"bytes": png(), "path": None}], "text": ["held back"], "id": ["7"], "source": ["there"]})
     parquet.write_table(one, folder / "validation-0.parquet")
     assert list(load_pairs([folder])["text"]) == list(COLOURS.values())
-    for validation in (load_pairs([folder / "validation-0.parquet"]), load_pairs([f"{folder}/val*.parquet"])):
+    for validation in (load_pairs([folder / "validation-0.parquet"]), load_pairs([f"{tmp_path}/**/val*.parquet"])):
         assert [validation[0][column] for column in ("text", "id", "source")] == ["held back", "7", "there"]
     assert list(load_pairs([folder], split="validation")["text"]) == ["held back"]
 
@@ -237,7 +237,8 @@ def test_what_is_not_there_or_broken(tmp_path: Path) -> None:
     (tmp_path / "cut.parquet").write_bytes(b"PAR1 and no more")
     (tmp_path / "part-000001.zip").write_bytes(b"PK\3\4 and no more")
     (tmp_path / "captions_x.json").write_text("{}")
-    for name in ("cut.parquet", "part-000001.zip", "captions_x.json"):
+    (tmp_path / "captions_y.json").write_text("[]")
+    for name in ("cut.parquet", "part-000001.zip", "captions_x.json", "captions_y.json"):
         with pytest.raises(BadInput, match=name):
             load_pairs([tmp_path / name])
 
