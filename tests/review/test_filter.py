@@ -30,9 +30,10 @@ def matching(text: str) -> list[str]:
         ("", ["10", "2", "dog", "empty"]),
         ("  ", ["10", "2", "dog", "empty"]),
         ("cat", ["10", "2"]),
-        ("caption:CAT blue", ["2"]),
+        ("caption:CAT Blue", ["2"]),
         ("cat AND NOT blue", ["10"]),
         ("cat -blue", ["10"]),
+        ("cat (-blue)", ["10"]),
         ("blue OR dog", ["2", "dog"]),
         ("NOT cat OR red", ["10", "dog", "empty"]),  # NOT binds tighter than OR
         ("red OR blue forest", ["10", "2"]),  # AND binds tighter than OR
@@ -44,7 +45,8 @@ def matching(text: str) -> list[str]:
         ("sci-fi", ["dog"]),
         ('term:"OIL  painting"', ["10"]),
         ("term:oil", []),
-        ("name:cats/", ["10", "2"]),
+        ("name:Cats/", ["10", "2"]),
+        ("name:2.jpg", ["2"]),
         ("name:*.png", ["10", "dog"]),
         ("name:?.jpg", ["2"]),
         ("chars:>24", ["10", "dog"]),
