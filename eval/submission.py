@@ -307,11 +307,10 @@ def _vector(identifier: str, rows: list[list[str]], result: Check) -> np.ndarray
     except ValueError:
         result.problems.append(f"image {identifier!r}: a row without exactly one number")
         return None
-    if not np.isfinite(vector).all() or not vector.any():
-        result.problems.append(f"image {identifier!r}: values that are not finite, or all 0")
-        return None
-    if not SHORTEST <= np.abs(vector).max() <= 1 / SHORTEST:
-        result.problems.append(f"image {identifier!r}: values too large or too small for a cosine")
+    if not SHORTEST <= np.abs(vector).max() <= 1 / SHORTEST:  # nor NaN
+        result.problems.append(
+            f"image {identifier!r}: values that are not finite, or too large or too small for a cosine"
+        )
         return None
     return vector
 

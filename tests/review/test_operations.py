@@ -66,7 +66,14 @@ def test_a_pattern_that_holds_itself_without_end_is_stopped(monkeypatch: pytest.
 
 
 @pytest.mark.parametrize(
-    "make", [lambda: Replace(""), lambda: Prepend(" "), lambda: DeleteTerm(""), lambda: Append("a" * 501), lambda: Replace("a", "b" * 501)]
+    "make",
+    [
+        lambda: Replace(""),
+        lambda: Prepend(" "),
+        lambda: DeleteTerm(""),
+        lambda: Append("a" * 501),
+        lambda: Replace("a", "b" * 501),
+    ],
 )
 def test_nothing_to_do_is_refused(make) -> None:
     with pytest.raises(BadInput):

@@ -55,6 +55,21 @@ def test_what_would_never_find_room_is_not_told_to_come_again(scheduler: Schedul
         scheduler.put([unit() for _ in range(5)])
 
 
+def test_a_picture_that_takes_long_to_open_holds_up_no_other(scheduler: Scheduler) -> None:
+    taken = threading.Event()
+
+    def opens_later(admit: Callable[[int], object]) -> Opened:
+        admit(1)
+        return Opened(taken.wait(10))
+
+    slow, quick = Unit(None, "a", opens_later, time.monotonic() + 60), unit("b")
+    scheduler.put([slow, quick])
+    wait_opened(quick)
+    assert scheduler.take(eight) == [quick]
+    taken.set()
+    assert scheduler.take(eight) == [slow]
+
+
 def test_a_batch_is_no_larger_than_the_model_takes(scheduler: Scheduler) -> None:
     units = [unit() for _ in range(3)]
     scheduler.put(units)
@@ -65,9 +80,12 @@ def test_a_batch_is_no_larger_than_the_model_takes(scheduler: Scheduler) -> None
 
 def test_what_is_too_much_is_refused_whole(scheduler: Scheduler) -> None:
     scheduler.put([unit() for _ in range(3)])
-    with pytest.raises(Busy) as busy:
-        scheduler.put([unit(), unit()])
-    assert busy.value.wait >= 1
+    for seconds, wait in ((0, 1), (4.0, 6)):
+        for _ in range(50):
+            scheduler.done([unit(), unit()], seconds)
+        with pytest.raises(Busy) as busy:
+            scheduler.put([unit(), unit()])
+        assert busy.value.wait == pytest.approx(wait, rel=0.01)
     scheduler.put([unit()])  # there was room for one, and nothing of the other two was kept
     assert len(scheduler.waiting) == 4
 

@@ -108,6 +108,16 @@ def test_a_plan_is_made_once(planned: Planned, inputs: Path) -> None:
         plan.make(made.out / "b", [str(inputs / "a.tar.gz")])
     with pytest.raises(BadInput, match="holds no plan"):
         plan.read(inputs)
+    about = json.loads((made.out / "plan.json").read_text())
+    for wrong in ({"pictures": 0}, {"shards": 3}, {"folder": 5}, {"inputs": None}, {"more": 1}):
+        (made.out / "plan.json").write_text(json.dumps({**about, **wrong}))
+        with pytest.raises(BadInput, match=r"plan\.json is no plan \(.*: make a new one"):
+            plan.read(made.out)
+
+
+def test_tars_that_are_not_there_are_told(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="There is no tar at"):
+        plan.make(tmp_path / "run", [f"{tmp_path}/*.tar"])
 
 
 def test_a_split_and_a_column_are_of_tables(inputs: Path, tmp_path: Path) -> None:
@@ -330,9 +340,11 @@ def test_a_part_that_lies_is_not_merged(planned: Planned, tmp_path: Path) -> Non
     made = planned()
     list(part.work(made, job()))
     parts = part.done(made)
-    parts[1].write_bytes(parts[0].read_bytes())
-    with pytest.raises(BadOutput, match="does not hold the pictures of its shard"):
-        merge.merge(made, tmp_path / "x.parquet", "table")
+    rows = [pyarrow.parquet.read_table(file) for file in parts.values()]
+    for wrong in (rows[0], rows[1][:2]):
+        pyarrow.parquet.write_table(wrong, parts[1])
+        with pytest.raises(BadOutput, match="does not hold the pictures of its shard"):
+            merge.merge(made, tmp_path / "x.parquet", "table")
     assert not (tmp_path / "x.parquet").exists()
 
 
@@ -393,10 +405,13 @@ def test_status_counts_and_reckons(planned: Planned) -> None:
     made = planned()
     assert (status(made).pace, status(made).seconds_left, status(made).cost_per_million(2)) == (None, None, None)
     list(part.work(made, job(), (2, 4)))
+    assert merge.merge(made, made.out / "x.parquet", "table", partial=True) == merge.Merged(3, failed=1, missing=3)
+    assert status(made).rate is None
     with lease.take(made.out / "leases" / "00000.json", lambda: {"done": 2, "failed": 0}):
         now = status(made)
     assert (now.shards_done, now.pictures_done, now.pictures_failed, now.running) == (1, 3, 1, 1)
     assert now.pace is not None
+    assert now.rate == now.pace
     assert now.seconds_left == pytest.approx((COUNT - 3 - 2) / now.pace)
     assert now.cost_per_million(3.6) == pytest.approx(1000 / now.pace)
 
