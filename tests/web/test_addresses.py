@@ -137,9 +137,12 @@ def test_addresses_in_requests(
     client = client_with(allow_urls=True)
     refused = client.post("/v1/generate", json={"image": f"http://127.0.0.1:{port}/"})
     assert (refused.status_code, asked) == (422, [])
-    names["public.example"] = ["93.184.216.34"]
+    names["public.example"] = ["93.184.216.34"] * 2
     answer = client.post("/v1/generate", json={"image": f"http://public.example:{port}/cat.jpg"})
     assert "cat" in answer.json()["text"]
+    small = client_with(allow_urls=True, max_bytes=len(CAT) - 1)
+    large = small.post("/v1/generate", json={"image": f"http://public.example:{port}/cat.jpg"})
+    assert (large.status_code, "larger than" in large.text) == (422, True)
 
 
 def test_what_is_fetched_counts_as_what_is_sent_does(
