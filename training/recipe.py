@@ -29,15 +29,16 @@ BACKBONES = [
 
 
 def option(default: Any, help: str, **metadata: Any) -> Any:
-    """A command-line option with its help text, its `choices`, its bounds (`least`, `above`, `most`)."""
+    """A command-line option with its help text, its `choices`, its bounds (`least`, `above`, `most`); one that its
+    trainer always refuses is `hidden` from the help."""
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata={"help": help, **metadata})
     return field(default=default, metadata={"help": help, **metadata})
 
 
-def changed(name: str, default: Any) -> Any:
-    """The shared option `name` with another default, for a trainer's own recipe."""
-    return option(default, **LoraRecipe.__dataclass_fields__[name].metadata)
+def changed(name: str, default: Any, **metadata: Any) -> Any:
+    """The shared option `name` with another default or other metadata, for a trainer's own recipe."""
+    return option(default, **LoraRecipe.__dataclass_fields__[name].metadata, **metadata)
 
 
 OPTIMIZERS = {
@@ -55,11 +56,14 @@ class Recipe:
 
     data: list[str] = option(
         [],
-        "Where pairs come from: a folder, parquet, kaggle:DIR, coco:DIR, diffusiondb:DIR, hub:NAME; DIR@2 counts twice",
+        "Where pairs come from: a folder, parquet, kaggle:DIR, coco:DIR, diffusiondb:DIR, hub:NAME; DIR@2 counts "
+        "twice. May be repeated",
     )
     text_column: str = option("", "The column of captions, where it has an unusual name")
     image_column: str = option("", "The column of pictures, likewise")
-    validation: list[str] = option([], "Pairs to validate on; left out: a tenth of the prompts is held back")
+    validation: list[str] = option(
+        [], "Pairs to validate on; left out: the data's own validation part, else a tenth of the prompts"
+    )
     out: str = option("", "The folder for checkpoints, the finished model, its card and its curves")
     epochs: float = option(1.0, "Times through the data", above=0)
     max_steps: int = option(-1, "Stop after this many optimiser steps, whatever --epochs says", least=-1)
@@ -84,7 +88,7 @@ class Recipe:
     unfreeze: int = option(0, "Of a frozen tower, let the last N blocks learn after all", least=0)
     max_tokens: int = option(48, "Prompts are cut after this many tokens", least=1)
     early_stopping: int = option(0, "Stop after N evaluations without a better one; 0: never", least=0)
-    eval_every: int = option(0, "Evaluate every N steps; 0: after each epoch", least=0)
+    eval_every: int = option(0, "Evaluate every N steps; 0: after each epoch, of a stream every 500", least=0)
     save_every: int = option(0, "Save every N steps too; 0: at every evaluation alone", least=0)
     keep: int = option(2, "Checkpoints kept beside the best one", least=1)
     select_by: str = option("loss", "Which checkpoint is the best", choices=["loss", "cosine"])
@@ -175,7 +179,11 @@ def add_options(parser: argparse.ArgumentParser, kind: type[DataclassInstance]) 
         default = setting.default if setting.default is not MISSING else []
         required = setting.metadata.get("required", False)
         shown = "" if required or default is False or default in ("", []) else f" (default: {default})"
-        form: dict[str, Any] = {"help": setting.metadata["help"].replace("%", "%%") + shown, "required": required}
+        help = setting.metadata["help"].replace("%", "%%") + shown
+        form: dict[str, Any] = {
+            "help": argparse.SUPPRESS if setting.metadata.get("hidden") else help,
+            "required": required,
+        }
         if types[setting.name] is bool:
             form |= {"action": "store_true"}
         elif types[setting.name] == list[str]:

@@ -152,6 +152,20 @@ def test_options_that_would_change_nothing(
 
 
 @pytest.mark.parametrize(
+    ("name", "refused"),
+    [("direct", ["--samples", "--max-tokens", "--stream", "--qlora"]), ("clip_prefix", ["--qlora"])],
+)
+def test_help_names_no_option_that_its_trainer_refuses(
+    capsys: pytest.CaptureFixture[str], name: str, refused: list[str]
+) -> None:
+    for trainer in ("blip", name):
+        with pytest.raises(SystemExit):
+            TRAINERS[trainer].main(["--help"])
+        shown = capsys.readouterr().out
+        assert [option for option in refused if f"  {option}" in shown] == (refused if trainer == "blip" else [])
+
+
+@pytest.mark.parametrize(
     ("option", "setting"),
     [(["--max-tokens", "20"], {"max_tokens": 20}), (["--text-column", "title"], {"text_column": "title"})],
 )
