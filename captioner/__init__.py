@@ -9,21 +9,24 @@ import importlib
 from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
-__all__ = ["Captioner", "CaptionerError", "Decoding", "LoadOptions", "Prompt", "load"]
+__all__ = ["Captioner", "CaptionerError", "Decoding", "Finish", "LoadOptions", "Prompt", "Request", "load"]
 
 if TYPE_CHECKING:  # whoever reads types takes what `__getattr__` gives for anything at all, a mistyped name too
-    from captioner.contracts import LoadOptions
+    from captioner.contracts import LoadOptions, Request
     from captioner.decoding import Decoding
     from captioner.errors import CaptionerError
     from captioner.pipeline import Captioner, load
     from captioner.prompt import Prompt
+    from captioner.text.finish import Finish
 else:
     _PUBLIC = {
         "load": "captioner.pipeline",
         "Captioner": "captioner.pipeline",
         "Prompt": "captioner.prompt",
         "Decoding": "captioner.decoding",
+        "Finish": "captioner.text.finish",
         "LoadOptions": "captioner.contracts",
+        "Request": "captioner.contracts",
         "CaptionerError": "captioner.errors",
     }
 

@@ -157,7 +157,7 @@ class ImageEmbedder(Protocol):
 
 @runtime_checkable
 class Finishing(Protocol):
-    """What becomes of a candidate's text: `captioner.text.finish.Finish`."""
+    """What becomes of a candidate's text: `captioner.Finish`."""
 
     @property
     def consensus(self) -> bool | None:
@@ -205,6 +205,7 @@ class LoadOptions:
     """How a model is loaded. Each architecture uses what concerns it."""
 
     device: str = "auto"
+    """auto (a GPU if there is one), cpu, cuda, cuda:1 or mps."""
     precision: str = "auto"
     """auto, fp32, bf16, fp16, int8 or float64 (for parity tests)."""
     caption_model: str | None = None
@@ -214,6 +215,7 @@ class LoadOptions:
     load_in: str | None = None
     """Hub models: 8bit or 4bit."""
     trust_remote_code: bool = False
+    """Hub models: run the code that comes with the weights."""
     embedder: str | None = None
     """Another sentence-transformers model than the packaged MiniLM-L6."""
 

@@ -99,7 +99,8 @@ class Captioner:
         """One prompt per image, in order; for one image alone, its prompt.
 
         Images are paths, PIL images, arrays, bytes or open files. Settings are fields of `Request` and of its
-        `decoding`: `generate("cat.png", num_beams=2, prompt="a painting of")`.
+        `decoding`: `generate("cat.png", num_beams=2, prompt="a painting of")`. finish: trigger words, lengths and the
+        like, `finish=captioner.Finish(prefix="sks style")`. batch_size: images that the model is asked about at once.
         """
         finish, request = _finish(finish), _request(request).changed(**settings)
         batches = self._readings(several(images), request, batch_size)
@@ -299,8 +300,8 @@ class DirectEmbedder:
 def load(
     name: str | os.PathLike[str] | None = None, options: LoadOptions | None = None, **settings: Any
 ) -> Captioner | DirectEmbedder:
-    """Load a model by zoo name, folder or Hub id; None: the default. Settings are the fields of `LoadOptions`:
-    `load("runs/my-model", device="cpu")`."""
+    """Load a model by what --model of the command line takes: a zoo name, a folder, a Hub id or `openai:ADDRESS#NAME`;
+    None: the default. Settings are the fields of `LoadOptions`: `load("runs/my-model", device="cpu")`."""
     if not isinstance(options, LoadOptions | None):
         raise BadInput(f"options must be a LoadOptions, not {type(options).__name__}: or name its fields one by one.")
     if not isinstance(name, str | os.PathLike | None):
@@ -487,7 +488,7 @@ def _request(request: Request | None) -> Request:
 
 def _finish(finish: Finishing | None) -> Finishing:
     if not isinstance(finish, Finishing | None):
-        raise BadInput(f"finish must be a captioner.text.finish.Finish, not {type(finish).__name__}.")
+        raise BadInput(f"finish must be a captioner.Finish, not {type(finish).__name__}.")
     return finish or Finish()
 
 

@@ -92,7 +92,7 @@ def report(
         str | None, typer.Option(help="A language model (folder or Hub id) that says how fluent the texts are.")
     ] = None,
     seeds: Annotated[
-        int, typer.Option(help="Ask a model that samples so often; one row, with the spread of its runs.", min=1)
+        int, typer.Option(help="Ask a model that samples N times; one row, with the spread of its runs.", min=1)
     ] = 1,
     trained_on: Annotated[
         list[str] | None,

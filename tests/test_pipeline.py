@@ -259,7 +259,7 @@ def test_settings_by_name_go_over_the_models_own(model, pairs: Path) -> None:
         ({"prompt": 3}, "prompt must be a text, not int"),
         ({"decoding": {"num_beams": 2}}, "decoding must be a Decoding, not dict"),
         ({"request": Decoding(num_beams=2)}, "request must be a Request, not Decoding.*num_beams=2"),
-        ({"finish": "x"}, "finish must be a captioner.text.finish.Finish, not str"),
+        ({"finish": "x"}, "finish must be a captioner.Finish, not str"),
         ({"batch_size": "8"}, "batch_size must be a whole number, 1 or more, not '8'"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",

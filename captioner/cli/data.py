@@ -28,7 +28,10 @@ def index_build(
     data: Annotated[list[str], typer.Argument(help="Pictures with prompts: folders of any layout, parquet, hub:NAME.")],
     backbone: Annotated[
         str,
-        typer.Option(help="vit, vit-large, clip, resnet50, resnet152 or efficientnet-lite0, -lite1, -lite2."),
+        typer.Option(
+            help="vit, vit-large, clip, clip-resnet, resnet50, resnet152, efficientnet-lite0, efficientnet-lite1 or "
+            "efficientnet-lite2."
+        ),
     ] = "efficientnet-lite2",
     out: Annotated[
         str | None,

@@ -50,6 +50,7 @@ def models(json: Annotated[bool, typer.Option("--json", help="As JSON.")] = Fals
     typer.echo(
         "\ntext: for `captioner generate` and `embed`; vector: for `embed` alone\n"
         "here: on this machine; Hub: fetched when it is first used; yours: you train or build it and name its folder\n"
+        "hub:ORG/NAME: any image-to-text model of the Hub that transformers runs\n"
         "openai:ADDRESS#NAME: a model of a server that speaks OpenAI's chat completions (LM Studio, Ollama, vLLM …)"
     )
 

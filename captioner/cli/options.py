@@ -147,21 +147,26 @@ Model = Annotated[
 LIBRARY: dict[str, Any] = {
     # LoadOptions
     "device": _model("auto, cpu, cuda, cuda:1 or mps."),
-    "precision": _model("auto, fp32, bf16, fp16, int8 or float64."),
-    "caption_model": _model("Interrogator: who writes the caption."),
-    "clip_model": _model("Interrogator: the CLIP or SigLIP that ranks the terms."),
+    "precision": _model("auto (half precision on a GPU, fp32 on a CPU), fp32, bf16, fp16, int8 or float64."),
+    "caption_model": _model("Interrogator: who writes the caption (default: blip)."),
+    "clip_model": _model(
+        "Interrogator: the CLIP or SigLIP that ranks the terms (default: openai/clip-vit-large-patch14)."
+    ),
     "load_in": _model("Hub models on a GPU: load the weights in 8 or 4 bits."),
     "trust_remote_code": _model("Let a Hub model run its own code.", "--trust-remote-code"),
     "embedder": _model("Another sentence-transformers model than the packaged MiniLM-L6."),
     # Request
     "prompt": _model('What the text goes on from, e.g. "a picture of"; not written itself (--prefix writes).'),
-    "question": _model("What OFA is asked about the picture."),
+    "question": _model("What OFA is asked about the picture (default: what does the image describe?)."),
     "instruction": _model(
         "What a chat model is asked. Here, in --prompt and --question {name}, {folder}, {tags} (the sidecar) and "
         "{metadata} (the prompt it carries) stand for the picture's own."
     ),
     "mode": _model("Interrogator: best (default), fast, classic or negative."),
-    "terms": _model("Interrogator: your own terms, one a line. Repeatable."),
+    "terms": _model(
+        "Interrogator: your own terms, one a line. A file called artists.txt, mediums.txt, movements.txt, trending.txt "
+        "or negative.txt holds terms of that kind, any other flavours. Repeatable."
+    ),
     "style": _model("Chat models: what is written, e.g. tags for SD 1.5, a sentence for SDXL, a paragraph for Flux."),
     "quality": _model("mini: best (default) judges many texts by MiniLM, fast a few by a table of its own."),
     # DecodingChanges
@@ -259,7 +264,7 @@ class TextFlags:
     ] = None
     max_tokens_clip: Annotated[
         int | None,
-        _first("Cut at a comma so that CLIP's text tower (77 tokens) would not truncate it.", min=3),
+        _first("At most N of CLIP's tokens, start and end included: cut at a comma. CLIP reads 77.", min=3),
     ] = None
 
     def __post_init__(self) -> None:

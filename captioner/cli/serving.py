@@ -59,7 +59,8 @@ def serve(
 ) -> None:
     """Keep models loaded and answer over HTTP: our own API, those that existing clients speak, and a page.
 
-    Only this machine can connect unless --host says otherwise. The API is described at /docs.
+    Only this machine can connect unless --host says otherwise. The API is described at /docs. --device
+    cuda:0,cuda:1 lets several devices answer by turns.
 
     captioner serve
 

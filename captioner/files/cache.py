@@ -1,6 +1,7 @@
-"""The one folder where captioner keeps what it computed and may need again. Deleting it loses nothing but time.
+"""The one folder where captioner keeps what it computed and may need again. Deleting it loses nothing but time, and
 
-And the journals of sidecars: without them `--on-existing append --resume` would append once more.
+- the journals of sidecars: without them `--on-existing append --resume` would append once more;
+- the journals of Review: its history, and an edit that a killed server had not written into its file yet.
 """
 
 from __future__ import annotations

@@ -24,7 +24,10 @@ from captioner import zoo
 from captioner.cli.main import app
 from captioner.contracts import LoadOptions, Request
 from captioner.decoding import Decoding
+from captioner.models.interrogator import interrogator, tables
+from captioner.models.ofa.processor import QUESTION
 from captioner.text.embedding import text_embedder
+from training.recipe import BACKBONES
 
 
 @pytest.fixture
@@ -618,6 +621,8 @@ def test_models_lists_every_entry() -> None:
     assert all(f"{name} " in table for name in zoo.ENTRIES)  # none cut short on a narrow terminal
     assert "Salesforce/blip-image-captioning-large" in table
     assert "yours: you train or build it and name its folder" in table
+    assert "hub:ORG/NAME: " in table
+    assert "openai:ADDRESS#NAME: " in table
 
 
 def test_terms_are_mined(tmp_path: Path) -> None:
@@ -658,6 +663,18 @@ def test_help_names_every_option_and_says_what_it_does(verb: str, monkeypatch: p
             assert parameter.help, parameter.name
             assert all(name in shown for name in parameter.opts), parameter.opts
     assert "captioner" in shown or verb == "models"  # an example
+
+
+def test_help_names_what_an_option_may_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its choices and its default, where other modules have them."""
+    monkeypatch.setenv("COLUMNS", "1000")
+    asked, indexed = call("generate", "-h").stdout, call("index", "build", "-h").stdout
+    for kind in tables.KINDS:
+        assert kind == "flavors" or f"{kind}.txt" in asked
+    for default in (interrogator.CAPTION_MODEL, zoo.CLIP, QUESTION.strip()):
+        assert f"(default: {default})" in asked
+    for backbone in BACKBONES:
+        assert re.search(rf"\b{backbone}\b(?!-)", indexed), backbone
 
 
 def test_what_most_people_need_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
