@@ -1,6 +1,8 @@
 """One sheet of many pictures, each with the prompt that captioner reads from it.
 
 python examples/contact_sheet.py examples/pictures --out build/demo.png
+
+It needs the extra `eval`: the letters are matplotlib's.
 """
 
 from __future__ import annotations
