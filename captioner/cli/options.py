@@ -147,7 +147,7 @@ Model = Annotated[
 LIBRARY: dict[str, Any] = {
     # LoadOptions
     "device": _model("auto, cpu, cuda, cuda:1 or mps."),
-    "precision": _model("auto (half precision on a GPU, fp32 on a CPU), fp32, bf16, fp16, int8 or float64."),
+    "precision": _model("auto (half precision on a GPU, mostly fp32 on a CPU), fp32, bf16, fp16, int8 or float64."),
     "caption_model": _model("Interrogator: who writes the caption (default: blip)."),
     "clip_model": _model(
         "Interrogator: the CLIP or SigLIP that ranks the terms (default: openai/clip-vit-large-patch14)."
