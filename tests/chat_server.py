@@ -93,7 +93,7 @@ class Handler(BaseHTTPRequestHandler):
         try:
             if self.server.key and self.headers["Authorization"] != f"Bearer {self.server.key}":
                 return self.error(401, "Incorrect API key provided")
-            content = body["messages"][0]["content"]
+            content = body["messages"][-1]["content"]
             picture = next(part["image_url"]["url"] for part in content if part["type"] == "image_url")
             return self.complete(body, f"a {colour(picture)} square, oil on canvas")
         finally:

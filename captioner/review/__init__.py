@@ -3,7 +3,7 @@
 from captioner.review.filter import BadFilter
 from captioner.review.operations import OPERATIONS, Append, BadPattern, DeleteTerm, Operation, Prepend, Replace
 from captioner.review.review import Conflict, Outcome, Review, Scope, Term, Unknown
-from captioner.review.row import Row, term_key
+from captioner.review.row import Row
 
 __all__ = [
     "OPERATIONS",
@@ -21,5 +21,4 @@ __all__ = [
     "Scope",
     "Term",
     "Unknown",
-    "term_key",
 ]

@@ -15,7 +15,8 @@ from fnmatch import fnmatchcase
 from typing import NoReturn
 
 from captioner.errors import BadInput
-from captioner.review.row import Row, term_key
+from captioner.review.row import Row
+from captioner.text.terms import term_key
 
 LONGEST = 2_000
 DEEPEST = 40

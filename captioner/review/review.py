@@ -27,12 +27,13 @@ from captioner.review.journal import Changed, Journal, Step
 from captioner.review.operations import LONGEST_TEXT, Operation
 from captioner.review.outputs import CHANGED, Candidate, Output
 from captioner.review.pictures import Thumbnails, files_in, is_picture
-from captioner.review.row import Row, term_key
+from captioner.review.row import Row
 from captioner.review.sidecars import Sidecars
 from captioner.review.tables import Embed, Table, candidates_in, located
 from captioner.review.writer import Writer
 from captioner.sinks.row import as_text
 from captioner.text.length import clip_tokens_of
+from captioner.text.terms import term_key
 
 MOST_SHOWN = 30
 """Examples of a preview."""

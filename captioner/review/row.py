@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from captioner.text.length import clip_tokens
+from captioner.text.terms import term_key
 
 if TYPE_CHECKING:
     from captioner.review.outputs import Output
@@ -80,8 +81,3 @@ class Row:
             parts = (part.strip() for part in (self.text or "").split(","))
             self._terms = {term_key(part): part for part in parts if part}
         return self._terms
-
-
-def term_key(term: str) -> str:
-    """Terms are the same whatever their case and the spaces between their words."""
-    return " ".join(term.lower().split())

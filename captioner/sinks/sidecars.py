@@ -19,6 +19,7 @@ from captioner.images import Source
 from captioner.sinks.checks import RESUME, check_place, explained
 from captioner.sinks.journal import Errors, Journal, Run, Settings, is_ended, read_header, summary_line
 from captioner.sinks.row import OnExisting, Result, Row, file_of
+from captioner.text.terms import joined
 
 MOST_BYTES = 10_000_000
 """No caption is longer: what is, was not meant to be one."""
@@ -109,9 +110,8 @@ class Sidecars:
     def _row(self, target: Path, source: Source, row: Row) -> Row:
         before = read_sidecar(target)
         old, text = (before or "").removeprefix("\ufeff").strip(), row["text"]  # the mark would stand within the text
-        parts = {"append": (old, text), "prepend": (text, old)}.get(self.on_existing, (text,))
-        after = ", ".join(part for part in parts if part) + "\n"
-        return {"file": os.path.abspath(file_of(source)), "before": before, "after": after}
+        after = {"append": joined(old, text), "prepend": joined(text, old)}.get(self.on_existing, text)
+        return {"file": os.path.abspath(file_of(source)), "before": before, "after": after + "\n"}
 
     def _apply(self, target: Path, row: Row) -> None:
         """Write a sidecar, unless that is done or the user changed it meanwhile."""

@@ -26,8 +26,8 @@ from captioner.contracts import PLAIN_REQUEST, LoadOptions, Request
 from captioner.decoding import Decoding
 from captioner.errors import BadInput
 from captioner.models import hub
-from captioner.models.hub.instructions import JOYCAPTION
 from captioner.models.hub.processors import load_processor
+from captioner.models.parts.instructions import JOYCAPTION
 from captioner.styles import STYLES
 from tests.decoders import pictures
 from tests.models.hub import EXACT, said, sizes

@@ -81,6 +81,16 @@ def test_what_is_asked_goes_by_the_names_of_the_interface(server):
     assert body == {"model": "painter", "max_tokens": 48, "temperature": 0}
 
 
+def test_joycaption_is_asked_in_the_words_that_it_was_trained_on(server):
+    asked = speaker(server, "fancyfeast/Llama-JoyCaption-Beta-One")
+    asked.read_images([square("red")], ONE, Request(style="tags"))
+    system, user = server.bodies[-1]["messages"]
+    assert system == {"role": "system", "content": "You are a helpful image captioner."}
+    assert user["content"][1]["text"] == "Write a list of Booru-like tags for this image."
+    asked.read_images([square("red")], ONE, Request(instruction="Which colour?"))
+    assert server.bodies[-1]["messages"][-1]["content"][1]["text"] == "Which colour?"
+
+
 @pytest.mark.parametrize("size", [(4000, 1000), (1, 1), (300, 5000)])
 def test_pictures_are_sent_at_a_sane_size(size):
     import base64

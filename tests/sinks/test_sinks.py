@@ -514,6 +514,17 @@ def test_appending_happens_once_however_often_the_run_is_killed(tmp_path: Path) 
     assert not list(tmp_path.glob("captioner-*"))
 
 
+@pytest.mark.parametrize(
+    ("on_existing", "expected"), [("append", "Mine, prompt  0, 8k\n"), ("prepend", "prompt 0, Mine, 8k\n")]
+)
+def test_a_term_that_is_there_is_not_said_twice(tmp_path: Path, on_existing: OnExisting, expected: str) -> None:
+    [item] = results(tmp_path, ["1.png"])
+    (tmp_path / "1.txt").write_text("Mine, prompt  0, 8k")
+    for _ in range(2):  # asked for again, it adds nothing
+        write(Sidecars([str(tmp_path)], on_existing), [item])
+    assert (tmp_path / "1.txt").read_text() == expected
+
+
 @pytest.mark.parametrize("on_existing", ["append", "prepend"])
 def test_sidecars_as_windows_saves_them(tmp_path: Path, on_existing: OnExisting) -> None:
     """A mark at the beginning of UTF-8 does not come into the middle; UTF-16 is not spoilt."""
@@ -552,8 +563,9 @@ def test_a_finished_append_that_is_resumed_changes_nothing(tmp_path: Path) -> No
         write(Sidecars([str(tmp_path)], "append", resume=True), items)
         assert (tmp_path / "1.txt").read_text() == "mine, prompt 0\n"
         assert (tmp_path / "2.txt").read_text() == "prompt 1\n"
-    write(Sidecars([str(tmp_path)], "append"), items[:1])  # asked for anew
-    assert (tmp_path / "1.txt").read_text() == "mine, prompt 0, prompt 0\n"
+    anew = Result(items[0].source, items[0].row | {"text": "prompt 2"})
+    write(Sidecars([str(tmp_path)], "append"), [anew])
+    assert (tmp_path / "1.txt").read_text() == "mine, prompt 0, prompt 2\n"
 
 
 def test_a_journal_in_a_folder_of_pictures_is_not_believed(tmp_path: Path) -> None:

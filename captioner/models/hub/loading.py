@@ -24,11 +24,12 @@ from captioner import compute
 from captioner.contracts import LoadOptions
 from captioner.errors import BadCheckpoint, BadInput, MissingExtra
 from captioner.models.hub.chat import Chat, has_template
-from captioner.models.hub.instructions import PLAIN, Instructions, instructions_for
+from captioner.models.hub.instructions import PLAIN, instructions_for
 from captioner.models.hub.processors import load_processor
 from captioner.models.hub.speaker import HubModel, is_paired
 from captioner.models.parts import checkpoint
 from captioner.models.parts.backbones.preprocess import LARGEST, image_settings
+from captioner.models.parts.instructions import Instructions
 from captioner.zoo import is_adapter
 
 CONVERTED = {

@@ -24,7 +24,7 @@ from captioner import compute
 from captioner.contracts import PLAIN_REQUEST, Request
 from captioner.decoding import Decoding
 from captioner.models.hub.chat import Chat
-from captioner.models.hub.instructions import Instructions
+from captioner.models.parts.instructions import Instructions
 from captioner.models.parts.speaker import within_positions
 from captioner.prompt import Candidate, Reading
 from captioner.quiet import without_bars

@@ -21,8 +21,8 @@ from captioner.errors import BadAnswer, BadInput, CaptionerError, MissingModel
 from captioner.images.fetch import in_thread
 from captioner.images.open import one_line
 from captioner.models.openai.connection import REQUESTS, Connection, NotThere, Refused, told_in
+from captioner.models.parts.instructions import CHAT, JOYCAPTION
 from captioner.prompt import Candidate, Reading
-from captioner.styles import STYLES
 from captioner.text.words import without_words
 
 LONGEST_SIDE = 1024
@@ -86,6 +86,7 @@ class Server:
         self._kept: dict[str, Reading | BadAnswer] = {}
         """Answers of a batch of which one picture failed: the run asks again for each half, and they are paid for."""
         self.model = model or self._only_model()
+        self._instructions = JOYCAPTION if re.search(r"joy-?caption", self.model, re.IGNORECASE) else CHAT
 
     def read_images(
         self, images: Sequence[Image.Image], decoding: Decoding, request: Request = PLAIN_REQUEST
@@ -148,10 +149,13 @@ class Server:
 
     def _body(self, url: str, decoding: Decoding, count: int, request: Request, dialect: _Dialect) -> dict[str, Any]:
         picture = {"type": "image_url", "image_url": {"url": url}}
-        text = {"type": "text", "text": request.instruction or STYLES[request.style or "prompt"].instruction}
+        instruction = request.instruction or self._instructions.of_style(request.style)
+        turns: list[dict[str, Any]] = [{"role": "user", "content": [picture, {"type": "text", "text": instruction}]}]
+        if self._instructions.system is not None:
+            turns.insert(0, {"role": "system", "content": self._instructions.system})
         body: dict[str, Any] = {
             "model": self.model,
-            "messages": [{"role": "user", "content": [picture, text]}],
+            "messages": turns,
             dialect.length: decoding.max_new_tokens,
             "n": count,
         }
