@@ -16,7 +16,7 @@ from typing import NoReturn
 
 from captioner.errors import BadInput
 from captioner.review.row import Row
-from captioner.text.terms import term_key
+from captioner.terms import term_key
 
 LONGEST = 2_000
 DEEPEST = 40

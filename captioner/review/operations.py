@@ -15,8 +15,8 @@ from typing import NamedTuple, Protocol
 import regex
 
 from captioner.errors import BadInput
+from captioner.terms import term_key
 from captioner.text.finish import Finish
-from captioner.text.terms import term_key
 
 LONGEST_PATTERN = 500
 LONGEST_TEXT = 100_000

@@ -32,8 +32,8 @@ from captioner.review.sidecars import Sidecars
 from captioner.review.tables import Embed, Table, candidates_in, located
 from captioner.review.writer import Writer
 from captioner.sinks.row import as_text
+from captioner.terms import term_key
 from captioner.text.length import clip_tokens_of
-from captioner.text.terms import term_key
 
 MOST_SHOWN = 30
 """Examples of a preview."""

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from captioner.terms import term_key
 from captioner.text.length import clip_tokens
-from captioner.text.terms import term_key
 
 if TYPE_CHECKING:
     from captioner.review.outputs import Output

@@ -19,7 +19,7 @@ from captioner.images import Source
 from captioner.sinks.checks import RESUME, check_place, explained
 from captioner.sinks.journal import Errors, Journal, Run, Settings, is_ended, read_header, summary_line
 from captioner.sinks.row import OnExisting, Result, Row, file_of
-from captioner.text.terms import joined
+from captioner.terms import joined
 
 MOST_BYTES = 10_000_000
 """No caption is longer: what is, was not meant to be one."""

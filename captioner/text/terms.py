@@ -46,19 +46,6 @@ def clean_term(term: str) -> str:
     return term if re.search(r"[^\W\d_]", term) else ""
 
 
-def term_key(term: str) -> str:
-    """What terms compare by: they are the same whatever their case and the spaces between their words."""
-    return " ".join(term.lower().split())
-
-
-def joined(first: str, second: str) -> str:
-    """Both texts as one. A comma term that both have stands once, in the first: "a cat, red", "Red, 8k" → "a cat, red,
-    8k"."""
-    there = {term_key(term) for term in first.split(",")}
-    rest = ",".join(term for term in second.split(",") if term_key(term) not in there).strip()
-    return f"{first}, {rest}" if first and rest else first or rest
-
-
 def read_terms(path: str | Path) -> list[str]:
     """A list of terms, one a line; of a table (as `terms mine` writes) the first column. Each once, in order."""
     try:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from captioner.errors import BadInput
-from captioner.text.terms import clean_term, joined, mine, read_terms
+from captioner.text.terms import clean_term, mine, read_terms
 
 
 def test_terms_are_counted_most_frequent_first() -> None:
@@ -23,22 +23,6 @@ def test_the_place_of_a_term_does_not_matter() -> None:
     """A word of one sign is one, and the space after a comma belongs to no term."""
     long = "x" * 60
     assert mine([f"猫, {long}", f"{long}, 猫"]) == [(long, 2), ("猫", 2)]
-
-
-@pytest.mark.parametrize(
-    ("first", "second", "both"),
-    [
-        ("a cat, red", "Red,  A  cat, 8k", "a cat, red, 8k"),
-        ("a cat, whiskers", "a cat", "a cat, whiskers"),
-        ("whiskers", "a cat", "whiskers, a cat"),
-        ("a cat", "a cat's whiskers, a, cat", "a cat, a cat's whiskers, a, cat"),
-        ("a,cat,,\na dog ", "a  dog, b", "a,cat,,\na dog , b"),
-        ("", "a cat, a cat", "a cat, a cat"),
-        ("a cat", "", "a cat"),
-    ],
-)
-def test_two_texts_are_joined_without_saying_a_term_twice(first: str, second: str, both: str) -> None:
-    assert joined(first, second) == both
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,23 @@
+"""Comma terms that are compared and joined."""
+
+from __future__ import annotations
+
+import pytest
+
+from captioner.terms import joined
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "both"),
+    [
+        ("a cat, red", "Red,  A  cat, 8k", "a cat, red, 8k"),
+        ("a cat, whiskers", "a cat", "a cat, whiskers"),
+        ("whiskers", "a cat", "whiskers, a cat"),
+        ("a cat", "a cat's whiskers, a, cat", "a cat, a cat's whiskers, a, cat"),
+        ("a,cat,,\na dog ", "a  dog, b", "a,cat,,\na dog , b"),
+        ("", "a cat, a cat", "a cat, a cat"),
+        ("a cat", "", "a cat"),
+    ],
+)
+def test_two_texts_are_joined_without_saying_a_term_twice(first: str, second: str, both: str) -> None:
+    assert joined(first, second) == both
