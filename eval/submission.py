@@ -95,10 +95,10 @@ def refuse_existing(out: Path, journal: Path, resume: bool) -> None:
 
 def pictures(spec: str) -> tuple[Pictures, int | None]:
     """Ids and pictures of a folder of images (names without their ending), or of any data source; and how many."""
-    from captioner.images import EXTENSIONS, open_image
+    from captioner.images import looks_like_picture, open_image
 
     folder = Path(spec) / "images" if (Path(spec) / "images").is_dir() else Path(spec)
-    files = sorted(f for f in folder.iterdir() if f.suffix.lower() in EXTENSIONS) if folder.is_dir() else []
+    files = sorted(f for f in folder.iterdir() if looks_like_picture(f.name)) if folder.is_dir() else []
     if files:  # the hidden test set has no prompts
         name, count = Counter(file.stem for file in files).most_common(1)[0]
         if count > 1:

@@ -3,7 +3,7 @@
 from captioner.errors import printable
 from captioner.files.names import is_url
 from captioner.images.fetch import MAX_BYTES, fetch_image
-from captioner.images.find import EXTENSIONS, Source, find_images, is_there, reads_once
+from captioner.images.find import EXTENSIONS, Source, find_images, is_there, looks_like_picture, reads_once
 from captioner.images.open import MAX_PIXELS, identified, open_image
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "identified",
     "is_there",
     "is_url",
+    "looks_like_picture",
     "open_image",
     "printable",
     "reads_once",

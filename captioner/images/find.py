@@ -32,7 +32,15 @@ EXTENSIONS = (
     *(".avif", ".avifs", ".heic", ".heics", ".heif", ".hif", ".jp2", ".j2k", ".jpx", ".ppm", ".pgm", ".pbm", ".pnm"),
     *(".tga", ".ico", ".pcx", ".psd", ".qoi", ".sgi", ".dds"),
 )
-"""What counts as a picture when a folder or a glob is expanded. A file that is named itself is always tried."""
+"""How pictures are named."""
+MASKS = ("-masklabel.png", "-condlabel.png")
+"""How OneTrainer names what it keeps beside a picture: where to look at it, and what it is drawn by."""
+
+
+def looks_like_picture(name: str) -> bool:
+    """What counts as a picture when a folder or a glob is expanded. A file that is named itself is always tried."""
+    lower = name.lower()
+    return lower.endswith(EXTENSIONS) and not lower.endswith(MASKS)
 
 
 @dataclass(frozen=True)
@@ -195,7 +203,7 @@ def _matching(pattern: str, recursive: bool, folders: set[tuple[int, int]]) -> I
         hint = ". ** is read as *: name the folder, and set recursive to look into its subfolders."
         yield _problem(pattern, f"matches nothing{hint if '**' in pattern else ''}")
     # "photos/*" should pass over notes.txt, but "*.data" means just those.
-    for match in [m for m in matches if os.path.isdir(m) or _looks_like_image(m)] or matches:
+    for match in [m for m in matches if os.path.isdir(m) or looks_like_picture(m)] or matches:
         if os.path.isdir(match):
             yield from _in_folder(match, recursive, folders)
         else:
@@ -246,7 +254,7 @@ def _sorted_out(entries: Iterable[os.DirEntry[str]]) -> tuple[list[os.DirEntry[s
             continue
         if _is_folder(entry):
             folders.append(entry)
-        elif _looks_like_image(entry.name):
+        elif looks_like_picture(entry.name):
             pictures.append(entry.path)
     return folders, pictures
 
@@ -266,16 +274,12 @@ def _any_below(folders: Sequence[str]) -> bool:
     for folder in folders:
         for _, inner, files in os.walk(folder):
             inner[:] = [name for name in inner if not name.startswith(".")]
-            if any(_looks_like_image(name) and not name.startswith(".") for name in files):
+            if any(looks_like_picture(name) and not name.startswith(".") for name in files):
                 return True
             seen += 1 + len(files)
             if seen > MAX_LOOKED_AT:
                 return True
     return False
-
-
-def _looks_like_image(path: str) -> bool:
-    return path.lower().endswith(EXTENSIONS)
 
 
 def _file(path: str) -> Source:

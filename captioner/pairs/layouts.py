@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from captioner.errors import BadImage, BadInput, counted
-from captioner.images import EXTENSIONS, printable
+from captioner.images import looks_like_picture, printable
 from captioner.pairs.tables import caption_of, file_name, rows_of
 
 TEXT_COLUMNS = ("text", "prompt", "caption")
@@ -234,7 +234,7 @@ def read_parameters(folder: Path, _: ReadOptions) -> Iterator[Record | LeftOut]:
 def pictures_in(folder: Path, closed: list[LeftOut] | None = None) -> Iterator[Path]:
     """All pictures below, sorted. closed: gets the subfolders that cannot be read."""
     for where, files in _walk(folder, closed):
-        yield from (Path(where, file) for file in sorted(files) if Path(file).suffix.lower() in EXTENSIONS)
+        yield from (Path(where, file) for file in sorted(files) if looks_like_picture(file))
 
 
 def tables_in(folder: Path, closed: list[LeftOut] | None = None) -> Iterator[Path]:

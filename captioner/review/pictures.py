@@ -20,7 +20,7 @@ from PIL import Image
 from captioner.errors import BadImage, BadInput, printable
 from captioner.files.atomic import write_bytes
 from captioner.files.cache import cache_folder
-from captioner.images import EXTENSIONS, MAX_PIXELS, identified
+from captioner.images import MAX_PIXELS, identified, looks_like_picture
 from captioner.images.open import decoded
 
 MOST_PICTURES = 200_000
@@ -51,7 +51,7 @@ def files_in(root: Path) -> Iterator[tuple[str, Path]]:
             if entry.is_dir(follow_symlinks=False):
                 folders.append(Path(entry.path))
             elif _is_file(entry, root):
-                count += entry.name.lower().endswith(EXTENSIONS)
+                count += looks_like_picture(entry.name)
                 if count > MOST_PICTURES:
                     raise BadInput(f"{root} holds more than {MOST_PICTURES:,} pictures: open one of its subfolders.")
                 yield os.path.relpath(entry.path, root).replace(os.sep, "/"), Path(entry.path)
@@ -63,10 +63,6 @@ def _is_file(entry: os.DirEntry[str], root: Path) -> bool:
     if entry.is_symlink():
         return is_inside(Path(entry.path), root) and os.path.isfile(entry.path)
     return entry.is_file()
-
-
-def is_picture(name: str) -> bool:
-    return name.lower().endswith(EXTENSIONS)
 
 
 def is_inside(path: Path, root: Path) -> bool:

@@ -21,12 +21,13 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from captioner.errors import BadImage, BadInput, BadOutput, counted, printable
+from captioner.images import looks_like_picture
 from captioner.images.open import identified, open_file
 from captioner.review import filter as filters
 from captioner.review.journal import Changed, Journal, Step
 from captioner.review.operations import LONGEST_TEXT, Operation
 from captioner.review.outputs import CHANGED, Candidate, Output
-from captioner.review.pictures import Thumbnails, files_in, is_picture
+from captioner.review.pictures import Thumbnails, files_in
 from captioner.review.row import Row
 from captioner.review.sidecars import Sidecars
 from captioner.review.tables import Embed, Table, candidates_in, located
@@ -141,7 +142,7 @@ class Review:
     def _look(self) -> None:
         files = list(files_in(self.root))
         with self.lock:
-            named = ((as_text(name), path) for name, path in files if is_picture(name))
+            named = ((as_text(name), path) for name, path in files if looks_like_picture(name))
             self.rows = {name: self.rows.get(name) or Row(name, path) for name, path in named}
             for row in self.rows.values():
                 row.problem = self.writer.stuck.get(row)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from captioner.errors import BadInput, refuse_idle
-from captioner.images import EXTENSIONS, MAX_BYTES, Source, find_images, is_url, printable
+from captioner.images import MAX_BYTES, Source, find_images, is_url, looks_like_picture, printable
 from captioner.pairs.layouts import ReadOptions
 from captioner.pairs.sources import PATIENCE, TABLES, PairSource, load_hub, open_parquet, parquet_files
 from captioner.sinks import as_text
@@ -99,7 +99,7 @@ def _kind_of(text: str, recursive: bool) -> tuple[str, str]:
             names = sorted(name.lower() for name in os.listdir(text))
         except OSError as error:
             raise BadInput(f"{printable(text)} cannot be read ({error.strerror}).") from error
-        if any(name.endswith(EXTENSIONS) for name in names):
+        if any(map(looks_like_picture, names)):
             if any(name.endswith(".tar") for name in names):  # a table may well lie beside the pictures it is about
                 raise BadInput(
                     f"{printable(text)} holds pictures and tars: say which are meant by "
@@ -158,7 +158,7 @@ def _members_in(file: str, _: Finding) -> Iterator[Item]:
         with tarfile.open(file, "r:") as archive:
             for member in archive:
                 archive.members = []  # type: ignore[attr-defined]  # it would keep them all
-                if not member.isreg() or not member.name.lower().endswith(EXTENSIONS):
+                if not member.isreg() or not looks_like_picture(member.name):
                     continue
                 name = as_text(member.name)
                 name = name if name not in seen else f"{name}@{member.offset_data}"  # a tar may hold two of one name

@@ -833,6 +833,14 @@ def test_folders_in_a_stable_order(tree: Path) -> None:
     assert names(tree, tree, recursive=True) == ["[1].png", "a.JPG", "b.png", "deep/c.webp", "deep/deeper/d.png"]
 
 
+def test_the_masks_of_a_picture_are_no_pictures(tree: Path) -> None:
+    mask = tree / "a-masklabel.PNG"
+    for file in (mask, tree / "b-condlabel.png"):
+        file.write_bytes(encoded(two_colours()))
+    assert names(tree, tree) == names(tree, tree / "*.*") == ["[1].png", "a.JPG", "b.png"]
+    assert names(tree, mask) == ["a-masklabel.PNG"]
+
+
 def test_each_once_and_in_the_order_named(tree: Path) -> None:
     twice = names(tree, tree / "b.png", tree / "deep" / ".." / "b.png", tree, tree / "*.png")
     assert twice == ["b.png", "[1].png", "a.JPG"]

@@ -61,6 +61,7 @@ def test_captions_beside_the_pictures(tmp_path: Path) -> None:
         picture(tmp_path / "10_style" / (f"{name}.PNG" if name == "b" else f"{name}.png"))
         (tmp_path / "10_style" / file).write_text(text, encoding="utf-8")
     picture(tmp_path / "d.png")
+    picture(tmp_path / "d-masklabel.png")
     picture(tmp_path / "e.png")
     (tmp_path / "e.txt").write_bytes("Löwe".encode("latin-1"))
     records, left_out = read(tmp_path)

@@ -24,7 +24,7 @@ from starlette.concurrency import run_in_threadpool
 from captioner.contracts import MODES, Attentive
 from captioner.errors import BadImage, BadInput, printable
 from captioner.files.json import read_object
-from captioner.images import EXTENSIONS, open_image
+from captioner.images import looks_like_picture, open_image
 from captioner.sinks.row import Row, to_json
 from captioner.sinks.table import write_csv_rows
 from captioner.styles import STYLES
@@ -220,7 +220,7 @@ def listed(root: Path, path: str) -> Any:
             continue
         if os.path.isdir(target):  # of a link that leads to itself `DirEntry.is_dir` raises an error
             folders.append(name)
-        elif name.lower().endswith(EXTENSIONS) and os.path.isfile(target):
+        elif looks_like_picture(name) and os.path.isfile(target):
             pictures.append(name)
     relative = here.relative_to(root).as_posix()
     return {
@@ -234,7 +234,7 @@ def listed(root: Path, path: str) -> Any:
 def picture_inside(root: Path, path: str) -> Path:
     """A picture in the root, links followed only where they stay inside."""
     picture = _inside(root, path)
-    if not picture.name.lower().endswith(EXTENSIONS) or not os.path.isfile(picture):
+    if not looks_like_picture(picture.name) or not os.path.isfile(picture):
         raise BadInput(f"There is no picture {printable(path)[:200]!r}.")
     return picture
 
