@@ -405,6 +405,9 @@ class CaptionOutputFlags(OutputFlags):
         ),
     ] = None
     sidecar: Annotated[bool, _first("photo.txt beside photo.png, for each picture.", "--sidecar")] = False
+    caption_extension: Annotated[
+        Literal[".txt", ".caption"] | None, _output("Of sidecars (default: of the one that is there, else .txt).")
+    ] = None
     on_existing: Annotated[
         Literal["skip", "overwrite", "append", "prepend", "error"] | None,
         _output("What to do where a sidecar is already there (default: skip)."),
@@ -420,9 +423,11 @@ class CaptionOutputFlags(OutputFlags):
         if self.sidecar and (self.out is not None or self.json or self.embed):
             raise BadInput("--sidecar holds the text alone and goes with none of --out, --json and --embed.")
         if self.all_candidates and (self.sidecar or self.out is not None or self.json):
-            raise BadInput("--all-candidates prints lines; --json and --out hold all candidates anyway.")
+            raise BadInput("--all-candidates prints lines; --json and --out hold all anyway, a sidecar holds one text.")
         if self.on_existing is not None and not self.sidecar:
             raise BadInput("--on-existing is about sidecars: add --sidecar.")
+        if self.caption_extension is not None and not self.sidecar:
+            raise BadInput("--caption-extension is about sidecars: add --sidecar.")
         if self.embed and self.out is None and not self.json:
             raise BadInput("--embed needs --json or --out; `captioner embed` prints embeddings alone.")
         if self.out is not None and self.out.suffix == ".npy":
@@ -441,7 +446,8 @@ class CaptionOutputFlags(OutputFlags):
                 raise BadInput("--attention draws one picture: name one.")
             sinks.check_new(self.attention, ".png")
         if self.sidecar:
-            return sinks.Sidecars(inputs, self.on_existing or "skip", resume=self.resume, settings=settings)
+            extension, on_existing = self.caption_extension, self.on_existing or "skip"
+            return sinks.Sidecars(inputs, on_existing, extension=extension, resume=self.resume, settings=settings)
         if self.all_candidates:
             return sinks.Stdout(partial(candidates_text, named=named))
         return self.sink(itemgetter("text"), named, settings, columns)

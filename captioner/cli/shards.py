@@ -152,7 +152,7 @@ def _merge_adapter(adapter: str, out: str, of_plans: Sequence[str]) -> None:
 # --- generate and embed ----------------------------------------------------------------------------------------------
 
 
-UNUSED = ("recursive", "resume", "overwrite", "json", "sidecar", "on_existing", "attention")
+UNUSED = ("recursive", "resume", "overwrite", "json", "sidecar", "caption_extension", "on_existing", "attention")
 """Of the flags for pictures and outputs, those that mean nothing where a plan is worked off."""
 
 

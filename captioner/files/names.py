@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
+
+SIDECARS = (".txt", ".caption")
+"""How a text beside a picture ends; where both lie there, the first is the picture's."""
 
 
 def path_of(name: str | Path) -> Path:
@@ -23,6 +27,12 @@ def home() -> Path:
 def nearest_existing(path: Path) -> Path:
     """The path itself if it is there, or the nearest above it that is: where it would be made."""
     return next(place for place in (path, *path.absolute().parents) if os.path.exists(place))
+
+
+def sidecar_of(picture: Path, endings: Sequence[str] = SIDECARS) -> Path:
+    """The text beside a picture: the one that is there, or where it would be."""
+    files = [picture.with_suffix(ending) for ending in endings]
+    return next((file for file in files if os.path.lexists(file)), files[0])
 
 
 def is_url(text: str) -> bool:

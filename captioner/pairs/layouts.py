@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from captioner.errors import BadImage, BadInput, counted
+from captioner.files.names import SIDECARS
 from captioner.images import looks_like_picture, printable
 from captioner.pairs.tables import caption_of, file_name, rows_of
 
 TEXT_COLUMNS = ("text", "prompt", "caption")
 IMAGE_COLUMNS = ("image", "file_name", "file", "filename", "path")
-SIDECARS = (".txt", ".caption")
 BLURRED_IS_ABOVE = 1.0
 """DiffusionDB scores pictures 0..1, and 2 where Stable Diffusion's own filter has blurred them."""
 KARPATHY = ("dataset_coco.json", "dataset_flickr8k.json", "dataset_flickr30k.json")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from captioner.errors import BadOutput, printable
 from captioner.files.atomic import write_all
-from captioner.pairs.layouts import SIDECARS
+from captioner.files.names import sidecar_of
 from captioner.review.operations import LONGEST_TEXT
 from captioner.review.outputs import CHANGED, Problem, Wanted, state_of
 from captioner.review.row import Row
@@ -35,8 +35,7 @@ class Sidecars:
 
     def file_of(self, row: Row) -> Path:
         """Where a picture's text is, or would be."""
-        files = [row.path.with_suffix(ending) for ending in SIDECARS]
-        return next((file for file in files[1:] if not os.path.lexists(files[0]) and os.path.lexists(file)), files[0])
+        return sidecar_of(row.path)
 
     def look(self, rows: Iterable[Row]) -> None:
         for row in rows:

@@ -1,4 +1,4 @@
-"""Text beside the pictures: `photo.txt` beside `photo.png`.
+"""Text beside the pictures: `photo.txt` beside `photo.png`, or `photo.caption` where that is there or asked for.
 
 A folder of pictures may come from a stranger. Nothing that lies in it says what is written or where: the journal lies
 in the user's cache, and a sidecar that leads out of its folder is not written to.
@@ -15,6 +15,7 @@ from pathlib import Path
 from captioner.errors import BadOutput
 from captioner.files.atomic import NO_LINKS, Leftovers, write_bytes
 from captioner.files.cache import cache_to_write
+from captioner.files.names import SIDECARS, sidecar_of
 from captioner.images import Source
 from captioner.sinks.checks import RESUME, check_place, explained
 from captioner.sinks.journal import Errors, Journal, Run, Settings, is_ended, read_header, summary_line
@@ -38,19 +39,22 @@ class Sidecars:
         inputs: Sequence[str],
         on_existing: OnExisting = "skip",
         *,
+        extension: str | None = None,
         resume: bool = False,
         settings: Settings | None = None,
     ) -> None:
         self.on_existing = on_existing
+        self.extensions = SIDECARS if extension is None else (extension,)
         folder = next((p for p in _with_parents(inputs) if p.is_dir()), Path("."))
         check_place(folder, "name an output instead")
         path = journal_path(folder)
+        given_extension = {} if extension is None else {"caption extension": extension}
         self.errors = Errors(folder / "captioner-errors.jsonl")
         self.journal = Journal(
             path,
             resume=resume,
             overwrite=not resume and (is_ended(path) or self._needs_no_journal(path)),
-            run=Run.here({**(settings or {}), "on existing": on_existing}),
+            run=Run.here({**(settings or {}), "on existing": on_existing, **given_extension}),
             remedy="Give the same again, or remove it to start anew.",
             title=f"The journal of sidecars in {folder} ({path})",
         )
@@ -58,7 +62,7 @@ class Sidecars:
         self.owner: dict[Path, Source] = {}
         self.last: Path | None = None
         self.leftovers = Leftovers()
-        self.in_flight = {row["file"]: row for row in self.journal if not _is_applied(row)}
+        self.in_flight = {row["file"]: row for row in self.journal if not self._is_applied(row)}
 
     def _needs_no_journal(self, path: Path) -> bool:
         """To skip what is there is to go on where such a run stopped, by the sidecars alone."""
@@ -77,7 +81,7 @@ class Sidecars:
             self.journal.close(remove=not self.journal.count)
 
     def wants(self, source: Source) -> bool:
-        sidecar = _sidecar(source)
+        sidecar = self._sidecar(source)
         self._claim(sidecar, source)
         if self.on_existing == "skip" and os.path.exists(sidecar):
             return False
@@ -96,12 +100,27 @@ class Sidecars:
             raise BadOutput(f"{target} is not UTF-8 text (UTF-16?): save it as UTF-8, and the caption can be added.")
         return True
 
+    def _sidecar(self, source: Source) -> Path:
+        """The text file beside a picture."""
+        if source.path is None:
+            raise BadOutput(f"{source.name} lies in no folder, so there is no place for a sidecar: name an output.")
+        if source.path.suffix in self.extensions:
+            raise BadOutput(f"{source.name} is itself named like a sidecar.")
+        return sidecar_of(source.path, self.extensions)
+
+    def _is_applied(self, row: Row) -> bool:
+        """Whether a row's sidecar has been written; if that cannot be told, its picture will say why."""
+        try:
+            return read_sidecar(target_of(sidecar_of(Path(row["file"]), self.extensions))) == row["after"]
+        except BadOutput:
+            return False
+
     def _claim(self, path: Path, source: Source) -> None:
         if (owner := self.owner.setdefault(path, source)) is not source:
             raise BadOutput(f"{source.name} would share its sidecar with {owner.name}.")
 
     def write(self, results: Sequence[Result]) -> None:
-        targets = [target_of(_sidecar(source)) for source, _ in results]
+        targets = [target_of(self._sidecar(source)) for source, _ in results]
         rows = [self._row(target, *result) for target, result in zip(targets, results, strict=True)]
         self.journal.append(rows)
         for target, row in zip(targets, rows, strict=True):
@@ -138,16 +157,6 @@ def journal_path(folder: Path) -> Path:
     return cache_to_write("sidecars") / f"{digest}.jsonl"
 
 
-def _sidecar(source: Source) -> Path:
-    """The text file beside a picture."""
-    if source.path is None:
-        raise BadOutput(f"{source.name} lies in no folder, so there is no place for a sidecar: name an output.")
-    sidecar = source.path.with_suffix(".txt")
-    if sidecar == source.path:
-        raise BadOutput(f"{source.name} is itself named like a sidecar.")
-    return sidecar
-
-
 def target_of(sidecar: Path) -> Path:
     """The file that a sidecar is: itself, or what it is a link to within its folder."""
     if not sidecar.is_symlink():
@@ -181,14 +190,6 @@ def read_sidecar(sidecar: Path) -> str | None:
         return os.read(descriptor, MOST_BYTES).decode("utf-8", "surrogateescape")
     finally:
         os.close(descriptor)
-
-
-def _is_applied(row: Row) -> bool:
-    """Whether a row's sidecar has been written; if that cannot be told, its picture will say why."""
-    try:
-        return read_sidecar(target_of(Path(row["file"]).with_suffix(".txt"))) == row["after"]
-    except BadOutput:
-        return False
 
 
 def _with_parents(inputs: Sequence[str]) -> Iterator[Path]:

@@ -382,6 +382,7 @@ def test_max_pixels(blip: str, photos: Path) -> None:
         (["--resume", "--overwrite", "--out", "a.jsonl"], "one of them"),
         (["--sidecar", "--out", "a.jsonl"], "--sidecar"),
         (["--on-existing", "skip"], "--sidecar"),
+        (["--caption-extension", ".caption"], "--sidecar"),
         (["--embed"], "--json"),
         (["--json", "--out", "a.jsonl"], "--json"),
         (["--num-candidates", "5", "--num-beams", "2"], "raise --num-beams, or say --do-sample"),

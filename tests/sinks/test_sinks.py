@@ -514,6 +514,39 @@ def test_appending_happens_once_however_often_the_run_is_killed(tmp_path: Path) 
     assert not list(tmp_path.glob("captioner-*"))
 
 
+def test_a_caption_file_that_is_there_is_the_sidecar(tmp_path: Path) -> None:
+    items = results(tmp_path, ["1.png", "2.png", "3.png"])
+    (tmp_path / "1.caption").write_text("mine")
+    (tmp_path / "3.caption").write_text("long")
+    (tmp_path / "3.txt").write_text("short")
+    with Sidecars([str(tmp_path)]) as sink:
+        assert [sink.wants(item.source) for item in items] == [False, True, False]
+        sink.write(items[1:2])
+    write(Sidecars([str(tmp_path)], "append"), items)
+    written = {file.name: file.read_text() for file in tmp_path.iterdir() if file.suffix != ".png"}
+    assert written == {
+        "1.caption": "mine, prompt 0\n",
+        "2.txt": "prompt 1\n",
+        "3.caption": "long",
+        "3.txt": "short, prompt 2\n",
+    }
+
+
+def test_sidecars_of_an_ending_that_is_asked_for(tmp_path: Path) -> None:
+    items = results(tmp_path, ["1.png", "2.png"])
+    (tmp_path / "1.txt").write_text("mine")
+    interrupted(Sidecars([str(tmp_path)], extension=".caption"), items[:1])
+    with pytest.raises(BadOutput, match=r"caption extension was \.caption and is now"):
+        Sidecars([str(tmp_path)], resume=True)
+    (tmp_path / "1.caption").unlink()  # killed after its row was kept, before the file was written
+    write(Sidecars([str(tmp_path)], extension=".caption", resume=True), items)
+    assert (tmp_path / "1.txt").read_text() == "mine"
+    assert (tmp_path / "1.caption").read_text() == "prompt 0\n"
+    assert (tmp_path / "2.caption").read_text() == "prompt 1\n"
+    with pytest.raises(BadOutput, match="named like a sidecar"):
+        Sidecars([str(tmp_path)], extension=".caption").wants(Source("x.caption", path=tmp_path / "x.caption"))
+
+
 @pytest.mark.parametrize(
     ("on_existing", "expected"), [("append", "Mine, prompt  0, 8k\n"), ("prepend", "prompt 0, Mine, 8k\n")]
 )
