@@ -257,7 +257,10 @@ class TextFlags:
     consensus: Annotated[
         bool | None, _text("Choose the candidate nearest in meaning to all of them (default: the model's own).")
     ] = None
-    prefix: Annotated[str, _first('A trigger word before the text: "sks style" gives "sks style, …".')] = ""
+    prefix: Annotated[
+        str,
+        _first('A trigger word before the text: "sks style" gives "sks style, …". {concept}: see docs/variables.md.'),
+    ] = ""
     suffix: Annotated[str, _text("The same after the text.")] = ""
     require: Annotated[
         list[str] | None, _text("Words that every text contains, comma-separated; what is missing becomes a term.")

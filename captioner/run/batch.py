@@ -41,6 +41,7 @@ from captioner.sinks import Result, Row, Sink, Stdout, file_of, groups, is_finit
 
 if TYPE_CHECKING:
     from captioner.contracts import Request
+    from captioner.text.finish import Finish
 
 HELD_PIXELS = 100_000_000
 """Of a batch; a larger picture is asked about alone."""
@@ -86,10 +87,11 @@ class Interrupts:
 
 @dataclass(frozen=True)
 class Asked:
-    """A picture, and what is asked about it."""
+    """A picture, what is asked about it, and how what is said is finished."""
 
     image: Image
     request: Request
+    finish: Finish | None = None
 
 
 Look = TypeVar("Look")

@@ -148,6 +148,7 @@ class Prompts:
     def __post_init__(self) -> None:
         self.request.decoding.check()
         self.request, self.varies = templates.parse(self.request)
+        self.finish, self.dresses = templates.parse(self.finish)
         if self.attention is not None and self.metadata != "ignore":
             raise BadInput("attention is about what the model says: leave out metadata.")
         if self.metadata == "only":
@@ -176,16 +177,17 @@ class Prompts:
         if self.metadata != "only":
             self.model.check(self.request, speaks=True)
 
-    def look(self, source: Source) -> Image | Asked | Row:
+    def look(self, source: Source) -> Asked | Row:
+        finish = templates.filled(self.finish, source) if self.dresses else self.finish
         if self.metadata != "ignore":
             carried = read_parameters(source.content(), source.title)
             if carried is not None and carried.prompt:
-                return row_of_carried(carried.prompt, self.finish)
+                return row_of_carried(carried.prompt, finish)
             if self.metadata == "only":
                 raise BadImage(f"{source.title} carries no prompt. Set metadata to first, and a model is asked.")
         whole = self.attention is not None  # which is drawn on it
         open_picture = partial(self.model.open, max_pixels=self.max_pixels, whole=whole)
-        return opened(source, open_picture, self.request, self.varies)
+        return replace(opened(source, open_picture, self.request, self.varies), finish=finish)
 
     def batch_size(self) -> int:
         return BATCH if self.metadata == "only" else self.model.batch_size()
@@ -193,7 +195,7 @@ class Prompts:
     def at_once(self) -> int:
         return 1 if self.metadata == "only" else self.model.at_once()
 
-    def answer(self, looks: list[Image | Asked | Row]) -> list[Row | BadAnswer]:
+    def answer(self, looks: list[Asked | Row]) -> list[Row | BadAnswer]:
         answers = iter(self._ask([look for look in looks if not isinstance(look, dict)]))
         rows = [look if isinstance(look, dict) else next(answers) for look in looks]
         if self.embed:
@@ -204,15 +206,21 @@ class Prompts:
             rows = [row | {"embedding": as_numbers(next(vectors))} if isinstance(row, dict) else row for row in rows]
         return rows
 
-    def _ask(self, looks: list[Image | Asked]) -> list[Row | BadAnswer]:
+    def _ask(self, looks: list[Asked]) -> list[Row | BadAnswer]:
         if not looks:
             return []
-        return grouped(looks, self.request, self._generate, at_once=self.model.is_remote)
+        return grouped(looks, self._generate, at_once=self.model.is_remote)
 
-    def _generate(self, images: list[Image], request: Request) -> list[Row]:
-        prompts = self.model.loaded.generate(images, request, self.finish, len(images))
+    def _generate(self, looks: list[Asked]) -> list[Row]:
+        from captioner.pipeline import NO_TEXT, Captioner
+
+        model, request = self.model.loaded, looks[0].request
+        if not isinstance(model, Captioner):
+            raise BadInput(NO_TEXT.format(model.name))
+        readings = list(model.readings([look.image for look in looks], request, len(looks)))
+        prompts = model.prompts(readings, [look.finish or self.finish for look in looks])
         if self.attention is not None:
-            self._draw(images[0], prompts[0].raw, request, self.attention)
+            self._draw(looks[0].image, prompts[0].raw, request, self.attention)
         return [row_of(prompt) for prompt in prompts]
 
     def _draw(self, image: Image, raw: str, request: Request, out: Path) -> None:
@@ -273,7 +281,7 @@ class Embeddings:
         """As `Model.check`."""
         self.model.check(self.request, speaks=False)
 
-    def look(self, source: Source) -> Image | Asked:
+    def look(self, source: Source) -> Asked:
         return opened(source, partial(self.model.open, max_pixels=self.max_pixels), self.request, self.varies)
 
     def batch_size(self) -> int:
@@ -282,40 +290,34 @@ class Embeddings:
     def at_once(self) -> int:
         return self.model.at_once()
 
-    def answer(self, looks: list[Image | Asked]) -> list[Row | BadAnswer]:
-        return grouped(looks, self.request, self._embed, at_once=self.model.is_remote)
+    def answer(self, looks: list[Asked]) -> list[Row | BadAnswer]:
+        return grouped(looks, self._embed, at_once=self.model.is_remote)
 
-    def _embed(self, images: list[Image], request: Request) -> list[Row]:
-        vectors = self.model.loaded.embed(images, request, len(images), self.expected)
+    def _embed(self, looks: list[Asked]) -> list[Row]:
+        images = [look.image for look in looks]
+        vectors = self.model.loaded.embed(images, looks[0].request, len(looks), self.expected)
         return [{"embedding": as_numbers(vector)} for vector in vectors]
 
 
-def opened(source: Source, open_picture: Callable[[Source], Image], request: Request, varies: bool) -> Image | Asked:
-    """The picture; where what is asked depends on it, with that."""
-    if not varies:
-        return open_picture(source)
-    filled = templates.filled(request, source)  # before the picture, which takes room
-    return Asked(open_picture(source), filled)
+def opened(source: Source, open_picture: Callable[[Source], Image], request: Request, varies: bool) -> Asked:
+    """The picture, and what is asked about it; varies: that depends on it."""
+    if varies:
+        request = templates.filled(request, source)  # before the picture, which takes room
+    return Asked(open_picture(source), request)
 
 
-def grouped(
-    looks: Sequence[Image | Asked],
-    request: Request,
-    ask: Callable[[list[Image], Request], list[Row]],
-    at_once: bool,
-) -> list[Row | BadAnswer]:
+def grouped(looks: Sequence[Asked], ask: Callable[[list[Asked]], list[Row]], at_once: bool) -> list[Row | BadAnswer]:
     """A row for each picture; those of which the same is asked are asked about together.
 
     at_once: a thread for each group. What a model says of a picture that is asked about alone stands in its place.
     """
     groups_of: dict[Request, list[int]] = {}
     for index, look in enumerate(looks):
-        groups_of.setdefault(look.request if isinstance(look, Asked) else request, []).append(index)
+        groups_of.setdefault(look.request, []).append(index)
 
-    def answers(asked: Request, indices: list[int]) -> list[Row | BadAnswer]:
-        images = [look.image if isinstance(look, Asked) else look for look in (looks[i] for i in indices)]
+    def answers(indices: list[int]) -> list[Row | BadAnswer]:
         try:
-            return [*ask(images, asked)]
+            return [*ask([looks[index] for index in indices])]
         except BadAnswer as error:
             if len(indices) > 1:
                 raise
@@ -323,10 +325,10 @@ def grouped(
 
     rows: list[Row | BadAnswer] = [{}] * len(looks)
     if at_once and len(groups_of) > 1:
-        waiting = [in_thread(partial(answers, asked, indices)) for asked, indices in groups_of.items()]
+        waiting = [in_thread(partial(answers, indices)) for indices in groups_of.values()]
         answered: Iterable[list[Row | BadAnswer]] = [future.result() for future in waiting]
     else:
-        answered = (answers(asked, indices) for asked, indices in groups_of.items())
+        answered = map(answers, groups_of.values())
     for indices, of_group in zip(groups_of.values(), answered, strict=True):
         for index, row in zip(indices, of_group, strict=True):
             rows[index] = row

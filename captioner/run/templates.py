@@ -1,15 +1,18 @@
-"""What is asked may speak of the picture: "Describe {name} from {folder}, tagged {tags}." is filled in for each one.
+"""What is asked, and the words around a text, may speak of the picture: "Describe {name} from {folder}, tagged {tags}."
+is filled in for each one.
 
-{name} is the file's name without its ending, {folder} the folder it lies in, {tags} the caption beside it (.txt or
-.caption), {metadata} the prompt that it carries. Where there is none, nothing takes its place. A brace that is meant is
-written twice.
+{name} is the file's name without its ending, {folder} the folder it lies in, {concept} the same without the number
+that kohya's folders begin with, {tags} the caption beside it (.txt or .caption), {metadata} the prompt that it carries.
+Where there is none, nothing takes its place. A brace that is meant is written twice.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import PurePosixPath
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from captioner.contracts import Request
@@ -17,29 +20,35 @@ from captioner.errors import BadImage, BadInput
 from captioner.images import Source, is_url, printable
 from captioner.images.metadata import read_parameters
 
-FIELDS = ("prompt", "question", "instruction")
-"""Of a request; each may hold variables."""
+if TYPE_CHECKING:
+    from captioner.text.finish import Finish
+
+FIELDS = ("prompt", "question", "instruction", "prefix", "suffix")
+"""Of a request, and of how a text is finished; each may hold variables."""
 PARTS = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
+Said = TypeVar("Said", Request, "Finish")
 
 
-def parse(request: Request) -> tuple[Request, bool]:
-    """The request, and whether it has to be filled in for each picture. Where not, braces are single in it."""
-    texts = _texts(request)
-    if any(_variables(text) for text in texts.values()):
-        return request, True
-    return request.changed(**{name: _with(text, {}) for name, text in texts.items()}), False
+def parse(said: Said) -> tuple[Said, bool]:
+    """The same, and whether it has to be filled in for each picture. Where not, braces are single in it."""
+    if any(_variables(text) for text in _texts(said).values()):
+        return said, True
+    return _replaced(said, {}), False
 
 
-def filled(request: Request, source: Source) -> Request:
-    """The request for one picture."""
-    texts = _texts(request)
-    names = {name for text in texts.values() for name in _variables(text)}
-    values = {name: VALUES[name](source) for name in names}
-    return request.changed(**{name: _with(text, values) for name, text in texts.items()})
+def filled(said: Said, source: Source) -> Said:
+    """The same for one picture."""
+    names = {name for text in _texts(said).values() for name in _variables(text)}
+    return _replaced(said, {name: VALUES[name](source) for name in names})
 
 
-def _texts(request: Request) -> dict[str, str]:
-    return {name: text for name in FIELDS if (text := getattr(request, name)) is not None}
+def _replaced(said: Said, values: dict[str, str]) -> Said:
+    texts: dict[str, Any] = {name: _with(text, values) for name, text in _texts(said).items()}
+    return replace(said, **texts)
+
+
+def _texts(said: Request | Finish) -> dict[str, str]:
+    return {name: text for name in FIELDS if (text := getattr(said, name, None)) is not None}
 
 
 def _variables(text: str) -> set[str]:
@@ -73,6 +82,10 @@ def _folder(source: Source) -> str:
     return "" if source.path is None else printable(source.path.absolute().parent.name)
 
 
+def _concept(source: Source) -> str:
+    return re.sub(r"^\d+_", "", _folder(source))
+
+
 def _tags(source: Source) -> str:
     from captioner.pairs.layouts import NO_CAPTION, Record, with_sidecar
 
@@ -91,4 +104,10 @@ def _metadata(source: Source) -> str:
     return "" if parameters is None else parameters.prompt
 
 
-VALUES: dict[str, Callable[[Source], str]] = {"name": _name, "folder": _folder, "tags": _tags, "metadata": _metadata}
+VALUES: dict[str, Callable[[Source], str]] = {
+    "name": _name,
+    "folder": _folder,
+    "concept": _concept,
+    "tags": _tags,
+    "metadata": _metadata,
+}

@@ -190,9 +190,10 @@ class Engine:
         self.known(ask.model)
         ask.request.decoding.check()
         request, varies = templates.parse(ask.request)
-        ask = replace(ask, request=request)
+        finish, dresses = templates.parse(ask.finish)
+        ask = replace(ask, request=request, finish=finish)
         deadline = self._deadline(timeout)
-        return self._put([self._of_picture(picture, ask, varies, deadline) for picture in pictures])
+        return self._put([self._of_picture(picture, ask, varies or dresses, deadline) for picture in pictures])
 
     def _of_picture(self, picture: Picture, ask: Ask, varies: bool, deadline: float) -> Unit:
         """What is asked about one picture. varies: in words of its own (see `run/templates.py`); where they cannot be
@@ -360,7 +361,8 @@ def _filled(ask: Ask, picture: Picture) -> Ask:
     """Asked in the words of this picture."""
     from captioner.run import templates
 
-    return replace(ask, request=templates.filled(ask.request, Source(picture.name, data=picture.data)))
+    source = Source(picture.name, data=picture.data)
+    return replace(ask, request=templates.filled(ask.request, source), finish=templates.filled(ask.finish, source))
 
 
 def _refused(error: BadImage, admit: Callable[[int], object]) -> Opened:

@@ -128,8 +128,12 @@ class Sidecars:
 
     def _row(self, target: Path, source: Source, row: Row) -> Row:
         before = read_sidecar(target)
-        old, text = (before or "").removeprefix("\ufeff").strip(), row["text"]  # the mark would stand within the text
-        after = {"append": joined(old, text), "prepend": joined(text, old)}.get(self.on_existing, text)
+        old = (before or "").removeprefix("\ufeff").strip()  # the mark would stand within the text
+        after: str = row["text"]
+        if self.on_existing == "append":
+            after = joined(old, after)
+        elif self.on_existing == "prepend":
+            after = joined(after, old)
         return {"file": os.path.abspath(file_of(source)), "before": before, "after": after + "\n"}
 
     def _apply(self, target: Path, row: Row) -> None:

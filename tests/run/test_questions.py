@@ -44,7 +44,7 @@ def test_a_picture_is_the_same_whichever_way_it_comes(tmp_path: Path, monkeypatc
     file = tmp_path / "large.jpg"
     Image.linear_gradient("L").resize((1100, 1600)).convert("RGB").save(file)
     asked = Prompts(Model("mini", LoadOptions()), Request(), Finish(), "ignore", 10**8)
-    in_a_run = asked.look(Source(file.name, file))
+    in_a_run = asked.look(Source(file.name, file)).image
     assert in_a_run.size == (550, 800)
     seen: list[Image.Image] = []
     captioner = asked.model.loaded

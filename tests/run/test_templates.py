@@ -39,6 +39,8 @@ def test_what_the_variables_stand_for(tmp_path):
     (tmp_path / "paintings").mkdir()
     path = drawn(tmp_path / "paintings", "red", "red, {name}", "a red square")
     source = Source("red.png", path=path)
+    assert filled("{concept}", source) == "paintings"
+    assert filled("{concept}", Source("x.png", path=tmp_path / "10_sks 2_dog" / "x.png")) == "sks 2_dog"
     assert filled("{name}|{folder}|{tags}|{metadata}", source) == "red|paintings|red, {name}|a red square"
     bare = Source("blue.png", path=drawn(tmp_path, "blue"))
     assert filled("<{tags}{metadata}>", bare) == "<>"
@@ -61,8 +63,9 @@ def test_braces_that_are_meant_are_written_twice(tmp_path):
 @pytest.mark.parametrize("field", templates.FIELDS)
 def test_an_unknown_variable_is_refused_by_name(field, text):
     with pytest.raises(BadInput) as raised:
-        templates.parse(Request(**{field: f"of {text}"}))
-    assert f"There is no variable {text}, only {{name}}, {{folder}}, {{tags}}, {{metadata}}." in str(raised.value)
+        templates.parse((Finish if field in ("prefix", "suffix") else Request)(**{field: f"of {text}"}))
+    known = "{name}, {folder}, {concept}, {tags}, {metadata}"
+    assert f"There is no variable {text}, only {known}." in str(raised.value)
 
 
 @pytest.mark.parametrize("text", ["{name", "name}", "}{"])
@@ -91,6 +94,26 @@ def test_each_picture_is_asked_its_own_and_equal_ones_together(tmp_path):
     assert rows == {name: f"a {name} square, oil on canvas" for name in ("blue", "green", "red")}
     assert (tally.done, tally.failed) == (3, 1)
     assert sorted(asked) == ["?", "cold?", "cold?", "warm?"]  # and none of them twice
+
+
+def test_each_text_gets_its_own_words_around_it(tmp_path):
+    """A model's as well as one that a picture carries; all pictures are still asked about together."""
+    for folder, name, prompt in (("10_sks", "red", None), ("5_a dog", "blue", None), ("5_a dog", "green", "a meadow")):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        drawn(tmp_path / folder, name, prompt=prompt)
+    with serving() as server:
+        model = Model(f"openai:{server.address}#sociable", LoadOptions())
+        prompts = Prompts(model, Request(), Finish(prefix="{concept} {{x}}", suffix="8k"), "first", 10**8)
+        out = tmp_path / "out.jsonl"
+        run_inputs([str(tmp_path)], prompts, lambda many: open_out(out), recursive=True, quiet=True)
+    rows = {Path(row["file"]).stem: row["text"] for row in map(json.loads, out.read_text().splitlines())}
+    assert rows == {
+        "red": "sks {x}, a red square, oil on canvas, 8k",
+        "blue": "a dog {x}, a blue square, oil on canvas, 8k",
+        "green": "a dog {x}, a meadow, 8k",
+    }
+    plain, varies = templates.parse(Finish(prefix="{{x}}"))
+    assert (plain.prefix, varies) == ("{x}", False)
 
 
 def test_a_model_of_ours_is_asked_too(tiny_checkpoint, tmp_path):
