@@ -15,6 +15,9 @@ from captioner.cli.flags import with_flags
 from captioner.errors import BadInput, CaptionerError, printable
 from captioner.run.help import CommandLine, Group
 
+ELSEWHERE = ("caption", "describe", "interrogate", "prompt", "tag")
+"""What other tools call `generate`."""
+
 
 class Verbs(Group):
     """Turns errors into one line and an exit status."""
@@ -54,8 +57,9 @@ class Verbs(Group):
             raise typer.Exit
         if args[:1] == ["help"]:
             args = [*args[1:], "--help"]
-        if args and args[0] not in self.commands and looks_like_pictures(args[0]):
-            raise BadInput(f"There is no command {args[0]!r}. Did you mean: captioner generate {args[0]}")
+        if args and args[0] not in self.commands and (args[0] in ELSEWHERE or looks_like_pictures(args[0])):
+            picture = next(filter(looks_like_pictures, args), "cat.png")
+            raise BadInput(f"There is no command {args[0]!r}. Did you mean: captioner generate {picture}")
         return super().resolve_command(ctx, args)
 
 

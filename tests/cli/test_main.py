@@ -715,6 +715,15 @@ def test_a_picture_in_place_of_a_command(photos: Path, picture: str) -> None:
     assert result.stderr.endswith(f"Did you mean: captioner generate {picture}\n")
 
 
+@pytest.mark.parametrize(
+    ("words", "meant"), [(["caption", "-m", "mini", "a.jpg"], "a.jpg"), (["interrogate"], "cat.png")]
+)
+def test_a_verb_of_another_tool(words: list[str], meant: str) -> None:
+    result = call(*words)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr == (f"captioner: There is no command {words[0]!r}. Did you mean: captioner generate {meant}\n")
+
+
 def test_help_of_every_verb_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     for verb, command in verbs().items():
         assert (command.help or "").strip().split("\n")[0][:1].isupper(), verb
