@@ -239,8 +239,9 @@ class Review:
     def candidates(self, row: Row) -> list[Candidate]:
         """What a model proposed for a picture: just now, or in the table that keeps it."""
         with self.lock:
-            tables = (table.candidates(row) for table in self.tables)
-            return candidates_in(row.said) or next(filter(None, tables), [])
+            if row.said:  # a prompt that the picture itself carries comes without candidates
+                return candidates_in(row.said) or [Candidate(row.said["text"], row.said["score"])]
+            return next(filter(None, (table.candidates(row) for table in self.tables)), [])
 
     def said(self, name: str, answer: dict[str, Any]) -> None:
         """Keep what a model that was asked again says of a picture: for this session, and for the line that a table

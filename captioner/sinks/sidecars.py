@@ -19,8 +19,7 @@ from captioner.files.names import SIDECARS, sidecar_of
 from captioner.images import Source
 from captioner.sinks.checks import RESUME, check_place, explained
 from captioner.sinks.journal import Errors, Journal, Run, Settings, is_ended, read_header, summary_line
-from captioner.sinks.row import OnExisting, Result, Row, file_of
-from captioner.terms import joined
+from captioner.sinks.row import OnExisting, Result, Row, file_of, with_existing
 
 MOST_BYTES = 10_000_000
 """No caption is longer: what is, was not meant to be one."""
@@ -129,12 +128,8 @@ class Sidecars:
     def _row(self, target: Path, source: Source, row: Row) -> Row:
         before = read_sidecar(target)
         old = (before or "").removeprefix("\ufeff").strip()  # the mark would stand within the text
-        after: str = row["text"]
-        if self.on_existing == "append":
-            after = joined(old, after)
-        elif self.on_existing == "prepend":
-            after = joined(after, old)
-        return {"file": os.path.abspath(file_of(source)), "before": before, "after": after + "\n"}
+        after = with_existing(old, row["text"], self.on_existing) + "\n"
+        return {"file": os.path.abspath(file_of(source)), "before": before, "after": after}
 
     def _apply(self, target: Path, row: Row) -> None:
         """Write a sidecar, unless that is done or the user changed it meanwhile."""

@@ -1,7 +1,7 @@
 """Captioning many pictures of Review's folder: a job of the server, which goes on when the page is closed.
 
 Several pictures are asked about at a time; each text is saved as it comes, and all of them are one step for undo. It
-can be stopped; a picture that fails keeps its reason.
+can be stopped; a picture that fails keeps its reason. What the model refuses whatever the picture ends it.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from uuid import uuid4
 
 from starlette.concurrency import run_in_threadpool
 
-from captioner.errors import CaptionerError, counted, printable
+from captioner.errors import BadInput, CaptionerError, counted, printable
 from captioner.review import Conflict, Review, Unknown
 from captioner.serving.engine import Ask, Engine, Picture
 from captioner.serving.scheduler import Busy, Closed
-from captioner.sinks import Row
+from captioner.sinks.row import OnExisting, Row, with_existing
 from captioner.web.errors import BUG, one_line
 
 logger = logging.getLogger(__name__)
@@ -33,16 +33,22 @@ AT_ONCE = 8
 class Captioning:
     """One run over these pictures; `start` begins it, in the running event loop."""
 
-    def __init__(self, review: Review, engine: Engine, names: Sequence[str], ask: Ask) -> None:
-        for name in names:
-            review.row(name)
+    def __init__(
+        self, review: Review, engine: Engine, names: Sequence[str], ask: Ask, on_existing: OnExisting = "overwrite"
+    ) -> None:
+        rows = [review.row(name) for name in names]
+        if on_existing == "skip":
+            names = [row.name for row in rows if not row.text]
         self.review = review
         self.engine = engine
         self.ask = ask
+        self.on_existing = on_existing
         self.total = len(names)
         self.done = 0
         self.failed = 0
         self.stopped = False
+        self.refused: str | None = None
+        """What is wrong with what is asked, and stopped the run."""
         self.over = False
         self.changed: list[str] = []
         """Pictures that are through, in this order."""
@@ -74,6 +80,7 @@ class Captioning:
             "done": self.done,
             "failed": self.failed,
             "stopped": self.stopped,
+            "refused": self.refused,
             "over": self.over,
             "changed": self.changed[since:],
         }
@@ -107,17 +114,24 @@ class Captioning:
     async def _caption(self, name: str) -> None:
         row = await run_in_threadpool(self.review.row, name)
         before = row.text or ""
+        if before and self.on_existing == "skip":  # written since the run began
+            return
         picture = Picture(await run_in_threadpool(self.review.content, name), name)
         if self.stopped:  # while it was being read
             return
-        answer = await self._asked(picture)
+        try:
+            answer = await self._asked(picture)
+        except BadInput as error:
+            self.refused = one_line(error)
+            return self.stop()
         title = f"Caption {counted(self.total, 'picture')} with {printable(answer.get('model') or self.ask.model)}"
         await run_in_threadpool(self._save, name, before, answer, title[:200])
         self._through(name)
 
     def _save(self, name: str, before: str, answer: Row, title: str) -> None:
         self.review.said(name, answer)
-        self.review.edit(name, answer["text"], before=before, group=self._group, title=title)
+        text = with_existing(before, answer["text"], self.on_existing)
+        self.review.edit(name, text, before=before, group=self._group, title=title)
 
     async def _asked(self, picture: Picture) -> Row:
         """The model's row, however long that takes: nobody waits at a connection. While others fill the queue it is

@@ -154,6 +154,12 @@ def test_a_picture_that_a_model_was_asked_about_gets_a_whole_line(photos: Path) 
     assert len(rows_of(photos / "captions.jsonl")) == 3
 
 
+def test_a_prompt_that_the_picture_carries_is_a_candidate(photos: Path) -> None:
+    with Review(photos) as review:
+        review.said("5.png", {"text": "a hen", "score": None, "candidates": [], "source": "metadata"})
+        assert review.candidates(review.row("5.png")) == [("a hen", None)]
+
+
 def test_a_run_goes_on_from_an_edited_table(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What `generate --out … --resume` would do: edited rows are done, and stay as they were edited."""
     from captioner.images import find_images

@@ -13,14 +13,17 @@ import time
 import urllib.error
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from captioner.review import Review
 from captioner.review.journal import journal_path
 from captioner.serving.engine import Engine
+from captioner.styles import STYLES
 from captioner.web.captioning import Captioning
 from captioner.web.routes.review import state_of
+from tests.chat_server import ChatServer, serving
 from tests.review.folders import picture, snapshot, write_rows
 from tests.web.served import call, refusal, served
 
@@ -143,6 +146,7 @@ def test_a_stop_while_pictures_are_being_read(photos: Path, idle: Engine, monkey
             "done": 0,
             "failed": 0,
             "stopped": True,
+            "refused": None,
             "over": True,
             "changed": [],
         }
@@ -165,6 +169,84 @@ def test_a_picture_may_wait_for_a_slow_model_longer_than_a_request(photos: Path)
         state = asyncio.run(ended())
         assert (state["done"], state["failed"], review.row("3.png").problem) == (1, 0, None)
     engine.close()
+
+
+@pytest.fixture
+def chat(photos: Path) -> Iterator[tuple[str, ChatServer]]:
+    """Review of a server whose model is asked in words, and who answers for it."""
+    with serving() as server:
+        engine = Engine([f"openai:{server.address}#painter"])
+        engine.start()
+        with served(photos, engine) as address:
+            yield f"{address}/review/api/", server
+        engine.close()
+
+
+def captioned(api: str, **asked: Any) -> dict[str, Any]:
+    """How a run ends."""
+    call(api + "caption", asked)
+    while not (told := call(api + "captioning"))["over"]:
+        time.sleep(0.01)
+    return told
+
+
+def instructions(server: ChatServer) -> set[str]:
+    return {part["text"] for body in server.bodies for part in body["messages"][0]["content"] if part["type"] == "text"}
+
+
+def test_a_model_is_asked_by_the_settings_of_generate(chat: tuple[str, ChatServer], photos: Path) -> None:
+    api, server = chat
+    said = call(api + "ask", {"name": "0.png", "style": "tags", "prefix": "sks style"})
+    assert said["text"] == "sks style, a black square, oil on canvas"
+    assert [one["text"] for one in call(api + "row", {"name": "0.png"})["candidates"]] == [said["text"]]
+    assert instructions(server) == {STYLES["tags"].instruction}
+    server.bodies.clear()
+    told = captioned(api, names=["1.png", "3.png"], instruction="Which colour?", suffix="8k")
+    assert {row["text"] for row in told["rows"]} == {"a black square, oil on canvas, 8k"}
+    assert instructions(server) == {"Which colour?"}
+    assert refusal(api + "ask", {"name": "0.png", "style": "poem"})[0] == 422
+
+
+def test_texts_that_are_there_stay_or_are_added_to(chat: tuple[str, ChatServer], photos: Path) -> None:
+    api, server = chat
+    before = snapshot(photos)
+    said = "a black square, oil on canvas"
+    for on_existing, text in (("append", f"text of 0, {said}"), ("prepend", f"{said}, text of 0"), ("overwrite", said)):
+        told = captioned(api, names=["0.png", "3.png"], on_existing=on_existing)
+        assert {row["name"]: row["text"] for row in told["rows"]} == {"0.png": text, "3.png": said}
+        call(api + "undo", {})
+        assert snapshot(photos) == before
+    server.bodies.clear()
+    told = captioned(api, names=["0.png", "3.png"], on_existing="skip")
+    assert [(row["name"], row["text"]) for row in told["rows"]] == [("3.png", said)]
+    assert (told["total"], len(server.bodies)) == (1, 1)
+
+
+def test_a_setting_that_the_model_refuses_ends_a_run_and_is_told(chat: tuple[str, ChatServer]) -> None:
+    api, _ = chat
+    assert "has no use for quality" in refusal(api + "ask", {"name": "0.png", "quality": "fast"})[1]
+    told = captioned(api, names=["0.png", "3.png"], quality="fast")
+    assert (told["done"], told["failed"], told["stopped"]) == (0, 0, True)
+    assert "has no use for quality" in told["refused"]
+    assert call(api + "view", {"filter": "is:failed"})["names"] == []
+    forbidden = {"names": ["0.png"], "forbid": ["cat"], "require": ["cat"]}
+    assert refusal(api + "caption", forbidden) == (422, "Forbidden and required at once: cat.")
+
+
+def test_a_text_that_is_written_while_a_run_waits_is_left_alone(photos: Path, idle: Engine) -> None:
+    with Review(photos) as review:
+
+        async def begun() -> Captioning:
+            run = Captioning(review, idle, ["0.png", "3.png"], idle.ask(), "skip")
+            review.edit("3.png", "by hand")
+            run.start()
+            while not (run.over or idle.scheduler.waiting):
+                await asyncio.sleep(0.01)
+            await run.end()
+            return run
+
+        run = asyncio.run(begun())
+        assert (run.total, run.stopped, review.row("3.png").text) == (1, False, "by hand")
 
 
 def test_a_bug_while_a_picture_is_captioned_ends_no_run(

@@ -16,7 +16,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from captioner import contracts
 from captioner.decoding import DecodingChanges
 from captioner.errors import BadInput, CaptionerError, printable
-from captioner.serving.engine import Ask, Picture
+from captioner.serving.engine import Ask, Engine, Picture
 from captioner.serving.metrics import gauge
 from captioner.sinks import Row
 from captioner.text.finish import Finish
@@ -104,6 +104,10 @@ class Generate(Asked):
             tuple(self.require),
         )
 
+    def ask(self, engine: Engine) -> Ask:
+        """All of it as the engine is asked."""
+        return Ask(engine.known(self.model), self.request(), self.finish(), embed=self.embed, metadata=self.metadata)
+
 
 class Embed(Asked):
     """Settings of /v1/embed; `texts`, `image` or `images` beside them."""
@@ -145,14 +149,7 @@ def router(context: Context) -> APIRouter:
     async def generate(request: Request) -> Any:
         """The prompts that could have made pictures: rows as `captioner generate --json` prints them."""
         given, settings = await _asked(request, context, Generate)
-        ask = Ask(
-            engine.known(settings.model),
-            settings.request(),
-            settings.finish(),
-            embed=settings.embed,
-            metadata=settings.metadata,
-        )
-        return _answer(given, await context.rows(request, given.pictures, ask))
+        return _answer(given, await context.rows(request, given.pictures, settings.ask(engine)))
 
     @routes.post("/v1/embed", tags=["captioner"], openapi_extra=_bodies(Embed, texts=True), responses=_ERRORS)
     async def embed(request: Request) -> Any:

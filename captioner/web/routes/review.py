@@ -27,6 +27,7 @@ from captioner.web import inputs
 from captioner.web.captioning import Captioning
 from captioner.web.context import Context
 from captioner.web.errors import one_line
+from captioner.web.routes.native import Generate
 
 MOST_ROWS = 200
 """Of one request."""
@@ -88,12 +89,10 @@ class Edit(Strict):
     title: Annotated[str, Field(max_length=200)] | None = None
 
 
-class Ask(Strict):
-    """A model about a picture."""
+class Ask(Generate, Strict):
+    """A model about a picture, with the settings of /v1/generate."""
 
     name: Name
-    model: Annotated[str, Field(max_length=500)] | None = None
-    num_candidates: Annotated[int, Field(ge=1, le=9)] | None = None
 
 
 class Count(Strict):
@@ -102,11 +101,11 @@ class Count(Strict):
     text: Text
 
 
-class Caption(Strict):
-    """Pictures for a model, one after the other."""
+class Caption(Generate, Strict):
+    """Pictures for a model, with the settings of /v1/generate; on_existing: what becomes of texts that are there."""
 
     names: Annotated[list[Name], Field(min_length=1, max_length=MOST_NAMES)]
-    model: Annotated[str, Field(max_length=500)] | None = None
+    on_existing: Literal["skip", "overwrite", "append", "prepend"] = "overwrite"
 
 
 class Failed(Strict):
@@ -262,15 +261,14 @@ def router(context: Context) -> APIRouter:
     @routes.post("/ask")
     async def ask(request: Request, asked: Ask) -> Any:
         content = await run_in_threadpool(lambda: review().content(asked.name))
-        question = context.engine.ask(asked.model, num_candidates=asked.num_candidates)
-        row = await context.prompt(request, Picture(content, asked.name), question)
+        row = await context.prompt(request, Picture(content, asked.name), asked.ask(context.engine))
         await run_in_threadpool(lambda: review().said(asked.name, row))
         return row
 
     @routes.post("/caption")
     async def caption(asked: Caption) -> Any:
-        ask = context.engine.ask(asked.model)
-        run = await run_in_threadpool(lambda: Captioning(review(), context.engine, asked.names, ask))
+        ask = asked.ask(context.engine)
+        run = await run_in_threadpool(lambda: Captioning(review(), context.engine, asked.names, ask, asked.on_existing))
         runs.start(run)
         return run.state()
 
