@@ -13,7 +13,9 @@ import pytest
 from captioner.files.atomic import write_all
 from captioner.review.sidecars import Sidecars
 from captioner.serving.engine import Engine
+from captioner.styles import STYLES
 from tests.browser import CHROMIUM, Browser, Page
+from tests.chat_server import serving
 from tests.review.folders import picture, rows_of, write_rows
 from tests.web.conftest import Quick
 from tests.web.served import call, served
@@ -368,6 +370,62 @@ def test_captioning_can_be_stopped(page: Page, photos: Path) -> None:
     page.wait("document.querySelector('.toast')?.innerText.startsWith('Taken back: Caption 200 pictures')")
     page.wait(SAVED)
     assert [(photos / f"{number:03}.txt").read_text() for number in range(150, MANY - 4)] == before
+
+
+def test_a_model_is_asked_by_the_settings_that_caption_has(
+    browser: Browser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CAPTIONER_CACHE", str(tmp_path / "cache"))
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for name in ("a", "b"):
+        picture(photos / f"{name}.png")
+    (photos / "a.txt").write_text("a cat\n")
+    with serving() as server:
+        engine = Engine([f"openai:{server.address}#painter"])
+        engine.start()
+        with served(photos, engine) as address:
+            page = next(tabs := opened(browser, address))
+            page.click("[title='Caption the folder']")
+            page.wait("document.querySelector('.review-asked span')?.innerText.startsWith('Everything as the model')")
+            assert page.run("document.querySelector('#review-existing').disabled")  # of those without a text
+            page.click(".review-asked button")
+            page.wait("document.querySelector('dialog[open] #set-style')?.checkVisibility()")
+            page.fill("#set-style", "tags")
+            page.fill("#set-prefix", "sks style")
+            page.press("Escape")
+            page.click("[data-view=review]")
+            page.click("[title='Caption the folder']")
+            page.wait("document.querySelector('.review-asked span')?.innerText === 'Style: tags · Prefix: “sks style”'")
+            page.click("[value=shown] + span")
+            page.fill("#review-existing", "append")
+            page.click(".review-dialog .primary")
+            page.wait("document.querySelector('.toast')?.innerText.startsWith('2 captioned')")
+            page.wait(SAVED)
+            said = "sks style, a black square, oil on canvas"
+            assert (photos / "a.txt").read_text() == f"a cat, {said}\n"
+            page.run("document.querySelector('.review-list').focus()")
+            page.press("Control+z")
+            settles(page, "a cat")
+            page.press("r")
+            page.wait("document.querySelectorAll('.review-candidates button').length === 5")
+            assert said in page.text(".review-candidates button")
+            assert all(STYLES["tags"].instruction in json.dumps(body) for body in server.bodies)
+            tabs.close()
+        engine.close()
+
+
+@pytest.mark.parametrize("when", ["begun", "running"])
+def test_settings_that_cannot_be_are_told(page: Page, when: str) -> None:
+    kept = {"forbid": "cat", "require": "cat"} if when == "begun" else {"min_new_tokens": "900"}
+    page.run(f"localStorage.setItem('captioner.settings', {json.dumps(json.dumps(kept))})")
+    page.click("[title='Caption the folder']")
+    page.click("dialog .primary")
+    if when == "begun":
+        page.wait("document.querySelector('dialog .review-wrong').innerText.startsWith('Forbidden and required')")
+    else:
+        page.wait("document.querySelector('.toast')?.innerText.startsWith('min_new_tokens')")
+    assert not page.run("document.querySelector('.review-run:not([hidden])')")
 
 
 def test_somebody_else_changes_a_text_meanwhile(page: Page, photos: Path) -> None:

@@ -4,7 +4,7 @@ import { Refused } from "./api.js";
 import { attentionPanel } from "./attention.js";
 import { button, copyText, el, icon, saveFile, shortName } from "./dom.js";
 import { picker } from "./picker.js";
-import { commandLine, drawer, inUse, load, store } from "./settings.js";
+import { commandLine, describe, drawer, inUse, load, store } from "./settings.js";
 
 const EXTENSIONS = /\.(a?png|jpe?g?|jfif|mpo|webp|gif|bmp|dib|tiff?|avifs?|hei[cfs]+|hif|jp2|j2k|jpx|p[pgbn]m|tga|ico|pcx|psd|qoi|sgi|dds)$/i;
 
@@ -24,8 +24,7 @@ class Caption {
     this.running = 0;
     this.stopped = false;
     this.number = 0;
-    this.descriptions = new Map(); // asked for
-    this.known = new Map(); // told
+    this.known = new Map(); // descriptions of models
     const kept = load(location.hash, api.settings.models);
     this.state = { ...kept, description: null, hasPictures: () => this.items.length > 0 };
     this.drawer = drawer(api, this.state, {
@@ -38,8 +37,9 @@ class Caption {
     this.settingsChanged();
   }
 
-  shown() {
+  shown(state) {
     store(this.state.model, this.state.values, this.api.settings.models);
+    if (state?.settings) this.drawer.open();
   }
 
   // --- the page ----------------------------------------------------------------------------------------------------
@@ -159,15 +159,9 @@ class Caption {
   // --- settings ----------------------------------------------------------------------------------------------------
 
   async describe(name) {
-    if (!this.descriptions.has(name)) {
-      const asked = this.api.json(`page/model?name=${encodeURIComponent(name)}`);
-      this.descriptions.set(name, asked);
-      asked.then(
-        (description) => this.known.set(name, description),
-        () => this.descriptions.delete(name),
-      );
-    }
-    return this.descriptions.get(name);
+    const description = await describe(this.api, name);
+    this.known.set(name, description);
+    return description;
   }
 
   async settingsChanged() {

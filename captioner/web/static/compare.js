@@ -4,7 +4,7 @@
 import { answer } from "./caption.js";
 import { differences } from "./diff.js";
 import { button, el, shortName } from "./dom.js";
-import { inUse, load } from "./settings.js";
+import { describe, inUse, load } from "./settings.js";
 import { fileOf, readTables } from "./tables.js";
 
 const AT_A_TIME = 64; // pairs in one request
@@ -28,7 +28,6 @@ class Compare {
     this.pictures = [];
     this.settings = ""; // Caption's, as JSON: what models are asked with
     this.version = 0;
-    this.descriptions = new Map();
     this.shownPairs = SHOWN;
     this.sides = { left: new Side("left", this), right: new Side("right", this) };
     this.build();
@@ -154,15 +153,6 @@ class Compare {
     this.shownPairs = SHOWN;
     this.drawPairs();
     await this.measure(isOld);
-  }
-
-  describe(name) {
-    if (!this.descriptions.has(name)) {
-      const asked = this.api.json(`page/model?name=${encodeURIComponent(name)}`);
-      this.descriptions.set(name, asked);
-      asked.catch(() => this.descriptions.delete(name));
-    }
-    return this.descriptions.get(name);
   }
 
   async askModels(isOld) {
@@ -382,7 +372,7 @@ class Side {
     const { model } = this;
     const key = this.keyOf(picture);
     try {
-      const settings = { model, ...inUse(JSON.parse(chosen), await this.view.describe(model)) };
+      const settings = { model, ...inUse(JSON.parse(chosen), await describe(api, model)) };
       const { text } = await answer(api, "v1/generate", picture.file, picture.name, settings);
       this.answers.set(key, { text: text.slice(0, LONGEST) });
     } catch (error) {

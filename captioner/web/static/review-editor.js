@@ -1,6 +1,7 @@
 // The text of one picture: typed, saved by itself, compared with what was there, taken from a model's candidates.
 
 import { button, el } from "./dom.js";
+import { settingsFor } from "./settings.js";
 import { marked } from "./review-words.js";
 
 const SAVE_AFTER = 700; // milliseconds without a key
@@ -346,12 +347,15 @@ export class Editor {
     this.askButton.disabled = true;
     this.api.say("The model is asked");
     try {
-      const answer = await this.api.json("review/api/ask", { name: row.name, model: this.model.value || null, num_candidates: CANDIDATES });
+      const model = this.model.value;
+      const settings = await settingsFor(this.api, model);
+      const candidates = Math.min(CANDIDATES, settings.num_beams ?? CANDIDATES); // a search has none beyond its beams
+      const answer = await this.api.json("review/api/ask", { name: row.name, model, num_candidates: candidates, ...settings });
       this.review.list.rows.delete(row.name);
       if (this.current?.name === row.name) await this.load(row.name);
       if (this.current?.name !== row.name) return;
       if (take || !this.area.value.trim()) await this.put(answer.text, `Ask ${answer.model ?? "the model"} about ${row.name}`);
-      this.api.say(`${answer.candidates.length} candidates: ${answer.candidates[0]?.text ?? answer.text}`);
+      this.api.say(`${answer.candidates.length || 1} candidates: ${answer.text}`);
     } catch (error) {
       this.api.toast(error.message);
       if (error.status) await this.failed(row.name, error.message);

@@ -9,7 +9,7 @@ const KEYS = [
   ["Esc", "out of the text"],
   ["Ctrl+Enter", "save and go on"],
   ["Alt+↓ Alt+↑", "next, before: out of the text, too"],
-  ["R", "ask the model again"],
+  ["R", "ask the model again, by Caption's settings"],
   ["1 – 9", "take a candidate (Alt+1 – 9 within the text)"],
   ["Ctrl+Z", "undo"],
   ["Ctrl+Shift+Z", "redo"],

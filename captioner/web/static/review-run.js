@@ -1,9 +1,17 @@
 // Captioning many pictures of the folder. The server does it, and goes on when this page is closed; here it is begun,
-// followed and stopped. Each text is saved as it comes, and all of them are one step for undo.
+// followed and stopped. Each text is saved as it comes, and all of them are one step for undo. The model is asked by the
+// settings that Caption has.
 
 import { button, el } from "./dom.js";
+import { inWords, settingsFor } from "./settings.js";
 
 const PAUSE = 300; // milliseconds between two looks at how far it is
+const EXISTING = [
+  ["overwrite", "are replaced"],
+  ["skip", "stay"],
+  ["append", "stay, the new one behind"],
+  ["prepend", "stay, the new one before"],
+];
 
 export class Run {
   constructor(review) {
@@ -11,7 +19,7 @@ export class Run {
     this.element = el("div", { class: "review-run", hidden: true });
   }
 
-  /** Which pictures, and whether texts that are there are replaced. */
+  /** Which pictures, by which settings, and what becomes of texts that are there. */
   async ask() {
     if (!this.element.hidden) return this.element.querySelector("button")?.focus();
     const { api, list, filter } = this.review;
@@ -35,42 +43,63 @@ export class Run {
     models.hidden = models.options.length < 2;
     models.value = model.value;
     models.id = "review-run-model";
+    models.addEventListener("change", () => this.showSettings(settings, models.value));
     const dialog = el("dialog", { class: "review-dialog", "aria-labelledby": "review-run-title" });
     const start = el("button", { class: "primary", type: "submit" }, "Start");
     const radios = options.map(([key, words, names], index) =>
       el("label", {}, el("input", { type: "radio", name: "which", value: key, checked: index === first, disabled: !names.length }), el("span", {}, words)),
     );
+    const existing = el("select", { id: "review-existing" }, ...EXISTING.map(([value, words]) => el("option", { value }, words)));
+    const which = () => new FormData(dialog.querySelector("form")).get("which");
+    const showExisting = () => (existing.disabled = which() === "empty");
+    const settings = el("span", {});
+    const change = button("Caption's settings", { picture: "settings", onclick: () => (dialog.close(), api.open("caption", { settings: true })) });
+    const wrong = el("p", { class: "review-wrong", role: "alert", hidden: true });
+    const submit = async (event) => {
+      event.preventDefault();
+      start.disabled = true;
+      try {
+        const [, , names] = options.find(([key]) => key === which());
+        await this.start(names, models.value, existing.disabled ? "skip" : existing.value);
+        dialog.close();
+      } catch (error) {
+        wrong.textContent = error.message;
+        wrong.hidden = start.disabled = false;
+      }
+    };
     start.disabled = first < 0;
     dialog.append(
       el(
         "form",
-        {
-          method: "dialog",
-          onsubmit: () => {
-            const key = new FormData(dialog.querySelector("form")).get("which");
-            const [, , names] = options.find(([one]) => one === key);
-            this.start(names, models.value || null);
-          },
-        },
+        { onsubmit: submit },
         el("h2", { id: "review-run-title" }, "Caption the folder"),
-        el("div", { class: "review-choice", role: "radiogroup", "aria-label": "Which pictures" }, ...radios),
+        el("div", { class: "review-choice", role: "radiogroup", "aria-label": "Which pictures", onchange: showExisting }, ...radios),
+        el("div", { class: "review-field" }, el("label", { for: existing.id }, "Texts that are there"), existing),
         models,
-        el("p", { class: "note" }, "Each text is saved as it comes, and it goes on when this page is closed. Texts that are there are replaced; one undo brings all of them back."),
+        el("div", { class: "review-asked" }, settings, change),
+        el("p", { class: "note" }, "Each text is saved as it comes, and it goes on when this page is closed. One undo brings all texts back."),
+        wrong,
         el("div", { class: "row end" }, button("Cancel", { quiet: true, onclick: () => dialog.close() }), start),
       ),
     );
+    showExisting();
+    this.showSettings(settings, models.value);
     this.review.showDialog(dialog);
   }
 
-  async start(names, model) {
+  /** What this model will be asked, in one line. */
+  async showSettings(line, model) {
+    line.dataset.model = model;
+    const words = await settingsFor(this.review.api, model).then(inWords, (error) => error.message);
+    if (line.dataset.model === model) line.textContent = words || "Everything as the model does by itself";
+  }
+
+  async start(names, model, existing) {
     const { api } = this.review;
-    try {
-      await api.json("review/api/caption", { names, model });
-      api.say(`Captioning ${names.length} pictures`);
-      await this.follow(0);
-    } catch (error) {
-      api.toast(error.message);
-    }
+    const asked = { names, model, on_existing: existing, ...(await settingsFor(api, model)) };
+    await api.json("review/api/caption", asked);
+    api.say(`Captioning ${names.length} pictures`);
+    this.follow(0).catch((error) => api.toast(error.message));
   }
 
   /** One that is on its way when the page is opened. */
@@ -121,8 +150,8 @@ export class Run {
     this.words.textContent = `${(done + failed).toLocaleString()} of ${total.toLocaleString()}${failed ? ` · ${failed.toLocaleString()} failed` : ""}`;
   }
 
-  tell({ done, failed, stopped }) {
+  tell({ done, failed, stopped, refused }) {
     const words = `${stopped ? "Stopped: " : ""}${done.toLocaleString()} captioned${failed ? `, ${failed.toLocaleString()} failed` : ""}`;
-    this.review.api.toast(words, { undo: done ? () => this.review.turn("undo") : null, seconds: 12 });
+    this.review.api.toast(refused ?? words, { undo: done ? () => this.review.turn("undo") : null, seconds: refused ? 20 : 12 });
   }
 }

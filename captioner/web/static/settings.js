@@ -4,6 +4,7 @@
 import { button, el, shortName } from "./dom.js";
 
 const STORED = "captioner.settings";
+const SHOWN = 60; // characters of a value, where settings stand in one line
 
 /**
  * `needs`: a field of a request that the model must have a use for. `search`: plays a part in "beams" or "sampling".
@@ -88,6 +89,39 @@ function isUsed(setting, way, model) {
   if (setting.needs && !(model?.uses ?? []).includes(setting.needs)) return false;
   if (!model?.decoding && setting.group !== "Words" && setting.group !== "Ask" && setting.name !== "max_clip_tokens") return false;
   return !setting.search || setting.search === way;
+}
+
+// --- what a model can be asked -------------------------------------------------------------------------------------
+
+const descriptions = new Map();
+
+/** A model's description, for which the server is asked once. */
+export function describe(api, name) {
+  if (!descriptions.has(name)) {
+    const asked = api.json(`page/model?name=${encodeURIComponent(name)}`);
+    descriptions.set(name, asked);
+    asked.catch(() => descriptions.delete(name));
+  }
+  return descriptions.get(name);
+}
+
+/** What the other views ask of a model: the settings that Caption has by now, where they mean something to it. */
+export async function settingsFor(api, model) {
+  const { values } = load("", api.settings.models);
+  return Object.keys(values).length ? inUse(values, await describe(api, model)) : {};
+}
+
+/** Settings in words: Style: tags · Prefix: “sks style”. */
+export function inWords(values) {
+  return Object.entries(values).map(([name, value]) => told(BY_NAME[name], value)).join(" · ");
+}
+
+function told(setting, value) {
+  if (setting.kind === "flag") return setting.label;
+  if (setting.kind === "yesno") return `${setting.label}: ${(value ? setting.yes ?? "Yes" : setting.no ?? "No").toLowerCase()}`;
+  const words = setting.words?.[value] ?? written(value);
+  const few = words.length > SHOWN ? `${words.slice(0, SHOWN)}…` : words;
+  return `${setting.label}: ${["text", "area", "words"].includes(setting.kind) ? `“${few}”` : few}`;
 }
 
 // --- kept ----------------------------------------------------------------------------------------------------------
