@@ -19,6 +19,10 @@ import torch
 from PIL import Image
 
 import captioner
+from captioner.serving.engine import Engine
+from captioner.styles import STYLES
+from tests.chat_server import serving
+from tests.web.served import served
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 KEY = "a key of the tests"
@@ -184,6 +188,24 @@ def test_the_comfyui_node_gives_a_text_for_every_picture(server: str, monkeypatc
     monkeypatch.setenv("CAPTIONER_ADDRESS", "http://127.0.0.1:9")
     with pytest.raises(RuntimeError, match="captioner serve"):
         make(batch[:1], 2, "", "")
+
+
+def test_the_comfyui_node_asks_a_chat_model_in_a_style_or_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    node = module_of(EXAMPLES / "comfyui" / "__init__.py").CaptionerPrompt
+    assert node.INPUT_TYPES()["optional"]["style"][0] == ["", *STYLES]
+    with serving() as chat:
+        engine = Engine([f"openai:{chat.address}#painter"])
+        engine.start()
+        with served(None, engine) as address:
+            monkeypatch.setenv("CAPTIONER_ADDRESS", address)
+            for asked in ({"style": "tags"}, {"instruction": "Which colour?"}):
+                texts = node().prompts(torch.ones(1, 8, 8, 3), 0, "", "", **asked)
+                assert texts == (["a white square, oil on canvas"],)
+            with pytest.raises(RuntimeError, match="one of the two"):
+                node().prompts(torch.ones(1, 8, 8, 3), 0, "", "", "tags", "Which colour?")
+        engine.close()
+    said = [part["text"] for body in chat.bodies for part in body["messages"][0]["content"] if part["type"] == "text"]
+    assert said == [STYLES["tags"].instruction, "Which colour?"]
 
 
 def test_the_space_gives_several_texts_and_says_what_is_wrong(server: str, tmp_path: Path) -> None:

@@ -47,12 +47,19 @@ class CaptionerPrompt:
     def INPUT_TYPES(cls) -> dict:
         beams = ("INT", {"default": 0, "min": 0, "max": 32})
         words = ("STRING", {"default": ""})
-        return {"required": {"image": ("IMAGE",), "num_beams": beams, "model": words, "prefix": words}}
+        styles = (["", "prompt", "tags", "sentence", "paragraph"],)
+        return {
+            "required": {"image": ("IMAGE",), "num_beams": beams, "model": words, "prefix": words},
+            "optional": {"style": styles, "instruction": ("STRING", {"default": "", "multiline": True})},
+        }
 
-    def prompts(self, image, num_beams: int, model: str, prefix: str) -> tuple[list[str]]:
-        """Without beams it is the model's own way (mini draws sixteen texts); an empty model is the server's first."""
+    def prompts(
+        self, image, num_beams: int, model: str, prefix: str, style: str = "", instruction: str = ""
+    ) -> tuple[list[str]]:
+        """Without beams it is the model's own way (mini draws sixteen texts); an empty model is the server's first.
+        A style or an instruction is for a chat model."""
         address = os.environ.get("CAPTIONER_ADDRESS", "http://127.0.0.1:7860")
-        given = {"num_beams": num_beams, "model": model, "prefix": prefix}
+        given = {"num_beams": num_beams, "model": model, "prefix": prefix, "style": style, "instruction": instruction}
         settings = {name: value for name, value in given.items() if value}
         key = os.environ.get("CAPTIONER_SERVE_KEY", "")
         return ([ask(png_of(picture), address, key, **settings) for picture in image],)
