@@ -13,9 +13,10 @@ from __future__ import annotations
 import json
 import re
 import threading
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -271,16 +272,18 @@ class Review:
         numbered.sort(key=itemgetter(0), reverse=descending)
         return [row for _, row in numbered] + [row for row in rows if number(row) is None]
 
-    def terms(self, filter: str = "", contains: str = "", by_name: bool = False) -> list[Term]:
+    def terms(self, filter: str = "", contains: str = "", by_name: bool = False, most: int = MOST_TERMS) -> list[Term]:
         """The comma terms of the pictures that a filter lets through, most frequent first."""
-        spellings: defaultdict[str, Counter[str]] = defaultdict(Counter)
-        for row in self.view(filter):
-            for key, written in row.term_keys.items():
-                spellings[key][written] += 1
+        spellings = Counter(chain.from_iterable(row.term_keys.items() for row in self.view(filter)))
         sought = term_key(contains)
-        counts = [(key, spellings[key].total()) for key in spellings if sought in key]
-        counts.sort(key=lambda counted: (counted[0],) if by_name else (-counted[1], counted[0]))
-        return [Term(spellings[key].most_common(1)[0][0], count) for key, count in counts[:MOST_TERMS]]
+        counts: Counter[str] = Counter()
+        written: dict[str, str] = {}
+        for (key, spelling), count in spellings.most_common():
+            if sought in key:
+                counts[key] += count
+                written.setdefault(key, spelling)
+        ordered = sorted(counts.items(), key=lambda item: (item[0],) if by_name else (-item[1], item[0]))
+        return [Term(written[key], count) for key, count in ordered[:most]]
 
     def fail(self, name: str, reason: str) -> None:
         """Keep for this session why a picture has no text, or an empty reason once it has."""

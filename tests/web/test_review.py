@@ -82,6 +82,7 @@ def test_many_at_once_and_what_is_wrong_with_it(api: str) -> None:
     assert call(api + "apply", {"operation": replace, "names": ["0.png", "2.png"]})["pictures"] == 2
     assert [step["title"] for step in call(api + "history")["steps"]] == ["Replace “text” by “words” in 2 texts"]
     assert {"text": "words of 0", "count": 1} in call(api + "terms", {})["terms"]
+    assert call(api + "terms", {"most": 1, "by_name": True})["terms"] == [{"text": "text of 1", "count": 1}]
     for body, words in (
         ({"operation": {**replace, "find": "(", "is_pattern": True}}, "not valid"),
         ({"operation": replace, "filter": "a ("}, "missing"),

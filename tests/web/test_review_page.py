@@ -243,6 +243,95 @@ def test_what_the_model_says_of_a_picture_that_is_left_goes_to_no_other(page: Pa
     assert page.run("window.edits") == 0
 
 
+OFFERED = "[...document.querySelectorAll('.review-completions:not([hidden]) bdi')].map((one) => one.innerText).join()"
+
+
+@pytest.fixture
+def tagged(engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Review of three pictures with tags in their sidecars, and one without."""
+    (tmp_path / "photos").mkdir()
+    for number in range(4):
+        picture(tmp_path / "photos" / f"{number}.png", number)
+    for number, text in enumerate(("oil lamp, Oil painting", "Oil painting, oil on canvas", "oil on canvas")):
+        (tmp_path / "photos" / f"{number}.txt").write_text(f"{text}, Oil painting of a cat\n")
+    monkeypatch.setenv("CAPTIONER_CACHE", str(tmp_path / "cache"))
+    with served(tmp_path / "photos", engine) as address:
+        yield address
+
+
+def test_terms_of_the_folder_are_completed_by_the_keyboard(browser: Browser, tagged: str, tmp_path: Path) -> None:
+    page = next(tabs := opened(browser, tagged))
+    for _ in range(3):
+        page.press("j")
+    page.wait(f"{STEP}.startsWith('3.png') && document.querySelector('{AREA}').placeholder")
+    page.press("e")
+    page.type("o")
+    page.type("i")
+    page.wait(f"{OFFERED} === 'Oil painting of a cat,oil on canvas,Oil painting,oil lamp'")  # the most used first
+    page.press("ArrowDown")
+    page.press("ArrowUp")  # round to the last
+    active = "document.activeElement.getAttribute('aria-activedescendant')"
+    assert page.run(f"document.getElementById({active}).innerText").startswith("oil lamp")
+    assert page.run("document.activeElement.getAttribute('role')") == "combobox"
+    page.press("Enter")
+    assert (value(page), page.run(OFFERED)) == ("oil lamp", "")
+    assert page.run("document.activeElement.getAttribute('role')") is None
+    page.press("Control+z")  # the browser's own: the letters that it took the place of
+    assert value(page) == "oi"
+    page.press("ArrowRight")
+    page.type("l p")
+    page.wait(f"{OFFERED} === 'Oil painting of a cat,Oil painting'")
+    page.press("Tab")
+    assert (value(page), focused(page)) == ("Oil painting of a cat", "review-area")
+    page.type(" by a lake")  # a sentence
+    assert page.run(OFFERED) == ""
+    page.type(", oil on")
+    page.wait(f"{OFFERED} === 'oil on canvas'")
+    page.press("Enter")  # none was chosen: a line break
+    assert (value(page), page.run(OFFERED)) == ("Oil painting of a cat by a lake, oil on\n", "")
+    page.type("oil l")
+    page.wait(f"{OFFERED} === 'oil lamp'")
+    page.press("Escape")
+    assert (page.run(OFFERED), focused(page)) == ("", "review-area")
+    page.press("Backspace")
+    page.wait(f"{OFFERED}.endsWith('oil lamp')")
+    page.press("ArrowLeft")  # within a term nothing is offered
+    page.wait(f"{OFFERED} === ''")
+    page.type("!")
+    assert page.run(OFFERED) == ""
+    page.press("Control+Enter")
+    page.wait("document.querySelector('.toast')?.innerText === 'That was the last picture.'")
+    assert (tmp_path / "photos" / "3.txt").read_text() == "Oil painting of a cat by a lake, oil on\noil!\n"
+    tabs.close()
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_terms_are_completed_on_a_phone_and_nothing_moves(browser: Browser, tagged: str, dark: bool) -> None:
+    page = next(tabs := opened(browser, tagged, width=390, height=700, dark=dark, touch=True))
+    page.wait(f"document.querySelector('{AREA}').value.startsWith('oil lamp')")
+    page.press("e")
+    page.type(", oil ")
+    page.wait(f"{OFFERED}.split(',').length === 4")
+    page.wait(SAVED)
+    places = """[document.documentElement.scrollHeight, ...['.review-count', '.review-candidates'].map((one) =>
+        document.querySelector(one).getBoundingClientRect().top)]"""
+    offering = page.run(places)
+    page.press("Escape")
+    assert page.run(places) == offering
+    page.press("Backspace")
+    page.wait(f"{OFFERED}.split(',').length === 4")
+    top, bottom = page.run(
+        "(({ top, bottom }) => [top, bottom])(document.querySelector('.review-completions').getBoundingClientRect())"
+    )
+    assert 0 <= top < bottom <= 700
+    assert page.sticks_out == 0
+    page.click(".review-completions li:nth-child(4)")
+    assert value(page) == "oil lamp, Oil painting, Oil painting of a cat, oil lamp"
+    assert page.run(OFFERED) == ""
+    assert focused(page) == "review-area"
+    tabs.close()
+
+
 def test_filter_sort_and_what_is_wrong_with_a_filter(page: Page) -> None:
     page.fill(".review-filter input", "cat (tokens:many")
     page.wait("!document.querySelector('.review-wrong').hidden")

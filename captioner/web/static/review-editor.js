@@ -1,6 +1,7 @@
 // The text of one picture: typed, saved by itself, compared with what was there, taken from a model's candidates.
 
 import { button, el } from "./dom.js";
+import { Complete } from "./review-complete.js";
 import { settingsFor } from "./settings.js";
 import { marked } from "./review-words.js";
 
@@ -31,6 +32,7 @@ export class Editor {
       oninput: () => this.typed(),
       onblur: () => this.save(),
     });
+    this.complete = new Complete(this);
     this.problem = el("div", { class: "review-problem", role: "alert", hidden: true });
     this.meter = el("span", {});
     this.count = el("span", { class: "number" });
@@ -52,6 +54,7 @@ export class Editor {
       { class: "review-text" },
       this.problem,
       this.area,
+      this.complete.element,
       this.countRow,
       this.cut,
       this.wasBox,
@@ -99,7 +102,7 @@ export class Editor {
     this.current = { isKnown: true, ...row };
     this.area.readOnly = !this.current.isKnown;
     const value = typed ?? row.text ?? "";
-    if (this.area.value !== value || !same) this.area.value = value;
+    if (this.area.value !== value || !same) (this.area.value = value), this.complete.close();
     this.area.placeholder = row.loading ? "" : "No text yet. Write one, or press R to ask the model.";
     this.drawProblem(row.problem);
     this.drawTokens(row.tokens ?? 0, null);
@@ -185,6 +188,7 @@ export class Editor {
   typed() {
     if (!this.current) return;
     this.typedInto = this.group;
+    this.complete.typed();
     this.review.say("saved", "Typing …", "pencil");
     this.drawWas();
     this.review.later("count", COUNT_AFTER, () => this.countTokens());

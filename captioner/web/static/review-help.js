@@ -6,6 +6,7 @@ const KEYS = [
   ["J", "next picture (or ↓)"],
   ["K", "picture before (or ↑)"],
   ["E", "into the text (or Enter)"],
+  ["Tab", "take the term that is offered (↓ ↑ choose, Esc closes)"],
   ["Esc", "out of the text"],
   ["Ctrl+Enter", "save and go on"],
   ["Alt+↓ Alt+↑", "next, before: out of the text, too"],

@@ -1,8 +1,8 @@
 // Review: a folder's pictures and their texts, to be corrected by the keyboard. Everything that is typed saves itself.
 //
 // `Review` is the frame: filter, keys, undo, the picture. The list is review-list.js, the text of the picture
-// review-editor.js, the drawers (many at once, terms, history) review-drawers.js, captioning the whole folder
-// review-run.js, and what the keys do is told in review-help.js.
+// review-editor.js, the terms that are offered there review-complete.js, the drawers (many at once, terms, history)
+// review-drawers.js, captioning the whole folder review-run.js, and what the keys do is told in review-help.js.
 
 import { button, el, icon } from "./dom.js";
 import { Drawers } from "./review-drawers.js";
