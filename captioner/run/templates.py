@@ -89,7 +89,7 @@ def _concept(source: Source) -> str:
 def _tags(source: Source) -> str:
     from captioner.pairs.layouts import NO_CAPTION, Record, with_sidecar
 
-    if source.path is None:
+    if source.path is None or source.data is not None:  # what lies beside a server's own file is not read for a client
         return ""
     beside = with_sidecar(source.path, source.title)
     if isinstance(beside, Record):

@@ -60,6 +60,8 @@ class Picture:
     data: bytes = field(repr=False)
     name: str = "-"
     """What its row calls it."""
+    path: Path | None = None
+    """Where it lies, if it is a file of the server's own."""
 
     @property
     def title(self) -> str:
@@ -361,7 +363,7 @@ def _filled(ask: Ask, picture: Picture) -> Ask:
     """Asked in the words of this picture."""
     from captioner.run import templates
 
-    source = Source(picture.name, data=picture.data)
+    source = Source(picture.name, path=picture.path, data=picture.data)
     return replace(ask, request=templates.filled(ask.request, source), finish=templates.filled(ask.finish, source))
 
 

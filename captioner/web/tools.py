@@ -260,7 +260,7 @@ class Tools:
         """A file that may be read."""
         file = path_of(path) if self.any_path else below(self.settings.root, path)
         with open_file(file, printable(path)) as stream:
-            return Picture(stream.read(), path)
+            return Picture(stream.read(), path, file)
 
 
 def below(root: Path | None, path: str) -> Path:
