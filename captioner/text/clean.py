@@ -250,13 +250,30 @@ _TIDY = (
 )
 
 
+_SIGNS = re.compile(
+    r"(?:^|(?<=,)|(?<=, ))"
+    r"(?!(?:[.;:]{1,2}|\.{4,}) ?(?:,|$))"  # stray, or a longer "..."
+    r"(?=[^\s,]{1,8} ?(?:,|$))"  # what is longer is a loop
+    r"(?:[^\w\s,]+\w?[^\w\s,]*|\w[^\w\s,]+)"
+    r"(?= ?(?:,|$))"
+)
+"""A comma term of signs, with one letter at most: booru tags are called ;) and d: and !? and ..."""
+
+
 def tidy(text: str) -> str:
-    """One space between words, none before punctuation or inside brackets, no runs of punctuation, no loose ends."""
+    """One space between words, none before punctuation or inside brackets, no runs of punctuation, no loose ends.
+
+    A comma term of signs is left as it is.
+    """
     if "  " in text or "\ufffd" in text or not text.isprintable():  # of spaces only the usual one is printable
         text = _INVISIBLE.sub(" ", text)
+    signs = _SIGNS.findall(text) if "," in text else []
+    if signs:
+        text = _SIGNS.sub("\0", text)  # which no text holds any more
     for pattern, replacement in _TIDY:
         text = pattern.sub(replacement, text)
-    return text.rstrip(",;: ")
+    text = text.rstrip(",;: ")
+    return re.sub("\0", lambda _: signs.pop(0), text) if signs else text
 
 
 _PIECES = (

@@ -68,6 +68,8 @@ from captioner.text.clean import clean
         ("salvador dali ' s clock ( melting )", "salvador dali's clock (melting)"),
         ("a cat,, , a dog!!!! really....", "a cat, a dog! really..."),
         (", a cat,\n\ta   dog ,", "a cat, a dog"),
+        ("a cat, ., a dog, .... , a bird, .", "a cat., a dog..., a bird."),
+        ("a cat, " + "!" * 40, "a cat,!"),
         # encoded twice
         ("CafÃ© in MÃ¼nchen", "Café in München"),
         ("donâ€™t â€œlookâ€¦", "don’t “look…"),
@@ -107,6 +109,9 @@ def test_what_goes(said: str, cleaned: str) -> None:
         '"hello" says the cat, "bye" says the dog',
         "This image shows",
         "The painting depicts a castle",
+        "1girl, ;), ..., ?, !!, !?, :d, ^_^, >_<, ;d, fate/stay night (series), d:",
+        ";d, 1girl, \\m/, +++",
+        "...,!!,?",
     ],
 )
 def test_what_stays(prompt: str) -> None:
