@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, runtime_checkable
 
-from captioner.decoding import Decoding, DecodingChanges
+from captioner.decoding import Decoding, DecodingChanges, check_number
 from captioner.errors import BadInput
 from captioner.styles import STYLES
 
@@ -271,6 +271,10 @@ class Request:
     """Models that can be asked: one of `captioner.styles.STYLES`, which words the instruction and the length."""
     quality: str | None = None
     """mini: one of `QUALITIES`: many texts, judged by MiniLM, or a few, judged by a table."""
+    threshold: float | None = None
+    """Tagger: the least probability of a tag that is written."""
+    character_threshold: float | None = None
+    """Tagger: the same of a character's name."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.decoding, Decoding | DecodingChanges):
@@ -288,6 +292,9 @@ class Request:
             raise BadInput(f"There is no mode {self.mode!r}: use one of {', '.join(MODES)}.")
         if self.quality not in (None, *QUALITIES):
             raise BadInput(f"There is no quality {self.quality!r}: use one of {', '.join(QUALITIES)}.")
+        for name in ("threshold", "character_threshold"):
+            if (value := getattr(self, name)) is not None:
+                check_number(name, value, 0, 1)
 
     def given(self) -> set[str]:
         """What is asked beside the decoding, by name."""

@@ -42,9 +42,7 @@ class Decoding:
         for name, minimum in WHOLE_NUMBERS.items():
             check_whole(name, getattr(self, name), minimum)
         for name, (low, high) in NUMBERS.items():
-            value = getattr(self, name)
-            if not isinstance(value, Real) or isinstance(value, bool) or not low <= float(value) <= high:  # nor a NaN
-                raise BadInput(f"{name} must be a number from {low} to {high}, not {value!r}.")
+            check_number(name, getattr(self, name), low, high)
         if not (self.seed is None or _is_whole(self.seed)):
             raise BadInput(f"seed must be a whole number, not {self.seed!r}.")
         if self.do_sample not in (False, True):
@@ -80,6 +78,12 @@ def check_whole(name: str, value: object, minimum: int) -> None:
     """Refuse what is no whole number that a setting of this name may have."""
     if not _is_whole(value) or value < minimum:
         raise BadInput(f"{name} must be a whole number, {minimum} or more, not {value!r}.")
+
+
+def check_number(name: str, value: object, low: float, high: float) -> None:
+    """Refuse what is no number in this range; a NaN is in none."""
+    if not isinstance(value, Real) or isinstance(value, bool) or not low <= float(value) <= high:
+        raise BadInput(f"{name} must be a number from {low} to {high}, not {value!r}.")
 
 
 def words_of(name: str, words: Iterable[str]) -> tuple[str, ...]:

@@ -76,6 +76,7 @@ EXTRAS = {
     "mcp": "web",
     "ray": "cluster",
     "diffusers": "synth",
+    "onnxruntime": "tagger",
 }
 """Packages that not everybody needs → the extra of captioner that brings them."""
 

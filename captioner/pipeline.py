@@ -23,7 +23,7 @@ import numpy as np
 
 from captioner import memory, zoo
 from captioner.contracts import PLAIN_REQUEST, Finishing, ImageEmbedder, LoadOptions, Request, Speaker, check_precision
-from captioner.decoding import Decoding, check_whole
+from captioner.decoding import Decoding, DecodingChanges, check_whole
 from captioner.errors import BadCheckpoint, BadInput, refuse_idle
 from captioner.files.json import read_object
 from captioner.images import open_image
@@ -52,7 +52,7 @@ class Captioner:
         name: str,
         speaker: Speaker,
         embed_texts: TextEmbedder,
-        decoding: Decoding,
+        decoding: Decoding | None,
         consensus: bool = False,
         predicts: bool = True,
         precision: str | None = None,
@@ -64,7 +64,7 @@ class Captioner:
         self.judge: TextEmbedder = LazyEmbedder(None, "fp16")
         """MiniLM in half the memory, where a text is only chosen by it."""
         self.decoding = decoding
-        """The model's own default settings."""
+        """The model's own default settings; None: it does not search."""
         self.consensus = consensus
         self.predicts = predicts
         """Texts are embedded in the space of the model's own predictions, where it has any."""
@@ -121,7 +121,9 @@ class Captioner:
     def settings(self, request: Request) -> Decoding:
         """How a request is searched for; what this model has no use for is refused by name."""
         _refuse(self.name, request.given() - self.speaker.uses)
-        decoding = self.decoding
+        if self.decoding is None:
+            _refuse_search(self.name, request)
+        decoding = self.decoding or Decoding()
         if request.style is not None:
             longest = max(decoding.max_new_tokens, STYLES[request.style].max_new_tokens)
             decoding = replace(decoding, max_new_tokens=longest)
@@ -221,7 +223,8 @@ class Captioner:
         """Refuse an expected embedding of one text alone: neither of several, nor of what was predicted as well."""
         predicted = self.predicts and getattr(self.speaker, "predicts", False)
         if not predicted and self.settings(request).num_return_sequences == 1:
-            refuse_idle(["expected"], f"{self.name} gives one candidate. Raise num_candidates, or leave it out.")
+            remedy = "Leave" if self.decoding is None else "Raise num_candidates, or leave"
+            refuse_idle(["expected"], f"{self.name} gives one candidate. {remedy} it out.")
 
     def expected(self, reading: Reading, finish: Finishing) -> np.ndarray:
         """The mean of all that a reading says, weighted by probability, and of what was predicted, `[d]`, length 1."""
@@ -328,7 +331,9 @@ def check(name: str, options: LoadOptions, request: Request, speaks: bool) -> No
     _refuse(resolved.name, request.given() - zoo.asked_with(resolved.module))
     for file in request.terms or ():
         read_terms(file)
-    if resolved.folder is not None and resolved.module not in DEFAULTS_OF_THEIR_OWN:
+    if resolved.module in zoo.UNSEARCHED:
+        _refuse_search(resolved.name, request)
+    elif resolved.folder is not None and resolved.module not in DEFAULTS_OF_THEIR_OWN:
         request.decoding.over(replace(_defaults(resolved.folder, {})[0], max_new_tokens=sys.maxsize))
 
 
@@ -374,6 +379,8 @@ class _Loader:
         """The options of loading, with what "auto" means for this very model."""
         if self.options.precision != "auto" or not resolved.speaks or resolved.folder is None:
             return self.options
+        if resolved.module in zoo.FP32_ALONE:
+            return replace(self.options, precision="fp32")
         from captioner import compute
 
         if compute.device(self.options.device).type != "cpu" or not compute.bf16_agrees(resolved.folder):
@@ -409,10 +416,11 @@ def _ready(resolved: zoo.Resolved, module: ModuleType, model: Any, options: Load
     if model.longest is not None:
         longest = max(1, min(decoding.max_new_tokens, model.longest))
         decoding = replace(decoding, max_new_tokens=longest, min_new_tokens=min(decoding.min_new_tokens, longest))
+    own = None if resolved.module in zoo.UNSEARCHED else decoding
     predicts = suits(options.embedder, DEFAULT)
     precision = None if resolved.address is not None else _precision(options)
     embed = LazyEmbedder(options.embedder)
-    return Captioner(resolved.name, model, embed, decoding, by_consensus, predicts, precision, resolved.side)
+    return Captioner(resolved.name, model, embed, own, by_consensus, predicts, precision, resolved.side)
 
 
 def _precision(options: LoadOptions) -> str:
@@ -440,6 +448,12 @@ class LazyEmbedder:
 def _refuse(model: str, unused: set[str]) -> None:
     if unused:
         raise BadInput(f"{model} has no use for {' and '.join(sorted(unused))}: leave it out, or name another model.")
+
+
+def _refuse_search(model: str, request: Request) -> None:
+    """Forbidden words alone mean something to a model that does not search."""
+    if isinstance(request.decoding, DecodingChanges):
+        _refuse(model, set(request.decoding.given()) - {"forbid"})
 
 
 def _defaults(folder: Path | None, of_architecture: dict) -> tuple[Decoding, bool]:

@@ -19,7 +19,7 @@ from captioner.errors import BadCheckpoint, BadInput, MissingModel
 from captioner.files.hub import HUB_ID, cached_folder, hub_folder
 from captioner.files.json import read_object
 from captioner.files.names import is_url, path_of
-from captioner.files.weights import weights_in
+from captioner.files.weights import is_tagger, weights_in
 
 BUNDLED = Path(__file__).parent / "bundled"
 
@@ -52,6 +52,7 @@ ENTRIES: dict[str, Entry] = {
         Entry("resnet-lstm-gpt2", "captioner", "lstm.lstm_gpt2", None, "ResNet-50 → LSTM → GPT-2"),
         Entry("ofa", "captioner", "ofa", "OFA-Sys/ofa-base", "answers a question about the picture"),
         Entry("interrogator", "captioner", "interrogator", CLIP, "caption + artists, mediums, flavours ranked by CLIP"),
+        Entry("wd-tagger", "captioner", "tagger", "SmilingWolf/wd-swinv2-tagger-v3", "booru tags of drawn pictures"),
         Entry("vit", "embedder", "direct", None, "ViT-B/16 → the embedding, no text"),
         Entry("vit-large", "embedder", "direct", None, "ViT-L/16 → the embedding, no text"),
         Entry("clip", "embedder", "direct", None, "CLIP's image tower → the embedding, no text"),
@@ -79,6 +80,10 @@ EMBEDDERS = frozenset({"direct", "knn", "ensemble"})
 """Architectures that give unit vectors and no text."""
 COMPOSED = frozenset({"ensemble", "interrogator"})
 """Architectures made of other models."""
+UNSEARCHED = frozenset({"tagger"})
+"""Architectures that write without a search, so that of its settings only the forbidden words mean something."""
+FP32_ALONE = frozenset({"tagger"})
+"""Architectures that compute in fp32 on every device."""
 LOADS_WITH: dict[str, frozenset[str]] = {
     "hub": frozenset({"load_in", "trust_remote_code"}),
     "interrogator": frozenset({"caption_model", "clip_model"}),
@@ -94,6 +99,7 @@ _ASKED_WITH: dict[str, frozenset[str]] = {
     "hub": CHATS,
     "openai": CHATS,
     "interrogator": frozenset({"mode", "terms"}) | OF_A_CAPTION,
+    "tagger": frozenset({"threshold", "character_threshold"}),
 }
 SERVER = "openai:"
 """Before the address of a server that speaks OpenAI's chat completions."""
@@ -306,6 +312,8 @@ def _module_of(path: Path) -> str:
         return _module_of_file(path)
     if (path / "index.json").exists():
         return ARCHITECTURES["knn"]
+    if is_tagger(path):
+        return "tagger"
     if is_adapter(path):
         return base_of(path).module
     if not (path / "config.json").exists():

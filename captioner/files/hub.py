@@ -13,7 +13,7 @@ from typing import NoReturn
 from captioner.errors import BadCheckpoint, MissingModel
 from captioner.files.json import read_object
 from captioner.files.names import nearest_existing
-from captioner.files.weights import ENDINGS, NAMES
+from captioner.files.weights import ENDINGS, NAMES, TAGGER, is_tagger
 
 HUB_ID = re.compile(r"(?!.*(--|\.\.))[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9_][\w.-]{0,95})?", re.ASCII)
 PARTS = ("qformer_tokenizer/",)
@@ -32,7 +32,7 @@ def cached_folder(identifier: str) -> Path | None:
         return None  # what looks closer imports what fetches: 7 MB
     from huggingface_hub import try_to_load_from_cache
 
-    for weights in NAMES:
+    for weights in (TAGGER[0], *NAMES):
         file = try_to_load_from_cache(identifier, weights, cache_dir=constants.HF_HUB_CACHE)
         if isinstance(file, str) and _is_complete(Path(file)):
             return Path(file).parent
@@ -40,7 +40,9 @@ def cached_folder(identifier: str) -> Path | None:
 
 
 def _is_complete(weights: Path) -> bool:
-    """The parts that an index names arrive after it, and may not have."""
+    """The parts that an index names arrive after it, and may not have; so does the list of a tagger's tags."""
+    if weights.name == TAGGER[0]:
+        return is_tagger(weights.parent)
     if not weights.name.endswith(".index.json"):
         return True
     try:
@@ -81,7 +83,10 @@ def hub_folder(identifier: str, modules: bool = False) -> Path:
 
 
 def files_to_fetch(files: list[str], modules: bool = False) -> list[str]:
-    """Configuration, tokenizer and one form of the weights of each folder: safetensors where there are any."""
+    """Configuration, tokenizer and one form of the weights of each folder: safetensors where there are any. Of a tagger
+    the two files that are read."""
+    if set(TAGGER) <= set(files):
+        return list(TAGGER)
     top = [f for f in files if "/" not in f or f.startswith(PARTS) or (modules and re.match(r"\d+_[^/]+/[^/]+$", f))]
     safe = {os.path.dirname(f) for f in top if f.endswith(".safetensors")}
     weights = [f for f in top if f.endswith(".safetensors") or (f.endswith(".bin") and os.path.dirname(f) not in safe)]
@@ -92,7 +97,7 @@ def files_to_fetch(files: list[str], modules: bool = False) -> list[str]:
 
 
 def _check_weights(identifier: str, wanted: list[str], files: list[str]) -> None:
-    if not any(name.endswith(ENDINGS) for name in wanted):
+    if not any(name.endswith((*ENDINGS, *TAGGER)) for name in wanted):
         others = ", ".join(sorted(files)[:5]) or "nothing"
         raise MissingModel(
             f"{identifier} holds no weights in a form that is read here (safetensors, or PyTorch's .bin), "

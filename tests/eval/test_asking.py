@@ -107,6 +107,20 @@ def test_what_a_captioner_expects_can_be_measured(pictures: Pairs, tmp_path: Pat
     assert "writes no text" in failed.failure
 
 
+def test_a_tagger_is_asked_as_any_other_model(pictures: Pairs, tmp_path: Path, tiny_checkpoint) -> None:
+    folder, steps = str(tiny_checkpoint("tagger")), []
+    answered = asked(Entry("tags", folder), pictures, tmp_path / "answers", steps)
+    texts = [
+        prompt.text for prompt in captioner.load(folder).generate([pictures.image(index) for index in range(COUNT)])
+    ]
+    assert [answer.text for answer in answered.answers] == texts
+    again = asked(Entry("tags", folder), pictures, tmp_path / "answers", steps)
+    assert [answer.text for answer in again.answers] == texts
+    assert steps == [COUNT // 2]
+    expected = asked(Entry("x", f"{folder}+expected"), pictures, tmp_path / "answers")
+    assert "gives one candidate. Leave it out" in expected.failure
+
+
 @pytest.fixture
 def ensembles(tmp_path: Path, tiny_checkpoint) -> Path:
     """A folder with the ensembles plain.json, norm.json, and nested.json of these."""

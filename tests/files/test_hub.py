@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -177,6 +178,33 @@ def test_only_one_form_of_the_weights_is_fetched() -> None:
     files = ["config.json", "model.safetensors", "pytorch_model.bin", "tf_model.h5", "onnx/model.onnx", "vocab.txt"]
     assert sorted(hub.files_to_fetch(files)) == ["config.json", "model.safetensors", "vocab.txt"]
     assert "pytorch_model.bin" in hub.files_to_fetch([f for f in files if f != "model.safetensors"])
+
+
+def test_of_a_tagger_two_files_are_fetched() -> None:
+    files = ["config.json", "model.onnx", "model.safetensors", "selected_tags.csv", "README.md"]
+    assert sorted(hub.files_to_fetch(files)) == ["model.onnx", "selected_tags.csv"]
+    assert "model.safetensors" in hub.files_to_fetch([file for file in files if file != "selected_tags.csv"])
+
+
+def test_a_tagger_is_fetched(
+    cache: Path, tiny_checkpoint: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = shutil.copytree(tiny_checkpoint("tagger"), tmp_path / "tagger")
+    (folder / "model.safetensors").write_bytes(b"\0" * 4_000_000)
+    pictures(1)[0].save(tmp_path / "one.png")
+    words = ["generate", str(tmp_path / "one.png"), "--quiet", "--model"]
+    with served(folder) as address:
+        monkeypatch.setattr(constants, "ENDPOINT", address)
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", f"{address}/{FILE}")
+        fetched = CliRunner().invoke(app, [*words, "wd-tagger"])
+    assert fetched.exit_code == 0, fetched.output
+    assert "Fetching SmilingWolf/wd-swinv2-tagger-v3 from the Hugging Face Hub (0 MB)" in fetched.stderr
+    assert fetched.stdout == CliRunner().invoke(app, [*words, str(folder)]).stdout
+    snapshot = hub.cached_folder("SmilingWolf/wd-swinv2-tagger-v3")
+    assert sorted(file.name for file in snapshot.iterdir()) == ["model.onnx", "selected_tags.csv"]
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    again = CliRunner().invoke(app, [*words, "SmilingWolf/wd-swinv2-tagger-v3"])
+    assert (again.stdout, again.stderr) == (fetched.stdout, "")
 
 
 def test_the_parts_of_a_sentence_transformers_model_are_fetched_too() -> None:
