@@ -53,6 +53,8 @@ class Asked(BaseModel):
         Literal["prompt", "tags", "sentence", "paragraph"] | None, Field(description="Chat models: what is written.")
     ] = None
     quality: Annotated[Literal["best", "fast"] | None, Field(description="mini: how it chooses.")] = None
+    threshold: Annotated[float | None, Field(ge=0, le=1, description="Tagger: the least probability.")] = None
+    character_threshold: Annotated[float | None, Field(ge=0, le=1, description="Tagger: of characters.")] = None
     num_beams: Annotated[int | None, Field(ge=1, le=32)] = None
     num_candidates: Annotated[int | None, Field(ge=1, le=64)] = None
     max_new_tokens: Annotated[int | None, Field(ge=1, le=1024)] = None
@@ -70,12 +72,13 @@ class Asked(BaseModel):
 
     def request(self) -> contracts.Request:
         """The same in the library's terms."""
-        given = self.model_dump(include={*DECODING, "prompt", "question", "instruction", "mode", "style", "quality"})
+        given = self.model_dump(include={*DECODING, *ASKED})
         forbid = tuple(given.pop("forbid") or ()) or None
         return contracts.PLAIN_REQUEST.changed(**given, forbid=forbid)
 
 
 DECODING = frozenset(field.name for field in fields_of(DecodingChanges))
+ASKED = frozenset(field.name for field in fields_of(contracts.Request))
 
 
 class Generate(Asked):

@@ -148,6 +148,8 @@ def abilities_of(model: Any, images: Any) -> Abilities:
     """What a model can be asked; told where the model is."""
     if not model.speaks:
         raise MissingModel(f"{model.name} gives embeddings and no text: ask for /v1/embeddings, or name another model.")
+    if model.decoding is None:
+        return Abilities(model.speaker.uses, searches=False)
     return Abilities(
         model.speaker.uses, model.decoding.do_sample, model.decoding.num_return_sequences, model.speaker.longest
     )
@@ -276,20 +278,27 @@ class Abilities:
     candidates: int = 1
     """So many it gives where nothing is said."""
     longest: int | None = None
+    searches: bool = True
+    """The settings of a search, which clients send unasked, mean something to it."""
 
 
 def settings(body: ChatRequest, abilities: Abilities) -> dict[str, Any]:
     """The request in the words of `Request` and `DecodingChanges`."""
+    asked = searching(body, abilities) if abilities.searches else {}
+    if instruction := body.instruction():
+        asked |= saying(instruction, abilities)
+    return asked
+
+
+def searching(body: ChatRequest, abilities: Abilities) -> dict[str, Any]:
+    """How long, how many, and whether drawn at random."""
     asked: dict[str, Any] = {}
     longest = body.max_completion_tokens or body.max_tokens
     if longest is not None:
         asked["max_new_tokens"] = min(longest, max(1, abilities.longest or MOST_TOKENS))
     if (count := body.n or 1) > abilities.candidates:
         asked["num_candidates"] = count
-    asked |= drawing(body, abilities)
-    if instruction := body.instruction():
-        asked |= saying(instruction, abilities)
-    return asked
+    return asked | drawing(body, abilities)
 
 
 def drawing(body: ChatRequest, abilities: Abilities) -> dict[str, Any]:

@@ -16,6 +16,8 @@ export const SETTINGS = [
   { name: "instruction", group: "Ask", label: "Instruction", needs: "instruction", kind: "area", help: "In your own words; or choose a style." },
   { name: "style", group: "Ask", label: "Style", needs: "style", kind: "choice", from: "styles", help: "Tags for SD 1.5, a sentence for SDXL, a paragraph for Flux." },
   { name: "mode", group: "Ask", label: "Mode", needs: "mode", kind: "choice", from: "modes" },
+  { name: "threshold", group: "Ask", label: "Threshold", needs: "threshold", kind: "number", min: 0, max: 1, step: 0.05, hint: "0.35", help: "The least probability of a tag that is written." },
+  { name: "character_threshold", group: "Ask", label: "Threshold of characters", needs: "character_threshold", kind: "number", min: 0, max: 1, step: 0.05, hint: "0.85" },
 
   { name: "quality", group: "Search", label: "Quality", needs: "quality", kind: "choice", options: ["best", "fast"], words: { best: "Best", fast: "Fast" }, help: "Fast writes fewer texts and takes half the time." },
   { name: "num_candidates", group: "Search", label: "Candidates", own: "num_return_sequences", kind: "whole", min: 1, max: 64, help: "Texts made per picture, of which the best is chosen." },

@@ -263,6 +263,7 @@ def test_settings_of_the_search() -> None:
     assert settings(chat(temperature=0.5, top_p=0), drawing) == {"temperature": 0.5, "top_p": 0.001}
     assert settings(chat(top_p=1, seed=3), plain) == {}
     assert settings(chat(seed=-1), drawing) == {"seed": 2**63 - 1}
+    assert settings(chat(n=3, max_tokens=9, temperature=1, seed=3), Abilities(searches=False)) == {}
 
 
 def test_a_text_is_said_to_the_model_that_understands_it() -> None:
