@@ -19,6 +19,7 @@ from captioner import zoo
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLIP = "models--Salesforce--blip-image-captioning-base"
 
 
 def run(*command: str) -> subprocess.CompletedProcess:
@@ -69,7 +70,7 @@ def leave(folder: Path, count: int) -> None:
 
 @pytest.fixture
 def newcomer(tmp_path: Path, tiny_checkpoint: Callable[[str], Path]) -> Path:
-    """A folder with everything that the README's commands name, and a Hub cache with a tiny BLIP in it."""
+    """A folder with everything that the README's commands name, and a Hub cache with a tiny BLIP and tagger in it."""
     names = (
         "cat.png",
         "other.webp",
@@ -92,10 +93,10 @@ def newcomer(tmp_path: Path, tiny_checkpoint: Callable[[str], Path]) -> Path:
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     draw_pairs(tmp_path / "my-pictures", 40, "a red painting of {} cats in a forest")
     draw_pairs(tmp_path / "validation", 10, "a drawing of {} towers by the sea")
-    snapshot = tmp_path / "hub/models--Salesforce--blip-image-captioning-base/snapshots/0"
-    shutil.copytree(tiny_checkpoint("blip"), snapshot)
-    (snapshot.parents[1] / "refs").mkdir()
-    (snapshot.parents[1] / "refs/main").write_text("0")
+    for family, repository in (("blip", BLIP), ("tagger", "models--SmilingWolf--wd-swinv2-tagger-v3")):
+        shutil.copytree(tiny_checkpoint(family), tmp_path / "hub" / repository / "snapshots/0")
+        (tmp_path / "hub" / repository / "refs").mkdir()
+        (tmp_path / "hub" / repository / "refs/main").write_text("0")
     return tmp_path
 
 
@@ -131,7 +132,7 @@ def test_the_commands_of_the_readme_run_as_they_are_printed(
     """By copy and paste, without the network, and without a warning of any package. The first of these commands is a
     new process of Python, as each is to users; other tests start training and evaluation so."""
     if not is_downloaded:
-        shutil.rmtree(newcomer / "hub")
+        shutil.rmtree(newcomer / "hub" / BLIP)
     programs = BIN
     for title in titles:
         commands = [line for line in readme_commands(section(title)) if "https://" not in line]
