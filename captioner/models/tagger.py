@@ -155,6 +155,7 @@ def _session(file: Path, device: str) -> onnxruntime.InferenceSession:
     where = compute.device(device)
     settings = onnxruntime.SessionOptions()
     settings.intra_op_num_threads = torch.get_num_threads()
+    settings.add_session_config_entry("session.intra_op.allow_spinning", "0")  # it keeps others from the cores
     settings.log_severity_level = 4  # what is wrong is raised, too
     providers: list[Any] = ["CPUExecutionProvider"]
     if where.type == "cuda" and "CUDAExecutionProvider" in onnxruntime.get_available_providers():
