@@ -108,15 +108,16 @@ class Tagger:
             if "alloc" in str(error):
                 raise MemoryError(_reason(error)) from error
             raise BadCheckpoint(f"The tagger's {TAGGER[0]} cannot be run ({_reason(error)}).") from error
-        _check_width(given.shape, len(self.tags))
+        if given.shape != (len(pixels), len(self.tags)):
+            raise BadCheckpoint(f"The tagger's {TAGGER[0]} gives no number for each picture and tag ({given.shape}).")
         return given
 
     def _candidate(self, row: np.ndarray, thresholds: np.ndarray, forbid: Sequence[str]) -> Candidate:
         """The score is the log of the tags' mean probability; where there are none, of how unlikely each tag is."""
         order = np.argsort(-row, kind="stable")
-        chosen = [index for index in order if row[index] >= thresholds[index]]
+        likely = order[row[order] >= thresholds[order]]
+        chosen = [index for index in likely if not any(holds(self.tags[index].text, word) for word in forbid)]
         chosen.sort(key=lambda index: self.tags[index].category != CHARACTER)
-        chosen = [index for index in chosen if not any(holds(self.tags[index].text, word) for word in forbid)]
         mean = row[chosen].mean() if chosen else 1 - row[np.isfinite(thresholds)].max()
         text = ", ".join(self.tags[index].text for index in chosen)
         return Candidate(text, math.log(max(float(mean), sys.float_info.min)))
@@ -161,7 +162,7 @@ def _session(file: Path, device: str) -> onnxruntime.InferenceSession:
     if where.type == "cuda" and "CUDAExecutionProvider" in onnxruntime.get_available_providers():
         providers.insert(0, ("CUDAExecutionProvider", {"device_id": where.index or 0}))
     try:
-        # From 1.24 on it refuses weights in files outside the graph's folder (Python 3.10 has 1.23 at most).
+        # Since 1.25 it reads no file outside the graph's folder; Python 3.10 has 1.23 at most.
         session = onnxruntime.InferenceSession(file, settings, providers)
     except Exception as error:  # onnxruntime's have no class in common
         raise BadCheckpoint(f"{file} is no graph that can be run ({_reason(error)}). Fetch it again.") from error
@@ -183,18 +184,17 @@ def _check_graph(session: onnxruntime.InferenceSession, tags: int) -> None:
     if kinds != [("tensor(float)", 4, 3)] or len(sides) != 1 or not all(_is_size(side, LARGEST) for side in sides):
         shapes = " and ".join(str(pixels.shape) for pixels in inputs)
         raise BadCheckpoint(f"No tagger's {TAGGER[0]}: it reads {shapes}, not pictures [n, side, side, 3].")
-    _check_width(session.get_outputs()[0].shape, tags)
+    output = session.get_outputs()[0]
+    if output.type != "tensor(float)" or len(output.shape) != 2:
+        raise BadCheckpoint(f"No tagger's {TAGGER[0]}: it gives {output.shape}, not probabilities [n, tags].")
+    width = output.shape[1]  # which a graph may leave open
+    if isinstance(width, int) and width != tags:
+        raise BadCheckpoint(
+            f"{TAGGER[0]} gives {width:,} numbers a picture, and {TAGGER[1]} names {tags:,} tags: fetch both again "
+            "from one place."
+        )
 
 
 def _is_size(size: Any, most: int) -> bool:
     """A number that is reasonable; what a graph leaves open is a name, or None."""
     return isinstance(size, int) and 0 < size <= most
-
-
-def _check_width(shape: Sequence[Any], tags: int) -> None:
-    """Refuse outputs that the list does not name one by one; a graph may leave open how many it has."""
-    if len(shape) != 2 or (isinstance(shape[1], int) and shape[1] != tags):
-        raise BadCheckpoint(
-            f"{TAGGER[0]} gives {' × '.join(map(str, shape[1:]))} numbers a picture, and {TAGGER[1]} names {tags:,} "
-            "tags: fetch both again from one place."
-        )

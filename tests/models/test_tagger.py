@@ -268,6 +268,21 @@ def test_a_graph_reads_no_file_outside_its_folder(copied: Path, name: str) -> No
     assert "model.onnx is no graph that can be run" in refused(copied)
 
 
+def test_a_graph_that_gives_something_else(copied: Path) -> None:
+    model = tiny.graph()
+    model.graph.output[0].type.tensor_type.shape.dim.add().dim_value = 1
+    model.graph.node[-1].CopyFrom(onnx.helper.make_node("Unsqueeze", ["logits", "last"], ["output"]))
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([2]), "last"))
+    (copied / "model.onnx").write_bytes(model.SerializeToString())
+    assert "not probabilities [n, tags]" in refused(copied)
+
+    model = tiny.graph()  # one row, however many pictures
+    model.graph.node[-1].CopyFrom(onnx.helper.make_node("ReduceMax", ["logits"], ["output"], axes=[0], keepdims=1))
+    (copied / "model.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(BadCheckpoint, match=r"gives no number for each picture and tag .*1, 28"):
+        captioner.load(copied).generate([picture(0), picture(1)])
+
+
 def test_outputs_that_are_no_probabilities(copied: Path) -> None:
     model = tiny.graph()
     model.graph.node[-1].op_type = "Sqrt"  # of what may be below 0
