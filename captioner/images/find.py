@@ -115,7 +115,7 @@ def reads_once(text: str) -> bool:
 def is_there(text: str) -> bool:
     """Whether an input names something to be looked at: a file, a folder, a matching glob, a list, an address, "-"."""
     named = text == STDIN or is_url(text) or text.lower().startswith("file:") or _is_list(text)
-    return named or os.path.lexists(text) or (glob.has_magic(text) and any(glob.iglob(text)))
+    return named or os.path.lexists(text) or any(glob.iglob(text))
 
 
 def _sources(text: str, recursive: bool, folders: set[tuple[int, int]]) -> Iterator[Source]:
@@ -198,7 +198,7 @@ def _from_file_address(text: str) -> Source:
 
 def _matching(pattern: str, recursive: bool, folders: set[tuple[int, int]]) -> Iterator[Source]:
     """What a pattern matches. `**` is read as `*`: subfolders, where links may loop, are for `recursive`."""
-    matches = sorted(glob.glob(pattern), key=os.fsencode)
+    matches = sorted(glob.glob(pattern))
     if not matches:
         hint = ". ** is read as *: name the folder, and set recursive to look into its subfolders."
         yield _problem(pattern, f"matches nothing{hint if '**' in pattern else ''}")
@@ -232,12 +232,12 @@ def _in_folder(top: str, recursive: bool, folders: set[tuple[int, int]]) -> Iter
             anything = True
             yield _problem(folder, f"cannot be read ({error.strerror})")
             continue
-        subfolders = sorted((entry.path for entry in inner if not entry.is_symlink()), key=os.fsencode)
+        subfolders = sorted(entry.path for entry in inner if not entry.is_symlink())
         links += len(inner) - len(subfolders)
         if recursive:
             waiting.extend(reversed(subfolders))
         anything = anything or bool(pictures)
-        yield from map(_file, sorted(pictures, key=os.fsencode))
+        yield from map(_file, sorted(pictures))
     if not anything:
         hint = " Links to folders are not followed: name them." if links else ""
         if not recursive and _any_below(subfolders):

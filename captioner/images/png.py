@@ -35,14 +35,12 @@ def lighter(stream: BinaryIO, name: str, max_text: int) -> BinaryIO:
     """
     size = stream.seek(0, os.SEEK_END)
     parts: list[tuple[int, int]] = []
-    start, position, kind = 0, len(SIGNATURE), b""  # what is wanted goes on from `start`
+    start, position = 0, len(SIGNATURE)  # what is wanted goes on from `start`
     for _ in range(MAX_CHUNKS):
-        if position + 8 > size or kind == b"IEND":
-            break
         stream.seek(position)
         length, kind, keyword = struct.unpack(">I4s21s", stream.read(29).ljust(29))
-        if not (kind.isalpha() and kind.isascii()):
-            break  # no PNG from here on; Pillow says so
+        if not kind.isalpha():
+            break  # its end, or no PNG from here on; Pillow says so
         end = min(position + 12 + length, size)
         if _unwanted(stream, position, length, kind, keyword, max_text):
             parts.append((start, position))

@@ -466,18 +466,21 @@ def test_a_file_has_a_size_limit_even_where_it_is_sparse(tmp_path: Path) -> None
 def test_chunks_without_end_are_not_walked_through() -> None:
     head = png_of_size(8, 8)[:33]
     assert "more than 100,000 parts" in refused(head + chunk(b"teXt") * 100_001)
-    assert refused(head + bytes(50_000_000))  # what an aborted download leaves
+    assert "or is cut off" in refused(head + bytes(50_000_000))  # what an aborted download leaves
+    assert open_image(encoded(two_colours()) + bytes(2_000_000)).size == (8, 4)
 
 
 def test_a_large_private_chunk_is_passed_over_in_place() -> None:
     from captioner.images import png
 
     whole = encoded(two_colours())
-    at = whole.index(b"IDAT") - 4
-    stuffed = whole[:at] + chunk(b"prVt", b"x" * 2_000_000) + whole[at:]
+    at, end = whole.index(b"IDAT") - 4, whole.index(b"IEND") - 4
+    private = chunk(b"prVt", b"x" * 2_000_000)
+    stuffed = whole[:at] + private + whole[at:end] + private + whole[end:]
     assert open_image(stuffed).tobytes() == two_colours().tobytes()
     light = png.lighter(io.BytesIO(stuffed), "it", 0)
     assert light.read() == whole
+    assert light.seek(0, os.SEEK_END) == len(whole)
     for position in (0, len(whole) - 5, at - 2, at + 1, 3):
         light.seek(position)
         assert light.read(7) == whole[position : position + 7]
@@ -590,11 +593,12 @@ def test_damaged_profiles_never_spoil_a_picture() -> None:
         assert open_image(encoded(two_colours(), "TIFF", icc_profile=spoilt.tobytes())).size == (8, 4)
 
 
-def test_a_profile_that_inflates_without_end_is_left_out() -> None:
+def test_a_profile_that_inflates_without_end_or_by_an_unknown_method_is_left_out() -> None:
     whole = encoded(two_colours())
     bomb = chunk(b"iCCP", b"p\0\0" + zlib.compress(bytes(50_000_000)))
-    opened = open_image(whole[:33] + bomb + whole[33:])
-    assert opened.tobytes() == two_colours().tobytes()
+    unknown = chunk(b"iCCP", b"p\0\1" + zlib.compress(ROMM))
+    for profile in (bomb, unknown):
+        assert open_image(whole[:33] + profile + whole[33:]).tobytes() == two_colours().tobytes()
 
 
 def press_profile() -> bytes:
@@ -841,6 +845,15 @@ def test_the_masks_of_a_picture_are_no_pictures(tree: Path) -> None:
     assert names(tree, mask) == ["a-masklabel.PNG"]
 
 
+def test_subfolders_in_the_order_of_their_names_but_for_those_named_before(tree: Path) -> None:
+    for name in ("d", "b", "e", "a", "c"):  # whichever way a system lists them
+        (tree / "deep" / name).mkdir()
+        if name != "e":
+            (tree / "deep" / name / f"{name}.png").write_bytes(encoded(two_colours()))
+    found = names(tree, tree / "deep" / "b", tree / "deep", recursive=True)
+    assert [os.path.basename(name) for name in found] == ["b.png", "c.webp", "a.png", "c.png", "d.png", "d.png"]
+
+
 def test_each_once_and_in_the_order_named(tree: Path) -> None:
     twice = names(tree, tree / "b.png", tree / "deep" / ".." / "b.png", tree, tree / "*.png")
     assert twice == ["b.png", "[1].png", "a.JPG"]
@@ -872,6 +885,9 @@ def test_problems_are_items(tree: Path) -> None:
 def test_links_that_loop(tree: Path) -> None:
     (tree / "deep" / "up").symlink_to(tree)
     (tree / "deep" / "again").symlink_to(tree / "deep")
+    (tree / "deep" / "deeper" / "itself.png").symlink_to("itself.png")
+    assert names(tree, tree / "deep" / "deeper") == ["deep/deeper/d.png", "deep/deeper/itself.png"]
+    (tree / "deep" / "deeper" / "itself.png").unlink()
     assert names(tree, tree, recursive=True) == ["[1].png", "a.JPG", "b.png", "deep/c.webp", "deep/deeper/d.png"]
     assert names(tree, tree / "deep" / "up", recursive=True)[-1] == "deep/up/deep/deeper/d.png"
 
@@ -926,7 +942,9 @@ def test_a_folder_that_may_not_be_read() -> None:
     with tempfile.TemporaryDirectory(dir="/tmp") as name:
         top = Path(name)
         (top / "closed").mkdir()
-        (top / "z.png").write_bytes(encoded(two_colours()))
+        (top / "open").mkdir()
+        for file in (top / "z.png", top / "open" / "a.png"):
+            file.write_bytes(encoded(two_colours()))
         (top / "closed").chmod(0)
         top.chmod(0o755)
         code = (
@@ -937,7 +955,8 @@ def test_a_folder_that_may_not_be_read() -> None:
         )
         run = subprocess.run([sys.executable, "-c", code, name], capture_output=True, text=True, check=True)
         (top / "closed").chmod(0o755)
-    assert run.stdout.splitlines() == [f"{name}/z.png", f"{name}/closed cannot be read (Permission denied)."]
+    closed = f"{name}/closed cannot be read (Permission denied)."
+    assert run.stdout.splitlines() == [f"{name}/z.png", closed, f"{name}/open/a.png"]
 
 
 def test_standard_input_and_addresses(server: str) -> None:
@@ -970,7 +989,8 @@ def test_a_source_is_opened_with_the_callers_limit(tree: Path) -> None:
 def test_a_file_address_is_a_file(tree: Path) -> None:
     named = tree / "a b#ü.png"
     named.write_bytes(encoded(two_colours()))
-    assert names(tree, named.as_uri(), named.as_uri().replace("file://", "file://localhost")) == ["a b#ü.png"]
+    for address in (named.as_uri(), named.as_uri().replace("file://", "FILE://localhost")):
+        assert names(tree, address) == ["a b#ü.png"]
     assert "another machine" in names(tree, "file://elsewhere/a.png")[0]
     assert "names no file" in names(tree, (tree / "gone.png").as_uri())[0]
     assert "is not an address" in names(tree, "file://[x/a.png")[0]
@@ -992,8 +1012,14 @@ def test_a_list_of_pictures(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None
     )
     (tree / "empty.txt").touch()
     assert names(tree, "@empty.txt") == ["! empty.txt is an empty list: name one picture a line."]
+    assert names(tree, "gone*.png") == ["! gone*.png matches nothing."]
     assert names(tree, "@nowhere") == ["! @nowhere does not exist, neither does a list nowhere."]
-    assert "cannot be read as a list" in names(tree, "@deep")[0]
+    assert names(tree, "@deep") == ["! deep cannot be read as a list of pictures (Is a directory)."]
+    assert names(tree, "", "@", "1list.txt") == [
+        "! '' names nothing.",
+        "! @ does not exist.",
+        "! 1list.txt does not exist.",
+    ]
     assert names(tree, "x" * 300) == [f"! {'x' * 300} cannot be read (File name too long)."]
     (tree / "@b.png").write_bytes(encoded(two_colours()))
     assert names(tree, "@b.png") == ["@b.png"]
@@ -1009,16 +1035,18 @@ def test_a_list_on_standard_input(tree: Path) -> None:
 
 def test_what_is_there_to_be_looked_at(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tree)
-    for text in ("b.png", "deep", "http://host/a.png", "file:///a.png", "@notes.txt", "@-", "-", "*.png"):
+    for text in ("b.png", "deep", "http://host/a.png", "FILE:///a.png", "@notes.txt", "@-", "-", "*.png"):
         assert is_there(text)
-    for text in ("a red car", "@mention of a car", "gone.png", "gone/*.png", "what is [this]?"):
+    for text in ("a red car", "@mention of a car", "gone.png", "1b.png", "gone/*.png", "what is [this]?"):
         assert not is_there(text)
 
 
 def test_the_hint_to_look_into_subfolders_stands_only_where_there_are_pictures(tree: Path) -> None:
     (tree / "none" / "below").mkdir(parents=True)
-    (tree / "none" / "below" / "notes.txt").touch()
+    (tree / "none" / "below" / ".hidden").mkdir()
     (tree / "some" / "below").mkdir(parents=True)
+    for name in ("none/below/notes.txt", "none/below/.a.png", "none/below/.hidden/a.png", "some/below/notes.txt"):
+        (tree / name).touch()
     (tree / "some" / "below" / "a.png").touch()
     assert names(tree, tree / "none") == [f"! {tree}/none holds no pictures."]
     assert names(tree, tree / "some") == [
