@@ -28,11 +28,11 @@ def open_out(
     """
     check_place(out.parent)
     check_name(out)
-    if out.suffix in WRITERS and not out.is_dir():
-        return FileSink(out, resume=resume, overwrite=overwrite, settings=settings, columns=columns)
-    if out.suffix and not out.is_dir():
+    if out.is_dir() or not out.suffix:
+        return ImageFolder(out, resume=resume, overwrite=overwrite, settings=settings, columns=columns)
+    if out.suffix not in WRITERS:
         raise BadInput(f"{out}: name a file that ends in {', '.join(WRITERS)}, or a folder, without an ending.")
-    return ImageFolder(out, resume=resume, overwrite=overwrite, settings=settings, columns=columns)
+    return FileSink(out, resume=resume, overwrite=overwrite, settings=settings, columns=columns)
 
 
 def write_lines(out: Path, lines: Iterable[str], *, overwrite: bool = False) -> None:

@@ -424,6 +424,14 @@ def test_reading_imports_neither_torch_nor_datasets(tmp_path: Path) -> None:
 # --- provenance -------------------------------------------------------------------------------------------------------
 
 
+def test_fingerprints_are_those_of_lists_that_were_kept() -> None:
+    """Of models that are elsewhere by now."""
+    assert fingerprint("A  Red\nFOX, straße") == fingerprint("a red fox, strasse ") == "b2f7c89d034206f9"
+    assert len(fingerprint("half a pair: \ud800")) == 16
+    lying, standing = Image.new("RGB", (4, 2)), Image.new("RGB", (2, 4))
+    assert picture_fingerprint(lying) != picture_fingerprint(standing)
+
+
 def test_overlaps_by_name_by_prompt_and_by_picture() -> None:
     image = picture_fingerprint(Image.new("RGB", (4, 4)))
     seen = [Seen(image, ("a cat", "A  CAT ")), Seen("0" * 64, ("a dog",))]

@@ -309,6 +309,15 @@ def test_a_folder_of_the_user_is_left_alone(tmp_path: Path) -> None:
     assert content(tmp_path / "photos") == before
 
 
+@pytest.mark.parametrize("name", ["photos.v2", "photos.csv"])
+def test_a_folder_that_is_there_is_one_whatever_its_ending(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).mkdir()
+    write(open_out(tmp_path / name), results(tmp_path / "in", ["1.png"]))
+    assert (tmp_path / name / "1.png").is_file()
+    with pytest.raises(BadOutput, match="overwrite does not empty a folder"):
+        open_out(tmp_path / name, overwrite=True)
+
+
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="no /proc here")
 def test_a_file_system_without_room_for_files_is_not_called_full() -> None:
     with pytest.raises(BadOutput, match="/proc cannot be written to"):
@@ -461,6 +470,10 @@ def test_lines_of_text(tmp_path: Path) -> None:
     assert (tmp_path / "a.tsv").read_text(encoding="utf-8") == "é\t1\n"
     with pytest.raises(BadOutput, match="already there"):
         write_lines(tmp_path / "a.tsv", [])
+    write_lines(tmp_path / "a.tsv", ["b"], overwrite=True)
+    assert (tmp_path / "a.tsv").read_text() == "b\n"
+    with pytest.raises(BadOutput, match="There is no folder"):
+        write_lines(tmp_path / "none" / "a.tsv", [], overwrite=True)
 
     def lines() -> Iterator[str]:
         (tmp_path / "b.tsv").write_text("mine")
@@ -864,6 +877,18 @@ def test_json_is_json_whatever_standard_output_can_print(monkeypatch: pytest.Mon
     with Stdout(to_json) as sink:
         sink.write([Result(Source("a"), row)])
     assert json.loads(printed.getvalue().decode(encoding)) == row
+
+
+@pytest.mark.parametrize(("encoding", "shown"), [("ascii", "\\xe9"), ("utf-8", "é")])
+def test_standard_output_shows_letters_as_it_can(monkeypatch: pytest.MonkeyPatch, encoding: str, shown: str) -> None:
+    printed = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(printed, encoding, errors="backslashreplace", newline="\n"))
+    results = [Result(Source("a"), {"text": "é\n1"})]
+    with Stdout(lambda row: str(row["text"]), named=True) as plain, Stdout(to_json) as lines:
+        plain.write(results)
+        lines.write(results)
+    as_json = '{"text": "é\\n1"}' if encoding == "utf-8" else '{"text": "\\u00e9\\n1"}'
+    assert printed.getvalue().decode(encoding) == f"a\t{shown} 1\n{as_json}\n"
 
 
 def test_a_closed_standard_output_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
