@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import itertools
 import json
 import subprocess
@@ -64,6 +65,20 @@ def test_thinning_spares_the_small_lists():
     assert kept == sources.thinned(list(found), 10, seed=1)
 
 
+def test_a_prompt_of_several_lists_comes_once(tmp_path):
+    (tmp_path / "prompts").mkdir()
+    for name, lines in (("a.x", "a fox\nA Fox,\nabc\na hen\n"), ("b", "a fox\na duck\n")):
+        with gzip.open(tmp_path / f"prompts/{name}.txt.gz", "wt") as stream:
+            stream.write(lines)
+    assert list(sources.prompts(tmp_path)) == [("a", "a fox"), ("a", "a hen"), ("b", "a duck")]
+
+
+def test_near_copies_are_told_in_every_part_of_many_texts():
+    texts = np.eye(4, dtype=np.float16)[np.arange(20_003) % 4]
+    held_out = np.array([[0, 1, 0, 0], [0, 0, 0.91, 0.1]], dtype=np.float32)
+    assert sources.clear_of(held_out, texts).tolist() == [number % 4 in (0, 3) for number in range(20_003)]
+
+
 @pytest.mark.parametrize(("stage", "first"), [("head", "texts"), ("language", "split"), ("gist", "split")])
 def test_a_stage_too_early_names_the_one_to_run_first(stage, first, tmp_path, monkeypatch, capsys):
     data, work = tmp_path / "data", tmp_path / "work"
@@ -96,6 +111,29 @@ def test_near_prompts_are_one_group_and_never_split():
     assert (chosen[:40] == chosen[40:]).all()
     held_out = seeds[:3]
     assert (~sources.clear_of(held_out, embeddings)).nonzero()[0].tolist() == [0, 1, 2, 40, 41, 42]
+
+
+def test_what_is_near_a_held_back_prompt_is_held_back_too():
+    """Also where it is of a kind that is not chosen from."""
+    prompts = np.eye(400, dtype=np.float32)
+    near = split.unit(prompts[:399] + 0.4 * prompts[1:])  # cosine 0.93 to one, and under 0.75 to all others
+    texts = split.Texts(
+        list(map(str, range(799))), np.concatenate((prompts, near)), np.zeros(0), np.arange(799),
+        ["made"] * 400 + ["fooocus-styles"] * 399, ["first"] * 400 + ["fooocus-styles"] * 399,
+    )  # fmt: skip
+    np.testing.assert_allclose(np.linalg.norm(near, axis=1), 1, rtol=1e-6)
+    chosen = split.chosen_texts(texts)
+    assert chosen[:400].sum() == split.CHOSEN_FROM_PROMPTS
+    assert chosen[400:].tolist() == chosen[:399].tolist()
+
+
+def test_of_each_kind_no_more_is_held_back_than_asked():
+    group = np.array([0, 0, 1, 2, 2, 2, 3, 4, *[5] * 31, 6])
+    kinds = dict.fromkeys(range(8), "prompts") | dict.fromkeys(range(8, 39), "large") | {7: "styles"}  # 39 has none
+    for seed in range(20):
+        chosen = split.choose(group, kinds, {"prompts": 4, "large": 99, "styles": 1}, seed)
+        assert 2 <= chosen[:7].sum() <= 4
+        assert chosen[7:].nonzero()[0].tolist() == [0]
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from pyarrow import parquet
 
 from captioner.errors import BadOutput
 from training.mini import sources
+from training.mini.__main__ import main
 from training.mini.pairs import pairs
 
 FILES = {
@@ -64,7 +65,8 @@ def test_photographs_are_thinned(folders, tmp_path):
     texts = {row["text"] for row in read(tmp_path / "out/train/flickr8k.parquet")}
     assert 20 < len(texts) < 60  # a tenth
     assert "a man 0" not in texts
-    pairs(*folders, tmp_path / "again", seed=7)
+    data, work = map(str, folders)
+    main(["pairs", "--data", data, "--work", work, "--out", str(tmp_path / "again")])
     assert read(tmp_path / "again/train/flickr8k.parquet") == read(tmp_path / "out/train/flickr8k.parquet")
     with pytest.raises(BadOutput, match="already there"):
         pairs(*folders, tmp_path / "out", seed=7)
