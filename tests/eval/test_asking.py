@@ -1,5 +1,6 @@
 """How answers of models are kept, and what is said if something is wrong with them."""
 
+import base64
 import json
 import shutil
 from pathlib import Path
@@ -91,7 +92,18 @@ def test_weights_that_are_no_numbers_are_warned_of(pictures: Pairs, tmp_path: Pa
             tensor.fill_(torch.nan)
     save_file(tensors, weights)
     answered = asked(Entry("vit", str(tmp_path / "model")), pictures, tmp_path / "answers")
-    assert "NaN" in (answered.failure or answered.warning)
+    assert "hold NaN or infinite numbers" in answered.failure
+
+
+def test_kept_answers_that_are_no_numbers_are_warned_of(pictures: Pairs, tmp_path: Path, tiny_checkpoint) -> None:
+    entry, folder = Entry("vit", str(tiny_checkpoint("direct"))), tmp_path / "answers"
+    assert asked(entry, pictures, folder).warning is None
+    file = folder / entry.file_name
+    header, first, *lines = file.read_text().splitlines(keepends=True)
+    broken = json.loads(first)
+    broken["vector"] = base64.b64encode(np.full(384, np.nan, "<f4")).decode()
+    file.write_text("".join([header, json.dumps(broken) + "\n", *lines]))
+    assert asked(entry, pictures, folder).warning.startswith("gives 1 of 6 pictures an embedding that is no number")
 
 
 def test_what_a_captioner_expects_can_be_measured(pictures: Pairs, tmp_path: Path, tiny_checkpoint) -> None:

@@ -50,6 +50,21 @@ def test_a_folder_of_others_is_refused_and_left_alone(tmp_path: Path) -> None:
         opened(tmp_path / "letter.txt")
 
 
+def test_a_folder_with_a_report_is_a_place_for_the_next_one(tmp_path: Path) -> None:
+    (tmp_path / "answers").mkdir()
+    for name in ("report.json", "report.html", ".hidden"):
+        (tmp_path / name).touch()
+    opened(tmp_path)
+    with pytest.raises(BadOutput, match=r"other files \(answers\)"), store.prepared(tmp_path, figures_only=True):
+        pass  # whoever may have figures alone gets no texts
+    (tmp_path / "answers").rmdir()
+    (tmp_path / "report.json").unlink()
+    for name in ("d.txt", "c.txt", "a.txt"):
+        (tmp_path / name).touch()
+    with pytest.raises(BadOutput, match=r"other files \(a\.txt, c\.txt, d\.txt\)"):
+        opened(tmp_path)  # a page alone is no report
+
+
 def test_a_damaged_report_is_no_place_for_another(tmp_path: Path) -> None:
     (tmp_path / "report.json").write_text("{")
     with pytest.raises(BadOutput, match="Delete that file to make the report anew"):
