@@ -324,10 +324,15 @@ def test_a_resumed_run_waits_no_longer_for_a_better_checkpoint(train) -> None:
     assert weights(out) == before
 
 
-def test_a_run_may_be_made_longer(train, one_step: tuple[Path, str], tmp_path: Path) -> None:
+def test_a_run_may_be_made_longer(
+    train, one_step: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     out = shutil.copytree(one_step[0], tmp_path / "run")
-    train("run", "--max-steps", "2", "--resume")
-    assert len(losses(out)) == 2
+    epochs: list[int] = []
+    monkeypatch.setattr(Pairs, "begin_epoch", lambda rows, epoch: epochs.append(epoch))
+    train("run", "--max-steps", "3", "--resume")
+    assert len(losses(out)) == 3
+    assert epochs == [0, 1]  # two steps each
 
 
 def test_resumed_with_other_settings_or_data_it_refuses(
