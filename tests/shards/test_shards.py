@@ -109,7 +109,7 @@ def test_a_plan_is_made_once(planned: Planned, inputs: Path) -> None:
     with pytest.raises(BadInput, match="holds no plan"):
         plan.read(inputs)
     about = json.loads((made.out / "plan.json").read_text())
-    for wrong in ({"pictures": 0}, {"shards": 3}, {"folder": 5}, {"inputs": None}, {"more": 1}):
+    for wrong in ({"pictures": 0}, {"shard_size": 0}, {"shards": 3}, {"folder": 5}, {"inputs": None}, {"more": 1}):
         (made.out / "plan.json").write_text(json.dumps({**about, **wrong}))
         with pytest.raises(BadInput, match=r"plan\.json is no plan \(.*: make a new one"):
             plan.read(made.out)
