@@ -12,7 +12,7 @@ from rapidfuzz.distance import Levenshtein
 from rouge_score.rouge_scorer import RougeScorer
 
 from eval import metrics, ngrams
-from tests.text.test_similarity import PAIRS
+from tests.text.test_similarity import random_pairs
 
 TRUTH = "ultrasaurus holding a black bean taco in the woods, near an identical cheneosaurus"
 SAID = (
@@ -35,7 +35,7 @@ def test_golden_values(metric: str, golden: float) -> None:
 
 
 def test_levenshtein_similarity_is_rapidfuzzs() -> None:
-    for a, b, plain in zip(*PAIRS, metrics.levenshtein(*PAIRS), strict=True):
+    for a, b, plain in zip(*random_pairs(), metrics.levenshtein(*random_pairs()), strict=True):
         assert plain == Levenshtein.normalized_similarity(a, b)
 
 

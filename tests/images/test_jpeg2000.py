@@ -46,9 +46,11 @@ def bare(
     coding += b"" if precinct is None else bytes([precinct * 17]) * 6
     data = b"\xff\x4f" + segment(0xFF51, struct.pack(">H8IH", 0, *numbers, 3) + b"\x07\x01\x01" * 3)
     data += before + segment(0xFF52, coding) + segment(0xFF5C, b"\x40" * 17)
-    for number in range(-(-far[0] // tile[0]) * -(-far[1] // tile[1])):
-        data += struct.pack(">HHHIBB", 0xFF90, 10, number, 14 + len(within), 0, 1) + within + b"\xff\x93"
-    return data + b"\xff\xd9"
+    parts = (
+        struct.pack(">HHHIBB", 0xFF90, 10, number, 14 + len(within), 0, 1) + within + b"\xff\x93"
+        for number in range(-(-far[0] // tile[0]) * -(-far[1] // tile[1]))
+    )
+    return data + b"".join(parts) + b"\xff\xd9"
 
 
 def boxed(codestream: bytes) -> bytes:
