@@ -16,6 +16,7 @@ import numpy as np
 from rapidfuzz.distance import Levenshtein
 from rapidfuzz.process import cpdist
 
+from captioner.errors import BadInput, counted
 from captioner.text.embedding import TextEmbedder, text_embedder
 from captioner.text.similarity import indel_ratio, quick_ratios
 from eval import anatomy, ngrams
@@ -62,7 +63,15 @@ class TextMetric(Metric):
 
     def __call__(self, predictions: Sequence[Text], references: Sequence[References] | None = None) -> np.ndarray:
         """float64 `[items]`, NaN where the prediction or (if needed) the reference is missing."""
-        truths: list[tuple[str, ...]] = [as_references(r) for r in references or [None] * len(predictions)]
+        if isinstance(predictions, str) or isinstance(references, str):  # each letter would be an item
+            raise BadInput("Predictions and references are lists, even of one text.")
+        references = [None] * len(predictions) if references is None else references
+        if len(predictions) != len(references):
+            raise BadInput(
+                f"There are {counted(len(predictions), 'prediction')} and {counted(len(references), 'reference')}: "
+                "give as many of one as of the other, with None for what is missing."
+            )
+        truths = [as_references(reference) for reference in references]
         present = [
             (row, text or "", of_item)
             for row, (text, of_item) in enumerate(zip(predictions, truths, strict=True))

@@ -11,6 +11,7 @@ from nltk.tokenize import TreebankWordTokenizer
 from rapidfuzz.distance import Levenshtein
 from rouge_score.rouge_scorer import RougeScorer
 
+from captioner.errors import BadInput
 from eval import metrics, ngrams
 from tests.text.test_similarity import random_pairs
 
@@ -46,6 +47,16 @@ def test_rows_that_cannot_be_compared_are_nan_never_zero() -> None:
         assert np.isnan(values).tolist() == missing, metric.name
         assert np.isnan(metric([None], ["x"])).all()
         assert metric([], []).shape == (0,)
+
+
+def test_lists_of_other_lengths_and_texts_alone_are_told() -> None:
+    """Each letter of a text was measured."""
+    for predictions, references in ((["a", "b"], ["a"]), (["a"], ["a", "b"]), (["a"], [])):
+        with pytest.raises(BadInput, match=r"predictions? and . references?: give as many of one as of the other"):
+            metrics.levenshtein_ratio(predictions, references)
+    for predictions, references in (("a cat", ["a cat"]), (["a cat"], "a cat"), ("a cat", "a dog")):
+        with pytest.raises(BadInput, match="are lists, even of one text"):
+            metrics.levenshtein_ratio(predictions, references)
 
 
 @pytest.mark.parametrize("metric", [*metrics.TEXT_METRICS, metrics.cider_d_coco], ids=lambda metric: metric.name)
