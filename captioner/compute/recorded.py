@@ -57,6 +57,10 @@ class Lending(Generic[Kept]):
         self.waiting: list[Kept] = []
         self._changing = RLock()  # what is thrown away gives back, which may happen anywhere
 
+    def __reduce__(self) -> tuple:
+        """A copy, or one in another process, begins with none."""
+        return Lending, (self.most,)
+
     def take(self, fits: Callable[[Kept], bool], make: Callable[[], Kept]) -> Kept:
         """One that fits, or a new one."""
         with self._changing:

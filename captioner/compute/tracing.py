@@ -36,12 +36,27 @@ def traced(function: Callable, layers: nn.Module, *inputs) -> Callable:
             graph = torch.jit.trace(_Traceable(function, layers), inputs, check_trace=False)
     except (AttributeError, RuntimeError):
         return function
+    return _Trace(function, graph)
 
-    def run(*inputs) -> Tensor:
+
+class _Trace:
+    """A traced function."""
+
+    def __init__(self, function: Callable, graph: Callable) -> None:
+        self.function = function
+        self.graph = graph
+
+    def __call__(self, *inputs) -> Tensor:
         with torch.jit.optimized_execution(False):  # to optimise takes longer than many captions
-            return graph(*inputs)
+            return self.graph(*inputs)
 
-    return run
+    def __reduce__(self) -> tuple:
+        """torch copies and pickles no trace: a copy is the function as it is."""
+        return _itself, (self.function,)
+
+
+def _itself(function: Callable) -> Callable:
+    return function
 
 
 class _Traceable(nn.Module):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+
 import pytest
 import torch
 
@@ -29,6 +31,13 @@ def test_what_is_given_back_while_one_is_looked_for_may_push_it_out() -> None:
         return kept == "old"
 
     assert lending.take(fits, lambda: "made") == "made"
+
+
+def test_recordings_do_not_go_with_a_copy() -> None:
+    lending: Lending[str] = Lending(2)
+    lending.give_back("recorded")
+    again = pickle.loads(pickle.dumps(lending))
+    assert (again.most, again.waiting) == (2, [])
 
 
 def test_without_memory_nothing_waits() -> None:
