@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 from captioner.errors import BadInput, refuse_idle
 from captioner.images import MAX_BYTES, Source, find_images, is_url, looks_like_picture, printable
+from captioner.images.find import STDIN
 from captioner.pairs.layouts import ReadOptions
 from captioner.pairs.sources import PATIENCE, TABLES, PairSource, load_hub, open_parquet, parquet_files
 from captioner.sinks import as_text
@@ -70,6 +71,8 @@ def find(inputs: Sequence[str], finding: Finding) -> Iterator[Item]:
     if not any(kind in TABLES for kind, _ in kinds):
         refuse_idle(of_tables, "no parquet and no Hub data set is named.")
     pictures = [rest for kind, rest in kinds if kind == "pictures"]
+    if STDIN in pictures:
+        raise BadInput("A plan is read again by every worker, and standard input only once: write it to a file.")
     missing: set[str] = set()
     for item in map(_plain, find_images(pictures, recursive=finding.recursive)):
         if item.kind != "missing" or item.id not in missing:
@@ -139,8 +142,7 @@ def _plain(source: Source) -> Item:
         return Item(as_text(source.name), "missing", source.problem.encode())
     if source.url is not None:
         return Item(source.name, "address", source.url.encode())
-    if source.path is None:
-        raise BadInput("A plan is read again by every worker, and standard input only once: write it to a file.")
+    assert source.path is not None, "standard input was refused"
     return Item(as_text(os.fspath(source.path)), "file", os.fsencode(source.path))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import shutil
@@ -113,6 +114,15 @@ def test_a_plan_is_made_once(planned: Planned, inputs: Path) -> None:
         (made.out / "plan.json").write_text(json.dumps({**about, **wrong}))
         with pytest.raises(BadInput, match=r"plan\.json is no plan \(.*: make a new one"):
             plan.read(made.out)
+
+
+def test_standard_input_is_refused_unread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = io.TextIOWrapper(io.BytesIO(picture(0)))
+    monkeypatch.setattr("sys.stdin", given)
+    with pytest.raises(BadInput, match="standard input only once: write it to a file"):
+        plan.make(tmp_path / "run", ["-"], 3)
+    assert given.buffer.tell() == 0
+    assert not (tmp_path / "run").exists()
 
 
 def test_tars_that_are_not_there_are_told(tmp_path: Path) -> None:
