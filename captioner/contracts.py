@@ -229,6 +229,15 @@ class LoadOptions:
             raise BadInput(f"trust_remote_code is True or False, not {self.trust_remote_code!r}.")
 
 
+def check_names(settings: Iterable[str], *kinds: type) -> None:
+    """Refuse settings that are no fields of these, as Python refuses an argument, with the one that is meant."""
+    known = [item.name for kind in kinds for item in fields(kind)]
+    for name in settings:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            raise TypeError(f"There is no setting {name!r}: {f'did you mean {near[0]}?' if near else ', '.join(known)}")
+
+
 def check_text(name: str, value: object) -> None:
     """Refuse what is neither a text nor left out."""
     if not isinstance(value, str | None):
@@ -308,10 +317,7 @@ class Request:
 
     def changed(self, **settings: Any) -> Request:
         """With these fields of its own or of `DecodingChanges`."""
-        known = [item.name for kind in (Request, DecodingChanges) for item in fields(kind)]
-        for name in settings.keys() - known:
-            near = difflib.get_close_matches(name, known, n=1)
-            raise TypeError(f"There is no setting {name!r}: {f'did you mean {near[0]}?' if near else ', '.join(known)}")
+        check_names(settings, Request, DecodingChanges)
         of_search = {
             name: settings.pop(name) for name in list(settings) if name in DecodingChanges.__dataclass_fields__
         }

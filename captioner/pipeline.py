@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from itertools import chain
@@ -20,11 +20,21 @@ from types import ModuleType, NoneType
 from typing import TYPE_CHECKING, Any, NoReturn, TypeGuard, cast, overload
 
 import numpy as np
+from PIL.Image import Image
 
 from captioner import memory, zoo
-from captioner.contracts import PLAIN_REQUEST, Finishing, ImageEmbedder, LoadOptions, Request, Speaker, check_precision
+from captioner.contracts import (
+    PLAIN_REQUEST,
+    Finishing,
+    ImageEmbedder,
+    LoadOptions,
+    Request,
+    Speaker,
+    check_names,
+    check_precision,
+)
 from captioner.decoding import Decoding, DecodingChanges, check_whole
-from captioner.errors import BadCheckpoint, BadInput, refuse_idle
+from captioner.errors import BadCheckpoint, BadInput, counted, refuse_idle
 from captioner.files.json import read_object
 from captioner.images import open_image
 from captioner.images.open import Readable
@@ -35,11 +45,9 @@ from captioner.text.finish import Finish
 from captioner.text.terms import read_terms
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-
     from captioner.text.embedding import TextEmbedder
 
-    AnyImage = str | os.PathLike[str] | bytes | bytearray | memoryview | Readable | Image | np.ndarray
+AnyImage = str | os.PathLike[str] | bytes | bytearray | memoryview | Readable | Image | np.ndarray | Mapping[str, Any]
 
 
 class Captioner:
@@ -116,7 +124,13 @@ class Captioner:
     def _readings(self, images: Sequence[AnyImage], request: Request, batch_size: int) -> Iterator[list[Reading]]:
         decoding = self.settings(request)
         for batch in _batches(images, batch_size, self.side):
-            yield self.speaker.read_images(batch, decoding, request)
+            readings = self.speaker.read_images(batch, decoding, request)
+            if len(readings) != len(batch):  # of a speaker of one's own: no telling whose they are
+                raise BadInput(
+                    f"{self.name} gave {counted(len(readings), 'reading')} of {counted(len(batch), 'picture')}: "
+                    "read_images returns one for each, in order."
+                )
+            yield readings
 
     def settings(self, request: Request) -> Decoding:
         """How a request is searched for; what this model has no use for is refused by name."""
@@ -309,6 +323,7 @@ def load(
         raise BadInput(f"options must be a LoadOptions, not {type(options).__name__}: or name its fields one by one.")
     if not isinstance(name, str | os.PathLike | None):
         raise BadInput(f"A model is called by its name or folder, not by {type(name).__name__}.")
+    check_names(settings, LoadOptions)
     loader = _Loader(replace(options or LoadOptions(), **settings))
     return loader.load(zoo.default() if name is None else os.fspath(name), ())
 
@@ -501,23 +516,22 @@ def _request(request: Request | None) -> Request:
 
 
 def _finish(finish: Finishing | None) -> Finishing:
-    if not isinstance(finish, Finishing | None):
+    if not isinstance(finish, Finishing | None) or isinstance(finish, type):  # a class has all that its objects have
         raise BadInput(f"finish must be a captioner.Finish, not {type(finish).__name__}.")
     return finish or Finish()
 
 
 def is_one(images: AnyImage | Iterable[AnyImage]) -> TypeGuard[AnyImage]:
     """A single image, not a list of them."""
-    from PIL.Image import Image
-
     if isinstance(images, np.ndarray):
         return images.ndim in (0, 2, 3)  # of four, several pictures; of one, several paths
-    return isinstance(images, str | os.PathLike | bytes | bytearray | memoryview | Readable | Image)
+    return isinstance(images, str | os.PathLike | bytes | bytearray | memoryview | Readable | Image | Mapping)
 
 
 def several(images: AnyImage | Iterable[AnyImage]) -> Sequence[AnyImage]:
     """A list of images, whatever was given."""
-    if is_one(images) or not isinstance(images, Iterable):  # what is no picture either is told as it is opened
+    # What is no picture either is told as it is opened; so is a table, whose list would be its columns' names.
+    if is_one(images) or not isinstance(images, Iterable) or hasattr(images, "columns"):
         return [images]
     return list(cast("Iterable[AnyImage]", images))
 

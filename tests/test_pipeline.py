@@ -1,14 +1,18 @@
 """From a name and pictures to prompts: the Python API on a tiny BLIP."""
 
+import copy
 import io
 import json
 import pickle
 import shutil
+import typing
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
+import datasets
 import numpy as np
+import pandas
 import pytest
 import torch
 from PIL import Image
@@ -17,6 +21,7 @@ import captioner
 from captioner.contracts import LoadOptions, Request
 from captioner.decoding import Decoding, DecodingChanges
 from captioner.errors import BadCheckpoint, BadImage, BadInput
+from captioner.pipeline import Captioner, LazyEmbedder
 from captioner.prompt import Candidate, Reading
 from captioner.text.finish import Finish
 
@@ -233,6 +238,39 @@ def test_an_open_file_is_one_picture_and_an_array_of_paths_several(model, pairs:
         model.generate(file)
 
 
+def test_a_picture_as_datasets_gives_it_undecoded(model, pairs: Path) -> None:
+    path = pairs / "1.png"
+    expected = model.generate(path, decoding=BEAMS).text
+    rows = datasets.Dataset.from_dict({"image": [str(path)]}).cast_column("image", datasets.Image(decode=False))
+    for undecoded in (rows[0]["image"], {"bytes": path.read_bytes(), "path": "elsewhere.png"}):
+        assert model.generate(undecoded, decoding=BEAMS).text == expected
+    assert [prompt.text for prompt in model.generate(rows["image"], decoding=BEAMS)] == [expected]
+
+
+@pytest.mark.parametrize(
+    "images", [{"a.png": 1}, {"bytes": None, "path": None}, pandas.DataFrame({"image": ["a.png"]})]
+)
+def test_what_has_names_of_its_own_is_no_list_of_them(model, images: object) -> None:
+    with pytest.raises(BadInput, match=r"(dict|DataFrame) is no picture: give a path"):
+        model.generate(images)
+
+
+def test_a_speaker_that_gives_too_few_readings_is_told(pairs: Path) -> None:
+    """Pictures went missing, or got the texts of others."""
+
+    class Silent:
+        uses: frozenset[str] = frozenset()
+        longest = None
+
+        def read_images(self, images, decoding, request):
+            return [Reading((Candidate("a cat", -1.0),))]
+
+    mine = Captioner("mine", Silent(), LazyEmbedder(None), Decoding())
+    assert mine.generate(pairs / "1.png").text == "a cat"
+    with pytest.raises(BadInput, match="mine gave 1 reading of 2 pictures: read_images returns one for each"):
+        mine.generate([pairs / "0.png", pairs / "1.png"])
+
+
 def test_settings_by_name_go_over_the_models_own(model, pairs: Path) -> None:
     path = pairs / "1.png"
     wanted = model.generate(path, decoding=Decoding(num_beams=2, max_new_tokens=5, num_return_sequences=2))
@@ -260,6 +298,7 @@ def test_settings_by_name_go_over_the_models_own(model, pairs: Path) -> None:
         ({"decoding": {"num_beams": 2}}, "decoding must be a Decoding, not dict"),
         ({"request": Decoding(num_beams=2)}, "request must be a Request, not Decoding.*num_beams=2"),
         ({"finish": "x"}, "finish must be a captioner.Finish, not str"),
+        ({"finish": Finish}, "finish must be a captioner.Finish, not type"),
         ({"batch_size": "8"}, "batch_size must be a whole number, 1 or more, not '8'"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
@@ -308,6 +347,12 @@ def test_what_a_model_cannot_be_loaded_with_is_one_sentence(arguments: dict, say
         captioner.load(**{"name": "mini"} | arguments)
 
 
+def test_a_misspelt_option_of_loading_is_told_as_one_of_asking_is() -> None:
+    for wrong, says in (({"devise": "cpu"}, "did you mean device"), ({"colour": 1}, "'colour': device, precision")):
+        with pytest.raises(TypeError, match=says):
+            captioner.load("mini", **wrong)
+
+
 def test_models_of_a_model_may_be_paths() -> None:
     """Each is named in a run's settings, which are JSON."""
     given = LoadOptions(caption_model=Path("a"), clip_model=Path("b"), embedder=Path("c"))
@@ -339,6 +384,22 @@ def test_prompts_and_settings_can_be_pickled(model, pairs: Path) -> None:
     for settings in (asked, LoadOptions(precision="bf16"), Finish(prefix="sks"), BEAMS):
         assert pickle.loads(pickle.dumps(settings)) == settings
     assert hash(asked) == hash(replace(asked))
+
+
+@pytest.mark.parametrize("family", ["blip", "clip_prefix"])
+def test_a_model_that_is_not_packed_can_be_copied_after_use(tiny_checkpoint, pairs: Path, family: str) -> None:
+    """What torch has traced it neither pickles nor copies."""
+    used = captioner.load(tiny_checkpoint(family), device="cpu", precision="float64")
+    candidates = used.generate(pairs / "1.png", num_candidates=2).candidates
+    for again in (pickle.loads(pickle.dumps(used)), copy.deepcopy(used)):
+        assert again.generate(pairs / "1.png", num_candidates=2).candidates == candidates
+
+
+def test_public_types_tell_their_types() -> None:
+    for name in captioner.__all__:
+        typing.get_type_hints(getattr(captioner, name))
+    for method in (Captioner.generate, Captioner.embed):
+        assert "images" in typing.get_type_hints(method)
 
 
 def test_what_is_no_picture(model, tmp_path: Path) -> None:

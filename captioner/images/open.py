@@ -11,10 +11,10 @@ import os
 import stat
 import struct
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO, Protocol, cast, runtime_checkable
+from typing import Any, BinaryIO, Protocol, cast, runtime_checkable
 
 import numpy as np
 from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
@@ -60,7 +60,15 @@ class Readable(Protocol):
 
 
 def open_image(
-    source: str | os.PathLike[str] | bytes | bytearray | memoryview | Readable | Image.Image | np.ndarray,
+    source: str
+    | os.PathLike[str]
+    | bytes
+    | bytearray
+    | memoryview
+    | Readable
+    | Image.Image
+    | np.ndarray
+    | Mapping[str, Any],
     *,
     max_pixels: int = MAX_PIXELS,
     admit: Callable[[int], object] = at_once,
@@ -70,13 +78,15 @@ def open_image(
     """Any picture as upright RGB: first frame, alpha laid on white, 16 bits scaled to 8, colours brought to sRGB.
 
     Arrays are `[h, w]`, `[h, w, 1]`, `[h, w, 3]` or `[h, w, 4]` of uint8, uint16, bool, or floats in 0..1.
-    An open file is read from its beginning.
+    An open file is read from its beginning. What `datasets` gives of an undecoded picture is its bytes, or its path.
     max_pixels guards against what would be decoded: a picture that lies decoded in memory is no danger any more.
     admit: called before a file is decoded with the bytes that this will take at most; it may make the caller wait.
     side: pixels a side that the picture will be made of. A JPEG or JPEG2000 that has at least four times as many both
     ways is decoded at a half, a quarter … of its size, the least that leaves twice as many; None: at its own.
     copied: a picture in memory that is upright RGB already is copied. Whoever only looks at it needs no copy.
     """
+    if isinstance(source, Mapping):
+        source = next((source[name] for name in ("bytes", "path") if source.get(name) is not None), source)
     if isinstance(source, ImageFile.ImageFile) and source.tile:
         return decoded(source, "the picture", max_pixels, copied=copied)
     if isinstance(source, Image.Image):
