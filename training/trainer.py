@@ -25,7 +25,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from captioner.errors import BadOutput, CaptionerError, counted
 from captioner.models.parts.narrow import narrowed
 from training.batches import Collate, Pairs
-from training.checkpoints import drop_old_checkpoints, is_whole, newest_whole, seal, untouched
+from training.checkpoints import WHOLE, drop_old_checkpoints, is_whole, newest_whole, seal, untouched
 from training.finite import Expectations, Expected
 from training.job import Job, Sample
 from training.progress import Watch, show
@@ -224,6 +224,8 @@ class LoopTrainer(Trainer):
         self._stop_if(self.expected.of_all())
         refuse_no_numbers(self.job.model, self.out)
         try:
+            if self.args.should_save:  # twice in one step where an epoch ends at a multiple of --save-every
+                (folder / WHOLE).unlink(missing_ok=True)
             super()._save_checkpoint(model, trial)
             if self.args.should_save:
                 seal(folder, self.state.global_step)

@@ -22,7 +22,7 @@ from captioner.decoding import Decoding
 from captioner.errors import BadInput, BadOutput
 from training import blip, progress
 from training.batches import Pairs
-from training.checkpoints import WHOLE, newest_whole
+from training.checkpoints import WHOLE, is_whole, newest_whole
 from training.progress import show
 from training.trainer import DivergedError, LoopTrainer
 
@@ -355,7 +355,10 @@ def test_resumed_with_other_settings_or_data_it_refuses(
 def test_checkpoints_may_come_oftener_than_evaluations(train, capsys: pytest.CaptureFixture) -> None:
     out = train("run", "--epochs", "2", "--save-every", "1", "--keep", "9")  # two steps an epoch
     assert {folder.name for folder in out.glob("checkpoint-*")} == {f"checkpoint-{step}" for step in (1, 2, 3, 4)}
-    assert capsys.readouterr().err.count("validation loss") == 2
+    told = capsys.readouterr().err
+    assert told.count("validation loss") == 2
+    assert "damaged" not in told
+    assert all(map(is_whole, out.glob("checkpoint-*")))  # those that end an epoch were written twice
 
 
 def test_the_validation_loss_does_not_depend_on_the_batches(train, pairs: Path, tmp_path: Path) -> None:
