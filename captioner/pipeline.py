@@ -532,7 +532,7 @@ def several(images: AnyImage | Iterable[AnyImage]) -> Sequence[AnyImage]:
     """A list of images, whatever was given."""
     # What is no picture either is told as it is opened; so is a table, whose list would be its columns' names.
     if is_one(images) or not isinstance(images, Iterable) or hasattr(images, "columns"):
-        return [images]
+        return [cast("AnyImage", images)]
     return list(cast("Iterable[AnyImage]", images))
 
 
