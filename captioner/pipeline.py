@@ -462,7 +462,10 @@ class LazyEmbedder:
 
 def _refuse(model: str, unused: set[str]) -> None:
     if unused:
-        raise BadInput(f"{model} has no use for {' and '.join(sorted(unused))}: leave it out, or name another model.")
+        users = zoo.users_of(unused)
+        which = f", which {' and '.join(users)} {'has' if len(users) == 1 else 'have'}" if 0 < len(users) < 4 else ""
+        names = " and ".join(sorted(unused))
+        raise BadInput(f"{model} has no use for {names}{which}: leave it out, or name another model.")
 
 
 def _refuse_search(model: str, request: Request) -> None:

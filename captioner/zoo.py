@@ -12,6 +12,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -157,6 +158,13 @@ class Resolved:
 def asked_with(module: str) -> frozenset[str]:
     """The fields of a `Request` beside its decoding that an architecture may have a use for, whatever its weights."""
     return _ASKED_WITH.get(module, frozenset({"prompt"}))
+
+
+def users_of(settings: Iterable[str]) -> list[str]:
+    """The models that alone have a use for all of these, as they are named; none where most have."""
+    called = {"hub:ORG/NAME": "hub", f"{SERVER}ADDRESS#NAME": "openai"} | {e.name: e.module for e in ENTRIES.values()}
+    used = {module: LOADS_WITH.get(module, frozenset()) | asked for module, asked in _ASKED_WITH.items()}
+    return [name for name, module in called.items() if used.get(module, frozenset()).issuperset(settings)]
 
 
 def at_hand(name: str) -> Resolved | None:

@@ -367,7 +367,9 @@ def test_a_folder_may_be_a_path(tiny_checkpoint) -> None:
 def test_what_a_model_has_no_use_for_is_refused_by_name(model, pairs: Path) -> None:
     path = pairs / "1.png"
     for settings, names in (
-        ({"question": "what?", "mode": "fast"}, "no use for mode and question"),
+        ({"question": "what?", "mode": "fast"}, "no use for mode and question, which interrogator has: leave it out"),
+        ({"style": "tags"}, "no use for style, which hub:ORG/NAME and openai:ADDRESS#NAME have: leave it out"),
+        ({"style": "tags", "quality": "fast"}, "no use for quality and style: leave it out"),
         ({"temperature": 0.5, "seed": 1}, "temperature and seed would change nothing.*do_sample to true"),
         ({"do_sample": True, "num_beams": 3}, "num_beams would change nothing.*do_sample to false"),
     ):

@@ -374,7 +374,7 @@ def test_a_run_goes_on_only_with_the_same_thresholds(folder: Path, dataset: Path
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--model", "mini", "--threshold", "0.5"], "mini has no use for --threshold: leave it out"),
+        (["--model", "mini", "--threshold", "0.5"], "mini has no use for --threshold, which wd-tagger has: leave it out"),
         (["--threshold", "2"], "--threshold must be a number from 0 to 1, not 2.0"),
         (["--character-threshold", "nan"], "--character-threshold must be a number from 0 to 1"),
         (["--num-beams", "2"], "has no use for --num-beams"),
