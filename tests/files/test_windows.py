@@ -78,8 +78,8 @@ def test_a_picture_from_elsewhere_gets_a_name_that_can_be_made(tmp_path: Path, r
 def test_sidecars(tmp_path: Path, results: list[Result]) -> None:
     for on_existing in ("skip", "overwrite", "append"):
         with Sidecars([str(tmp_path / "in")], on_existing) as sink:
-            sink.write([result for result in results if sink.wants(result.source)])
-    assert (tmp_path / "in/1.txt").read_text(encoding="utf-8") == "a cat, 1, a cat, 1\n"
+            sink.write([Result(source, row | {"text": on_existing}) for source, row in results if sink.wants(source)])
+    assert (tmp_path / "in/1.txt").read_text(encoding="utf-8") == "overwrite, append\n"
 
 
 def test_a_table_is_corrected(tmp_path: Path, results: list[Result]) -> None:

@@ -184,7 +184,7 @@ def test_settings_of_other_models_are_refused(tagger: captioner.pipeline.Caption
     assert tagger.decoding is None
     for name, value in {"num_beams": 2, "max_new_tokens": 9, "do_sample": True, "question": "what?"}.items():
         for ask in (lambda asked: tagger.generate(picture(0), **asked), lambda asked: _checked(folder, **asked)):
-            with pytest.raises(BadInput, match=f"has no use for {name}: leave it out, or name another model"):
+            with pytest.raises(BadInput, match=f"has no use for {name}.*: leave it out, or name another model"):
                 ask({name: value})
     with pytest.raises(BadInput, match=r"gives one candidate\. Leave it out"):
         tagger.embed(picture(0), expected=True)
@@ -374,7 +374,7 @@ def test_a_run_goes_on_only_with_the_same_thresholds(folder: Path, dataset: Path
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--model", "mini", "--threshold", "0.5"], "mini has no use for --threshold, which wd-tagger has: leave it out"),
+        (["--model", "mini", "--threshold", "0.5"], "no use for --threshold, which wd-tagger has: leave it out"),
         (["--threshold", "2"], "--threshold must be a number from 0 to 1, not 2.0"),
         (["--character-threshold", "nan"], "--character-threshold must be a number from 0 to 1"),
         (["--num-beams", "2"], "has no use for --num-beams"),

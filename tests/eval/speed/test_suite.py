@@ -54,13 +54,14 @@ def test_a_folder_through_the_whole_run(tmp_path: Path, monkeypatch: pytest.Monk
     folder.photographs(tmp_path / "pictures", 3, ((200, 160), (160, 200)))
     asked: list[list[np.ndarray]] = []
     model = questions.Model("mini", LoadOptions(device="cpu"))
-    generate = model.loaded.generate
+    speaker = model.loaded.speaker
+    read = speaker.read_images
 
     def noted(images: list[Image.Image], *rest: Any) -> object:
         asked.append([np.asarray(image.resize((8, 8)), dtype=float) for image in images])
-        return generate(images, *rest)
+        return read(images, *rest)
 
-    monkeypatch.setattr(model.loaded, "generate", noted)
+    monkeypatch.setattr(speaker, "read_images", noted)
     rows = folder.share(model, "mini", tmp_path / "pictures", 1)
     assert [row.least for row in rows] == [0.95, 0.95]
     assert all(row.median > 0 for row in rows)
