@@ -338,6 +338,7 @@ def is_error_list(path: Path) -> bool:
 
 def summary_line(output: Path | str, done: int, skipped: int, failed: int, errors: Errors) -> str:
     """What has become of a run, in one line."""
-    parts = [f"{done:,} done", f"{skipped:,} were already" if skipped else ""]
+    verb = "was" if skipped == 1 else "were"
+    parts = [f"{done:,} done", f"{skipped:,} {verb} already" if skipped else ""]
     parts.append(f"{failed:,} failed, see {errors.path}" if failed else "")
     return f"{output}: {', '.join(part for part in parts if part)}"

@@ -535,6 +535,8 @@ def test_a_caption_file_that_is_there_is_the_sidecar(tmp_path: Path) -> None:
     with Sidecars([str(tmp_path)]) as sink:
         assert [sink.wants(item.source) for item in items] == [False, True, False]
         sink.write(items[1:2])
+        assert sink.summary(1, 2, 0) == "sidecars: 1 done, 2 were already"
+        assert sink.summary(1, 1, 0) == "sidecars: 1 done, 1 was already"
     write(Sidecars([str(tmp_path)], "append"), items)
     written = {file.name: file.read_text() for file in tmp_path.iterdir() if file.suffix != ".png"}
     assert written == {
