@@ -188,7 +188,8 @@ def resolve(name: str) -> Resolved:
         identifier = _hub_id(name.removeprefix("hub:"))
         if not identifier:
             raise MissingModel("hub: names no model. Give its Hub id, hub:ORG/NAME, or a folder, hub:FOLDER.")
-        return Resolved(name, "hub", weights_folder(identifier))
+        folder = weights_folder(identifier)
+        return Resolved(name, "tagger" if is_tagger(folder) else "hub", folder)
     if name.startswith(SERVER):
         return Resolved(name, "openai", None, name.removeprefix(SERVER))
     if name in ENTRIES:

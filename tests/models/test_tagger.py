@@ -308,7 +308,7 @@ def test_the_cache_of_the_hub(folder: Path, tmp_path: Path, monkeypatch: pytest.
         assert hub.cached_folder("SmilingWolf/wd-swinv2-tagger-v3") is None
         shutil.copy(folder / name, repository / "blobs" / str(number))
         (snapshot / name).symlink_to(f"../../blobs/{number}")
-    for name in ("wd-tagger", "SmilingWolf/wd-swinv2-tagger-v3"):
+    for name in ("wd-tagger", "SmilingWolf/wd-swinv2-tagger-v3", "hub:SmilingWolf/wd-swinv2-tagger-v3"):
         assert zoo.resolve(name) == zoo.Resolved(name, "tagger", snapshot)
         assert captioner.load(name).generate(picture(0)).text == tags(picture(0))[0]
     assert zoo.resolve("wd-tagger").bytes_of_weights == (folder / "model.onnx").stat().st_size
