@@ -37,7 +37,7 @@ from captioner.decoding import Decoding, DecodingChanges, check_whole
 from captioner.errors import BadCheckpoint, BadInput, counted, refuse_idle
 from captioner.files.json import read_object
 from captioner.images import open_image
-from captioner.images.open import Readable
+from captioner.images.open import AnyImage, Readable
 from captioner.prompt import Candidate, Prompt, Reading
 from captioner.styles import STYLES
 from captioner.text import consensus
@@ -46,8 +46,6 @@ from captioner.text.terms import read_terms
 
 if TYPE_CHECKING:
     from captioner.text.embedding import TextEmbedder
-
-AnyImage = str | os.PathLike[str] | bytes | bytearray | memoryview | Readable | Image | np.ndarray | Mapping[str, Any]
 
 
 class Captioner:

@@ -59,16 +59,14 @@ class Readable(Protocol):
         """So many bytes at most."""
 
 
+AnyImage = (
+    str | os.PathLike[str] | bytes | bytearray | memoryview | Readable | Image.Image | np.ndarray | Mapping[str, Any]
+)
+"""What a picture may come as."""
+
+
 def open_image(
-    source: str
-    | os.PathLike[str]
-    | bytes
-    | bytearray
-    | memoryview
-    | Readable
-    | Image.Image
-    | np.ndarray
-    | Mapping[str, Any],
+    source: AnyImage,
     *,
     max_pixels: int = MAX_PIXELS,
     admit: Callable[[int], object] = at_once,
