@@ -92,6 +92,7 @@ class Asked:
     image: Image
     request: Request
     finish: Finish | None = None
+    """None: as those of all pictures."""
 
 
 Look = TypeVar("Look")

@@ -178,16 +178,16 @@ class Prompts:
             self.model.check(self.request, speaks=True)
 
     def look(self, source: Source) -> Asked | Row:
-        finish = templates.filled(self.finish, source) if self.dresses else self.finish
+        finish = templates.filled(self.finish, source) if self.dresses else None
         if self.metadata != "ignore":
             carried = read_parameters(source.content(), source.title)
             if carried is not None and carried.prompt:
-                return row_of_carried(carried.prompt, finish)
+                return row_of_carried(carried.prompt, finish or self.finish)
             if self.metadata == "only":
                 raise BadImage(f"{source.title} carries no prompt. Set metadata to first, and a model is asked.")
         whole = self.attention is not None  # which is drawn on it
         open_picture = partial(self.model.open, max_pixels=self.max_pixels, whole=whole)
-        return replace(opened(source, open_picture, self.request, self.varies), finish=finish)
+        return opened(source, open_picture, self.request, self.varies, finish)
 
     def batch_size(self) -> int:
         return BATCH if self.metadata == "only" else self.model.batch_size()
@@ -299,11 +299,17 @@ class Embeddings:
         return [{"embedding": as_numbers(vector)} for vector in vectors]
 
 
-def opened(source: Source, open_picture: Callable[[Source], Image], request: Request, varies: bool) -> Asked:
-    """The picture, and what is asked about it; varies: that depends on it."""
+def opened(
+    source: Source,
+    open_picture: Callable[[Source], Image],
+    request: Request,
+    varies: bool,
+    finish: Finish | None = None,
+) -> Asked:
+    """The picture, what is asked about it (varies: that depends on it), and how its text is finished."""
     if varies:
         request = templates.filled(request, source)  # before the picture, which takes room
-    return Asked(open_picture(source), request)
+    return Asked(open_picture(source), request, finish)
 
 
 def grouped(looks: Sequence[Asked], ask: Callable[[list[Asked]], list[Row]], at_once: bool) -> list[Row | BadAnswer]:
