@@ -427,6 +427,19 @@ def test_models_are_asked_with_the_settings_that_caption_has_by_now(page: Page, 
 
 
 @in_browser
+def test_nothing_moves_where_less_motion_is_asked_for(browser: Browser, address: str) -> None:
+    """Nor lies in its old place for a frame, which a duration of next to nothing on every element had it do."""
+    page = opened(browser, address)
+    page.run("document.querySelector('main').style.paddingTop = '99px'")
+    assert page.run("getComputedStyle(document.querySelector('main')).paddingTop") == "99px"
+    assert page.run("document.getAnimations().length") == 0
+    page.scheme("light", reduced_motion=False)
+    page.run("document.querySelector('.open-settings').click()")
+    assert page.run("document.getAnimations().map((one) => one.animationName)") == ["slide"]
+    page.close()
+
+
+@in_browser
 def test_phone_width_and_dark(browser: Browser, address: str, tmp_path: Path) -> None:
     phone = opened(browser, address, width=390, height=844, dark=True, touch=True)
     long = tmp_path / f"{'a-very-long-name-' * 8}.jpg"
