@@ -115,25 +115,30 @@ def test_batches_are_asked_about_side_by_side(tmp_path: Path) -> None:
 class Cramped(Colours):
     """Has no memory for the second batch while the third is asked about, which takes its time."""
 
-    under_way = 0
-    third, failed = threading.Event(), threading.Event()
+    def __init__(self, third: int) -> None:
+        """third: the first picture of the third batch."""
+        super().__init__(together=2)
+        self.third = third
+        self.third_is_asked, self.second_failed = threading.Event(), threading.Event()
+        self.under_way: set[int] = set()
 
     def answer(self, looks: list[Image.Image]) -> list[Row]:
         first = looks[0].getpixel((0, 0))[0]
-        self.under_way += 1
+        self.under_way.add(first)
         try:
-            if self.under_way > 1:
-                self.third.set()
-                assert self.failed.wait(30)
+            if first == self.third and not self.second_failed.is_set():
+                self.third_is_asked.set()
+                assert self.second_failed.wait(30)
                 time.sleep(0.2)  # until the second batch would be asked about again
-            elif self.sizes == [8] and not self.failed.is_set():
-                assert self.third.wait(30)
-                self.failed.set()
+            elif first == 8 and not self.second_failed.is_set():
+                assert self.third_is_asked.wait(30)
+                self.second_failed.set()
                 raise MemoryError
-            assert self.under_way == 1 or first == 16
+            else:
+                assert self.under_way == {first}
             return super().answer(looks)
         finally:
-            self.under_way -= 1
+            self.under_way.remove(first)
 
 
 @pytest.mark.parametrize("large", [False, True])
@@ -141,9 +146,7 @@ def test_where_memory_runs_out_batches_are_asked_about_in_turn(
     tmp_path: Path, large: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     """A picture so large that it is asked about alone is asked about once more, and changes no size."""
-    sources, colours = pictures(tmp_path / "in", 40), Cramped(together=2)
-    colours.third.clear()
-    colours.failed.clear()
+    sources, colours = pictures(tmp_path / "in", 40), Cramped(third=9 if large else 16)
     if large:
         monkeypatch.setattr(batch, "HELD_PIXELS", 8 * 64)
         Image.new("RGB", (8 * 8, 9), (8, 0, 0)).save(sources[8].path)
