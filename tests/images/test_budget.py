@@ -22,7 +22,7 @@ def test_what_does_not_fit_waits_until_something_is_settled() -> None:
         first.settle(50)
         assert not waits.done()
         first.settle(40)
-        waits.result(10)
+        waits.result(60)
     assert budget.held == 100
 
 
@@ -34,7 +34,7 @@ def test_one_that_is_larger_than_all_goes_in_alone() -> None:
         waits = pool.submit(second.admit, 1000)
         assert not waits.done()
         first.settle(0)
-        waits.result(10)
+        waits.result(60)
     assert budget.held == 1000
 
 
@@ -54,7 +54,7 @@ def test_admission_keeps_the_order_and_those_without_a_picture_are_passed_over()
         admit(0)
         assert not late.done()
         admit(2)
-        late.result(10)
+        late.result(60)
     assert admitted == [0, 2, 3]
 
 
@@ -77,7 +77,7 @@ def test_one_that_others_give_up_is_not_kept_waiting() -> None:
         while not budget.waiting:
             time.sleep(0.001)
         second.settle(0)
-        waits.result(10)
+        waits.result(60)
     second.settle(0)
     assert (budget.held, budget.next, budget.waiting) == (10, 2, {})
     third.settle(0)
@@ -92,7 +92,7 @@ def test_closing_sends_the_waiting_away() -> None:
         waits = pool.submit(second.admit, 10)
         budget.close()
         with pytest.raises(CancelledError):
-            waits.result(10)
+            waits.result(60)
 
 
 def test_those_who_were_sent_away_do_not_come_in_when_others_leave() -> None:

@@ -263,7 +263,7 @@ def test_a_picture_that_is_none_fails_after_another_look_too(photos: Path) -> No
     (photos / "11.png").write_bytes(b"no picture")
 
     def failed() -> list[str]:
-        until = time.monotonic() + 20
+        until = time.monotonic() + 60
         while not (rows := review.view("is:failed")) and time.monotonic() < until:
             time.sleep(0.01)
         return [row.name for row in rows]

@@ -303,7 +303,7 @@ def test_a_run_that_is_stopped_leaves_no_reader_waiting(tmp_path: Path, monkeypa
         run(sources, FileSink(tmp_path / "a.jsonl"), Stopping(), Silent(), 1)
     for thread in threading.enumerate():
         if thread.name.startswith("reader"):
-            thread.join(10)
+            thread.join(60)
             assert not thread.is_alive()
 
 

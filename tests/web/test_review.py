@@ -131,7 +131,7 @@ def test_a_stop_while_pictures_are_being_read(photos: Path, idle: Engine, monkey
     stopped = threading.Event()
     with Review(photos) as review:
         read = review.content
-        monkeypatch.setattr(review, "content", lambda name: read(name) if stopped.wait(20) else b"")
+        monkeypatch.setattr(review, "content", lambda name: read(name) if stopped.wait(60) else b"")
 
         async def ended() -> dict:
             run = Captioning(review, idle, ["0.png", "1.png"], idle.ask())

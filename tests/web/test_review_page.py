@@ -639,7 +639,7 @@ def test_of_two_texts_that_could_not_be_saved_both_are_kept_and_sent_again(page:
 
 
 def wait_for_text(page: Page, file: Path, text: str) -> None:
-    until = time.monotonic() + 20
+    until = time.monotonic() + 60
     while file.read_text() != text:
         assert time.monotonic() < until, (file.read_text(), page.errors)
         time.sleep(0.02)

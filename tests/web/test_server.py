@@ -34,7 +34,7 @@ def connect(address: str) -> socket.socket:
     """A bare connection."""
     parts = urlsplit(address)
     assert parts.hostname is not None
-    return socket.create_connection((parts.hostname, parts.port), timeout=20)
+    return socket.create_connection((parts.hostname, parts.port), timeout=60)
 
 
 def until_closed(connection: socket.socket) -> bytes:
@@ -142,7 +142,7 @@ def test_what_is_no_http_is_refused(server: str, request_line: bytes) -> None:
 def test_files_beside_the_page_are_not_given_out(server: str) -> None:
     parts = urlsplit(server)
     for path in ("/../app.py", "/%2e%2e/app.py", "/..%2fapp.py", "//etc/passwd", "/static/../../app.py"):
-        connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=20)
+        connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=60)
         connection.request("GET", path)
         assert connection.getresponse().status in (404, 405), path
         connection.close()
@@ -175,7 +175,7 @@ def test_who_leaves_is_dropped_before_it_costs_a_batch(
 
 
 def wait_for(condition: object) -> None:
-    until = time.monotonic() + 20
+    until = time.monotonic() + 60
     while not condition():  # type: ignore[operator]
         assert time.monotonic() < until
         time.sleep(0.01)
