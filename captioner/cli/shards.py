@@ -39,6 +39,9 @@ def plan(
     image_column: Annotated[
         str | None, typer.Option(help="Where a table's pictures are (default: a usual name).")
     ] = None,
+    text_column: Annotated[
+        str | None, typer.Option(help="Where its captions are, for {tags} (default: text, prompt or caption).")
+    ] = None,
     quiet: Quiet = False,
 ) -> None:
     """List many pictures in shards, for many processes and machines to work off.
@@ -54,7 +57,7 @@ def plan(
     from captioner.shards import plan as plans
     from captioner.shards.inputs import Finding
 
-    made = plans.make(out, inputs, shard_size, Finding(recursive, split, image_column))
+    made = plans.make(out, inputs, shard_size, Finding(recursive, split, image_column, text_column))
     if not quiet:
         typer.echo(f"{out}: {counted(made.pictures, 'picture')} in {counted(made.shards, 'shard')}", err=True)
 

@@ -56,6 +56,10 @@ class Source:
     problem: str | None = None
     id: str | None = None
     """What its row calls it, where that is not its path or name: how a plan of shards knows it."""
+    inner: str = ""
+    """What a tar or a table that it lies in calls it."""
+    caption: Callable[[], str] | None = field(default=None, repr=False, compare=False)
+    """Reads the text that such a container keeps beside it, where it may keep one."""
     admit: Callable[[int], object] = field(default=at_once, repr=False, compare=False)
     """Asked before the picture is decoded, with the bytes that takes: it may wait until there is room."""
 

@@ -5,6 +5,7 @@ A picture inside a zip is named `zip://MEMBER::ARCHIVE`, which `readable.py` and
 
 from __future__ import annotations
 
+import io
 import json
 import lzma
 import os
@@ -12,10 +13,10 @@ import re
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from captioner.errors import BadImage, BadInput, counted
 from captioner.files.names import SIDECARS
@@ -103,6 +104,11 @@ class ReadOptions:
         """The column of the pictures among these."""
         return _column(self.image_column, usual, list(columns), where, "picture", "image_column")
 
+    def image_and_text_in(self, columns: Sequence[str], where: str | Path) -> list[str]:
+        """Both of a table that need not have captions, unless their column is named; the pictures' comes first."""
+        has_text = self.text_column is not None or not set(TEXT_COLUMNS).isdisjoint(columns)
+        return [self.image_in(columns, where), *([self.text_in(columns, where)] if has_text else [])]
+
 
 def _column(wanted: str | None, usual: tuple[str, ...], columns: list[str], where, what: str, option: str) -> str:
     for name in (wanted,) if wanted else usual:
@@ -184,13 +190,18 @@ def with_sidecar(picture: Path, name: str) -> Record | LeftOut:
     if sidecar is None:
         return LeftOut(name, NO_CAPTION)
     try:
-        with sidecar.open(encoding="utf-8-sig") as stream:
-            text = stream.read(LONGEST_SIDECAR).strip()
+        with sidecar.open("rb") as stream:
+            text = caption_in(stream)
     except UnicodeDecodeError:
         return LeftOut(name, "whose caption is not UTF-8", f"{sidecar.name} is not UTF-8. Save it as UTF-8.")
     except OSError as error:
         return LeftOut(name, "whose caption cannot be read", f"{sidecar.name} cannot be read ({error.strerror}).")
     return Record(str(picture), text, name, name) if text else LeftOut(name, NO_CAPTION)
+
+
+def caption_in(sidecar: BinaryIO) -> str:
+    """The text of a sidecar."""
+    return io.TextIOWrapper(sidecar, encoding="utf-8-sig").read(LONGEST_SIDECAR).strip()
 
 
 def read_kaggle(folder: Path, options: ReadOptions) -> Iterator[Record | LeftOut]:

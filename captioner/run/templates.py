@@ -3,7 +3,8 @@ is filled in for each one.
 
 {name} is the file's name without its ending, {folder} the folder it lies in, {concept} the same without the number
 that kohya's folders begin with, {tags} the caption beside it (.txt or .caption), {metadata} the prompt that it carries.
-Where there is none, nothing takes its place. A brace that is meant is written twice.
+Of a picture in a tar or a table, they are what that calls it and keeps beside it. Where there is none, nothing takes
+its place. A brace that is meant is written twice.
 """
 
 from __future__ import annotations
@@ -75,11 +76,16 @@ def _with(text: str, values: dict[str, str]) -> str:
 def _name(source: Source) -> str:
     if source.path is not None:
         return printable(source.path.stem)
-    return printable(unquote(PurePosixPath(urlsplit(source.name).path).stem)) if is_url(source.name) else ""
+    name = source.inner or source.name
+    if is_url(name):
+        return printable(unquote(PurePosixPath(urlsplit(name).path).stem))
+    return printable(PurePosixPath(source.inner).stem)
 
 
 def _folder(source: Source) -> str:
-    return "" if source.path is None else printable(source.path.absolute().parent.name)
+    if source.path is not None:
+        return printable(source.path.absolute().parent.name)
+    return "" if is_url(source.inner) else printable(PurePosixPath(source.inner).parent.name)
 
 
 def _concept(source: Source) -> str:
@@ -89,6 +95,8 @@ def _concept(source: Source) -> str:
 def _tags(source: Source) -> str:
     from captioner.pairs.layouts import NO_CAPTION, Record, with_sidecar
 
+    if source.caption is not None:
+        return source.caption()
     if source.path is None or source.data is not None:  # what lies beside a server's own file is not read for a client
         return ""
     beside = with_sidecar(source.path, source.title)

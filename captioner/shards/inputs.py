@@ -7,20 +7,24 @@ file or of a Hub data set, or the bytes of a member of a tar (webdataset).
 from __future__ import annotations
 
 import glob
+import io
 import json
 import os
 import tarfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from captioner.errors import BadInput, refuse_idle
+from captioner.errors import BadImage, BadInput, refuse_idle
+from captioner.files.names import SIDECARS
 from captioner.images import MAX_BYTES, Source, find_images, is_url, looks_like_picture, printable
 from captioner.images.find import STDIN
-from captioner.pairs.layouts import ReadOptions
+from captioner.pairs.layouts import LONGEST_SIDECAR, ReadOptions, caption_in
 from captioner.pairs.sources import PATIENCE, TABLES, PairSource, load_hub, open_parquet, parquet_files
+from captioner.pairs.tables import caption_of
 from captioner.sinks import as_text
 
 KINDS = ("pictures", "parquet", "webdataset", "hub")
@@ -44,6 +48,10 @@ class Item(NamedTuple):
     """Of its bytes in a tar."""
     size: int = 0
     """Of the whole file that it lies in: another size is another file."""
+    text_place: int = 0
+    """Where the caption begins that a tar keeps beside it."""
+    text_length: int = 0
+    """0: it keeps none."""
 
 
 class BadShard(BadInput):
@@ -57,17 +65,19 @@ class Finding:
     recursive: bool = False
     split: str = "train"
     image_column: str | None = None
+    text_column: str | None = None
 
     @property
     def columns(self) -> ReadOptions:
-        return ReadOptions(image_column=self.image_column, split=self.split)
+        return ReadOptions(self.text_column, self.image_column, self.split)
 
 
 def find(inputs: Sequence[str], finding: Finding) -> Iterator[Item]:
     """All pictures that these name, each once: plain pictures first, then those of each container."""
     kinds = [_kind_of(text, finding.recursive) for text in inputs]
-    given = {"split": finding.split != Finding.split, "image_column": finding.image_column is not None}
-    of_tables = [name for name, is_given in given.items() if is_given]
+    of_tables = [
+        name for name in ("split", "image_column", "text_column") if getattr(finding, name) != getattr(Finding, name)
+    ]
     if not any(kind in TABLES for kind, _ in kinds):
         refuse_idle(of_tables, "no parquet and no Hub data set is named.")
     pictures = [rest for kind, rest in kinds if kind == "pictures"]
@@ -148,34 +158,39 @@ def _plain(source: Source) -> Item:
 
 def _rows_in(file: str, finding: Finding) -> Iterator[Item]:
     table, size = open_parquet(file), os.path.getsize(file)
-    finding.columns.image_in(table.schema_arrow.names, file)
+    finding.columns.image_and_text_in(table.schema_arrow.names, file)
     for row in range(table.metadata.num_rows):
         yield Item(f"{as_text(file)}#{row}", "row", os.fsencode(file), row, 0, size)
 
 
 def _members_in(file: str, _: Finding) -> Iterator[Item]:
-    seen: set[str] = set()
+    pictures: list[tuple[str, int, int]] = []
+    captions: dict[str, tuple[int, int]] = {}
     try:
         size = os.path.getsize(file)
         with tarfile.open(file, "r:") as archive:
             for member in archive:
                 archive.members = []  # type: ignore[attr-defined]  # it would keep them all
-                if not member.isreg() or not looks_like_picture(member.name):
-                    continue
-                name = as_text(member.name)
-                name = name if name not in seen else f"{name}@{member.offset_data}"  # a tar may hold two of one name
-                seen.add(name)
-                yield Item(
-                    f"{as_text(file)}#{name}", "member", os.fsencode(file), member.offset_data, member.size, size
-                )
+                if member.isreg() and looks_like_picture(member.name):
+                    pictures.append((member.name, member.offset_data, member.size))
+                elif member.isreg() and member.name.endswith(SIDECARS):
+                    captions[member.name] = member.offset_data, member.size
     except (OSError, tarfile.TarError) as error:
         raise BadInput(f"{file} is no tar, or is cut off ({printable(str(error))}).") from error
+    seen: set[str] = set()
+    for member_name, place, length in pictures:  # at the end: a caption may stand anywhere in a tar
+        name = as_text(member_name)
+        name = name if name not in seen else f"{name}@{place}"  # a tar may hold two of one name
+        seen.add(name)
+        beside = (os.path.splitext(member_name)[0] + ending for ending in SIDECARS)
+        caption = next((captions[text] for text in beside if text in captions), (0, 0))
+        yield Item(f"{as_text(file)}#{name}", "member", os.fsencode(file), place, length, size, *caption)
 
 
 def _rows_of(name: str, finding: Finding) -> Iterator[Item]:
     revision = _revision(name)
     rows = load_hub(PairSource("hub", name), finding.split, revision=revision)
-    finding.columns.image_in(rows.column_names, name)
+    finding.columns.image_and_text_in(rows.column_names, name)
     where = json.dumps([name, finding.split, revision]).encode()
     for row in range(len(rows)):
         yield Item(f"hub:{name}#{row}", "hub", where, row, 0, len(rows))
@@ -253,7 +268,7 @@ def _missing(items: Sequence[Item], place: _Place) -> Iterator[Source]:
 
 
 def _members(items: Sequence[Item], place: _Place) -> Iterator[Source]:
-    path = place.path
+    path, called = place.path, len(f"{as_text(os.fsdecode(place.location))}#")
     with open(path, "rb") as stream:
         for item in items:
             if item.length > MAX_BYTES:
@@ -264,7 +279,21 @@ def _members(items: Sequence[Item], place: _Place) -> Iterator[Source]:
                 data = stream.read(item.length)
             except OSError as error:
                 raise BadShard(f"{printable(path)} cannot be read ({error.strerror}).") from error
-            yield Source(printable(item.id), data=data, id=item.id)
+            caption = partial(_text_beside, path, item) if item.text_length else None
+            yield Source(printable(item.id), data=data, id=item.id, inner=item.id[called:], caption=caption)
+
+
+def _text_beside(path: str, item: Item) -> str:
+    """The caption that a tar keeps beside a picture."""
+    try:
+        with open(path, "rb") as stream:
+            stream.seek(item.text_place)
+            enough = min(item.text_length, 4 * (LONGEST_SIDECAR + 1))  # a letter takes four bytes at most
+            return caption_in(io.BytesIO(stream.read(enough)))
+    except UnicodeDecodeError as error:
+        raise BadImage(f"{printable(item.id)}: the text beside it is not UTF-8. Save it as UTF-8.") from error
+    except OSError as error:
+        raise BadImage(f"{printable(path)} cannot be read ({error.strerror}).") from error
 
 
 def _rows(items: Sequence[Item], place: _Place) -> Iterator[Source]:
@@ -272,17 +301,17 @@ def _rows(items: Sequence[Item], place: _Place) -> Iterator[Source]:
 
     path = place.path
     table = open_parquet(path)
-    column = place.columns.image_in(table.schema_arrow.names, path)
+    columns = place.columns.image_and_text_in(table.schema_arrow.names, path)
     wanted, begin = {item.place: item for item in items}, 0
     try:
         for group in range(table.num_row_groups):
             end = begin + table.metadata.row_group(group).num_rows
             if items[0].place < end and items[-1].place >= begin:
                 row = begin
-                for batch in table.iter_batches(ROWS, row_groups=[group], columns=[column]):
+                for batch in table.iter_batches(ROWS, row_groups=[group], columns=columns):
                     if row + len(batch) > items[0].place and row <= items[-1].place:
-                        cells = enumerate(batch[column].to_pylist(), row)
-                        yield from (_of_cell(wanted[n], cell, place) for n, cell in cells if n in wanted)
+                        cells = enumerate(zip(*(batch[column].to_pylist() for column in columns), strict=True), row)
+                        yield from (_of_cells(wanted[n], place, *given) for n, given in cells if n in wanted)
                     row += len(batch)
             begin = end
     except (OSError, UnicodeDecodeError, pyarrow.ArrowException) as error:
@@ -296,25 +325,39 @@ def _hub_rows(items: Sequence[Item], place: _Place) -> Iterator[Source]:
     rows = load_hub(PairSource("hub", name), split, revision=revision)
     if len(rows) != place.size:
         raise BadShard(f"hub:{name} has changed since the plan was made: make a new plan.")
-    column = place.columns.image_in(rows.column_names, name)
-    rows = rows.select_columns([column])
+    columns = place.columns.image_and_text_in(rows.column_names, name)
+    rows, column = rows.select_columns(columns), columns[0]
     if isinstance(rows.features[column], Image):  # as it lies in the file, not decoded and encoded again
         rows = rows.cast_column(column, Image(decode=False))
-    return (_of_cell(item, rows[item.place][column], place) for item in items)
+    return (_of_cells(item, place, *map(rows[item.place].get, columns)) for item in items)
 
 
-def _of_cell(item: Item, cell: Any, place: _Place) -> Source:
-    """The picture in a cell: its bytes, a path, an address, or what `datasets` makes of them."""
+def _of_cells(item: Item, place: _Place, cell: Any, *caption: Any) -> Source:
+    """The picture in a cell: its bytes, a path, an address, or what `datasets` makes of them; and its caption."""
+    called = cell.get("path") if isinstance(cell, dict) else cell
     if isinstance(cell, dict):
-        cell = cell.get("bytes") if cell.get("bytes") is not None else cell.get("path")
-    name = printable(item.id)
+        cell = cell.get("bytes") if cell.get("bytes") is not None else called
+    source = Source(
+        printable(item.id),
+        id=item.id,
+        inner=called if isinstance(called, str) else "",
+        caption=partial(_text_in, caption[0], printable(item.id)) if caption else None,
+    )
     if isinstance(cell, bytes):
-        return Source(name, data=cell, id=item.id)
+        return replace(source, data=cell)
     if isinstance(cell, str) and is_url(cell):
-        return Source(name, url=cell, id=item.id)
+        return replace(source, url=cell)
     if isinstance(cell, str) and cell:
-        return Source(name, path=Path(place.below(cell)), id=item.id)
+        return replace(source, path=Path(place.below(cell)))
     return _problem(item, "holds no picture")
+
+
+def _text_in(cell: Any, where: str) -> str:
+    """The caption in a cell; what else it holds is told of its picture alone."""
+    try:
+        return caption_of(cell, where).strip()
+    except BadInput as error:
+        raise BadImage(str(error)) from error
 
 
 def _problem(item: Item, what: str) -> Source:

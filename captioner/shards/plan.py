@@ -43,6 +43,7 @@ class Plan:
     """Where relative names begin."""
     image_column: str | None
     inputs: tuple[str, ...]
+    text_column: str | None = None
     captioner: str = __version__
     """The version that made it."""
 
@@ -53,12 +54,13 @@ class Plan:
 
         path = self.out / SHARDS / f"{name_of(shard)}.parquet"
         try:
-            table = parquet.read_table(path, columns=list(Item._fields))
-        except (OSError, ValueError, pyarrow.ArrowException) as error:
+            columns = parquet.read_table(path).to_pydict()
+            items = [Item(**dict(zip(columns, row, strict=True))) for row in zip(*columns.values(), strict=True)]
+        except (OSError, TypeError, ValueError, pyarrow.ArrowException) as error:
             raise BadOutput(f"{path} is damaged ({' '.join(str(error).split())[:200]}): make a new plan.") from error
-        if len(table) != self.size(shard):
+        if len(items) != self.size(shard):
             raise BadOutput(f"{path} does not hold the {self.size(shard):,} pictures of its shard: make a new plan.")
-        return [Item(*row) for row in zip(*(column.to_pylist() for column in table.columns), strict=True)]
+        return items
 
     def ids(self, shard: int) -> list[str]:
         return [item.id for item in self.items(shard)]
@@ -69,7 +71,7 @@ class Plan:
 
     def sources(self, items: Sequence[Item]) -> Iterator[Source]:
         """The pictures themselves."""
-        return inputs.sources(items, self.folder, ReadOptions(image_column=self.image_column))
+        return inputs.sources(items, self.folder, ReadOptions(self.text_column, self.image_column))
 
 
 def name_of(shard: int) -> str:
@@ -118,7 +120,9 @@ def make(out: Path, names: Sequence[str], shard_size: int = SHARD_SIZE, finding:
         if not readable:
             raise BadInput(problem or "These inputs name no picture.")
         named = tuple(map(shown, names))
-        plan = Plan(out, sum(sizes), len(sizes), shard_size, os.getcwd(), finding.image_column, named)
+        plan = Plan(
+            out, sum(sizes), len(sizes), shard_size, os.getcwd(), finding.image_column, named, finding.text_column
+        )
         write_object(work / PLAN, {name: value for name, value in asdict(plan).items() if name != "out"})
     return plan
 
@@ -130,6 +134,6 @@ def _write(path: Path, items: Sequence[Item]) -> None:
     named = pyarrow.dictionary(pyarrow.int32(), pyarrow.string()), pyarrow.dictionary(pyarrow.int32(), pyarrow.binary())
     whole = pyarrow.int64()
     columns = dict(zip(Item._fields, zip(*items, strict=True), strict=True))
-    kinds = dict(zip(Item._fields, (pyarrow.string(), *named, whole, whole, whole), strict=True))
+    kinds = dict(zip(Item._fields, (pyarrow.string(), *named, *[whole] * 5), strict=True))
     table = pyarrow.table({name: pyarrow.array(column, kinds[name]) for name, column in columns.items()})
     parquet.write_table(table, path, compression="zstd")

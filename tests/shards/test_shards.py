@@ -21,11 +21,13 @@ import pyarrow.parquet
 import pytest
 from huggingface_hub import constants
 
-from captioner.errors import BadInput, BadOutput
+from captioner.errors import BadImage, BadInput, BadOutput
 from captioner.files import lease
+from captioner.run import templates
 from captioner.shards import merge, part, plan
 from captioner.shards.inputs import Finding
 from captioner.shards.status import status
+from captioner.text.finish import Finish
 from tests.shards.colours import Colours, job
 from tests.shards.conftest import BAD, COUNT, picture
 
@@ -198,6 +200,88 @@ def test_two_members_of_one_name_are_two_pictures(inputs: Path, tmp_path: Path) 
             archive.add(inputs / "pictures" / "01.png", "same.png")
     made = plan.make(tmp_path / "run", [str(tmp_path / "twice.tar")])
     assert len(set(made.ids(0))) == 2
+
+
+# --- what lies beside them -------------------------------------------------------------------------------------------
+
+
+CAPTIONS = {"10_sks/a": "a cat", "10_sks/b": "ein Hund, grün", "c": ""}
+
+
+@pytest.fixture
+def captioned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder, a tar whose texts stand behind all pictures, a parquet file and a data set of the same."""
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        for ending in (".png", ".txt"):
+            for name, caption in CAPTIONS.items():
+                path = tmp_path / "folder" / f"{name}{ending}"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                if ending == ".png" or caption:
+                    path.write_bytes(picture(0) if ending == ".png" else f"{caption}\r\n".encode())
+                    archive.add(path, f"./{name}{ending}")
+    cells = [{"bytes": picture(0), "path": f"{name}.png"} for name in CAPTIONS]
+    table = pyarrow.table({"image": cells, "prompt": [caption or None for caption in CAPTIONS.values()]})
+    (tmp_path / "set").mkdir()
+    for file in ("a.parquet", "set/train.parquet"):
+        pyarrow.parquet.write_table(table, tmp_path / file)
+    return tmp_path
+
+
+def filled(of: plan.Plan, text: str = "{name}|{concept}|{tags}") -> list[str]:
+    return sorted(
+        filling.prefix for filling in (templates.filled(Finish(prefix=text), one) for one in of.sources(of.items(0)))
+    )
+
+
+@pytest.mark.parametrize("name", ["folder", "a.tar", "a.parquet", "hub:set"])
+def test_variables_stand_for_the_same_in_every_container(captioned: Path, name: str) -> None:
+    named = f"hub:{captioned / 'set'}" if name == "hub:set" else str(captioned / name)
+    made = plan.make(captioned / "run", [named], finding=Finding(recursive=name == "folder"))
+    folder_of_c = "folder" if name == "folder" else ""
+    assert filled(made) == ["a|sks|a cat", "b|sks|ein Hund, grün", f"c|{folder_of_c}|"]
+
+
+def test_an_address_in_a_table_has_its_name_and_its_caption(tmp_path: Path) -> None:
+    table = pyarrow.table({"URL": ["https://host/x/my%20cat.png?size=2"], "TEXT": [["a cat ", "another"]]})
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+    named = [str(tmp_path / "a.parquet")]
+    with pytest.raises(BadInput, match=r"no caption column 'ALT'.*text_column"):
+        plan.make(tmp_path / "run", named, finding=Finding(image_column="URL", text_column="ALT"))
+    made = plan.make(tmp_path / "run", named, finding=Finding(image_column="URL", text_column="TEXT"))
+    assert filled(plan.read(made.out)) == ["my cat||a cat"]
+    without = plan.make(tmp_path / "without", named, finding=Finding(image_column="URL"))
+    assert filled(without) == ["my cat||"]
+
+
+def test_a_caption_that_is_no_text_fails_its_picture_alone(captioned: Path) -> None:
+    """And only where it is asked for."""
+    cells = [{"bytes": picture(0), "path": None}] * 2
+    pyarrow.parquet.write_table(pyarrow.table({"image": cells, "text": [5, 6]}), captioned / "a.parquet")
+    with tarfile.open(captioned / "a.tar", "w") as archive:
+        (captioned / "folder" / "c.txt").write_bytes(b"\xff\xfe")
+        archive.add(captioned / "folder" / "c.png", "c.png")
+        archive.add(captioned / "folder" / "c.txt", "c.txt")
+    for name, why in (("a.tar", r"a\.tar#c\.png: the text beside it is not UTF-8"), ("a.parquet", "caption is 5, not")):
+        made = plan.make(captioned / f"of-{name}", [str(captioned / name)])
+        assert all(manifest.failed == 0 for manifest in part.work(made, job()))
+        with pytest.raises(BadImage, match=why):
+            filled(made)
+
+
+def test_a_plan_of_an_older_version_is_worked_off(planned: Planned, tmp_path: Path) -> None:
+    """It tells of no captions."""
+    made = planned("a.tar")
+    for file in (made.out / "plan").iterdir():
+        pyarrow.parquet.write_table(pyarrow.parquet.read_table(file).drop(["text_place", "text_length"]), file)
+    about = json.loads((made.out / "plan.json").read_text())
+    del about["text_column"]
+    (made.out / "plan.json").write_text(json.dumps(about))
+    list(part.work(plan.read(made.out), job()))
+    check(made, tmp_path / "all.parquet")
+    pyarrow.parquet.write_table(pyarrow.table({"id": ["x"]}), file)
+    with pytest.raises(BadOutput, match="is damaged"):
+        made.items(int(file.stem))
 
 
 # --- killed, doubled, half written -----------------------------------------------------------------------------------
