@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
-from captioner.errors import BadCheckpoint, MissingModel
+from captioner.errors import BadCheckpoint, MissingExtra, MissingModel, absent
 from captioner.files.json import read_object
 from captioner.files.names import nearest_existing
 from captioner.files.weights import ENDINGS, NAMES, TAGGER, is_tagger
@@ -103,6 +103,8 @@ def _check_weights(identifier: str, wanted: list[str], files: list[str]) -> None
             f"{identifier} holds no weights in a form that is read here (safetensors, or PyTorch's .bin), "
             f"but {others}. Name another model."
         )
+    if wanted == list(TAGGER) and (missing := absent("tagger")):
+        raise MissingExtra(f"{identifier} needs {missing[0]}, which is not installed: pip install 'captioner[tagger]'")
 
 
 def _check_room(identifier: str, size: int) -> None:

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -17,7 +18,7 @@ from huggingface_hub import constants
 from typer.testing import CliRunner
 
 from captioner.cli.main import app
-from captioner.errors import MissingModel
+from captioner.errors import MissingExtra, MissingModel
 from captioner.files import hub
 from tests.decoders import pictures
 
@@ -57,6 +58,8 @@ class Hub(BaseHTTPRequestHandler):
             return {"config.json": 2, "model-q4.gguf": 9}
         if owner == "huge":
             return {"config.json": 2, "model.safetensors": 10**18}
+        if owner == "tagger":
+            return {"config.json": 2, "model.safetensors": 9, "model.onnx": 9, "selected_tags.csv": 9}
         paths = [path for path in self.folder.rglob("*") if path.is_file()]
         return {str(path.relative_to(self.folder)): path.stat().st_size for path in paths}
 
@@ -133,6 +136,16 @@ def test_what_cannot_be_fetched(online: Path, owner: str, message: str, capfd: p
     with pytest.raises(MissingModel, match=message) as refused:
         hub.hub_folder(f"{owner}/model")
     assert "\n" not in str(refused.value)
+
+
+def test_a_tagger_is_not_fetched_without_its_extra(
+    online: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)  # as if it were not installed
+    with pytest.raises(MissingExtra, match=r"tagger/model needs onnxruntime, .*: pip install 'captioner\[tagger\]'"):
+        hub.hub_folder("tagger/model")
+    assert not cache.exists()
+    assert capfd.readouterr().err == ""
 
 
 def test_a_hub_that_does_not_answer(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
