@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -160,11 +161,20 @@ def embed(
             typer.echo(f"captioner: {sink.summary(tally.done, tally.skipped, tally.failed)}", err=True)
 
 
+PLANNED, NAMING = (".tar", ".parquet"), ("parquet:", "webdataset:", "hub:")
+"""What `captioner plan` alone reads: how its files end, and what stands before their names."""
+
+
 def _named(images: list[str] | None) -> list[str]:
     """What a verb is about; none is right for a plan alone."""
     if not images:
         raise BadInput(
             "Name a picture, a folder, an address or - (standard input); or, by --out, the folder of a plan."
+        )
+    if all(name.lower().endswith(PLANNED) or name.startswith(NAMING) for name in images):
+        raise BadInput(
+            f"{images[0]} may hold many pictures: list them by captioner plan {shlex.quote(images[0])} --out RUN, and "
+            "give --out RUN in its place."
         )
     return images
 

@@ -14,14 +14,14 @@ import tarfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import groupby
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from captioner.errors import BadImage, BadInput, refuse_idle
 from captioner.files.names import SIDECARS
 from captioner.images import MAX_BYTES, Source, find_images, is_url, looks_like_picture, printable
-from captioner.images.find import STDIN
+from captioner.images.find import MAX_LOOKED_AT, STDIN
 from captioner.pairs.layouts import LONGEST_SIDECAR, ReadOptions, caption_in
 from captioner.pairs.sources import PATIENCE, TABLES, PairSource, load_hub, open_parquet, parquet_files
 from captioner.pairs.tables import caption_of
@@ -29,6 +29,8 @@ from captioner.sinks import as_text
 
 KINDS = ("pictures", "parquet", "webdataset", "hub")
 """What a prefix may say."""
+ENDINGS = {".tar": "webdataset", ".parquet": "parquet"}
+"""How files with many pictures are named."""
 ROWS = 64
 """Of a parquet file, held at once."""
 
@@ -99,6 +101,8 @@ def _kind_of(text: str, recursive: bool) -> tuple[str, str]:
     """What an input is: said by its prefix or its ending, or seen in a folder that holds no picture."""
     prefix, colon, rest = text.partition(":")
     if colon and prefix in KINDS:
+        if not rest:
+            raise BadInput(f"{text} names nothing: write behind it what is meant.")
         return prefix, rest
     if text.startswith("@") or is_url(text):
         return "pictures", text
@@ -106,7 +110,6 @@ def _kind_of(text: str, recursive: bool) -> tuple[str, str]:
         raise BadInput(
             f"{text} is compressed, so no picture in it can be found without reading it all: unpack the tar."
         )
-    endings = {".tar": "webdataset", ".parquet": "parquet"}
     if os.path.isdir(text):
         try:
             names = sorted(name.lower() for name in os.listdir(text))
@@ -119,7 +122,7 @@ def _kind_of(text: str, recursive: bool) -> tuple[str, str]:
                     f"{printable(f'pictures:{text}')} or {printable(f'webdataset:{text}')}, or name both."
                 )
             return "pictures", text
-        ending = next((end for end in endings if any(name.endswith(end) for name in names)), None)
+        ending = next((end for end in ENDINGS if any(name.endswith(end) for name in names)), None)
         if ending is not None and recursive:
             files = printable(os.path.join(text, f"*{ending}"))
             refuse_idle(
@@ -127,8 +130,15 @@ def _kind_of(text: str, recursive: bool) -> tuple[str, str]:
                 f"{printable(text)} holds {ending} files, and only they are read. "
                 f"Leave it out; or name {files}, and its subfolders beside that.",
             )
-        return ("pictures" if ending is None else endings[ending]), text
-    return endings.get(Path(text).suffix.lower(), "pictures"), text
+        return ("pictures" if ending is None else ENDINGS[ending]), text
+    return ENDINGS.get(Path(text).suffix.lower(), "pictures"), text
+
+
+def hint(inputs: Sequence[str]) -> str:
+    """What lies below folders in which no picture is found, as it does in a data set's own folder."""
+    files = (Path(place, file) for text in inputs for place, _, names in os.walk(text) for file in sorted(names))
+    below = next((file for file in islice(files, MAX_LOOKED_AT) if file.suffix.lower() in ENDINGS), None)
+    return "" if below is None else printable(f" Below lies {below}: name its folder, {below.parent}.")
 
 
 def _containers(kind: str, text: str, finding: Finding) -> list[tuple[str, str]]:
@@ -153,7 +163,10 @@ def _plain(source: Source) -> Item:
     if source.url is not None:
         return Item(source.name, "address", source.url.encode())
     assert source.path is not None, "standard input was refused"
-    return Item(as_text(os.fspath(source.path)), "file", os.fsencode(source.path))
+    name = as_text(os.fspath(source.path))
+    if source.path.suffix.lower() in ENDINGS:
+        return Item(name, "missing", f"{source.name} may hold pictures: name it itself, not in a list.".encode())
+    return Item(name, "file", os.fsencode(source.path))
 
 
 def _rows_in(file: str, finding: Finding) -> Iterator[Item]:

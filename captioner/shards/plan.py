@@ -118,7 +118,7 @@ def make(out: Path, names: Sequence[str], shard_size: int = SHARD_SIZE, finding:
             problem = problem or (missing[0].location.decode() if missing else "")
             readable += len(items) - len(missing)
         if not readable:
-            raise BadInput(problem or "These inputs name no picture.")
+            raise BadInput((problem or "These inputs name no picture.") + inputs.hint(names))
         named = tuple(map(shown, names))
         plan = Plan(
             out, sum(sizes), len(sizes), shard_size, os.getcwd(), finding.image_column, named, finding.text_column

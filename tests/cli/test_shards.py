@@ -50,6 +50,8 @@ def test_a_plan_from_its_beginning_to_its_end(tmp_path: Path) -> None:
         (["generate", "--out", "RUN", "--shard", "3/2"], "write I/N with I from 1 to N"),
         (["generate", "--out", "RUN", "-m", "interrogator", "--terms", "gone.txt"], "gone.txt cannot be read"),
         (["generate"], "Name a picture"),
+        (["generate", "a b.tar"], "list them by captioner plan 'a b.tar' --out RUN, and give --out RUN"),
+        (["generate", "hub:a/b", "x.parquet"], "hub:a/b may hold many pictures"),
         (["embed", "--out", "RUN", "--file", "a.txt"], "--file would change nothing"),
         (["status", "nothing"], "nothing holds no plan"),
         (["merge", "RUN", "a.parquet"], "parts for 0 of 1 shards"),

@@ -398,6 +398,11 @@ def test_left_out_in_sentences() -> None:
     assert str(left_out[-1]) == r"\x1b[31mx.png: it is cut off"
 
 
+def test_a_data_set_without_a_name_is_told() -> None:
+    with pytest.raises(BadInput, match="^hub: names no data set"):
+        read("hub:")
+
+
 def test_a_hub_that_does_not_answer_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     import datasets
     from huggingface_hub import constants

@@ -127,6 +127,23 @@ def test_standard_input_is_refused_unread(tmp_path: Path, monkeypatch: pytest.Mo
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("named", "why"),
+    [
+        ("hub:", "^hub: names nothing"),
+        ("parquet:", "^parquet: names nothing"),
+        ("@{}/list", r"a\.tar may hold pictures: name it itself, not in a list"),
+        ("{}", r"holds no pictures\. Below lies .*/data/train-0\.parquet: name its folder, .*/data\.$"),
+    ],
+)
+def test_what_names_no_picture_is_told(inputs: Path, tmp_path: Path, named: str, why: str) -> None:
+    (tmp_path / "set" / "data").mkdir(parents=True)
+    os.link(inputs / "a.parquet", tmp_path / "set" / "data" / "train-0.parquet")
+    (tmp_path / "set" / "list").write_text(f"{inputs}/a.tar\n")
+    with pytest.raises(BadInput, match=why):
+        plan.make(tmp_path / "run", [named.format(tmp_path / "set")])
+
+
 def test_tars_that_are_not_there_are_told(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="There is no tar at"):
         plan.make(tmp_path / "run", [f"{tmp_path}/*.tar"])
