@@ -184,7 +184,8 @@ def _members_in(file: str, _: Finding) -> Iterator[Item]:
         with tarfile.open(file, "r:") as archive:
             for member in archive:
                 archive.members = []  # type: ignore[attr-defined]  # it would keep them all
-                if member.isreg() and looks_like_picture(member.name):
+                is_hidden = os.path.basename(member.name).startswith(".")  # macOS has a ._a.png packed for each a.png
+                if member.isreg() and looks_like_picture(member.name) and not is_hidden:
                     pictures.append((member.name, member.offset_data, member.size))
                 elif member.isreg() and member.name.endswith(SIDECARS):
                     captions[member.name] = member.offset_data, member.size

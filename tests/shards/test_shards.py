@@ -219,6 +219,14 @@ def test_two_members_of_one_name_are_two_pictures(inputs: Path, tmp_path: Path) 
     assert len(set(made.ids(0))) == 2
 
 
+def test_hidden_members_are_passed_over_as_in_a_folder(inputs: Path, tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        for name in ("x/._a.png", "x/a.png", ".b.png"):
+            archive.add(inputs / "pictures" / "00.png", name)
+    made = plan.make(tmp_path / "run", [str(tmp_path / "a.tar")])
+    assert made.ids(0) == [f"{tmp_path}/a.tar#x/a.png"]
+
+
 # --- what lies beside them -------------------------------------------------------------------------------------------
 
 
