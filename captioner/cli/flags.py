@@ -20,7 +20,7 @@ _PHRASES = {
     r"\b([Ss])et do_sample to false": r"\1ay --no-do-sample",
     r"\b([Ss])et do_sample( to true)?": r"\1ay --do-sample",
     r"\bSet (recursive|resume|overwrite)\b": r"Add --\1",
-    r"\bset (recursive|resume|overwrite)\b": r"add --\1",
+    r"\bset (recursive|resume|overwrite|partial)\b": r"add --\1",
     r"\b(with|instead of) resume\b": r"\1 --resume",
     r"^overwrite (?=does not )": "--overwrite ",
     r"\bname an(other)? output\b": r"name an\1 --out",

@@ -17,6 +17,7 @@ from functools import partial
 from itertools import groupby, islice
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 from captioner.errors import BadImage, BadInput, refuse_idle
 from captioner.files.names import SIDECARS
@@ -160,6 +161,8 @@ def _containers(kind: str, text: str, finding: Finding) -> list[tuple[str, str]]
 def _plain(source: Source) -> Item:
     if source.problem is not None:
         return Item(as_text(source.name), "missing", source.problem.encode())
+    if source.url is not None and urlsplit(source.url).path.lower().endswith(tuple(ENDINGS)):
+        return Item(source.name, "missing", f"{source.name} may hold pictures: fetch it, and name the file.".encode())
     if source.url is not None:
         return Item(source.name, "address", source.url.encode())
     assert source.path is not None, "standard input was refused"

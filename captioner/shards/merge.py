@@ -52,7 +52,9 @@ def merge(plan: Plan, out: Path, format: str, partial: bool = False) -> Merged:
     parts = done(plan)
     missing = plan.shards - len(parts)
     if not parts or (missing and not partial):
-        raise BadInput(f"{plan.out} has parts for {len(parts):,} of {plan.shards:,} shards: generate the others first.")
+        counts = f"{len(parts):,} of {plan.shards:,} shards"
+        remedy = ", or set partial to leave them out" if parts else ""
+        raise BadInput(f"{plan.out} has parts for {counts}: generate the others first{remedy}.")
     if len(hashes := {part.stem.split("-")[1] for part in parts.values()}) > 1:
         raise BadOutput(f"{plan.out} has parts of {len(hashes)} settings: remove those that are not wanted.")
     merged = WRITERS[format](plan, parts, out)

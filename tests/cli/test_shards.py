@@ -27,6 +27,7 @@ def test_a_plan_from_its_beginning_to_its_end(tmp_path: Path) -> None:
     assert now["cost_per_million"] > 0
     refused = call("generate", "--out", folder, "--num-beams", "2")
     assert (refused.exit_code, "begun with other settings: " in refused.stderr) == (2, True)
+    assert call("merge", folder, tmp_path / "x.jsonl").stderr.endswith(", or add --partial to leave them out.\n")
     done = call("generate", "--out", folder, "--batch-size", "1")
     assert (done.exit_code, done.stderr.splitlines()[-1][:44]) == (0, "captioner: 2 shards written here; captioner ")
     status = call("status", folder).stdout

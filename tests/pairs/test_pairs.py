@@ -399,7 +399,7 @@ def test_left_out_in_sentences() -> None:
 
 
 def test_a_data_set_without_a_name_is_told() -> None:
-    with pytest.raises(BadInput, match="^hub: names no data set"):
+    with pytest.raises(BadInput, match=r"^hub: names no data set"):
         read("hub:")
 
 
