@@ -193,7 +193,7 @@ def _work(
     answers.check()  # before the settings are written into the plan, and before Ray is started
     settings = {"verb": verb, **answers.settings, "columns": ", ".join(answers.columns)}
     answers.model.name = settings.get("model", answers.model.name)  # absolute: a worker may stand in another folder
-    work(write.out, shards, Job(answers, answers.columns, settings, batch_size), write.quiet)
+    work(write.out, shards, Job(answers, answers.columns, settings, batch_size, with_flags), write.quiet)
 
 
 def _is_missing(text: str) -> bool:

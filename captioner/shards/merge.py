@@ -173,7 +173,8 @@ def _write_tar(plan: Plan, shard: int, part: Path, tar: Path) -> tuple[int, int]
                 continue
             key = f"{name_of(shard)}{number:06d}"
             _add(archive, f"{key}{_ending(source, content)}", content)
-            _add(archive, f"{key}.txt", (row.get("text") or "").encode())
+            if "text" in row:  # which embeddings have not
+                _add(archive, f"{key}.txt", (row["text"] or "").encode())
             _add(archive, f"{key}.json", to_json(row).encode())
             rows += 1
     return rows, failed

@@ -14,7 +14,7 @@ import hashlib
 import json
 import random
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,8 @@ class Job:
     settings: Settings
     """All that rows depend on but the pictures."""
     batch_size: int | None = None
+    explain: Callable[[str], str] = str
+    """Puts what is wrong with a picture into the words of whoever asks."""
 
     @property
     def hash(self) -> str:
@@ -188,7 +190,7 @@ def _write(plan: Plan, job: Job, shard: int, part: Path, progress: Counted) -> M
     with explained(part), replacing(part) as temporary:
         sink = PartSink(temporary, [item.id for item in items], job.columns)
         try:
-            tally = run(plan.sources(items), sink, job.answers, progress, job.batch_size)
+            tally = run(plan.sources(items), sink, job.answers, progress, job.batch_size, job.explain)
         except Stopped:
             raise Stopped("Stopped. The parts that are written stay; the same command makes the others.") from None
         if sink.waiting or sink.rows != len(items):

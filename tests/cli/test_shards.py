@@ -42,6 +42,16 @@ def test_a_plan_from_its_beginning_to_its_end(tmp_path: Path) -> None:
     assert rows[-1]["error"] == f"{bad} is not a picture of a kind that can be read, or is cut off."
 
 
+def test_what_is_wrong_with_a_picture_is_told_in_flags(tmp_path: Path) -> None:
+    run, out = tmp_path / "run", tmp_path / "all.parquet"
+    call("plan", PICTURES, "--out", run)
+    call("generate", "--out", run, "--metadata", "only")
+    call("merge", run, out)
+    errors = pyarrow.parquet.read_table(out)["error"].to_pylist()
+    assert errors
+    assert all(error.endswith(" carries no prompt. Say --metadata first, and a model is asked.") for error in errors)
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [

@@ -618,6 +618,9 @@ def test_rows_of_embeddings(planned: Planned, tmp_path: Path) -> None:
     rows = merged(made, tmp_path / "x.parquet")
     assert np.array_equal(rows[3]["embedding"], [3.0, 1.0])
     assert rows[BAD]["embedding"] is None
+    merge.merge(made, tmp_path / "tars", "webdataset")
+    with tarfile.open(tmp_path / "tars" / "00001.tar") as archive:
+        assert [name.rpartition(".")[2] for name in archive.getnames()] == ["png", "json"] * 2  # no empty caption
 
 
 def test_the_column_of_the_pictures_can_be_named(inputs: Path, tmp_path: Path) -> None:
