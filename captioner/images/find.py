@@ -17,10 +17,10 @@ from urllib.request import url2pathname
 
 from PIL import Image
 
-from captioner.errors import BadImage
+from captioner.errors import BadImage, counted
 from captioner.files.names import is_url
 from captioner.images.fetch import fetch_image, shown
-from captioner.images.open import MAX_PIXELS, at_once, open_named, printable
+from captioner.images.open import FRAME_FIRST, MAX_PIXELS, VIDEOS, at_once, open_named, printable
 
 STDIN = "-"
 MAX_STDIN_BYTES = 500_000_000
@@ -88,7 +88,18 @@ class Source:
         return open_named(self.content(), self.title, max_pixels, self.admit, side)
 
 
-def find_images(inputs: Sequence[str], *, recursive: bool = False) -> Iterator[Source]:
+@dataclass(frozen=True)
+class _Walk:
+    """How folders are gone through, and what was met there."""
+
+    recursive: bool
+    videos: set[str]
+    """Those that were passed over beside pictures."""
+    folders: set[tuple[int, int]] = field(default_factory=set)
+    """Device and inode of those already seen."""
+
+
+def find_images(inputs: Sequence[str], *, recursive: bool = False, videos: set[str] | None = None) -> Iterator[Source]:
     """The pictures that a user's inputs name, each once.
 
     An input is a file, a folder, a glob, an http(s) or file address, "-" (a picture on standard input), or "@FILE"
@@ -97,12 +108,13 @@ def find_images(inputs: Sequence[str], *, recursive: bool = False) -> Iterator[S
     In the order of the inputs; folders and globs sorted by name, a folder's files before its subfolders. Hidden files
     and files without a picture's extension are passed over there, and below a folder links to others. An input that
     names nothing, and a folder that cannot be read, come out as a `Source` with a problem.
+    videos: those that are passed over beside pictures are added to it, but none of which a frame lies there already.
     """
     seen: set[str] = set()
-    folders: set[tuple[int, int]] = set()
+    walk = _Walk(recursive, set() if videos is None else videos)
     place = cache(os.path.realpath)  # one folder, by whatever links it is reached
     for text in map(os.fspath, inputs):
-        for source in _sources(text, recursive, folders):
+        for source in _sources(text, walk):
             key = source.url or source.name
             if source.path is not None:
                 key = os.path.join(place(source.path.parent), source.path.name)
@@ -122,7 +134,7 @@ def is_there(text: str) -> bool:
     return named or os.path.lexists(text) or any(glob.iglob(text))
 
 
-def _sources(text: str, recursive: bool, folders: set[tuple[int, int]]) -> Iterator[Source]:
+def _sources(text: str, walk: _Walk) -> Iterator[Source]:
     if text == STDIN:
         yield _from_stdin()
     elif _is_list(text):
@@ -130,14 +142,14 @@ def _sources(text: str, recursive: bool, folders: set[tuple[int, int]]) -> Itera
         try:
             for line in _lines(text[1:]):
                 anything = True
-                yield from _named(line, recursive, folders)
+                yield from _named(line, walk)
         except OSError as error:
             yield _problem(text[1:], f"cannot be read as a list of pictures ({error.strerror})")
         else:
             if not anything:
                 yield _problem(text[1:], "is an empty list: name one picture a line")
     else:
-        yield from _named(text, recursive, folders)
+        yield from _named(text, walk)
 
 
 def _is_list(text: str) -> bool:
@@ -152,7 +164,7 @@ def _lines(file: str) -> Iterator[str]:
                 yield line
 
 
-def _named(text: str, recursive: bool, folders: set[tuple[int, int]]) -> Iterator[Source]:
+def _named(text: str, walk: _Walk) -> Iterator[Source]:
     """What a file's name, a folder, a glob or an address stands for."""
     if is_url(text):
         yield Source(shown(text), url=text)
@@ -163,11 +175,11 @@ def _named(text: str, recursive: bool, folders: set[tuple[int, int]]) -> Iterato
     elif "\0" in text:
         yield _problem(text, "is not a file name")
     elif os.path.isdir(text):
-        yield from _in_folder(text, recursive, folders)
+        yield from _in_folder(text, walk)
     elif os.path.lexists(text):  # before globs: "[1].png" is a good file name
         yield _file(text)
     elif glob.has_magic(text):
-        yield from _matching(text, recursive, folders)
+        yield from _matching(text, walk)
     else:
         yield _problem(text, _what_is_wrong_with(text))
 
@@ -200,59 +212,65 @@ def _from_file_address(text: str) -> Source:
     return _file(path) if os.path.isfile(path) else _problem(text, "names no file")
 
 
-def _matching(pattern: str, recursive: bool, folders: set[tuple[int, int]]) -> Iterator[Source]:
+def _matching(pattern: str, walk: _Walk) -> Iterator[Source]:
     """What a pattern matches. `**` is read as `*`: subfolders, where links may loop, are for `recursive`."""
     matches = sorted(glob.glob(pattern))
     if not matches:
         hint = ". ** is read as *: name the folder, and set recursive to look into its subfolders."
         yield _problem(pattern, f"matches nothing{hint if '**' in pattern else ''}")
     # "photos/*" should pass over notes.txt, but "*.data" means just those.
-    for match in [m for m in matches if os.path.isdir(m) or looks_like_picture(m)] or matches:
+    named = [match for match in matches if os.path.isdir(match) or looks_like_picture(match)]
+    if named:
+        walk.videos.update(_without_frame(filter(_looks_like_video, matches), named))
+    for match in named or matches:
         if os.path.isdir(match):
-            yield from _in_folder(match, recursive, folders)
+            yield from _in_folder(match, walk)
         else:
             yield _file(match)
 
 
-def _in_folder(top: str, recursive: bool, folders: set[tuple[int, int]]) -> Iterator[Source]:
-    """Below the folder itself no link to a folder is followed, as by find, rg and a training's reader.
-
-    `folders`: device and inode of those already seen.
-    """
+def _in_folder(top: str, walk: _Walk) -> Iterator[Source]:
+    """Below the folder itself no link to a folder is followed, as by find, rg and a training's reader."""
     waiting = [top]
+    videos: list[str] = []
     anything = False
     links = 0
     while waiting:
         folder = waiting.pop()
         try:
             status = os.stat(folder)
-            if (status.st_dev, status.st_ino) in folders:
+            if (status.st_dev, status.st_ino) in walk.folders:
                 anything = True
                 continue
-            folders.add((status.st_dev, status.st_ino))
+            walk.folders.add((status.st_dev, status.st_ino))
             with os.scandir(folder) as listed:
-                inner, pictures = _sorted_out(listed)
+                inner, pictures, without_frame = _sorted_out(listed)
         except OSError as error:
             anything = True
             yield _problem(folder, f"cannot be read ({error.strerror})")
             continue
         subfolders = sorted(entry.path for entry in inner if not entry.is_symlink())
         links += len(inner) - len(subfolders)
-        if recursive:
+        if walk.recursive:
             waiting.extend(reversed(subfolders))
+        videos += without_frame
         anything = anything or bool(pictures)
         yield from map(_file, sorted(pictures))
-    if not anything:
-        hint = " Links to folders are not followed: name them." if links else ""
-        if not recursive and _any_below(subfolders):
-            hint = " Set recursive to look into its subfolders."
-        yield _problem(top, f"holds no pictures.{hint}")
+    if anything:
+        walk.videos.update(videos)
+    elif not walk.recursive and _any_below(subfolders):
+        yield _problem(top, "holds no pictures. Set recursive to look into its subfolders.")
+    elif videos:
+        yield _problem(top, f"holds no pictures, but {counted(len(videos), 'video')}: {FRAME_FIRST}")
+    else:
+        yield _problem(top, f"holds no pictures.{' Links to folders are not followed: name them.' if links else ''}")
 
 
-def _sorted_out(entries: Iterable[os.DirEntry[str]]) -> tuple[list[os.DirEntry[str]], list[str]]:
-    """The folders, with links to folders, and the paths of pictures."""
+def _sorted_out(entries: Iterable[os.DirEntry[str]]) -> tuple[list[os.DirEntry[str]], list[str], list[str]]:
+    """The folders, with links to folders, the paths of pictures, and of videos of which no frame is there."""
     folders: list[os.DirEntry[str]] = []
     pictures: list[str] = []
+    videos: list[str] = []
     for entry in entries:
         if entry.name.startswith("."):
             continue
@@ -260,7 +278,19 @@ def _sorted_out(entries: Iterable[os.DirEntry[str]]) -> tuple[list[os.DirEntry[s
             folders.append(entry)
         elif looks_like_picture(entry.name):
             pictures.append(entry.path)
-    return folders, pictures
+        elif _looks_like_video(entry.name):
+            videos.append(entry.path)
+    return folders, pictures, _without_frame(videos, pictures)
+
+
+def _looks_like_video(name: str) -> bool:
+    return name.lower().endswith(VIDEOS)
+
+
+def _without_frame(videos: Iterable[str], pictures: Iterable[str]) -> list[str]:
+    """Those beside which there is no picture of the same name: who was told to take a frame out is not told again."""
+    frames = {os.path.splitext(picture)[0] for picture in pictures}
+    return [video for video in videos if os.path.splitext(video)[0] not in frames]
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

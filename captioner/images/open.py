@@ -33,6 +33,10 @@ FORMATS = (
     *("PPM", "TGA", "ICO", "PCX", "PSD", "QOI", "SGI", "DDS"),
 )
 
+VIDEOS = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".wmv", ".mpg", ".mpeg", ".flv")
+"""How videos are named. None is decoded."""
+FRAME_FIRST = "take a frame out first, as ffmpeg -i clip.mp4 -frames:v 1 clip.png does"
+
 MAX_FILE_BYTES = 500_000_000
 """Of a file. More than any picture of `MAX_PIXELS` needs."""
 MAX_WHOLE_BYTES = 200_000_000
@@ -188,8 +192,8 @@ def identified(source: str | Path | bytes, name: str, max_text: int = 0) -> Iter
             raise
         except UnidentifiedImageError as error:
             empty = stream.seek(0, os.SEEK_END) == 0
-            reason = "is empty (0 bytes)" if empty else "is not a picture of a kind that can be read, or is cut off"
-            raise BadImage(f"{name} {reason}.") from error
+            unknown = "is not a picture of a kind that can be read, or is cut off"
+            raise _no_picture(name, "is empty (0 bytes)" if empty else unknown) from error
         except Image.DecompressionBombError as error:
             raise BadImage(f"{name} is far too large: {one_line(error)}.") from error
         except MemoryError as error:
@@ -197,6 +201,13 @@ def identified(source: str | Path | bytes, name: str, max_text: int = 0) -> Iter
         except Exception as error:  # a decoder that meets hostile bytes may raise anything
             raise BadImage(f"{name} is damaged ({one_line(error)}).") from error
         yield image
+
+
+def _no_picture(name: str, reason: str) -> BadImage:
+    """What is wrong with a file, or what to do with a video."""
+    if name.lower().endswith(VIDEOS):
+        reason = f"is a video, not a picture: {FRAME_FIRST}"
+    return BadImage(f"{name} {reason}.")
 
 
 _ENDINGS = {"JPEG": ".jpg", "MPO": ".jpg", "JPEG2000": ".jp2"}
@@ -234,7 +245,7 @@ def open_file(path: Path, name: str) -> BinaryIO:
         raise BadImage(f"{name} is not a file name.") from error
     if os.fstat(stream.fileno()).st_size > MAX_FILE_BYTES:
         stream.close()
-        raise BadImage(f"{name} is larger than {MAX_FILE_BYTES:,} bytes, too large for a picture.")
+        raise _no_picture(name, f"is larger than {MAX_FILE_BYTES:,} bytes, too large for a picture")
     return stream
 
 
@@ -243,7 +254,7 @@ def _identify(stream: BinaryIO, name: str, max_text: int) -> Image.Image:
     head = stream.read(16)
     is_media = head[4:8] == b"ftyp"  # HEIC, AVIF, and films
     if (is_media or head[8:12] == b"WEBP") and stream.seek(0, os.SEEK_END) > MAX_WHOLE_BYTES:
-        raise BadImage(f"{name} is larger than {MAX_WHOLE_BYTES:,} bytes, too large for its kind of picture.")
+        raise _no_picture(name, f"is larger than {MAX_WHOLE_BYTES:,} bytes, too large for its kind of picture")
     if head.startswith(png.SIGNATURE):
         stream = png.lighter(stream, name, max_text)
     for reader, accepts in _readers(is_media):

@@ -31,11 +31,12 @@ from captioner.errors import (
     BadOutput,
     CaptionerError,
     Stopped,
+    counted,
     missing_extra,
 )
 from captioner.images import Source, find_images, printable
 from captioner.images.ahead import read_ahead
-from captioner.images.open import bytes_of
+from captioner.images.open import FRAME_FIRST, bytes_of
 from captioner.run.progress import Progress, Silent, Tally, watch
 from captioner.sinks import Result, Row, Sink, Stdout, file_of, groups, is_finite
 
@@ -135,7 +136,8 @@ def run_inputs(
     loading: the name of the model that the first picture has to wait for. explain: puts what is wrong with a picture
     into the words of whoever asks.
     """
-    sources = find_images(inputs, recursive=recursive)
+    videos: set[str] = set()
+    sources = find_images(inputs, recursive=recursive, videos=videos)
     first = list(islice(sources, 2))
     many = len(first) > 1 or os.path.isdir(inputs[0])
     sink = open_sink(many)
@@ -145,6 +147,8 @@ def run_inputs(
     tally = run(chain(first, sources), sink, answers, progress, batch_size, explain)
     if sink.resumable and not quiet:
         progress.say(f"captioner: {sink.summary(tally.done, tally.skipped, tally.failed)}")
+    if videos and not quiet:
+        progress.say(f"captioner: {counted(len(videos), 'video')} passed over: {FRAME_FIRST}")
     return tally
 
 

@@ -463,6 +463,18 @@ def test_a_file_has_a_size_limit_even_where_it_is_sparse(tmp_path: Path) -> None
         assert f"is larger than {limit} bytes" in refused(file)
 
 
+@pytest.mark.parametrize("size", [24, 300_000_000, 600_000_000])
+def test_a_video_is_told_to_need_a_frame_however_large(tmp_path: Path, size: int) -> None:
+    clip = tmp_path / "clip.MP4"
+    clip.write_bytes(b"\0\0\0\x18ftypisom\0\0\2\0isom")
+    os.truncate(clip, size)
+    assert refused(clip) == (
+        f"{clip} is a video, not a picture: take a frame out first, as ffmpeg -i clip.mp4 -frames:v 1 clip.png does."
+    )
+    clip.write_bytes(encoded(two_colours()))  # what is named itself is tried, however it is called
+    assert open_image(clip).size == (8, 4)
+
+
 def test_chunks_without_end_are_not_walked_through() -> None:
     head = png_of_size(8, 8)[:33]
     assert "more than 100,000 parts" in refused(head + chunk(b"teXt") * 100_001)
@@ -1031,6 +1043,31 @@ def test_a_list_on_standard_input(tree: Path) -> None:
         [sys.executable, "-c", code], input=b"b.png\nbytes \xff.png\n", capture_output=True, check=True, cwd=tree
     )
     assert run.stdout.decode().splitlines() == ["b.png", "bytes \\xff.png does not exist."]
+
+
+def test_videos_in_a_folder_are_told(tree: Path) -> None:
+    frame = "take a frame out first, as ffmpeg -i clip.mp4 -frames:v 1 clip.png does"
+    (tree / "clips" / "more").mkdir(parents=True)
+    for name in ("clips/a.mp4", "clips/B.MOV", "clips/notes.txt", "clips/.c.mp4", "clips/more/d.webm"):
+        (tree / name).touch()
+    videos: set[str] = set()
+
+    def found(*inputs: Path, recursive: bool = False) -> list[str]:
+        sources = list(find_images([*map(str, inputs)], recursive=recursive, videos=videos))
+        return [source.problem or os.path.relpath(source.name, tree) for source in sources]
+
+    told = f"{tree}/clips holds no pictures, but {{}}: {frame}."
+    assert found(tree / "clips") == [told.format("2 videos")]
+    assert found(tree / "clips", recursive=True) == [told.format("3 videos")]
+    assert found(tree / "deep") == ["deep/c.webp"]
+    assert not videos
+    (tree / "clips" / "a.png").touch()  # its frame
+    assert found(tree / "clips", recursive=True) == ["clips/a.png"]
+    assert videos == {f"{tree}/clips/B.MOV", f"{tree}/clips/more/d.webm"}
+    videos.clear()
+    assert found(tree / "clips" / "*") == ["clips/a.png", f"{tree}/clips/more holds no pictures, but 1 video: {frame}."]
+    assert videos == {f"{tree}/clips/B.MOV"}
+    assert found(tree / "clips" / "*.MOV") == ["clips/B.MOV"]  # which is named itself
 
 
 def test_what_is_there_to_be_looked_at(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:

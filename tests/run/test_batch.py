@@ -411,6 +411,19 @@ def test_a_run_of_many_ends_with_a_summary(tmp_path: Path, capsys: pytest.Captur
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 
+def test_videos_beside_pictures_are_told_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    pictures(tmp_path / "in", 2)
+    for name in ("a.mp4", "b.mov", "notes.txt"):
+        (tmp_path / "in" / name).touch()
+    for quiet in (False, True):
+        out = tmp_path / f"{quiet}.jsonl"
+        tally = run_inputs([str(tmp_path / "in")], Colours(), lambda many, out=out: FileSink(out), quiet=quiet)
+        assert tally == Tally(done=2)
+        assert capsys.readouterr().err.splitlines()[1:] == [
+            "captioner: 2 videos passed over: take a frame out first, as ffmpeg -i clip.mp4 -frames:v 1 clip.png does"
+        ] * (not quiet)
+
+
 # --- the command's settings ------------------------------------------------------------------------------------------
 
 
