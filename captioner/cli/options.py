@@ -267,6 +267,14 @@ class TextFlags:
     require: Annotated[
         list[str] | None, _text("Words that every text contains, comma-separated; what is missing becomes a term.")
     ] = None
+    replace: Annotated[
+        list[str] | None,
+        _text(
+            "1girl=woman writes one comma term for another, 1girl= none: whole terms of the chosen text, in any "
+            "case. --forbid, --require and --max-tokens-clip come after, then --prefix. Repeatable.",
+            metavar="OLD=NEW",
+        ),
+    ] = None
     max_tokens_clip: Annotated[
         int | None,
         _first("At most N of CLIP's tokens, start and end included: cut at a comma. CLIP reads 77.", min=3),
@@ -281,8 +289,9 @@ class TextFlags:
         from captioner.text.finish import Finish
 
         require = words_of("--require", self.require) if self.require else ()
+        replace = tuple(whole("--replace", text) for text in self.replace or ())
         return Finish(
-            not self.raw, self.consensus, self.prefix, self.suffix, self.max_tokens_clip, forbid=forbid, require=require
+            not self.raw, self.consensus, self.prefix, self.suffix, self.max_tokens_clip, forbid, require, replace
         )
 
 

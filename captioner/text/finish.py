@@ -1,14 +1,16 @@
-"""What is done to a text after the model has spoken: cleaned, words in and out, trigger words, cut to a length."""
+"""What is done to a text after the model has spoken: cleaned, words in and out, terms replaced, trigger words, cut to a
+length."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 from captioner.decoding import words_of
 from captioner.errors import BadInput
 from captioner.text import clean
 from captioner.text.length import clip_tokens, cut_to_tokens
-from captioner.text.words import holds, with_words, without_words
+from captioner.text.words import holds, replacements, with_replaced, with_words, without_words
 
 
 @dataclass(frozen=True)
@@ -28,10 +30,14 @@ class Finish:
     """Words that the text does not contain: its comma terms go that hold one. `Decoding.forbid` avoids them before."""
     require: tuple[str, ...] = ()
     """Words that the text contains: what is missing is added as comma terms."""
+    replace: tuple[str, ...] = ()
+    """OLD=NEW: a whole comma term, in any case, becomes another, or goes (OLD=), in the text that is chosen already.
+    What is forbidden, required and too long is seen to in the new one."""
 
     def __post_init__(self) -> None:
-        for name in ("forbid", "require"):
+        for name in ("forbid", "require", "replace"):
             object.__setattr__(self, name, words_of(name, getattr(self, name)))
+        _ = self._new_of  # what is malformed is refused at once
         if both := {word.lower() for word in self.forbid} & {word.lower() for word in self.require}:
             raise BadInput(f"Forbidden and required at once: {', '.join(sorted(both))}.")
         if self.max_clip_tokens and (triggers := clip_tokens(self.dress(self._complete("")))) > self.max_clip_tokens:
@@ -45,19 +51,28 @@ class Finish:
         return self.dress(self.body(raw, finished))
 
     def body(self, raw: str, finished: bool = True) -> str:
-        """The text without trigger words: what candidates are compared by."""
+        """The text without trigger words, no term replaced: what candidates are compared by."""
         body = clean.clean(raw, finished=finished) if self.clean else raw
         body = without_words(body, self.forbid)
         if self.max_clip_tokens:
             body = cut_to_tokens(body, lambda text: clip_tokens(self.dress(self._complete(text))), self.max_clip_tokens)
         return self._complete(body)
 
+    @cached_property
+    def _new_of(self) -> dict[str, str]:
+        return replacements(self.replace)
+
     def _complete(self, body: str) -> str:
         """With the required words that neither it nor a trigger word holds."""
-        return with_words(body, [word for word in self.require if not holds(self.dress(""), word)])
+        return with_words(body, [word for word in self.require if not holds(self._around(""), word)])
 
     def dress(self, body: str) -> str:
-        """The trigger words around it."""
+        """Its terms replaced, and the trigger words around it."""
+        if self.replace:
+            body = self._complete(without_words(with_replaced(body, self._new_of), self.forbid))
+        return self._around(body)
+
+    def _around(self, body: str) -> str:
         return _joined(_joined(self.prefix, body), self.suffix)
 
 

@@ -1,10 +1,13 @@
-"""Words that a finished text must, or must not, contain. Any spelling counts, in whole words."""
+"""Words that a finished text must, or must not, contain, and terms in place of others. Any spelling counts, in whole
+words or terms."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
+from captioner.errors import BadInput
+from captioner.terms import term_key
 from captioner.text.clean import drop_dangling, tidy
 
 
@@ -31,6 +34,37 @@ def without_words(text: str, words: Sequence[str]) -> str:
     if subject.split()[-1:] != rest.split()[-1:]:
         rest = drop_dangling(rest)  # "a city in neon" → "a city"
     return tidy(",".join([rest, *(term for term in terms if not pattern.search(term))]))
+
+
+def replacements(given: Iterable[str]) -> dict[str, str]:
+    """What OLD compares by → NEW, of each OLD=NEW. The last = parts them, since faces hold one (=_=)."""
+    new_of: dict[str, str] = {}
+    for text in given:
+        old, _, new = text.rpartition("=")
+        if not (key := term_key(old)) or "," in text:
+            raise BadInput(f"replace must be OLD=NEW, each one comma term (NEW may be empty), not {text!r}.")
+        if new_of.setdefault(key, new.strip()) != new.strip():
+            raise BadInput(f"replace must be one NEW for each OLD, not two for {old.strip()!r}.")
+    return new_of
+
+
+def with_replaced(text: str, new_of: Mapping[str, str]) -> str:
+    """The text with new terms in place of old ones, or without these where the new one is empty: in one pass, so that
+    two can change places. A new term that the text has already is not written twice."""
+    terms = text.split(",")
+    keys = [term_key(term) for term in terms]
+    if new_of.keys().isdisjoint(keys):
+        return text
+    there = set(keys) - new_of.keys()
+    kept = []
+    for term, key in zip(terms, keys, strict=True):
+        if (new := new_of.get(key)) is not None:
+            if not new or term_key(new) in there:
+                continue
+            there.add(term_key(new))
+            term = term.replace(term.strip(), new)
+        kept.append(term)
+    return ",".join(kept).strip()
 
 
 def _pattern(words: Sequence[str]) -> re.Pattern[str]:

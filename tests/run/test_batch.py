@@ -439,6 +439,7 @@ def test_a_run_is_resumed_with_the_settings_it_was_begun_with(
     changes = {
         "num.beams": ["--num-beams", "3"],
         "prefix": ["--num-beams", "2", "--prefix", "x"],
+        "replace": ["--num-beams", "2", "--replace", "prompt 0=x"],
         "model": ["-m", "ofa"],
     }
     for named, changed in changes.items():

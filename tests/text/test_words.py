@@ -8,7 +8,7 @@ from captioner.decoding import DecodingChanges
 from captioner.errors import BadInput
 from captioner.text.finish import Finish
 from captioner.text.length import clip_tokens
-from captioner.text.words import with_words, without_words
+from captioner.text.words import replacements, with_replaced, with_words, without_words
 
 
 @pytest.mark.parametrize(
@@ -53,6 +53,43 @@ def test_trigger_words_count_and_the_limit_keeps_what_is_required() -> None:
     assert 26 <= clip_tokens(text) <= 30
 
 
+@pytest.mark.parametrize(
+    ("text", "given", "changed"),
+    [
+        ("1girl, solo, 1girls", ["1GIRL=woman"], "woman, solo, 1girls"),
+        ("1girl,long  Hair,\nsolo", ["long hair = short hair", "solo="], "1girl,short hair"),
+        ("1girl, solo", ["1girl="], "solo"),
+        ("1girl, hat, Woman", ["1girl=woman"], "hat, Woman"),
+        ("1girl, 1Girl, hat", ["1girl=1girl"], "1girl, hat"),
+        ("a, b, c", ["a=b", "b=a"], "b, a, c"),
+        ("cat, =_=", ["=_==closed eyes"], "cat, closed eyes"),
+        ("a girl, a girl,, ", ["girl=woman"], "a girl, a girl,, "),
+        ("solo", ["solo="], ""),
+    ],
+)
+def test_whole_terms_are_replaced(text: str, given: list[str], changed: str) -> None:
+    assert with_replaced(text, replacements(given)) == changed
+
+
+@pytest.mark.parametrize("given", ["1girl", "=woman", " =", "1girl, solo=woman", "1girl=woman, solo"])
+def test_what_is_no_replacement_is_refused(given: str) -> None:
+    with pytest.raises(BadInput) as caught:
+        Finish(replace=(given,))
+    assert str(caught.value) == (f"replace must be OLD=NEW, each one comma term (NEW may be empty), not {given!r}.")
+    with pytest.raises(BadInput, match=r"^replace must be one NEW for each OLD, not two for 'A'\.$"):
+        Finish(replace=("a=b", "A=c"))
+
+
+def test_what_is_forbidden_required_and_too_long_is_seen_to_once_terms_are_replaced() -> None:
+    replace = ("1girl=woman", "hat=a very wide and very red straw hat")
+    assert (
+        Finish(replace=replace, forbid=("straw",), require=("1girl",)).text("1girl, hat, solo") == "woman, solo, 1girl"
+    )
+    assert Finish(replace=replace, prefix="1girl").text("1girl") == "1girl, woman"
+    assert Finish(replace=replace, max_clip_tokens=9).text("1girl, solo, hat, cat") == "woman, solo"
+    assert Finish(replace=("hat=",), max_clip_tokens=9).text("1girl, solo, hat, cat") == "1girl, solo, cat"
+
+
 def test_contradictions() -> None:
     with pytest.raises(BadInput, match="once"):
         Finish(forbid=("Cat",), require=("CAT",))
@@ -60,7 +97,7 @@ def test_contradictions() -> None:
         Finish(require=("",))
 
 
-@pytest.mark.parametrize("name", ["forbid", "require"])
+@pytest.mark.parametrize("name", ["forbid", "require", "replace"])
 def test_a_text_is_no_list_of_words(name: str) -> None:
     """Its letters would be forbidden."""
     with pytest.raises(BadInput, match=rf"^{name} is a list of words: \['cat'\]\.$"):

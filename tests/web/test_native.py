@@ -54,6 +54,16 @@ def test_settings_of_every_kind(client: TestClient) -> None:
     assert form.json()["text"] == row["text"]
 
 
+def test_terms_are_replaced(client: TestClient) -> None:
+    def answer(**settings: Any) -> dict[str, Any]:
+        return client.post(GENERATE, json={"image": CAT_URL, "num_beams": 1, **settings}).json()
+
+    first, *others = answer()["text"].split(", ")
+    for replace in ([f"{first}=a lynx", "zebra="], f"{first}=a lynx, zebra="):
+        assert answer(replace=replace)["text"] == ", ".join(["a lynx", *others])
+    assert answer(replace=["cat"])["detail"].startswith("replace must be OLD=NEW, ")
+
+
 def test_a_setting_of_the_query_that_comes_twice_is_a_list(client: TestClient) -> None:
     query = "?num_beams=1&max_new_tokens=4&require=zebra&require=piano"
     text = client.post(GENERATE + query, content=CAT, headers={"content-type": "image/jpeg"}).json()["text"]

@@ -133,12 +133,14 @@ def test_settings_change_the_text_as_the_shown_command_does(
     page.fill("#set-num_beams", "2")
     page.fill("#set-prefix", "it's sks")
     page.fill("#set-forbid", "cute, kitten")
+    page.fill("#set-replace", "a cat=a lynx, solo=")
     page.click(".drawer .primary")
     page.wait("document.querySelector('textarea.text')?.value.startsWith(\"it's sks, \")")
     (text,) = captioned(page)
     command = page.text(".command-line code")
     assert "--num-beams 2" in command
     assert "--no-do-sample" in command
+    assert "--replace 'a cat=a lynx' --replace solo=" in command
     monkeypatch.chdir(PICTURES)
     done = CliRunner().invoke(command_line, shlex.split(command)[1:])
     assert (done.exit_code, done.stdout.strip()) == (0, text)

@@ -89,6 +89,7 @@ class Generate(Asked):
     prefix: Words = ""
     suffix: Words = ""
     require: Annotated[Few, Field(description="Words that the text contains.")] = []
+    replace: Annotated[Few, Field(description="OLD=NEW: a comma term in place of another; OLD= drops it.")] = []
     max_clip_tokens: Annotated[int | None, Field(ge=3, le=1024)] = None
     embed: Annotated[bool, Field(description="With the prompt's embedding.")] = False
     metadata: Annotated[
@@ -105,6 +106,7 @@ class Generate(Asked):
             self.max_clip_tokens,
             tuple(self.forbid or ()),
             tuple(self.require),
+            tuple(self.replace),
         )
 
     def ask(self, engine: Engine) -> Ask:

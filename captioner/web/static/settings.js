@@ -8,7 +8,8 @@ const SHOWN = 60; // characters of a value, where settings stand in one line
 
 /**
  * `needs`: a field of a request that the model must have a use for. `search`: plays a part in "beams" or "sampling".
- * `own`: where the model's own value is found in its description, to be shown where nothing is set.
+ * `own`: where the model's own value is found in its description, to be shown where nothing is set. `each`: the flag
+ * stands before every word.
  */
 export const SETTINGS = [
   { name: "prompt", group: "Ask", label: "Goes on from", hint: "a painting of", needs: "prompt", kind: "text", help: "The text goes on from this and does not repeat it." },
@@ -40,6 +41,7 @@ export const SETTINGS = [
   { name: "suffix", group: "Words", label: "Suffix", kind: "text" },
   { name: "require", group: "Words", label: "Every text contains", kind: "words", hint: "oil painting, impasto" },
   { name: "forbid", group: "Words", label: "Never written", kind: "words", hint: "watermark, text" },
+  { name: "replace", group: "Words", label: "Tags replaced", kind: "words", each: true, hint: "1girl=woman, solo=", help: "One comma term for another; nothing after = drops it." },
   { name: "metadata", group: "Words", label: "A prompt the file carries", kind: "choice", options: ["first", "only"], words: { "": "Ignore it", first: "Take it first", only: "Take only that" } },
   { name: "raw", group: "Words", label: "Exactly as the model said it", kind: "flag" },
 ];
@@ -170,8 +172,9 @@ export function commandLine(model, defaultModel, values, files) {
     const flag = `--${(BY_NAME[name].flag ?? name).replaceAll("_", "-")}`;
     if (value === true) words.push(flag);
     else if (value === false) words.push(flag.replace("--", "--no-"));
-    else if (/^-/.test(written(value))) words.push(`${flag}=${written(value)}`);
-    else words.push(flag, Array.isArray(value) ? value.join(",") : written(value));
+    else
+      for (const said of BY_NAME[name].each ? value : [Array.isArray(value) ? value.join(",") : written(value)])
+        words.push(...(said.startsWith("-") ? [`${flag}=${said}`] : [flag, said]));
   }
   return words.map((word) => (word.startsWith("-") && !word.includes("=") ? word : quoted(word))).join(" ");
 }
