@@ -97,7 +97,7 @@ def _tags(source: Source) -> str:
 
     if source.caption is not None:
         return source.caption()
-    if source.path is None or source.data is not None:  # what lies beside a server's own file is not read for a client
+    if source.path is None:
         return ""
     beside = with_sidecar(source.path, source.title)
     if isinstance(beside, Record):

@@ -62,6 +62,8 @@ class Picture:
     """What its row calls it."""
     path: Path | None = None
     """Where it lies, if it is a file of the server's own."""
+    tags: str = ""
+    """The text that it has by now, where whoever asks knows one. What lies beside a file is not read for a client."""
 
     @property
     def title(self) -> str:
@@ -363,7 +365,7 @@ def _filled(ask: Ask, picture: Picture) -> Ask:
     """Asked in the words of this picture."""
     from captioner.run import templates
 
-    source = Source(picture.name, path=picture.path, data=picture.data)
+    source = Source(picture.name, path=picture.path, data=picture.data, caption=lambda: picture.tags)
     return replace(ask, request=templates.filled(ask.request, source), finish=templates.filled(ask.finish, source))
 
 

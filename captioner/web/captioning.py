@@ -116,7 +116,7 @@ class Captioning:
         before = row.text or ""
         if before and self.on_existing == "skip":  # written since the run began
             return
-        picture = Picture(await run_in_threadpool(self.review.content, name), name, row.path)
+        picture = Picture(await run_in_threadpool(self.review.content, name), name, row.path, before)
         if self.stopped:  # while it was being read
             return
         try:

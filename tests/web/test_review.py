@@ -209,15 +209,17 @@ def test_a_model_is_asked_by_the_settings_of_generate(chat: tuple[str, ChatServe
 
 
 def test_what_is_asked_and_written_may_name_the_picture(chat: tuple[str, ChatServer], photos: Path) -> None:
-    """And the folder that it lies in, but no text that lies beside it there, which may lead anywhere."""
+    """And its folder, and the text that Review has of it, but no file beside it, which may lead anywhere."""
     api, server = chat
     (photos / "1.txt").symlink_to("/etc/hostname")
     asked = {"prefix": "{concept}", "instruction": "{name} <{tags}>?"}
     said = "photos, a black square, oil on canvas"
     assert call(api + "ask", {"name": "1.png", **asked})["text"] == said
-    told = captioned(api, names=["3.png"], **asked)
-    assert [row["text"] for row in told["rows"]] == [said]
-    assert instructions(server) == {"1 <>?", "3 <>?"}
+    told = captioned(api, names=["2.png", "3.png"], **asked)
+    assert [row["text"] for row in told["rows"]] == [said] * 2
+    assert instructions(server) == {"1 <text of 1>?", "2 <text of 2>?", "3 <>?"}
+    call(api + "edit", {"name": "3.png", "text": "by hand {x}"})
+    assert call(api + "ask", {"name": "3.png", "prefix": "{tags}"})["text"] == said.replace("photos", "by hand {x}")
 
 
 def test_texts_that_are_there_stay_or_are_added_to(chat: tuple[str, ChatServer], photos: Path) -> None:

@@ -263,7 +263,8 @@ def router(context: Context) -> APIRouter:
     @routes.post("/ask")
     async def ask(request: Request, asked: Ask) -> Any:
         content = await run_in_threadpool(lambda: review().content(asked.name))
-        picture = Picture(content, asked.name, review().row(asked.name).path)
+        known = review().row(asked.name)
+        picture = Picture(content, asked.name, known.path, known.text or "")
         row = await context.prompt(request, picture, asked.ask(context.engine))
         await run_in_threadpool(lambda: review().said(asked.name, row))
         return row
