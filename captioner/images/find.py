@@ -59,7 +59,7 @@ class Source:
     inner: str = ""
     """What a tar or a table that it lies in calls it."""
     caption: Callable[[], str] | None = field(default=None, repr=False, compare=False)
-    """Reads the text that such a container keeps beside it, where it may keep one."""
+    """Reads the text that it has by now, where that is not a file beside it."""
     admit: Callable[[int], object] = field(default=at_once, repr=False, compare=False)
     """Asked before the picture is decoded, with the bytes that takes: it may wait until there is room."""
 

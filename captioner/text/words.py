@@ -37,14 +37,16 @@ def without_words(text: str, words: Sequence[str]) -> str:
 
 
 def replacements(given: Iterable[str]) -> dict[str, str]:
-    """What OLD compares by → NEW, of each OLD=NEW. The last = parts them, since faces hold one (=_=)."""
+    """What OLD compares by → NEW, of each OLD=NEW. The last = parts them, since faces hold one (=_=). A tag's
+    underscores (long_hair) may be spaces in the text."""
     new_of: dict[str, str] = {}
     for text in given:
         old, _, new = text.rpartition("=")
         if not (key := term_key(old)) or "," in text:
             raise BadInput(f"replace must be OLD=NEW, each one comma term (NEW may be empty), not {text!r}.")
-        if new_of.setdefault(key, new.strip()) != new.strip():
-            raise BadInput(f"replace must be one NEW for each OLD, not two for {old.strip()!r}.")
+        for spelling in (key, key.replace("_", " ")):
+            if new_of.setdefault(spelling, new.strip()) != new.strip():
+                raise BadInput(f"replace must be one NEW for each OLD, not two for {old.strip()!r}.")
     return new_of
 
 
