@@ -256,6 +256,17 @@ def check_precision(name: str) -> None:
 
 MODES = ("best", "fast", "classic", "negative")
 """Ways of the interrogator to join a caption and terms."""
+TERM_KINDS = ("mediums", "movements", "trending", "artists", "flavors")
+"""Kinds of terms that a picture is like; those of a negative prompt are one more."""
+
+
+def check_kinds(kinds: Iterable[str]) -> None:
+    """Refuse what is none of them."""
+    for kind in kinds:
+        if kind not in TERM_KINDS:
+            raise BadInput(f"There is no kind of terms {kind!r}: use one of {', '.join(TERM_KINDS)}.")
+
+
 QUALITIES = ("best", "fast")
 """Ways of mini to choose among its texts."""
 

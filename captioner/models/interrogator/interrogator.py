@@ -19,7 +19,7 @@ from PIL.Image import Image
 from torch import Tensor
 
 from captioner import zoo
-from captioner.contracts import PLAIN_REQUEST, LoadOptions, LoadOther, Model, Request
+from captioner.contracts import PLAIN_REQUEST, TERM_KINDS, LoadOptions, LoadOther, Model, Request, check_kinds
 from captioner.decoding import Decoding
 from captioner.errors import BadInput
 from captioner.models.interrogator.tables import (
@@ -28,6 +28,7 @@ from captioner.models.interrogator.tables import (
     TermTable,
     TermTables,
     check_lists,
+    distinct,
     make_tables,
     own_lists,
     package_lists,
@@ -57,7 +58,7 @@ class Interrogator:
         self.load_captioner = load_captioner
         self.load_ranker = load_ranker
         self.lists: dict[tuple[Path, ...] | None, dict[str, list[str]]] = {}
-        self.made_tables: dict[tuple[Path, ...] | None, TermTables] = {}
+        self.made_tables: dict[tuple[tuple[Path, ...] | None, tuple[str, ...]], TermTables] = {}
 
     def read_images(
         self, images: Sequence[Image], decoding: Decoding, request: Request = PLAIN_REQUEST
@@ -79,27 +80,31 @@ class Interrogator:
         rivals = [list(dict.fromkeys(of_image)) for of_image in zip(*ways, strict=True)]
         return self._readings(pictures, rivals, decoding.num_return_sequences)
 
-    def analyze(self, images: Sequence[Image], count: int = 5) -> list[dict[str, dict[str, float]]]:
-        """For each picture the nearest terms of every kind but the negative, with their cosines, nearest first."""
-        tables = self.tables(None, "fast").of_kind
+    def analyze(
+        self,
+        images: Sequence[Image],
+        count: int = 5,
+        kinds: Sequence[str] = (),
+        terms: tuple[Path, ...] | None = None,
+    ) -> list[dict[str, dict[str, float]]]:
+        """For each picture the nearest terms of these kinds, or of all `TERM_KINDS`, with their cosines, nearest
+        first. terms: as of a `Request`."""
+        check_kinds(kinds)
+        tables = self.tables(Request(terms=terms).terms, "fast", tuple(kinds)).of_kind
         pictures = self.ranker.pictures(images)
-        analyses: list[dict[str, dict[str, float]]] = [{} for _ in images]
-        for kind in (kind for kind in KINDS if kind in tables and kind != "negative"):
-            nearest = tables[kind].nearest(pictures, count)
-            cosines = self.ranker.similarities(pictures, nearest)
-            for analysis, of_picture, scores in zip(analyses, nearest, cosines, strict=True):
-                scored = zip(of_picture, scores.tolist(), strict=True)
-                analysis[kind] = {term: score for term, score in scored if math.isfinite(score)}
-        return analyses
+        nearest = {kind: tables[kind].cosines(pictures, count) for kind in TERM_KINDS if kind in tables}
+        return [{kind: of_kind[n] for kind, of_kind in nearest.items()} for n in range(len(images))]
 
-    def tables(self, files: tuple[Path, ...] | None, mode: str) -> TermTables:
-        """The terms of these files, or those of the package, ranked by the ranker's text tower."""
+    def tables(self, files: tuple[Path, ...] | None, mode: str, kinds: tuple[str, ...] = ()) -> TermTables:
+        """The terms of these files, or those of the package, ranked by the ranker's text tower. kinds: these alone."""
         if files not in self.lists:
-            self.lists[files] = own_lists(files) if files else package_lists()
-        check_lists(self.lists[files], mode)  # before the ranker is loaded
-        if files not in self.made_tables:
-            self.made_tables[files] = make_tables(self.ranker, self.lists[files])
-        return self.made_tables[files]
+            self.lists[files] = distinct(own_lists(files) if files else package_lists())
+        lists = self.lists[files]
+        check_lists(lists, mode, kinds)  # before the ranker is loaded
+        if (files, kinds) not in self.made_tables:
+            wanted = {kind: terms for kind, terms in lists.items() if kind in (kinds or KINDS)}
+            self.made_tables[files, kinds] = make_tables(self.ranker, wanted)
+        return self.made_tables[files, kinds]
 
     def captions(self, images: Sequence[Image], request: Request = PLAIN_REQUEST) -> list[str]:
         """One caption a picture. The captioner's own settings hold, but for what the request says."""

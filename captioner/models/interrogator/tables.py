@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from captioner.contracts import TERM_KINDS
 from captioner.errors import BadInput, MissingExtra
 from captioner.files.atomic import replacing
 from captioner.files.cache import cache_folder, cache_to_write
@@ -28,7 +29,7 @@ from captioner.models.parts.ranker import Ranker
 from captioner.text.terms import read_terms
 
 PACKAGE = "clip_interrogator"
-KINDS = ("mediums", "movements", "trending", "artists", "flavors", "negative")
+KINDS = (*TERM_KINDS, "negative")
 """The tables. What stands in an earlier one is left out of later ones."""
 CLASSIC = ("mediums", "artists", "trending", "movements", "flavors")
 TEMPLATES = {"artists": ("by {}", "inspired by {}")}
@@ -54,21 +55,30 @@ class TermTable:
 
     def nearest(self, pictures: Tensor, count: int | None, forbidden: re.Pattern | None = None) -> list[list[str]]:
         """For each picture `[d]` the nearest terms, best first, without those in which something forbidden is found."""
+        return [list(terms) for terms in self.cosines(pictures, count, forbidden)]
+
+    def cosines(
+        self, pictures: Tensor, count: int | None, forbidden: re.Pattern | None = None
+    ) -> list[dict[str, float]]:
+        """The same terms with their cosines, as exact as the table is."""
         out = [n for n, term in enumerate(self.terms) if forbidden.search(term)] if forbidden else []
         count = min(len(self.terms) if count is None else count, len(self.terms) - len(out))
         if not count:
-            return [[] for _ in pictures]
-        return [terms for some in pictures.split(PICTURES) for terms in self._nearest(some, count, out)]
+            return [{} for _ in pictures]
+        return [terms for some in pictures.split(PICTURES) for terms in self._cosines(some, count, out)]
 
-    def _nearest(self, pictures: Tensor, count: int, out: list[int]) -> list[list[str]]:
+    def _cosines(self, pictures: Tensor, count: int, out: list[int]) -> list[dict[str, float]]:
         scores = torch.cat([pictures @ part.to(pictures.dtype).T for part in self.vectors.split(AT_ONCE)], 1)
         scores[:, out] = -torch.inf
         least = scores.topk(count).values[:, -1:]
         nearest = []
-        for row, near in zip(scores, scores >= least, strict=True):  # more than `count` where some are alike
-            indices = near.nonzero().squeeze(1)
+        for row, far in zip(scores, scores < least, strict=True):  # nothing is, if the numbers are none
+            indices = far.logical_not().nonzero().squeeze(1)  # more than `count` where some are alike
             order = row[indices].argsort(descending=True, stable=True)[:count]  # of those alike, the first in the list
-            nearest.append([self.terms[index] for index in indices[order].tolist()])
+            indices = indices[order]
+            nearest.append(
+                dict(zip([self.terms[index] for index in indices.tolist()], row[indices].tolist(), strict=True))
+            )
         return nearest
 
 
@@ -101,8 +111,24 @@ def package_lists() -> dict[str, list[str]]:
     return lists | {"trending": [phrasing.format(site) for phrasing in PHRASINGS for site in SITES]}
 
 
-def check_lists(lists: dict[str, list[str]], mode: str) -> None:
-    """Whether the mode has what it needs."""
+def distinct(lists: dict[str, list[str]]) -> dict[str, list[str]]:
+    """The terms of each kind as they are ranked, each once; kinds of which nothing is left are left out."""
+    seen: set[str] = set()
+    terms: dict[str, list[str]] = {}
+    for kind in sorted(lists, key=KINDS.index):
+        written = [form.format(term) for term in lists[kind] for form in TEMPLATES.get(kind, ("{}",))]
+        terms[kind] = [term for term in dict.fromkeys(written) if kind == "negative" or term not in seen]
+        seen.update(terms[kind])
+    return {kind: of_kind for kind, of_kind in terms.items() if of_kind}
+
+
+def check_lists(lists: dict[str, list[str]], mode: str, kinds: Sequence[str] = ()) -> None:
+    """Whether the mode has what it needs, and what was asked for is there."""
+    for kind in kinds:
+        if kind not in lists:
+            raise BadInput(
+                f"There are no {kind} among the terms, their list is called {kind}.txt: name one more list as terms."
+            )
     if mode == "negative" and not lists.keys() & {"flavors", "negative"}:
         raise BadInput("The negative mode needs flavours or a negative.txt: name one more list as terms.")
     if mode != "negative" and lists.keys() == {"negative"}:
@@ -114,15 +140,8 @@ def check_lists(lists: dict[str, list[str]], mode: str) -> None:
         )
 
 
-def make_tables(ranker: Ranker, lists: dict[str, list[str]]) -> TermTables:
+def make_tables(ranker: Ranker, terms: dict[str, list[str]]) -> TermTables:
     """A table of each kind, and all but the negative one together; they share one block of vectors."""
-    seen: set[str] = set()
-    terms: dict[str, list[str]] = {}
-    for kind in sorted(lists, key=KINDS.index):
-        written = [form.format(term) for term in lists[kind] for form in TEMPLATES.get(kind, ("{}",))]
-        terms[kind] = [term for term in dict.fromkeys(written) if kind == "negative" or term not in seen]
-        seen.update(terms[kind])
-    terms = {kind: of_kind for kind, of_kind in terms.items() if of_kind}
     vectors = torch.cat([_vectors(ranker, kind, of_kind) for kind, of_kind in terms.items()]).to(ranker.model.device)
     parts = vectors.split([len(of_kind) for of_kind in terms.values()])
     tables = {kind: TermTable(of_kind, part) for (kind, of_kind), part in zip(terms.items(), parts, strict=True)}

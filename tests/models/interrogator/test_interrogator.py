@@ -506,7 +506,44 @@ def test_analysis_tells_the_nearest_terms_of_every_kind(package: Path, options: 
         assert list(analysis) == ["mediums", "movements", "trending", "artists", "flavors"]
         for kind, terms in analysis.items():
             expected = dict(zip(*nearest_by_hand(speaker, seen[number], tables_of_kind[kind].terms, 2), strict=True))
-            assert terms == pytest.approx(expected)
+            assert list(terms) == list(expected)
+            assert terms == pytest.approx(expected, abs=1e-3)  # the table is in half precision
+
+
+def test_analysis_of_some_kinds_reads_no_others(
+    package: Path, options: LoadOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+    whole = Ranker.texts
+    monkeypatch.setattr(Ranker, "texts", lambda self, texts: read.extend(texts) or whole(self, texts))
+    (some,) = load(options).analyze(pictures(1), 3, ["flavors", "mediums"])
+    assert sorted(read) == sorted({*LISTS["mediums"], *LISTS["flavors"]} - {"fog"})  # it is a movement
+    read.clear()
+    (every,) = load(options).analyze(pictures(1), 3)
+    assert some == {kind: every[kind] for kind in ("mediums", "flavors")}
+    assert set(read).isdisjoint({*LISTS["mediums"], *LISTS["flavors"]} - {"fog"})  # they were kept
+
+
+def test_analysis_by_own_lists(options: LoadOptions, tmp_path: Path) -> None:
+    (tmp_path / "artists.txt").write_text("ada moor\n")
+    (tmp_path / "my.txt").write_text("sea\n" + "sky " * 90 + "\n")
+    speaker, files = load(options), [str(tmp_path / name) for name in ("artists.txt", "my.txt")]
+    (analysis,) = speaker.analyze(pictures(1), terms=files)
+    assert {kind: set(terms) for kind, terms in analysis.items()} == {
+        "artists": {"by ada moor", "inspired by ada moor"},
+        "flavors": {"sea", ("sky " * 90).strip()},
+    }
+    with pytest.raises(BadInput, match=r"no mediums among the terms, their list is called mediums\.txt"):
+        speaker.analyze(pictures(1), kinds=["artists", "mediums"], terms=files)
+    with pytest.raises(BadInput, match="no kind of terms 'artist': use one of mediums"):
+        speaker.analyze(pictures(1), kinds=["artist"], terms=files)
+
+
+def test_numbers_that_are_none_are_not_left_out() -> None:
+    """A run tells a damaged model by them."""
+    table = TermTable(["sea", "sky", "sand"], torch.eye(3).half())
+    (nearest,) = table.cosines(torch.full((1, 3), torch.nan), 2)
+    assert list(map(str, nearest.values())) == ["nan", "nan"]
 
 
 def nearest_by_hand(
