@@ -7,8 +7,23 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from captioner.cli.options import BatchSize, Device, Embedder, Precision, Quiet, grouped, share_of
+from captioner.cli.options import (
+    BatchSize,
+    Device,
+    Embedder,
+    Images,
+    InputFlags,
+    Precision,
+    Quiet,
+    RankingFlags,
+    TextOutputFlags,
+    grouped,
+    share_of,
+    words_of,
+)
+from captioner.cli.pictures import run
 from captioner.cli.verbs import group
+from captioner.contracts import LoadOptions
 from captioner.errors import BadInput, counted, printable, refuse_idle
 from captioner.files.names import path_of
 
@@ -16,7 +31,7 @@ if TYPE_CHECKING:
     from captioner.models.knn.build import Built
 
 index = group("Reference pictures for the knn model.")
-terms = group("Term lists for the interrogator.")
+terms = group("Term lists for the interrogator, and the terms nearest to a picture.")
 
 LISTED = 20
 """Of what was left out, so many are named one by one."""
@@ -67,7 +82,6 @@ def index_build(
     quiet: Quiet = False,
 ) -> None:
     """Make a reference index: features of all pictures, embeddings of all prompts. Name it as a model: --model DIR."""
-    from captioner.contracts import LoadOptions
     from captioner.pairs.sources import parse_all
     from captioner.sinks import check_new_folder
 
@@ -170,3 +184,31 @@ def terms_mine(
     else:
         for line in lines:
             typer.echo(line)
+
+
+@terms.command("rank")
+@grouped
+def terms_rank(images: Images, ranking: RankingFlags, read: InputFlags, write: TextOutputFlags) -> None:
+    """Show the terms that lie nearest to a picture, kind by kind, with their cosines: artists, mediums, flavors …
+
+    The terms are those that the interrogator ranks; it writes no caption here.
+
+    captioner terms rank cat.png
+
+    captioner terms rank photos --kind artists --count 10 --out artists.jsonl
+
+    captioner terms rank photos --terms my.txt --json
+    """
+    from captioner.cli.rows import terms_table
+    from captioner.run import questions
+    from captioner.sinks import Sink
+
+    options = LoadOptions(device=ranking.device, precision=ranking.precision, clip_model=ranking.clip_model)
+    model = questions.Model("interrogator", options)
+    kinds = words_of("--kind", ranking.kind) if ranking.kind else ()
+    nearest = questions.NearestTerms(model, ranking.terms, kinds, ranking.count, read.max_pixels)
+
+    def sink(many: bool) -> Sink:
+        return write.sink(terms_table, False, nearest.settings, ("file", *nearest.columns))
+
+    run(images, nearest, sink, read.recursive, read.batch_size, write.quiet, model.label)

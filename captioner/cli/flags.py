@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 
-from captioner.cli.options import InputFlags, TextFlags, names
+from captioner.cli.options import InputFlags, RankingFlags, TextFlags, names
 from captioner.contracts import LoadOptions, Request
 from captioner.run.flags import OF_PAIRS, flag, spelled
 
 SERVING = ("api_key", "no_auth", "allow_urls")
 SETTINGS = (
-    *(name for group in (InputFlags, Request, TextFlags, LoadOptions) for name in names(group)),
+    *(name for group in (InputFlags, RankingFlags, Request, TextFlags, LoadOptions) for name in names(group)),
     "expected",
     *SERVING,
 )

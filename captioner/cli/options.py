@@ -15,11 +15,11 @@ from dataclasses import Field, dataclass, fields, is_dataclass
 from functools import cache, partial, wraps
 from operator import itemgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_origin, get_type_hints
 
 from typer import Argument, Option
 
-from captioner.contracts import LoadOptions, MetadataUse, Request
+from captioner.contracts import TERM_KINDS, MetadataUse
 from captioner.decoding import DecodingChanges
 from captioner.errors import BadInput, printable, refuse_idle
 from captioner.run.flags import flag
@@ -69,7 +69,7 @@ def _of_group(group: type) -> list[inspect.Parameter]:
             parameters += _of_group(INNER[field.name])
         else:
             hint = hints[field.name]
-            if group in (LoadOptions, Request, DecodingChanges):
+            if get_origin(hint) is not Annotated:
                 hint = Annotated[SPELLED.get(field.name, hint), LIBRARY[field.name]]
             parameters.append(_parameter(field.name, hint, field.default))
     return parameters
@@ -246,6 +246,24 @@ INNER = {"decoding": DecodingChanges}
 """Fields that are groups of options themselves."""
 
 
+# --- which terms a picture is compared with --------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class RankingFlags:
+    """Which terms are ranked for a picture, and by what."""
+
+    kind: Annotated[
+        list[str] | None,
+        _first(f"Of {', '.join(TERM_KINDS)}, comma-separated, those that are shown (default: all that there are)."),
+    ] = None
+    count: Annotated[int, _first("Terms of each kind.", "--count", "-n", min=1, show_default=True)] = 5
+    terms: tuple[Path, ...] | None = None
+    clip_model: str | None = None
+    device: str = "auto"
+    precision: str = "auto"
+
+
 # --- what becomes of the text ----------------------------------------------------------------------------------------
 
 _text = panel_option("Text")
@@ -408,8 +426,8 @@ class OutputFlags:
 
 
 @dataclass(frozen=True)
-class CaptionOutputFlags(OutputFlags):
-    """Captions may also lie beside the pictures."""
+class TextOutputFlags(OutputFlags):
+    """What is no vector may lie in a folder, too."""
 
     out: Annotated[
         Path | None,
@@ -418,6 +436,17 @@ class CaptionOutputFlags(OutputFlags):
             *("--out", "-o"),
         ),
     ] = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.out is not None and self.out.suffix == ".npy":
+            raise BadInput("A .npy file holds no text: name another, or use `captioner embed`.")
+
+
+@dataclass(frozen=True)
+class CaptionOutputFlags(TextOutputFlags):
+    """Captions may also lie beside the pictures."""
+
     sidecar: Annotated[bool, _first("photo.txt beside photo.png, for each picture.", "--sidecar")] = False
     caption_extension: Annotated[
         Literal[".txt", ".caption"] | None, _output("Of sidecars (default: of the one that is there, else .txt).")
@@ -444,8 +473,6 @@ class CaptionOutputFlags(OutputFlags):
             raise BadInput("--caption-extension is about sidecars: add --sidecar.")
         if self.embed and self.out is None and not self.json:
             raise BadInput("--embed needs --json or --out; `captioner embed` prints embeddings alone.")
-        if self.out is not None and self.out.suffix == ".npy":
-            raise BadInput("A .npy file holds no text: use `captioner embed`.")
         if self.out is not None and self.out.suffix == ".txt" and not os.path.isdir(self.out):
             raise BadInput(
                 f"{self.out}: a .txt beside each picture is what --sidecar is for; for one list name a .jsonl."

@@ -85,7 +85,7 @@ def generate(
     def sink(many: bool) -> Sink:
         return write.caption_sink(images, many, prompts.settings, ("file", *prompts.columns))
 
-    _run(images, prompts, sink, read.recursive, read.batch_size, write.quiet, loading, prompts.model.spent)
+    run(images, prompts, sink, read.recursive, read.batch_size, write.quiet, loading, prompts.model.spent)
     if write.attention and not write.quiet:
         typer.echo(f"captioner: {write.attention} shows where the model looked", err=True)
 
@@ -146,7 +146,7 @@ def embed(
         def of_pictures(many: bool) -> Sink:
             return write.sink(numbers, many, embeddings.settings, ("file", *embeddings.columns))
 
-        _run(inputs, embeddings, of_pictures, read.recursive, read.batch_size, write.quiet, asked.label, asked.spent)
+        run(inputs, embeddings, of_pictures, read.recursive, read.batch_size, write.quiet, asked.label, asked.spent)
     else:
         of_input = [name for name in names(InputFlags) if getattr(read, name) != getattr(InputFlags, name)]
         loading = given(replace(options, embedder=None))  # the packaged MiniLM is run in fp32 on the processor
@@ -224,10 +224,10 @@ def read(
     def sink(many: bool) -> sinks.Stdout:
         return sinks.Stdout(sinks.to_json if json else partial(parameters_text, named=many))
 
-    _run(images, questions.Metadata(), sink, recursive, quiet=True)
+    run(images, questions.Metadata(), sink, recursive, quiet=True)
 
 
-def _run(
+def run(
     images: list[str],
     answers: Answers[Any],
     open_sink: Callable[[bool], Sink],
@@ -237,6 +237,7 @@ def _run(
     loading: Callable[[], str] = str,
     spent: Callable[[], str | None] = str,
 ) -> None:
+    """Ask about all pictures that are named; one that fails is told, and the exit status then is 1."""
     from captioner.run.batch import run_inputs
 
     tally = run_inputs(
@@ -271,4 +272,4 @@ def similar(
 
     show = sinks.to_json if json else neighbours_table
     neighbours = questions.Neighbours(path_of(index), count)
-    _run(images, neighbours, lambda many: sinks.Stdout(show), recursive, None, quiet, lambda: index)
+    run(images, neighbours, lambda many: sinks.Stdout(show), recursive, None, quiet, lambda: index)

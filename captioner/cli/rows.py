@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+from itertools import groupby
+from operator import itemgetter
+
 from captioner.errors import printable
 from captioner.images.metadata import Parameters
 from captioner.sinks import Row
@@ -20,14 +24,30 @@ def parameters_text(row: Row, named: bool) -> str:
 
 def neighbours_table(row: Row) -> str:
     """The neighbours of a picture as wide as the terminal."""
+    rows = [(f"{near['similarity']:.3f}", near["picture"], near["prompt"]) for near in row["similar"]]
+    return _table(row["file"], ("similarity", "picture", "prompt"), [rows])
+
+
+def terms_table(row: Row) -> str:
+    """The terms nearest to a picture, kind by kind."""
+    kinds = [
+        [("" if n else kind, f"{near['similarity']:.3f}", near["term"]) for n, near in enumerate(of_kind)]
+        for kind, of_kind in groupby(row["terms"], itemgetter("kind"))
+    ]
+    return _table(row["file"], ("kind", "similarity", "term"), kinds)
+
+
+def _table(title: str, columns: Sequence[str], sections: Iterable[Iterable[Sequence[str]]]) -> str:
+    """Rows in sections as wide as the terminal; what strangers wrote is escaped."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    table = Table("similarity", "picture", "prompt", title=Text(printable(row["file"])))
-    for near in row["similar"]:
-        names = (Text(printable(near[column])) for column in ("picture", "prompt"))
-        table.add_row(f"{near['similarity']:.3f}", *names)
+    table = Table(*columns, title=Text(printable(title)))
+    for rows in sections:
+        for row in rows:
+            table.add_row(*(Text(printable(cell)) for cell in row))
+        table.add_section()
     console = Console()
     with console.capture() as captured:
         console.print(table)

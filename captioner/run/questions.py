@@ -7,15 +7,15 @@ carries its own prompt.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from captioner import __version__, zoo
-from captioner.contracts import LoadOptions, MetadataUse, Request, Speaker
+from captioner.contracts import LoadOptions, MetadataUse, Request, Speaker, check_kinds
 from captioner.errors import BadAnswer, BadImage, BadInput, refuse_idle
 from captioner.images import Source
 from captioner.images.fetch import in_thread
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     import numpy as np
     from PIL.Image import Image
 
+    from captioner.models.interrogator.interrogator import Interrogator
     from captioner.models.knn.knn import Knn
     from captioner.pipeline import Captioner, DirectEmbedder
     from captioner.prompt import Prompt
@@ -36,6 +37,10 @@ if TYPE_CHECKING:
 BATCH = 8
 BATCH_ON_GPU = 64
 """Pictures at a time where nothing else is said; a run halves it when memory does not suffice."""
+BATCH_OF_TERMS = 32
+"""At least so many, where for each batch all vectors of terms are brought to single precision."""
+DIGITS = 4
+"""Of a cosine; the vectors of terms are kept in half precision."""
 _RESOLVING = Lock()
 """A model may have to be fetched, once."""
 
@@ -387,6 +392,48 @@ class Neighbours:
         from captioner.models.knn import knn
 
         return knn.load(self.index, LoadOptions())
+
+
+@dataclass
+class NearestTerms:
+    """`captioner terms rank`: the terms that lie nearest to a picture, of every kind."""
+
+    model: Model
+    """The interrogator."""
+    terms: tuple[Path, ...] | None
+    kinds: tuple[str, ...]
+    count: int
+    max_pixels: int
+
+    columns = ("terms",)
+
+    def __post_init__(self) -> None:
+        check_kinds(self.kinds)
+
+    @property
+    def settings(self) -> Settings:
+        asked = self.model.settings(Request(terms=self.terms))
+        return {**asked, "kind": self.kinds or None, "count": self.count}
+
+    def look(self, source: Source) -> Image:
+        return self.model.open(source, self.max_pixels)
+
+    def batch_size(self) -> int:
+        return max(self.model.batch_size(), BATCH_OF_TERMS)
+
+    def at_once(self) -> int:
+        return 1
+
+    def answer(self, looks: list[Image]) -> list[Row]:
+        interrogator = cast("Interrogator", self.model.loaded.speaker)
+        analyses = interrogator.analyze(looks, self.count, self.kinds, self.terms)
+        return [{"terms": list(_ranked(analysis))} for analysis in analyses]
+
+
+def _ranked(analysis: dict[str, dict[str, float]]) -> Iterator[Row]:
+    for kind, terms in analysis.items():
+        for term, similarity in terms.items():
+            yield {"kind": kind, "term": term, "similarity": round(similarity, DIGITS)}
 
 
 def as_numbers(vector: np.ndarray) -> list[float]:

@@ -94,6 +94,7 @@ def without_nan(value: Any) -> Any:
 def is_finite(row: Row) -> bool:
     """Whether all of a model's numbers are numbers."""
     scores = [row.get("score"), *(candidate["score"] for candidate in row.get("candidates", ()))]
+    scores += [term["similarity"] for term in row.get("terms", ())]
     return all(number is None or math.isfinite(number) for number in (*scores, *row.get("embedding", ())))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import zlib
@@ -14,9 +15,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import typer.main
 from click.testing import Result
 from PIL import Image, PngImagePlugin
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 import captioner
@@ -26,6 +29,7 @@ from captioner.contracts import LoadOptions, Request
 from captioner.decoding import Decoding
 from captioner.models.interrogator import interrogator, tables
 from captioner.models.ofa.processor import QUESTION
+from captioner.models.parts.ranker import Ranker
 from captioner.text.embedding import text_embedder
 from training.recipe import BACKBONES
 
@@ -649,6 +653,111 @@ def test_terms_are_mined(tmp_path: Path) -> None:
     assert "--min-count 1" in nothing.stderr
 
 
+@pytest.fixture
+def own_terms(tmp_path: Path, tiny_checkpoint: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Two lists, the CLIP that ranks them, and an empty cache for their vectors."""
+    monkeypatch.setenv("CAPTIONER_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "artists.txt").write_text("ada moor\nben holt\ncy vane\n")
+    (tmp_path / "my.tsv").write_text(
+        "".join(f"{word} {colour}\t1\n" for word in ("cat", "dog", "sea") for colour in ("red", "blue", "gray"))
+    )
+    lists = (str(tmp_path / name) for name in ("artists.txt", "my.tsv"))
+    return [*(word for file in lists for word in ("--terms", file)), "--clip-model", str(tiny_checkpoint("clip"))]
+
+
+def test_terms_are_ranked(
+    own_terms: list[str], tiny_checkpoint: Callable[[str], Path], photos: Path, tmp_path: Path
+) -> None:
+    ranker = Ranker.from_folder(tiny_checkpoint("clip"), LoadOptions())
+    seen = ranker.pictures([Image.open(photos / name) for name in ("a.png", "b.png", "c.png", "more/d.png")])
+    own = (tmp_path / "artists.txt").read_text().splitlines()
+    texts = {
+        "artists": [f"{way} {name}" for name in own for way in ("by", "inspired by")],
+        "flavors": [line.split("\t")[0] for line in (tmp_path / "my.tsv").read_text().splitlines()],
+    }
+    ranked = rows(call("terms", "rank", photos, "-r", *own_terms, "--json", "--count", "3", "--batch-size", "3", "-q"))
+    assert [os.path.basename(row["file"]) for row in ranked] == ["a.png", "b.png", "c.png", "d.png"]
+    for row, picture in zip(ranked, seen, strict=True):
+        assert [term["kind"] for term in row["terms"]] == ["artists"] * 3 + ["flavors"] * 3
+        for kind, its_texts in texts.items():
+            cosines = dict(zip(its_texts, (ranker.texts(its_texts) @ picture).tolist(), strict=True))
+            nearest = sorted(cosines, key=lambda text: -cosines[text])[:3]
+            found = {term["term"]: term["similarity"] for term in row["terms"] if term["kind"] == kind}
+            assert list(found) == nearest
+            assert found == pytest.approx({text: cosines[text] for text in nearest}, abs=1e-3)
+    table = call("terms", "rank", photos / "a.png", *own_terms, "--count", "3").stdout
+    cells = [[cell.strip() for cell in line.split("│")[1:-1]] for line in table.splitlines() if "│" in line]
+    assert cells == [
+        [term["kind"] if n % 3 == 0 else "", f"{term['similarity']:.3f}", term["term"]]
+        for n, term in enumerate(ranked[0]["terms"])
+    ]
+
+
+def test_ranked_terms_in_a_file(own_terms: list[str], photos: Path, tmp_path: Path) -> None:
+    (photos / "bad.png").touch()
+    rank = (
+        "terms",
+        "rank",
+        photos,
+        *own_terms,
+        "--kind",
+        "artists",
+        "--count",
+        "2",
+        "--out",
+        tmp_path / "a.jsonl",
+        "-q",
+    )
+    result = call(*rank)
+    assert result.exit_code == 1
+    assert result.stderr.count("bad.png") == 1
+    (photos / "bad.png").unlink()
+    printed = rows(call("terms", "rank", photos, "-r", *own_terms, "--kind", "artists", "--count", "2", "--json", "-q"))
+    other = call(*rank[:-1], "--resume", "--count", "3")
+    assert "--count was 2 and is now 3" in other.stderr
+    resumed = call(*rank[:-1], "--resume", "--recursive")
+    assert resumed.exit_code == 0, resumed.output
+    assert resumed.stderr.endswith(": 1 done, 3 were already\n")
+    assert [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()] == printed
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (
+            ["--kind", "artist"],
+            "There is no kind of terms 'artist': use one of mediums, movements, trending, artists, ",
+        ),
+        (["--kind", "artists,mediums"], "called mediums.txt: name one more list with --terms FILE."),
+        (["--kind", " ,"], "--kind names no word."),
+        (["--terms", "gone.txt"], "gone.txt cannot be read"),
+        (["--out", "a.npy"], "A .npy file holds no text: name another, or use `captioner embed`."),
+        (["--clip-model", "{blip}"], "terms are ranked by a CLIP or SigLIP"),
+    ],
+)
+def test_terms_that_cannot_be_ranked(
+    own_terms: list[str], blip: str, photos: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], told: str
+) -> None:
+    monkeypatch.chdir(photos)
+    result = call("terms", "rank", "a.png", *own_terms, *[word.format(blip=blip) for word in words])
+    assert (result.exit_code, result.stdout) == (2, "")
+    [line] = result.stderr.splitlines()
+    assert told in line
+    assert sorted(os.listdir(photos)) == ["a.png", "b.png", "c.png", "more"]
+
+
+def test_a_damaged_model_ranks_no_terms(own_terms: list[str], photos: Path, tmp_path: Path) -> None:
+    *lists, clip = own_terms
+    damaged = Path(shutil.copytree(clip, tmp_path / "damaged"))
+    weights = load_file(damaged / "model.safetensors")
+    weights["visual_projection.weight"][:] = torch.finfo().max  # the file is sound
+    save_file(weights, damaged / "model.safetensors", metadata={"format": "pt"})
+    result = call("terms", "rank", photos, *lists, damaged, "--out", tmp_path / "a.jsonl")
+    assert result.exit_code == 2
+    assert "The model's numbers are not finite (NaN)" in result.stderr
+    assert not (tmp_path / "a.jsonl").exists()
+
+
 # --- help ------------------------------------------------------------------------------------------------------------
 
 
@@ -660,7 +769,7 @@ def verbs() -> dict[str, object]:
     return found
 
 
-@pytest.mark.parametrize("verb", ["generate", "embed", "read", "models", "terms mine"])
+@pytest.mark.parametrize("verb", ["generate", "embed", "read", "models", "terms mine", "terms rank"])
 def test_help_names_every_option_and_says_what_it_does(verb: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     shown = call(*verb.split(), "--help").stdout

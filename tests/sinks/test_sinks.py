@@ -33,6 +33,7 @@ from captioner.sinks import (
     Sidecars,
     Stdout,
     check_place,
+    is_finite,
     open_out,
     table,
     to_json,
@@ -130,6 +131,16 @@ def test_embeddings_as_npy_and_parquet(tmp_path: Path) -> None:
         open_out(tmp_path / "v.npy", resume=True)
     column = pyarrow.parquet.read_table(tmp_path / "v.parquet")["embedding"].to_pylist()
     assert (np.array(column, dtype=np.float32) == vectors).all()
+
+
+@pytest.mark.parametrize("ending", table.READERS)
+def test_ranked_terms_survive_every_format(tmp_path: Path, ending: str) -> None:
+    terms = [{"kind": "artists", "term": 'by "Ada", Moor', "similarity": 0.2512}]
+    rows = [{"file": "a.png", "terms": terms * 2}, {"file": "b.png", "terms": terms}]
+    with FileSink(tmp_path / f"ranked{ending}") as sink:
+        sink.write([Result(Source("x"), row) for row in rows])
+    assert list(table.READERS[ending](sink.out)) == rows
+    assert not is_finite({"terms": [*terms, terms[0] | {"similarity": float("nan")}]})
 
 
 def test_no_result_makes_no_file(tmp_path: Path) -> None:
