@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from threading import RLock
@@ -379,7 +380,7 @@ class _Loader:
                 self._check_options(resolved.name, whole)
             module = importlib.import_module(f"captioner.models.{resolved.module}")
             options = self._options(resolved)
-            parts = (lambda other: self.load(other, whole),) if resolved.module in zoo.COMPOSED else ()
+            parts = (partial(self.load, inside=whole),) if resolved.module in zoo.COMPOSED else ()
             # Twice: what is laid out for the processor is there beside what was read.
             with _ONE_AT_A_TIME, _on_cpu(), memory.on_large_pages(2 * resolved.bytes_of_weights):
                 model = module.load(resolved.source, options, *parts)

@@ -6,8 +6,9 @@ import json
 import pickle
 import shutil
 import typing
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import replace
+from multiprocessing import get_context
 from pathlib import Path
 
 import datasets
@@ -18,6 +19,7 @@ import torch
 from PIL import Image
 
 import captioner
+from captioner import compute
 from captioner.contracts import LoadOptions, Request
 from captioner.decoding import Decoding, DecodingChanges
 from captioner.errors import BadCheckpoint, BadImage, BadInput
@@ -25,6 +27,7 @@ from captioner.pipeline import Captioner, LazyEmbedder
 from captioner.prompt import Candidate, Reading
 from captioner.text.finish import Finish
 
+EXAMPLES = Path(__file__).parents[1] / "examples" / "pictures"
 BEAMS = Decoding(num_beams=3, num_return_sequences=3, max_new_tokens=8)
 
 
@@ -388,13 +391,37 @@ def test_prompts_and_settings_can_be_pickled(model, pairs: Path) -> None:
     assert hash(asked) == hash(replace(asked))
 
 
+@pytest.mark.parametrize("precision", ["float64", "fp32", "bf16"])
 @pytest.mark.parametrize("family", ["blip", "clip_prefix"])
-def test_a_model_that_is_not_packed_can_be_copied_after_use(tiny_checkpoint, pairs: Path, family: str) -> None:
-    """What torch has traced it neither pickles nor copies."""
-    used = captioner.load(tiny_checkpoint(family), device="cpu", precision="float64")
+def test_a_model_can_be_copied_after_use(
+    tiny_checkpoint, pairs: Path, monkeypatch: pytest.MonkeyPatch, family: str, precision: str
+) -> None:
+    """torch neither pickles nor copies what it has traced or packed."""
+    monkeypatch.setattr(compute.packed, "LARGE", 0)  # as large models are packed on any processor
+    used = captioner.load(tiny_checkpoint(family), device="cpu", precision=precision)
     candidates = used.generate(pairs / "1.png", num_candidates=2).candidates
     for again in (pickle.loads(pickle.dumps(used)), copy.deepcopy(used)):
         assert again.generate(pairs / "1.png", num_candidates=2).candidates == candidates
+
+
+def test_an_interrogator_can_be_sent_before_and_after_its_parts_are_loaded(tiny_checkpoint, pairs: Path) -> None:
+    parts = {"caption_model": tiny_checkpoint("blip"), "clip_model": tiny_checkpoint("clip")}
+    model = captioner.load("interrogator", **parts, device="cpu")
+    new = pickle.loads(pickle.dumps(model)).speaker
+    text = model.speaker.captioner.generate(pairs / "1.png").text
+    for speaker in (new, pickle.loads(pickle.dumps(model)).speaker):
+        assert speaker.captioner.generate(pairs / "1.png").text == text
+        assert speaker.ranker.limit == model.speaker.ranker.limit
+
+
+def test_a_loaded_model_goes_to_another_process() -> None:
+    pictures = sorted(EXAMPLES.glob("*.jpg"))[:2]
+    mini = captioner.load("mini")
+    with ProcessPoolExecutor(1, get_context("spawn")) as other:
+        theirs = other.submit(mini.generate, pictures, quality="fast").result()
+    assert [prompt.candidates for prompt in theirs] == [
+        prompt.candidates for prompt in mini.generate(pictures, quality="fast")
+    ]
 
 
 def test_public_types_tell_their_types() -> None:

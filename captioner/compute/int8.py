@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from functools import cache
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -36,10 +36,18 @@ class Int8Linear(nn.Module):
         super().__init__()
         self.out_features, self.in_features = weight.shape
         integers, self.scales = _rounded(weight.detach().float())
-        self.register_buffer("packed", torch.ops.onednn.qlinear_prepack(integers, None), persistent=False)
+        self.register_buffer("packed", _packed(integers), persistent=False)
         self.zeros = torch.zeros(self.out_features, dtype=torch.int32)
         self.bias = None if bias is None else bias.detach().to(dtype)
         self.weight = weight.new_empty(0, dtype=dtype)  # code that asks for the dtype still finds it
+
+    def __getstate__(self) -> dict[str, Any]:
+        """As `PackedLinear.__reduce__`: plain integers are sent."""
+        return self.__dict__ | {"_buffers": {"packed": self.packed.to_dense().t().contiguous()}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.packed = _packed(self.packed)
 
     def forward(self, x: Tensor) -> Tensor:
         # One less than fits: rounded to bf16, the product with a row's largest number may be a little larger.
@@ -54,6 +62,11 @@ def _rounded(weight: Tensor) -> tuple[Tensor, Tensor]:
     """A weight `[out, in]` as integers of 8 bits, and the scale of each output."""
     scales = weight.abs().amax(1).clamp_min_(LEAST).div_(MOST)
     return (weight / scales[:, None]).round_().to(torch.int8).contiguous(), scales
+
+
+def _packed(integers: Tensor) -> Tensor:
+    """Integers `[out, in]`, laid out for oneDNN as `[in, out]`."""
+    return torch.ops.onednn.qlinear_prepack(integers, None)
 
 
 def _int8_product(integers: Tensor, packed: Tensor, scales: Tensor, zeros: Tensor, dtype: torch.dtype) -> Tensor:

@@ -10,14 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from captioner.compute.devices import has_amx, has_avx512
 from captioner.compute.linear import replace_linear
-from captioner.errors import BadInput
 
 LARGE, WIDE = 750_000, 768
 """Weights, or inputs and outputs, of a linear layer that no longer stays in a core's cache."""
@@ -68,14 +66,10 @@ class PackedLinear(nn.Module):
         self.weight = weight if self.packed is None else weight.new_empty(0)
         self.in_parts = _slow_rows(weight)
 
-    def __getstate__(self) -> dict[str, Any]:
-        """What torch says of a packed weight that is pickled or copied helps nobody."""
-        if self.packed is not None:
-            raise BadInput(
-                "A loaded model is laid out for this process and is not copied or sent to another: load it there anew, "
-                "by its name."
-            )
-        return self.__dict__
+    def __reduce__(self) -> tuple:
+        """torch copies and pickles no packed weight: a copy, or one in another process, is laid out anew there."""
+        weight = self.weight if self.packed is None else self.packed.to_dense()
+        return PackedLinear, (weight, self.bias, self.activation)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.packed is None:

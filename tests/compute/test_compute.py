@@ -145,15 +145,23 @@ def test_a_picture_of_577_rows_is_multiplied_in_parts_without_avx512(rows: int) 
     torch.testing.assert_close(layer(x), nn.functional.gelu(nn.functional.linear(x, weight, bias)))
 
 
-def test_a_packed_layer_is_not_sent_to_another_process() -> None:
-    """torch's own words for it: "Cannot access storage of OpaqueTensorImpl"."""
-    layer = compute.PackedLinear(torch.randn(8, 16), None)
-    if layer.packed is None:  # torch has no such operator here, and what is plain is copied as ever
-        assert torch.equal(copy.deepcopy(layer).weight, layer.weight)
-        return
-    for send in (copy.deepcopy, pickle.dumps):
-        with pytest.raises(BadInput, match="load it there anew, by its name"):
-            send(layer)
+@pytest.mark.parametrize(
+    ("kind", "dtype"),
+    [
+        (compute.PackedLinear, torch.float32),
+        (compute.PackedLinear, torch.bfloat16),
+        (compute.HalfLinear, torch.float32),
+        (compute.Int8Linear, torch.float32),
+    ],
+)
+@torch.inference_mode()
+def test_a_layer_of_any_layout_can_be_copied_and_sent(kind: type[nn.Module], dtype: torch.dtype) -> None:
+    """torch's own words for a packed weight: "Cannot access storage of OpaqueTensorImpl"."""
+    layer = kind(torch.randn(8, 16, dtype=dtype), torch.randn(8, dtype=dtype))
+    x = torch.randn(3, 16, dtype=dtype)
+    for again in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+        assert type(again) is kind
+        assert torch.equal(again(x), layer(x))
 
 
 def test_fp32_is_packed_and_float64_is_not(model: Model, avx512: None) -> None:

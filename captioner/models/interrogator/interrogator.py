@@ -12,7 +12,7 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 from PIL.Image import Image
@@ -217,7 +217,8 @@ def _joined(parts: list[str]) -> str:
 
 def load(folder: None, options: LoadOptions, load_other: LoadOther) -> Interrogator:
     """The parts are models of their own: `options` names them."""
-    return Interrogator(
-        lambda: load_other(options.caption_model or CAPTION_MODEL),
-        lambda: Ranker.from_folder(zoo.weights_folder(options.clip_model or zoo.CLIP), options),
-    )
+    return Interrogator(partial(load_other, options.caption_model or CAPTION_MODEL), partial(_load_ranker, options))
+
+
+def _load_ranker(options: LoadOptions) -> Ranker:
+    return Ranker.from_folder(zoo.weights_folder(options.clip_model or zoo.CLIP), options)
