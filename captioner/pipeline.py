@@ -80,6 +80,9 @@ class Captioner:
         self.side = side
         """Pixels a side that it reads of a picture, where that is known (see `open_image`)."""
 
+    def __repr__(self) -> str:
+        return f"<Captioner {self.name}{', ' if self.precision else ''}{self.precision or ''}>"
+
     @overload
     def generate(
         self, images: AnyImage, request: Request | None = None, finish: Finishing | None = None, **settings: Any
@@ -280,6 +283,9 @@ class DirectEmbedder:
     def __init__(self, name: str, embedder: ImageEmbedder) -> None:
         self.name = name
         self.embedder = embedder
+
+    def __repr__(self) -> str:
+        return f"<DirectEmbedder {self.name}>"
 
     def generate(
         self,

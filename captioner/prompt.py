@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
 
@@ -26,9 +26,9 @@ class Reading:
     """All that a model says of one image: candidates, best first."""
 
     candidates: tuple[Candidate, ...]
-    embedding: np.ndarray | None = None
+    embedding: np.ndarray | None = field(default=None, repr=False)
     """The prompt embedding `[384]` that the model itself predicts from the pixels, where it has such a head."""
-    gists: np.ndarray | None = None
+    gists: np.ndarray | None = field(default=None, repr=False)
     """`[candidates, 384]`: what the model takes the candidates' embeddings to be, where it can tell."""
     shortlist: int = 0
     """So many candidates, the best by their gists, are worth embedding to choose among them; 0: the gists choose."""
@@ -49,6 +49,12 @@ class Prompt:
     precision: str | None = None
     """What the model computed in; None: a server knows."""
     embed: Callable[[list[str]], np.ndarray] | None = None
+
+    def __repr__(self) -> str:
+        """Without the candidates: sixteen of them fill a screen."""
+        count = len(self.candidates)
+        candidates = f"{count} candidate{'s' if count != 1 else ''}"
+        return f"<Prompt {self.text!r}, from {self.source} {self.model}, score {self.score:.3f}, {candidates}>"
 
     @cached_property
     def embedding(self) -> np.ndarray:

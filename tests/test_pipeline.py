@@ -56,6 +56,25 @@ def test_a_prompt_carries_everything(model, pairs: Path) -> None:
     np.testing.assert_allclose(model.embed([pairs / "1.png"], decoding=BEAMS)[0], prompt.embedding, atol=1e-6)
 
 
+def test_a_notebook_shows_what_comes_out_in_a_line(model, tiny_checkpoint) -> None:
+    """Prompts with their candidates, and readings with their vectors, filled screens."""
+    candidates = tuple(Candidate(f"cat {number}", -0.5) for number in range(16))
+    prompt = model.prompt(Reading(candidates), Finish(consensus=False))
+    shown = f"<Prompt 'cat 0', from model {model.name}, score -0.500, 16 candidates>"
+    assert repr([prompt, replace(prompt, candidates=candidates[:1], source="metadata", model="A1111")]) == (
+        f"[{shown}, <Prompt 'cat 0', from metadata A1111, score -0.500, 1 candidate>]"
+    )
+    assert prompt.embedding.shape == (384,)
+    assert repr(prompt) == shown
+    reading = Reading(candidates[:1], prompt.embedding, np.stack([prompt.embedding]))
+    assert repr(reading) == f"Reading(candidates=({candidates[0]!r},), shortlist=0)"
+    direct = captioner.load(tiny_checkpoint("direct"))
+    assert (repr(model), repr(direct)) == (
+        f"<Captioner {model.name}, {model.precision}>",
+        f"<DirectEmbedder {direct.name}>",
+    )
+
+
 @pytest.mark.parametrize("family", ["blip", "clip_prefix", "git", "ofa", "resnet_lstm"])
 def test_autocast_of_the_caller_changes_nothing(tiny_checkpoint, pairs: Path, family: str) -> None:
     model, picture = captioner.load(tiny_checkpoint(family)), pairs / "0.png"
