@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeGuard, cast, overload
 import numpy as np
 from PIL.Image import Image
 
-from captioner import memory, zoo
+from captioner import memory, openmp, zoo
 from captioner.contracts import (
     PLAIN_REQUEST,
     Finishing,
@@ -330,7 +330,8 @@ def load(
         raise BadInput(f"A model is called by its name or folder, not by {type(name).__name__}.")
     check_names(settings, LoadOptions)
     loader = _Loader(replace(options or LoadOptions(), **settings))
-    return loader.load(zoo.default() if name is None else os.fspath(name), ())
+    with openmp.set_meanwhile():
+        return loader.load(zoo.default() if name is None else os.fspath(name), ())
 
 
 def check(name: str, options: LoadOptions, request: Request, speaks: bool) -> None:

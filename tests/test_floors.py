@@ -21,7 +21,7 @@ FLOORS = (
     ("compute",),
     ("pairs", "sinks", "contracts"),
     ("zoo", "images", "files", "decoding", "quiet"),
-    ("errors", "prompt", "terms", "styles", "statistics", "memory"),
+    ("errors", "prompt", "terms", "styles", "statistics", "memory", "openmp"),
 )
 """Top down. `training` and `eval` are packages of their own; the other rooms are inside `captioner`."""
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

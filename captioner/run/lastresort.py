@@ -14,14 +14,13 @@ import logging
 import os
 import sys
 import threading
-import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import NoReturn
 
-from captioner import memory
+from captioner import memory, openmp
 from captioner.errors import BadInput, CaptionerError, missing_extra, printable
 from captioner.run import streams
 from captioner.run.flags import spelled
@@ -146,15 +145,7 @@ def _end_at_once(error: BaseException | None) -> NoReturn:
 
 def prepare() -> None:
     """Set up the process. Nothing that the user has said is overridden."""
-    # Threads that wait for work by spinning take the cores from each other as soon as anything else runs. On two cores,
-    # both in use by others, 60 pictures by mini took 29 and 33 s so, 6 and 12 s where waiting threads sleep, 6 and 8 s
-    # with one thread alone. Where nothing else runs, to wake a sleeping thread takes a fifth of what BLIP needs for one
-    # picture: there they spin for half a millisecond first. The OpenMP library reads it when torch is loaded.
-    if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"} & os.environ.keys():
-        if _is_idle():
-            os.environ["GOMP_SPINCOUNT"] = "10000"
-        else:
-            os.environ["OMP_WAIT_POLICY"] = "passive"
+    os.environ.update(openmp.settings())
     # Python looks for unreachable objects whenever there are 700 more than before. So many are made as torch and
     # transformers are imported that this took a twentieth of the time of one picture.
     gc.set_threshold(50_000)
@@ -166,28 +157,6 @@ def prepare() -> None:
     # What Pillow remarks about an odd picture helps nobody here: it opens, or one sentence says why it does not.
     warnings.filterwarnings("ignore", module=r"PIL\.")
     streams.prepare()
-
-
-def _is_idle() -> bool:
-    """Are less than a quarter of the cores in use by others? Where the system does not tell, they are."""
-    try:
-        return _others_running() < (os.cpu_count() or 1) / 4
-    except (AttributeError, OSError, ValueError):
-        return False
-
-
-def _others_running() -> float:
-    """How many threads of other processes compute now: the fewest of five looks, as something always does for a moment.
-    Where only Linux would tell, the mean of the last minute."""
-    counts: list[int] = []
-    while len(counts) < 5:
-        try:
-            with open("/proc/loadavg", encoding="ascii") as file:
-                counts.append(int(file.read().split()[3].partition("/")[0]) - 1)  # but for this one
-        except FileNotFoundError:
-            return os.getloadavg()[0]
-        time.sleep(0.002)
-    return min(counts)
 
 
 def describe(error: BaseException) -> str:
