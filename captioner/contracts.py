@@ -234,8 +234,14 @@ def check_names(settings: Iterable[str], *kinds: type) -> None:
     known = [item.name for kind in kinds for item in fields(kind)]
     for name in settings:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
+            near = [OTHER_NAMES[name]] if name in OTHER_NAMES else difflib.get_close_matches(name, known, n=1)
             raise TypeError(f"There is no setting {name!r}: {f'did you mean {near[0]}?' if near else ', '.join(known)}")
+
+
+OTHER_NAMES = {"num_return_sequences": "num_candidates", "max_length": "max_new_tokens"} | {
+    name: f"finish=captioner.Finish({name}=…)" for name in ("prefix", "suffix", "require", "replace", "max_clip_tokens")
+}
+"""Names under which a setting is looked for, and what is meant."""
 
 
 def check_text(name: str, value: object) -> None:

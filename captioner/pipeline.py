@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from threading import RLock
 from types import ModuleType, NoneType
@@ -123,7 +123,7 @@ class Captioner:
         """What the model itself says, uncleaned: all candidates of every image, in order."""
         return chain.from_iterable(self._readings(several(images), request, batch_size))
 
-    def _readings(self, images: Sequence[AnyImage], request: Request, batch_size: int) -> Iterator[list[Reading]]:
+    def _readings(self, images: Iterable[AnyImage], request: Request, batch_size: int) -> Iterator[list[Reading]]:
         decoding = self.settings(request)
         for batch in _batches(images, batch_size, self.side):
             readings = self.speaker.read_images(batch, decoding, request)
@@ -232,7 +232,7 @@ class Captioner:
 
     def vectors(self, images: Iterable[AnyImage]) -> np.ndarray:
         """As `embed`: a text's vector does not tell how sure the model is."""
-        pictures = several(images)
+        pictures = list(several(images))
         return self.embed(pictures, batch_size=max(1, len(pictures)))
 
     def check_expected(self, request: Request) -> None:
@@ -310,13 +310,13 @@ class DirectEmbedder:
         if expected:
             raise BadInput(f"{self.name} gives embeddings at once and has no candidates to take the mean of.")
         _refuse(self.name, _request(request).changed(**settings).named())
-        pictures = _some(images)
-        vectors = np.concatenate([self.embedder.embed_images(batch) for batch in _batches(pictures, batch_size)])
+        batches = _batches(several(images), batch_size)
+        vectors = np.concatenate(_some([self.embedder.embed_images(batch) for batch in batches]))
         return vectors[0] if is_one(images) else vectors
 
     def vectors(self, images: Iterable[AnyImage]) -> np.ndarray:
         """As `embed`, but longer where the model is surer."""
-        return self.embedder.vectors([open_image(image, copied=False) for image in _some(images)])
+        return self.embedder.vectors(_some([open_image(image, copied=False) for image in several(images)]))
 
 
 def load(
@@ -537,22 +537,23 @@ def is_one(images: AnyImage | Iterable[AnyImage]) -> TypeGuard[AnyImage]:
     return isinstance(images, str | os.PathLike | bytes | bytearray | memoryview | Readable | Image | Mapping)
 
 
-def several(images: AnyImage | Iterable[AnyImage]) -> Sequence[AnyImage]:
-    """A list of images, whatever was given."""
+def several(images: AnyImage | Iterable[AnyImage]) -> Iterable[AnyImage]:
+    """Images, whatever was given. Those of a generator, or of a column that decodes as it is read, come when needed."""
     # What is no picture either is told as it is opened; so is a table, whose list would be its columns' names.
     if is_one(images) or not isinstance(images, Iterable) or hasattr(images, "columns"):
         return [cast("AnyImage", images)]
-    return list(cast("Iterable[AnyImage]", images))
+    return cast("Iterable[AnyImage]", images)
 
 
-def _some(images: AnyImage | Iterable[AnyImage]) -> Sequence[AnyImage]:
-    """A list of images that is not empty: of none there is no telling how long a vector would be."""
-    if not (pictures := several(images)):
+def _some(of_images: list[Any]) -> list[Any]:
+    """What was made of images, if there were any: of none there is no telling how long a vector would be."""
+    if not of_images:
         raise BadInput("There is no picture to embed: give at least one.")
-    return pictures
+    return of_images
 
 
-def _batches(images: Sequence[AnyImage], size: int, side: int | None = None) -> Iterator[list[Image]]:
+def _batches(images: Iterable[AnyImage], size: int, side: int | None = None) -> Iterator[list[Image]]:
     check_whole("batch_size", size, 1)
-    for start in range(0, len(images), size):
-        yield [open_image(image, side=side, copied=False) for image in images[start : start + size]]
+    waiting = iter(images)
+    while batch := [open_image(image, side=side, copied=False) for image in islice(waiting, size)]:
+        yield batch

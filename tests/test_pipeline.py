@@ -6,10 +6,12 @@ import json
 import pickle
 import shutil
 import typing
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
+from weakref import ref
 
 import datasets
 import numpy as np
@@ -260,6 +262,23 @@ def test_an_open_file_is_one_picture_and_an_array_of_paths_several(model, pairs:
         model.generate(file)
 
 
+@pytest.mark.parametrize("family", ["blip", "direct"])
+def test_pictures_of_a_generator_come_as_they_are_needed(tiny_checkpoint, family: str) -> None:
+    """All of them were in memory at once, and those of a column of `datasets`."""
+    model, given, most = captioner.load(tiny_checkpoint(family)), [], 0
+
+    def draw() -> Iterator[Image.Image]:
+        nonlocal most
+        for number in range(9):
+            picture = Image.new("RGB", (32, 32), (number, 0, 0))
+            given.append(ref(picture))
+            most = max(most, sum(one() is not None for one in given))
+            yield picture
+
+    assert len(model.embed(draw(), batch_size=2)) == 9
+    assert most <= 5  # a batch, the next, and the one that the generator holds
+
+
 def test_a_picture_as_datasets_gives_it_undecoded(model, pairs: Path) -> None:
     path = pairs / "1.png"
     expected = model.generate(path, decoding=BEAMS).text
@@ -299,7 +318,12 @@ def test_settings_by_name_go_over_the_models_own(model, pairs: Path) -> None:
     assert model.generate(path, num_beams=2, max_new_tokens=5, num_candidates=2).candidates == wanted.candidates
     assert model.generate(path, prompt="a picture of").text != model.generate(path).text
     assert len(model.generate(path, decoding=replace(BEAMS, num_return_sequences=1), num_candidates=2).candidates) == 2
-    for wrong, says in (({"colour": "red"}, "'colour': decoding, prompt"), ({"num_beam": 2}, "did you mean num_beams")):
+    for wrong, says in (
+        ({"colour": "red"}, "'colour': decoding, prompt"),
+        ({"num_beam": 2}, "did you mean num_beams"),
+        ({"num_return_sequences": 2}, "did you mean num_candidates"),
+        ({"prefix": "sks style"}, r"did you mean finish=captioner\.Finish\(prefix="),
+    ):
         with pytest.raises(TypeError, match=says):
             model.generate(path, **wrong)
 
@@ -351,6 +375,23 @@ def test_words_may_come_from_anything_that_gives_them(model, pairs: Path) -> Non
     plain = model.generate(pairs / "1.png", decoding=BEAMS).text
     word = plain.split()[-1]
     assert word not in model.generate(pairs / "1.png", decoding=replace(BEAMS, forbid=iter([word]))).text.split()
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"clean": "sks style"}, "clean is True or False, not 'sks style'"),
+        ({"consensus": "no"}, "consensus is True, False or None, not 'no'"),
+        ({"suffix": 3}, "suffix must be a text, not int"),
+        ({"max_clip_tokens": "77"}, "max_clip_tokens must be a whole number, 3 or more, not '77'"),
+        ({"max_clip_tokens": 0}, "max_clip_tokens must be a whole number, 3 or more, not 0"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_what_a_text_cannot_be_finished_with_is_one_sentence(settings: dict, says: str) -> None:
+    """A trigger word without its name was lost without a word."""
+    with pytest.raises(BadInput, match=says):
+        Finish(**settings)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
-from captioner.decoding import words_of
+from captioner.contracts import check_text
+from captioner.decoding import check_whole, words_of
 from captioner.errors import BadInput
 from captioner.text import clean
 from captioner.text.length import clip_tokens, cut_to_tokens
@@ -35,6 +36,14 @@ class Finish:
     What is forbidden, required and too long is seen to in the new one."""
 
     def __post_init__(self) -> None:
+        if not isinstance(self.clean, bool):  # a trigger word without its name would be lost
+            raise BadInput(f"clean is True or False, not {self.clean!r}.")
+        if not isinstance(self.consensus, bool | None):
+            raise BadInput(f"consensus is True, False or None, not {self.consensus!r}.")
+        for name in ("prefix", "suffix"):
+            check_text(name, getattr(self, name))
+        if self.max_clip_tokens is not None:
+            check_whole("max_clip_tokens", self.max_clip_tokens, 3)  # those of the start, the end and one more
         for name in ("forbid", "require", "replace"):
             object.__setattr__(self, name, words_of(name, getattr(self, name)))
         _ = self._new_of  # what is malformed is refused at once
