@@ -69,5 +69,11 @@ def _openmp() -> ctypes.CDLL | None:
     return library if hasattr(library, "omp_set_num_threads") else None
 
 
+def _begin_alone() -> None:
+    """Threads do not follow into a fork, where OpenMP would wait for its own for ever."""
+    _pool.cache_clear()
+    torch.set_num_threads(1)
+
+
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_pool.cache_clear)  # where the threads do not follow
+    os.register_at_fork(after_in_child=_begin_alone)

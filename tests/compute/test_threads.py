@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -50,3 +52,25 @@ def test_gradients_are_kept(two_threads: None) -> None:
     torch.stack(compute.each_alone(lambda item: 3 * item, batch)).sum().backward()
     assert batch.grad is not None
     assert batch.grad.eq(3).all()
+
+
+FORK = """
+import multiprocessing, torch
+from captioner import compute
+def compute_by_all():
+    return torch.ones(1_000_000).sin().sum().item()
+torch.set_num_threads(2)
+expected = compute_by_all()
+with torch.inference_mode():
+    compute.each_alone(torch.sin, [torch.ones(9)] * 2)
+with multiprocessing.get_context("fork").Pool(1) as fork:
+    assert abs(fork.apply_async(compute_by_all).get(60) / expected - 1) < 1e-4
+    assert fork.apply(torch.get_num_threads) == 1
+assert torch.get_num_threads() == 2
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="processes are spawned there")
+def test_a_fork_of_a_process_that_has_computed_does_not_wait_for_its_threads() -> None:
+    done = subprocess.run([sys.executable, "-c", FORK], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
