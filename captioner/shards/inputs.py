@@ -318,7 +318,7 @@ def _rows(items: Sequence[Item], place: _Place) -> Iterator[Source]:
 
     path = place.path
     table = open_parquet(path)
-    columns = place.columns.image_and_text_in(table.schema_arrow.names, path)
+    columns = image, *text = place.columns.image_and_text_in(table.schema_arrow.names, path)
     wanted, begin = {item.place: item for item in items}, 0
     try:
         for group in range(table.num_row_groups):
@@ -327,7 +327,8 @@ def _rows(items: Sequence[Item], place: _Place) -> Iterator[Source]:
                 row = begin
                 for batch in table.iter_batches(ROWS, row_groups=[group], columns=columns):
                     if row + len(batch) > items[0].place and row <= items[-1].place:
-                        cells = enumerate(zip(*(batch[column].to_pylist() for column in columns), strict=True), row)
+                        captions = ([cell.as_py for cell in batch[column]] for column in text)
+                        cells = enumerate(zip(batch[image].to_pylist(), *captions, strict=True), row)
                         yield from (_of_cells(wanted[n], place, *given) for n, given in cells if n in wanted)
                     row += len(batch)
             begin = end
@@ -342,14 +343,15 @@ def _hub_rows(items: Sequence[Item], place: _Place) -> Iterator[Source]:
     rows = load_hub(PairSource("hub", name), split, revision=revision)
     if len(rows) != place.size:
         raise BadShard(f"hub:{name} has changed since the plan was made: make a new plan.")
-    columns = place.columns.image_and_text_in(rows.column_names, name)
-    rows, column = rows.select_columns(columns), columns[0]
-    if isinstance(rows.features[column], Image):  # as it lies in the file, not decoded and encoded again
-        rows = rows.cast_column(column, Image(decode=False))
-    return (_of_cells(item, place, *map(rows[item.place].get, columns)) for item in items)
+    columns = image, *text = place.columns.image_and_text_in(rows.column_names, name)
+    rows = rows.select_columns(columns)
+    if isinstance(rows.features[image], Image):  # as it lies in the file, not decoded and encoded again
+        rows = rows.cast_column(image, Image(decode=False))
+    cells = ((item, rows[item.place]) for item in items)
+    return (_of_cells(item, place, row[image], *(partial(row.get, column) for column in text)) for item, row in cells)
 
 
-def _of_cells(item: Item, place: _Place, cell: Any, *caption: Any) -> Source:
+def _of_cells(item: Item, place: _Place, cell: Any, *caption: Callable[[], Any]) -> Source:
     """The picture in a cell: its bytes, a path, an address, or what `datasets` makes of them; and its caption."""
     called = cell.get("path") if isinstance(cell, dict) else cell
     if isinstance(cell, dict):
@@ -358,7 +360,7 @@ def _of_cells(item: Item, place: _Place, cell: Any, *caption: Any) -> Source:
         printable(item.id),
         id=item.id,
         inner=called if isinstance(called, str) else "",
-        caption=partial(_text_in, caption[0], printable(item.id)) if caption else None,
+        caption=partial(_text_of, caption[0], printable(item.id)) if caption else None,
     )
     if isinstance(cell, bytes):
         return replace(source, data=cell)
@@ -369,10 +371,12 @@ def _of_cells(item: Item, place: _Place, cell: Any, *caption: Any) -> Source:
     return _problem(item, "holds no picture")
 
 
-def _text_in(cell: Any, where: str) -> str:
-    """The caption in a cell; what else it holds is told of its picture alone."""
+def _text_of(read_cell: Callable[[], Any], where: str) -> str:
+    """The caption in a cell, read when it is asked for; what else it holds is told of its picture alone."""
     try:
-        return caption_of(cell, where).strip()
+        return caption_of(read_cell(), where).strip()
+    except UnicodeDecodeError as error:
+        raise BadImage(f"{where}: the caption is not UTF-8. Save it as UTF-8.") from error
     except BadInput as error:
         raise BadImage(str(error)) from error
 

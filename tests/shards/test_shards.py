@@ -288,7 +288,13 @@ def test_a_caption_that_is_no_text_fails_its_picture_alone(captioned: Path) -> N
         (captioned / "folder" / "c.txt").write_bytes(b"\xff\xfe")
         archive.add(captioned / "folder" / "c.png", "c.png")
         archive.add(captioned / "folder" / "c.txt", "c.txt")
-    for name, why in (("a.tar", r"a\.tar#c\.png: the text beside it is not UTF-8"), ("a.parquet", "caption is 5, not")):
+    no_text = pyarrow.StringArray.from_buffers(2, *pyarrow.array([b"a cat", b"\xff"], pyarrow.binary()).buffers()[1:])
+    pyarrow.parquet.write_table(pyarrow.table({"image": cells, "text": no_text}), captioned / "b.parquet")
+    for name, why in (
+        ("a.tar", r"a\.tar#c\.png: the text beside it is not UTF-8"),
+        ("a.parquet", "caption is 5, not"),
+        ("b.parquet", r"b\.parquet#1: the caption is not UTF-8"),
+    ):
         made = plan.make(captioned / f"of-{name}", [str(captioned / name)])
         assert all(manifest.failed == 0 for manifest in part.work(made, job()))
         with pytest.raises(BadImage, match=why):
