@@ -54,12 +54,16 @@ def plan(
 
     captioner merge run captions.parquet
     """
+    from captioner.images.find import passed_over
     from captioner.shards import plan as plans
     from captioner.shards.inputs import Finding
 
-    made = plans.make(out, inputs, shard_size, Finding(recursive, split, image_column, text_column))
+    videos: set[str] = set()
+    made = plans.make(out, inputs, shard_size, Finding(recursive, split, image_column, text_column), videos)
     if not quiet:
         typer.echo(f"{out}: {counted(made.pictures, 'picture')} in {counted(made.shards, 'shard')}", err=True)
+    if videos and not quiet:
+        typer.echo(f"captioner: {passed_over(videos)}", err=True)
 
 
 @grouped

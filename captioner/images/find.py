@@ -7,7 +7,7 @@ import errno
 import glob
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -108,7 +108,7 @@ def find_images(inputs: Sequence[str], *, recursive: bool = False, videos: set[s
     In the order of the inputs; folders and globs sorted by name, a folder's files before its subfolders. Hidden files
     and files without a picture's extension are passed over there, and below a folder links to others. An input that
     names nothing, and a folder that cannot be read, come out as a `Source` with a problem.
-    videos: those that are passed over beside pictures are added to it, but none of which a frame lies there already.
+    videos: those that are passed over beside pictures are added to it, but none that has its frame beside it already.
     """
     seen: set[str] = set()
     walk = _Walk(recursive, set() if videos is None else videos)
@@ -285,6 +285,11 @@ def _sorted_out(entries: Iterable[os.DirEntry[str]]) -> tuple[list[os.DirEntry[s
 
 def _looks_like_video(name: str) -> bool:
     return name.lower().endswith(VIDEOS)
+
+
+def passed_over(videos: Collection[str]) -> str:
+    """What is told of videos beside pictures."""
+    return f"{counted(len(videos), 'video')} passed over: {FRAME_FIRST}"
 
 
 def _without_frame(videos: Iterable[str], pictures: Iterable[str]) -> list[str]:

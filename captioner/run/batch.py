@@ -31,12 +31,12 @@ from captioner.errors import (
     BadOutput,
     CaptionerError,
     Stopped,
-    counted,
     missing_extra,
 )
 from captioner.images import Source, find_images, printable
 from captioner.images.ahead import read_ahead
-from captioner.images.open import FRAME_FIRST, bytes_of
+from captioner.images.find import passed_over
+from captioner.images.open import bytes_of
 from captioner.run.progress import Progress, Silent, Tally, watch
 from captioner.sinks import Result, Row, Sink, Stdout, file_of, groups, is_finite
 
@@ -148,7 +148,7 @@ def run_inputs(
     if sink.resumable and not quiet:
         progress.say(f"captioner: {sink.summary(tally.done, tally.skipped, tally.failed)}")
     if videos and not quiet:
-        progress.say(f"captioner: {counted(len(videos), 'video')} passed over: {FRAME_FIRST}")
+        progress.say(f"captioner: {passed_over(videos)}")
     return tally
 
 

@@ -75,8 +75,11 @@ class Finding:
         return ReadOptions(self.text_column, self.image_column, self.split)
 
 
-def find(inputs: Sequence[str], finding: Finding) -> Iterator[Item]:
-    """All pictures that these name, each once: plain pictures first, then those of each container."""
+def find(inputs: Sequence[str], finding: Finding, videos: set[str] | None = None) -> Iterator[Item]:
+    """All pictures that these name, each once: plain pictures first, then those of each container.
+
+    videos: as of `find_images`.
+    """
     kinds = [_kind_of(text, finding.recursive) for text in inputs]
     of_tables = [
         name for name in ("split", "image_column", "text_column") if getattr(finding, name) != getattr(Finding, name)
@@ -87,7 +90,7 @@ def find(inputs: Sequence[str], finding: Finding) -> Iterator[Item]:
     if STDIN in pictures:
         raise BadInput("A plan is read again by every worker, and standard input only once: write it to a file.")
     missing: set[str] = set()
-    for item in map(_plain, find_images(pictures, recursive=finding.recursive)):
+    for item in map(_plain, find_images(pictures, recursive=finding.recursive, videos=videos)):
         if item.kind != "missing" or item.id not in missing:
             yield item
         if item.kind == "missing":

@@ -101,8 +101,17 @@ def read(out: Path) -> Plan:
     return plan
 
 
-def make(out: Path, names: Sequence[str], shard_size: int = SHARD_SIZE, finding: Finding | None = None) -> Plan:
-    """List all pictures that these inputs name. Nothing is opened but tables and the headers of tars."""
+def make(
+    out: Path,
+    names: Sequence[str],
+    shard_size: int = SHARD_SIZE,
+    finding: Finding | None = None,
+    videos: set[str] | None = None,
+) -> Plan:
+    """List all pictures that these inputs name. Nothing is opened but tables and the headers of tars.
+
+    videos: those that are passed over beside pictures are added to it.
+    """
     finding = finding or Finding()
     check_new_folder(out)
     check_place(out.absolute().parent)
@@ -111,7 +120,7 @@ def make(out: Path, names: Sequence[str], shard_size: int = SHARD_SIZE, finding:
     with explained(out), replacing_folder(out) as work:
         for folder in (SHARDS, PARTS, LEASES):
             (work / folder).mkdir()
-        for items in groups(inputs.find(names, finding), shard_size):
+        for items in groups(inputs.find(names, finding, videos), shard_size):
             _write(work / SHARDS / f"{name_of(len(sizes))}.parquet", items)
             sizes.append(len(items))
             missing = [item for item in items if item.kind == "missing"]

@@ -42,6 +42,16 @@ def test_a_plan_from_its_beginning_to_its_end(tmp_path: Path) -> None:
     assert rows[-1]["error"] == f"{bad} is not a picture of a kind that can be read, or is cut off."
 
 
+def test_videos_beside_pictures_are_told_in_one_line(tmp_path: Path) -> None:
+    for name in ("a.png", "b.mp4", "c.mov"):
+        (tmp_path / name).touch()
+    assert call("plan", tmp_path, "--out", tmp_path / "run").stderr.splitlines() == [
+        f"{tmp_path}/run: 1 picture in 1 shard",
+        "captioner: 2 videos passed over: take a frame out first, as ffmpeg -i clip.mp4 -frames:v 1 clip.png does",
+    ]
+    assert call("plan", tmp_path, "--out", tmp_path / "quiet", "--quiet").stderr == ""
+
+
 def test_what_is_wrong_with_a_picture_is_told_in_flags(tmp_path: Path) -> None:
     run, out = tmp_path / "run", tmp_path / "all.parquet"
     call("plan", PICTURES, "--out", run)
