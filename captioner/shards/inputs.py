@@ -116,7 +116,7 @@ def _kind_of(text: str, recursive: bool) -> tuple[str, str]:
         )
     if os.path.isdir(text):
         try:
-            names = sorted(name.lower() for name in os.listdir(text))
+            names = sorted(name.lower() for name in os.listdir(text) if not name.startswith("."))
         except OSError as error:
             raise BadInput(f"{printable(text)} cannot be read ({error.strerror}).") from error
         if any(map(looks_like_picture, names)):

@@ -168,6 +168,12 @@ def test_a_folder_of_tars_is_not_looked_below(inputs: Path, tmp_path: Path) -> N
     assert both.pictures == 2 * COUNT
 
 
+def test_hidden_pictures_hide_no_table_beside_them(inputs: Path, tmp_path: Path) -> None:
+    os.link(inputs / "a.parquet", tmp_path / "a.parquet")
+    (tmp_path / "._cover.png").touch()
+    assert plan.make(tmp_path / "run", [str(tmp_path)]).pictures == COUNT
+
+
 def test_a_folder_of_pictures_and_tars_asks_which_are_meant(inputs: Path, tmp_path: Path) -> None:
     """The pictures alone would be planned without a word of the thousands inside the tars."""
     shutil.copy(inputs / "pictures" / "00.png", inputs / "preview.png")
