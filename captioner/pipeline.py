@@ -157,11 +157,15 @@ class Captioner:
         return list(map(self._prompt, cleaned, best, finishes))
 
     def _prompt(self, cleaned: _Cleaned, best: int, finish: Finishing) -> Prompt:
-        candidates = [replace(candidate, text=finish.dress(candidate.text)) for candidate in cleaned.candidates]
+        best_first = [cleaned.candidates[best], *cleaned.candidates[:best], *cleaned.candidates[best + 1 :]]
+        candidates: dict[str, Candidate] = {}  # by text: where terms are replaced, two may have become one
+        for candidate in best_first:
+            candidates.setdefault(text := finish.dress(candidate.text), replace(candidate, text=text))
+        chosen, *_ = candidates.values()
         return Prompt(
-            text=candidates[best].text,
-            score=candidates[best].score,
-            candidates=(candidates[best], *candidates[:best], *candidates[best + 1 :]),
+            text=chosen.text,
+            score=chosen.score,
+            candidates=tuple(candidates.values()),
             model=self.name,
             precision=self.precision,
             raw=cleaned.reading.candidates[cleaned.indices[best]].text,

@@ -126,6 +126,8 @@ def test_candidates_are_cleaned_and_doubles_dropped(model) -> None:
     assert [candidate.text for candidate in prompt.candidates] == ["a red hat", "a dog"]
     assert prompt.raw == said[0]
     assert model.prompt(reading, Finish(clean=False)).text == said[0]
+    prompt = model.prompt(reading, Finish(consensus=False, replace=("a red hat=a cat", "a dog=a cat")))
+    assert prompt.candidates == (Candidate("a cat", 0.0),)  # the best of them
 
 
 def test_consensus_and_a_predicted_embedding_choose(model) -> None:
