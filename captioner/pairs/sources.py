@@ -311,7 +311,7 @@ def load_hub(source: PairSource, split: str, streaming: bool = False, revision: 
 
     name, _, configuration = source.location.partition(":")
     if not name:
-        raise BadInput("hub: names no data set: write its id behind it, hub:ORG/NAME.")
+        raise BadInput("hub: names no data set: write its id after it, hub:ORG/NAME.")
     _refuse_unreachable(name)
     try:
         return load_dataset(name, configuration or None, split=split, streaming=streaming, revision=revision)

@@ -106,7 +106,7 @@ def _kind_of(text: str, recursive: bool) -> tuple[str, str]:
     prefix, colon, rest = text.partition(":")
     if colon and prefix in KINDS:
         if not rest:
-            raise BadInput(f"{text} names nothing: write behind it what is meant.")
+            raise BadInput(f"{text} names nothing: write after it what is meant.")
         return prefix, rest
     if text.startswith("@") or is_url(text):
         return "pictures", text
@@ -170,8 +170,9 @@ def _plain(source: Source) -> Item:
         return Item(source.name, "address", source.url.encode())
     assert source.path is not None, "standard input was refused"
     name = as_text(os.fspath(source.path))
-    if source.path.suffix.lower() in ENDINGS:
-        return Item(name, "missing", f"{source.name} may hold pictures: name it itself, not in a list.".encode())
+    if (ending := source.path.suffix).lower() in ENDINGS:
+        remedy = f"name it itself, or by a pattern that ends in {ending}"
+        return Item(name, "missing", f"{source.name} may hold pictures: {remedy}.".encode())
     return Item(name, "file", os.fsencode(source.path))
 
 

@@ -133,7 +133,8 @@ def test_standard_input_is_refused_unread(tmp_path: Path, monkeypatch: pytest.Mo
         ("hub:", "^hub: names nothing"),
         ("parquet:", "^parquet: names nothing"),
         ("https://host/a.tar?download=true", "a.tar.* may hold pictures: fetch it, and name the file"),
-        ("@{}/list", r"a\.tar may hold pictures: name it itself, not in a list"),
+        ("@{}/list", r"a\.tar may hold pictures: name it itself, or by a pattern that ends in \.tar"),
+        ("{}/data/*", r"train-0\.parquet may hold pictures: name it itself, or by a pattern that ends in \.parquet"),
         ("{}", r"holds no pictures\. Below lies .*/data/train-0\.parquet: name its folder, .*/data\.$"),
     ],
 )
