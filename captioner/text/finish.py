@@ -32,8 +32,8 @@ class Finish:
     require: tuple[str, ...] = ()
     """Words that the text contains: what is missing is added as comma terms."""
     replace: tuple[str, ...] = ()
-    """OLD=NEW: a whole comma term, in any case, becomes another, or goes (OLD=), in the text that is chosen already.
-    What is forbidden, required and too long is seen to in the new one."""
+    """OLD=NEW: a whole comma term, in any case, with spaces or underscores, becomes another, or goes (OLD=), in the
+    text that is chosen already. What is forbidden, required and too long is seen to in the new one."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.clean, bool):  # a trigger word without its name would be lost

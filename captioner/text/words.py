@@ -37,16 +37,14 @@ def without_words(text: str, words: Sequence[str]) -> str:
 
 
 def replacements(given: Iterable[str]) -> dict[str, str]:
-    """What OLD compares by → NEW, of each OLD=NEW. The last = parts them, since faces hold one (=_=). A tag's
-    underscores (long_hair) may be spaces in the text."""
+    """What OLD compares by → NEW, of each OLD=NEW. The last = parts them, since faces hold one (=_=)."""
     new_of: dict[str, str] = {}
     for text in given:
         old, _, new = text.rpartition("=")
-        if not (key := term_key(old)) or "," in text:
+        if not (key := _key(old)) or "," in text:
             raise BadInput(f"replace must be OLD=NEW, each one comma term (NEW may be empty), not {text!r}.")
-        for spelling in (key, key.replace("_", " ")):
-            if new_of.setdefault(spelling, new.strip()) != new.strip():
-                raise BadInput(f"replace must be one NEW for each OLD, not two for {old.strip()!r}.")
+        if new_of.setdefault(key, new.strip()) != new.strip():
+            raise BadInput(f"replace must be one NEW for each OLD, not two for {old.strip()!r}.")
     return new_of
 
 
@@ -54,19 +52,24 @@ def with_replaced(text: str, new_of: Mapping[str, str]) -> str:
     """The text with new terms in place of old ones, or without these where the new one is empty: in one pass, so that
     two can change places. A new term that the text has already is not written twice."""
     terms = text.split(",")
-    keys = [term_key(term) for term in terms]
+    keys = list(map(_key, terms))
     if new_of.keys().isdisjoint(keys):
         return text
     there = set(keys) - new_of.keys()
     kept = []
     for term, key in zip(terms, keys, strict=True):
         if (new := new_of.get(key)) is not None:
-            if not new or term_key(new) in there:
+            if not new or _key(new) in there:
                 continue
-            there.add(term_key(new))
+            there.add(_key(new))
             term = term.replace(term.strip(), new)
         kept.append(term)
     return ",".join(kept).strip()
+
+
+def _key(term: str) -> str:
+    """As `term_key`, and a tag's underscores (long_hair) are spaces."""
+    return term_key(term.replace("_", " "))
 
 
 def _pattern(words: Sequence[str]) -> re.Pattern[str]:

@@ -59,6 +59,8 @@ def test_trigger_words_count_and_the_limit_keeps_what_is_required() -> None:
         ("1girl, solo, 1girls", ["1GIRL=woman"], "woman, solo, 1girls"),
         ("1girl,long  Hair,\nsolo", ["long hair = short hair", "solo="], "1girl,short hair"),
         ("long hair, blue_sky", ["long_hair=short hair", "blue_sky="], "short hair"),
+        ("long_hair, blue_sky", ["long hair=short hair"], "short hair, blue_sky"),
+        ("short_hair, cat, long hair", ["long hair=short hair"], "short_hair, cat"),
         ("1girl, solo", ["1girl="], "solo"),
         ("1girl, hat, Woman", ["1girl=woman"], "hat, Woman"),
         ("1girl, 1Girl, hat", ["1girl=1girl"], "1girl, hat"),
