@@ -171,12 +171,16 @@ def _named(images: list[str] | None) -> list[str]:
         raise BadInput(
             "Name a picture, a folder, an address or - (standard input); or, by --out, the folder of a plan."
         )
-    if all(name.lower().endswith(PLANNED) or name.startswith(NAMING) for name in images):
+    if all(map(_is_planned, images)):
         raise BadInput(
             f"{images[0]} may hold many pictures: list them by captioner plan {shlex.quote(images[0])} --out RUN, and "
             "give --out RUN in its place."
         )
     return images
+
+
+def _is_planned(name: str) -> bool:
+    return name.startswith(NAMING) or (name.lower().endswith(PLANNED) and not os.path.isdir(name))
 
 
 def _work(

@@ -85,3 +85,8 @@ def test_what_is_wrong_is_said_before_a_model_is_loaded(tmp_path: Path, words: l
     assert result.exit_code == 2
     assert told in result.stderr
     assert not (run / "settings.json").exists()  # the plan is bound to nothing
+
+
+def test_a_folder_may_be_called_as_a_tar_is(tmp_path: Path) -> None:
+    (tmp_path / "photos.tar").mkdir()
+    assert "photos.tar holds no pictures" in call("generate", tmp_path / "photos.tar").stderr
