@@ -37,8 +37,6 @@ if TYPE_CHECKING:
 BATCH = 8
 BATCH_ON_GPU = 64
 """Pictures at a time where nothing else is said; a run halves it when memory does not suffice."""
-BATCH_OF_TERMS = 32
-"""At least so many, where for each batch all vectors of terms are brought to single precision."""
 DIGITS = 4
 """Of a cosine; the vectors of terms are kept in half precision."""
 _RESOLVING = Lock()
@@ -419,7 +417,7 @@ class NearestTerms:
         return self.model.open(source, self.max_pixels)
 
     def batch_size(self) -> int:
-        return max(self.model.batch_size(), BATCH_OF_TERMS)
+        return self.model.batch_size()
 
     def at_once(self) -> int:
         return 1

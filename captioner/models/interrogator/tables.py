@@ -40,8 +40,8 @@ SITES = (
 PHRASINGS = ("{}", "trending on {}", "featured on {}", "{} contest winner")
 PART = 2048
 """Terms whose vectors are kept together."""
-AT_ONCE = 16384
-"""Terms multiplied at once: the table stays in half precision but for these."""
+AT_ONCE = 2048
+"""Terms multiplied at once: the table stays in half precision but for these, which stay in the processor's cache."""
 PICTURES = 128
 """Pictures whose similarities to all terms are held at once: 50 MB for 100,000 terms."""
 
@@ -68,7 +68,10 @@ class TermTable:
         return [terms for some in pictures.split(PICTURES) for terms in self._cosines(some, count, out)]
 
     def _cosines(self, pictures: Tensor, count: int, out: list[int]) -> list[dict[str, float]]:
-        scores = torch.cat([pictures @ part.to(pictures.dtype).T for part in self.vectors.split(AT_ONCE)], 1)
+        scores = pictures.new_empty(len(pictures), len(self.terms))
+        exact = pictures.new_empty(AT_ONCE, pictures.shape[1])  # for all parts: fresh memory costs more than a product
+        for columns, part in zip(scores.split(AT_ONCE, 1), self.vectors.split(AT_ONCE), strict=True):
+            torch.mm(pictures, exact[: len(part)].copy_(part).T, out=columns)
         scores[:, out] = -torch.inf
         least = scores.topk(count).values[:, -1:]
         nearest = []
