@@ -12,8 +12,9 @@ import io
 import math
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -60,14 +61,21 @@ class Tagger:
     uses = zoo.asked_with("tagger")
     longest = None
 
-    def __init__(self, session: onnxruntime.InferenceSession, tags: Sequence[Tag]) -> None:
+    def __init__(
+        self, session: onnxruntime.InferenceSession, tags: Sequence[Tag], load_again: Callable[[], Tagger]
+    ) -> None:
         self.session = session
         self.tags = tags
+        self.load_again = load_again
         [pixels] = session.get_inputs()
         self.input = pixels.name
         self.side: int = pixels.shape[1]
         self.batch: int | None = pixels.shape[0] if _is_size(pixels.shape[0], MOST) else None
         """Pictures that the graph reads at once, where it says how many."""
+
+    def __reduce__(self) -> tuple:
+        """onnxruntime copies and pickles no session: a copy, or one in another process, is read from the files anew."""
+        return self.load_again, ()
 
     def ready(self, image: Image.Image) -> Image.Image:
         """On a white square of the size that the graph reads."""
@@ -136,7 +144,7 @@ def load(folder: Path, options: LoadOptions) -> Tagger:
     tags = read_tags(folder / TAGGER[1])
     session = _session(folder / TAGGER[0], options.device)
     _check_graph(session, len(tags))
-    return Tagger(session, tags)
+    return Tagger(session, tags, partial(load, folder, options))
 
 
 def read_tags(file: Path) -> list[Tag]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -109,6 +111,15 @@ def test_batches_of_mixed_sizes_equal_singles(family: str, tiny_checkpoint: Call
         alone = [speaker.read_images([picture], decoding)[0].candidates[0] for picture in sizes()]
         assert [candidate.text for candidate in at_once] == [candidate.text for candidate in alone]
         assert [c.score for c in at_once] == pytest.approx([c.score for c in alone], abs=1e-6)
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen2_vl"])
+def test_a_model_can_be_copied_and_sent_after_use(family: str, tiny_checkpoint: Callable[[str], Path]) -> None:
+    """pickle refused transformers' hooks of the one, and the other's processor without a part for videos."""
+    used = hub.load(tiny_checkpoint(family), EXACT)
+    before = said(used)
+    for speaker in (pickle.loads(pickle.dumps(used)), copy.deepcopy(used), used):
+        assert said(speaker) == before
 
 
 # --- styles ----------------------------------------------------------------------------------------------------------

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import json
 import math
+import pickle
 import shutil
 import sys
 from collections.abc import Callable
@@ -148,6 +150,11 @@ def test_every_tag_stays_as_it_is(tagger: captioner.pipeline.Captioner) -> None:
     text = tagger.generate(picture(2), threshold=0, character_threshold=0).text
     assert len(text.split(", ")) == len(tiny.GENERAL) + len(tiny.CHARACTERS)
     assert clean(text) == text
+
+
+def test_a_tagger_can_be_copied_and_sent(tagger: captioner.pipeline.Captioner) -> None:
+    for again in (copy.deepcopy(tagger), pickle.loads(pickle.dumps(tagger))):
+        assert again.generate(picture(0)).candidates == tagger.generate(picture(0)).candidates
 
 
 def test_what_is_done_to_the_text(tagger: captioner.pipeline.Captioner) -> None:

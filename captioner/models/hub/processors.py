@@ -57,5 +57,13 @@ def _without_video(cls: type[ProcessorMixin]) -> type[ProcessorMixin]:
         def get_attributes(cls) -> list[str]:
             return [name for name in super().get_attributes() if name != VIDEO]
 
+        def __reduce__(self) -> tuple:
+            return _unset, (cls,), self.__dict__  # pickle finds no class that was made here
+
     PicturesOnly.__name__ = cls.__name__
     return PicturesOnly
+
+
+def _unset(cls: type[ProcessorMixin]) -> ProcessorMixin:
+    own = _without_video(cls)
+    return own.__new__(own)

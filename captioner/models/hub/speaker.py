@@ -73,6 +73,15 @@ class HubModel:
         # Its own length and sampling would only be warned about: `Decoding` says all of this.
         settings.max_length = settings.temperature = settings.top_k = settings.top_p = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        """pickle refuses the hooks by which transformers gathers what layers give; it adds them anew where needed."""
+        for module in self.model.modules():
+            for number, hook in list(module._forward_hooks.items()):
+                if hook.__module__ == "transformers.utils.output_capturing":
+                    del module._forward_hooks[number]
+            module.__dict__.pop("_output_capturing_hooks_installed", None)
+        return self.__dict__
+
     @property
     def longest(self) -> int | None:
         """New tokens that it can write after the shortest start."""
