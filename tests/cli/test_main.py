@@ -695,24 +695,13 @@ def test_terms_are_ranked(
 
 def test_ranked_terms_in_a_file(own_terms: list[str], photos: Path, tmp_path: Path) -> None:
     (photos / "bad.png").touch()
-    rank = (
-        "terms",
-        "rank",
-        photos,
-        *own_terms,
-        "--kind",
-        "artists",
-        "--count",
-        "2",
-        "--out",
-        tmp_path / "a.jsonl",
-        "-q",
-    )
+    two = ("--kind", "artists", "--count", "2", "-q")
+    rank = ("terms", "rank", photos, *own_terms, "--out", tmp_path / "a.jsonl", *two)
     result = call(*rank)
     assert result.exit_code == 1
     assert result.stderr.count("bad.png") == 1
     (photos / "bad.png").unlink()
-    printed = rows(call("terms", "rank", photos, "-r", *own_terms, "--kind", "artists", "--count", "2", "--json", "-q"))
+    printed = rows(call("terms", "rank", photos, "-r", *own_terms, "--json", *two))
     other = call(*rank[:-1], "--resume", "--count", "3")
     assert "--count was 2 and is now 3" in other.stderr
     resumed = call(*rank[:-1], "--resume", "--recursive")
