@@ -14,9 +14,9 @@ import pytest
 from captioner import openmp
 
 LOAD = """
-import os, sys
+import os
 from captioner import openmp
-openmp._others_running = lambda: int(sys.argv[1])
+openmp._others_running = lambda: 10_000
 before = dict(os.environ)
 import captioner
 captioner.load("mini")
@@ -24,21 +24,15 @@ assert os.environ == before
 """
 
 
-def heard(load: int, **environment: str) -> str:
-    """How threads wait, as the library tells, after a program on such a machine has loaded a model."""
-    kept = {name: value for name, value in os.environ.items() if name not in openmp.NAMES}
-    command = [sys.executable, "-c", LOAD, str(load)]
-    environment = {**kept, "OMP_DISPLAY_ENV": "verbose", **environment}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stderr
-    return " ".join(re.findall(r"(?:OMP_WAIT_POLICY|GOMP_SPINCOUNT) = '(\w+)'", done.stderr))
-
-
 @pytest.mark.skipif(sys.platform != "linux", reason="another library runs torch's threads there")
 def test_a_program_that_loads_a_model_is_not_slowed_down_by_threads_that_spin() -> None:
-    """Five pictures by mini took 64 s on a machine that others used, and take 12."""
-    assert heard(load=10_000) == "PASSIVE 0"
-    assert heard(load=10_000, GOMP_SPINCOUNT="9") == "PASSIVE 9"
+    """Five pictures by mini, one at a time, beside three busy processes on two cores, took 14 s or more: now 4 or 5."""
+    kept = {name: value for name, value in os.environ.items() if name not in openmp.NAMES}
+    environment = {**kept, "OMP_DISPLAY_ENV": "verbose"}
+    done = subprocess.run([sys.executable, "-c", LOAD], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    heard = re.findall(r"(?:OMP_WAIT_POLICY|GOMP_SPINCOUNT) = '(\w+)'", done.stderr)
+    assert heard == ["PASSIVE", "0"]
 
 
 def test_nothing_is_set_for_a_torch_that_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
