@@ -43,11 +43,16 @@ class Int8Linear(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         """As `PackedLinear.__reduce__`: plain integers are sent."""
-        return self.__dict__ | {"_buffers": {"packed": self.packed.to_dense().t().contiguous()}}
+        return self.__dict__ | {"_buffers": {"packed": self._integers()}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self.packed = _packed(self.packed)
+
+    def _integers(self) -> Tensor:
+        """The weight `[out, in]`, by a product: a layout may hold sums besides that oneDNN need not undo."""
+        unit, scales = torch.eye(self.in_features, dtype=torch.int8), torch.ones(self.out_features)
+        return _int8_product(unit, self.packed, scales, self.zeros, torch.float32).t().to(torch.int8).contiguous()
 
     def forward(self, x: Tensor) -> Tensor:
         # One less than fits: rounded to bf16, the product with a row's largest number may be a little larger.
