@@ -461,9 +461,15 @@ def test_a_model_can_be_copied_after_use(
     """torch neither pickles nor copies what it has traced or packed."""
     monkeypatch.setattr(compute.packed, "LARGE", 0)  # as large models are packed on any processor
     used = captioner.load(tiny_checkpoint(family), device="cpu", precision=precision)
-    candidates = used.generate(pairs / "1.png", num_candidates=2).candidates
+    prompt = used.generate(pairs / "1.png", num_candidates=2)
     for again in (pickle.loads(pickle.dumps(used)), copy.deepcopy(used)):
-        assert again.generate(pairs / "1.png", num_candidates=2).candidates == candidates
+        check_same(again.generate(pairs / "1.png", num_candidates=2), prompt)
+
+
+def check_same(prompt: captioner.Prompt, other: captioner.Prompt) -> None:
+    """Texts and scores, but for the last digits, in which products of weights that lie elsewhere may differ."""
+    assert [one.text for one in prompt.candidates] == [one.text for one in other.candidates]
+    assert [one.score for one in prompt.candidates] == pytest.approx([one.score for one in other.candidates], rel=1e-3)
 
 
 def test_an_interrogator_can_be_sent_before_and_after_its_parts_are_loaded(tiny_checkpoint, pairs: Path) -> None:
@@ -481,9 +487,8 @@ def test_a_loaded_model_goes_to_another_process() -> None:
     mini = captioner.load("mini")
     with ProcessPoolExecutor(1, get_context("spawn")) as other:
         theirs = other.submit(mini.generate, pictures, quality="fast").result()
-    assert [prompt.candidates for prompt in theirs] == [
-        prompt.candidates for prompt in mini.generate(pictures, quality="fast")
-    ]
+    for prompt, ours in zip(theirs, mini.generate(pictures, quality="fast"), strict=True):
+        check_same(prompt, ours)
 
 
 def test_public_types_tell_their_types() -> None:

@@ -154,7 +154,7 @@ def test_every_tag_stays_as_it_is(tagger: captioner.pipeline.Captioner) -> None:
 
 def test_a_tagger_can_be_copied_and_sent(tagger: captioner.pipeline.Captioner) -> None:
     for again in (copy.deepcopy(tagger), pickle.loads(pickle.dumps(tagger))):
-        assert again.generate(picture(0)).candidates == tagger.generate(picture(0)).candidates
+        assert again.generate(picture(0), threshold=0).text == tagger.generate(picture(0), threshold=0).text
 
 
 def test_what_is_done_to_the_text(tagger: captioner.pipeline.Captioner) -> None:
