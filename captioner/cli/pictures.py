@@ -33,7 +33,7 @@ from captioner.cli.shards import is_of_plan, work
 from captioner.cli.verbs import looks_like_pictures
 from captioner.contracts import LoadOptions, Request
 from captioner.errors import BadInput, refuse_idle
-from captioner.files.names import path_of
+from captioner.files.names import MANY, path_of
 
 if TYPE_CHECKING:
     from captioner.run.batch import Answers
@@ -161,10 +161,6 @@ def embed(
             typer.echo(f"captioner: {sink.summary(tally.done, tally.skipped, tally.failed)}", err=True)
 
 
-PLANNED, NAMING = (".tar", ".parquet"), ("parquet:", "webdataset:", "hub:")
-"""What `captioner plan` alone reads: how its files end, and what stands before their names."""
-
-
 def _named(images: list[str] | None) -> list[str]:
     """What a verb is about; none is right for a plan alone."""
     if not images:
@@ -180,7 +176,9 @@ def _named(images: list[str] | None) -> list[str]:
 
 
 def _is_planned(name: str) -> bool:
-    return name.startswith(NAMING) or (name.lower().endswith(PLANNED) and not os.path.isdir(name))
+    """Is it what `captioner plan` alone reads?"""
+    says_so = any(name.startswith(f"{kind}:") for kind in (*MANY.values(), "hub"))
+    return says_so or (name.lower().endswith(tuple(MANY)) and not os.path.isdir(name))
 
 
 def _work(

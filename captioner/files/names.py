@@ -10,6 +10,9 @@ from pathlib import Path
 SIDECARS = (".txt", ".caption")
 """How a text beside a picture ends; where both lie there, the first is the picture's."""
 
+MANY = {".tar": "webdataset", ".parquet": "parquet"}
+"""How files that hold many pictures end, and what says so before a name (`webdataset:shards`)."""
+
 
 def path_of(name: str | Path) -> Path:
     """The path that a user names; ~ is their home. That of nobody stays as it is and is not there, where

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from captioner.errors import BadImage, BadInput, refuse_idle
-from captioner.files.names import SIDECARS
+from captioner.files.names import MANY, SIDECARS
 from captioner.images import MAX_BYTES, Source, find_images, is_url, looks_like_picture, printable
 from captioner.images.find import MAX_LOOKED_AT, STDIN
 from captioner.pairs.layouts import LONGEST_SIDECAR, ReadOptions, caption_in
@@ -28,10 +28,8 @@ from captioner.pairs.sources import PATIENCE, TABLES, PairSource, load_hub, open
 from captioner.pairs.tables import caption_of
 from captioner.sinks import as_text
 
-KINDS = ("pictures", "parquet", "webdataset", "hub")
+KINDS = ("pictures", *MANY.values(), "hub")
 """What a prefix may say."""
-ENDINGS = {".tar": "webdataset", ".parquet": "parquet"}
-"""How files with many pictures are named."""
 ROWS = 64
 """Of a parquet file, held at once."""
 
@@ -126,7 +124,7 @@ def _kind_of(text: str, recursive: bool) -> tuple[str, str]:
                     f"{printable(f'pictures:{text}')} or {printable(f'webdataset:{text}')}, or name both."
                 )
             return "pictures", text
-        ending = next((end for end in ENDINGS if any(name.endswith(end) for name in names)), None)
+        ending = next((end for end in MANY if any(name.endswith(end) for name in names)), None)
         if ending is not None and recursive:
             files = printable(os.path.join(text, f"*{ending}"))
             refuse_idle(
@@ -134,14 +132,14 @@ def _kind_of(text: str, recursive: bool) -> tuple[str, str]:
                 f"{printable(text)} holds {ending} files, and only they are read. "
                 f"Leave it out; or name {files}, and its subfolders beside that.",
             )
-        return ("pictures" if ending is None else ENDINGS[ending]), text
-    return ENDINGS.get(Path(text).suffix.lower(), "pictures"), text
+        return ("pictures" if ending is None else MANY[ending]), text
+    return MANY.get(Path(text).suffix.lower(), "pictures"), text
 
 
 def hint(inputs: Sequence[str]) -> str:
     """What lies below folders in which no picture is found, as it does in a data set's own folder."""
     files = (Path(place, file) for text in inputs for place, _, names in os.walk(text) for file in sorted(names))
-    below = next((file for file in islice(files, MAX_LOOKED_AT) if file.suffix.lower() in ENDINGS), None)
+    below = next((file for file in islice(files, MAX_LOOKED_AT) if file.suffix.lower() in MANY), None)
     return "" if below is None else printable(f" Below lies {below}: name its folder, {below.parent}.")
 
 
@@ -164,13 +162,13 @@ def _containers(kind: str, text: str, finding: Finding) -> list[tuple[str, str]]
 def _plain(source: Source) -> Item:
     if source.problem is not None:
         return Item(as_text(source.name), "missing", source.problem.encode())
-    if source.url is not None and urlsplit(source.url).path.lower().endswith(tuple(ENDINGS)):
+    if source.url is not None and urlsplit(source.url).path.lower().endswith(tuple(MANY)):
         return Item(source.name, "missing", f"{source.name} may hold pictures: fetch it, and name the file.".encode())
     if source.url is not None:
         return Item(source.name, "address", source.url.encode())
     assert source.path is not None, "standard input was refused"
     name = as_text(os.fspath(source.path))
-    if (ending := source.path.suffix).lower() in ENDINGS:
+    if (ending := source.path.suffix).lower() in MANY:
         remedy = f"name it itself, or by a pattern that ends in {ending}"
         return Item(name, "missing", f"{source.name} may hold pictures: {remedy}.".encode())
     return Item(name, "file", os.fsencode(source.path))
