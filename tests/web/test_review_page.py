@@ -83,6 +83,12 @@ def show(page: Page, name: str) -> None:
     page.run("document.querySelector('.review-list').focus()")
 
 
+def have_come(page: Page, count: int, name: str = "") -> None:
+    """So many pictures, small and large: one that goes before it is answered would be an error of the page."""
+    asked = f"performance.getEntriesByType('resource').filter((one) => /(small|large).name={name}/.test(one.name))"
+    page.wait(f"{asked}.length === {2 * count}")
+
+
 def value(page: Page) -> str:
     return page.run(f"document.querySelector('{AREA}').value")
 
@@ -690,6 +696,7 @@ def test_what_was_written_of_a_picture_that_has_gone_can_be_read(page: Page, pho
     add(page, 190, ", mine")
     page.wait(f"{NOT_SAVED}.startsWith('Not saved')")
     page.press("j")
+    have_come(page, 1, "190")
     moved = (photos / "190.png").rename(photos / "190.away")
     page.click("[aria-label='Look at the folder again']")
     page.wait(f"{STEP}.startsWith('191.png · 1 of 9')")
@@ -800,6 +807,7 @@ def test_how_many_texts_are_written_is_told(browser: Browser, few: str, monkeypa
 
 def test_a_folder_that_was_emptied_is_told_of(browser: Browser, few: str, tmp_path: Path) -> None:
     page = next(tabs := opened(browser, few))
+    have_come(page, 3)  # those that come next are asked for in advance
     for file in (tmp_path / "photos").iterdir():
         file.unlink()
     page.click("[aria-label='Look at the folder again']")
