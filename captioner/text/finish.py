@@ -49,7 +49,7 @@ class Finish:
         _ = self._new_of  # what is malformed is refused at once
         if both := {word.lower() for word in self.forbid} & {word.lower() for word in self.require}:
             raise BadInput(f"Forbidden and required at once: {', '.join(sorted(both))}.")
-        if self.max_clip_tokens and (triggers := clip_tokens(self.dress(self._complete("")))) > self.max_clip_tokens:
+        if self.max_clip_tokens and (triggers := clip_tokens(self._around(self._complete("")))) > self.max_clip_tokens:
             raise BadInput(
                 f"Prefix, suffix and required words alone are {triggers} of CLIP's tokens, more than the limit of "
                 f"{self.max_clip_tokens}: shorten them, or raise the limit."
@@ -63,23 +63,29 @@ class Finish:
         """The text without trigger words, no term replaced: what candidates are compared by."""
         body = clean.clean(raw, finished=finished) if self.clean else raw
         body = without_words(body, self.forbid)
-        if self.max_clip_tokens:
-            body = cut_to_tokens(body, lambda text: clip_tokens(self.dress(self._complete(text))), self.max_clip_tokens)
-        return self._complete(body)
+        return body if self.replace else self._fitted(body)
+
+    def dress(self, body: str) -> str:
+        """Its terms replaced, and the trigger words around it."""
+        if self.replace:
+            body = self._fitted(without_words(with_replaced(body, self._new_of), self.forbid))
+        return self._around(body)
 
     @cached_property
     def _new_of(self) -> dict[str, str]:
         return replacements(self.replace)
 
+    def _fitted(self, body: str) -> str:
+        """No longer than it may be, the required words included."""
+        if self.max_clip_tokens:
+            body = cut_to_tokens(
+                body, lambda text: clip_tokens(self._around(self._complete(text))), self.max_clip_tokens
+            )
+        return self._complete(body)
+
     def _complete(self, body: str) -> str:
         """With the required words that neither it nor a trigger word holds."""
         return with_words(body, [word for word in self.require if not holds(self._around(""), word)])
-
-    def dress(self, body: str) -> str:
-        """Its terms replaced, and the trigger words around it."""
-        if self.replace:
-            body = self._complete(without_words(with_replaced(body, self._new_of), self.forbid))
-        return self._around(body)
 
     def _around(self, body: str) -> str:
         return _joined(_joined(self.prefix, body), self.suffix)

@@ -51,7 +51,8 @@ def replacements(given: Iterable[str]) -> dict[str, str]:
 def with_replaced(text: str, new_of: Mapping[str, str]) -> str:
     """The text with new terms in place of old ones, or without these where the new one is empty: in one pass, so that
     two can change places. A new term that the text has already is not written twice."""
-    terms = text.split(",")
+    stop = _full_stop(text, new_of)
+    terms = text.rstrip().removesuffix(stop).split(",")
     keys = list(map(_key, terms))
     if new_of.keys().isdisjoint(keys):
         return text
@@ -64,7 +65,14 @@ def with_replaced(text: str, new_of: Mapping[str, str]) -> str:
             there.add(_key(new))
             term = term.replace(term.strip(), new)
         kept.append(term)
-    return ",".join(kept).strip()
+    changed = ",".join(kept).strip()
+    return changed + stop if changed else ""
+
+
+def _full_stop(text: str, new_of: Mapping[str, str]) -> str:
+    """The one that ends a text and is not its last term's own, as that of "..." is."""
+    *_, last = text.rstrip().rpartition(",")
+    return "." if re.search(r"[^.]\.$", last) and _key(last) not in new_of else ""
 
 
 def _key(term: str) -> str:

@@ -68,6 +68,13 @@ def test_trigger_words_count_and_the_limit_keeps_what_is_required() -> None:
         ("cat, =_=", ["=_==closed eyes"], "cat, closed eyes"),
         ("a girl, a girl,, ", ["girl=woman"], "a girl, a girl,, "),
         ("solo", ["solo="], ""),
+        ("1girl, a hat, solo.", ["solo="], "1girl, a hat."),
+        ("woman, hat, 1girl. ", ["1girl=woman", "hat=cap"], "woman, cap."),
+        ("A woman, 1girl.", ["1girl=a woman"], "A woman."),
+        ("solo.", ["solo="], ""),
+        ("solo, ...", ["...=speechless"], "solo, speechless"),
+        ("solo, ...", ["..=two dots"], "solo, ..."),
+        ("art by j. r. r.", ["art by j. r. r.=oil."], "oil."),
     ],
 )
 def test_whole_terms_are_replaced(text: str, given: list[str], changed: str) -> None:
@@ -91,6 +98,7 @@ def test_what_is_forbidden_required_and_too_long_is_seen_to_once_terms_are_repla
     assert Finish(replace=replace, prefix="1girl").text("1girl") == "1girl, woman"
     assert Finish(replace=replace, max_clip_tokens=9).text("1girl, solo, hat, cat") == "woman, solo"
     assert Finish(replace=("hat=",), max_clip_tokens=9).text("1girl, solo, hat, cat") == "1girl, solo, cat"
+    assert Finish(replace=("1girl=a woman of great stature",), max_clip_tokens=4).text("1girl, hat") == "a woman"
 
 
 def test_contradictions() -> None:
