@@ -31,6 +31,7 @@ _PHRASES = {
     r"\bprecision (bf16|fp32)\b": r"--precision \1",
     r"\bset trust_remote_code\.": "add --trust-remote-code.",
     r"^attention (?=is about )": "--attention ",
+    r"^replace (?=found )": "--replace ",
     r"\bleave out metadata\.": "leave out --metadata.",
     r"\bby metadata only (?=no model is)": "by --metadata only ",
     r"\bSet metadata to first, and\b": "Say --metadata first, and",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
@@ -85,7 +85,7 @@ def generate(
     def sink(many: bool) -> Sink:
         return write.caption_sink(images, many, prompts.settings, ("file", *prompts.columns))
 
-    run(images, prompts, sink, read.recursive, read.batch_size, write.quiet, loading, prompts.model.spent)
+    run(images, prompts, sink, read.recursive, read.batch_size, write.quiet, loading, prompts.remarks)
     if write.attention and not write.quiet:
         typer.echo(f"captioner: {write.attention} shows where the model looked", err=True)
 
@@ -146,7 +146,7 @@ def embed(
         def of_pictures(many: bool) -> Sink:
             return write.sink(numbers, many, embeddings.settings, ("file", *embeddings.columns))
 
-        run(inputs, embeddings, of_pictures, read.recursive, read.batch_size, write.quiet, asked.label, asked.spent)
+        run(inputs, embeddings, of_pictures, read.recursive, read.batch_size, write.quiet, asked.label, asked.remarks)
     else:
         of_input = [name for name in names(InputFlags) if getattr(read, name) != getattr(InputFlags, name)]
         loading = given(replace(options, embedder=None))  # the packaged MiniLM is run in fp32 on the processor
@@ -237,7 +237,7 @@ def run(
     batch_size: int | None = None,
     quiet: bool = False,
     loading: Callable[[], str] = str,
-    spent: Callable[[], str | None] = str,
+    remarks: Callable[[], Iterable[str]] = tuple,
 ) -> None:
     """Ask about all pictures that are named; one that fails is told, and the exit status then is 1."""
     from captioner.run.batch import run_inputs
@@ -252,8 +252,8 @@ def run(
         loading=loading,
         explain=with_flags,
     )
-    if not quiet and (used := spent()):
-        typer.echo(f"captioner: {used}", err=True)
+    for remark in () if quiet else remarks():
+        typer.echo(f"captioner: {with_flags(remark)}", err=True)
     if tally.failed:
         raise typer.Exit(1)
 

@@ -126,13 +126,14 @@ class Model:
 
         check(self.label(), self.options, request, speaks)
 
-    def spent(self) -> str | None:
-        """What a server has counted in this run, where one was asked."""
+    def remarks(self) -> Iterator[str]:
+        """What is told at the end of a run: what a server has counted, where one was asked."""
         if "loaded" not in self.__dict__ or "captioner.models.openai" not in sys.modules:
-            return None  # a run that asks no server never loads what speaks with one
+            return  # a run that asks no server never loads what speaks with one
         from captioner.models.openai import spent
 
-        return spent(self.loaded)
+        if used := spent(self.loaded):
+            yield used
 
 
 @dataclass
@@ -152,6 +153,8 @@ class Prompts:
         self.request.decoding.check()
         self.request, self.varies = templates.parse(self.request)
         self.finish, self.dresses = templates.parse(self.finish)
+        self._idle: Sequence[str] | None = None
+        """What of `replace` no text had a use for; None before the first."""
         if self.attention is not None and self.metadata != "ignore":
             raise BadInput("attention is about what the model says: leave out metadata.")
         if self.metadata == "only":
@@ -201,6 +204,8 @@ class Prompts:
     def answer(self, looks: list[Asked | Row]) -> list[Row | BadAnswer]:
         answers = iter(self._ask([look for look in looks if not isinstance(look, dict)]))
         rows = [look if isinstance(look, dict) else next(answers) for look in looks]
+        for raw in [row["raw"] for row in rows if isinstance(row, dict)]:
+            self._idle = self.finish.idle(raw, self.finish.replace if self._idle is None else self._idle)
         if self.embed:
             from captioner.text.embedding import text_embedder
 
@@ -208,6 +213,12 @@ class Prompts:
             vectors = iter(text_embedder(self.model.options.embedder)(texts))
             rows = [row | {"embedding": as_numbers(next(vectors))} if isinstance(row, dict) else row for row in rows]
         return rows
+
+    def remarks(self) -> Iterator[str]:
+        """As `Model.remarks`, and what was never replaced."""
+        yield from self.model.remarks()
+        if self._idle:
+            yield f"replace found {', '.join(one.rpartition('=')[0] for one in self._idle)} in no text"
 
     def _ask(self, looks: list[Asked]) -> list[Row | BadAnswer]:
         if not looks:

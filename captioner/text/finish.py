@@ -3,6 +3,7 @@ length."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -70,6 +71,11 @@ class Finish:
         if self.replace:
             body = self._fitted(without_words(with_replaced(body, self._new_of), self.forbid))
         return self._around(body)
+
+    def idle(self, raw: str, among: Sequence[str]) -> list[str]:
+        """Those of `replace` among these that change nothing in what a model said."""
+        body = self.body(raw) if among else ""
+        return [one for one in among if with_replaced(body, replacements([one])) == body]
 
     @cached_property
     def _new_of(self) -> dict[str, str]:

@@ -101,6 +101,13 @@ def test_what_is_forbidden_required_and_too_long_is_seen_to_once_terms_are_repla
     assert Finish(replace=("1girl=a woman of great stature",), max_clip_tokens=4).text("1girl, hat") == "a woman"
 
 
+def test_replacements_without_a_term_to_replace_are_known() -> None:
+    replace = ("1girl=woman", "solo=", "1gril=woman", "long_hair=short hair")
+    finish = Finish(replace=replace, prefix="1gril")
+    assert finish.idle("- 1girl\n- long hair", replace) == ["solo=", "1gril=woman"]
+    assert finish.idle("a hat, solo.", ["solo=", "1gril=woman"]) == ["1gril=woman"]
+
+
 def test_contradictions() -> None:
     with pytest.raises(BadInput, match="once"):
         Finish(forbid=("Cat",), require=("CAT",))
