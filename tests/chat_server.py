@@ -135,7 +135,7 @@ class Handler(BaseHTTPRequestHandler):
             return self.answer({"error": {"type": "unknown"}})
         if model == "error-in-200":
             return self.answer({"error": "Unexpected endpoint or method."})
-        if model == "failed-choice":
+        if model == "failed-choice" or (model == "failed-choice-once" and first):
             failed = {"message": "the provider broke off", "code": 502}
             choice = {"index": 0, "message": {"content": ""}, "finish_reason": "error", "error": failed}
             return self.answer({"choices": [choice]})

@@ -103,7 +103,11 @@ def test_pictures_are_sent_at_a_sane_size(size):
 
 
 @pytest.mark.parametrize(
-    "model", ["busy", "failing", "cut-once", "hung-up-once", "nonsense-once", "gateway", "gateway-in-words"]
+    "model",
+    [
+        *("busy", "failing", "cut-once", "hung-up-once", "nonsense-once"),
+        *("gateway", "gateway-in-words", "failed-choice-once"),
+    ],
 )
 def test_what_may_pass_is_tried_again(server, model):
     server.tries.clear()

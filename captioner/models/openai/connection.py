@@ -128,6 +128,10 @@ class Connection:
         answer = self._object(content, headers)
         if answer.get("error") and not answer.get("choices"):  # gateways tell so what the server behind them said
             raise self._refused(_status_in(answer["error"]), headers, content)
+        if failed := _failed_choice(answer):
+            said = f" ({message})" if (message := _told_in(failed)) else ""
+            told = BadAnswer(f"{self.address} failed on this picture{said}.")
+            raise _Again(told) if _status_in(failed) in TRANSIENT else told
         return answer
 
     def _send(self, path: str, body: dict[str, Any] | None) -> tuple[int, Any, bytes]:
@@ -286,13 +290,21 @@ def _error_in(content: bytes) -> tuple[str, str, str]:
     try:
         said = json.loads(content)
     except (ValueError, RecursionError):
-        return told_in(re.sub(r"<[^>]{0,200}>", " ", content[:2000].decode("utf-8", "replace"))), "", ""
+        return _told_in(re.sub(r"<[^>]{0,200}>", " ", content[:2000].decode("utf-8", "replace"))), "", ""
     error = said.get("error", said) if isinstance(said, dict) else said
     code, parameter = (str(error.get("code")), str(error.get("param"))) if isinstance(error, dict) else ("", "")
-    return told_in(error), code, parameter
+    return _told_in(error), code, parameter
 
 
-def told_in(error: object) -> str:
+def _failed_choice(answer: dict[str, Any]) -> object:
+    """The error of an answer's first choice, where all have one."""
+    choices = answer.get("choices")
+    listed = choices if isinstance(choices, list) else []
+    errors = [choice.get("error") if isinstance(choice, dict) else None for choice in listed]
+    return errors[0] if errors and all(errors) else None
+
+
+def _told_in(error: object) -> str:
     """The message of an error, an object or a text."""
     message = error.get("message") or error.get("detail") or "" if isinstance(error, dict) else error
     return one_line(str(message)) if message and str(message).strip() else ""

@@ -20,7 +20,7 @@ from captioner.decoding import Decoding, DecodingChanges
 from captioner.errors import BadAnswer, BadInput, CaptionerError, MissingModel
 from captioner.images.fetch import in_thread
 from captioner.images.open import one_line
-from captioner.models.openai.connection import REQUESTS, Connection, NotThere, Refused, told_in
+from captioner.models.openai.connection import REQUESTS, Connection, NotThere, Refused
 from captioner.models.parts.instructions import CHAT, JOYCAPTION
 from captioner.prompt import Candidate, Reading
 from captioner.text.words import without_words
@@ -183,9 +183,6 @@ class Server:
                     f"The answer of {self.model} was cut before its first word, after {decoding.max_new_tokens} "
                     "tokens of thought: raise max_new_tokens."
                 )
-            if failed := next((choice["error"] for choice in choices if choice.get("error")), None):
-                said = f" ({message})" if (message := told_in(failed)) else ""
-                raise BadAnswer(f"{self.model} failed on this picture{said}.")
             refused = any(
                 reason == "content_filter" or choice["message"].get("refusal")
                 for choice, (_, reason) in zip(choices, texts, strict=True)
