@@ -221,7 +221,7 @@ def _matching(pattern: str, walk: _Walk) -> Iterator[Source]:
     # "photos/*" should pass over notes.txt, but "*.data" means just those.
     named = [match for match in matches if os.path.isdir(match) or looks_like_picture(match)]
     if named:
-        walk.videos.update(_without_frame(filter(_looks_like_video, matches), named))
+        walk.videos.update(without_frame(filter(looks_like_video, set(matches) - set(named)), named))
     for match in named or matches:
         if os.path.isdir(match):
             yield from _in_folder(match, walk)
@@ -278,12 +278,13 @@ def _sorted_out(entries: Iterable[os.DirEntry[str]]) -> tuple[list[os.DirEntry[s
             folders.append(entry)
         elif looks_like_picture(entry.name):
             pictures.append(entry.path)
-        elif _looks_like_video(entry.name):
+        elif looks_like_video(entry.name):
             videos.append(entry.path)
-    return folders, pictures, _without_frame(videos, pictures)
+    return folders, pictures, without_frame(videos, pictures)
 
 
-def _looks_like_video(name: str) -> bool:
+def looks_like_video(name: str) -> bool:
+    """What is passed over beside pictures, and told."""
     return name.lower().endswith(VIDEOS)
 
 
@@ -292,7 +293,7 @@ def passed_over(videos: Collection[str]) -> str:
     return f"{counted(len(videos), 'video')} passed over: {FRAME_FIRST}"
 
 
-def _without_frame(videos: Iterable[str], pictures: Iterable[str]) -> list[str]:
+def without_frame(videos: Iterable[str], pictures: Iterable[str]) -> list[str]:
     """Those beside which there is no picture of the same name: who was told to take a frame out is not told again."""
     frames = {os.path.splitext(picture)[0] for picture in pictures}
     return [video for video in videos if os.path.splitext(video)[0] not in frames]
@@ -311,14 +312,20 @@ def _any_below(folders: Sequence[str]) -> bool:
     """Whether there is a picture in these folders or theirs. In a huge tree one is taken for granted."""
     seen = 0
     for folder in folders:
-        for _, inner, files in os.walk(folder):
-            inner[:] = [name for name in inner if not name.startswith(".")]
-            if any(looks_like_picture(name) and not name.startswith(".") for name in files):
+        for _, files in below(folder):
+            if any(map(looks_like_picture, files)):
                 return True
             seen += 1 + len(files)
             if seen > MAX_LOOKED_AT:
                 return True
     return False
+
+
+def below(top: str) -> Iterator[tuple[str, list[str]]]:
+    """A folder and those in it, each with the names of its files, but for what is hidden."""
+    for folder, inner, files in os.walk(top):
+        inner[:] = [name for name in inner if not name.startswith(".")]
+        yield folder, [name for name in files if not name.startswith(".")]
 
 
 def _file(path: str) -> Source:

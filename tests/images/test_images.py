@@ -1068,6 +1068,11 @@ def test_videos_in_a_folder_are_told(tree: Path) -> None:
     assert found(tree / "clips" / "*") == ["clips/a.png", f"{tree}/clips/more holds no pictures, but 1 video: {frame}."]
     assert videos == {f"{tree}/clips/B.MOV"}
     assert found(tree / "clips" / "*.MOV") == ["clips/B.MOV"]  # which is named itself
+    videos.clear()
+    (tree / "folder.mp4").mkdir()
+    (tree / "folder.mp4" / "a.png").touch()
+    assert found(tree / "*.mp4") == ["folder.mp4/a.png"]
+    assert not videos
 
 
 def test_what_is_there_to_be_looked_at(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
