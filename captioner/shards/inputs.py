@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 from captioner.errors import BadImage, BadInput, refuse_idle
 from captioner.files.names import MANY, SIDECARS
 from captioner.images import MAX_BYTES, Source, find_images, is_url, looks_like_picture, printable
-from captioner.images.find import MAX_LOOKED_AT, STDIN
+from captioner.images.find import MAX_LOOKED_AT, STDIN, below, looks_like_video, without_frame
 from captioner.pairs.layouts import LONGEST_SIDECAR, ReadOptions, caption_in
 from captioner.pairs.sources import PATIENCE, TABLES, PairSource, load_hub, open_parquet, parquet_files
 from captioner.pairs.tables import caption_of
@@ -96,7 +96,7 @@ def find(inputs: Sequence[str], finding: Finding, videos: set[str] | None = None
     named = (place for kind, rest in kinds if kind != "pictures" for place in _containers(kind, rest, finding))
     containers = dict.fromkeys(named)
     for kind, where in containers:
-        yield from CONTAINERS[kind](where, finding)
+        yield from CONTAINERS[kind](where, finding, set() if videos is None else videos)
 
 
 def _kind_of(text: str, recursive: bool) -> tuple[str, str]:
@@ -138,9 +138,9 @@ def _kind_of(text: str, recursive: bool) -> tuple[str, str]:
 
 def hint(inputs: Sequence[str]) -> str:
     """What lies below folders in which no picture is found, as it does in a data set's own folder."""
-    files = (Path(place, file) for text in inputs for place, _, names in os.walk(text) for file in sorted(names))
-    below = next((file for file in islice(files, MAX_LOOKED_AT) if file.suffix.lower() in MANY), None)
-    return "" if below is None else printable(f" Below lies {below}: name its folder, {below.parent}.")
+    files = (Path(folder, file) for text in inputs for folder, names in below(text) for file in sorted(names))
+    there = next((file for file in islice(files, MAX_LOOKED_AT) if file.suffix.lower() in MANY), None)
+    return "" if there is None else printable(f" Below lies {there}: name its folder, {there.parent}.")
 
 
 def _containers(kind: str, text: str, finding: Finding) -> list[tuple[str, str]]:
@@ -174,39 +174,54 @@ def _plain(source: Source) -> Item:
     return Item(name, "file", os.fsencode(source.path))
 
 
-def _rows_in(file: str, finding: Finding) -> Iterator[Item]:
+def _rows_in(file: str, finding: Finding, _: set[str]) -> Iterator[Item]:
     table, size = open_parquet(file), os.path.getsize(file)
     finding.columns.image_and_text_in(table.schema_arrow.names, file)
     for row in range(table.metadata.num_rows):
         yield Item(f"{as_text(file)}#{row}", "row", os.fsencode(file), row, 0, size)
 
 
-def _members_in(file: str, _: Finding) -> Iterator[Item]:
-    pictures: list[tuple[str, int, int]] = []
+def _members_in(file: str, _: Finding, videos: set[str]) -> Iterator[Item]:
+    pictures: list[tuple[str, int, int, bool]] = []
     captions: dict[str, tuple[int, int]] = {}
+    clips: list[str] = []
     try:
         size = os.path.getsize(file)
         with tarfile.open(file, "r:") as archive:
             for member in archive:
                 archive.members = []  # type: ignore[attr-defined]  # it would keep them all
-                is_hidden = os.path.basename(member.name).startswith(".")  # macOS has a ._a.png packed for each a.png
-                if member.isreg() and looks_like_picture(member.name) and not is_hidden:
-                    pictures.append((member.name, member.offset_data, member.size))
+                if member.isdir() or _is_hidden(member.name):  # macOS has a ._a.png packed for each a.png
+                    continue
+                if looks_like_picture(member.name):
+                    pictures.append((member.name, member.offset_data, member.size, member.isreg()))
+                elif looks_like_video(member.name):
+                    clips.append(member.name)
                 elif member.isreg() and member.name.endswith(SIDECARS):
                     captions[member.name] = member.offset_data, member.size
     except (OSError, tarfile.TarError) as error:
         raise BadInput(f"{file} is no tar, or is cut off ({printable(str(error))}).") from error
+    videos.update(f"{file}#{name}" for name in without_frame(clips, [name for name, *_ in pictures]))
     seen: set[str] = set()
-    for member_name, place, length in pictures:  # at the end: a caption may stand anywhere in a tar
+    for member_name, place, length, is_file in pictures:  # at the end: a caption may stand anywhere in a tar
         name = as_text(member_name)
         name = name if name not in seen else f"{name}@{place}"  # a tar may hold two of one name
         seen.add(name)
+        name = f"{as_text(file)}#{name}"
+        if not is_file:
+            why = f"{printable(name)} is a link within a tar: pack the file itself, as tar -h --hard-dereference does."
+            yield Item(name, "missing", why.encode())
+            continue
         beside = (os.path.splitext(member_name)[0] + ending for ending in SIDECARS)
         caption = next((captions[text] for text in beside if text in captions), (0, 0))
-        yield Item(f"{as_text(file)}#{name}", "member", os.fsencode(file), place, length, size, *caption)
+        yield Item(name, "member", os.fsencode(file), place, length, size, *caption)
 
 
-def _rows_of(name: str, finding: Finding) -> Iterator[Item]:
+def _is_hidden(member: str) -> bool:
+    """Of a tar: by its own name, or by that of a folder."""
+    return any(part.startswith(".") for part in member.split("/") if part not in (".", ".."))
+
+
+def _rows_of(name: str, finding: Finding, _: set[str]) -> Iterator[Item]:
     revision = _revision(name)
     rows = load_hub(PairSource("hub", name), finding.split, revision=revision)
     finding.columns.image_and_text_in(rows.column_names, name)
@@ -229,7 +244,7 @@ def _revision(name: str) -> str | None:
         return None  # one that the cache holds is loaded all the same; what else is wrong, load_hub says
 
 
-CONTAINERS: dict[str, Callable[[str, Finding], Iterator[Item]]] = {
+CONTAINERS: dict[str, Callable[[str, Finding, set[str]], Iterator[Item]]] = {
     "parquet": _rows_in,
     "webdataset": _members_in,
     "hub": _rows_of,

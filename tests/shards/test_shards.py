@@ -136,11 +136,13 @@ def test_standard_input_is_refused_unread(tmp_path: Path, monkeypatch: pytest.Mo
         ("@{}/list", r"a\.tar may hold pictures: name it itself, or by a pattern that ends in \.tar"),
         ("{}/data/*", r"train-0\.parquet may hold pictures: name it itself, or by a pattern that ends in \.parquet"),
         ("{}", r"holds no pictures\. Below lies .*/data/train-0\.parquet: name its folder, .*/data\.$"),
+        ("{}/cache", r"holds no pictures\.$"),
     ],
 )
 def test_what_names_no_picture_is_told(inputs: Path, tmp_path: Path, named: str, why: str) -> None:
-    (tmp_path / "set" / "data").mkdir(parents=True)
-    os.link(inputs / "a.parquet", tmp_path / "set" / "data" / "train-0.parquet")
+    for folder in ("data", "cache/.hidden"):
+        (tmp_path / "set" / folder).mkdir(parents=True)
+        os.link(inputs / "a.parquet", tmp_path / "set" / folder / "train-0.parquet")
     (tmp_path / "set" / "list").write_text(f"{inputs}/a.tar\n")
     with pytest.raises(BadInput, match=why):
         plan.make(tmp_path / "run", [named.format(tmp_path / "set")])
@@ -229,10 +231,28 @@ def test_two_members_of_one_name_are_two_pictures(inputs: Path, tmp_path: Path) 
 
 def test_hidden_members_are_passed_over_as_in_a_folder(inputs: Path, tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "a.tar", "w") as archive:
-        for name in ("x/._a.png", "x/a.png", ".b.png"):
+        for name in ("x/._a.png", "./x/a.png", ".b.png", "x/.thumbs/c.png", "../d.png"):
             archive.add(inputs / "pictures" / "00.png", name)
     made = plan.make(tmp_path / "run", [str(tmp_path / "a.tar")])
-    assert made.ids(0) == [f"{tmp_path}/a.tar#x/a.png"]
+    assert made.ids(0) == [f"{tmp_path}/a.tar#{name}" for name in ("./x/a.png", "../d.png")]
+
+
+def test_links_and_videos_of_a_tar_are_told(inputs: Path, tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        for name in ("a.png", "a.mp4", "x/b.mp4"):  # the first video's frame is there
+            archive.add(inputs / "pictures" / "00.png", name)
+        for name, kind in (("x/c.png", tarfile.LNKTYPE), ("a.png", tarfile.SYMTYPE)):
+            member = tarfile.TarInfo(name)
+            member.type, member.linkname = kind, "a.png"
+            archive.addfile(member)
+    videos: set[str] = set()
+    made = plan.make(tmp_path / "run", [str(tmp_path / "a.tar")], videos=videos)
+    assert videos == {f"{tmp_path}/a.tar#x/b.mp4"}
+    whole, *links = made.sources(made.items(0))
+    assert (whole.id, whole.data) == (f"{tmp_path}/a.tar#a.png", picture(0))
+    assert len({source.id for source in (whole, *links)}) == 3
+    why = "is a link within a tar: pack the file itself, as tar -h --hard-dereference does."
+    assert [link.problem for link in links] == [f"{link.id} {why}" for link in links]
 
 
 # --- what lies beside them -------------------------------------------------------------------------------------------
