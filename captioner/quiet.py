@@ -1,4 +1,4 @@
-"""Keep libraries from talking while something is loaded or drawn."""
+"""Keep libraries from talking while something is loaded or drawn; and what is told of our own work that takes long."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+PROGRESS = logging.getLogger("captioner.progress")
+"""What takes long is told here as a warning, which Python shows where nobody has asked for less, as `--quiet` does."""
 LIBRARIES = ("transformers.utils.logging", "diffusers.utils.logging")
 """Settings of the same kind. Whoever has something loaded by one of them has imported it."""
 

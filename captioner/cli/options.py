@@ -8,6 +8,7 @@ in the default.
 from __future__ import annotations
 
 import inspect
+import logging
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -22,6 +23,7 @@ from typer import Argument, Option
 from captioner.contracts import TERM_KINDS, MetadataUse
 from captioner.decoding import DecodingChanges
 from captioner.errors import BadInput, printable, refuse_idle
+from captioner.quiet import PROGRESS
 from captioner.run.flags import flag
 from captioner.run.help import FIRST, as_written
 
@@ -126,7 +128,15 @@ BatchSize = Annotated[int, Option(help="Pictures at a time.", min=1)]
 SUBFOLDERS = "Look into subfolders too; links to folders are not followed."
 Recursive = Annotated[bool, Option("--recursive", "-r", help=SUBFOLDERS)]
 Json = Annotated[bool, Option("--json", help="As JSON, one line a picture.")]
-Quiet = Annotated[bool, Option("--quiet", "-q", help="No progress on standard error.")]
+
+
+def _hush(quiet: bool) -> bool:
+    """What models tell of their progress, too."""
+    PROGRESS.setLevel(logging.ERROR if quiet else logging.NOTSET)
+    return quiet
+
+
+Quiet = Annotated[bool, Option("--quiet", "-q", help="No progress on standard error.", callback=_hush)]
 
 
 # --- which model, what it is asked, how it searches for the answer ---------------------------------------------------
@@ -403,7 +413,9 @@ class OutputFlags:
     resume: Annotated[bool, _first("Go on where a stopped run left off.", "--resume")] = False
     overwrite: Annotated[bool, _output("Replace the file that --out names.", "--overwrite")] = False
     json: Annotated[bool, _output("Print everything as JSON, one line each.", "--json")] = False
-    quiet: Annotated[bool, _output("No progress on standard error; errors still show.", "--quiet", "-q")] = False
+    quiet: Annotated[
+        bool, _output("No progress on standard error; errors still show.", "--quiet", "-q", callback=_hush)
+    ] = False
 
     def __post_init__(self) -> None:
         if self.resume and self.overwrite:

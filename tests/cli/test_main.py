@@ -697,6 +697,21 @@ def test_terms_are_ranked(
     ]
 
 
+def test_the_progress_of_a_model_is_not_told_where_quiet(
+    own_terms: list[str],
+    photos: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    call("terms", "rank", photos / "a.png", *own_terms, "--quiet")
+    assert not caplog.messages
+    monkeypatch.setenv("CAPTIONER_CACHE", str(tmp_path / "another"))
+    call("terms", "rank", photos / "a.png", *own_terms)
+    told = "Reading {} for the ranking; this is done once …"
+    assert caplog.messages == [told.format("6 artists"), told.format("9 flavors")]
+
+
 def test_ranked_terms_in_a_file(own_terms: list[str], photos: Path, tmp_path: Path) -> None:
     (photos / "bad.png").touch()
     two = ("--kind", "artists", "--count", "2", "-q")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import logging
 import re
 import sys
 from collections.abc import Sequence
@@ -26,6 +27,7 @@ from captioner.errors import BadInput, MissingExtra
 from captioner.files.atomic import replacing
 from captioner.files.cache import cache_folder, cache_to_write
 from captioner.models.parts.ranker import Ranker
+from captioner.quiet import PROGRESS
 from captioner.text.terms import read_terms
 
 PACKAGE = "clip_interrogator"
@@ -164,9 +166,10 @@ def _vectors(ranker: Ranker, kind: str, terms: list[str]) -> Tensor:
     if missing:
         cache_to_write("terms")  # before what may take minutes
         count = sum(len(parts[number]) for number in missing)
-        print(f"Reading {count:,} {kind} for the ranking; this is done once …", file=sys.stderr)
+        PROGRESS.warning(f"Reading {count:,} {kind} for the ranking; this is done once …")
     computed = {}
-    for number in track(missing, kind, console=Console(stderr=True), transient=True, disable=len(missing) < 2):
+    disable = len(missing) < 2 or not PROGRESS.isEnabledFor(logging.WARNING)
+    for number in track(missing, kind, console=Console(stderr=True), transient=True, disable=disable):
         computed[number] = ranker.texts(parts[number]).half().cpu().contiguous()
         with replacing(files[number]) as new:
             save_file({"vectors": computed[number]}, new)
