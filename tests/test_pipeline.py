@@ -25,6 +25,7 @@ from captioner import compute
 from captioner.contracts import LoadOptions, Request
 from captioner.decoding import Decoding, DecodingChanges
 from captioner.errors import BadCheckpoint, BadImage, BadInput
+from captioner.models.knn.build import Recipe, build
 from captioner.pipeline import Captioner, LazyEmbedder
 from captioner.prompt import Candidate, Reading
 from captioner.text.finish import Finish
@@ -466,20 +467,45 @@ def test_a_model_can_be_copied_after_use(
         check_same(again.generate(pairs / "1.png", num_candidates=2), prompt)
 
 
+def test_an_ensemble_can_be_copied_after_use(tiny_checkpoint, pairs: Path, tmp_path: Path) -> None:
+    """With indices, one of which FAISS searches in memory that is not its own."""
+    members = [
+        {"model": str(tiny_checkpoint("direct"))},
+        {"model": str(tiny_checkpoint("clip_prefix")), "expected": True},
+    ]
+    for name, graph in (("exact", False), ("linked", True)):
+        weights = str(tiny_checkpoint("towers") / "vit")
+        build([pairs], tmp_path / name, Recipe("vit", weights, k=2, graph=graph), LoadOptions(device="cpu"))
+        members.append({"model": name})
+    (tmp_path / "ensemble.json").write_text(json.dumps({"kind": "ensemble", "members": members}))
+    used = captioner.load(tmp_path / "ensemble.json", device="cpu", precision="fp32")
+    pictures = [pairs / "1.png", pairs / "2.png"]
+    vectors = used.embed(pictures)
+    copies = [pickle.loads(pickle.dumps(used)), copy.deepcopy(used)]
+    del used
+    for again in copies:
+        np.testing.assert_allclose(again.embed(pictures), vectors, atol=1e-3)
+
+
 def check_same(prompt: captioner.Prompt, other: captioner.Prompt) -> None:
     """Texts and scores, but for the last digits, in which products of weights that lie elsewhere may differ."""
     assert [one.text for one in prompt.candidates] == [one.text for one in other.candidates]
     assert [one.score for one in prompt.candidates] == pytest.approx([one.score for one in other.candidates], rel=1e-3)
 
 
-def test_an_interrogator_can_be_sent_before_and_after_its_parts_are_loaded(tiny_checkpoint, pairs: Path) -> None:
+def test_an_interrogator_can_be_copied_before_and_after_its_parts_are_loaded(
+    tiny_checkpoint, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CAPTIONER_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "terms.txt").write_text("oil\nred cat\nblue dog\n")
     parts = {"caption_model": tiny_checkpoint("blip"), "clip_model": tiny_checkpoint("clip")}
     model = captioner.load("interrogator", **parts, device="cpu")
-    new = pickle.loads(pickle.dumps(model)).speaker
-    text = model.speaker.captioner.generate(pairs / "1.png").text
-    for speaker in (new, pickle.loads(pickle.dumps(model)).speaker):
-        assert speaker.captioner.generate(pairs / "1.png").text == text
-        assert speaker.ranker.limit == model.speaker.ranker.limit
+    asked = {"mode": "fast", "terms": [tmp_path / "terms.txt"]}
+    new = [pickle.loads(pickle.dumps(model)), copy.deepcopy(model)]
+    prompt = model.generate(pairs / "1.png", **asked)
+    for again in (*new, pickle.loads(pickle.dumps(model)), copy.deepcopy(model)):
+        check_same(again.generate(pairs / "1.png", **asked), prompt)
+        assert again.speaker.ranker.limit == model.speaker.ranker.limit
 
 
 def test_a_loaded_model_goes_to_another_process() -> None:
