@@ -29,7 +29,7 @@ class ClipPrefixRecipe(LoraRecipe):
     epochs: float = changed("epochs", 30.0)
     batch_size: int = changed("batch_size", 64)
     schedule: str = changed("schedule", "linear")
-    qlora: str = changed("qlora", "", hidden=True)
+    qlora: str = changed("qlora", hidden=True)
     backbone: str = option("clip", "The frozen image tower", choices=BACKBONES)
     weights: str = option("", "Folder or Hub id of the tower's weights; left out: the usual ones")
     language_model: str = option("openai-community/gpt2", "Folder or Hub id of the GPT-2")

@@ -31,10 +31,10 @@ ADAPTABLE = r"backbone\.tower\..*\.(q_proj|k_proj|v_proj|o_proj|out_proj|fc1|fc2
 class DirectRecipe(LoraRecipe):
     epochs: float = changed("epochs", 3.0)
     batch_size: int = changed("batch_size", 64)
-    stream: bool = changed("stream", False, hidden=True)
-    max_tokens: int = changed("max_tokens", 48, hidden=True)
+    stream: bool = changed("stream", hidden=True)
+    max_tokens: int = changed("max_tokens", hidden=True)
     samples: int = changed("samples", 0, hidden=True)
-    qlora: str = changed("qlora", "", hidden=True)
+    qlora: str = changed("qlora", hidden=True)
     select_by: str = option("loss", "Which checkpoint is the best; the loss is 1 - cosine", choices=["loss"])
     backbone: str = option("vit", "The image tower", choices=BACKBONES)
     weights: str = option("", "Folder or Hub id of the tower's weights; left out: the usual ones")

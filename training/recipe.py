@@ -36,9 +36,10 @@ def option(default: Any, help: str, **metadata: Any) -> Any:
     return field(default=default, metadata={"help": help, **metadata})
 
 
-def changed(name: str, default: Any, **metadata: Any) -> Any:
+def changed(name: str, default: Any = MISSING, **metadata: Any) -> Any:
     """The shared option `name` with another default or other metadata, for a trainer's own recipe."""
-    return option(default, **LoraRecipe.__dataclass_fields__[name].metadata, **metadata)
+    shared = LoraRecipe.__dataclass_fields__[name]
+    return option(shared.default if default is MISSING else default, **shared.metadata, **metadata)
 
 
 OPTIMIZERS = {
