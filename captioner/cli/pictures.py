@@ -134,6 +134,8 @@ def embed(
         embeddings = questions.Embeddings(questions.Model(model, options), request, read.max_pixels, expected)
         _work(write, shards, embeddings, "embed", read.batch_size)
         return
+    if model is None and (planned := [text for text in inputs if _is_planned(text) and " " not in text]):
+        raise _may_hold_many(planned[0])
     if model is None and (missing := [text for text in inputs if _is_missing(text)]):
         raise BadInput(f"There is no picture {missing[0]!r}. If it is a text, give it by --file.")
     if texts.are_pictures(inputs, model):
@@ -168,11 +170,13 @@ def _named(images: list[str] | None) -> list[str]:
             "Name a picture, a folder, an address or - (standard input); or, by --out, the folder of a plan."
         )
     if all(map(_is_planned, images)):
-        raise BadInput(
-            f"{images[0]} may hold many pictures: list them by captioner plan {shlex.quote(images[0])} --out RUN, and "
-            "give --out RUN in its place."
-        )
+        raise _may_hold_many(images[0])
     return images
+
+
+def _may_hold_many(name: str) -> BadInput:
+    plan = f"captioner plan {shlex.quote(name)} --out RUN"
+    return BadInput(f"{name} may hold many pictures: list them by {plan}, and give --out RUN in its place.")
 
 
 def _is_planned(name: str) -> bool:

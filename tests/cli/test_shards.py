@@ -73,6 +73,8 @@ def test_what_is_wrong_with_a_picture_is_told_in_flags(tmp_path: Path) -> None:
         (["generate"], "Name a picture"),
         (["generate", "a b.tar"], "list them by captioner plan 'a b.tar' --out RUN, and give --out RUN"),
         (["generate", "hub:a/b", "x.parquet"], "hub:a/b may hold many pictures"),
+        (["embed", "hub:name"], "hub:name may hold many pictures"),
+        (["embed", "a cat", "parquet:data/a.parquet"], "parquet:data/a.parquet may hold many pictures"),
         (["embed", "--out", "RUN", "--file", "a.txt"], "--file would change nothing"),
         (["status", "nothing"], "nothing holds no plan"),
         (["merge", "RUN", "a.parquet"], "parts for 0 of 1 shards"),
