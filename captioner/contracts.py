@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, runtime_checkable
 
-from captioner.decoding import Decoding, DecodingChanges, check_number
+from captioner.decoding import Decoding, DecodingChanges, check_number, shown
 from captioner.errors import BadInput
 from captioner.styles import STYLES
 
@@ -321,6 +321,8 @@ class Request:
         for name in ("threshold", "character_threshold"):
             if (value := getattr(self, name)) is not None:
                 check_number(name, value, 0, 1)
+
+    __repr__ = shown
 
     def given(self) -> set[str]:
         """What is asked beside the decoding, by name."""

@@ -6,9 +6,20 @@ import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from numbers import Integral, Real
-from typing import Any, TypeGuard
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from captioner.errors import BadInput, refuse_idle
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+
+def shown(settings: DataclassInstance) -> str:
+    """As they are written, without those that are as by default."""
+    default = type(settings)()
+    values = {item.name: getattr(settings, item.name) for item in fields(settings)}
+    given = (f"{name}={value!r}" for name, value in values.items() if value != getattr(default, name))
+    return f"{type(settings).__name__}({', '.join(given)})"
 
 
 @dataclass(frozen=True)
@@ -140,6 +151,8 @@ class DecodingChanges:
                 check_whole(name, value, 1)
         if self.forbid is not None:
             object.__setattr__(self, "forbid", words_of("forbid", self.forbid))
+
+    __repr__ = shown
 
     def check(self) -> None:
         """Say what contradicts itself whatever the model; what depends on the model's own settings is said later."""

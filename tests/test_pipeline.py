@@ -72,6 +72,9 @@ def test_a_notebook_shows_what_comes_out_in_a_line(model, tiny_checkpoint) -> No
     reading = Reading(candidates[:1], prompt.embedding, np.stack([prompt.embedding]))
     assert repr(reading) == f"Reading(candidates=({candidates[0]!r},), shortlist=0)"
     direct = captioner.load(tiny_checkpoint("direct"))
+    asked = Request(DecodingChanges(num_beams=2), prompt="a", terms=("a.txt",))
+    assert repr(asked) == f"Request(decoding=DecodingChanges(num_beams=2), prompt='a', terms=({Path('a.txt')!r},))"
+    assert repr(Request()) == "Request()"
     assert (repr(model), repr(direct)) == (
         f"<Captioner {model.name}, {model.precision}>",
         f"<DirectEmbedder {direct.name}>",
