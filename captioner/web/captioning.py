@@ -1,7 +1,8 @@
 """Captioning many pictures of Review's folder: a job of the server, which goes on when the page is closed.
 
 Several pictures are asked about at a time; each text is saved as it comes, and all of them are one step for undo. It
-can be stopped; a picture that fails keeps its reason. What the model refuses whatever the picture ends it.
+can be stopped; a picture that fails keeps its reason. What the model refuses whatever the picture ends it, and so does
+a model that fails on the first pictures.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ from uuid import uuid4
 
 from starlette.concurrency import run_in_threadpool
 
-from captioner.errors import BadInput, CaptionerError, counted, printable
+from captioner.errors import BadAnswer, BadInput, CaptionerError, counted, printable
 from captioner.review import Conflict, Review, Unknown
+from captioner.run.batch import FIRST
 from captioner.serving.engine import Ask, Engine, Picture
 from captioner.serving.scheduler import Busy, Closed
 from captioner.sinks.row import OnExisting, Row, with_existing
@@ -107,6 +109,9 @@ class Captioning:
                 self._through(name, failed=True)
             except CaptionerError as error:
                 self._fail(name, one_line(error))
+                if isinstance(error, BadAnswer) and not self.done and self.failed >= FIRST:
+                    self.refused = one_line(error)
+                    self.stop()
             except Exception:
                 logger.exception("captioning %s failed", name)
                 self._fail(name, BUG)

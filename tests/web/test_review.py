@@ -237,6 +237,25 @@ def test_texts_that_are_there_stay_or_are_added_to(chat: tuple[str, ChatServer],
     assert (told["total"], len(server.bodies)) == (1, 1)
 
 
+def test_a_server_that_refuses_the_first_pictures_ends_a_run(photos: Path) -> None:
+    with serving() as server, Review(photos) as review:
+        engine = Engine([f"openai:{server.address}#blind"], batch_size=1)
+        engine.start()
+
+        async def ended() -> dict:
+            run = Captioning(review, engine, [f"{number}.png" for number in range(4)] * 10, engine.ask())
+            run.start()
+            while not run.over:
+                await asyncio.sleep(0.01)
+            return run.state()
+
+        state = asyncio.run(ended())
+        engine.close()
+    assert (state["done"], state["stopped"]) == (0, True)
+    assert state["refused"].endswith("answers 400 (image input is not supported by this model).")
+    assert 3 <= state["failed"] < 20
+
+
 def test_a_setting_that_the_model_refuses_ends_a_run_and_is_told(chat: tuple[str, ChatServer]) -> None:
     api, _ = chat
     assert "has no use for quality" in refusal(api + "ask", {"name": "0.png", "quality": "fast"})[1]
