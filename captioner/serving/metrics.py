@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import threading
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
@@ -15,24 +16,20 @@ class Counter:
 
     def __init__(self, name: str, help: str, labels: Sequence[str] = ()) -> None:
         self.name, self.help, self.labels = name, help, labels
-        self._counts: dict[tuple[str, ...], float] = {}
+        self._counts: collections.Counter[tuple[str, ...]] = collections.Counter()
         self._lock = threading.Lock()
 
-    def add(self, *values: str, by: float = 1) -> None:
+    def add(self, *values: str) -> None:
         """Count one more under these labels."""
         with self._lock:
-            self._counts[values] = self._counts.get(values, 0) + by
-
-    def count(self, *values: str) -> float:
-        """How many there were under these labels."""
-        return self._counts.get(values, 0)
+            self._counts[values] += 1
 
     def lines(self) -> Iterator[str]:
         """As Prometheus reads it."""
         yield f"# HELP {self.name} {self.help}"
         yield f"# TYPE {self.name} counter"
         for values, count in sorted(self._counts.items()):
-            yield f"{self.name}{_labels(self.labels, values)} {count:g}"
+            yield f"{self.name}{_labels(self.labels, values)} {count}"
 
 
 class Histogram:
@@ -50,11 +47,6 @@ class Histogram:
             self._counts[bisect_left(self.bounds, number)] += 1
             self.total += number
 
-    @property
-    def count(self) -> int:
-        """How many numbers there were."""
-        return sum(self._counts)
-
     def lines(self) -> Iterator[str]:
         """As Prometheus reads it."""
         yield f"# HELP {self.name} {self.help}"
@@ -67,11 +59,11 @@ class Histogram:
         yield f"{self.name}_count {up_to}"
 
 
-def gauge(name: str, help: str, value: float) -> Iterator[str]:
+def gauge(name: str, help: str, value: int) -> Iterator[str]:
     """A number as it is now."""
     yield f"# HELP {name} {help}"
     yield f"# TYPE {name} gauge"
-    yield f"{name} {value:g}"
+    yield f"{name} {value:d}"
 
 
 def _labels(names: Sequence[str], values: Sequence[str]) -> str:

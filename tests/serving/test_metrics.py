@@ -31,3 +31,11 @@ def test_buckets_are_cumulative() -> None:
 
 def test_a_gauge_is_a_number() -> None:
     assert list(gauge("queue", "Waiting.", 3)) == ["# HELP queue Waiting.", "# TYPE queue gauge", "queue 3"]
+
+
+def test_large_numbers_are_told_to_the_last_digit() -> None:
+    counter = Counter("requests_total", "Requests.")
+    counter._counts[()] = 1_234_567
+    counter.add()
+    assert list(counter.lines())[-1] == "requests_total 1234568"
+    assert list(gauge("bytes", "Bytes.", 255_999_997))[-1] == "bytes 255999997"
