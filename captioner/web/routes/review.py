@@ -166,7 +166,7 @@ class Bulk(Strict):
 
 
 class Polite(APIRoute):
-    """Errors of this room by their status."""
+    """Errors of this room by their status; what is wrong with what is being typed is an answer."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()
@@ -174,6 +174,8 @@ class Polite(APIRoute):
         async def polite(request: Request) -> Response:
             try:
                 return await handle(request)
+            except (BadFilter, BadPattern) as error:
+                return Json({"error": where_of(error)})
             except Unknown as error:
                 raise HTTPException(404, one_line(error)) from error
             except BadOutput as error:
@@ -241,10 +243,7 @@ def router(context: Context) -> APIRouter:
 
     @routes.post("/view")
     def view(asked: View) -> Any:
-        try:
-            rows = review().view(asked.filter, asked.sort, asked.descending)
-        except BadFilter as error:
-            return {"error": where_of(error)}
+        rows = review().view(asked.filter, asked.sort, asked.descending)
         return {"names": [row.name for row in rows], "state": state_of(review())}
 
     @routes.post("/rows")
@@ -308,18 +307,11 @@ def router(context: Context) -> APIRouter:
 
     @routes.post("/preview")
     def preview(asked: Bulk) -> Any:
-        try:
-            return asdict(review().preview(asked.made(), asked.scope()))
-        except (BadFilter, BadPattern) as error:
-            return {"error": where_of(error)}
+        return asdict(review().preview(asked.made(), asked.scope()))
 
     @routes.post("/apply")
     def apply(asked: Bulk) -> Any:
-        try:
-            outcome = review().apply(asked.made(), asked.scope())
-        except (BadFilter, BadPattern) as error:
-            return {"error": where_of(error)}
-        return settled(review(), asdict(outcome))
+        return settled(review(), asdict(review().apply(asked.made(), asked.scope())))
 
     @routes.post("/undo")
     def undo() -> Any:
@@ -346,10 +338,7 @@ def router(context: Context) -> APIRouter:
 
     @routes.post("/terms")
     def terms(asked: Terms) -> Any:
-        try:
-            terms = review().terms(asked.filter, asked.contains, asked.by_name, asked.most)
-        except BadFilter as error:
-            return {"error": where_of(error)}
+        terms = review().terms(asked.filter, asked.contains, asked.by_name, asked.most)
         return Json({"terms": [vars(term) for term in terms]})  # FastAPI's way takes a second for 50,000
 
     @routes.post("/look-again")
