@@ -114,33 +114,34 @@ class Bench:
     ) -> list[Row | CaptionerError]:
         """A row for each picture; all are asked the same, and may want it finished differently."""
         model = self.load(asks[0].model)
-        wanted = [index for index, value in enumerate(opened) if not isinstance(value, dict)]
-        rows: list[Row | CaptionerError] = [value if isinstance(value, dict) else {} for value in opened]
-        if isinstance(model, Captioner):
-            if asks[0].expected:
-                model.check_expected(asks[0].request)
-            readings = self._readings(
-                model, [asks[i] for i in wanted], [pictures[i] for i in wanted], [opened[i] for i in wanted]
-            )
-            for index, row in zip(wanted, _finished(model, readings, [asks[i] for i in wanted]), strict=True):
-                rows[index] = row
-        else:
-            for index in wanted:  # in one batch others may ask for what it does give
-                if asks[index].wants == "prompt":
-                    rows[index] = BadInput(NO_TEXT.format(model.name))
-            if wanted := [index for index in wanted if asks[index].wants == "embedding"]:
-                images = [opened[index] for index in wanted]
-                vectors = model.embed(images, asks[0].request, len(wanted), asks[0].expected)
-                for index, vector in zip(wanted, vectors, strict=True):
-                    rows[index] = {"embedding": questions.as_numbers(vector)}
+        # One that carries its prompt is opened to its row.
+        waiting = [one for one in zip(asks, pictures, opened, strict=True) if not isinstance(one[2], dict)]
+        answers = iter(self._answers(model, *zip(*waiting, strict=True)) if waiting else ())
+        rows = [value if isinstance(value, dict) else next(answers) for value in opened]
         self._embed_rows(asks, rows)
         return [_checked(row) for row in rows]
+
+    def _answers(
+        self, model: Model, asks: Sequence[Ask], pictures: Sequence[Picture], opened: Sequence[Any]
+    ) -> Sequence[Row | CaptionerError]:
+        """What the model says of each picture, or gives at once."""
+        request, expected = asks[0].request, asks[0].expected
+        if isinstance(model, Captioner):
+            if expected:
+                model.check_expected(request)
+            return _finished(model, self._readings(model, asks, pictures, opened), asks)
+        images = [image for ask, image in zip(asks, opened, strict=True) if ask.wants == "embedding"]
+        vectors = iter(model.embed(images, request, len(images), expected) if images else ())
+        return [  # one batch may be of both kinds
+            {"embedding": questions.as_numbers(next(vectors))}
+            if ask.wants == "embedding"
+            else BadInput(NO_TEXT.format(model.name))
+            for ask in asks
+        ]
 
     def _readings(
         self, model: Captioner, asks: Sequence[Ask], pictures: Sequence[Picture], opened: Sequence[Any]
     ) -> list[Reading]:
-        if not opened:
-            return []
         request, speaker = asks[0].request, model.speaker
         decoding = model.settings(request)
         if not isinstance(speaker, SearchedDecoder):
@@ -154,19 +155,16 @@ class Bench:
         self, speaker: SearchedDecoder, asks: Sequence[Ask], pictures: Sequence[Picture], opened: Sequence[Any]
     ) -> list[Remembered]:
         """All pictures encoded: those that are not remembered in one batch, each once."""
-        known: dict[Hashable, Remembered] = {}
-        new: dict[Hashable, Pixels] = {}
         keys = [_key(ask, speaker, picture) for ask, picture in zip(asks, pictures, strict=True)]
-        for key, value in zip(keys, opened, strict=True):
-            if isinstance(value, Remembered):
-                known[key] = value
-            elif key in known or key in new:
+        known = {key: value for key, value in zip(keys, opened, strict=True) if isinstance(value, Remembered)}
+        new: dict[Hashable, Pixels] = {}
+        for key, value in dict(zip(keys, opened, strict=True)).items():
+            if key in known:
                 continue
-            elif (kept := self.memories.get(key, counted=False)) is not None:  # encoded since it was opened
+            if (kept := self.memories.get(key, counted=False)) is not None:  # encoded since it was opened
                 known[key] = kept
             else:
                 new[key] = _pixels(speaker, value) if isinstance(value, Image) else value
-        new = {key: pixels for key, pixels in new.items() if key not in known}
         if new:
             features = speaker.encode(torch.cat([pixels.pixels for pixels in new.values()]), asks[0].request)
             for key, pixels, row in zip(new, new.values(), features.split(1), strict=True):
