@@ -14,13 +14,13 @@ from pathlib import Path
 import torch
 
 from captioner import zoo
-from captioner.errors import EXTRAS, BadCheckpoint, BadInput, MissingExtra
+from captioner.errors import EXTRAS, BadInput, MissingExtra
 from captioner.models.parts.backbones import clip_resnet
 from captioner.models.parts.backbones.clip_resnet import CLIPResNet
 from captioner.models.parts.backbones.efficientnet_lite import fold_published
 from captioner.models.parts.backbones.preprocess import CLIP, IMAGENET, Preprocess
-from captioner.models.parts.backbones.towers import Backbone, CLIPVision, Lite, ResNet, ViT
-from captioner.models.parts.checkpoint import read_config, reading
+from captioner.models.parts.backbones.towers import Backbone, CLIPVision, Lite, OfTransformers, ResNet, ViT
+from captioner.models.parts.checkpoint import reading
 
 
 @dataclass(frozen=True)
@@ -75,9 +75,9 @@ def build(name: str, weights: str | Path | None = None, **settings) -> Backbone:
     if usual.make is Lite:
         return _build_lite(name, weights, settings)
     folder = zoo.weights_folder(weights or usual.weights)
-    if usual.make is CLIPResNet:
+    if not issubclass(usual.make, OfTransformers):
         return CLIPResNet(name, *clip_resnet.read(folder))
-    tower = usual.make.load_tower(_checked(folder, name))
+    tower = usual.make.load_tower(name, folder)
     of_tower = {key: value for key, value in tower.config.to_diff_dict().items() if key not in NOT_SETTINGS}
     default = usual.preprocess
     if usual.make is not ResNet:  # a ResNet takes any size
@@ -105,17 +105,6 @@ def _usual(name: str) -> Pretrained:
     if name not in BACKBONES:
         raise BadInput(f"No backbone {name!r}. There are: {', '.join(BACKBONES)}.")
     return BACKBONES[name]
-
-
-def _checked(folder: Path, name: str) -> Path:
-    """The folder, if it holds a checkpoint of this architecture."""
-    model_type = read_config(folder).get("model_type")
-    wanted = BACKBONES[name].make.model_types
-    if model_type not in wanted:
-        raise BadCheckpoint(
-            f"{folder} holds a {model_type!r} model; the backbone {name!r} needs {' or '.join(wanted)}."
-        )
-    return folder
 
 
 def _build_lite(name: str, weights: str | Path | None, settings: dict) -> Backbone:

@@ -111,12 +111,11 @@ class CLIPResNet(Backbone):
 
     tower: CLIPResNetTower
 
-    def __init__(self, name: str, preprocess: Preprocess, settings: dict, tower: nn.Module | None = None) -> None:
-        super().__init__(name, preprocess, settings, tower)
-        self.width, self.grid_width = self.tower.attnpool.c_proj.out_features, self.tower.attnpool.c_proj.in_features
+    def widths(self) -> tuple[int, int]:
+        return self.tower.attnpool.c_proj.out_features, self.tower.attnpool.c_proj.in_features
 
-    @staticmethod
-    def blank_tower(name: str, settings: dict) -> CLIPResNetTower:
+    @classmethod
+    def blank_tower(cls, name: str, settings: dict) -> CLIPResNetTower:
         return CLIPResNetTower(**settings)
 
     @property

@@ -1,7 +1,6 @@
 """Image towers: transformers' ViT, CLIP and ResNet, and EfficientNet-Lite, each with its preprocessing.
 
 What they have in common is a `Backbone`: pixels to one vector, or to a grid of them, and layers that can be frozen.
-Who asks for a tower of transformers imports its classes then: an index on EfficientNet-Lite answers without them.
 """
 
 from __future__ import annotations
@@ -9,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -30,14 +29,10 @@ from captioner.models.parts.narrow import all_of
 if TYPE_CHECKING:
     from transformers import CLIPVisionModelWithProjection, PreTrainedModel, ResNetModel, ViTModel
 
-Tower = TypeVar("Tower", bound="PreTrainedModel")
-
 
 class Backbone(nn.Module):
     """An image tower. Subclasses say how it is called; `tower` holds its weights."""
 
-    model_types: tuple[str, ...] = ()
-    """What a checkpoint's config.json may call itself."""
     width: int
     """Length of a pooled vector."""
     grid_width: int
@@ -50,15 +45,15 @@ class Backbone(nn.Module):
         self.preprocess = preprocess
         self.settings = settings
         self.tower = self.blank_tower(name, settings) if tower is None else tower
+        self.width, self.grid_width = self.widths()
 
-    @staticmethod
-    def blank_tower(name: str, settings: dict) -> nn.Module:
+    @classmethod
+    def blank_tower(cls, name: str, settings: dict) -> nn.Module:
         """A tower with random weights."""
         raise NotImplementedError
 
-    @staticmethod
-    def load_tower(folder: Path) -> PreTrainedModel:
-        """The image tower of a checkpoint."""
+    def widths(self) -> tuple[int, int]:
+        """`width` and `grid_width`."""
         raise NotImplementedError
 
     @property
@@ -109,27 +104,61 @@ class Backbone(nn.Module):
         return digest.hexdigest()
 
 
-class ViT(Backbone):
+class OfTransformers(Backbone):
+    """A tower whose class is one of transformers'."""
+
+    class_name: str
+    options: ClassVar[dict[str, bool]] = {}
+    """Of its constructor."""
+    model_types: tuple[str, ...]
+    """What a checkpoint's config.json may call itself."""
+
+    @classmethod
+    def tower_class(cls) -> type[PreTrainedModel]:
+        """Imported now: an index on EfficientNet-Lite answers without transformers."""
+        import transformers
+
+        return getattr(transformers, cls.class_name)
+
+    @classmethod
+    def blank_tower(cls, name: str, settings: dict) -> nn.Module:
+        kind = cls.tower_class()
+        return kind(config_class(kind)(**settings), **cls.options)
+
+    @classmethod
+    def load_tower(cls, name: str, folder: Path) -> PreTrainedModel:
+        """That of a checkpoint, whose other parts (text tower, classifier) are passed over."""
+        kind, whole = cls.tower_class(), check(folder)
+        if (model_type := whole.get("model_type")) not in cls.model_types:
+            needed = " or ".join(cls.model_types)
+            raise BadCheckpoint(f"{folder} holds a {model_type!r} model; the backbone {name!r} needs {needed}.")
+        with reading(folder):
+            config = config_class(kind).from_pretrained(folder)
+            if (width := whole.get("projection_dim")) is not None and "projection_dim" in config.to_dict():
+                config.projection_dim = width  # of the whole CLIP, which its towers' own parts need not repeat
+            check_shape(lambda: kind(config, **cls.options), folder)
+            tower, report = with_report(
+                kind, folder, config=config, dtype=torch.float32, ignore_mismatched_sizes=True, **cls.options
+            )
+        if report["missing_keys"]:
+            raise BadCheckpoint(f"{folder} lacks weights, e.g. {sorted(report['missing_keys'])[0]!r}.")
+        if misshapen := [key for key, *_shapes in report["mismatched_keys"]]:
+            raise BadCheckpoint(
+                f"{folder}/config.json describes another size of {sorted(misshapen)[0]!r}. Fetch it again."
+            )
+        check_numbers(tower, folder)
+        return tower
+
+
+class ViT(OfTransformers):
     """Vision transformer: pooled is its class token, the grid its patches, both after the last norm."""
 
-    model_types = ("vit",)
+    class_name, model_types = "ViTModel", ("vit",)
+    options: ClassVar[dict[str, bool]] = {"add_pooling_layer": False}
     tower: ViTModel
 
-    def __init__(self, name: str, preprocess: Preprocess, settings: dict, tower: nn.Module | None = None) -> None:
-        super().__init__(name, preprocess, settings, tower)
-        self.width = self.grid_width = self.tower.config.hidden_size
-
-    @staticmethod
-    def blank_tower(name: str, settings: dict) -> ViTModel:
-        from transformers import ViTConfig, ViTModel
-
-        return ViTModel(ViTConfig(**settings), add_pooling_layer=False)
-
-    @staticmethod
-    def load_tower(folder: Path) -> PreTrainedModel:
-        from transformers import ViTModel
-
-        return _load_tower(ViTModel, folder, add_pooling_layer=False)
+    def widths(self) -> tuple[int, int]:
+        return self.tower.config.hidden_size, self.tower.config.hidden_size
 
     @property
     def stem(self) -> nn.Module:
@@ -146,27 +175,14 @@ class ViT(Backbone):
         return self.tower(pixels).last_hidden_state[:, 1:]
 
 
-class CLIPVision(Backbone):
+class CLIPVision(OfTransformers):
     """CLIP's image tower: pooled is the embedding in CLIP's joint space, the grid the patches before the last norm."""
 
-    model_types = ("clip", "clip_vision_model")
+    class_name, model_types = "CLIPVisionModelWithProjection", ("clip", "clip_vision_model")
     tower: CLIPVisionModelWithProjection
 
-    def __init__(self, name: str, preprocess: Preprocess, settings: dict, tower: nn.Module | None = None) -> None:
-        super().__init__(name, preprocess, settings, tower)
-        self.width, self.grid_width = self.tower.config.projection_dim, self.tower.config.hidden_size
-
-    @staticmethod
-    def blank_tower(name: str, settings: dict) -> CLIPVisionModelWithProjection:
-        from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
-
-        return CLIPVisionModelWithProjection(CLIPVisionConfig(**settings))
-
-    @staticmethod
-    def load_tower(folder: Path) -> PreTrainedModel:
-        from transformers import CLIPVisionModelWithProjection
-
-        return _load_tower(CLIPVisionModelWithProjection, folder)
+    def widths(self) -> tuple[int, int]:
+        return self.tower.config.projection_dim, self.tower.config.hidden_size
 
     @property
     def stem(self) -> nn.Module:
@@ -183,27 +199,15 @@ class CLIPVision(Backbone):
         return self.tower(pixels).last_hidden_state[:, 1:]
 
 
-class ResNet(Backbone):
+class ResNet(OfTransformers):
     """Residual network without its classifier: pooled is the mean of the 7×7 map, the grid the map itself."""
 
-    model_types = ("resnet",)
+    class_name, model_types = "ResNetModel", ("resnet",)
     tower: ResNetModel
 
-    def __init__(self, name: str, preprocess: Preprocess, settings: dict, tower: nn.Module | None = None) -> None:
-        super().__init__(name, preprocess, settings, tower)
-        self.width = self.grid_width = list(self.tower.config.hidden_sizes or ())[-1]
-
-    @staticmethod
-    def blank_tower(name: str, settings: dict) -> ResNetModel:
-        from transformers import ResNetConfig, ResNetModel
-
-        return ResNetModel(ResNetConfig(**settings))
-
-    @staticmethod
-    def load_tower(folder: Path) -> PreTrainedModel:
-        from transformers import ResNetModel
-
-        return _load_tower(ResNetModel, folder)
+    def widths(self) -> tuple[int, int]:
+        width = list(self.tower.config.hidden_sizes or ())[-1]
+        return width, width
 
     @property
     def stem(self) -> nn.Module:
@@ -227,13 +231,12 @@ class Lite(Backbone):
 
     tower: EfficientNetLite
 
-    def __init__(self, name: str, preprocess: Preprocess, settings: dict, tower: nn.Module | None = None) -> None:
-        super().__init__(name, preprocess, settings, tower)
-        self.grid_width = self.tower.head.out_channels
-        self.width = self.tower.statistics_width if settings.get("pool") == "statistics" else self.grid_width
+    def widths(self) -> tuple[int, int]:
+        of_map = self.tower.head.out_channels
+        return self.tower.statistics_width if self.settings.get("pool") == "statistics" else of_map, of_map
 
-    @staticmethod
-    def blank_tower(name: str, settings: dict) -> EfficientNetLite:
+    @classmethod
+    def blank_tower(cls, name: str, settings: dict) -> EfficientNetLite:
         return EfficientNetLite(name.removeprefix("efficientnet-"))
 
     @property
@@ -251,22 +254,3 @@ class Lite(Backbone):
 
     def grid(self, pixels: Tensor) -> Tensor:
         return self.tower(pixels).flatten(2).transpose(1, 2)  # [n, regions, channels]
-
-
-def _load_tower(model_class: type[Tower], folder: Path, **options) -> Tower:
-    """Weights of the image tower alone; the checkpoint's other parts (text tower, classifier) are passed over."""
-    whole = check(folder)
-    with reading(folder):
-        config = config_class(model_class).from_pretrained(folder)
-        if (width := whole.get("projection_dim")) is not None and "projection_dim" in config.to_dict():
-            config.projection_dim = width  # of the whole CLIP, which its towers' own parts need not repeat
-        check_shape(lambda: model_class(config, **options), folder)
-        tower, report = with_report(
-            model_class, folder, config=config, dtype=torch.float32, ignore_mismatched_sizes=True, **options
-        )
-    if report["missing_keys"]:
-        raise BadCheckpoint(f"{folder} lacks weights, e.g. {sorted(report['missing_keys'])[0]!r}.")
-    if misshapen := [key for key, *_shapes in report["mismatched_keys"]]:
-        raise BadCheckpoint(f"{folder}/config.json describes another size of {sorted(misshapen)[0]!r}. Fetch it again.")
-    check_numbers(tower, folder)
-    return tower
