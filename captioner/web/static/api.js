@@ -37,6 +37,25 @@ export async function json(path, body, options = {}) {
   return (await request(path, { ...options, ...posted, headers: { ...headers, ...options.headers } })).json();
 }
 
+/**
+ * What the server says of one picture. It is sent as a list of one, so that what is wrong with it comes as an answer
+ * and not as the failure of a request, which browsers would write into their console.
+ */
+export async function answer(path, blob, name, settings, signal) {
+  const { results } = await asked(path, "images", blob, name, settings, signal);
+  if (results[0].error !== undefined) throw new Refused(422, results[0].error);
+  return results[0];
+}
+
+/** A picture and settings as a form (lists as JSON, the rest as text, nothing of what is undefined), and the answer. */
+export async function asked(path, field, blob, name, settings, signal) {
+  const body = new FormData();
+  body.append(field, blob, name);
+  for (const [setting, value] of Object.entries(settings))
+    if (value !== undefined) body.append(setting, Array.isArray(value) ? JSON.stringify(value) : String(value));
+  return (await request(path, { method: "POST", body, signal })).json();
+}
+
 async function send(path, options) {
   const headers = new Headers(options.headers);
   const key = stored();

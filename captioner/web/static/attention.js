@@ -1,19 +1,17 @@
 // Where the model looked as it wrote each word: the picture, dark where it did not look, word by word.
 
+import { asked } from "./api.js";
 import { button, el, saveFile } from "./dom.js";
-import { form } from "./caption.js";
 
 const SIDE = 480; // pixels of the map as it is drawn over the picture
 
 /** A panel of words; pointing at one, or going to it by keyboard, lights up the picture of the card. */
-export function attentionPanel(api, card, item) {
+export function attentionPanel(card, item) {
   const panel = el("div", { class: "attention" }, el("p", { class: "note", role: "status" }, "Looking …"));
   const { model, prompt, question } = item.settings;
-  const settings = Object.fromEntries(Object.entries({ model, prompt, question, text: item.row.raw }).filter(([, value]) => value !== undefined));
   card.view
     .content(item)
-    .then((blob) => api.request("v1/attention", { method: "POST", body: form(blob, item.name, settings) }))
-    .then((response) => response.json())
+    .then((blob) => asked("v1/attention", "image", blob, item.name, { model, prompt, question, text: item.row.raw }))
     .then(({ words, maps }) => panel.replaceChildren(...drawn(card, item, words, maps)))
     .catch((error) => panel.replaceChildren(el("p", { class: "warning" }, error.message)));
   return panel;

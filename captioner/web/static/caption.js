@@ -1,6 +1,6 @@
 // Caption: pictures in, a card each: its text, what else the model said, what the file carries, where the model looked.
 
-import { Refused } from "./api.js";
+import { Refused, answer } from "./api.js";
 import { attentionPanel } from "./attention.js";
 import { button, copyText, el, icon, saveFile, shortName } from "./dom.js";
 import { picker } from "./picker.js";
@@ -245,7 +245,7 @@ class Caption {
       if (!this.state.description) this.state.description = await this.describe(this.state.model);
       const asked = this.asked();
       const blob = await this.content(item, signal);
-      const row = await answer(this.api, "v1/generate", blob, item.name, asked, signal);
+      const row = await answer("v1/generate", blob, item.name, asked, signal);
       Object.assign(item, { status: "done", row: { ...row, file: item.name }, text: row.text, asked: JSON.stringify(asked), settings: asked });
       item.hasAttention = this.state.description.attention && row.source === "model";
       item.card.draw();
@@ -270,7 +270,7 @@ class Caption {
 
   async read(item, blob, signal) {
     try {
-      item.carried = await answer(this.api, "v1/read", blob, item.name, {}, signal);
+      item.carried = await answer("v1/read", blob, item.name, {}, signal);
     } catch (error) {
       if (!(error instanceof Refused)) throw error;
       item.carried = null; // it carries nothing
@@ -546,7 +546,7 @@ class Card {
       if (row.source === "metadata") chips.push(el("span", { class: "badge" }, "from the file"));
       if (row.candidates.length > 1) chips.push(this.chip("candidates", `${row.candidates.length} candidates`, () => this.candidates()));
       if (item.carried) chips.push(this.chip("carried", "In the file", () => this.carried()));
-      if (item.hasAttention) chips.push(this.chip("attention", "Where it looked", () => (this.attention ??= attentionPanel(this.view.api, this, item))));
+      if (item.hasAttention) chips.push(this.chip("attention", "Where it looked", () => (this.attention ??= attentionPanel(this, item))));
       if (this.view.api.settings.similar) chips.push(this.chip("similar", "Similar", () => this.similar()));
     }
     this.chips.replaceChildren(...chips);
@@ -618,7 +618,7 @@ class Card {
     const list = el("ol", { class: "similar" }, el("li", { class: "note" }, "Looking …"));
     view
       .content(item)
-      .then((blob) => answer(view.api, "v1/similar", blob, item.name, { count: 5 }))
+      .then((blob) => answer("v1/similar", blob, item.name, { count: 5 }))
       .then(async ({ similar }) => {
         const { paths } = await view.api.json("page/near", { pictures: similar.map((near) => String(near.picture)) });
         list.replaceChildren(...similar.map((near, index) => neighbour(near, paths[index])));
@@ -629,16 +629,6 @@ class Card {
 }
 
 // --- small things ----------------------------------------------------------------------------------------------------
-
-/**
- * What the server says of one picture. It is sent as a list of one, so that what is wrong with it comes as an answer
- * and not as the failure of a request, which browsers would write into their console.
- */
-export async function answer(api, path, blob, name, settings, signal) {
-  const { results } = await (await api.request(path, { method: "POST", body: form(blob, name, settings, "images"), signal })).json();
-  if (results[0].error !== undefined) throw new Refused(422, results[0].error);
-  return results[0];
-}
 
 /** Whether the text is not the model's, but somebody's own. */
 function isWritten({ status, text, row }) {
@@ -655,14 +645,6 @@ function neighbour(near, path) {
     el("div", {}, el("span", { class: "said" }, near.prompt), el("span", { class: "note path" }, String(near.picture))),
     el("span", { class: "number note" }, near.similarity.toFixed(3)),
   );
-}
-
-/** A picture and settings as a form: lists as JSON, the rest as text. */
-export function form(blob, name, settings, field = "image") {
-  const body = new FormData();
-  body.append(field, blob, name);
-  for (const [setting, value] of Object.entries(settings)) body.append(setting, Array.isArray(value) ? JSON.stringify(value) : String(value));
-  return body;
 }
 
 function unique(name, names) {

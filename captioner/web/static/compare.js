@@ -1,7 +1,7 @@
 // Compare: two texts side by side, the words that differ marked, and how alike they are by meaning and by letters.
 // A side is a text, a model that is asked about the pictures, or a file of texts.
 
-import { answer } from "./caption.js";
+import { answer } from "./api.js";
 import { differences } from "./diff.js";
 import { button, el, shortName } from "./dom.js";
 import { describe, inUse, load } from "./settings.js";
@@ -373,7 +373,7 @@ class Side {
     const key = this.keyOf(picture);
     try {
       const settings = { model, ...inUse(JSON.parse(chosen), await describe(api, model)) };
-      const { text } = await answer(api, "v1/generate", picture.file, picture.name, settings);
+      const { text } = await answer("v1/generate", picture.file, picture.name, settings);
       this.answers.set(key, { text: text.slice(0, LONGEST) });
     } catch (error) {
       this.answers.set(key, { text: "", error: error.message });
