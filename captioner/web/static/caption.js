@@ -2,7 +2,7 @@
 
 import { Refused, answer } from "./api.js";
 import { attentionPanel } from "./attention.js";
-import { button, copyText, el, icon, saveFile, shortName } from "./dom.js";
+import { button, copyText, el, icon, saveFile, shortName, svg } from "./dom.js";
 import { picker } from "./picker.js";
 import { commandLine, describe, drawer, inUse, load, store } from "./settings.js";
 
@@ -10,10 +10,7 @@ const EXTENSIONS = /\.(a?png|jpe?g?|jfif|mpo|webp|gif|bmp|dib|tiff?|avifs?|hei[c
 
 export function mount(section, api) {
   const view = new Caption(section, api);
-  return {
-    shown: (state) => view.shown(state),
-    hidden: () => {},
-  };
+  return { shown: (state) => view.shown(state) };
 }
 
 class Caption {
@@ -683,11 +680,6 @@ async function walk(entry, folder, found) {
 
 /** Three frames on a wall. */
 function frames() {
-  const space = "http://www.w3.org/2000/svg";
-  const svg = document.createElementNS(space, "svg");
-  svg.setAttribute("viewBox", "0 0 260 120");
-  svg.setAttribute("class", "frames");
-  svg.setAttribute("aria-hidden", "true");
   const shapes = [
     ["rect", { x: 14, y: 30, width: 66, height: 66, rx: 5, class: "paper" }],
     ["path", { d: "M20 88l18-22 12 13 10-9 14 18z", class: "hill" }],
@@ -699,10 +691,5 @@ function frames() {
     ["rect", { x: 180, y: 36, width: 66, height: 54, rx: 5, class: "paper" }],
     ["path", { d: "M192 50h42M192 60h34M192 70h38M192 80h18", class: "words" }],
   ];
-  for (const [tag, attributes] of shapes) {
-    const shape = document.createElementNS(space, tag);
-    for (const [name, value] of Object.entries(attributes)) shape.setAttribute(name, value);
-    svg.append(shape);
-  }
-  return svg;
+  return svg("svg", { viewBox: "0 0 260 120", class: "frames", "aria-hidden": "true" }, ...shapes.map((shape) => svg(...shape)));
 }

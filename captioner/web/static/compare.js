@@ -18,7 +18,7 @@ const FIGURES = {
 
 export function mount(section, api) {
   const view = new Compare(section, api);
-  return { shown: (state) => (state ? view.take(state) : view.returned()), hidden: () => {} };
+  return { shown: (state) => (state ? view.take(state) : view.returned()) };
 }
 
 class Compare {

@@ -28,11 +28,8 @@ const PATHS = {
   stop: "M7 7h10v10H7z",
   folder: "M3 7h6l2 2h10v10H3z",
   picture: "M4 5h16v14H4zM4 16l5-5 4 4 3-3 4 4M15.5 9h.01",
-  paste: "M8 5H6v15h12V5h-2M9 3h6v4H9z",
-  eye: "M2.5 12S6 5.5 12 5.5 21.5 12 21.5 12 18 18.5 12 18.5 2.5 12 2.5 12zM12 9.5a2.5 2.5 0 1 0 0 5 2.5 2.5 0 0 0 0-5",
   swap: "M7 4 3 8l4 4M3 8h14M17 12l4 4-4 4M21 16H7",
   compare: "M12 3v18M4 7h4M4 12h4M4 17h4M16 7h4M16 12h4M16 17h4",
-  key: "M14.5 9.5a4 4 0 1 0-3 3L4 20M7 17l2 2M10 14l1.5 1.5",
   check: "M5 12.5l4.5 4.5L19 7.5",
   left: "M15 5l-7 7 7 7",
   up: "M12 19V6M6 11l6-6 6 6",
@@ -48,18 +45,16 @@ const PATHS = {
   broken: "M4 5h16v14H4zM4 15l4-3 3 3M13 13l3-3 4 4M10 5l2 5-2 3 2 6",
 };
 
-/** A line drawing for a button; the button itself says in words what it does. */
-export function icon(name) {
-  const space = "http://www.w3.org/2000/svg";
-  const svg = document.createElementNS(space, "svg");
-  const path = document.createElementNS(space, "path");
-  svg.setAttribute("viewBox", "0 0 24 24");
-  svg.setAttribute("aria-hidden", "true");
-  svg.classList.add("line-icon");
-  path.setAttribute("d", PATHS[name]);
-  svg.append(path);
-  return svg;
+/** As `el`, of a drawing. */
+export function svg(tag, attributes, ...children) {
+  const node = document.createElementNS("http://www.w3.org/2000/svg", tag);
+  for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
+  node.append(...children);
+  return node;
 }
+
+/** A line drawing for a button; the button itself says in words what it does. */
+export const icon = (name) => svg("svg", { viewBox: "0 0 24 24", "aria-hidden": "true", class: "line-icon" }, svg("path", { d: PATHS[name] }));
 
 /** A button with an icon and words; the words alone where there is room for them are `label`. */
 export function button(label, { picture = null, quiet = false, hideLabel = false, ...attributes } = {}) {
