@@ -353,6 +353,47 @@ def test_where_a_model_looked_and_the_servers_own_folder(page: Page, engine: Eng
     assert page.text(".word[type]") in page.run(TEXTS)[0]
 
 
+@in_browser
+def test_a_model_that_is_chosen_while_another_loads_is_asked_in_its_own_way(page: Page, engine: Engine) -> None:
+    page.click(".dropzone .open-settings")
+    page.wait("document.querySelector('#set-num_candidates')?.placeholder")
+    page.run("""(() => { const real = window.fetch; const held = new Promise((go) => (window.go = go));
+        window.fetch = async (path, options) => {
+          if (String(path).includes("page/model")) await held;
+          return real(path, options); }; })()""")
+    page.fill("#set-model", engine.models[1])
+    page.run("document.querySelector('.drawer').close()")
+    page.drop("#caption", [CAT])
+    page.wait("document.querySelector('[data-status=running]')")
+    page.click(".work .open-settings")
+    page.fill("#set-model", engine.models[0])
+    page.run("document.querySelector('.drawer').close()")
+    page.run("window.go()")
+    captioned(page)
+    assert page.run("document.querySelector('.chip[data-panel=attention]')") is None  # which is the other model's
+
+
+@in_browser
+def test_what_a_file_carries_is_shown_though_another_model_is_chosen_meanwhile(
+    page: Page, engine: Engine, tmp_path: Path
+) -> None:
+    info = PngImagePlugin.PngInfo()
+    info.add_text("parameters", "a teal square\nSteps: 20, Sampler: Euler a, Seed: 7")
+    Image.new("RGB", (40, 30), "teal").save(tmp_path / "made.png", pnginfo=info)
+    page.run("""(() => { const real = window.fetch; const held = new Promise((go) => (window.go = go));
+        window.fetch = async (path, options) => {
+          if (String(path).includes("page/model")) await new Promise(() => {});
+          if (String(path).includes("v1/generate")) await ((window.isAsked = true), held);
+          return real(path, options); }; })()""")
+    page.drop("#caption", [tmp_path / "made.png"])
+    page.wait("window.isAsked")
+    page.click(".work .open-settings")
+    page.fill("#set-model", engine.models[1])
+    page.run("document.querySelector('.drawer').close()")
+    page.run("window.go()")
+    page.click("[data-panel=carried]")
+
+
 # --- Compare ---------------------------------------------------------------------------------------------------------
 
 

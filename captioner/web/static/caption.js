@@ -21,12 +21,10 @@ class Caption {
     this.running = 0;
     this.stopped = false;
     this.number = 0;
-    this.known = new Map(); // descriptions of models
     const kept = load(location.hash, api.settings.models);
     this.state = { ...kept, description: null, hasPictures: () => this.items.length > 0 };
     this.drawer = drawer(api, this.state, {
       changed: () => this.settingsChanged(),
-      describe: (name) => this.describe(name),
       again: () => this.again(),
     });
     this.build();
@@ -155,25 +153,26 @@ class Caption {
 
   // --- settings ----------------------------------------------------------------------------------------------------
 
-  async describe(name) {
-    const description = await describe(this.api, name);
-    this.known.set(name, description);
-    return description;
+  /** Until it is known what the chosen model can be asked; another may be chosen meanwhile. */
+  async described() {
+    while (!this.state.description) {
+      const { model } = this.state;
+      const description = await describe(this.api, model);
+      if (this.state.model === model) this.state.description = description;
+    }
   }
 
   async settingsChanged() {
-    const name = this.state.model;
-    store(name, this.state.values, this.api.settings.models);
-    this.state.description = this.known.get(name) ?? null;
+    const { model } = this.state;
+    store(model, this.state.values, this.api.settings.models);
     this.showSettings();
     if (this.state.description) return;
     try {
-      const description = await this.describe(name);
-      if (this.state.model === name) this.state.description = description;
+      await this.described();
+      this.showSettings();
     } catch (error) {
-      this.api.toast(`${name}: ${error.message}`);
+      this.api.toast(`${model}: ${error.message}`);
     }
-    this.showSettings();
   }
 
   asked() {
@@ -239,12 +238,13 @@ class Caption {
     Object.assign(item, { status: "running", abort });
     item.card.draw();
     try {
-      if (!this.state.description) this.state.description = await this.describe(this.state.model);
+      await this.described();
+      const { attention } = this.state.description;
       const asked = this.asked();
       const blob = await this.content(item, signal);
       const row = await answer("v1/generate", blob, item.name, asked, signal);
       Object.assign(item, { status: "done", row: { ...row, file: item.name }, text: row.text, asked: JSON.stringify(asked), settings: asked });
-      item.hasAttention = this.state.description.attention && row.source === "model";
+      item.hasAttention = attention && row.source === "model";
       item.card.draw();
       if (item.carried === undefined) await this.read(item, blob, signal);
     } catch (error) {

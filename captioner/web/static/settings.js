@@ -183,9 +183,9 @@ export function commandLine(model, defaultModel, values, files) {
 
 /**
  * A dialog at the side. It reads and changes `state` ({model, values, description}) and calls `changed()` after each
- * change; `describe(name)` tells of another model; `again()` asks about all pictures anew.
+ * change, which promises a description; `again()` asks about all pictures anew.
  */
-export function drawer(api, state, { changed, describe, again }) {
+export function drawer(api, state, { changed, again }) {
   const fields = el("div", { class: "fields" });
   const wait = el("p", { class: "note", role: "status" });
   const models = el(
@@ -207,7 +207,7 @@ export function drawer(api, state, { changed, describe, again }) {
   document.body.append(dialog);
 
   async function choose(name) {
-    state.model = name;
+    Object.assign(state, { model: name, description: null });
     const told = changed();
     draw();
     await told;
@@ -255,7 +255,7 @@ export function drawer(api, state, { changed, describe, again }) {
     open() {
       draw();
       dialog.showModal();
-      if (!state.description) describe(state.model).then(() => dialog.open && draw());
+      if (!state.description) changed().then(() => dialog.open && draw());
     },
   };
 }
