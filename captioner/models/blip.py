@@ -207,10 +207,8 @@ class Blip(BlipForConditionalGeneration):
         """For training. The loss is the mean over all labels but -100, which are aligned with `input_ids`."""
         features = self.vision_model(pixel_values).last_hidden_state if features is None else features
         logits = self.text_decoder(input_ids, attention_mask, encoder_hidden_states=features, use_cache=False).logits
-        loss = None
-        if labels is not None:
-            smoothing = text_config(self.config).label_smoothing
-            loss = token_loss(logits[:, :-1], labels[:, 1:], smoothing)
+        smoothing = text_config(self.config).label_smoothing
+        loss = None if labels is None else token_loss(logits[:, :-1], labels[:, 1:], smoothing)
         return CausalLMOutput(loss=loss, logits=logits)
 
     @torch.inference_mode()

@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 
@@ -108,11 +107,8 @@ class Interrogator:
 
     def captions(self, images: Sequence[Image], request: Request = PLAIN_REQUEST) -> list[str]:
         """One caption a picture. The captioner's own settings hold, but for what the request says."""
-        if isinstance(request.decoding, Decoding):
-            request = replace(request, decoding=replace(request.decoding, num_return_sequences=1))
-        else:
-            request = replace(request, decoding=replace(request.decoding, num_candidates=1))
-        prompts = self.captioner.generate(images, replace(request, mode=None, terms=None), batch_size=len(images))
+        request = request.changed(num_candidates=1, mode=None, terms=None)
+        prompts = self.captioner.generate(images, request, batch_size=len(images))
         return [cut_to_tokens(prompt.text, self.ranker.tokens, self.ranker.limit) for prompt in prompts]
 
     @cached_property

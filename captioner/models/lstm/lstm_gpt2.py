@@ -134,9 +134,7 @@ class ResNetLSTMGPT2(PreTrainedModel):
         memory = self.read(narrowed(pixel_values, Tensor)) if features is None else self.remember(features)
         embeddings, _ = self._embed(narrowed(input_ids, Tensor), self._start(memory, 1))
         logits = self.gpt2(inputs_embeds=embeddings, use_cache=False).logits  # [B, T, vocabulary]
-        loss = None
-        if labels is not None:
-            loss = token_loss(logits[:, :-1], labels[:, 1:])
+        loss = None if labels is None else token_loss(logits[:, :-1], labels[:, 1:])
         return CausalLMOutput(loss=loss, logits=logits)
 
     def _start(self, memory: PictureVectors, beams: int) -> tuple[Tensor, Tensor]:

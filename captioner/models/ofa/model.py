@@ -86,9 +86,7 @@ class OFA(PreTrainedModel):
         memory = self.read(narrowed(pixel_values, Tensor)) if features is None else self.remember(features)
         states = self.decoder(input_ids, memory)
         logits = self.decoder.output_projection(states)  # [B, T, vocabulary]
-        loss = None
-        if labels is not None:
-            loss = token_loss(logits[:, :-1], labels[:, 1:])
+        loss = None if labels is None else token_loss(logits[:, :-1], labels[:, 1:])
         return Seq2SeqLMOutput(loss=loss, logits=logits)
 
     @torch.inference_mode()

@@ -61,7 +61,6 @@ class Ranker:
         self.text_config = narrowed(model.config.text_config, PreTrainedConfig)
         self.limit: int = self.text_config.max_position_embeddings
         """Tokens the text tower can read: 77 for CLIP, 64 for SigLIP."""
-        self.causal = isinstance(model, CLIPModel)
 
     @classmethod
     def from_folder(cls, folder: Path, options: LoadOptions) -> Ranker:
@@ -119,7 +118,7 @@ class Ranker:
     def _ids(self, texts: Sequence[str], truncate: bool = False) -> list[list[int]]:
         if not texts:
             return []
-        if self.causal:
+        if isinstance(self.model, CLIPModel):
             texts = list(map(straightened, texts))
         cut = {"truncation": True, "max_length": self.limit} if truncate else {}
         return self.tokenizer(list(texts), verbose=False, **cut).input_ids  # it would warn of long ones
