@@ -43,6 +43,11 @@ def filled(said: Said, source: Source) -> Said:
     return _replaced(said, {name: VALUES[name](source) for name in names})
 
 
+def literal(text: str) -> str:
+    """A text in which braces stand for themselves."""
+    return text.replace("{", "{{").replace("}", "}}")
+
+
 def _replaced(said: Said, values: dict[str, str]) -> Said:
     texts: dict[str, Any] = {name: _with(text, values) for name, text in _texts(said).items()}
     return replace(said, **texts)

@@ -53,10 +53,8 @@ class _Http(http.client.HTTPConnection):
         self.__dict__["_create_connection"] = connect
 
 
-class _Https(http.client.HTTPSConnection):
-    def __init__(self, *given: Any, **more: Any) -> None:
-        super().__init__(*given, **more)
-        self.__dict__["_create_connection"] = connect
+class _Https(_Http, http.client.HTTPSConnection):
+    """The same, encrypted."""
 
 
 class PublicHttp(urllib.request.HTTPHandler):

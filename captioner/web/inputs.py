@@ -94,7 +94,7 @@ async def _fetched(url: str, settings: Settings) -> Picture:
 async def body(request: Request, settings: Settings) -> dict[str, Any]:
     """A request's fields, whether it is JSON or a form; in a form each upload is a `Picture`, and a field that comes
     several times a list. A body that is a picture itself is the field `image`. The query is left to who asks."""
-    kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
+    kind = content_type(request)
     if kind == "multipart/form-data":
         return await _form(request)
     data = await request.body()
@@ -109,6 +109,11 @@ async def body(request: Request, settings: Settings) -> dict[str, Any]:
     if len(fields) > MAX_FIELDS:
         raise BadInput(f"The body has {len(fields):,} fields, more than the {MAX_FIELDS} that a request may have.")
     return fields
+
+
+def content_type(request: Request) -> str:
+    """What kind of body a request says it has."""
+    return request.headers.get("content-type", "").split(";")[0].strip().lower()
 
 
 def bounded(data: bytes) -> bytes:

@@ -23,6 +23,7 @@ from captioner.files.names import path_of
 from captioner.images import is_url
 from captioner.images.metadata import Parameters, read_parameters
 from captioner.images.open import open_file
+from captioner.run.templates import literal
 from captioner.serving.engine import Engine, Picture
 from captioner.serving.scheduler import Late
 from captioner.styles import STYLES
@@ -271,8 +272,3 @@ def below(root: Path | None, path: str) -> Path:
     if file is None or not os.path.exists(file):  # pathlib's raises an error of a name that is too long
         raise BadImage(f"There is no file {printable(path)[:200]} in the server's folder.")
     return file
-
-
-def literal(text: str) -> str:
-    """A text in which braces stand for themselves (see `run/templates.py`)."""
-    return text.replace("{", "{{").replace("}", "}}")

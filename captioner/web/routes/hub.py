@@ -64,21 +64,16 @@ def router(context: Context) -> APIRouter:
     @routes.post("/", openapi_extra=BODIES)
     async def image_to_text(request: Request) -> Any:
         """The text of a picture: its bytes, or JSON with `inputs` and `parameters`."""
-        if is_json(request):
+        if inputs.content_type(request) == "application/json":
             asked = await parsed(request, context.settings, ImageToText)
             picture = await inputs.picture(asked.inputs, context.settings)
             settings = (asked.parameters or Parameters()).settings()
-        else:
+        else:  # whatever kind it says it is: curl and others name any
             picture, settings = Picture(await request.body()), {}
         row = await context.prompt(request, picture, context.engine.ask(**settings))
         return [{"generated_text": row["text"]}]
 
     return routes
-
-
-def is_json(request: Request) -> bool:
-    """Whatever else is a picture: curl and others name any kind."""
-    return request.headers.get("content-type", "").split(";")[0].strip().lower() == "application/json"
 
 
 BODIES = described(ImageToText)

@@ -22,14 +22,8 @@ NAME = "interrogator"
 ITS_CLIP = "ViT-L-14/openai"
 """Open CLIP's name of the weights that the interrogator ranks by; it is meant where nothing is named."""
 TERMS = 5
-SINGULAR = {
-    "mediums": "medium",
-    "artists": "artist",
-    "movements": "movement",
-    "trending": "trending",
-    "flavors": "flavor",
-}
-"""Kinds of terms as an analysis names them."""
+KINDS = ("mediums", "artists", "movements", "trending", "flavors")
+"""Of terms, in the order of an analysis, which names each without its s."""
 REMEDY = "start the server with the interrogator among its models."
 
 
@@ -101,4 +95,4 @@ def model_of(name: str | None, context: Context) -> str:
 def ranked(model: Any, images: list[Any]) -> dict[str, dict[str, float]]:
     """The analysis of one picture; asked where the model is."""
     (analysis,) = model.speaker.analyze(images, TERMS)
-    return {singular: analysis.get(kind, {}) for kind, singular in SINGULAR.items()}
+    return {kind.removesuffix("s"): analysis.get(kind, {}) for kind in KINDS}

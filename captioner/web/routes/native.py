@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request
 from fastapi.responses import PlainTextResponse, Response
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from captioner import contracts
 from captioner.decoding import DecodingChanges
@@ -21,8 +21,9 @@ from captioner.serving.metrics import gauge
 from captioner.sinks import Row
 from captioner.text.finish import Finish
 from captioner.web import inputs
+from captioner.web.bodies import valid
 from captioner.web.context import Context, one
-from captioner.web.errors import one_line, plain, validation
+from captioner.web.errors import one_line, plain
 
 ERRORS = dict.fromkeys(
     (f"/v1/{name}" for name in ("generate", "embed", "read", "similar", "attention", "about")), plain
@@ -135,10 +136,6 @@ class Pictures(BaseModel):
     images: Annotated[list[Image] | None, Field(max_length=inputs.MAX_PICTURES)] = None
 
 
-class Read(Pictures):
-    """/v1/read takes pictures alone."""
-
-
 class Attention(Asked):
     """Settings of /v1/attention; `image` beside them."""
 
@@ -172,7 +169,7 @@ def router(context: Context) -> APIRouter:
         rows = [{"text": text, "embedding": vector} for text, vector in zip(texts, vectors, strict=True)]
         return {"results": rows}
 
-    @routes.post("/v1/read", tags=["captioner"], openapi_extra=_bodies(Read), responses=_ERRORS)
+    @routes.post("/v1/read", tags=["captioner"], openapi_extra=_bodies(_Nothing), responses=_ERRORS)
     async def read(request: Request) -> Any:
         """The generation parameters that pictures carry. Anybody can write anything there: they prove nothing."""
         given, _ = await _asked(request, context, _Nothing)
@@ -293,12 +290,7 @@ async def _parsed(fields: dict[str, Any], context: Context, kind: type[Any]) -> 
     listed = named if isinstance(named, list) else [named]
     if not 0 < len(listed) <= inputs.MAX_PICTURES:
         raise BadInput(f"Give 1 to {inputs.MAX_PICTURES} pictures.")
-    try:
-        settings = kind.model_validate({name: _value(value) for name, value in fields.items()})
-    except ValidationError as error:
-        raise BadInput(
-            validation(error.errors(include_url=False, include_context=False, include_input=False))
-        ) from error
+    settings = valid({name: _value(value) for name, value in fields.items()}, kind)
     each = await asyncio.gather(*(_picture(one, context) for one in listed))
     if listed is not named and isinstance(each[0], CaptionerError):
         raise each[0]
@@ -357,8 +349,6 @@ def _bodies(settings: type[BaseModel], texts: bool = False) -> dict[str, Any]:
     schema = _inline(settings.model_json_schema())
     pictures = _inline(Pictures.model_json_schema())["properties"]
     of_json = {**pictures, **schema.get("properties", {})}
-    if settings is Read:
-        of_json = pictures
     if texts:
         of_json["texts"] = {"type": "array", "items": {"type": "string"}, "maxItems": MOST_TEXTS}
     of_form = {name: kind for name, kind in of_json.items() if name not in ("image", "images", "texts")}

@@ -24,6 +24,7 @@ from starlette.concurrency import run_in_threadpool
 
 from captioner.errors import BadInput, CaptionerError, MissingModel
 from captioner.run.questions import as_numbers
+from captioner.run.templates import literal
 from captioner.text.embedding import MINILM
 from captioner.text.length import clip_tokens_of
 from captioner.web import inputs
@@ -320,11 +321,11 @@ def drawing(body: ChatRequest, abilities: Abilities) -> dict[str, Any]:
 
 
 def saying(instruction: str, abilities: Abilities) -> dict[str, str]:
-    """What a chat says, to the model that understands it; braces are no variables (see `run/templates.py`)."""
+    """What a chat says, to the model that understands it; braces are no variables."""
     if "mode" in abilities.uses:
         return {}  # the interrogator's captioner is asked its own way
     name = next((name for name in ("instruction", "question") if name in abilities.uses), None)
-    return {} if name is None else {name: instruction.replace("{", "{{").replace("}", "}}")}
+    return {} if name is None else {name: literal(instruction)}
 
 
 # --- what is answered ------------------------------------------------------------------------------------------------
