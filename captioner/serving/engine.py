@@ -16,7 +16,7 @@ import hashlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -28,10 +28,11 @@ from captioner.contracts import PLAIN_REQUEST, LoadOptions, MetadataUse, Request
 from captioner.errors import BadImage, CaptionerError, MissingModel, printable
 from captioner.images import MAX_PIXELS, Source
 from captioner.images.metadata import read_parameters
-from captioner.images.open import open_named
+from captioner.images.open import bytes_of, open_named
+from captioner.run import templates
 from captioner.serving.memories import Memories
 from captioner.serving.metrics import SECONDS, SIZES, Histogram
-from captioner.serving.scheduler import Closed, Opened, Scheduler, Unit
+from captioner.serving.scheduler import Closed, Group, Opened, Scheduler, Unit
 from captioner.sinks import Row
 from captioner.text.finish import Finish
 
@@ -189,8 +190,6 @@ class Engine:
 
     def submit_all(self, pictures: Sequence[Picture], ask: Ask, timeout: float | None = None) -> list[Future[Row]]:
         """A row for each picture; all are taken, or none (`Busy`)."""
-        from captioner.run import templates
-
         self.known(ask.model)
         ask.request.decoding.check()
         request, varies = templates.parse(ask.request)
@@ -209,38 +208,30 @@ class Engine:
             one, opening = ask, partial(_refused, error)
         return Unit((one, picture), ("pictures", one.model, one.request, one.expected), opening, deadline)
 
-    def embed_texts(self, texts: Sequence[str], timeout: float | None = None) -> list[Future[list[list[float]]]]:
+    def embed_texts(self, texts: Sequence[str]) -> list[Future[list[list[float]]]]:
         """Unit vectors of texts: one future for each `TEXTS` of them."""
         parts = [list(texts[start : start + TEXTS]) for start in range(0, len(texts), TEXTS)]
         # A long part fills a batch: whoever leaves meanwhile is not answered by all of theirs at once.
-        return self._put(
-            [Unit(part, ("texts", len(part) > JOINED), _nothing, self._deadline(timeout)) for part in parts]
-        )
+        return self._put([Unit(part, ("texts", len(part) > JOINED), _nothing, self._deadline()) for part in parts])
 
-    def similar(self, pictures: Sequence[Picture], count: int = 5, timeout: float | None = None) -> list[Future[Row]]:
+    def similar(self, pictures: Sequence[Picture], count: int = 5) -> list[Future[Row]]:
         """The reference pictures that look most like each; needs an index."""
-        return self._put(
-            [
-                Unit(count, ("similar", count), partial(self._open_image, picture), self._deadline(timeout))
-                for picture in pictures
-            ]
-        )
+        opened = [partial(self._open_image, picture) for picture in pictures]
+        return self._put([Unit(count, ("similar", count), opening, self._deadline()) for opening in opened])
 
-    def read(self, picture: Picture, timeout: float | None = None) -> Future[Row]:
+    def read(self, picture: Picture) -> Future[Row]:
         """The generation parameters that a picture carries."""
-        return self._put([Unit(None, ("as opened",), partial(_read, picture), self._deadline(timeout))])[0]
+        return self._put([Unit(None, ("as opened",), partial(_read, picture), self._deadline())])[0]
 
     def call(
         self,
         function: Callable[[Model, list[Image]], Any],
         pictures: Sequence[Picture] = (),
         model: str | None = None,
-        timeout: float | None = None,
     ) -> Future[Any]:
         """Whatever else a route wants of a model: `function(model, images)`, run where the model is."""
         opened = partial(self._open_images, pictures)
-        unit = Unit((function, self.known(model)), ("call", object()), opened, self._deadline(timeout))
-        return self._put([unit])[0]
+        return self._put([Unit((function, self.known(model)), ("call", object()), opened, self._deadline())])[0]
 
     @staticmethod
     async def answers(futures: Sequence[Future[Any]]) -> list[Any]:
@@ -257,7 +248,7 @@ class Engine:
                 raise answer
         return list(answers)
 
-    def _deadline(self, timeout: float | None) -> float:
+    def _deadline(self, timeout: float | None = None) -> float:
         return time.monotonic() + (self.timeout if timeout is None else timeout)
 
     def _put(self, units: list[Unit]) -> list[Future]:
@@ -273,8 +264,6 @@ class Engine:
         return self.benches[0].open(ask, picture, admit)
 
     def _open_image(self, picture: Picture, admit: Callable[[int], object]) -> Opened:
-        from captioner.images.open import bytes_of
-
         image = open_named(picture.data, picture.title, self.max_pixels, admit)
         return Opened(image, bytes_of(image))
 
@@ -304,8 +293,7 @@ class Engine:
             self.batches.see(len(units))
             self.seconds.see(seconds)
 
-    def _size(self, bench: Bench, group: Hashable) -> int:
-        assert isinstance(group, tuple)
+    def _size(self, bench: Bench, group: Group) -> int:
         if group[0] == "pictures":
             return self.batch_size or bench.batch_size(group[1])
         return 1 if group == ("texts", True) else JOINED
@@ -342,7 +330,7 @@ class Engine:
 
 def _asked(bench: Bench, units: Sequence[Unit]) -> list[Any]:
     """The answers of one batch."""
-    kind = units[0].group[0]  # type: ignore[index]
+    kind = units[0].group[0]
     values = [unit.opened.value for unit in units if unit.opened is not None]
     if kind == "pictures":
         asks, pictures = zip(*(unit.asked for unit in units), strict=True)
@@ -363,8 +351,6 @@ def _asked(bench: Bench, units: Sequence[Unit]) -> list[Any]:
 
 def _filled(ask: Ask, picture: Picture) -> Ask:
     """Asked in the words of this picture."""
-    from captioner.run import templates
-
     source = Source(picture.name, path=picture.path, data=picture.data, caption=lambda: picture.tags)
     return replace(ask, request=templates.filled(ask.request, source), finish=templates.filled(ask.finish, source))
 

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, Future, InvalidStateError, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 from captioner.errors import BadInput, CaptionerError
 from captioner.images.ahead import HELD_BYTES, READERS
@@ -23,6 +23,8 @@ AHEAD = 48
 """Units that are opened before the models ask for them: more would hold memory and gain nothing."""
 PATIENCE = 0.01
 """Seconds that a batch that is not full waits for a picture which is being opened."""
+Group: TypeAlias = tuple[Any, ...]
+"""What kind of question it is, and all that must be alike in one batch."""
 
 
 class Busy(CaptionerError):
@@ -61,7 +63,7 @@ class Unit:
     """One question: of one picture, or of one text."""
 
     asked: Any
-    group: Hashable
+    group: Group
     """Units of one group may be in one batch."""
     open: Callable[[Callable[[int], object]], Opened]
     """Reads the picture, in a reader's thread; it calls what it is given with the bytes that this takes."""
@@ -118,7 +120,7 @@ class Scheduler:
                 unit.future.add_done_callback(partial(self._forget, unit))
             self._open_more()
 
-    def take(self, size_of: Callable[[Hashable], int]) -> list[Unit]:
+    def take(self, size_of: Callable[[Group], int]) -> list[Unit]:
         """The next batch, of at most `size_of(its group)`; nothing when the scheduler was closed and all is done."""
         with self.changed:
             while True:
