@@ -189,7 +189,7 @@ export class Editor {
     if (!this.current) return;
     this.typedInto = this.group;
     this.complete.typed();
-    this.review.say("saved", "Typing …", "pencil");
+    this.review.say("Typing …", "pencil");
     this.drawWas();
     this.review.later("count", COUNT_AFTER, () => this.countTokens());
     this.review.later("save", SAVE_AFTER, () => this.save());
@@ -207,7 +207,7 @@ export class Editor {
     const text = this.area.value;
     const before = row.text ?? "";
     row.text = text.trim();
-    this.review.say("saved", "Saving …", "up");
+    this.review.say("Saving …", "up");
     this.saves += 1;
     const asked = { name: row.name, text, before, group: this.group, ...(title && { title }) };
     this.saving = this.saving.then(() => this.send(row, asked));
@@ -233,11 +233,9 @@ export class Editor {
     } catch (error) {
       row.lost = asked;
       if (row.text === asked.text.trim()) row.text = asked.before;
-      this.review.say("wrong", `Not saved: ${error.message}`, "stop");
-      if (this.current === row) {
-        this.review.saved.append(button("Save again", { quiet: true, onclick: () => this.save() }));
-        this.review.saved.dataset.words = "";
-      } else {
+      const again = this.current === row && button("Save again", { quiet: true, onclick: () => this.save() });
+      this.review.say(`Not saved: ${error.message}`, "stop", "", again);
+      if (!again) {
         this.keep(asked);
         this.api.toast(`The text of ${row.name} is not saved yet: ${error.message}`, { seconds: 20 });
       }

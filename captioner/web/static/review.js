@@ -159,7 +159,7 @@ class Review {
 
   async open() {
     document.addEventListener("keydown", this.onkey);
-    this.say("saved", "Opening the folder …", "");
+    this.say("Opening the folder …");
     await this.view();
     this.settle();
     this.run.find();
@@ -186,12 +186,14 @@ class Review {
     clearTimeout(this.timers.get(name));
   }
 
-  say(kind, words, picture, title = "") {
-    this.saved.className = `review-saved ${kind === "wrong" ? "wrong" : ""}`;
+  /** How it is with saving; where something is wrong ("stop") with a button that does something about it. */
+  say(words, picture = null, title = "", action = null) {
+    const isWrong = picture === "stop";
+    this.saved.className = `review-saved ${isWrong ? "wrong" : ""}`;
     this.saved.title = title;
-    if (kind === "wrong") this.api.say(words);
-    if (this.saved.dataset.words !== words) this.saved.replaceChildren(...(picture ? [icon(picture)] : []), el("span", {}, words));
-    this.saved.dataset.words = words;
+    if (isWrong) this.api.say(words);
+    if (action || this.told !== words) this.saved.replaceChildren(...[picture && icon(picture), el("span", {}, words), action].filter(Boolean));
+    this.told = action ? null : words;
   }
 
   // --- which pictures ------------------------------------------------------------------------------------------------
@@ -220,8 +222,8 @@ class Review {
 
   /** The server does not answer, or the folder is open elsewhere. */
   unreachable(reason) {
-    this.say("wrong", this.editor.current ? reason : "", this.editor.current ? "stop" : null);
-    if (this.editor.current) return;
+    if (this.editor.current) return this.say(reason, "stop");
+    this.say("");
     this.figure.replaceChildren(el("div", { class: "notice" }, el("p", {}, reason), button("Try again", { picture: "retry", onclick: () => this.view() })));
   }
 
@@ -242,19 +244,13 @@ class Review {
   draw(state) {
     this.state = state;
     const filter = this.filter.value.trim();
-    const chip = (words, number, text) =>
-      button(words, { class: "chip", "aria-pressed": String(filter === text), onclick: () => this.setFilter(filter === text ? "" : text) });
-    const chips = [["All", state.total, ""], ["No text", state.empty, "is:empty"], ["Failed", state.failed, "is:failed"], ["Edited", state.edited, "is:edited"]];
-    this.chips.replaceChildren(
-      ...chips
-        .filter(([, number, text]) => number > 0 || text === "" || filter === text)
-        .map(([words, number, text]) => {
-          const made = chip(words, number, text);
-          made.append(el("span", { class: "number" }, number.toLocaleString()));
-          return made;
-        }),
-      chip("Over 77 tokens", null, "tokens:>77"),
-    );
+    const chip = ([words, text, number]) => {
+      const made = button(words, { class: "chip", "aria-pressed": String(filter === text), onclick: () => this.setFilter(filter === text ? "" : text) });
+      if (number !== undefined) made.append(el("span", { class: "number" }, number.toLocaleString()));
+      return made;
+    };
+    const chips = [["All", "", state.total], ["No text", "is:empty", state.empty], ["Failed", "is:failed", state.failed], ["Edited", "is:edited", state.edited], ["Over 77 tokens", "tokens:>77"]];
+    this.chips.replaceChildren(...chips.filter(([, text, number]) => number !== 0 || text === "" || filter === text).map(chip));
     if (filter) this.chips.append(el("span", { class: "soft number" }, `${this.list.names.length.toLocaleString()} shown`));
     for (const [made, title, name] of [[this.undoButton, state.undo, "Undo"], [this.redoButton, state.redo, "Redo"]]) {
       made.setAttribute("aria-disabled", String(!title));
@@ -266,28 +262,24 @@ class Review {
     this.unread.hidden = !this.unread.textContent;
     this.toWrite = state.unwritten && Math.max(this.toWrite, state.unwritten);
     if (state.stuck) {
-      this.say("wrong", `Not in its file yet: ${state.stuck}`, "stop");
-      this.saved.append(button("Try again", { quiet: true, onclick: () => this.retry() }));
-      this.saved.dataset.words = "";
+      this.say(`Not in its file yet: ${state.stuck}`, "stop", "", button("Try again", { quiet: true, onclick: () => this.retry() }));
     } else if (state.unwritten) {
       const written = (this.toWrite - state.unwritten).toLocaleString();
-      this.say("saved", `Saved · ${written} of ${this.toWrite.toLocaleString()} written`, "check", "Safe in the journal; the files follow.");
+      this.say(`Saved · ${written} of ${this.toWrite.toLocaleString()} written`, "check", "Safe in the journal; the files follow.");
       this.later("state", 1000, () => this.settle());
     } else if (this.editor.unsaved.size) {
       const names = [...this.editor.unsaved.keys()];
       const why = this.editor.disputed.size ? "Changed by somebody else, too: open it and choose." : "Kept here, and saved with the next text.";
-      this.say("wrong", `Not saved: ${names.join(", ")}`, "stop", why);
-      this.saved.append(button("Show", { quiet: true, onclick: () => this.find(names[0]) }));
-      this.saved.dataset.words = "";
-    } else if (this.editor.current?.conflict) this.say("wrong", "Not saved", "stop");
-    else if (!this.editor.isDirty()) this.say("saved", "Saved", "check", "All is in its files.");
+      this.say(`Not saved: ${names.join(", ")}`, "stop", why, button("Show", { quiet: true, onclick: () => this.find(names[0]) }));
+    } else if (this.editor.current?.conflict) this.say("Not saved", "stop");
+    else if (!this.editor.isDirty()) this.say("Saved", "check", "All is in its files.");
   }
 
   async settle() {
     try {
       this.draw(await this.api.json("review/api/state"));
     } catch (error) {
-      this.say("wrong", error.message, "stop");
+      this.say(error.message, "stop");
     }
   }
 
@@ -307,7 +299,7 @@ class Review {
     try {
       this.draw((await this.api.json("review/api/retry", {})).state);
     } catch (error) {
-      this.say("wrong", error.message, "stop");
+      this.say(error.message, "stop");
     }
   }
 
