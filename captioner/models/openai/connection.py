@@ -169,10 +169,10 @@ class Connection:
             return answer
         kind = printable(headers.get_content_type())
         told = f"{self.address} answers with {kind} that is no JSON object of chat completions."
-        raise _Again(BadInput(told + self._hint))
+        raise _Again(BadInput(told + self.hint))
 
     @property
-    def _hint(self) -> str:
+    def hint(self) -> str:
         """What may be wrong with the address."""
         return "" if self.address.endswith("/v1") else " Most such addresses end in /v1."
 
@@ -181,7 +181,7 @@ class Connection:
         message, code, parameter = _error_in(content)
         said = f" ({message})" if message else ""
         if status == 200:
-            return BadInput(f"{self.address} answers with an error{said}.{self._hint}")
+            return BadInput(f"{self.address} answers with an error{said}.{self.hint}")
         told = f"{self.address} answers {status}{said}"
         if 300 <= status < 400:
             to = printable(headers.get("Location", "elsewhere"))

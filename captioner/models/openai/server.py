@@ -234,7 +234,7 @@ class Server:
 
     def _no_path(self) -> str:
         """What to do about a server that does not know the interface at this address."""
-        return "Check the address." if self.connection.address.endswith("/v1") else "Most such addresses end in /v1."
+        return self.connection.hint.strip() or "Check the address."
 
     def _only_model(self) -> str:
         """The server's model, if there is one alone."""
