@@ -13,11 +13,11 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, get_args, runtime_checkable
 
 from captioner.decoding import Decoding, DecodingChanges, check_number, shown
 from captioner.errors import BadInput
-from captioner.styles import STYLES
+from captioner.styles import STYLES, StyleName
 
 if TYPE_CHECKING:
     import numpy as np
@@ -212,7 +212,7 @@ class LoadOptions:
     """Interrogator: who writes the caption."""
     clip_model: str | None = None
     """Interrogator: who ranks the terms."""
-    load_in: str | None = None
+    load_in: Literal["8bit", "4bit"] | None = None
     """Hub models: 8bit or 4bit."""
     trust_remote_code: bool = False
     """Hub models: run the code that comes with the weights."""
@@ -260,8 +260,9 @@ def check_precision(name: str) -> None:
         raise BadInput(f"There is no precision {name!r}: use one of {', '.join(PRECISIONS)}.")
 
 
-MODES = ("best", "fast", "classic", "negative")
+Mode = Literal["best", "fast", "classic", "negative"]
 """Ways of the interrogator to join a caption and terms."""
+MODES: tuple[Mode, ...] = get_args(Mode)
 TERM_KINDS = ("mediums", "movements", "trending", "artists", "flavors")
 """Kinds of terms that a picture is like; those of a negative prompt are one more."""
 
@@ -273,8 +274,9 @@ def check_kinds(kinds: Iterable[str]) -> None:
             raise BadInput(f"There is no kind of terms {kind!r}: use one of {', '.join(TERM_KINDS)}.")
 
 
-QUALITIES = ("best", "fast")
+Quality = Literal["best", "fast"]
 """Ways of mini to choose among its texts."""
+QUALITIES: tuple[Quality, ...] = get_args(Quality)
 
 
 @dataclass(frozen=True)
@@ -293,9 +295,9 @@ class Request:
     """Interrogator: one of `MODES`."""
     terms: tuple[Path, ...] | None = None
     """Interrogator: the user's own term lists."""
-    style: str | None = None
+    style: StyleName | None = None
     """Models that can be asked: one of `captioner.styles.STYLES`, which words the instruction and the length."""
-    quality: str | None = None
+    quality: Quality | None = None
     """mini: one of `QUALITIES`: many texts, judged by MiniLM, or a few, judged by a table."""
     threshold: float | None = None
     """Tagger: the least probability of a tag that is written."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True)
@@ -14,7 +15,8 @@ class Style:
     max_new_tokens: int
 
 
-STYLES = {
+StyleName = Literal["prompt", "tags", "sentence", "paragraph"]
+STYLES: dict[StyleName, Style] = {
     "prompt": Style(
         "Write the text-to-image prompt that could have made this picture. Answer with the prompt alone, on one line.",
         max_new_tokens=77,

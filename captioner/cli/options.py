@@ -200,9 +200,6 @@ LIBRARY: dict[str, Any] = {
 """The fields of the library's dataclasses as options."""
 
 SPELLED: dict[str, Any] = {
-    "load_in": Literal["8bit", "4bit"] | None,
-    "style": Literal["prompt", "tags", "sentence", "paragraph"] | None,
-    "quality": Literal["best", "fast"] | None,
     "terms": list[Path] | None,
     "early_stopping": Literal["true", "false", "never"] | None,
     "forbid": list[str] | None,

@@ -202,7 +202,8 @@ class Prompts:
         return 1 if self.metadata == "only" else self.model.at_once()
 
     def answer(self, looks: list[Asked | Row]) -> list[Row | BadAnswer]:
-        answers = iter(self._ask([look for look in looks if not isinstance(look, dict)]))
+        asked = [look for look in looks if not isinstance(look, dict)]
+        answers = iter(grouped(asked, self._generate, at_once=self.model.is_remote) if asked else ())
         rows = [look if isinstance(look, dict) else next(answers) for look in looks]
         for raw in [row["raw"] for row in rows if isinstance(row, dict)]:
             self._idle = self.finish.idle(raw, self.finish.replace if self._idle is None else self._idle)
@@ -219,11 +220,6 @@ class Prompts:
         yield from self.model.remarks()
         if self._idle:
             yield f"replace found {', '.join(one.rpartition('=')[0] for one in self._idle)} in no text"
-
-    def _ask(self, looks: list[Asked]) -> list[Row | BadAnswer]:
-        if not looks:
-            return []
-        return grouped(looks, self._generate, at_once=self.model.is_remote)
 
     def _generate(self, looks: list[Asked]) -> list[Row]:
         from captioner.pipeline import NO_TEXT, Captioner

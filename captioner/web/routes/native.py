@@ -19,6 +19,7 @@ from captioner.errors import BadInput, CaptionerError, printable
 from captioner.serving.engine import Ask, Engine, Picture
 from captioner.serving.metrics import gauge
 from captioner.sinks import Row
+from captioner.styles import StyleName
 from captioner.text.finish import Finish
 from captioner.web import inputs
 from captioner.web.bodies import valid
@@ -49,11 +50,9 @@ class Asked(BaseModel):
     prompt: Annotated[Words | None, Field(description="What the text goes on from.")] = None
     question: Annotated[Words | None, Field(description="What OFA is asked.")] = None
     instruction: Annotated[Words | None, Field(description="What a chat model is asked.")] = None
-    mode: Annotated[Literal["best", "fast", "classic", "negative"] | None, Field(description="Interrogator.")] = None
-    style: Annotated[
-        Literal["prompt", "tags", "sentence", "paragraph"] | None, Field(description="Chat models: what is written.")
-    ] = None
-    quality: Annotated[Literal["best", "fast"] | None, Field(description="mini: how it chooses.")] = None
+    mode: Annotated[contracts.Mode | None, Field(description="Interrogator.")] = None
+    style: Annotated[StyleName | None, Field(description="Chat models: what is written.")] = None
+    quality: Annotated[contracts.Quality | None, Field(description="mini: how it chooses.")] = None
     threshold: Annotated[float | None, Field(ge=0, le=1, description="Tagger: the least probability.")] = None
     character_threshold: Annotated[float | None, Field(ge=0, le=1, description="Tagger: of characters.")] = None
     num_beams: Annotated[int | None, Field(ge=1, le=32)] = None
@@ -93,9 +92,9 @@ class Generate(Asked):
     replace: Annotated[Few, Field(description="OLD=NEW: a comma term in place of another; OLD= drops it.")] = []
     max_clip_tokens: Annotated[int | None, Field(ge=3, le=1024)] = None
     embed: Annotated[bool, Field(description="With the prompt's embedding.")] = False
-    metadata: Annotated[
-        Literal["ignore", "first", "only"], Field(description="A prompt that the picture itself carries.")
-    ] = "ignore"
+    metadata: Annotated[contracts.MetadataUse, Field(description="A prompt that the picture itself carries.")] = (
+        "ignore"
+    )
 
     def finish(self) -> Finish:
         """The same in the library's terms."""
