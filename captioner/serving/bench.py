@@ -219,25 +219,20 @@ def _carried(picture: Picture, metadata: MetadataUse, finish: Finish) -> Row | N
 
 def _finished(model: Captioner, readings: Sequence[Reading], asks: Sequence[Ask]) -> list[Row | CaptionerError]:
     """A row for each picture."""
-    expected = [ask.wants == "embedding" and ask.expected for ask in asks]
-    plain = [(reading, ask.finish) for reading, ask, mean in zip(readings, asks, expected, strict=True) if not mean]
+    if asks[0].expected:  # which is the same of all of a batch
+        finish = Finish(consensus=False)
+        return [{"embedding": questions.as_numbers(model.expected(reading, finish))} for reading in readings]
     try:
-        prompts = iter(model.prompts([reading for reading, _ in plain], [finish for _, finish in plain]))
+        prompts = model.prompts(readings, [ask.finish for ask in asks])
     except BadAnswer as error:
         if len(readings) == 1:
             return [error]
         return [_finished(model, [reading], [ask])[0] for reading, ask in zip(readings, asks, strict=True)]
-    return [
-        {"embedding": questions.as_numbers(model.expected(reading, Finish(consensus=False)))}
-        if mean
-        else _row(next(prompts), ask)
-        for reading, ask, mean in zip(readings, asks, expected, strict=True)
-    ]
+    return list(map(_row, prompts, asks))
 
 
 def _row(prompt: Prompt, ask: Ask) -> Row:
-    row = questions.row_of(prompt)
-    return {"text": row["text"]} if ask.wants == "embedding" else row
+    return {"text": prompt.text} if ask.wants == "embedding" else questions.row_of(prompt)
 
 
 def _checked(row: Row | CaptionerError) -> Row | CaptionerError:

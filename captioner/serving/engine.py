@@ -89,7 +89,7 @@ class Ask:
     embed: bool = False
     """With the text's embedding in the row."""
     expected: bool = False
-    """The embedding is the mean of all that the model might say."""
+    """Where it wants the embedding alone: the mean of all that the model might say."""
     metadata: MetadataUse = "ignore"
 
     def embeds(self, row: Row) -> bool:
