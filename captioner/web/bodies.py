@@ -31,10 +31,19 @@ def valid(fields: dict[str, Any], kind: type[Body]) -> Body:
 
 def described(kind: type[BaseModel]) -> dict[str, Any]:
     """For OpenAPI, as a route's `openapi_extra`."""
-    schema = kind.model_json_schema()
-    definitions = schema.pop("$defs", {})
-    content = {"application/json": {"schema": _inlined(schema, definitions)}}
+    return of_types({"application/json": schema_of(kind)})
+
+
+def of_types(schemas: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """As `described`, of bodies of several types."""
+    content = {name: {"schema": schema} for name, schema in schemas.items()}
     return {"requestBody": {"required": True, "content": content}}
+
+
+def schema_of(kind: type[BaseModel]) -> dict[str, Any]:
+    """A body's fields, each whole, without pydantic's own titles, which say each name twice."""
+    schema = kind.model_json_schema()
+    return _inlined(schema, schema.pop("$defs", {}))
 
 
 def _inlined(schema: Any, definitions: dict[str, Any]) -> Any:

@@ -9,7 +9,7 @@ from pydantic import BaseModel, Field
 
 from captioner.serving.engine import Picture
 from captioner.web import inputs
-from captioner.web.bodies import described, parsed
+from captioner.web.bodies import of_types, parsed, schema_of
 from captioner.web.context import Context
 
 
@@ -76,5 +76,4 @@ def router(context: Context) -> APIRouter:
     return routes
 
 
-BODIES = described(ImageToText)
-BODIES["requestBody"]["content"]["image/*"] = {"schema": {"type": "string", "format": "binary"}}
+BODIES = of_types({"application/json": schema_of(ImageToText), "image/*": {"type": "string", "format": "binary"}})

@@ -22,7 +22,7 @@ from captioner.sinks import Row
 from captioner.styles import StyleName
 from captioner.text.finish import Finish
 from captioner.web import inputs
-from captioner.web.bodies import valid
+from captioner.web.bodies import of_types, schema_of, valid
 from captioner.web.context import Context, one
 from captioner.web.errors import one_line, plain
 
@@ -345,29 +345,13 @@ def _result(given: Picture | CaptionerError, row: Row | CaptionerError) -> Row:
 
 def _bodies(settings: type[BaseModel], texts: bool = False) -> dict[str, Any]:
     """How OpenAPI describes a body that is JSON or a form."""
-    schema = _inline(settings.model_json_schema())
-    pictures = _inline(Pictures.model_json_schema())["properties"]
-    of_json = {**pictures, **schema.get("properties", {})}
+    of_json = schema_of(Pictures)["properties"] | schema_of(settings)["properties"]
     if texts:
         of_json["texts"] = {"type": "array", "items": {"type": "string"}, "maxItems": MOST_TEXTS}
     of_form = {name: kind for name, kind in of_json.items() if name not in ("image", "images", "texts")}
     of_form["image"] = {"type": "array", "items": {"type": "string", "format": "binary"}}
-    return {
-        "requestBody": {
-            "required": True,
-            "content": {
-                "application/json": {"schema": {"type": "object", "properties": of_json}},
-                "multipart/form-data": {"schema": {"type": "object", "properties": of_form}},
-            },
-        }
-    }
-
-
-def _inline(schema: dict[str, Any]) -> dict[str, Any]:
-    """Without pydantic's own titles, which say each name twice."""
-    for part in schema.get("properties", {}).values():
-        part.pop("title", None)
-    return schema
+    types = {"application/json": of_json, "multipart/form-data": of_form}
+    return of_types({name: {"type": "object", "properties": fields} for name, fields in types.items()})
 
 
 def metrics_route(context: Context, lines: Sequence[Any]) -> APIRouter:
