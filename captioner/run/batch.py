@@ -12,12 +12,13 @@ import signal
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, islice
+from operator import attrgetter
 from typing import TYPE_CHECKING, Generic, Protocol, TypeAlias, TypeVar
 
 from PIL.Image import Image
@@ -169,7 +170,7 @@ def run(
             Interrupts() as user,
             sink,
             progress,
-            closing(_opened(work.wanted(sources), answers.look)) as opened,
+            closing(read_ahead(work.wanted(sources), partial(_open, answers.look), attrgetter("bytes"))) as opened,
             threads,  # what they have begun is waited for
         ):
             for picture in opened:
@@ -224,12 +225,6 @@ class _Failed:
     @property
     def bytes(self) -> int:
         return len(self.source.data or b"")
-
-
-def _opened(
-    sources: Iterable[Source | _Failed], look: Callable[[Source], Look]
-) -> Generator[_Opened[Look] | _Failed, None, None]:
-    return read_ahead(sources, partial(_open, look), lambda picture: picture.bytes)
 
 
 def _open(
