@@ -174,6 +174,16 @@ def test_a_picture_that_fails_says_why_and_can_be_tried_again(page: Page, tmp_pa
 
 
 @in_browser
+def test_of_a_folder_the_pictures_are_taken_that_the_command_line_takes(page: Page, tmp_path: Path) -> None:
+    for name in ("cat.jpg", "cat-masklabel.png", "._cat.jpg", "notes.txt"):
+        shutil.copy(CAT, tmp_path / name)
+    page.choose("#folder", [tmp_path])
+    captioned(page)
+    assert page.text(".picture .name") == "cat.jpg"
+    assert page.text(".count") == "1 of 1"
+
+
+@in_browser
 def test_a_busy_server_is_asked_again_and_a_run_can_be_stopped(page: Page) -> None:
     page.run("""(() => { const real = window.fetch; window.refused = 0; window.hang = false;
         window.fetch = (path, options) => {

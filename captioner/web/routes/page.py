@@ -25,6 +25,7 @@ from captioner.contracts import MODES, Attentive
 from captioner.errors import BadImage, BadInput, printable
 from captioner.files.json import read_object
 from captioner.images import looks_like_picture, open_image
+from captioner.images.find import EXTENSIONS, MASKS
 from captioner.sinks.row import Row, to_json
 from captioner.sinks.table import write_csv_rows
 from captioner.styles import STYLES
@@ -93,7 +94,8 @@ def router(context: Context) -> APIRouter:
 
     @routes.get("/settings")
     async def about() -> Any:
-        return context.about() | {"at_once": AT_ONCE, "modes": list(MODES), "styles": list(STYLES)}
+        pictures = {"endings": EXTENSIONS, "masks": MASKS}
+        return context.about() | {"at_once": AT_ONCE, "modes": MODES, "styles": list(STYLES), "pictures": pictures}
 
     @routes.get("/model")
     async def model(request: Request, name: Annotated[str | None, Field(max_length=4000)] = None) -> Any:

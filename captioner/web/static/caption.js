@@ -6,8 +6,6 @@ import { button, copyText, el, icon, saveFile, shortName, svg } from "./dom.js";
 import { picker } from "./picker.js";
 import { commandLine, describe, drawer, inUse, load, store } from "./settings.js";
 
-const EXTENSIONS = /\.(a?png|jpe?g?|jfif|mpo|webp|gif|bmp|dib|tiff?|avifs?|hei[cfs]+|hif|jp2|j2k|jpx|p[pgbn]m|tga|ico|pcx|psd|qoi|sgi|dds)$/i;
-
 export function mount(section, api) {
   const view = new Caption(section, api);
   return { shown: (state) => view.shown(state) };
@@ -125,7 +123,7 @@ class Caption {
       depth = 0;
       over(false);
       if (!here() || !event.dataTransfer) return;
-      dropped(event.dataTransfer).then((files) => this.add(files));
+      dropped(event.dataTransfer, (name) => this.isPicture(name)).then((files) => this.add(files));
     });
     document.addEventListener("paste", (event) => {
       const files = [...(event.clipboardData?.files ?? [])];
@@ -139,9 +137,16 @@ class Caption {
   }
 
   taken(field, nameOf, onlyPictures = false) {
-    const files = [...field.files].filter((file) => !onlyPictures || EXTENSIONS.test(file.name));
+    const files = [...field.files].filter((file) => !onlyPictures || this.isPicture(file.name));
     field.value = ""; // the same file may be chosen again
     this.add(files.map((file) => ({ file, name: nameOf(file) })));
+  }
+
+  /** What counts as a picture where a folder is added: as on the command line. */
+  isPicture(name) {
+    const { endings, masks } = this.api.settings.pictures;
+    const isOf = (all) => all.some((ending) => name.toLowerCase().endsWith(ending));
+    return !name.startsWith(".") && isOf(endings) && !isOf(masks);
   }
 
   pick() {
@@ -652,18 +657,18 @@ function unique(name, names) {
 }
 
 /** What was let go of over the page; folders are looked into. */
-async function dropped(transfer) {
+async function dropped(transfer, isPicture) {
   const entries = [...transfer.items].map((item) => item.webkitGetAsEntry?.()).filter(Boolean);
   if (!entries.some((entry) => entry.isDirectory)) return [...transfer.files].map((file) => ({ file, name: file.name }));
   const found = [];
-  for (const entry of entries) await walk(entry, "", found);
+  for (const entry of entries) await walk(entry, "", found, isPicture);
   return found;
 }
 
-async function walk(entry, folder, found) {
+async function walk(entry, folder, found, isPicture) {
   const name = folder + entry.name;
   if (entry.isFile) {
-    if (folder === "" || EXTENSIONS.test(entry.name)) found.push({ name, file: await new Promise((resolve, reject) => entry.file(resolve, reject)) });
+    if (folder === "" || isPicture(entry.name)) found.push({ name, file: await new Promise((resolve, reject) => entry.file(resolve, reject)) });
     return;
   }
   if (entry.name.startsWith(".")) return;
@@ -675,7 +680,7 @@ async function walk(entry, folder, found) {
     children.push(...some);
   }
   children.sort((a, b) => a.name.localeCompare(b.name, undefined, { numeric: true }));
-  for (const child of children) await walk(child, `${name}/`, found);
+  for (const child of children) await walk(child, `${name}/`, found, isPicture);
 }
 
 /** Three frames on a wall. */
