@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 import base64
-import socket
-import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-import uvicorn
 from fastapi.testclient import TestClient
 
 from captioner.serving.engine import Ask, Engine, Picture
 from captioner.sinks import Row
 from captioner.web.app import make_app
-from captioner.web.server import config_of
 from captioner.web.settings import Settings
 from tests.browser import Browser
+from tests.web.served import served
 
 PICTURES = sorted((Path(__file__).parents[2] / "examples" / "pictures").glob("*.jpg"))
 CAT = next(file for file in PICTURES if file.stem == "cat").read_bytes()
@@ -72,23 +67,8 @@ def client_of(engine: Engine, **settings: Any) -> TestClient:
     return TestClient(app, base_url="http://127.0.0.1:7860", raise_server_exceptions=False)
 
 
-@contextmanager
-def serving(engine: Engine, **settings: Any) -> Iterator[str]:
-    """A real server on a free port of this machine; its address."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        server = uvicorn.Server(config_of(engine, Settings(**settings)))
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
-        thread.start()
-        while not server.started:
-            assert thread.is_alive()
-            time.sleep(0.01)
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-        server.should_exit = True
-        thread.join(60)
-
-
 @pytest.fixture(scope="session")
 def server(engine: Engine) -> Iterator[str]:
     """The address of a real server with the default settings."""
-    with serving(engine) as address:
+    with served(None, engine) as address:
         yield address

@@ -15,7 +15,6 @@ import uvicorn
 
 from captioner.serving.engine import Engine
 from captioner.web import server
-from captioner.web.app import make_app
 from captioner.web.settings import Settings
 
 
@@ -23,9 +22,7 @@ from captioner.web.settings import Settings
 def served(root: Path | None, engine: Engine, **settings: Any) -> Iterator[str]:
     """The address of a service around an engine, which whoever calls this starts."""
     listener = server.listening("127.0.0.1", 0)
-    app = make_app(engine, Settings(root=root, **settings))
-    config = uvicorn.Config(app, log_config=None, ws="none", lifespan="on")
-    service = uvicorn.Server(config)
+    service = uvicorn.Server(server.config_of(engine, Settings(root=root, **settings)))
     thread = threading.Thread(target=service.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
     try:

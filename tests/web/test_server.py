@@ -27,7 +27,8 @@ from captioner.serving.engine import Engine
 from captioner.serving.scheduler import Closed, Scheduler
 from captioner.web import server as web
 from captioner.web.settings import Settings
-from tests.web.conftest import CAT_URL, serving
+from tests.web.conftest import CAT_URL
+from tests.web.served import served
 
 
 def connect(address: str) -> socket.socket:
@@ -97,7 +98,7 @@ def test_answers_must_be_read(engine: Engine, tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(web, "ANSWER_SECONDS", 0.2)
     size = 30_000_000  # more than the system's own buffers take
     (tmp_path / "large.png").write_bytes(bytes(size))
-    with serving(engine, root=tmp_path) as address, connect(address) as connection:
+    with served(tmp_path, engine) as address, connect(address) as connection:
         connection.sendall(b"GET /page/file?path=large.png HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
         wait_for(lambda: 'route="/page/file",status="200"' in httpx.get(f"{address}/metrics").text)  # it is over
         left = len(until_closed(connection))

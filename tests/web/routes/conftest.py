@@ -14,7 +14,7 @@ from huggingface_hub import constants
 
 import captioner
 from captioner.serving.engine import Engine
-from tests.web.conftest import serving
+from tests.web.served import served
 
 PICTURES = Path(__file__).parents[3] / "examples" / "pictures"
 COFFEE = PICTURES / "coffee.jpg"
@@ -38,7 +38,7 @@ class Service:
 
 @pytest.fixture(scope="session")
 def service(engine: Engine) -> Iterator[Service]:
-    with serving(engine, root=PICTURES) as address:
+    with served(PICTURES, engine) as address:
         yield Service(address)
 
 

@@ -11,8 +11,8 @@ import captioner
 from captioner.contracts import LoadOptions
 from captioner.serving.engine import Engine
 from tests.models.interrogator.test_interrogator import LISTS
-from tests.web.conftest import serving
 from tests.web.routes.conftest import COFFEE, DATA, Service
+from tests.web.served import served
 
 KINDS = {"medium": "mediums", "artist": "artists", "movement": "movements", "flavor": "flavors"}
 
@@ -31,7 +31,7 @@ def interrogator(tiny_checkpoint: Callable[[str], Path], tmp_path_factory: pytes
         patch.setenv("CAPTIONER_CACHE", str(tmp_path_factory.mktemp("cache")))
         engine = Engine(["interrogator"], options)
         engine.start()
-        with serving(engine) as address:
+        with served(None, engine) as address:
             yield Service(address)
         engine.close()
 

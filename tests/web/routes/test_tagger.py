@@ -9,8 +9,8 @@ import pytest
 
 import captioner
 from captioner.serving.engine import Engine
-from tests.web.conftest import serving
 from tests.web.routes.conftest import COFFEE, DATA, DATA_URL, Service
+from tests.web.served import served
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +22,7 @@ def folder(tiny_checkpoint: Callable[[str], Path]) -> Path:
 def tagging(folder: Path) -> Iterator[Service]:
     engine = Engine([str(folder)])
     engine.start()
-    with serving(engine) as address:
+    with served(None, engine) as address:
         yield Service(address)
     engine.close()
 
