@@ -15,6 +15,7 @@ from torch import Tensor
 from captioner import zoo
 from captioner.contracts import LoadOptions, MetadataUse
 from captioner.errors import BadAnswer, BadCheckpoint, BadImage, BadInput, CaptionerError
+from captioner.images import MAX_PIXELS
 from captioner.images.metadata import read_parameters
 from captioner.images.open import bytes_of, open_named
 from captioner.models.parts.speaker import SearchedDecoder, seed_of
@@ -47,11 +48,10 @@ class Pixels:
 class Bench:
     """Loads each model once, when it is first asked."""
 
-    def __init__(self, options: LoadOptions, memories: Memories, index: Path | None, max_pixels: int) -> None:
+    def __init__(self, options: LoadOptions, memories: Memories, index: Path | None) -> None:
         self.options = options
         self.memories = memories
         self.index = index
-        self.max_pixels = max_pixels
         self._models: dict[str, questions.Model] = {}
         self._sizes: dict[str, int] = {}
 
@@ -91,7 +91,7 @@ class Bench:
             memory = self.memories.get(_key(ask, speaker, picture))
             if memory is not None:
                 return Opened(memory)
-        image = open_named(picture.data, picture.title, self.max_pixels, admit, self._side(ask.model))
+        image = open_named(picture.data, picture.title, MAX_PIXELS, admit, self._side(ask.model))
         if speaker is None:
             return Opened(image, bytes_of(image))
         pixels = _pixels(speaker, image)

@@ -108,8 +108,6 @@ class Engine:
         index: Path | None = None,
         queue: int = QUEUE,
         timeout: float = TIMEOUT,
-        max_pixels: int = MAX_PIXELS,
-        memory_bytes: int = MEMORY_BYTES,
         batch_size: int | None = None,
     ) -> None:
         """models: those that may be asked; the first is the default. options.device may list several, by commas."""
@@ -117,9 +115,8 @@ class Engine:
         self.options = options or LoadOptions()
         self.index = index
         self.timeout = timeout
-        self.max_pixels = max_pixels
         self.batch_size = batch_size
-        self.memories = Memories(memory_bytes)
+        self.memories = Memories(MEMORY_BYTES)
         self.scheduler = Scheduler(queue)
         self.batches = Histogram("captioner_batch_size", "Questions asked of a model at once.", SIZES)
         self.seconds = Histogram("captioner_batch_seconds", "Seconds that a batch took.", SECONDS)
@@ -264,7 +261,7 @@ class Engine:
         return self.benches[0].open(ask, picture, admit)
 
     def _open_image(self, picture: Picture, admit: Callable[[int], object]) -> Opened:
-        image = open_named(picture.data, picture.title, self.max_pixels, admit)
+        image = open_named(picture.data, picture.title, MAX_PIXELS, admit)
         return Opened(image, bytes_of(image))
 
     def _open_images(self, pictures: Sequence[Picture], admit: Callable[[int], object]) -> Opened:
@@ -277,7 +274,7 @@ class Engine:
         try:
             from captioner.serving.bench import Bench  # torch, which takes a second to import
 
-            bench = Bench(replace(self.options, device=device), self.memories, self.index, self.max_pixels)
+            bench = Bench(replace(self.options, device=device), self.memories, self.index)
             bench.load(self.default)
             self.benches.append(bench)
         except BaseException as error:

@@ -53,7 +53,7 @@ def test_a_picture_is_the_same_whichever_way_it_comes(tmp_path: Path, monkeypatc
         captioner.speaker, "read_images", lambda images, *how: seen.extend(images) or read(images, *how)
     )
     captioner.generate([file, file.read_bytes()])
-    served = Bench(LoadOptions(), Memories(0), None, 10**8).open(Ask("mini"), Picture(file.read_bytes()), at_once)
+    served = Bench(LoadOptions(), Memories(0), None).open(Ask("mini"), Picture(file.read_bytes()), at_once)
     assert all(picture.tobytes() == in_a_run.tobytes() for picture in (*seen, served.value))
     assert len(seen) == 2
 

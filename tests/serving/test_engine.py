@@ -15,7 +15,6 @@ from PIL import Image
 import captioner
 from captioner.contracts import PLAIN_REQUEST, LoadOptions
 from captioner.errors import BadImage, BadInput, MissingModel
-from captioner.images import MAX_PIXELS
 from captioner.pipeline import Captioner, DirectEmbedder
 from captioner.run import questions
 from captioner.serving.bench import Bench
@@ -109,7 +108,7 @@ def test_embeddings_are_those_of_embed(engine: Engine, mini: Captioner, photos: 
 
 
 def test_an_expected_embedding_of_one_text_is_refused(photos: list[Picture]) -> None:
-    bench = Bench(LoadOptions(embedder="tests/none"), Memories(0), None, MAX_PIXELS)  # what is predicted is no second
+    bench = Bench(LoadOptions(embedder="tests/none"), Memories(0), None)  # what is predicted is no second
     ask = Ask("mini", PLAIN_REQUEST.changed(num_candidates=1), wants="embedding", expected=True)
     opened = bench.open(ask, photos[0], lambda size: None).value
     with pytest.raises(BadInput, match=r"expected would change nothing: mini gives one candidate\."):
@@ -251,7 +250,7 @@ def test_a_prompt_of_a_model_without_text_fails_alone(engine: Engine, photos: li
 
         vectors = embed_images
 
-    bench = Bench(LoadOptions(), engine.memories, None, MAX_PIXELS)
+    bench = Bench(LoadOptions(), engine.memories, None)
     bench.load = lambda name: DirectEmbedder("direct", Embedder())  # type: ignore[method-assign]
     asks = [Ask("direct"), Ask("direct", wants="embedding")]
     images = [Image.new("RGB", (8, 8))] * 2
