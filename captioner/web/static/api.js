@@ -1,6 +1,6 @@
 // The way to the server: same origin only, with the key where it wants one, patient where it is busy.
 
-import { button, el } from "./dom.js";
+import { button, el, modal } from "./dom.js";
 
 const KEY = "captioner.key";
 const TRIES = 6; // of a request that the server is too busy for
@@ -126,7 +126,7 @@ export function askForKey() {
   return asking;
 }
 
-function keyDialog() {
+async function keyDialog() {
   const field = el("input", { type: "password", id: "key", autocomplete: "off", required: true });
   const dialog = el(
     "dialog",
@@ -146,14 +146,7 @@ function keyDialog() {
       ),
     ),
   );
-  document.body.append(dialog);
-  dialog.showModal();
-  return new Promise((resolve) => {
-    dialog.addEventListener("close", () => {
-      const given = dialog.returnValue === "given" && field.value !== "";
-      if (given) store(field.value.trim());
-      dialog.remove();
-      resolve(given);
-    });
-  });
+  const isGiven = (await modal(dialog)) === "given" && field.value !== "";
+  if (isGiven) store(field.value.trim());
+  return isGiven;
 }

@@ -2,7 +2,7 @@
 
 import { Refused, answer } from "./api.js";
 import { attentionPanel } from "./attention.js";
-import { button, copyText, el, icon, saveFile, shortName, svg } from "./dom.js";
+import { button, copyText, el, icon, modal, saveFile, shortName, svg } from "./dom.js";
 import { picker } from "./picker.js";
 import { commandLine, describe, drawer, inUse, load, store } from "./settings.js";
 
@@ -451,9 +451,7 @@ class Card {
       button("Close", { picture: "close", hideLabel: true, onclick: () => dialog.close() }),
     );
     dialog.addEventListener("click", (event) => event.target === dialog && dialog.close());
-    dialog.addEventListener("close", () => dialog.remove());
-    document.body.append(dialog);
-    dialog.showModal();
+    modal(dialog);
   }
 
   /** What belongs to the text that was: candidates, attention. */

@@ -64,6 +64,13 @@ export function button(label, { picture = null, quiet = false, hideLabel = false
   return el("button", { type: "button", ...named, ...attributes, class: classes || null }, picture && icon(picture), words);
 }
 
+/** Show a dialog, which goes when it is closed: a promise of what it was closed with. */
+export function modal(dialog) {
+  document.body.append(dialog);
+  dialog.showModal();
+  return new Promise((resolve) => dialog.addEventListener("close", () => (dialog.remove(), resolve(dialog.returnValue))));
+}
+
 /** Put the text into the clipboard, also where the page is not served over HTTPS. */
 export async function copyText(text) {
   if (navigator.clipboard && window.isSecureContext) {

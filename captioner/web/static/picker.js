@@ -1,6 +1,6 @@
 // Pictures of the server's own folder, to be picked from.
 
-import { button, el, icon } from "./dom.js";
+import { button, el, icon, modal } from "./dom.js";
 
 /** A promise of the paths that were picked, or of null. */
 export function picker(api) {
@@ -71,13 +71,7 @@ export function picker(api) {
     count();
   });
   take.addEventListener("click", () => dialog.close("taken"));
-  document.body.append(dialog);
-  dialog.showModal();
+  const closed = modal(dialog);
   open("");
-  return new Promise((resolve) => {
-    dialog.addEventListener("close", () => {
-      dialog.remove();
-      resolve(dialog.returnValue === "taken" ? [...chosen] : null);
-    });
-  });
+  return closed.then((said) => (said === "taken" ? [...chosen] : null));
 }
