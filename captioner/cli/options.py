@@ -107,19 +107,10 @@ _first = panel_option(FIRST)
 
 # --- options that several verbs take ---------------------------------------------------------------------------------
 
-Images = Annotated[
-    list[str],
-    Argument(
-        help="Files, folders, globs, http(s) addresses, @FILE (a list), or - (standard input).", metavar="PICTURE"
-    ),
-]
+PICTURES = "Files, folders, globs, http(s) addresses, @FILE (a list), or - (standard input)."
+Images = Annotated[list[str], Argument(help=PICTURES, metavar="PICTURE")]
 ImagesOrPlan = Annotated[
-    list[str] | None,
-    Argument(
-        help="Files, folders, globs, http(s) addresses, @FILE (a list), or - (standard input). None where --out is "
-        "the folder of a plan.",
-        metavar="PICTURE",
-    ),
+    list[str] | None, Argument(help=f"{PICTURES} None where --out is the folder of a plan.", metavar="PICTURE")
 ]
 Embedder = Annotated[str | None, Option(help="Another sentence-transformers model than MiniLM-L6.")]
 Device = Annotated[str, Option(help="auto, cpu, cuda, cuda:1 or mps.")]
