@@ -175,7 +175,7 @@ def _model(folder: Path, config: PreTrainedConfig, dtype: torch.dtype, how: dict
             build = cls if is_paired(config) else cls.from_config
             checkpoint.check_shape(lambda: build(config=config), folder)
         model, report = cls.from_pretrained(folder, config=config, dtype=dtype, output_loading_info=True, **how)
-    if not how.keys() & {"quantization_config"}:
+    if "quantization_config" not in how:
         checkpoint.check_numbers(model, folder)
     if lost := sorted(key for key in report["missing_keys"] if "pooler" not in key):
         raise BadCheckpoint(f"The weights in {folder} lack {len(lost)} tensors, among them {lost[0]}. Fetch it again.")
