@@ -457,6 +457,15 @@ def test_predictions_against_truth_and_model_against_model(
 
 
 @in_browser
+def test_pictures_of_a_kind_that_browsers_do_not_know_are_compared_too(page: Page, tmp_path: Path) -> None:
+    shutil.copy(CAT, tmp_path / "cat.qoi")
+    page.run("location.hash = 'compare'")
+    page.wait("document.querySelector('.side textarea')")
+    page.drop("#compare", [tmp_path / "cat.qoi"])
+    page.wait("document.querySelector('.strip img')?.alt === 'cat.qoi'")
+
+
+@in_browser
 def test_models_are_asked_with_the_settings_that_caption_has_by_now(page: Page, said: captioner.Prompt) -> None:
     page.click("[data-view=compare]")
     page.wait("document.querySelector('.side textarea')")

@@ -9,6 +9,7 @@
 //   api.toast(text, { undo })     a short message at the foot, with a way back where `undo` is a function
 //   api.open(view, state)         another view; `state` is handed to its `shown`. Compare takes {left, right}, each
 //                                 {name, text} or {name, rows: [{file, text}, …]}
+//   api.isPicture(name)           whether a file is called as pictures are
 //   api.settings                  what the server said of itself: {models, root, index, …} (`/page/settings`)
 //
 // dom.js makes elements and icons: text is always put in as text.
@@ -52,7 +53,14 @@ function open(view, state = null) {
   else location.hash = view;
 }
 
-const api = { json, request, say, toast, open, settings: null };
+/** By its name; of a folder, masks and hidden files are none, as on the command line. */
+function isPicture(name) {
+  const { endings, masks } = api.settings.pictures;
+  const isOf = (all) => all.some((ending) => name.toLowerCase().endsWith(ending));
+  return !name.startsWith(".") && isOf(endings) && !isOf(masks);
+}
+
+const api = { json, request, say, toast, open, isPicture, settings: null };
 
 // --- views -----------------------------------------------------------------------------------------------------------
 

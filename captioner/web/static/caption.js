@@ -123,7 +123,7 @@ class Caption {
       depth = 0;
       over(false);
       if (!here() || !event.dataTransfer) return;
-      dropped(event.dataTransfer, (name) => this.isPicture(name)).then((files) => this.add(files));
+      dropped(event.dataTransfer, this.api.isPicture).then((files) => this.add(files));
     });
     document.addEventListener("paste", (event) => {
       const files = [...(event.clipboardData?.files ?? [])];
@@ -137,16 +137,9 @@ class Caption {
   }
 
   taken(field, nameOf, onlyPictures = false) {
-    const files = [...field.files].filter((file) => !onlyPictures || this.isPicture(file.name));
+    const files = [...field.files].filter((file) => !onlyPictures || this.api.isPicture(file.name));
     field.value = ""; // the same file may be chosen again
     this.add(files.map((file) => ({ file, name: nameOf(file) })));
-  }
-
-  /** What counts as a picture where a folder is added: as on the command line. */
-  isPicture(name) {
-    const { endings, masks } = this.api.settings.pictures;
-    const isOf = (all) => all.some((ending) => name.toLowerCase().endsWith(ending));
-    return !name.startsWith(".") && isOf(endings) && !isOf(masks);
   }
 
   pick() {

@@ -96,8 +96,9 @@ class Compare {
     window.addEventListener("drop", (event) => {
       if (!here() || !event.dataTransfer) return;
       const files = [...event.dataTransfer.files];
-      const images = files.filter((file) => file.type.startsWith("image/"));
-      const others = files.filter((file) => !file.type.startsWith("image/"));
+      const isImage = (file) => file.type.startsWith("image/") || this.api.isPicture(file.name); // browsers know fewer
+      const images = files.filter(isImage);
+      const others = files.filter((file) => !isImage(file));
       const side = this.sides.right.node.contains(event.target) ? this.sides.right : this.sides.left;
       if (images.length > 0) this.addPictures(images);
       if (others.length > 0) side.read(others);
