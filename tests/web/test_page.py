@@ -21,6 +21,7 @@ from typer.testing import CliRunner
 import captioner
 from captioner.cli.main import app as command_line
 from captioner.errors import BadImage, BadInput
+from captioner.images import EXTENSIONS
 from captioner.run.questions import COLUMNS
 from captioner.serving.engine import Engine
 from captioner.text.embedding import text_embedder
@@ -463,6 +464,8 @@ def test_pictures_of_a_kind_that_browsers_do_not_know_are_compared_too(page: Pag
     page.wait("document.querySelector('.side textarea')")
     page.drop("#compare", [tmp_path / "cat.qoi"])
     page.wait("document.querySelector('.strip img')?.alt === 'cat.qoi'")
+    for field in ("#files", "#compare-pictures"):  # what a browser lets be chosen
+        assert {"image/*", *EXTENSIONS} == set(page.run(f"document.querySelector('{field}').accept").split(","))
 
 
 @in_browser

@@ -39,7 +39,7 @@ class Caption {
 
   build() {
     const { root } = this.api.settings;
-    this.files = el("input", { type: "file", multiple: true, accept: "image/*,.heic,.heif,.avif,.psd,.tga,.jp2", id: "files", class: "visually-hidden", tabindex: "-1", "aria-hidden": "true" });
+    this.files = el("input", { type: "file", multiple: true, accept: ["image/*", ...this.api.settings.pictures.endings].join(","), id: "files", class: "visually-hidden", tabindex: "-1", "aria-hidden": "true" });
     this.folder = el("input", { type: "file", webkitdirectory: true, id: "folder", class: "visually-hidden", tabindex: "-1", "aria-hidden": "true" });
     this.choose = button("Choose pictures", { picture: "picture", class: "primary", onclick: () => this.files.click() });
     this.drop = el(

@@ -56,7 +56,7 @@ class Compare {
 
   build() {
     const swap = button("Swap the sides", { picture: "swap", hideLabel: true, class: "swap", onclick: () => this.swap() });
-    this.files = el("input", { type: "file", multiple: true, accept: "image/*", id: "compare-pictures", class: "visually-hidden", tabindex: "-1", "aria-hidden": "true" });
+    this.files = el("input", { type: "file", multiple: true, accept: ["image/*", ...this.api.settings.pictures.endings].join(","), id: "compare-pictures", class: "visually-hidden", tabindex: "-1", "aria-hidden": "true" });
     this.files.addEventListener("change", () => {
       this.addPictures([...this.files.files]);
       this.files.value = "";
