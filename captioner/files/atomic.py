@@ -30,6 +30,8 @@ NO_HARD_LINKS = (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 """What systems say where a file can have one name only."""
 NO_FLUSH = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
 """What file systems say that cannot flush a folder."""
+NO_MODES = (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP)
+"""What disks say that keep no mode bits: all their files are those of whoever mounted them, as FAT's are."""
 
 
 class Leftovers:
@@ -82,7 +84,7 @@ def replacing(
         yield temporary
         flush(temporary)  # first: it needs a file that may be written to
         # Some libraries write to a file of their own and rename it, with other mode bits.
-        os.chmod(temporary, _mode_of(target, mode))
+        _set_mode(temporary, _mode_of(target, mode))
         if not expected:
             refuse_new(target, "do the same again")
         if not keep:
@@ -104,7 +106,7 @@ def replacing_folder(target: Path) -> Iterator[Path]:
         for file in temporary.rglob("*"):
             if file.is_file():
                 if not file.is_symlink():
-                    os.chmod(file, mode)  # safetensors shuts everybody else out of its files
+                    _set_mode(file, mode)  # safetensors shuts everybody else out of its files
                 flush(file)
         if target.is_dir():
             target.rmdir()  # empty, or this says so; Windows does not rename over a folder
@@ -144,7 +146,7 @@ def _replace(target: Path, content: bytes) -> None:
     try:
         temporary.write_bytes(content)
         flush(temporary)
-        os.chmod(temporary, _mode_of(target, mode))
+        _set_mode(temporary, _mode_of(target, mode))
         os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
@@ -241,6 +243,14 @@ def _mode_of(target: Path, otherwise: int) -> int:
     except FileNotFoundError:
         return otherwise
     return stat.S_IMODE(status.st_mode) if stat.S_ISREG(status.st_mode) else otherwise
+
+
+def _set_mode(path: Path, mode: int) -> None:
+    try:
+        os.chmod(path, mode)
+    except OSError as error:
+        if error.errno not in NO_MODES:
+            raise
 
 
 def _alive(process: int) -> bool:

@@ -221,6 +221,19 @@ def test_a_disk_without_hard_links_is_told_of(tmp_path: Path, monkeypatch: pytes
     assert os.listdir(tmp_path) == []
 
 
+def test_a_disk_without_mode_bits_is_written_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")  # as FAT does, of a disk that root has mounted
+
+    monkeypatch.setattr(os, "chmod", refuse)
+    atomic.write_text(tmp_path / "a.txt", "new")
+    atomic.write_all({tmp_path / "b.txt": b"new"})
+    with atomic.replacing_folder(tmp_path / "c") as new:
+        (new / "c.txt").touch()
+    assert os.listdir(tmp_path / "c") == ["c.txt"]
+    assert (tmp_path / "a.txt").read_text() == (tmp_path / "b.txt").read_text() == "new"
+
+
 def test_a_cache_that_takes_nothing_keeps_nobody_from_captioning(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
