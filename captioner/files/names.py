@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Generic, TypeVar
 
 SIDECARS = (".txt", ".caption")
 """How a text beside a picture ends; where both lie there, the first is the picture's."""
@@ -36,6 +37,36 @@ def sidecar_of(picture: Path, endings: Sequence[str] = SIDECARS) -> Path:
     """The text beside a picture: the one that is there, or where it would be."""
     files = [picture.with_suffix(ending) for ending in endings]
     return next((file for file in files if os.path.lexists(file)), files[0])
+
+
+Owner = TypeVar("Owner")
+
+
+class Claims(Generic[Owner]):
+    """Who has which file beside a picture: the first one who claims it. Cat.txt and cat.txt are one file where the disk
+    takes them for one, as those of Macs, of Windows and USB disks do."""
+
+    def __init__(self) -> None:
+        self.owners: dict[Path, Owner] = {}
+        self.folding: dict[Path, bool] = {}
+        """Of each folder, whether capitals make no difference."""
+
+    def owner(self, file: Path, picture: Path, claimant: Owner) -> Owner:
+        folder = picture.parent
+        if folder not in self.folding:
+            self.folding[folder] = _is_found_by_other_case(picture)
+        known_as = file.with_name(file.name.casefold()) if self.folding[folder] else file
+        return self.owners.setdefault(known_as, claimant)
+
+
+def _is_found_by_other_case(file: Path) -> bool:
+    """Numbers of files do not tell: some drivers give each spelling one of its own."""
+    other = file.with_name(file.name.swapcase())
+    try:
+        found, status = other.stat(), file.stat()
+    except OSError:
+        return False
+    return other.name != file.name and (found.st_size, found.st_mtime_ns) == (status.st_size, status.st_mtime_ns)
 
 
 def is_url(text: str) -> bool:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from captioner.errors import BadOutput, printable
 from captioner.files.atomic import write_all
-from captioner.files.names import sidecar_of
+from captioner.files.names import Claims, sidecar_of
 from captioner.review.operations import LONGEST_TEXT
 from captioner.review.outputs import CHANGED, Problem, Wanted, state_of
 from captioner.review.row import Row
@@ -23,14 +23,14 @@ class Sidecars:
     at_once: float = 500
 
     def __init__(self) -> None:
-        self.owner: dict[Path, Row] = {}
+        self.claims: Claims[Row] = Claims()
         self.states: dict[Row, tuple[int, int, int] | None] = {}
         self.raw: dict[str, str] = {}
         """Name → a sidecar's very content, where that is more than the text and a line break: undo brings it back."""
 
     def forget(self) -> None:
         """Everything is looked at anew."""
-        self.owner.clear()
+        self.claims = Claims()
         self.states.clear()
 
     def file_of(self, row: Row) -> Path:
@@ -45,7 +45,7 @@ class Sidecars:
                 continue
             self.states[row] = state
             row.places.pop(self, None)
-            if (owner := self.owner.setdefault(file, row)) is not row:
+            if (owner := self.claims.owner(file, row.path, row)) is not row:
                 row.problem = f"{row.name} would share its sidecar with {owner.name}: rename one of the two."
             elif state is not None:
                 self._read(row, file)
@@ -64,7 +64,7 @@ class Sidecars:
     def check(self, row: Row) -> None:
         """Whether a text can be kept here; a `BadOutput` says why not."""
         file = self.file_of(row)
-        if (owner := self.owner.setdefault(file, row)) is not row:
+        if (owner := self.claims.owner(file, row.path, row)) is not row:
             raise BadOutput(f"{row.name} would share its sidecar with {owner.name}: rename one of the two.")
         if not os.access(file.parent, os.W_OK):
             raise BadOutput(f"The folder of {row.name} cannot be written to.")
@@ -78,8 +78,8 @@ class Sidecars:
         for row, (before, after) in wanted.items():
             file = self.file_of(row)
             try:
-                if self.owner.setdefault(file, row) is not row:
-                    raise BadOutput(f"{row.name} would share its sidecar with {self.owner[file].name}.")
+                if (owner := self.claims.owner(file, row.path, row)) is not row:
+                    raise BadOutput(f"{row.name} would share its sidecar with {owner.name}.")
                 target = target_of(file)
                 now = _text_of(target)
                 if (None if now is None else _stripped(now)) == after:

@@ -15,7 +15,7 @@ from pathlib import Path
 from captioner.errors import BadOutput
 from captioner.files.atomic import NO_LINKS, Leftovers, write_bytes
 from captioner.files.cache import cache_to_write
-from captioner.files.names import SIDECARS, sidecar_of
+from captioner.files.names import SIDECARS, Claims, sidecar_of
 from captioner.images import Source
 from captioner.sinks.checks import RESUME, check_place, explained
 from captioner.sinks.journal import Errors, Journal, Run, Settings, is_ended, read_header, summary_line
@@ -58,7 +58,7 @@ class Sidecars:
             title=f"The journal of sidecars in {folder} ({path})",
         )
         self.errors.begin()
-        self.owner: dict[Path, Source] = {}
+        self.claims: Claims[Source] = Claims()
         self.last: Path | None = None
         self.leftovers = Leftovers()
         self.in_flight = {row["file"]: row for row in self.journal if not self._is_applied(row)}
@@ -115,7 +115,8 @@ class Sidecars:
             return False
 
     def _claim(self, path: Path, source: Source) -> None:
-        if (owner := self.owner.setdefault(path, source)) is not source:
+        assert source.path is not None, "only what is a file has a sidecar"
+        if (owner := self.claims.owner(path, source.path, source)) is not source:
             raise BadOutput(f"{source.name} would share its sidecar with {owner.name}.")
 
     def write(self, results: Sequence[Result]) -> None:

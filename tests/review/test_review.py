@@ -7,6 +7,7 @@ import json
 import os
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -257,6 +258,19 @@ def test_what_failed_is_a_row_with_its_reason(photos: Path) -> None:
         assert review.row("10.png").problem is None
         review.flush()
     assert (photos / "2.txt").read_bytes() == b"caf\xe9"
+
+
+def test_one_sidecar_where_capitals_make_no_difference(tmp_path: Path) -> None:
+    for number, name in enumerate(("Cat.jpg", "cat.png")):
+        picture(tmp_path / name, number)
+    with suppress(FileExistsError):
+        os.link(tmp_path / "Cat.jpg", tmp_path / "cAT.JPG")  # it is found by both, as on Macs and USB disks
+    with Review(tmp_path) as review:
+        problems = {row.name: row.problem or "" for row in review.view()}
+        (owner,) = (name for name, problem in problems.items() if not problem)
+        for name in problems.keys() - {owner}:
+            with pytest.raises(BadOutput, match=f"share its sidecar with {owner}"):
+                review.edit(name, "a dog")
 
 
 def test_a_picture_that_is_none_fails_after_another_look_too(photos: Path) -> None:

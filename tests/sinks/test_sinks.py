@@ -614,6 +614,19 @@ def test_pictures_whose_sidecar_has_no_place(tmp_path: Path) -> None:
             sink.wants(Source("x.txt", path=tmp_path / "x.txt"))
 
 
+def test_one_sidecar_where_capitals_make_no_difference(tmp_path: Path) -> None:
+    items = results(tmp_path, ["Cat.png", "cat.bmp"])
+    if not (tmp_path / "cAT.PNG").exists():
+        with Sidecars([str(tmp_path)], "overwrite") as sink:
+            assert sink.wants(items[0].source)
+            assert sink.wants(items[1].source)
+        os.link(tmp_path / "Cat.png", tmp_path / "cAT.PNG")  # now it is found by both, as on Macs and USB disks
+    with Sidecars([str(tmp_path)], "overwrite") as sink:
+        assert sink.wants(items[0].source)
+        with pytest.raises(BadOutput, match=r"cat\.bmp would share its sidecar with .*Cat\.png"):
+            sink.wants(items[1].source)
+
+
 def test_a_finished_append_that_is_resumed_changes_nothing(tmp_path: Path) -> None:
     items = results(tmp_path, ["1.png", "2.png"])
     (tmp_path / "1.txt").write_text("mine\n")
