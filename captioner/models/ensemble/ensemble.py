@@ -19,6 +19,7 @@ from captioner.contracts import PLAIN_REQUEST, LoadOptions, LoadOther, Model, Re
 from captioner.errors import BadCheckpoint, BadInput, BadOutput, MissingModel
 from captioner.files.json import read_object, write_object
 from captioner.files.names import path_of
+from captioner.sinks.checks import check_place, explained
 from captioner.text.embedding import unit
 
 SAMPLES = 32
@@ -191,8 +192,7 @@ def check_new(file: Path) -> None:
         raise BadOutput(f"{file}: an ensemble is a .json file. Name it {file.stem}.json.")
     if file.exists():
         raise BadOutput(f"{file} is already there. Name another file, or remove it.")
-    if not file.parent.is_dir():
-        raise BadOutput(f"{file} cannot be written: there is no folder {file.parent}. Make it first.")
+    check_place(file.parent)
 
 
 def save(file: Path, members: Sequence[Member], by_norm: bool = False, report: dict | None = None) -> None:
@@ -205,10 +205,8 @@ def save(file: Path, members: Sequence[Member], by_norm: bool = False, report: d
         is_taken = is_path and name in zoo.ENTRIES  # a folder called knn beside the file is not the zoo's knn
         rows.append(asdict(replace(member, model=os.path.join(".", name) if is_taken else name)))
     content = {"kind": "ensemble", "by_norm": by_norm, "members": rows, "fitted": report}
-    try:
+    with explained(file):
         write_object(file, content)
-    except OSError as error:
-        raise BadOutput(f"{file} cannot be written ({error.strerror}).") from error
 
 
 def label(member: Member) -> str:

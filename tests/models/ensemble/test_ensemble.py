@@ -353,6 +353,11 @@ def test_a_file_that_is_there_stays(models, data, tmp_path):
         ensemble.save(file, [Member("mini")])
 
 
+def test_where_nothing_can_be_written_is_said_before_a_model_is_loaded(data):
+    with pytest.raises(BadOutput, match="/proc"):  # where there is one no user's files are kept in it
+        fitting.fit([Member("no-such-model")], data, "/proc/e.json", pipeline.load, options=CPU)
+
+
 @pytest.mark.parametrize("content", ["{", "[]", '{"kind": "ensemble"}', '{"members": [{"model": "a", "colour": 1}]}'])
 def test_a_damaged_file_is_refused(content, tmp_path):
     (tmp_path / "e.json").write_text(content)
