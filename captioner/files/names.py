@@ -33,6 +33,14 @@ def nearest_existing(path: Path) -> Path:
     return next(place for place in (path, *path.absolute().parents) if os.path.exists(place))
 
 
+def seen_from(folder: Path, path: Path | str) -> str:
+    """What a path is called from a folder: all of it, where it lies on another drive of Windows."""
+    try:
+        return os.path.relpath(path, folder)
+    except ValueError:
+        return os.path.abspath(path)
+
+
 def sidecar_of(picture: Path, endings: Sequence[str] = SIDECARS) -> Path:
     """The text beside a picture: the one that is there, or where it would be."""
     files = [picture.with_suffix(ending) for ending in endings]

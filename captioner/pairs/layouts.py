@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from captioner.errors import BadImage, BadInput, counted
-from captioner.files.names import SIDECARS
+from captioner.files.names import SIDECARS, seen_from
 from captioner.images import looks_like_picture, printable
 from captioner.pairs.tables import caption_of, file_name, rows_of
 
@@ -165,17 +165,17 @@ def _read_table(table: Path, folder: Path, options: ReadOptions) -> Iterator[Rec
             yield LeftOut(where, NO_PICTURE, noun="row")
             continue
         pictures = pictures or _folder_with(file, table.parent, table.parent / "images")
-        name = _seen_from(folder, pictures, file)
+        name = _named_from(folder, pictures, file)
         if text:
             yield Record(str(pictures / file), text, str(row.get("id") or name), name)
         else:
             yield LeftOut(name, NO_CAPTION)
 
 
-def _seen_from(folder: Path, pictures: Path, file: str) -> str:
-    """`os.path.relpath`, which takes three times as long for a file below the folder."""
+def _named_from(folder: Path, pictures: Path, file: str) -> str:
+    """`seen_from`, which takes three times as long for a file below the folder."""
     if os.path.isabs(file):
-        return os.path.relpath(file, folder)
+        return seen_from(folder, file)
     return os.path.normpath(file if pictures == folder else os.path.join(os.path.relpath(pictures, folder), file))
 
 

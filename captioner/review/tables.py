@@ -8,6 +8,7 @@ import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import numpy as np
 
 from captioner.errors import BadOutput, CaptionerError, printable
 from captioner.files.atomic import replacing
+from captioner.files.names import seen_from
 from captioner.pairs.layouts import IMAGE_COLUMNS, TEXT_COLUMNS
 from captioner.review.operations import LONGEST_TEXT
 from captioner.review.outputs import CHANGED, Candidate, Moved, Problem, State, Wanted, state_of
@@ -222,7 +224,7 @@ class Table:
         """A line for a picture that has none: the columns of the others, so that a run can go on from them."""
         said = row.said if row.said.get("text") == text else {}
         fields: dict[str, Any] = dict.fromkeys(self.columns or ["file_name" if self.is_metadata else "file", "text"])
-        name = as_text(os.path.relpath(row.path, self.base))
+        name = as_text(seen_from(self.base, row.path)).replace(os.sep, "/")
         names = [column for column in ("file_name", *IMAGE_COLUMNS) if column in fields]
         empty: dict[str, Any] = {"candidates": []} if "candidates" in fields else {}
         told = {column: said[column] for column in fields if column in said}
@@ -257,8 +259,19 @@ def candidates_in(fields: Mapping[str, Any]) -> list[Candidate]:
 def located(file: str, base: Path, root: Path, rows: Mapping[str, Row]) -> Row | None:
     """The picture that a file's name, seen from `base`, stands for, if it is one of these."""
     path = os.path.normpath(os.path.join(base, file))
-    inside = path.startswith(f"{root}{os.sep}".replace(os.sep * 2, os.sep))
-    return rows.get(as_text(path[len(str(root)) :].lstrip(os.sep)).replace(os.sep, "/")) if inside else None
+    inside = f"{root}{os.sep}".replace(os.sep * 2, os.sep)
+    if not path.startswith(inside):  # it may have been named through a link, or by the letter of a network's drive
+        path = os.path.join(_resolved(os.path.dirname(path)), os.path.basename(path))
+    name = path[len(inside) :] if path.startswith(inside) else ""
+    return rows.get(as_text(name).replace(os.sep, "/"))
+
+
+@lru_cache(1000)  # a table's pictures lie in few folders
+def _resolved(folder: str) -> str:
+    try:
+        return os.path.realpath(folder)
+    except ValueError:  # no name that a system could have
+        return folder
 
 
 def _fields(content: bytes) -> dict[str, Any]:

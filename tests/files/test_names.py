@@ -1,12 +1,13 @@
 """What users call files."""
 
+import ntpath
 import os
 from pathlib import Path
 
 import pytest
 
 from captioner.files.cache import cache_folder
-from captioner.files.names import home, nearest_existing, path_of
+from captioner.files.names import home, nearest_existing, path_of, seen_from
 
 
 def test_home_is_found_and_that_of_nobody_is_left() -> None:
@@ -38,3 +39,11 @@ def test_where_a_folder_would_be_made(tmp_path: Path, monkeypatch: pytest.Monkey
     assert nearest_existing(tmp_path) == nearest_existing(tmp_path / "a/b") == nearest_existing(Path("a/b")) == tmp_path
     assert nearest_existing(Path("file")) == Path("file")
     assert nearest_existing(tmp_path / "file/a") == tmp_path / "file"
+
+
+def test_what_lies_on_another_drive_is_called_by_all_of_its_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert seen_from(Path("/a/b"), "/a/c/d.png") == os.path.join("..", "c", "d.png")
+    with monkeypatch.context() as windows:
+        windows.setattr(os, "path", ntpath)
+        seen = [seen_from("C:\\a", file) for file in ("C:\\b\\d.png", "D:\\b\\d.png")]  # type: ignore[arg-type]
+    assert seen == ["..\\b\\d.png", "D:\\b\\d.png"]

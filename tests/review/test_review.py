@@ -260,6 +260,16 @@ def test_what_failed_is_a_row_with_its_reason(photos: Path) -> None:
     assert (photos / "2.txt").read_bytes() == b"caf\xe9"
 
 
+def test_pictures_that_a_table_names_through_a_link(tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    picture(tmp_path / "disk" / "1.png", 1)
+    os.symlink(tmp_path / "disk", tmp_path / "photos")
+    names = [str(tmp_path / "photos" / "1.png"), str(tmp_path / "no\0name" / "1.png"), "\ud800/1.png"]
+    write_rows(tmp_path / "disk" / "captions.jsonl", names)
+    with Review(tmp_path / "photos") as review:
+        assert review.row("1.png").text == "text of 1"
+
+
 def test_one_sidecar_where_capitals_make_no_difference(tmp_path: Path) -> None:
     for number, name in enumerate(("Cat.jpg", "cat.png")):
         picture(tmp_path / name, number)

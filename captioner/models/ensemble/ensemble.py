@@ -18,7 +18,7 @@ from captioner import zoo
 from captioner.contracts import PLAIN_REQUEST, LoadOptions, LoadOther, Model, Request
 from captioner.errors import BadCheckpoint, BadInput, BadOutput, MissingModel
 from captioner.files.json import read_object, write_object
-from captioner.files.names import path_of
+from captioner.files.names import path_of, seen_from
 from captioner.sinks.checks import check_place, explained
 from captioner.text.embedding import unit
 
@@ -201,7 +201,7 @@ def save(file: Path, members: Sequence[Member], by_norm: bool = False, report: d
     rows = []
     for member in weighted(members):
         is_path = member.model not in zoo.ENTRIES and path_of(member.model).exists()
-        name = os.path.relpath(path_of(member.model), file.parent) if is_path else member.model
+        name = seen_from(file.parent, path_of(member.model)) if is_path else member.model
         is_taken = is_path and name in zoo.ENTRIES  # a folder called knn beside the file is not the zoo's knn
         rows.append(asdict(replace(member, model=os.path.join(".", name) if is_taken else name)))
     content = {"kind": "ensemble", "by_norm": by_norm, "members": rows, "fitted": report}
