@@ -96,7 +96,7 @@ class _Walk:
     videos: set[str]
     """Those that were passed over beside pictures."""
     folders: set[tuple[int, int]] = field(default_factory=set)
-    """Device and inode of those already seen."""
+    """Device and inode of those already seen; some drives number none."""
 
 
 def find_images(inputs: Sequence[str], *, recursive: bool = False, videos: set[str] | None = None) -> Iterator[Source]:
@@ -239,7 +239,7 @@ def _in_folder(top: str, walk: _Walk) -> Iterator[Source]:
         folder = waiting.pop()
         try:
             status = os.stat(folder)
-            if (status.st_dev, status.st_ino) in walk.folders:
+            if status.st_ino and (status.st_dev, status.st_ino) in walk.folders:
                 anything = True
                 continue
             walk.folders.add((status.st_dev, status.st_ino))

@@ -849,6 +849,15 @@ def test_folders_in_a_stable_order(tree: Path) -> None:
     assert names(tree, tree, recursive=True) == ["[1].png", "a.JPG", "b.png", "deep/c.webp", "deep/deeper/d.png"]
 
 
+def test_folders_of_a_drive_that_numbers_no_files(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As those of some clouds on Windows: every folder but the first was taken for one that had been seen."""
+    stat = os.stat
+    with monkeypatch.context() as cloud:
+        cloud.setattr(os, "stat", lambda *a, **k: os.stat_result((*(s := stat(*a, **k))[:1], 0, *s[2:])))
+        found = names(tree, tree, recursive=True)
+    assert found == ["[1].png", "a.JPG", "b.png", "deep/c.webp", "deep/deeper/d.png"]
+
+
 def test_the_masks_of_a_picture_are_no_pictures(tree: Path) -> None:
     mask = tree / "a-masklabel.PNG"
     for file in (mask, tree / "b-condlabel.png"):
