@@ -135,7 +135,7 @@ def kind_of(path: Path) -> str:
         return "folder"
     if _captions_files(path):
         return "coco"
-    if next(path.rglob("*.parquet"), None):
+    if next(parquet_in(path), None):
         return "parquet"
     return "folder" if any(_sidecar(picture) for picture in pictures_in(path)) else "parameters"
 
@@ -255,7 +255,8 @@ def tables_in(folder: Path, closed: list[LeftOut] | None = None) -> Iterator[Pat
 
 
 def _walk(top: Path, closed: list[LeftOut] | None) -> Iterator[tuple[str, list[str]]]:
-    """Each folder below with its files. Links to folders are not followed: they may lead in circles."""
+    """Each folder below with its files. Links to folders are not followed: they may lead in circles. What begins with a
+    dot is passed over: rubbish bins, and what Macs put beside every file of a USB disk."""
 
     def note(error: OSError) -> None:
         if closed is not None:
@@ -263,8 +264,14 @@ def _walk(top: Path, closed: list[LeftOut] | None) -> Iterator[tuple[str, list[s
             closed.append(LeftOut(name, UNREADABLE, f"cannot be read ({error.strerror})", noun="folder"))
 
     for where, folders, files in os.walk(top, onerror=note):
-        folders.sort()
-        yield where, files
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        yield where, [name for name in files if not name.startswith(".")]
+
+
+def parquet_in(folder: Path) -> Iterator[Path]:
+    """All parquet files below, but for those in or with a name that begins with a dot."""
+    files = folder.rglob("*.parquet")
+    return (file for file in files if not any(part.startswith(".") for part in file.relative_to(folder).parts))
 
 
 def _sidecar(picture: Path) -> Path | None:

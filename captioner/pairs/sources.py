@@ -225,7 +225,7 @@ def parquet_files(location: str, split: str) -> list[str]:
     """A file, a pattern, or the files under a folder; those of the split where names tell splits apart
     (train-0.parquet, data/train-0.parquet, train/0.parquet)."""
     folder = Path(location)
-    below = map(str, folder.rglob("*.parquet")) if folder.is_dir() else glob.glob(location, recursive=True)
+    below = map(str, layouts.parquet_in(folder)) if folder.is_dir() else glob.glob(location, recursive=True)
     files = sorted(below)
     if not files:
         raise BadInput(f"There is no parquet file at {location}.")

@@ -117,6 +117,15 @@ def test_pictures_are_named_as_seen_from_the_folder(tmp_path: Path) -> None:
     assert names == ["a.png", "../b.png", "c.png", "d.png", "../e.png", *below]
 
 
+def test_rubbish_bins_and_what_macs_put_beside_files_are_passed_over(tmp_path: Path) -> None:
+    for name in ("a.png", ".Trash-1000/files/b.png", "c/._d.png"):
+        picture(tmp_path / name).with_suffix(".txt").write_text("red")
+    (tmp_path / ".Trashes").mkdir()
+    lines(tmp_path / ".Trashes" / "metadata.jsonl", {"file_name": "gone.png", "text": "blue"})
+    (tmp_path / "._a.parquet").touch()
+    assert read(tmp_path) == ([("a.png", "red")], [])
+
+
 def test_the_competition_with_pictures_in_images_or_beside(tmp_path: Path) -> None:
     for folder in (tmp_path / "a" / "images", tmp_path / "b"):
         picture(folder / "x1.jpg")
