@@ -15,6 +15,7 @@ import re
 import secrets
 import shutil
 import stat
+import time
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -26,6 +27,8 @@ TEMPORARY = re.compile(r"(\.captioner-[0-9a-f]{8}-)(\d+)-[0-9a-f]+\.tmp")
 NO_LINKS = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
 OPEN_FILES_STAY = os.name == "nt"
 """Whether a file that is open can be neither removed nor renamed."""
+PAUSES = (0.05, 0.2, 0.5)
+"""Seconds between tries to rename on Windows: virus scanners, and what sends files to a cloud, open each new one."""
 NO_HARD_LINKS = (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 """What systems say where a file can have one name only."""
 NO_FLUSH = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
@@ -88,7 +91,7 @@ def replacing(
         if not expected:
             refuse_new(target, "do the same again")
         if not keep:
-            os.replace(temporary, target)
+            _rename(temporary, target)
             flush(target.parent)
     finally:
         temporary.unlink(missing_ok=True)
@@ -110,7 +113,7 @@ def replacing_folder(target: Path) -> Iterator[Path]:
                 flush(file)
         if target.is_dir():
             target.rmdir()  # empty, or this says so; Windows does not rename over a folder
-        os.replace(temporary, target)
+        _rename(temporary, target)
         flush(target.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -147,7 +150,7 @@ def _replace(target: Path, content: bytes) -> None:
         temporary.write_bytes(content)
         flush(temporary)
         _set_mode(temporary, _mode_of(target, mode))
-        os.replace(temporary, target)
+        _rename(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -243,6 +246,16 @@ def _mode_of(target: Path, otherwise: int) -> int:
     except FileNotFoundError:
         return otherwise
     return stat.S_IMODE(status.st_mode) if stat.S_ISREG(status.st_mode) else otherwise
+
+
+def _rename(temporary: Path, target: Path) -> None:
+    for pause in PAUSES if OPEN_FILES_STAY else ():
+        try:
+            os.replace(temporary, target)
+            return
+        except PermissionError:
+            time.sleep(pause)
+    os.replace(temporary, target)
 
 
 def _set_mode(path: Path, mode: int) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,20 @@ def test_what_is_refused(tmp_path: Path) -> None:
     for name in ("a:b", "a?", "nul.txt", "a."):
         with pytest.raises(OSError, match="syntax"):
             write_text(tmp_path / name, "")
+
+
+@pytest.mark.parametrize("held", ["target", "new"])
+def test_a_file_that_is_held_for_a_moment_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, held: str
+) -> None:
+    """As by a virus scanner, which opens what was just written."""
+    write_text(tmp_path / "a", "before")
+    with ExitStack() as scanner:
+        monkeypatch.setattr(time, "sleep", lambda _: scanner.close())
+        with replacing(tmp_path / "a") as new:
+            new.write_text("after", encoding="utf-8")
+            scanner.enter_context(open(tmp_path / "a" if held == "target" else new, "rb"))
+    assert (tmp_path / "a").read_text(encoding="utf-8") == "after"
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.parquet", "folder"])
