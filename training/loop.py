@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 import os
-import shlex
 import shutil
 import warnings
 from collections.abc import Iterator
@@ -28,6 +27,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from captioner.errors import BadInput, BadOutput, counted
 from captioner.files import atomic
 from captioner.files.json import write_object
+from captioner.files.names import typed
 from captioner.pairs.provenance import name_of
 from captioner.pairs.sources import parse
 from captioner.quiet import without_bars
@@ -106,7 +106,7 @@ def announce(job: Job, trainer: LoopTrainer, start_from: Path | None) -> None:
     if trainer.args.device.type == "cuda" and processes == 1 and (gpus := torch.cuda.device_count()) > 1:
         lines.append(f"One of {gpus} GPUs is used: `torchrun --nproc-per-node {gpus}` in place of `python` uses all.")
     if not tensorboard_is_here():
-        lines.append("TensorBoard is not installed, so there is no log for it (pip install 'captioner[train]').")
+        lines.append('TensorBoard is not installed, so there is no log for it (pip install "captioner[train]").')
     if validation is None:
         lines.append("With nothing to validate on, the last step is kept: name pairs with --validation.")
     prompts = set() if validation is None else validation.fingerprints()
@@ -168,7 +168,7 @@ def leave_model(job: Job, trainer: LoopTrainer, out: Path) -> None:
         ) from error
     best = best_evaluation(trainer.state)
     which = f"best: step {best['step']:,}" if best else f"the last step, {trainer.state.global_step:,}"
-    tell(f"Done ({which}). Use it: captioner {job.verb} --model {shlex.quote(str(out))} picture.png")
+    tell(f"Done ({which}). Use it: captioner {job.verb} --model {typed(out)} picture.png")
 
 
 def save_config(model: PeftModel, out: Path) -> None:

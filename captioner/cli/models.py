@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,6 +10,7 @@ import typer
 
 from captioner.cli.options import BatchSize, Device, Embedder, Precision, Quiet, grouped
 from captioner.cli.verbs import group
+from captioner.files.names import typed
 
 if TYPE_CHECKING:
     from captioner.models.ensemble.ensemble import Member
@@ -145,5 +145,5 @@ def convert_clipcap(
 
     normalized = clipcap.convert(Path(file), Path(out), clip, gpt2, mapper_heads, normalize)
     scaled = "scaled to length 1" if normalized else "as CLIP gives them"
-    use = f"captioner generate --model {shlex.quote(str(out))} picture.png"
+    use = f"captioner generate --model {typed(out)} picture.png"
     typer.echo(f"{out} reads image embeddings {scaled}. Use it: {use}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
@@ -33,7 +32,7 @@ from captioner.cli.shards import is_of_plan, work
 from captioner.cli.verbs import looks_like_pictures
 from captioner.contracts import LoadOptions, Request
 from captioner.errors import BadInput, refuse_idle
-from captioner.files.names import MANY, path_of
+from captioner.files.names import MANY, path_of, typed
 
 if TYPE_CHECKING:
     from captioner.run.batch import Answers
@@ -175,7 +174,7 @@ def _named(images: list[str] | None) -> list[str]:
 
 
 def _may_hold_many(name: str) -> BadInput:
-    plan = f"captioner plan {shlex.quote(name)} --out RUN"
+    plan = f"captioner plan {typed(name)} --out RUN"
     return BadInput(f"{name} may hold many pictures: list them by {plan}, and give --out RUN in its place.")
 
 

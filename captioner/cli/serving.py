@@ -137,7 +137,7 @@ def _names(models: str | None) -> list[str]:
 
 def _need_extra(verb: str = "serve") -> None:
     if missing := absent("web"):
-        raise MissingExtra(f"captioner {verb} needs {', '.join(missing)}: pip install 'captioner[web]'")
+        raise MissingExtra(f'captioner {verb} needs {", ".join(missing)}: pip install "captioner[web]"')
 
 
 @grouped

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -13,6 +12,7 @@ import typer
 
 from captioner.cli.options import InputFlags, OutputFlags, Quiet, Recursive, ShardFlags, grouped
 from captioner.errors import BadInput, Stopped, counted, printable, refuse_idle
+from captioner.files.names import typed
 from captioner.run.flags import flag
 
 if TYPE_CHECKING:
@@ -153,7 +153,7 @@ def _merge_adapter(adapter: str, out: str, of_plans: Sequence[str]) -> None:
 
     adapters.merge(Path(adapter), Path(out))
     verb = "generate" if zoo.resolve(out).speaks else "embed"
-    typer.echo(f"{out} is whole. Use it: captioner {verb} --model {shlex.quote(str(out))} picture.png")
+    typer.echo(f"{out} is whole. Use it: captioner {verb} --model {typed(out)} picture.png")
 
 
 # --- generate and embed ----------------------------------------------------------------------------------------------

@@ -64,7 +64,7 @@ def connected(cluster: Cluster) -> Iterator[Any]:
     try:
         import ray
     except ImportError as error:
-        raise MissingExtra("Ray is not installed: pip install 'captioner[cluster]'.") from error
+        raise MissingExtra('Ray is not installed: pip install "captioner[cluster]".') from error
     if ray.is_initialized():
         yield ray
         return

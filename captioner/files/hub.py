@@ -104,7 +104,7 @@ def _check_weights(identifier: str, wanted: list[str], files: list[str]) -> None
             f"but {others}. Name another model."
         )
     if wanted == list(TAGGER) and (missing := absent("tagger")):
-        raise MissingExtra(f"{identifier} needs {missing[0]}, which is not installed: pip install 'captioner[tagger]'")
+        raise MissingExtra(f'{identifier} needs {missing[0]}, which is not installed: pip install "captioner[tagger]"')
 
 
 def _check_room(identifier: str, size: int) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
+import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -31,6 +33,11 @@ def home() -> Path:
 def nearest_existing(path: Path) -> Path:
     """The path itself if it is there, or the nearest above it that is: where it would be made."""
     return next(place for place in (path, *path.absolute().parents) if os.path.exists(place))
+
+
+def typed(path: str | Path) -> str:
+    """A path as one types it in a command: what Windows starts commands with knows no single quotes."""
+    return subprocess.list2cmdline([str(path)]) if os.name == "nt" else shlex.quote(str(path))
 
 
 def seen_from(folder: Path, path: Path | str) -> str:

@@ -108,7 +108,7 @@ def _folder(folder: Path, variable: str) -> str:
 def _extras() -> dict[str, str]:
     missing = {extra: absent(extra) for extra in EXTRAS.values()}
     return {
-        extra: f"misses {', '.join(packages)}: pip install 'captioner[{extra}]'" if packages else "complete"
+        extra: f'misses {", ".join(packages)}: pip install "captioner[{extra}]"' if packages else "complete"
         for extra, packages in missing.items()
     }
 

@@ -142,7 +142,7 @@ def test_a_tagger_is_not_fetched_without_its_extra(
     online: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
 ) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)  # as if it were not installed
-    with pytest.raises(MissingExtra, match=r"tagger/model needs onnxruntime, .*: pip install 'captioner\[tagger\]'"):
+    with pytest.raises(MissingExtra, match=r'tagger/model needs onnxruntime, .*: pip install "captioner\[tagger\]"'):
         hub.hub_folder("tagger/model")
     assert not cache.exists()
     assert capfd.readouterr().err == ""

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from captioner.files.cache import cache_folder
-from captioner.files.names import home, nearest_existing, path_of, seen_from
+from captioner.files.names import home, nearest_existing, path_of, seen_from, typed
 
 
 def test_home_is_found_and_that_of_nobody_is_left() -> None:
@@ -47,3 +47,10 @@ def test_what_lies_on_another_drive_is_called_by_all_of_its_path(monkeypatch: py
         windows.setattr(os, "path", ntpath)
         seen = [seen_from("C:\\a", file) for file in ("C:\\b\\d.png", "D:\\b\\d.png")]  # type: ignore[arg-type]
     assert seen == ["..\\b\\d.png", "D:\\b\\d.png"]
+
+
+def test_a_path_as_it_is_typed(monkeypatch: pytest.MonkeyPatch) -> None:
+    for system, line in (("posix", "'my runs'"), ("nt", '"my runs"')):
+        with monkeypatch.context() as other:
+            other.setattr(os, "name", system)
+            assert (typed("runs"), typed("my runs")) == ("runs", line)

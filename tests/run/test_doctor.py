@@ -38,7 +38,7 @@ def test_caches_of_whoever_has_no_home_are_told(monkeypatch: pytest.MonkeyPatch)
 def test_what_is_missing_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(errors, "find_spec", lambda package: None if package in ("peft", "ray") else object())
     extras = doctor._extras()
-    assert extras["train"] == "misses peft: pip install 'captioner[train]'"
+    assert extras["train"] == 'misses peft: pip install "captioner[train]"'
     assert extras["web"] == "complete"
 
 

@@ -264,7 +264,7 @@ def test_a_package_that_was_left_out_is_named_with_its_extra(package: str) -> No
     """None in sys.modules: to Python's import there is no such package."""
     done = run(f"import sys\nsys.modules[{package!r}] = None\nlastresort.run('tool', lambda: __import__({package!r}))")
     assert done.returncode == 2
-    wanted = f"pip install 'captioner[{EXTRAS[package]}]'"
+    wanted = f'pip install "captioner[{EXTRAS[package]}]"'
     assert done.stderr == f"tool: This needs {package}, which is not installed: {wanted}\n"
 
 
@@ -281,4 +281,4 @@ def test_a_package_that_was_left_out_is_named_with_its_extra(package: str) -> No
 def test_the_one_line_brings_all_that_a_program_needs(program: str, package: str, extra: str) -> None:
     """And not one package after the other."""
     missing = missing_extra(ModuleNotFoundError(name=package), program)
-    assert str(missing).endswith(f"pip install 'captioner[{extra}]'")
+    assert str(missing).endswith(f'pip install "captioner[{extra}]"')

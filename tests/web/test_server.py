@@ -291,4 +291,4 @@ def test_without_the_extra_one_line_says_what_to_install(monkeypatch: pytest.Mon
     monkeypatch.setitem(EXTRAS, "no_such_package", "web")
     result = CliRunner().invoke(app, ["serve"])
     assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
-    assert "pip install 'captioner[web]'" in result.stderr
+    assert 'pip install "captioner[web]"' in result.stderr

@@ -142,7 +142,7 @@ def load_pipeline(drawing: Drawing) -> Any:
         with silenced():
             from diffusers import DiffusionPipeline
     except ImportError as error:
-        raise MissingExtra("Drawing needs diffusers: pip install 'captioner[synth]'") from error
+        raise MissingExtra('Drawing needs diffusers: pip install "captioner[synth]"') from error
     device = drawing.device if drawing.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     precision = drawing.precision if drawing.precision != "auto" else "fp16" if device == "cuda" else "fp32"
     folder = drawing.model

@@ -50,7 +50,7 @@ class Preparation:
 
 @dataclass(frozen=True)
 class Synthesis:
-    """Draw pictures for prompts with a Stable Diffusion pipeline (needs `pip install 'captioner[synth]'`).
+    """Draw pictures for prompts with a Stable Diffusion pipeline (needs `pip install "captioner[synth]"`).
 
     python -m training.data synthesize --prompts prompts.txt --count 1000 --out drawn/
 

@@ -101,7 +101,7 @@ def _quantization(options: LoadOptions, where: torch.device) -> dict:
     if where.type != "cuda":
         raise BadInput(f"load_in {options.load_in} needs a CUDA GPU, and this runs on {where.type}. Leave it out.")
     if importlib.util.find_spec("bitsandbytes") is None:
-        raise MissingExtra(f"load_in {options.load_in} needs bitsandbytes: pip install 'captioner[train]'")
+        raise MissingExtra(f'load_in {options.load_in} needs bitsandbytes: pip install "captioner[train]"')
     four = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": _dtype(options, where)}
     how = BitsAndBytesConfig(**four) if options.load_in == "4bit" else BitsAndBytesConfig(load_in_8bit=True)
     return {"quantization_config": how, "device_map": {"": where}}

