@@ -70,7 +70,7 @@ class Claims(Generic[Owner]):
         folder = picture.parent
         if folder not in self.folding:
             self.folding[folder] = _is_found_by_other_case(picture)
-        known_as = file.with_name(file.name.casefold()) if self.folding[folder] else file
+        known_as = file.with_name(file.name.lower()) if self.folding[folder] else file
         return self.owners.setdefault(known_as, claimant)
 
 

@@ -615,7 +615,7 @@ def test_pictures_whose_sidecar_has_no_place(tmp_path: Path) -> None:
 
 
 def test_one_sidecar_where_capitals_make_no_difference(tmp_path: Path) -> None:
-    items = results(tmp_path, ["Cat.png", "cat.bmp"])
+    items = results(tmp_path, ["Cat.png", "cat.bmp", "strasse.png", "straße.png"])
     if not (tmp_path / "cAT.PNG").exists():
         with Sidecars([str(tmp_path)], "overwrite") as sink:
             assert sink.wants(items[0].source)
@@ -625,6 +625,8 @@ def test_one_sidecar_where_capitals_make_no_difference(tmp_path: Path) -> None:
         assert sink.wants(items[0].source)
         with pytest.raises(BadOutput, match=r"cat\.bmp would share its sidecar with .*Cat\.png"):
             sink.wants(items[1].source)
+        assert sink.wants(items[2].source)
+        assert sink.wants(items[3].source)
 
 
 def test_a_finished_append_that_is_resumed_changes_nothing(tmp_path: Path) -> None:
