@@ -53,6 +53,7 @@ class Lease:
         self.temporary = temporary
         """Another name of the same file, where an open one cannot lose it."""
         self.stream = stream
+        self.named = _locked_by_name(path)
         self.about = about
         self.over = threading.Event()
         threading.Thread(target=self._beat, daemon=True, name="lease").start()
@@ -69,6 +70,8 @@ class Lease:
         if is_ours and not atomic.OPEN_FILES_STAY:
             self.path.unlink(missing_ok=True)
         self.stream.close()
+        if self.named is not None:
+            self.named.close()
         if atomic.OPEN_FILES_STAY:
             for name in (self.temporary, self.path)[: 1 + is_ours]:
                 with suppress(PermissionError):  # another has opened it since
@@ -104,6 +107,16 @@ def _open_locked(path: Path) -> FileIO:
     stream = open(descriptor, "wb", buffering=0)  # noqa: SIM115 (open as long as the lease is held)
     _lock(stream, path)
     return stream
+
+
+def _locked_by_name(path: Path) -> FileIO | None:
+    """The lease by its own name, where that has a lock of its own: ntfs-3g gives one to each name of a file."""
+    with suppress(OSError):
+        stream = open(path, "r+b", buffering=0)  # noqa: SIM115 (open as long as the lease is held)
+        if _lock(stream, path):
+            return stream
+        stream.close()
+    return None
 
 
 def _lock(stream: FileIO, path: Path) -> bool:

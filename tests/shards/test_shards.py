@@ -533,6 +533,16 @@ def test_a_lease_of_a_dead_process_of_this_machine_is_free_at_once(tmp_path: Pat
     held.release()
 
 
+def test_a_lease_is_held_where_each_name_of_a_file_has_its_own_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As by ntfs-3g: two workers made every shard twice."""
+    monkeypatch.setattr(os, "link", shutil.copyfile)
+    with lease.take(tmp_path / "a.json"):
+        assert lease.is_held(tmp_path / "a.json")
+    assert not lease.is_held(tmp_path / "a.json")
+
+
 def test_who_lost_a_lease_does_not_take_it_from_its_next_holder(tmp_path: Path) -> None:
     path = tmp_path / "00000.json"
     slept = lease.take(path)
