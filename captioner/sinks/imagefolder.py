@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
+from unicodedata import category, normalize
 from urllib.parse import urlsplit
 
 from captioner.errors import BadOutput
@@ -141,7 +142,9 @@ def _plain_name(source: Source, file: str) -> str:
     """A file name of letters, digits and harmless signs, at most 210 bytes long, that every system can make. It ends
     like a picture, and so is none of the folder's own files."""
     name = PurePosixPath(urlsplit(file).path).name if is_url(file) else os.path.basename(file)
-    plain = "".join(c if c.isalnum() or c in " ._-()+,@" else "_" for c in as_text(name)).lstrip(" .-")
+    letters = normalize("NFC", as_text(name))  # é, as Macs keep it, is two letters
+    plain = "".join(c if c.isalnum() or c in " ._-()+,@" or category(c)[0] == "M" else "_" for c in letters)
+    plain = plain.lstrip(" .-")
     stem, suffix = os.path.splitext(plain)
     if suffix.lower() not in EXTENSIONS:  # as of a row of a table, or an address: `datasets` goes by the ending
         stem, suffix = plain.rstrip(" ."), ending_of(source.content(), source.title)

@@ -184,6 +184,13 @@ def test_a_picture_without_an_ending_is_named_by_what_it_is(tmp_path: Path) -> N
     assert [(tmp_path / "set" / name).read_bytes() for name in names[:7]] == [item.source.data for item in items[:7]]
 
 
+def test_accents_and_vowel_signs_stay_in_the_name_of_a_copy(tmp_path: Path) -> None:
+    items = results(tmp_path, ["cafe\u0301.png", "फोटो.png"])  # the first as Macs keep it
+    write(ImageFolder(tmp_path / "set"), items)
+    rows = [json.loads(line) for line in (tmp_path / "set" / "metadata.jsonl").read_text("utf-8").splitlines()]
+    assert [row["file_name"] for row in rows] == ["caf\u00e9.png", "फोटो.png"]
+
+
 # --- cut off and resumed ---------------------------------------------------------------------------------------------
 
 SINKS: dict[str, Callable[..., FileSink]] = {
