@@ -194,9 +194,10 @@ class Journal:
         if picture_key(file_of(source), here) in self.done:
             return True
         is_relative = source.path is not None and not source.path.is_absolute()
-        if self.run is not None and is_relative and self.has_relative and self.run.folder != here:
+        begun = here if self.run is None else self.run.folder
+        if is_relative and self.has_relative and os.path.normcase(begun) != os.path.normcase(here):
             raise BadOutput(
-                f"{source.name} is named from {here}, the pictures of {self.path} from {self.run.folder}: "
+                f"{source.name} is named from {here}, the pictures of {self.path} from {begun}: "
                 "go on from there, or give absolute paths."
             )
         return False

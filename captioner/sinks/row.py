@@ -64,8 +64,11 @@ def file_of(source: Source) -> str:
 
 
 def picture_key(file: str, folder: str) -> str:
-    """What a row's picture is known by, whether it was named relatively (to `folder`) or absolutely."""
-    return as_text(file if file == "-" or is_url(file) else os.path.abspath(os.path.join(folder, file)))
+    """What a row's picture is known by, whether it was named relatively (to `folder`) or absolutely; on Windows in
+    whatever case."""
+    if file == "-" or is_url(file):
+        return as_text(file)
+    return as_text(os.path.normcase(os.path.abspath(os.path.join(folder, file))))
 
 
 def as_text(file: str) -> str:

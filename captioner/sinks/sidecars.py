@@ -19,7 +19,7 @@ from captioner.files.names import SIDECARS, Claims, sidecar_of
 from captioner.images import Source
 from captioner.sinks.checks import RESUME, check_place, explained
 from captioner.sinks.journal import Errors, Journal, Run, Settings, is_ended, read_header, summary_line
-from captioner.sinks.row import OnExisting, Result, Row, file_of, with_existing
+from captioner.sinks.row import OnExisting, Result, Row, file_of, picture_key, with_existing
 
 MOST_BYTES = 10_000_000
 """No caption is longer: what is, was not meant to be one."""
@@ -61,7 +61,7 @@ class Sidecars:
         self.claims: Claims[Source] = Claims()
         self.last: Path | None = None
         self.leftovers = Leftovers()
-        self.in_flight = {row["file"]: row for row in self.journal if not self._is_applied(row)}
+        self.in_flight = {picture_key(row["file"], ""): row for row in self.journal if not self._is_applied(row)}
 
     def _needs_no_journal(self, path: Path) -> bool:
         """To skip what is there is to go on where such a run stopped, by the sidecars alone."""
@@ -87,7 +87,7 @@ class Sidecars:
         target = target_of(sidecar)
         self._claim(target, source)
         if self.journal.has(source):
-            if row := self.in_flight.pop(os.path.abspath(file_of(source)), None):
+            if row := self.in_flight.pop(picture_key(file_of(source), ""), None):
                 self._apply(target, row)
             return False
         if not os.access(sidecar.parent, os.W_OK):

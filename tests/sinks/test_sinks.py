@@ -6,6 +6,7 @@ import csv
 import errno
 import io
 import json
+import ntpath
 import os
 import re
 import shutil
@@ -39,6 +40,7 @@ from captioner.sinks import (
     to_json,
     write_lines,
 )
+from captioner.sinks.row import picture_key
 
 ROWS = [
     {"file": "a.png", "text": 'a "castle", oil', "score": -0.5, "model": "blip", "source": "model"},
@@ -774,6 +776,14 @@ def test_a_picture_is_the_same_by_its_relative_and_its_absolute_name(
         sink.write(absolute[1:])
     with open(tmp_path / "a.csv", encoding="utf-8", newline="") as stream:
         assert [row["file"] for row in csv.DictReader(stream)] == [names[0], str(absolute[1].source.path)]
+
+
+def test_a_picture_is_the_same_in_whatever_case_windows_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = (("in\\1.png", "C:\\Photos"), ("IN/1.png", "c:\\photos"), ("c:\\photos\\in\\1.PNG", "D:\\"))
+    with monkeypatch.context() as windows:
+        windows.setattr(os, "path", ntpath)
+        keys = {picture_key(*name) for name in names}
+    assert len(keys) == 1
 
 
 # --- what is the user's own ------------------------------------------------------------------------------------------
