@@ -189,8 +189,8 @@ def refuse_empty(source: PairSource, options: ReadOptions) -> None:
     closed = [one for one in left_out if one.noun == "folder"]
     seen = counted(len(left_out) - len(closed), "picture" if of_pictures else "row")
     sentence = f"{source.location} holds no picture with a caption ({seen} seen)."
-    if closed:
-        sentence += f" {closed[0]}."
+    if odd := [*closed, *(one for one in left_out if one.reason != layouts.NO_CAPTION)]:
+        sentence += f" {str(odd[0]).removesuffix('.')}."
     if of_pictures:
         sentence += " Add a .txt beside each picture, metadata.jsonl (file_name, text) or prompts.csv (imgId, prompt)."
     raise BadInput(sentence)

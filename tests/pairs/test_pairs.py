@@ -126,6 +126,14 @@ def test_rubbish_bins_and_what_macs_put_beside_files_are_passed_over(tmp_path: P
     assert read(tmp_path) == ([("a.png", "red")], [])
 
 
+def test_captions_none_of_which_can_be_read_are_no_missing_ones(tmp_path: Path) -> None:
+    """As an editor of Windows may have saved them."""
+    picture(tmp_path / "a.png")
+    picture(tmp_path / "b.png").with_suffix(".txt").write_bytes("Löwe".encode("cp1252"))
+    with pytest.raises(BadInput, match=r"\(2 pictures seen\)\. b\.png: b\.txt is not UTF-8\. Save it as UTF-8\. Add"):
+        read(tmp_path)
+
+
 def test_the_competition_with_pictures_in_images_or_beside(tmp_path: Path) -> None:
     for folder in (tmp_path / "a" / "images", tmp_path / "b"):
         picture(folder / "x1.jpg")
