@@ -17,7 +17,7 @@ from pathlib import Path
 
 from captioner import __version__
 from captioner.errors import BadInput, BadOutput
-from captioner.files.atomic import replacing_folder
+from captioner.files.atomic import beside, replacing_folder, write_first
 from captioner.files.json import read_object, write_object
 from captioner.images import Source
 from captioner.images.fetch import shown
@@ -115,6 +115,10 @@ def make(
     finding = finding or Finding()
     check_new_folder(out)
     check_place(out.absolute().parent)
+    with explained(out):
+        probe = beside(out)
+        write_first(probe, b"")  # as workers will: a disk that has no links is told of before millions are listed
+        probe.unlink()
     sizes: list[int] = []
     problem, readable = "", 0
     with explained(out), replacing_folder(out) as work:

@@ -501,6 +501,20 @@ def test_a_part_that_lies_is_not_merged(planned: Planned, tmp_path: Path) -> Non
     assert not (tmp_path / "x.parquet").exists()
 
 
+def test_a_disk_on_which_workers_could_not_agree_is_told_of_before_a_plan_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.png").write_bytes(picture(1))
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")  # as FAT does
+
+    monkeypatch.setattr(os, "link", refuse)
+    with pytest.raises(BadOutput, match="without hard links"):
+        plan.make(tmp_path / "run", [str(tmp_path / "a.png")])
+    assert os.listdir(tmp_path) == ["a.png"]
+
+
 # --- leases between machines -----------------------------------------------------------------------------------------
 
 
