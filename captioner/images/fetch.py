@@ -105,8 +105,9 @@ def _download(
 
 def _request(url: str) -> urllib.request.Request:
     """Letters that an address may not hold are escaped; a user and password before the host become a header."""
-    parts = urllib.parse.urlsplit(shown(url))
-    path, query = (urllib.parse.quote(part, safe="%/?:@!$&'()*+,;=~|") for part in (parts.path, parts.query))
+    parts = urllib.parse.urlsplit(_CREDENTIALS.sub(r"\1", url, count=1))
+    safe = "%/?:@!$&'()*+,;=~|"
+    path, query = (urllib.parse.quote(part, safe, errors="surrogateescape") for part in (parts.path, parts.query))
     address = urllib.parse.urlunsplit((parts.scheme, parts.netloc, path, query, ""))
     request = urllib.request.Request(address, headers={"User-Agent": f"captioner/{__version__}", "Accept": "image/*"})
     if match := _CREDENTIALS.match(url):

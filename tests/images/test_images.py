@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.parse import quote
 
 import numpy as np
 import pytest
@@ -680,6 +681,10 @@ class Server(BaseHTTPRequestHandler):
         self.start(length=len(data))
         self.wfile.write(data)
 
+    def answer_asked(self) -> None:
+        self.start()
+        self.wfile.write(self.path.partition("?")[2].encode())
+
     def answer_slow(self) -> None:
         self.start()
         self.drip()
@@ -807,6 +812,9 @@ def test_user_and_password_are_sent_to_their_server_alone_and_never_shown(server
 def test_letters_that_an_address_may_not_hold_are_escaped(server: str) -> None:
     with pytest.raises(BadImage, match="answers 404"):
         fetch_image(f"{server}/missing?name=ü b.png")
+    for query in ("写真\u30001.png", "\U0001f469\u200d\U0001f3a8", "caf\udce9"):  # no terminal shows these as they are
+        escaped = quote(query, errors="surrogateescape")
+        assert fetch_image(f"{server}/asked?{query}") == escaped.encode()
 
 
 def test_nobody_there() -> None:
