@@ -54,8 +54,7 @@ class Writer:
             for output in outputs:
                 before = waiting[output].before if output in waiting else row.places.get(output)
                 waiting[output] = Wanted(before, text)
-            self.stuck.clear()  # tried again, with this one
-            self.changed.notify_all()
+            self.retry()  # what is stuck, with this one
 
     def held(self, row: Row) -> dict[Output, str | None]:
         """What the outputs hold of a picture once all is written."""

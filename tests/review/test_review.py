@@ -422,6 +422,23 @@ def test_what_cannot_be_written_is_said_and_tried_again(photos: Path, monkeypatc
     assert (photos / "1.txt").read_text() == "a dog\n"
 
 
+def test_what_is_written_with_the_next_edit_is_no_problem_any_more(
+    photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(contents):
+        raise OSError(28, "No space left on device")
+
+    with Review(photos) as review:
+        with monkeypatch.context() as patched:
+            patched.setattr("captioner.review.sidecars.write_all", full)
+            review.edit("1.png", "a dog")
+            assert review.flush() == 1
+        review.edit("2.png", "a bird")
+        assert review.flush() == 0
+        assert [review.row(name).problem for name in ("1.png", "2.png")] == [None, None]
+    assert (photos / "1.txt").read_text() == "a dog\n"
+
+
 def test_many_texts_are_written_in_pieces_so_that_it_can_be_told_how_many_are_left(
     photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
