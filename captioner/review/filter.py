@@ -216,6 +216,7 @@ def _named(text: str) -> Test:
     sought = text.lower()
     if "*" not in sought and "?" not in sought:
         return lambda row: sought in row.name.lower()
+    sought = sought.replace("[", "[[]")  # which is itself here, as in "cat [1].png"
     return lambda row: fnmatchcase(row.name.lower(), sought) or fnmatchcase(row.name.lower().rpartition("/")[2], sought)
 
 

@@ -67,6 +67,12 @@ def test_what_a_filter_lets_through(text: str, names: list[str]) -> None:
     assert matching(text) == names
 
 
+def test_brackets_in_a_name_are_themselves() -> None:
+    rows = [Row(name, Path(name)) for name in ("cat [1].png", "cat 1.png")]
+    assert list(map(parse('name:"cat [1]*"'), rows)) == [True, False]
+    assert list(map(parse("name:*1].png"), rows)) == [True, False]
+
+
 @pytest.mark.parametrize(
     ("text", "marked", "words"),
     [
