@@ -15,6 +15,7 @@ import re
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from copy import copy
 from dataclasses import dataclass, field
 from itertools import chain
 from operator import itemgetter
@@ -369,7 +370,7 @@ class Review:
         return [row for row in rows if row.name in names]
 
     def _changes(self, operation: Operation, scope: Scope) -> tuple[Outcome, list[Changed]]:
-        rows = self._in(scope)
+        rows, operation = self._in(scope), copy(operation)  # whose time begins now
         outcome = Outcome(operation.title(), of=len(rows))
         changes = []
         for row in rows:

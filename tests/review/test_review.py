@@ -9,6 +9,7 @@ import threading
 import time
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
@@ -437,6 +438,16 @@ def test_what_is_written_with_the_next_edit_is_no_problem_any_more(
         assert review.flush() == 0
         assert [review.row(name).problem for name in ("1.png", "2.png")] == [None, None]
     assert (photos / "1.txt").read_text() == "a dog\n"
+
+
+def test_a_preview_takes_no_time_from_what_follows_it(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [1.0]
+    monkeypatch.setattr("captioner.review.operations.time", SimpleNamespace(monotonic=lambda: now[0]))
+    operation = Replace("cat", "dog")
+    with Review(photos) as review:
+        assert review.preview(operation, Scope("name:1.png")).pictures == 1
+        now[0] += 60  # somebody looks at it
+        assert review.apply(operation, Scope("name:1.png")).pictures == 1
 
 
 def test_many_texts_are_written_in_pieces_so_that_it_can_be_told_how_many_are_left(
