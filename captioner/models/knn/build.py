@@ -366,16 +366,17 @@ def _collect(
 ) -> None:
     """Read and embed every picture that is not read yet."""
     progress("pictures", len(partial.pictures), total)
-    for batch, images in opened(_unread(records, Counter(partial.pictures)), batch_size, partial.left_out):
+    read = Counter((row["file"], row["prompt"]) for row in partial.journal)
+    for batch, images in opened(_unread(records, read), batch_size, partial.left_out):
         partial.append(batch, knn.pooled(backbone, images))
         progress("pictures", len(batch), total)
 
 
-def _unread(records: Iterable[Record], read: Counter[str]) -> Iterator[Record]:
-    """All but those read before; two data folders may have a picture of the same name."""
+def _unread(records: Iterable[Record], read: Counter[tuple[str, str]]) -> Iterator[Record]:
+    """All but those read before, by name and prompt: two data folders may have a picture of the same name."""
     for record in records:
-        if read[record.name]:
-            read[record.name] -= 1
+        if read[record.name, record.text]:
+            read[record.name, record.text] -= 1
         else:
             yield record
 

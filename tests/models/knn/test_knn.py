@@ -307,6 +307,24 @@ def test_a_stopped_build_goes_on_where_it_was(built, data, weights, tmp_path):
     assert not part.exists()
 
 
+def test_a_build_goes_on_whose_folders_have_pictures_of_one_name(data, weights, tmp_path):
+    """0.png of the first cannot be read: that of the second, which was, is not taken for it."""
+    (tmp_path / "first").mkdir()
+    (tmp_path / "first" / "0.png").write_bytes(b"no picture")
+    (tmp_path / "first" / "0.txt").write_text("broken, too")
+    both, out, recipe = [tmp_path / "first", data], tmp_path / "index", Recipe("vit", str(weights), k=3)
+
+    def stop(step: str, count: int, total: int) -> None:
+        if count:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt, match="Stopped with 5 pictures read"):
+        build.build(both, out, recipe, CPU, batch_size=5, progress=stop)
+    built = build.build(both, out, recipe, CPU, batch_size=5, resume=True)
+    assert sorted(one.name for one in built.left_out) == ["0.png", "broken.png"]
+    assert knn.Index(out).texts[0] == [f"{number}.png" for number in range(12)]
+
+
 def test_a_full_disk_is_one_sentence_and_the_build_goes_on(built, data, weights, tmp_path):
     recipe, out, stack = Recipe("vit", str(weights), k=3), tmp_path / "index", ExitStack()
 
