@@ -6,6 +6,7 @@ import json
 import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 from captioner.images import Source, is_url
@@ -105,11 +106,6 @@ Item = TypeVar("Item")
 
 
 def groups(rows: Iterable[Item], size: int) -> Iterator[list[Item]]:
-    group: list[Item] = []
-    for row in rows:
-        group.append(row)
-        if len(group) == size:
-            yield group
-            group = []
-    if group:
+    waiting = iter(rows)
+    while group := list(islice(waiting, size)):
         yield group
