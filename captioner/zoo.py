@@ -139,10 +139,10 @@ class Resolved:
     @property
     def bytes_of_weights(self) -> int:
         """How much is read from files when it is loaded, from those of an adapter's base too."""
-        folders = [self.folder] if self.folder is not None and self.folder.is_dir() else []
-        if folders and (folders[0] / "adapter_config.json").is_file():
-            folders += [base for base in (base_of(folders[0]).folder,) if base is not None]
-        return sum(file.stat().st_size for folder in folders for file in weights_in(folder))
+        if self.folder is None or not self.folder.is_dir():
+            return 0
+        of_base = base_of(self.folder).bytes_of_weights if is_adapter(self.folder) else 0
+        return of_base + sum(file.stat().st_size for file in weights_in(self.folder))
 
     @property
     def side(self) -> int | None:
