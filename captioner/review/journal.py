@@ -18,8 +18,9 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -187,17 +188,17 @@ class Journal:
         line["changes"] = [list(change) for change in changes]
         if new := {name: content for name, content in raw.items() if name not in self.raw}:
             line["raw"] = new
-        start = self._append(line)
-        self._note(line, start)
+        self._act(line)
         return self.done[-1]
 
     def undo(self, step: Step) -> None:
-        start = self._append({"undo": step.number})
-        self._note({"undo": step.number}, start)
+        self._act({"undo": step.number})
 
     def redo(self, step: Step) -> None:
-        start = self._append({"redo": step.number})
-        self._note({"redo": step.number}, start)
+        self._act({"redo": step.number})
+
+    def _act(self, line: dict[str, Any]) -> None:
+        self._note(line, self._append(line))
 
     def written(self, actions: int) -> None:
         """So many of the actions are in the files."""
@@ -218,14 +219,8 @@ class Journal:
 
     def history(self, most: int) -> Iterator[tuple[Step, bool]]:
         """The newest steps first, and whether each stands or was taken back."""
-        steps: Iterable[tuple[Step, bool]] = (
-            *((step, False) for step in self.undone),
-            *((step, True) for step in reversed(self.done)),
-        )
-        for number, step in enumerate(steps):
-            if number == most:
-                return
-            yield step
+        taken_back = ((step, False) for step in self.undone)
+        return islice(chain(taken_back, ((step, True) for step in reversed(self.done))), most)
 
 
 def journal_path(root: Path) -> Path:
