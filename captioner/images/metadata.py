@@ -162,11 +162,7 @@ def _user_comment(comment: bytes) -> str:
 
 
 def _parse(texts: dict[str, Any]) -> Parameters | None:
-    for read in (_by_sd_parsers, _by_comfyui):
-        parameters = read(texts)
-        if parameters is not None:
-            return parameters
-    return None
+    return _by_sd_parsers(texts) or _by_comfyui(texts)
 
 
 def _by_comfyui(texts: Mapping[str, Any]) -> Parameters | None:
