@@ -11,6 +11,7 @@ import numpy as np
 
 from captioner import zoo
 from captioner.errors import BadInput
+from captioner.models.ensemble.ensemble import files_of
 from captioner.pairs import provenance, sources
 from captioner.pairs.fingerprint import fingerprint
 from captioner.pairs.provenance import Seen, TrainingData
@@ -32,9 +33,9 @@ def model_paths(name: str) -> list[Path]:
     """A model's folder or file, or the index that a baseline is made from; those of all members of an ensemble."""
     index = index_of(name)
     if index is None:
-        return provenance.files_of(name.removesuffix(EXPECTED))
+        return files_of(name.removesuffix(EXPECTED))
     zoo.check_index(index)
-    return provenance.with_members(index)
+    return [index]
 
 
 def weights_hash(name: str) -> str | None:

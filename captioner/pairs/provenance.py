@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from captioner import zoo
 from captioner.errors import BadCheckpoint
 from captioner.files.json import read_object
 from captioner.pairs.fingerprint import DIGITS, fingerprint
@@ -36,21 +35,6 @@ class Seen:
 
     picture: str
     prompts: tuple[str, ...]
-
-
-def files_of(name: str) -> list[Path]:
-    """A model's folder or file; those of all members, too, if it is an ensemble."""
-    file = zoo.resolve(name).folder
-    return [] if file is None else with_members(file)
-
-
-def with_members(file: Path) -> list[Path]:
-    """A folder alone; an ensemble's file and what its members lie in."""
-    if file.is_dir():
-        return [file]
-    members = [member["model"] for member in read_object(file).get("members", [])]
-    inside = [str(file.parent / m) if m not in zoo.ENTRIES and (file.parent / m).exists() else m for m in members]
-    return [file, *(part for member in inside for part in files_of(member))]
 
 
 def trained_on(files: Iterable[Path]) -> TrainingData:

@@ -17,6 +17,7 @@ import pytest
 from PIL import Image
 
 from captioner.errors import BadCheckpoint, BadInput
+from captioner.models.ensemble.ensemble import files_of
 from captioner.pairs import layouts, provenance, sources
 from captioner.pairs.fingerprint import fingerprint, picture_fingerprint
 from captioner.pairs.layouts import LeftOut, ReadOptions
@@ -492,11 +493,11 @@ def test_an_ensemble_learnt_from_what_its_members_did(tmp_path: Path) -> None:
     (tmp_path / "index" / "index.json").write_text('{"data": ["c"]}')
     pyarrow.parquet.write_table(pyarrow.table({"prompts": ["a cat"]}), tmp_path / "index" / "prompts.parquet")
     (tmp_path / "both.json").write_text('{"kind": "ensemble", "members": [{"model": "member"}, {"model": "index"}]}')
-    learnt = provenance.trained_on(provenance.with_members(tmp_path / "both.json"))
+    learnt = provenance.trained_on(files_of(str(tmp_path / "both.json")))
     assert learnt == TrainingData(("a", "b", "c"), frozenset({whole[:16], fingerprint("a cat")}))
 
 
 def test_the_bundled_model_says_what_it_learnt_from() -> None:
-    learnt = provenance.trained_on(provenance.files_of("mini"))
+    learnt = provenance.trained_on(files_of("mini"))
     assert learnt.sources
     assert len(learnt.fingerprints) > 100

@@ -128,6 +128,14 @@ def read(file: Path) -> tuple[list[Member], bool]:
     return [replace(member, model=_seen_from_here(member.model, file)) for member in members], by_norm
 
 
+def files_of(name: str) -> list[Path]:
+    """A model's folder or file; those of all members that count, too, if it is an ensemble."""
+    if (place := zoo.resolve(name).folder) is None:
+        return []
+    members = [] if place.is_dir() else read(place)[0]
+    return [place, *(part for member in members for part in files_of(member.model))]
+
+
 def load(file: Path, options: LoadOptions, load_other: LoadOther) -> Ensemble:
     """An ensemble file and its members; those of weight 0 are left out."""
     members, by_norm = read(file)

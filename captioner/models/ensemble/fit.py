@@ -15,11 +15,11 @@ from scipy.optimize import minimize
 from captioner.contracts import LoadOptions, Model
 from captioner.errors import BadInput, CaptionerError
 from captioner.files.names import path_of
-from captioner.models.ensemble.ensemble import Member, check_new, label, member_vectors, save, weighted
+from captioner.models.ensemble.ensemble import Member, check_new, files_of, label, member_vectors, save, weighted
 from captioner.pairs import sources
 from captioner.pairs.fingerprint import picture_fingerprint
 from captioner.pairs.layouts import LeftOut
-from captioner.pairs.provenance import Seen, files_of, name_of, overlaps, trained_on
+from captioner.pairs.provenance import Seen, name_of, overlaps, trained_on
 from captioner.pairs.readable import opened
 from captioner.text.embedding import text_embedder
 

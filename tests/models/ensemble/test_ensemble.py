@@ -110,6 +110,7 @@ def test_members_of_weight_zero_are_not_loaded(models, pictures, tmp_path):
     members = [{"model": str(models / "one")}, {"model": "no-such-model", "weight": 0}]
     found = pipeline.load(str(write(tmp_path / "e.json", members)), CPU)
     assert [member.model for member in found.embedder.members] == [str(models / "one")]
+    assert ensemble.files_of(str(tmp_path / "e.json")) == [tmp_path / "e.json", models / "one"]
 
 
 def test_an_ensemble_may_hold_another_but_not_itself(models, pictures, tmp_path):
@@ -118,6 +119,8 @@ def test_an_ensemble_may_hold_another_but_not_itself(models, pictures, tmp_path)
     expected = pipeline.load(str(models / "one"), CPU).embed(pictures)
     np.testing.assert_allclose(pipeline.load(str(outer), CPU).embed(pictures), expected, atol=1e-6)
     write(inner, [{"model": "outer.json"}])
+    with pytest.raises(BadInput, match="member of itself"):
+        ensemble.files_of(str(outer))
     with pytest.raises(BadInput, match="member of itself"):
         pipeline.load(str(outer), CPU)
     write(inner, [{"model": str(models / "one")}])
@@ -361,8 +364,9 @@ def test_where_nothing_can_be_written_is_said_before_a_model_is_loaded(data):
 @pytest.mark.parametrize("content", ["{", "[]", '{"kind": "ensemble"}', '{"members": [{"model": "a", "colour": 1}]}'])
 def test_a_damaged_file_is_refused(content, tmp_path):
     (tmp_path / "e.json").write_text(content)
-    with pytest.raises(BadCheckpoint):
-        pipeline.load(str(tmp_path / "e.json"), CPU)
+    for ask in (ensemble.files_of, pipeline.load):
+        with pytest.raises(BadCheckpoint):
+            ask(str(tmp_path / "e.json"))
 
 
 def test_members_and_weights_as_the_command_line_gives_them():
