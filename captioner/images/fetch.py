@@ -89,7 +89,8 @@ def _download(
                 return _read_answer(response, name, max_bytes, deadline, take)
         except urllib.error.HTTPError as answer:
             answer.close()
-            location = answer.headers["Location"]
+            # Python reads headers as Latin-1; what servers do not escape is UTF-8.
+            location = (answer.headers["Location"] or "").encode("latin-1").decode(errors="surrogateescape")
             if not (300 <= answer.code < 400 and location):
                 raise BadImage(f"{name} answers {answer.code} {one_line(answer.reason)}.") from answer
         except TimeoutError:

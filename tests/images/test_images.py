@@ -715,6 +715,10 @@ class Server(BaseHTTPRequestHandler):
     def answer_moved(self) -> None:
         self.start(length=0, code=302, location="/good")
 
+    def answer_moved_raw(self) -> None:
+        """As many servers write it: an address in UTF-8, not escaped."""
+        self.start(length=0, code=302, location="/asked?写 真".encode().decode("latin-1"))
+
     def answer_round(self) -> None:
         self.start(length=0, code=302, location="/round")
 
@@ -815,6 +819,7 @@ def test_letters_that_an_address_may_not_hold_are_escaped(server: str) -> None:
     for query in ("写真\u30001.png", "\U0001f469\u200d\U0001f3a8", "caf\udce9"):  # no terminal shows these as they are
         escaped = quote(query, errors="surrogateescape")
         assert fetch_image(f"{server}/asked?{query}") == escaped.encode()
+    assert fetch_image(f"{server}/moved_raw") == quote("写 真").encode()
 
 
 def test_nobody_there() -> None:
