@@ -291,14 +291,7 @@ class DirectEmbedder:
     def __repr__(self) -> str:
         return f"<DirectEmbedder {self.name}>"
 
-    def generate(
-        self,
-        images: AnyImage | Iterable[AnyImage],
-        request: Request | None = None,
-        finish: Finishing | None = None,
-        batch_size: int = 8,
-        **settings: Any,
-    ) -> NoReturn:
+    def generate(self, *asked: Any, **settings: Any) -> NoReturn:
         """It has no text to give."""
         raise BadInput(NO_TEXT.format(self.name))
 
