@@ -14,7 +14,8 @@ import json
 import re
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass, field
 from itertools import chain
@@ -180,7 +181,8 @@ class Review:
             if path.suffix == ".jsonl" and not _is_error_list(path.name):
                 table = known.get(path) or Table(path, self.root, self.rows, self.embed)
                 table.rows = self.rows
-                table.look()
+                with _readable(path):
+                    table.look()
                 if table.count or (table.is_metadata and not table.lines):
                     tables.append(table)
         self.tables = sorted(tables, key=lambda table: not table.is_metadata)
@@ -190,7 +192,9 @@ class Review:
         for path in files:
             if not _is_error_list(path.name) or path.stat().st_size > LARGEST_ERRORS:
                 continue
-            for line in path.read_bytes().splitlines():
+            with _readable(path):
+                content = path.read_bytes()
+            for line in content.splitlines():
                 try:
                     entry = json.loads(line)
                     file, reason = str(entry["file"]), str(entry["error"])
@@ -514,6 +518,17 @@ def _cleaned(text: str) -> str:
     if len(text) > LONGEST_TEXT:
         raise BadInput(f"A text has at most {LONGEST_TEXT:,} characters.")
     return text.encode("utf-8", "replace").decode("utf-8")
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """A folder of which a part cannot be read is not shown: its texts would be told to be missing."""
+    try:
+        yield
+    except OSError as error:
+        raise BadOutput(
+            f"{printable(str(path))} cannot be read ({error.strerror}): change who may, or move it elsewhere."
+        ) from error
 
 
 def _is_error_list(name: str) -> bool:

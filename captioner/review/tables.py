@@ -79,10 +79,11 @@ class Table:
         with self.lock:
             state = state_of(self.path)
             if state is None or state != self.state:
+                self.state = None  # until all is read
                 self._read(state)
+                self.state = state
 
     def _read(self, state: State | None) -> None:
-        self.state = state
         for line in self.lines:
             if line.row is not None:
                 line.row.places.pop(self, None)

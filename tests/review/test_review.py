@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import builtins
+import errno
 import io
 import json
 import os
@@ -10,6 +12,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -269,6 +272,25 @@ def test_pictures_that_a_table_names_through_a_link(tmp_path: Path) -> None:
     write_rows(tmp_path / "disk" / "captions.jsonl", names)
     with Review(tmp_path / "photos") as review:
         assert review.row("1.png").text == "text of 1"
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "captioner-errors.jsonl"])
+def test_what_may_not_be_read_is_told(photos: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    (photos / name).write_text('{"file": "1.png", "text": "a cat"}\n')
+    opens = io.open
+
+    def refusing(file: Any, *how: Any, **more: Any) -> Any:
+        if str(file) == str(photos / name):
+            raise PermissionError(errno.EACCES, "Permission denied")  # as everybody but root is told
+        return opens(file, *how, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(io, "open", refusing)
+        patch.setattr(builtins, "open", refusing)
+        with pytest.raises(BadOutput, match=rf"{name} cannot be read \(Permission denied\): change who may"):
+            Review(photos)
+    with Review(photos) as review:
+        assert review.view()
 
 
 def test_one_sidecar_where_capitals_make_no_difference(tmp_path: Path) -> None:
