@@ -65,7 +65,8 @@ class Watch(TrainerCallback):
                 f"after {counted(state.global_step, 'step')}: validation loss {logs['eval_loss']:.4f}{cosine}"
             )
 
-    def on_train_end(self, args, state, control, **kwargs) -> None:
+    def stop(self) -> None:
+        """However training ends: the bar hides the cursor, and would be drawn below a message."""
         if self.bar is not None:
             self.bar.stop()
 

@@ -6,6 +6,7 @@ import importlib.util
 import shutil
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -90,7 +91,8 @@ class LoopTrainer(Trainer):
         if self.is_world_process_zero() and tensorboard_is_here():
             self.add_callback(tensorboard(self.out / "logs"))
         self.add_callback(NewEpoch(job.train_rows))
-        self.add_callback(Watch(lambda: len(self.rows_of_step) * self.accelerator.num_processes))
+        self.watch = Watch(lambda: len(self.rows_of_step) * self.accelerator.num_processes)
+        self.add_callback(self.watch)
         # Makes the Trainer count the labels of a whole step; `compute_loss` then weighs each batch by its share.
         # Without it, accumulated batches count equally whatever their length (and BLIP's loss is scaled twice).
         self.model_accepts_loss_kwargs = True
@@ -101,11 +103,13 @@ class LoopTrainer(Trainer):
 
     def train(self, *args, **kwargs):
         self.job.model.train()  # parts that were loaded are not yet
-        if not self.job.recipe.compile:
-            return super().train(*args, **kwargs)
         # Layers of two towers share their code, which is compiled anew for the first, a smaller batch, to validate …
-        with torch._dynamo.config.patch(recompile_limit=64):
-            return super().train(*args, **kwargs)
+        compiling = torch._dynamo.config.patch(recompile_limit=64) if self.job.recipe.compile else nullcontext()
+        try:
+            with compiling:
+                return super().train(*args, **kwargs)
+        finally:
+            self.watch.stop()
 
     def get_train_dataloader(self) -> DataLoader:
         """Its workers draw nothing at random (`batches.py`). To seed them nevertheless each would import peft and

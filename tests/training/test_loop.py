@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 from safetensors import SafetensorError
 from transformers import TrainerState
 
@@ -248,6 +249,16 @@ def test_a_gradient_that_is_no_number_stops_the_run(train, tmp_path: Path, monke
     with pytest.raises(DivergedError, match=r"gradient is inf at step 2, in the batch of .*checkpoint-1 is whole"):
         train("run", "--max-steps", "3", "--save-every", "1", "--log-every", "100")
     assert newest_whole(tmp_path / "run").name == "checkpoint-1"
+
+
+def test_a_terminal_has_its_cursor_again_when_a_run_is_stopped(train, monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = io.StringIO()
+    monkeypatch.setattr(progress, "console", Console(file=screen, force_terminal=True))
+    spoil_second_step(monkeypatch, lambda weights: weights.grad.fill_(float("inf")))
+    with pytest.raises(DivergedError):
+        train("run", "--max-steps", "3")
+    hidden, shown = (screen.getvalue().rfind(code) for code in ("\x1b[?25l", "\x1b[?25h"))
+    assert -1 < hidden < shown
 
 
 def weights(folder: Path) -> bytes:
