@@ -28,7 +28,7 @@ from captioner.errors import BadInput, BadOutput, counted
 from captioner.files import atomic
 from captioner.files.json import write_object
 from captioner.files.names import typed
-from captioner.pairs.provenance import name_of
+from captioner.pairs.provenance import name_of, trained_on
 from captioner.pairs.sources import parse
 from captioner.quiet import without_bars
 from captioner.run.streams import tell
@@ -77,6 +77,8 @@ def run(job: Job, out: Path) -> None:
 
 def begin(job: Job, trainer: LoopTrainer, start_from: Path | None, out: Path) -> None:
     """Write what a resumed run is compared with, and say what is about to happen."""
+    if start_from is not None and isinstance(job.train_rows, StreamedPairs):
+        job.train_rows.met |= trained_on([out]).fingerprints  # where no step is left, it meets none anew
     data = learnt_from(job)
     check_data(job.recipe, data)
     write_object(out / RECIPE, asdict(job.recipe))

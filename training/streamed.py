@@ -46,7 +46,8 @@ class StreamedPairs(torch.utils.data.IterableDataset):
         self.augment = augment
         self.seed = seed
         self._names: dict[int, str] = {}
-        self._fingerprints: set[str] = set()
+        self.met: set[str] = set()
+        """Fingerprints of the prompts so far."""
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         number = count()
@@ -54,7 +55,7 @@ class StreamedPairs(torch.utils.data.IterableDataset):
             mixed = self.rows.shuffle(seed=self.seed + epoch, buffer_size=MIXED)
             for row, index in zip(readable(mixed), number, strict=False):
                 self._names[index % NAMED] = f"{row['source']}: {row['id']}"
-                self._fingerprints.add(fingerprint(row["text"]))
+                self.met.add(fingerprint(row["text"]))
                 image = row["image"]
                 if self.augment:
                     image = augmented(image, np.random.default_rng((self.seed, index)))
@@ -71,11 +72,10 @@ class StreamedPairs(torch.utils.data.IterableDataset):
 
     def fingerprints(self) -> set[str]:
         """Of the prompts met so far."""
-        return self._fingerprints
+        return self.met
 
     def __str__(self) -> str:
-        met = len(self._fingerprints)
-        return f"a stream of pairs, {met:,} prompts of which were met" if met else "a stream of pairs"
+        return "a stream of pairs" + (f", {len(self.met):,} prompts of which were met" if self.met else "")
 
 
 def split_stream(rows: datasets.IterableDataset) -> tuple[datasets.IterableDataset, datasets.Dataset]:

@@ -95,6 +95,9 @@ def test_a_resumed_run_meets_the_same_pairs(table: Path, tiny_checkpoint, tmp_pa
     learnt = sum(not set_aside(f"a shade of red, number {number}") for number in range(PROMPTS))
     assert len(json.loads((out / "training_data.json").read_text())["fingerprints"]) == learnt
     assert f"a stream of pairs, {learnt} prompts of which were met" in (out / "README.md").read_text()
+    blip.main([*options, "--resume"])  # no step is left: nothing is met, and nothing forgotten
+    assert len(json.loads((out / "training_data.json").read_text())["fingerprints"]) == learnt
+    assert f"a stream of pairs, {learnt} prompts of which were met" in (out / "README.md").read_text()
     shutil.rmtree(out / "checkpoint-11")
     blip.main([*options, "--resume"])
     assert losses(out) == unbroken
