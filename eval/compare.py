@@ -153,10 +153,11 @@ def _metrics(a: Results, b: Results, wanted: Sequence[str]) -> list[str]:
 
 
 def _models(a: Results, b: Results, model_a: str | None, model_b: str | None) -> list[tuple[str, str]]:
-    for named, results, which in ((model_a, a, "first"), (model_b, b, "second")):
+    first, second = model_a or model_b, model_b or model_a  # one alone is called so in both
+    for named, results, which in ((first, a, "first"), (second, b, "second")):
         if named is not None and named not in results.models:
             raise BadInput(f"The {which} report has no model {named!r}: it has {', '.join(results.models)}.")
-    if (first := model_a or model_b) and (second := model_b or model_a):
+    if first and second:
         return [(first, second)]
     if len(a.models) == len(b.models) == 1:
         return [(a.models[0], b.models[0])]

@@ -244,6 +244,8 @@ def test_compare_says_by_its_exit_status_whether_b_is_worse(tmp_path, monkeypatc
     other = scored(tmp_path / "other", ANIMALS, model="another")
     with pytest.raises(BadInput, match="no model 'unknown'"):
         compare(good, other, model_b="unknown")
+    with pytest.raises(BadInput, match="second report has no model 'm': it has another"):
+        compare(good, other, model_a="m")
     [change] = compare(good, other, ["quick_ratio"], resamples=300)
     assert (change.a, change.b, change.difference.interval.mean) == ("m", "another", 0)
     (tmp_path / "good" / "per_image.parquet").unlink()
