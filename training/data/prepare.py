@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 import sys
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -100,7 +101,7 @@ def read_prompts(file: Path) -> list[str]:
     try:
         with (gzip.open if file.suffix == ".gz" else open)(file, "rt", encoding="utf-8", errors="replace") as lines:
             prompts = [line.strip() for line in lines if line.strip()]
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise BadInput(f"{file} cannot be read ({error}).") from error
     if not prompts:
         raise BadInput(f"{file} holds no prompts: one a line is expected.")
@@ -114,6 +115,8 @@ def _pairs(options: Preparation, stages: dict[str, int], left_out: list[LeftOut]
 
     sources = parse_all(options.data)
     check_options(sources, ReadOptions(options.text_column, options.image_column))
+    if Path(options.out).resolve() in [Path(source.location).resolve() for source in sources if source.kind != "hub"]:
+        raise BadOutput(f"{options.out} is the data itself. Name another --out.")
     load = partial(
         load_pairs,
         options.data,
@@ -207,8 +210,6 @@ def _refuse_to_overwrite(out: Path, options: Preparation) -> None:
         raise BadOutput(f"{out} is a file. Name a folder with --out.")
     if out.is_dir() and any(out.iterdir()) and not options.overwrite:
         raise BadOutput(f"{out} is not empty. Name another --out, or replace an earlier result with --overwrite.")
-    if out.resolve() in [path_of(source).resolve() for source in options.data]:
-        raise BadOutput(f"{out} is the data itself. Name another --out.")
     check_place(nearest_existing(out))
 
 

@@ -161,6 +161,22 @@ def test_nothing_is_overwritten_unasked(tmp_path: Path) -> None:
     assert not [file.name for file in (*tmp_path.iterdir(), *out.iterdir()) if file.name.startswith(".")]
 
 
+@pytest.mark.parametrize("named", ["{}", "{}@0.5", "folder:{}"])
+def test_the_data_are_not_overwritten_by_what_is_made_of_them(named: str, pictures: Path) -> None:
+    (pictures / "summary.json").write_text("mine")
+    with pytest.raises(BadOutput, match="is the data itself"):
+        main(["prepare", "--data", named.format(pictures), "--out", str(pictures), "--overwrite"])
+    assert (pictures / "summary.json").read_text() == "mine"
+
+
+def test_a_damaged_list_of_prompts_is_told(tmp_path: Path) -> None:
+    content = bytearray(gzip.compress("\n".join(SUBJECTS).encode()))
+    content[10:20] = b"\xff" * 10  # behind the header
+    (tmp_path / "prompts.txt.gz").write_bytes(content)
+    with pytest.raises(BadInput, match="cannot be read"):
+        main(["prepare", "--data", str(tmp_path / "prompts.txt.gz"), "--out", str(tmp_path / "out")])
+
+
 def test_a_column_of_pictures_with_sidecars(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("a cat")
     Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
