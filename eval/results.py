@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -199,7 +200,8 @@ def summary(results: Results, resamples: int = RESAMPLES, seed: int = SEED) -> S
                 of_model["low"] = of_model["high"] = None
             figures[model][name] = of_model
     paired = pairs(results, names, resamples, seed)
-    rows = [_difference_row(p, len(results.models) * (len(results.models) - 1) // 2) for p in paired]
+    compared = Counter(p.metric for p in paired)
+    rows = [_difference_row(p, compared[p.metric]) for p in paired]
     return {
         "metrics": [
             {

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ from eval.measure import Measures
 from eval.metrics import Remembering, cosines
 from eval.provenance import near_duplicates, training_blocks
 from eval.report import report
-from eval.results import Results, detectable
+from eval.results import Results, detectable, summary
 from tests.eval.reports import broken_model, quietly
 
 PROMPTS = ["a red fox, oil painting", "a castle at night, 4k", "a robot, digital art, 4k", "two cats"]
@@ -246,6 +247,19 @@ def test_what_is_detectable_is_found_four_times_in_five() -> None:
         drawn = generator.normal(size, 1, items)
         found += abs(drawn.mean()) > 1.959964 * drawn.std(ddof=1) / np.sqrt(items)
     assert found / repeats == pytest.approx(0.8, abs=0.06)
+
+
+def test_a_model_without_texts_asks_no_more_of_the_others_texts() -> None:
+    """Holm corrects for the pairs that a measure has, and so does what it could have shown."""
+    generator = np.random.default_rng(0)
+    truths = [(f"prompt {number}",) for number in range(20)]
+    texts = {model: ["a text"] * 20 for model in "abc"}
+    ratios = generator.random((20, 3))
+    ratios[:, 2] = np.nan
+    ids = [str(number) for number in range(20)]
+    three = Results(ids, truths, [None] * 20, list("abc"), texts, {"quick_ratio": ratios})
+    two = replace(three, models=list("ab"), values={"quick_ratio": ratios[:, :2]})
+    assert summary(three, 300)["differences"] == summary(two, 300)["differences"]
 
 
 def test_power_stands_under_the_table(pictures: Path, tmp_path: Path) -> None:
