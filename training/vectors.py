@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,7 +31,10 @@ class Vectors:
 
     def __init__(self, texts: Sequence[str], embedder: str) -> None:
         unique = sorted(set(texts))
-        digest = hashlib.sha256("\0".join([embedder, *unique]).encode("utf-8", "surrogatepass")).hexdigest()[:16]
+        files = sorted(Path(embedder).resolve().rglob("*"))  # of a folder, which may be trained anew; a name has none
+        weights = [f"{file} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in files]
+        about = "\0".join([embedder, *weights, *unique])
+        digest = hashlib.sha256(about.encode("utf-8", "surrogatepass")).hexdigest()[:16]
         file = cache_to_write("targets") / f"{digest}.npy"
         if not file.exists():
             vectors = text_embedder(embedder)(unique)

@@ -17,7 +17,7 @@ from captioner.models.parts.adapters import merge
 from captioner.models.parts.backbones import backbones
 from captioner.pairs.fingerprint import fingerprint
 from captioner.text.embedding import text_embedder
-from training import direct
+from training import direct, vectors
 from training.batches import Pairs
 
 
@@ -50,6 +50,21 @@ def test_cached_features_give_the_losses_of_pixels(pairs: Path, tower: Path, tmp
     torch.testing.assert_close(losses(pixels), losses(cached), rtol=1e-3, atol=1e-3)
     again = run(pairs, tower, tmp_path / "again", "--head", "linear", "--max-steps", "3", *cache)
     assert losses(again) == losses(cached)
+
+
+def test_an_embedder_that_was_trained_anew_gives_other_targets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CAPTIONER_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path / "embedder"
+    folder.mkdir()
+
+    def from_folder(name: str):
+        value = float((Path(name) / "weights").read_text())
+        return lambda texts: np.full((len(texts), 384), value, dtype=np.float32)
+
+    monkeypatch.setattr(vectors, "text_embedder", from_folder)
+    for value in (1.0, 2.25):
+        (folder / "weights").write_text(str(value))
+        assert vectors.Vectors(["a fox"], str(folder))(["a fox"])["labels"].unique().item() == value
 
 
 def test_the_residual_head_begins_with_the_mean_prompt(pairs: Path, tower: Path, tmp_path: Path) -> None:
