@@ -120,7 +120,7 @@ def _keywords(file: Path) -> list[str]:
 
 @dataclass(frozen=True)
 class Overlap:
-    """The modifiers of a prediction against those of a true prompt."""
+    """The modifiers of a prediction, or other parts of it, against those of a true prompt."""
 
     predicted: frozenset[str]
     true: frozenset[str]
@@ -143,7 +143,7 @@ class Overlap:
 
     @property
     def empty(self) -> bool:
-        """Neither side has a modifier: there is nothing to measure."""
+        """Neither side has any: there is nothing to measure."""
         return not (self.predicted or self.true)
 
 

@@ -138,21 +138,16 @@ def terms(text: str) -> frozenset[str]:
     return frozenset(" ".join(term.split()).casefold() for term in anatomy.COMMA.split(text) if term.strip())
 
 
-def _keyword_score(choose: Callable[[float, float], float]) -> Callable[[list[str], list[tuple[str, ...]]], np.ndarray]:
+def _overlap_score(
+    parts: Callable[[str], frozenset[str]], figure: str, nothing: float = 0.0
+) -> Callable[[list[str], list[tuple[str, ...]]], np.ndarray]:
+    """What the parts of both texts have in common. nothing: the value where neither text has any."""
+
     def pairwise(a: list[str], b: list[str]) -> np.ndarray:
-        pairs = zip(a, b, strict=True)
-        return np.array([choose(*_precision_recall(terms(predicted), terms(truth))) for predicted, truth in pairs])
+        overlaps = [Overlap(parts(predicted), parts(truth)) for predicted, truth in zip(a, b, strict=True)]
+        return np.array([nothing if overlap.empty else getattr(overlap, figure) for overlap in overlaps])
 
     return best_reference(pairwise)
-
-
-def _precision_recall(predicted: frozenset[str], truth: frozenset[str]) -> tuple[float, float]:
-    common = len(predicted & truth)
-    return common / max(len(predicted), 1), common / max(len(truth), 1)
-
-
-def _harmonic(precision: float, recall: float) -> float:
-    return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
 
 
 def _words(predictions: list[str], references: list[tuple[str, ...]]) -> np.ndarray:
@@ -191,14 +186,6 @@ def subject_cosines(a: Sequence[str], b: Sequence[str], embed: TextEmbedder | No
     return cosines(predicted, true)
 
 
-def _overlap_score(vocabulary: Vocabulary, figure: str) -> Callable[[list[str], list[tuple[str, ...]]], np.ndarray]:
-    def pairwise(a: list[str], b: list[str]) -> np.ndarray:
-        overlaps = [Overlap(*map(vocabulary.modifiers, pair)) for pair in zip(a, b, strict=True)]
-        return np.array([np.nan if overlap.empty else getattr(overlap, figure) for overlap in overlaps])
-
-    return best_reference(pairwise)
-
-
 def modifier_metrics(vocabulary: Vocabulary = EVERY_TERM) -> tuple[TextMetric, ...]:
     """How well modifiers are recovered; which terms are modifiers is told by the vocabulary."""
     return tuple(
@@ -207,7 +194,7 @@ def modifier_metrics(vocabulary: Vocabulary = EVERY_TERM) -> tuple[TextMetric, .
             f"modifier {label}",
             True,
             f"{meaning}; modifiers are {vocabulary.rule}. Pictures where neither text has one are not counted",
-            _overlap_score(vocabulary, figure),
+            _overlap_score(vocabulary.modifiers, figure, nothing=np.nan),
             group=ANATOMY,
         )
         for figure, label, meaning in (
@@ -281,17 +268,17 @@ keyword_precision = TextMetric(
     "keyword precision",
     True,
     "share of the predicted comma terms that are in the true prompt",
-    _keyword_score(lambda precision, recall: precision),
+    _overlap_score(terms, "precision"),
 )
 keyword_recall = TextMetric(
     "keyword_recall",
     "keyword recall",
     True,
     "share of the true prompt's comma terms that were predicted",
-    _keyword_score(lambda precision, recall: recall),
+    _overlap_score(terms, "recall"),
 )
 keyword_f1 = TextMetric(
-    "keyword_f1", "keyword F1", True, "harmonic mean of keyword precision and recall", _keyword_score(_harmonic)
+    "keyword_f1", "keyword F1", True, "harmonic mean of keyword precision and recall", _overlap_score(terms, "f1")
 )
 modifier_jaccard, modifier_precision, modifier_recall, modifier_f1 = modifier_metrics()
 rouge_l_coco = TextMetric(
