@@ -16,13 +16,12 @@ from captioner.compute import agreement
 from captioner.contracts import LoadOptions
 from captioner.errors import BadInput
 from captioner.files.cache import cache_to_write
-from captioner.files.json import write_object
 from captioner.sinks.row import groups
 from captioner.statistics import Interval, paired_difference
 from captioner.text.embedding import text_embedder
 from eval.data import Pairs, read_pairs
 from eval.progress import track
-from eval.speed.clock import check_file
+from eval.speed.clock import check_file, write_figures
 
 WITH = "fp32"
 """What the other precisions are compared with."""
@@ -93,11 +92,9 @@ def show(
     model: str, precisions: Sequence[str], data: Sequence[str], limit: int | None, out: Path | None, device: str
 ) -> None:
     """Measure on these pairs: a table, and JSON where it is wanted."""
-    if out is not None:
-        check_file(out)
+    check_file(out)
     measured = measure(model, precisions, read_pairs(data, limit), device)
-    if out is not None:
-        write_object(out, {"model": model, "rows": [one.to_dict() for one in measured]})
+    write_figures(out, {"model": model, "rows": [one.to_dict() for one in measured]})
     print_table(measured)
 
 

@@ -20,15 +20,24 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from captioner import memory
 from captioner.files.atomic import refuse_no_file
-from captioner.sinks.checks import check_place
+from captioner.files.json import write_object
+from captioner.sinks.checks import check_place, explained
 
 CPU = torch.device("cpu")
 
 
-def check_file(out: Path) -> None:
-    """The place of the figures must be writable before anything is measured."""
-    check_place(out.parent)
-    refuse_no_file(out)
+def check_file(out: Path | None) -> None:
+    """The place of the figures, if they have any, must be writable before anything is measured."""
+    if out is not None:
+        check_place(out.parent)
+        refuse_no_file(out)
+
+
+def write_figures(out: Path | None, figures: dict[str, Any]) -> None:
+    """As JSON, where that is wanted."""
+    if out is not None:
+        with explained(out):
+            write_object(out, figures)
 
 
 def timed(action: Callable[[], object], repeats: int = 1) -> list[float]:

@@ -27,14 +27,12 @@ from captioner import compute, pipeline, zoo
 from captioner.contracts import LoadOptions, Speaker
 from captioner.decoding import Decoding
 from captioner.errors import BadInput, printable
-from captioner.files.json import write_object
 from captioner.models.blip import Blip
 from captioner.models.parts import checkpoint
 from captioner.models.parts.speaker import SearchedDecoder
 from captioner.quiet import without_bars
 from captioner.search.search import Hypothesis, search
-from captioner.sinks.checks import explained
-from eval.speed.clock import by_turns, check_file, flops, machine, peak, spread, timed, wait
+from eval.speed.clock import by_turns, check_file, flops, machine, peak, spread, timed, wait, write_figures
 from eval.speed.suite import Row
 
 COLUMNS = (
@@ -124,8 +122,7 @@ def speed(
     """
     if not (batch_sizes and precisions and repeats > 0 and min(batch_sizes) > 0):
         raise BadInput("speed needs at least one batch size, one precision and one repeat, each above 0.")
-    if out is not None:
-        check_file(out)
+    check_file(out)
     where = compute.device(device)
     for precision in precisions:
         compute.precision(precision, where)
@@ -148,9 +145,7 @@ def speed(
                 seconds = _caption(captioner, repeats)
     result = {"model": model, "machine": machine(), "repeats": repeats, "beams": DECODING.num_beams,
               "new_tokens": NEW_TOKENS, "their_precision": usual, "rows": rows, "caption": seconds}  # fmt: skip
-    if out is not None:
-        with explained(out):
-            write_object(out, result)
+    write_figures(out, result)
     return result
 
 

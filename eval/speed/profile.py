@@ -26,13 +26,12 @@ from captioner.compute import PackedLinear
 from captioner.contracts import LoadOptions
 from captioner.errors import BadInput
 from captioner.files import atomic
-from captioner.files.json import write_object
 from captioner.images import open_image
 from captioner.models.blip import Blip
 from captioner.models.parts.speaker import SearchedDecoder
 from captioner.search.search import search
 from captioner.text.finish import Finish
-from eval.speed.clock import check_file, flops, machine, timed
+from eval.speed.clock import check_file, flops, machine, timed, write_figures
 from eval.speed.model import DECODING, NEW_TOKENS, load, measured, peak_flops, picture
 
 PHASES = (
@@ -175,8 +174,7 @@ def show(
 ) -> None:
     """Profile every precision and batch size: a table each, one flame picture of all, and JSON where it is wanted."""
     for file in (flame, out):
-        if file is not None:
-            check_file(file)
+        check_file(file)
     profiles = []
     with measured(model) as (_, folder):
         for precision in precisions:
@@ -186,8 +184,7 @@ def show(
                 raise BadInput(f"{model} has no phases to tell apart: profile a captioner that our search drives.")
             profiles += [profile(speaker, options, batch) for batch in batch_sizes]
     write_flame(profiles, flame)
-    if out is not None:
-        write_object(out, {"model": model, "machine": machine(), "profiles": [one.to_dict() for one in profiles]})
+    write_figures(out, {"model": model, "machine": machine(), "profiles": [one.to_dict() for one in profiles]})
     for one in profiles:
         print_table(one)
     print(f"written: {flame}")

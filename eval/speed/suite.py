@@ -14,10 +14,8 @@ from rich.table import Table
 from rich.text import Text
 
 from captioner.errors import BadInput
-from captioner.files.json import write_object
-from captioner.sinks.checks import explained
 from eval.speed import SUBJECTS
-from eval.speed.clock import check_file, machine
+from eval.speed.clock import check_file, machine, write_figures
 
 
 @dataclass(frozen=True)
@@ -56,8 +54,7 @@ def suite(only: Sequence[str], out: Path | None, say: Callable[[str], object]) -
     """Measure these subjects (none named: all). Returns, and writes as JSON to `out`, the machine and the rows."""
     if unknown := set(only) - set(SUBJECTS):
         raise BadInput(f"There is nothing to measure called {sorted(unknown)[0]!r}: use {', '.join(SUBJECTS)}.")
-    if out is not None:
-        check_file(out)
+    check_file(out)
     rows: list[dict] = []
     for name in SUBJECTS:
         if not only or name in only:
@@ -65,9 +62,7 @@ def suite(only: Sequence[str], out: Path | None, say: Callable[[str], object]) -
             measured: list[Row] = importlib.import_module(f"eval.speed.{name}").measure(say)
             rows += [{"part": name, **row.to_dict(), "target": row.target} for row in measured]
     result = {"machine": machine(), "rows": rows}
-    if out is not None:
-        with explained(out):
-            write_object(out, result)
+    write_figures(out, result)
     return result
 
 
