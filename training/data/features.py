@@ -127,20 +127,20 @@ def _encoded(
     """The missing pictures' features, a shard's worth at a time."""
     tensors: dict[str, Tensor] = {}
     queue: list[tuple[str, Image]] = []
-    for number, (name, index) in enumerate(track(missing.items(), "encoding", len(missing)), 1):
+    for name, index in track(missing.items(), "encoding", len(missing)):
         row = rows[index]
         try:
             queue.append((name, open_image(bytes_of(row["image"]))))
         except BadImage as error:
             report(row, error)
             unreadable.add(name)
-        if queue and (len(queue) == batch_size or number == len(missing)):
+        if len(queue) == batch_size:
             tensors |= _batch(queue, encode, dtype)
             queue = []
             if sum(tensor.nbytes for tensor in tensors.values()) >= SHARD_BYTES:
                 yield tensors
                 tensors = {}
-    if queue:  # the last picture was unreadable
+    if queue:
         tensors |= _batch(queue, encode, dtype)
     if tensors:
         yield tensors
