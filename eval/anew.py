@@ -8,7 +8,8 @@ from pathlib import Path
 from captioner.errors import BadInput
 from captioner.pairs.layouts import ReadOptions
 from eval import store
-from eval.gallery import OpenPicture, OpenRedrawn
+from eval.gallery import OpenPicture
+from eval.redraw import Redrawn
 from eval.results import Results
 
 
@@ -27,7 +28,8 @@ def draw_page(
     folder = store.report_file(report).parent
     with_pictures = about.get("kind") == "report" and not about.get("figures_only", False)
     picture = _pictures(data or about["data"].get("specs", []), results, reading) if with_pictures else None
-    store.write_pages(folder, about, results, picture, gallery, _drawn_again(redrawn, results))
+    again = Redrawn.find(redrawn, results).picture if redrawn is not None else None
+    store.write_pages(folder, about, results, picture, gallery, again)
     return folder / "report.html"
 
 
@@ -44,9 +46,3 @@ def _pictures(data: Sequence[str], results: Results, reading: ReadOptions | None
             "Name the data that it was made from with --data."
         )
     return lambda item: pairs.image(rows[item] or 0)
-
-
-def _drawn_again(folder: Path | None, results: Results) -> OpenRedrawn | None:
-    from eval.redraw import Redrawn
-
-    return Redrawn.find(folder, results).picture if folder is not None else None

@@ -15,7 +15,7 @@ import numpy as np
 
 from captioner.contracts import LoadOptions
 from captioner.errors import BadInput
-from captioner.text.embedding import MINILM
+from captioner.text.embedding import MINILM, text_embedder
 from eval import anatomy, metrics, protocols, results
 from eval.anatomy import EVERY_TERM
 from eval.answers import Answer, Track, answer_all
@@ -94,10 +94,21 @@ def prepare(wanted: Measures, settings: Settings) -> Protocol | None:
 
 def open_instruments(wanted: Measures, protocol: Protocol | None, settings: Settings) -> Instruments:
     """Load all that `wanted` names; done before the data is read, which may take long."""
-    from captioner.text.embedding import text_embedder
-
     options = LoadOptions(device=settings.device, precision=settings.precision)
     clip_name = wanted.clip or (protocol.clip if protocol is not None else None)
+    clip = bert_score = perplexity = None
+    if clip_name is not None:
+        from eval.clip import Clip
+
+        clip = Clip(clip_name, options)
+    if wanted.bert_score:
+        from eval.language import BertScore
+
+        bert_score = BertScore(wanted.bert_score, options)
+    if wanted.perplexity:
+        from eval.language import Perplexity
+
+        perplexity = Perplexity(wanted.perplexity, options)
     return Instruments(
         wanted,
         protocol,
@@ -106,28 +117,10 @@ def open_instruments(wanted: Measures, protocol: Protocol | None, settings: Sett
         embed_texts=Remembering(text_embedder(settings.embedder)),
         beside={name: text_embedder(name) for name in wanted.embedders},
         clip_name=clip_name,
-        clip=_open_clip(clip_name, options) if clip_name is not None else None,
-        bert_score=_open_bert_score(wanted.bert_score, options) if wanted.bert_score else None,
-        perplexity=_open_perplexity(wanted.perplexity, options) if wanted.perplexity else None,
+        clip=clip,
+        bert_score=bert_score,
+        perplexity=perplexity,
     )
-
-
-def _open_clip(name: str, options: LoadOptions) -> Clip:
-    from eval.clip import Clip
-
-    return Clip(name, options)
-
-
-def _open_bert_score(name: str, options: LoadOptions) -> BertScore:
-    from eval.language import BertScore
-
-    return BertScore(name, options)
-
-
-def _open_perplexity(name: str, options: LoadOptions) -> Perplexity:
-    from eval.language import Perplexity
-
-    return Perplexity(name, options)
 
 
 # --- measuring -------------------------------------------------------------------------------------------------------

@@ -120,12 +120,8 @@ def cosines(predicted: np.ndarray, truth: np.ndarray) -> np.ndarray:
 
 def text_cosines(a: Sequence[str], b: Sequence[str], embed: TextEmbedder | None = None) -> np.ndarray:
     """Cosine of the sentence embeddings; embed: None takes MiniLM-L6."""
-    embed = _minilm() if embed is None else embed
+    embed = text_embedder() if embed is None else embed
     return cosines(embed(a), embed(b))
-
-
-def _minilm() -> TextEmbedder:
-    return text_embedder()
 
 
 def cosine_score(embed: TextEmbedder) -> Callable[[list[str], list[tuple[str, ...]]], np.ndarray]:
@@ -177,7 +173,7 @@ def embedder_metrics(embed: TextEmbedder) -> tuple[TextMetric, TextMetric]:
 
 def subject_cosines(a: Sequence[str], b: Sequence[str], embed: TextEmbedder | None = None) -> np.ndarray:
     """Cosine of the subjects alone; embed: None takes MiniLM-L6."""
-    embed = _minilm() if embed is None else embed
+    embed = text_embedder() if embed is None else embed
     subjects = [[anatomy.split(text).subject for text in side] for side in (a, b)]
     distinct = list(dict.fromkeys([*subjects[0], *subjects[1]]))
     row = {subject: number for number, subject in enumerate(distinct)}

@@ -29,7 +29,8 @@ from captioner.errors import BadInput, BadOutput
 from captioner.files.atomic import replacing_folder
 from captioner.files.names import nearest_existing, path_of
 from captioner.pairs.fingerprint import DIGITS, picture_fingerprint
-from captioner.pairs.layouts import LeftOut, summaries
+from captioner.pairs.layouts import LeftOut, ReadOptions, summaries
+from captioner.pairs.sources import check_options, parse_all
 from captioner.sinks import check_place
 from captioner.text.embedding import text_embedder
 from training.data import dedupe
@@ -109,8 +110,6 @@ def read_prompts(file: Path) -> list[str]:
 
 
 def _pairs(options: Preparation, stages: dict[str, int], left_out: list[LeftOut]) -> tuple[list[str], Any]:
-    from captioner.pairs.layouts import ReadOptions
-    from captioner.pairs.sources import check_options, parse_all
     from training.data.sources import load_pairs
 
     sources = parse_all(options.data)
