@@ -24,7 +24,7 @@ from torch import nn
 from transformers import PreTrainedModel, TrainerState
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from captioner.errors import BadInput, BadOutput, counted
+from captioner.errors import BadInput, BadOutput, CaptionerError, counted
 from captioner.files import atomic
 from captioner.files.json import write_object
 from captioner.files.names import typed
@@ -200,9 +200,15 @@ def quiet() -> Iterator[None]:
 
 @contextmanager
 def with_advice(out: Path) -> Iterator[None]:
-    """The messages of a full disk, wherever it is met, of a missing compiler and of Ctrl-C tell how to go on."""
+    """The messages of a full disk, wherever it is met, of a missing compiler and of Ctrl-C tell how to go on, and those
+    of worker processes are their own."""
     try:
         yield
+    except CaptionerError as error:
+        if "in DataLoader worker process" not in str(error):
+            raise
+        said = str(error).rpartition(f"{type(error).__name__}: ")[2].strip()  # below the worker's traceback
+        raise type(error)(said) from error
     except OSError as error:
         if error.errno not in NO_ROOM:
             raise

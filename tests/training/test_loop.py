@@ -122,6 +122,14 @@ def test_worker_processes_change_nothing_even_with_augmentation(train) -> None:
     assert losses(alone) == losses(helped)
 
 
+def test_what_a_worker_process_refuses_is_said_in_its_words(train, pairs: Path, tmp_path: Path) -> None:
+    data = shutil.copytree(pairs, tmp_path / "data")
+    for number in range(4):
+        (data / f"{number}.png").write_bytes(b"cut")
+    with pytest.raises(BadInput, match=r"^1 of \d+ pictures cannot be read, more than 5%: .* the download\.$"):
+        train("run", "--workers", "1", data=data)
+
+
 def test_a_worker_is_sent_nothing_of_the_trainer(train, monkeypatch: pytest.MonkeyPatch) -> None:
     """To unpickle it, a process that is no fork would import transformers' Trainer, peft and bitsandbytes."""
     loaders = []
