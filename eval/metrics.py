@@ -140,7 +140,8 @@ def _overlap_score(
     """What the parts of both texts have in common. nothing: the value where neither text has any."""
 
     def pairwise(a: list[str], b: list[str]) -> np.ndarray:
-        overlaps = [Overlap(parts(predicted), parts(truth)) for predicted, truth in zip(a, b, strict=True)]
+        # One at a time: kept, they are memory that is taken anew, and walked through for garbage.
+        overlaps = (Overlap(parts(predicted), parts(truth)) for predicted, truth in zip(a, b, strict=True))
         return np.array([nothing if overlap.empty else getattr(overlap, figure) for overlap in overlaps])
 
     return best_reference(pairwise)
