@@ -93,7 +93,7 @@ def check_whole(name: str, value: object, minimum: int) -> None:
 
 def check_number(name: str, value: object, low: float, high: float) -> None:
     """Refuse what is no number in this range; a NaN is in none."""
-    if not isinstance(value, Real) or isinstance(value, bool) or not low <= float(value) <= high:
+    if not isinstance(value, Real) or isinstance(value, bool) or value < low or not value <= high:
         raise BadInput(f"{name} must be a number from {low} to {high}, not {value!r}.")
 
 

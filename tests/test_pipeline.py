@@ -344,6 +344,7 @@ def test_settings_by_name_go_over_the_models_own(model, pairs: Path) -> None:
         ({"do_sample": True, "seed": "a"}, "seed must be a whole number, not 'a'"),
         ({"do_sample": True, "seed": 1.5}, "seed must be a whole number, not 1.5"),
         ({"do_sample": True, "temperature": True}, "temperature must be a number from 0.01"),
+        ({"do_sample": True, "temperature": 10**400}, "temperature must be a number from 0.01"),
         ({"forbid": [None]}, "forbid must be words"),
         ({"forbid": 3}, r"forbid is a list of words: \[3\]"),
         ({"prompt": 3}, "prompt must be a text, not int"),

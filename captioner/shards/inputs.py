@@ -149,8 +149,11 @@ def _containers(kind: str, text: str, finding: Finding) -> list[tuple[str, str]]
     text = os.path.expanduser(text)
     if kind == "parquet":
         return [(kind, os.path.normpath(file)) for file in parquet_files(text, finding.split)]
-    pattern = os.path.join(glob.escape(text), "*.tar") if os.path.isdir(text) else text
-    files = [text] if os.path.isfile(text) else sorted(glob.glob(pattern))
+    if os.path.isdir(text):
+        names = (name for name in os.listdir(text) if name.lower().endswith(".tar") and not name.startswith("."))
+        files = sorted(os.path.join(text, name) for name in names)
+    else:
+        files = [text] if os.path.isfile(text) else sorted(glob.glob(text))
     if not files:
         raise BadInput(f"There is no tar at {printable(text)}.")
     return [(kind, os.path.normpath(file)) for file in files]

@@ -59,14 +59,18 @@ def suits(requested: str | None, trained_with: str) -> bool:
     """Whether the embedder that is requested (None: any) is the one that a model was made with."""
     if requested is None or {requested, trained_with} <= set(MINILM):
         return True
-    return absolute(requested) == absolute(trained_with)
+    return _identifier(absolute(requested)) == _identifier(absolute(trained_with))
+
+
+def _identifier(name: str) -> str:
+    """Of the Hub: sentence-transformers' own models are named without it."""
+    return name if "/" in name else f"sentence-transformers/{name}"
 
 
 def foreign(name: str, precision: str = "fp32") -> TextEmbedder:
     """Another embedder, by sentence-transformers."""
     # Found or fetched first: sentence-transformers needs a minute of retries to say that there is no network.
-    identifier = name if "/" in name else f"sentence-transformers/{name}"
-    folder = Path(name) if Path(name).is_dir() else zoo.hub_folder(identifier, modules=True)
+    folder = Path(name) if Path(name).is_dir() else zoo.hub_folder(_identifier(name), modules=True)
     from captioner.compute.quantized import peft_without_bitsandbytes
     from captioner.quiet import without_bars
 

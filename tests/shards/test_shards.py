@@ -171,6 +171,14 @@ def test_a_folder_of_tars_is_not_looked_below(inputs: Path, tmp_path: Path) -> N
     assert both.pictures == 2 * COUNT
 
 
+def test_a_tar_is_known_by_its_ending_in_capitals_too(inputs: Path, tmp_path: Path) -> None:
+    for name in ("A.TAR", ".b.tar"):
+        os.link(inputs / "a.tar", tmp_path / name)
+    made = plan.make(tmp_path / "run", [str(tmp_path)])
+    assert made.pictures == COUNT
+    assert all(name.startswith(f"{tmp_path}/A.TAR#") for name in made.ids(0))
+
+
 def test_hidden_pictures_hide_no_table_beside_them(inputs: Path, tmp_path: Path) -> None:
     os.link(inputs / "a.parquet", tmp_path / "a.parquet")
     (tmp_path / "._cover.png").touch()

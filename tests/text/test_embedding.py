@@ -102,6 +102,7 @@ def test_one_embedder_has_several_names() -> None:
     assert suits(None, "mpnet")
     assert suits("mpnet", "mpnet")
     assert suits("sentence-transformers/all-MiniLM-L6-v2", "all-MiniLM-L6-v2")
+    assert suits("sentence-transformers/mpnet", "mpnet")
     assert not suits("mpnet", "all-MiniLM-L6-v2")
 
 

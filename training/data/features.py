@@ -152,7 +152,7 @@ def _batch(
     with torch.no_grad():
         features = encode([picture for _, picture in queue]).to("cpu", dtype)
     if not torch.isfinite(features).all():
-        raise BadInput(f"Some features do not fit into {dtype}: keep them as float32.")
+        raise BadInput(f"Some features do not fit into {dtype}: leave out --cache-features.")
     return {name: features[row].clone() for row, (name, _) in enumerate(queue)}
 
 
