@@ -321,10 +321,13 @@ def _any_below(folders: Sequence[str]) -> bool:
     return False
 
 
-def below(top: str) -> Iterator[tuple[str, list[str]]]:
-    """A folder and those in it, each with the names of its files, but for what is hidden."""
-    for folder, inner, files in os.walk(top):
-        inner[:] = [name for name in inner if not name.startswith(".")]
+def below(
+    top: str | os.PathLike[str], onerror: Callable[[OSError], object] | None = None
+) -> Iterator[tuple[str, list[str]]]:
+    """A folder and those in it, each with the names of its files. Links to folders are not followed: they may lead in
+    circles. What begins with a dot is passed over: rubbish bins, and what Macs put beside every file of a USB disk."""
+    for folder, inner, files in os.walk(os.fspath(top), onerror=onerror):
+        inner[:] = sorted(name for name in inner if not name.startswith("."))
         yield folder, [name for name in files if not name.startswith(".")]
 
 

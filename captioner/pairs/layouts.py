@@ -21,6 +21,7 @@ from typing import Any, BinaryIO
 from captioner.errors import BadImage, BadInput, counted
 from captioner.files.names import SIDECARS, seen_from
 from captioner.images import looks_like_picture, printable
+from captioner.images.find import below
 from captioner.pairs.tables import caption_of, file_name, rows_of
 
 TEXT_COLUMNS = ("text", "prompt", "caption")
@@ -255,23 +256,19 @@ def tables_in(folder: Path, closed: list[LeftOut] | None = None) -> Iterator[Pat
 
 
 def _walk(top: Path, closed: list[LeftOut] | None) -> Iterator[tuple[str, list[str]]]:
-    """Each folder below with its files. Links to folders are not followed: they may lead in circles. What begins with a
-    dot is passed over: rubbish bins, and what Macs put beside every file of a USB disk."""
+    """As `below`; what cannot be read is noted."""
 
     def note(error: OSError) -> None:
         if closed is not None:
             name = os.path.relpath(error.filename, top)
             closed.append(LeftOut(name, UNREADABLE, f"cannot be read ({error.strerror})", noun="folder"))
 
-    for where, folders, files in os.walk(top, onerror=note):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        yield where, [name for name in files if not name.startswith(".")]
+    return below(top, note)
 
 
 def parquet_in(folder: Path) -> Iterator[Path]:
-    """All parquet files below, but for those in or with a name that begins with a dot."""
-    files = folder.rglob("*.parquet")
-    return (file for file in files if not any(part.startswith(".") for part in file.relative_to(folder).parts))
+    """All parquet files below."""
+    return (Path(where, name) for where, files in below(folder) for name in files if name.lower().endswith(".parquet"))
 
 
 def _sidecar(picture: Path) -> Path | None:

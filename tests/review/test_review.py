@@ -430,10 +430,11 @@ def test_two_reviews_of_one_folder(photos: Path) -> None:
     Review(photos).close()
 
 
-def test_what_cannot_be_written_is_said_and_tried_again(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(contents):
-        raise OSError(28, "No space left on device")
+def full(contents: Any) -> None:
+    raise OSError(28, "No space left on device")
 
+
+def test_what_cannot_be_written_is_said_and_tried_again(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with Review(photos) as review:
         with monkeypatch.context() as patched:
             patched.setattr("captioner.review.sidecars.write_all", full)
@@ -448,9 +449,6 @@ def test_what_cannot_be_written_is_said_and_tried_again(photos: Path, monkeypatc
 def test_what_is_written_with_the_next_edit_is_no_problem_any_more(
     photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(contents):
-        raise OSError(28, "No space left on device")
-
     with Review(photos) as review:
         with monkeypatch.context() as patched:
             patched.setattr("captioner.review.sidecars.write_all", full)

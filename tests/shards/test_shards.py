@@ -171,12 +171,13 @@ def test_a_folder_of_tars_is_not_looked_below(inputs: Path, tmp_path: Path) -> N
     assert both.pictures == 2 * COUNT
 
 
-def test_a_tar_is_known_by_its_ending_in_capitals_too(inputs: Path, tmp_path: Path) -> None:
-    for name in ("A.TAR", ".b.tar"):
-        os.link(inputs / "a.tar", tmp_path / name)
+@pytest.mark.parametrize("name", ["a.tar", "a.parquet"])
+def test_an_ending_may_be_in_capitals(inputs: Path, tmp_path: Path, name: str) -> None:
+    for other in (name.upper(), f".{name}"):
+        os.link(inputs / name, tmp_path / other)
     made = plan.make(tmp_path / "run", [str(tmp_path)])
     assert made.pictures == COUNT
-    assert all(name.startswith(f"{tmp_path}/A.TAR#") for name in made.ids(0))
+    assert all(one.startswith(f"{tmp_path}/{name.upper()}#") for one in made.ids(0))
 
 
 def test_hidden_pictures_hide_no_table_beside_them(inputs: Path, tmp_path: Path) -> None:
