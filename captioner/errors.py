@@ -17,6 +17,12 @@ def printable(name: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in name)
 
 
+def one_line(error: BaseException | str) -> str:
+    """What an error says, in one line; another library's words are cut off after 200 letters."""
+    words = " ".join(str(error).split())
+    return printable(words if isinstance(error, CaptionerError) else words[:200]) or type(error).__name__
+
+
 def can_print(text: str) -> bool:
     """Whether standard output has all its letters."""
     try:

@@ -12,8 +12,7 @@ from rich.table import Table
 from rich.text import Text
 from transformers import TrainerCallback
 
-from captioner.errors import counted
-from captioner.images import printable
+from captioner.errors import counted, printable
 from training.job import Sample
 from training.words import duration
 

@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args, get_origin
 import typer
 
 from captioner.cli.flags import with_flags
-from captioner.errors import BadInput, CaptionerError, printable
+from captioner.errors import BadInput, CaptionerError, one_line
 from captioner.run.help import CommandLine, Group
 
 ELSEWHERE = ("caption", "describe", "interrogate", "prompt", "tag")
@@ -26,8 +26,7 @@ class Verbs(Group):
         try:
             return super().invoke(ctx)
         except CaptionerError as error:
-            line = " ".join(str(error).split())  # a library's own words may have many
-            typer.echo(f"captioner: {printable(with_flags(line))}", err=True)
+            typer.echo(f"captioner: {with_flags(one_line(error))}", err=True)
             raise typer.Exit(2) from None
         except KeyboardInterrupt as stopped:
             typer.echo(f"\ncaptioner: {with_flags(str(stopped)) or 'Stopped.'}", err=True)

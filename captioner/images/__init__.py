@@ -1,6 +1,5 @@
 """Names → pictures: find them, fetch them, open them safely, read what they carry."""
 
-from captioner.errors import printable
 from captioner.files.names import is_url
 from captioner.images.fetch import MAX_BYTES, fetch_image
 from captioner.images.find import EXTENSIONS, Source, find_images, is_there, looks_like_picture, reads_once
@@ -18,6 +17,5 @@ __all__ = [
     "is_url",
     "looks_like_picture",
     "open_image",
-    "printable",
     "reads_once",
 ]

@@ -18,9 +18,8 @@ from concurrent.futures import TimeoutError as WaitTimeout
 from typing import TypeVar
 
 from captioner import __version__
-from captioner.errors import BadImage
+from captioner.errors import BadImage, one_line, printable
 from captioner.files.names import is_url
-from captioner.images.open import one_line, printable
 
 T = TypeVar("T")
 Take = Callable[[int], object]

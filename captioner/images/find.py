@@ -17,10 +17,10 @@ from urllib.request import url2pathname
 
 from PIL import Image
 
-from captioner.errors import BadImage, counted
+from captioner.errors import BadImage, counted, printable
 from captioner.files.names import is_url
 from captioner.images.fetch import fetch_image, shown
-from captioner.images.open import FRAME_FIRST, MAX_PIXELS, VIDEOS, at_once, open_named, printable
+from captioner.images.open import FRAME_FIRST, MAX_PIXELS, VIDEOS, at_once, open_named
 
 STDIN = "-"
 MAX_STDIN_BYTES = 500_000_000

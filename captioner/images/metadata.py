@@ -18,8 +18,9 @@ from typing import Any
 
 from PIL import ExifTags, Image
 
+from captioner.errors import printable
 from captioner.images import comfyui, stealth
-from captioner.images.open import identified, printable
+from captioner.images.open import identified
 
 MAX_TEXT = 4_000_000
 """Bytes of one text inside a picture; a large ComfyUI workflow takes one or two million."""

@@ -21,7 +21,7 @@ from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 from PIL.Jpeg2KImagePlugin import Jpeg2KImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 
-from captioner.errors import BadImage, BadInput, printable
+from captioner.errors import BadImage, BadInput, one_line, printable
 from captioner.files.names import is_url
 from captioner.images import jpeg, jpeg2000, png
 from captioner.images.colour import WIDE, to_rgb
@@ -390,8 +390,3 @@ def _from_array(array: np.ndarray) -> Image.Image:
     if not ((array >= 0) & (array <= top)).all():  # NaN fails too
         raise BadImage(f"The array ({array.dtype}) has values outside 0..{top}: integers go to 255, floats to 1.")
     return Image.fromarray(np.rint(array * (255 / top)).astype(np.uint8))
-
-
-def one_line(error: BaseException | str) -> str:
-    """Another library's own words."""
-    return printable(" ".join(str(error).split())[:200]) or type(error).__name__

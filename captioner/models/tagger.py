@@ -26,9 +26,8 @@ from PIL import Image
 from captioner import compute, zoo
 from captioner.contracts import PLAIN_REQUEST, LoadOptions, Request
 from captioner.decoding import Decoding
-from captioner.errors import BadCheckpoint, BadInput
+from captioner.errors import BadCheckpoint, BadInput, one_line
 from captioner.files.weights import TAGGER
-from captioner.images.open import one_line
 from captioner.prompt import Candidate, Reading
 from captioner.text.words import holds
 

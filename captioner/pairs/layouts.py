@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from captioner.errors import BadImage, BadInput, counted
+from captioner.errors import BadImage, BadInput, counted, one_line, printable
 from captioner.files.names import SIDECARS, seen_from
-from captioner.images import looks_like_picture, printable
+from captioner.images import looks_like_picture
 from captioner.images.find import below
 from captioner.pairs.tables import caption_of, file_name, rows_of
 
@@ -423,8 +423,7 @@ def _above(path: Path, max_nsfw: float) -> set[str]:
     try:
         names = dataset.dataset(tables).to_table(columns=["image_name"], filter=too_high)
     except (OSError, pyarrow.ArrowException) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise BadInput(f"{tables[0]} does not hold DiffusionDB's scores ({reason}).") from error
+        raise BadInput(f"{tables[0]} does not hold DiffusionDB's scores ({one_line(error)}).") from error
     return set(names["image_name"].to_pylist())
 
 

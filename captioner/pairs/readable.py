@@ -10,8 +10,8 @@ from pathlib import Path
 
 from PIL.Image import Image
 
-from captioner.errors import BadImage
-from captioner.images import MAX_BYTES, open_image, printable
+from captioner.errors import BadImage, printable
+from captioner.images import MAX_BYTES, open_image
 from captioner.images.ahead import HELD_BYTES, read_ahead
 from captioner.images.open import at_once, bytes_of, open_file
 from captioner.pairs.layouts import BROKEN_ZIP, UNREADABLE, LeftOut, Record

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from captioner.errors import BadInput, counted, refuse_idle
+from captioner.errors import BadInput, counted, one_line, refuse_idle
 from captioner.files.names import path_of
 from captioner.pairs import layouts
 from captioner.pairs.layouts import LeftOut, ReadOptions, Record
@@ -268,8 +268,7 @@ def open_parquet(file: str) -> Any:
     try:
         return pyarrow.parquet.ParquetFile(file)
     except (OSError, pyarrow.ArrowException) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise BadInput(f"{file} is no parquet file, or is cut off ({reason}).") from error
+        raise BadInput(f"{file} is no parquet file, or is cut off ({one_line(error)}).") from error
 
 
 def _from_row(row: dict[str, Any], number: int, name: str, where: str) -> Record | LeftOut:

@@ -9,8 +9,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
-from captioner.errors import BadInput
-from captioner.images import printable
+from captioner.errors import BadInput, printable
 
 LONGEST_LINE = 16_000_000
 

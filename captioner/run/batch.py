@@ -33,8 +33,9 @@ from captioner.errors import (
     CaptionerError,
     Stopped,
     missing_extra,
+    one_line,
 )
-from captioner.images import Source, find_images, printable
+from captioner.images import Source, find_images
 from captioner.images.ahead import read_ahead
 from captioner.images.find import passed_over
 from captioner.images.open import bytes_of
@@ -416,8 +417,8 @@ class _Work(Generic[Look]):
         if isinstance(error, CaptionerError):
             return BadImage(f"{name}: {error}")
         logger.debug("the model failed on %s", name, exc_info=error)
-        words = printable(" ".join(str(error).split())[:200])
-        return BadImage(f"{name}: the model failed on this picture ({type(error).__name__}: {words}).")
+        kind = type(error).__name__
+        return BadImage(f"{name}: the model failed on this picture ({kind}: {one_line(error)}).")
 
 
 def _free_memory() -> None:

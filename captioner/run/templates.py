@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from captioner.contracts import Request
-from captioner.errors import BadImage, BadInput
-from captioner.images import Source, is_url, printable
+from captioner.errors import BadImage, BadInput, printable
+from captioner.images import Source, is_url
 from captioner.images.metadata import read_parameters
 
 if TYPE_CHECKING:

@@ -6,8 +6,8 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 
-from captioner.errors import BadCheckpoint, BadInput
-from captioner.images import Source, is_there, printable
+from captioner.errors import BadCheckpoint, BadInput, printable
+from captioner.images import Source, is_there
 from captioner.pairs.tables import is_whole
 from captioner.run.progress import Tally
 from captioner.run.questions import as_numbers

@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
-from captioner.errors import BadImage, BadInput, refuse_idle
+from captioner.errors import BadImage, BadInput, printable, refuse_idle
 from captioner.files.names import MANY, SIDECARS
-from captioner.images import MAX_BYTES, Source, find_images, is_url, looks_like_picture, printable
+from captioner.images import MAX_BYTES, Source, find_images, is_url, looks_like_picture
 from captioner.images.find import MAX_LOOKED_AT, STDIN, below, looks_like_video, without_frame
 from captioner.pairs.layouts import LONGEST_SIDECAR, ReadOptions, caption_in
 from captioner.pairs.sources import PATIENCE, TABLES, PairSource, load_hub, open_parquet, parquet_files

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from captioner.images import printable
+from captioner.errors import printable
 from captioner.images.find import EXTENSIONS
 from tests.images.test_images import ROMM, chunk, encoded, png_of_size, two_colours
 from tests.images.test_metadata import A1111, dense_graph, png, with_comment

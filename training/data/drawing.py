@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from captioner.errors import BadInput, BadOutput, MissingExtra, MissingModel, counted
+from captioner.errors import BadInput, BadOutput, MissingExtra, MissingModel, counted, one_line
 from captioner.files.atomic import replacing, write_text
 from captioner.files.json import read_object, write_object
 from captioner.files.names import nearest_existing
@@ -153,8 +153,7 @@ def load_pipeline(drawing: Drawing) -> Any:
         with silenced():
             pipeline = DiffusionPipeline.from_pretrained(folder, use_safetensors=True)
     except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise MissingModel(f"No pipeline {drawing.model!r}: name a folder or a Hub id ({reason})") from error
+        raise MissingModel(f"No pipeline {drawing.model!r}: name a folder or a Hub id ({one_line(error)})") from error
     pipeline.set_progress_bar_config(disable=True)
     with silenced():
         return pipeline.to(device, DTYPES[precision])

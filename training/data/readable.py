@@ -13,8 +13,7 @@ import torch
 from datasets import Dataset, Image, IterableDataset
 from PIL.Image import Image as Picture
 
-from captioner.errors import BadImage, BadInput
-from captioner.images import printable
+from captioner.errors import BadImage, BadInput, printable
 from captioner.pairs.readable import content, open_picture
 
 MOST_UNREADABLE = 0.05

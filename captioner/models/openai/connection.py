@@ -21,10 +21,8 @@ from email.utils import parsedate_to_datetime
 from typing import Any
 
 from captioner import __version__
-from captioner.errors import BadAnswer, BadInput, CaptionerError, MissingModel
-from captioner.images import printable
+from captioner.errors import BadAnswer, BadInput, CaptionerError, MissingModel, one_line, printable
 from captioner.images.fetch import TooLong, in_thread, read_body
-from captioner.images.open import one_line
 
 KEYS = ("CAPTIONER_API_KEY", "OPENAI_API_KEY")
 """Environment variables that may hold the server's key; the first that is set is sent."""

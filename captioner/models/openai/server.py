@@ -17,9 +17,8 @@ from PIL import Image
 
 from captioner.contracts import PLAIN_REQUEST, Request
 from captioner.decoding import Decoding, DecodingChanges
-from captioner.errors import BadAnswer, BadInput, CaptionerError, MissingModel
+from captioner.errors import BadAnswer, BadInput, CaptionerError, MissingModel, one_line
 from captioner.images.fetch import in_thread
-from captioner.images.open import one_line
 from captioner.models.openai.connection import REQUESTS, Connection, NotThere, Refused
 from captioner.models.parts.instructions import CHAT, JOYCAPTION
 from captioner.prompt import Candidate, Reading
