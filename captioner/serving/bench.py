@@ -48,10 +48,14 @@ class Pixels:
 class Bench:
     """Loads each model once, when it is first asked."""
 
-    def __init__(self, options: LoadOptions, memories: Memories, index: Path | None) -> None:
+    def __init__(
+        self, options: LoadOptions, memories: Memories, index: Path | None, batch_size: int | None = None
+    ) -> None:
+        """batch_size: None for as many pictures as fit into memory."""
         self.options = options
         self.memories = memories
         self.index = index
+        self._batch_size = batch_size
         self._models: dict[str, questions.Model] = {}
         self._sizes: dict[str, int] = {}
 
@@ -61,7 +65,7 @@ class Bench:
 
     def batch_size(self, name: str) -> int:
         """Pictures at a time; of a model that is still to be loaded, the first alone."""
-        return self._sizes.get(name, 1)
+        return self._batch_size or self._sizes.get(name, 1)
 
     def _model(self, name: str) -> questions.Model:
         if name not in self._models:

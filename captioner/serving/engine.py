@@ -25,14 +25,15 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from captioner import zoo
 from captioner.contracts import PLAIN_REQUEST, LoadOptions, MetadataUse, Request
-from captioner.errors import BadImage, CaptionerError, MissingModel, printable
+from captioner.errors import BadImage, CaptionerError, MissingModel, one_line, printable
 from captioner.images import MAX_PIXELS, Source
 from captioner.images.metadata import read_parameters
 from captioner.images.open import bytes_of, open_named
 from captioner.run import templates
+from captioner.serving.kinds import JOINED, AsOpened, Call, OfPictures, OfTexts, Similar
 from captioner.serving.memories import Memories
 from captioner.serving.metrics import SECONDS, SIZES, Histogram
-from captioner.serving.scheduler import Closed, Group, Opened, Scheduler, Unit
+from captioner.serving.scheduler import Closed, Opened, Scheduler, Unit
 from captioner.sinks import Row
 from captioner.text.finish import Finish
 
@@ -48,8 +49,6 @@ TIMEOUT = 120.0
 """Seconds for a whole request."""
 TEXTS = 256
 """Texts embedded in one piece."""
-JOINED = 16
-"""Pieces of so many texts or fewer, and questions of other kinds, are asked together, as many at a time."""
 
 logger = logging.getLogger(__name__)
 
@@ -203,22 +202,21 @@ class Engine:
             opening = partial(self._open, one, picture)
         except BadImage as error:
             one, opening = ask, partial(_refused, error)
-        return Unit((one, picture), ("pictures", one.model, one.request, one.expected), opening, deadline)
+        return Unit((one, picture), OfPictures(one.model, one.request, one.expected), opening, deadline)
 
     def embed_texts(self, texts: Sequence[str]) -> list[Future[list[list[float]]]]:
         """Unit vectors of texts: one future for each `TEXTS` of them."""
         parts = [list(texts[start : start + TEXTS]) for start in range(0, len(texts), TEXTS)]
-        # A long part fills a batch: whoever leaves meanwhile is not answered by all of theirs at once.
-        return self._put([Unit(part, ("texts", len(part) > JOINED), _nothing, self._deadline()) for part in parts])
+        return self._put([Unit(part, OfTexts(len(part) > JOINED), _nothing, self._deadline()) for part in parts])
 
     def similar(self, pictures: Sequence[Picture], count: int = 5) -> list[Future[Row]]:
         """The reference pictures that look most like each; needs an index."""
         opened = [partial(self._open_image, picture) for picture in pictures]
-        return self._put([Unit(count, ("similar", count), opening, self._deadline()) for opening in opened])
+        return self._put([Unit(None, Similar(count), opening, self._deadline()) for opening in opened])
 
     def read(self, picture: Picture) -> Future[Row]:
         """The generation parameters that a picture carries."""
-        return self._put([Unit(None, ("as opened",), partial(_read, picture), self._deadline())])[0]
+        return self._put([Unit(None, AsOpened(), partial(_read, picture), self._deadline())])[0]
 
     def call(
         self,
@@ -228,7 +226,7 @@ class Engine:
     ) -> Future[Any]:
         """Whatever else a route wants of a model: `function(model, images)`, run where the model is."""
         opened = partial(self._open_images, pictures)
-        return self._put([Unit((function, self.known(model)), ("call", object()), opened, self._deadline())])[0]
+        return self._put([Unit(function, Call(self.known(model)), opened, self._deadline())])[0]
 
     @staticmethod
     async def answers(futures: Sequence[Future[Any]]) -> list[Any]:
@@ -274,7 +272,7 @@ class Engine:
         try:
             from captioner.serving.bench import Bench  # torch, which takes a second to import
 
-            bench = Bench(replace(self.options, device=device), self.memories, self.index)
+            bench = Bench(replace(self.options, device=device), self.memories, self.index, self.batch_size)
             bench.load(self.default)
             self.benches.append(bench)
         except BaseException as error:
@@ -282,7 +280,7 @@ class Engine:
             return
         if len(self.benches) == len(self.threads):
             self._settled.set()
-        while units := self.scheduler.take(partial(self._size, bench)):
+        while units := self.scheduler.take(lambda kind: kind.size(bench)):
             began = time.monotonic()
             self._answer(bench, units)
             seconds = time.monotonic() - began
@@ -290,15 +288,10 @@ class Engine:
             self.batches.see(len(units))
             self.seconds.see(seconds)
 
-    def _size(self, bench: Bench, group: Group) -> int:
-        if group[0] == "pictures":
-            return self.batch_size or bench.batch_size(group[1])
-        return 1 if group == ("texts", True) else JOINED
-
     def _answer(self, bench: Bench, units: Sequence[Unit]) -> None:
         """Every unit gets its answer; one that the model fails on is found by halving."""
         try:
-            answers = _asked(bench, units)
+            answers = units[0].kind.answers(bench, units)
         except CaptionerError as error:
             if isinstance(error, BadImage) and len(units) > 1:
                 self._halve(bench, units)
@@ -310,8 +303,8 @@ class Engine:
                 self._halve(bench, units)
             else:
                 logger.debug("the model failed", exc_info=error)
-                words = printable(" ".join(str(error).split())[:200])
-                units[0].fail(BadImage(f"The model failed on this picture ({type(error).__name__}: {words})."))
+                kind = type(error).__name__
+                units[0].fail(BadImage(f"The model failed on this picture ({kind}: {one_line(error)})."))
         else:
             for unit, answer in zip(units, answers, strict=True):
                 if isinstance(answer, CaptionerError):
@@ -323,27 +316,6 @@ class Engine:
         half = (len(units) + 1) // 2
         self._answer(bench, units[:half])
         self._answer(bench, units[half:])
-
-
-def _asked(bench: Bench, units: Sequence[Unit]) -> list[Any]:
-    """The answers of one batch."""
-    kind = units[0].group[0]
-    values = [unit.opened.value for unit in units if unit.opened is not None]
-    if kind == "pictures":
-        asks, pictures = zip(*(unit.asked for unit in units), strict=True)
-        rows = bench.answer_pictures(asks, pictures, values)
-        return [
-            {"file": picture.name} | row if isinstance(row, dict) else row
-            for picture, row in zip(pictures, rows, strict=True)
-        ]
-    if kind == "texts":
-        vectors = iter(bench.embed_texts([text for unit in units for text in unit.asked]))
-        return [[next(vectors) for _ in unit.asked] for unit in units]
-    if kind == "similar":
-        return bench.similar(values, units[0].asked)
-    if kind == "call":
-        return [unit.asked[0](bench.load(unit.asked[1]), value) for unit, value in zip(units, values, strict=True)]
-    return values
 
 
 def _filled(ask: Ask, picture: Picture) -> Ask:

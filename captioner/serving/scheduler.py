@@ -13,18 +13,19 @@ from concurrent.futures import CancelledError, Future, InvalidStateError, Thread
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 from captioner.errors import BadInput, CaptionerError
 from captioner.images.ahead import HELD_BYTES, READERS
 from captioner.images.budget import Budget, Ticket
 
+if TYPE_CHECKING:
+    from captioner.serving.kinds import Kind
+
 AHEAD = 48
 """Units that are opened before the models ask for them: more would hold memory and gain nothing."""
 PATIENCE = 0.01
 """Seconds that a batch that is not full waits for a picture which is being opened."""
-Group: TypeAlias = tuple[Any, ...]
-"""What kind of question it is, and all that must be alike in one batch."""
 
 
 class Busy(CaptionerError):
@@ -63,8 +64,8 @@ class Unit:
     """One question: of one picture, or of one text."""
 
     asked: Any
-    group: Group
-    """Units of one group may be in one batch."""
+    kind: Kind
+    """Units of equal kinds may be in one batch."""
     open: Callable[[Callable[[int], object]], Opened]
     """Reads the picture, in a reader's thread; it calls what it is given with the bytes that this takes."""
     deadline: float
@@ -120,8 +121,8 @@ class Scheduler:
                 unit.future.add_done_callback(partial(self._forget, unit))
             self._open_more()
 
-    def take(self, size_of: Callable[[Group], int]) -> list[Unit]:
-        """The next batch, of at most `size_of(its group)`; nothing when the scheduler was closed and all is done."""
+    def take(self, size_of: Callable[[Kind], int]) -> list[Unit]:
+        """The next batch, of at most `size_of(its kind)`; nothing when the scheduler was closed and all is done."""
         with self.changed:
             while True:
                 self._send_away_late()
@@ -131,7 +132,7 @@ class Scheduler:
                         return []
                     self.changed.wait(1.0)
                     continue
-                batch = self._batch(first, size_of(first.group))
+                batch = self._batch(first, size_of(first.kind))
                 for unit in batch:
                     self._leave(unit)
                 if batch := [unit for unit in batch if unit.future.set_running_or_notify_cancel()]:
@@ -141,7 +142,7 @@ class Scheduler:
         """The units that are asked with the first one; a little patience makes a batch full."""
         until = time.monotonic() + PATIENCE
         while True:
-            alike = [unit for unit in self.waiting if unit.group == first.group]
+            alike = [unit for unit in self.waiting if unit.kind == first.kind]
             ready = [unit for unit in alike if unit.opened is not None][:size]
             left = until - time.monotonic()
             if len(ready) >= min(size, len(alike)) or left <= 0:

@@ -22,15 +22,15 @@ def scheduler() -> Iterator[Scheduler]:
     scheduler.abandon()
 
 
-def unit(group: Hashable = "a", size: int = 0, seconds: float = 60, value: object = None) -> Unit:
+def unit(kind: Hashable = "a", size: int = 0, seconds: float = 60, value: object = None) -> Unit:
     def open_it(admit: Callable[[int], object]) -> Opened:
         admit(size)
         return Opened(value, size)
 
-    return Unit(value, group, open_it, time.monotonic() + seconds)
+    return Unit(value, kind, open_it, time.monotonic() + seconds)
 
 
-def eight(group: Hashable) -> int:
+def eight(kind: Hashable) -> int:
     return 8
 
 
@@ -74,8 +74,8 @@ def test_a_batch_is_no_larger_than_the_model_takes(scheduler: Scheduler) -> None
     units = [unit() for _ in range(3)]
     scheduler.put(units)
     wait_opened(*units)
-    assert scheduler.take(lambda group: 2) == units[:2]
-    assert scheduler.take(lambda group: 2) == units[2:]
+    assert scheduler.take(lambda kind: 2) == units[:2]
+    assert scheduler.take(lambda kind: 2) == units[2:]
 
 
 def test_what_is_too_much_is_refused_whole(scheduler: Scheduler) -> None:
