@@ -18,13 +18,13 @@ from uuid import uuid4
 
 from starlette.concurrency import run_in_threadpool
 
-from captioner.errors import BadAnswer, BadInput, CaptionerError, counted, printable
+from captioner.errors import BadAnswer, BadInput, CaptionerError, counted, one_line, printable
 from captioner.review import Conflict, Review, Unknown
 from captioner.run.batch import FIRST
 from captioner.serving.engine import Ask, Engine, Picture
 from captioner.serving.scheduler import Busy, Closed
 from captioner.sinks.row import OnExisting, Row, with_existing
-from captioner.web.errors import BUG, one_line
+from captioner.web.errors import BUG
 
 logger = logging.getLogger(__name__)
 

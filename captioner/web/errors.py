@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.routing import Match, Mount
 
-from captioner.errors import BadImage, BadInput, CaptionerError, MissingModel, printable
+from captioner.errors import BadImage, BadInput, CaptionerError, MissingModel, one_line, printable
 from captioner.serving.scheduler import Busy, Closed, Late
 from captioner.sinks.row import to_json
 
@@ -158,8 +158,3 @@ def validation(errors: Any) -> str:
 
 _TYPE = re.compile(r"str|int|float|bool|(list|constrained|function)\b.*|[A-Z]\w*")
 """What pydantic puts between fields: which type of several it tried. No field of ours is called so."""
-
-
-def one_line(error: BaseException) -> str:
-    """An error's own words."""
-    return printable(" ".join(str(error).split()))

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.concurrency import run_in_threadpool
 
 from captioner import __version__
-from captioner.errors import BadImage, BadInput, CaptionerError, printable
+from captioner.errors import BadImage, BadInput, CaptionerError, one_line, printable
 from captioner.files.names import path_of
 from captioner.images import is_url
 from captioner.images.metadata import Parameters, read_parameters
@@ -29,7 +29,7 @@ from captioner.serving.scheduler import Late
 from captioner.styles import STYLES
 from captioner.text.similarity import likeness
 from captioner.web import inputs
-from captioner.web.errors import one_line, validation
+from captioner.web.errors import validation
 from captioner.web.settings import Settings
 
 MOST_CANDIDATES = 32

@@ -2,42 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Any
 
 from fastapi import APIRouter, Request
-from pydantic import BaseModel, Field
+from pydantic import BaseModel
 
 from captioner.serving.engine import Picture
 from captioner.web import inputs
 from captioner.web.bodies import of_types, parsed, schema_of
 from captioner.web.context import Context
-
-
-class Generation(BaseModel):
-    """Settings of the search, of those that transformers knows."""
-
-    num_beams: Annotated[int | None, Field(ge=1, le=32)] = None
-    do_sample: bool | None = None
-    temperature: float | None = None
-    top_k: int | None = None
-    top_p: float | None = None
-    max_new_tokens: int | None = None
-    min_new_tokens: int | None = None
-    length_penalty: float | None = None
-    repetition_penalty: float | None = None
-    no_repeat_ngram_size: int | None = None
+from captioner.web.ranges import Longest, Search
 
 
 class Parameters(BaseModel):
     """What an endpoint is asked beside the picture; both names of the settings are in use."""
 
-    max_new_tokens: int | None = None
-    generation_parameters: Generation | None = None
-    generate_kwargs: Generation | None = None
+    max_new_tokens: Longest = None
+    generation_parameters: Search | None = None
+    generate_kwargs: Search | None = None
 
     def settings(self) -> dict[str, Any]:
         """By the names of `DecodingChanges`."""
-        given = self.generation_parameters or self.generate_kwargs or Generation()
+        given = self.generation_parameters or self.generate_kwargs or Search()
         length = {} if self.max_new_tokens is None else {"max_new_tokens": self.max_new_tokens}
         return given.model_dump(exclude_none=True) | length
 

@@ -15,7 +15,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from captioner import contracts
 from captioner.decoding import DecodingChanges
-from captioner.errors import BadInput, CaptionerError, printable
+from captioner.errors import BadInput, CaptionerError, one_line, printable
 from captioner.serving.engine import Ask, Engine, Picture
 from captioner.serving.metrics import gauge
 from captioner.sinks import Row
@@ -24,7 +24,8 @@ from captioner.text.finish import Finish
 from captioner.web import inputs
 from captioner.web.bodies import of_types, schema_of, valid
 from captioner.web.context import Context, one
-from captioner.web.errors import one_line, plain
+from captioner.web.errors import plain
+from captioner.web.ranges import Search
 
 ERRORS = dict.fromkeys(
     (f"/v1/{name}" for name in ("generate", "embed", "read", "similar", "attention", "about")), plain
@@ -39,7 +40,7 @@ Few = Annotated[list[Word], Field(max_length=200), BeforeValidator(lambda words:
 Image = Annotated[str, Field(description="Base64, a data URL, or (where the server allows it) an http(s) address.")]
 
 
-class Asked(BaseModel):
+class Asked(Search):
     """What a model is asked about a picture, as on the command line."""
 
     model_config = ConfigDict(extra="forbid")
@@ -55,18 +56,8 @@ class Asked(BaseModel):
     quality: Annotated[contracts.Quality | None, Field(description="mini: how it chooses.")] = None
     threshold: Annotated[float | None, Field(ge=0, le=1, description="Tagger: the least probability.")] = None
     character_threshold: Annotated[float | None, Field(ge=0, le=1, description="Tagger: of characters.")] = None
-    num_beams: Annotated[int | None, Field(ge=1, le=32)] = None
     num_candidates: Annotated[int | None, Field(ge=1, le=64)] = None
-    max_new_tokens: Annotated[int | None, Field(ge=1, le=1024)] = None
-    min_new_tokens: Annotated[int | None, Field(ge=0, le=1024)] = None
-    length_penalty: Annotated[float | None, Field(ge=-100, le=100)] = None
     early_stopping: bool | Literal["never"] | None = None
-    repetition_penalty: Annotated[float | None, Field(ge=0.01, le=100)] = None
-    no_repeat_ngram_size: Annotated[int | None, Field(ge=0, le=1024)] = None
-    do_sample: bool | None = None
-    temperature: Annotated[float | None, Field(ge=0.01, le=100)] = None
-    top_k: Annotated[int | None, Field(ge=0, le=1_000_000)] = None
-    top_p: Annotated[float | None, Field(ge=0.001, le=1)] = None
     seed: Annotated[int | None, Field(ge=0, le=2**63 - 1)] = None
     forbid: Annotated[Few | None, Field(description="Words that are never written.")] = None
 
@@ -88,8 +79,10 @@ class Generate(Asked):
     consensus: Annotated[bool | None, Field(description="Choose the candidate nearest in meaning to all.")] = None
     prefix: Words = ""
     suffix: Words = ""
-    require: Annotated[Few, Field(description="Words that the text contains.")] = []
-    replace: Annotated[Few, Field(description="OLD=NEW: a comma term in place of another; OLD= drops it.")] = []
+    require: Annotated[Few, Field(default_factory=list, description="Words that the text contains.")]
+    replace: Annotated[
+        Few, Field(default_factory=list, description="OLD=NEW: a comma term in place of another; OLD= drops it.")
+    ]
     max_clip_tokens: Annotated[int | None, Field(ge=3, le=1024)] = None
     embed: Annotated[bool, Field(description="With the prompt's embedding.")] = False
     metadata: Annotated[contracts.MetadataUse, Field(description="A prompt that the picture itself carries.")] = (

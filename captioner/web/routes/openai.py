@@ -22,7 +22,7 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel, BeforeValidator, Field
 from starlette.concurrency import run_in_threadpool
 
-from captioner.errors import BadInput, CaptionerError, MissingModel
+from captioner.errors import BadInput, CaptionerError, MissingModel, one_line
 from captioner.run.questions import as_numbers
 from captioner.run.templates import literal
 from captioner.text.embedding import MINILM
@@ -30,7 +30,7 @@ from captioner.text.length import clip_tokens_of
 from captioner.web import inputs
 from captioner.web.bodies import described, parsed
 from captioner.web.context import Context, one
-from captioner.web.errors import Json, one_line, status_of
+from captioner.web.errors import Json, status_of
 
 MOST_CHOICES = 32
 MOST_INPUTS = 2048

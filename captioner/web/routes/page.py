@@ -34,6 +34,8 @@ from captioner.text.similarity import likeness
 from captioner.web.captioning import AT_ONCE
 from captioner.web.context import Context, one
 from captioner.web.inputs import inside
+from captioner.web.ranges import ranges
+from captioner.web.routes.native import Generate
 
 MOST_PAIRS = 256
 """Compared in one request."""
@@ -95,7 +97,8 @@ def router(context: Context) -> APIRouter:
     @routes.get("/settings")
     async def about() -> Any:
         pictures = {"endings": EXTENSIONS, "masks": MASKS}
-        return context.about() | {"at_once": AT_ONCE, "modes": MODES, "styles": list(STYLES), "pictures": pictures}
+        asked = {"modes": MODES, "styles": list(STYLES), "ranges": ranges(Generate)}
+        return context.about() | {"at_once": AT_ONCE, "pictures": pictures} | asked
 
     @routes.get("/model")
     async def model(request: Request, name: Annotated[str | None, Field(max_length=4000)] = None) -> Any:

@@ -19,7 +19,7 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from starlette.concurrency import run_in_threadpool
 
-from captioner.errors import BadInput, BadOutput, counted
+from captioner.errors import BadInput, BadOutput, counted, one_line
 from captioner.review import BadFilter, BadPattern, Conflict, Review, Row, Scope, Unknown, operations
 from captioner.review.review import MOST_TERMS
 from captioner.serving.engine import Picture
@@ -27,7 +27,7 @@ from captioner.text.length import clip_length
 from captioner.web import inputs
 from captioner.web.captioning import Captioning
 from captioner.web.context import Context
-from captioner.web.errors import Json, one_line
+from captioner.web.errors import Json
 from captioner.web.routes.native import Generate
 
 MOST_ROWS = 200

@@ -10,6 +10,7 @@
 //   api.open(view, state)         another view; `state` is handed to its `shown`. Compare takes {left, right}, each
 //                                 {name, text} or {name, rows: [{file, text}, …]}
 //   api.isPicture(name)           whether a file is called as pictures are
+//   api.acceptedPictures()        what a file chooser lets pictures be called
 //   api.settings                  what the server said of itself: {models, root, index, …} (`/page/settings`)
 //
 // dom.js makes elements and icons: text is always put in as text.
@@ -60,7 +61,10 @@ function isPicture(name) {
   return !name.startsWith(".") && isOf(endings) && !isOf(masks);
 }
 
-const api = { json, request, say, toast, open, isPicture, settings: null };
+/** For a file chooser. */
+const acceptedPictures = () => ["image/*", ...api.settings.pictures.endings].join(",");
+
+const api = { json, request, say, toast, open, isPicture, acceptedPictures, settings: null };
 
 // --- views -----------------------------------------------------------------------------------------------------------
 

@@ -19,7 +19,7 @@ class Caption {
     this.running = 0;
     this.stopped = false;
     this.number = 0;
-    const kept = load(location.hash, api.settings.models);
+    const kept = load(location.hash, api.settings);
     this.state = { ...kept, description: null, hasPictures: () => this.items.length > 0 };
     this.drawer = drawer(api, this.state, {
       changed: () => this.settingsChanged(),
@@ -39,7 +39,7 @@ class Caption {
 
   build() {
     const { root } = this.api.settings;
-    this.files = el("input", { type: "file", multiple: true, accept: ["image/*", ...this.api.settings.pictures.endings].join(","), id: "files", class: "visually-hidden", tabindex: "-1", "aria-hidden": "true" });
+    this.files = el("input", { type: "file", multiple: true, accept: this.api.acceptedPictures(), id: "files", class: "visually-hidden", tabindex: "-1", "aria-hidden": "true" });
     this.folder = el("input", { type: "file", webkitdirectory: true, id: "folder", class: "visually-hidden", tabindex: "-1", "aria-hidden": "true" });
     this.choose = button("Choose pictures", { picture: "picture", class: "primary", onclick: () => this.files.click() });
     this.drop = el(

@@ -51,12 +51,12 @@ class Compare {
   }
 
   settingsNow() {
-    return JSON.stringify(load("", this.api.settings.models).values);
+    return JSON.stringify(load("", this.api.settings).values);
   }
 
   build() {
     const swap = button("Swap the sides", { picture: "swap", hideLabel: true, class: "swap", onclick: () => this.swap() });
-    this.files = el("input", { type: "file", multiple: true, accept: ["image/*", ...this.api.settings.pictures.endings].join(","), id: "compare-pictures", class: "visually-hidden", tabindex: "-1", "aria-hidden": "true" });
+    this.files = el("input", { type: "file", multiple: true, accept: this.api.acceptedPictures(), id: "compare-pictures", class: "visually-hidden", tabindex: "-1", "aria-hidden": "true" });
     this.files.addEventListener("change", () => {
       this.addPictures([...this.files.files]);
       this.files.value = "";

@@ -11,31 +11,31 @@ const SHOWN = 60; // characters of a value, where settings stand in one line
  * `own`: where the model's own value is found in its description, to be shown where nothing is set. `each`: the flag
  * stands before every word.
  */
-export const SETTINGS = [
+const SETTINGS = [
   { name: "prompt", group: "Ask", label: "Goes on from", hint: "a painting of", needs: "prompt", kind: "text", help: "The text goes on from this and does not repeat it." },
   { name: "question", group: "Ask", label: "Question", hint: "what does the image describe?", needs: "question", kind: "text" },
   { name: "instruction", group: "Ask", label: "Instruction", needs: "instruction", kind: "area", help: "In your own words; or choose a style." },
   { name: "style", group: "Ask", label: "Style", needs: "style", kind: "choice", from: "styles", help: "Tags for SD 1.5, a sentence for SDXL, a paragraph for Flux." },
   { name: "mode", group: "Ask", label: "Mode", needs: "mode", kind: "choice", from: "modes" },
-  { name: "threshold", group: "Ask", label: "Threshold", needs: "threshold", kind: "number", min: 0, max: 1, step: 0.05, hint: "0.35", help: "The least probability of a tag that is written." },
-  { name: "character_threshold", group: "Ask", label: "Threshold of characters", needs: "character_threshold", kind: "number", min: 0, max: 1, step: 0.05, hint: "0.85" },
+  { name: "threshold", group: "Ask", label: "Threshold", needs: "threshold", kind: "number", hint: "0.35", help: "The least probability of a tag that is written." },
+  { name: "character_threshold", group: "Ask", label: "Threshold of characters", needs: "character_threshold", kind: "number", hint: "0.85" },
 
   { name: "quality", group: "Search", label: "Quality", needs: "quality", kind: "choice", options: ["best", "fast"], words: { best: "Best", fast: "Fast" }, help: "Fast writes fewer texts and takes half the time." },
-  { name: "num_candidates", group: "Search", label: "Candidates", own: "num_return_sequences", kind: "whole", min: 1, max: 64, help: "Texts made per picture, of which the best is chosen." },
+  { name: "num_candidates", group: "Search", label: "Candidates", own: "num_return_sequences", kind: "whole", help: "Texts made per picture, of which the best is chosen." },
   { name: "consensus", group: "Search", label: "Choose by consensus", kind: "yesno", own: "consensus", top: true, help: "The candidate nearest in meaning to all of them." },
   { name: "do_sample", group: "Search", label: "How", kind: "yesno", own: "do_sample", yes: "Sample", no: "Search", help: "Draw at random, or look for the likeliest." },
-  { name: "num_beams", group: "Search", label: "Beams", search: "beams", own: "num_beams", kind: "whole", min: 1, max: 32 },
-  { name: "length_penalty", group: "Search", label: "Length penalty", search: "beams", own: "length_penalty", kind: "number", min: -100, max: 100, step: 0.1, help: "Above 0 favours long texts." },
-  { name: "temperature", group: "Search", label: "Temperature", search: "sampling", own: "temperature", kind: "number", min: 0.01, max: 100, step: 0.05, help: "Below 1 is tamer, above 1 wilder." },
-  { name: "top_k", group: "Search", label: "Top k", search: "sampling", own: "top_k", kind: "whole", min: 0, max: 1000000, help: "0 is all tokens." },
-  { name: "top_p", group: "Search", label: "Top p", search: "sampling", own: "top_p", kind: "number", min: 0.001, max: 1, step: 0.01 },
-  { name: "seed", group: "Search", label: "Seed", search: "sampling", own: "seed", kind: "whole", min: 0, max: 2 ** 53 - 1, help: "The same seed gives the same texts." },
+  { name: "num_beams", group: "Search", label: "Beams", search: "beams", own: "num_beams", kind: "whole" },
+  { name: "length_penalty", group: "Search", label: "Length penalty", search: "beams", own: "length_penalty", kind: "number", help: "Above 0 favours long texts." },
+  { name: "temperature", group: "Search", label: "Temperature", search: "sampling", own: "temperature", kind: "number", help: "Below 1 is tamer, above 1 wilder." },
+  { name: "top_k", group: "Search", label: "Top k", search: "sampling", own: "top_k", kind: "whole", help: "0 is all tokens." },
+  { name: "top_p", group: "Search", label: "Top p", search: "sampling", own: "top_p", kind: "number" },
+  { name: "seed", group: "Search", label: "Seed", search: "sampling", own: "seed", kind: "whole", help: "The same seed gives the same texts." },
 
-  { name: "max_new_tokens", group: "Length", label: "Longest, in tokens", own: "max_new_tokens", kind: "whole", min: 1, max: 1024 },
-  { name: "min_new_tokens", group: "Length", label: "Shortest, in tokens", own: "min_new_tokens", kind: "whole", min: 0, max: 1024 },
-  { name: "max_clip_tokens", flag: "max-tokens-clip", group: "Length", label: "Fit into CLIP tokens", kind: "whole", min: 3, max: 1024, hint: "77", help: "Cut at a comma so that CLIP's text tower would not truncate it." },
-  { name: "repetition_penalty", group: "Length", label: "Repetition penalty", own: "repetition_penalty", kind: "number", min: 0.01, max: 100, step: 0.05 },
-  { name: "no_repeat_ngram_size", group: "Length", label: "No repeated n-gram of", own: "no_repeat_ngram_size", kind: "whole", min: 0, max: 1024 },
+  { name: "max_new_tokens", group: "Length", label: "Longest, in tokens", own: "max_new_tokens", kind: "whole" },
+  { name: "min_new_tokens", group: "Length", label: "Shortest, in tokens", own: "min_new_tokens", kind: "whole" },
+  { name: "max_clip_tokens", flag: "max-tokens-clip", group: "Length", label: "Fit into CLIP tokens", kind: "whole", hint: "77", help: "Cut at a comma so that CLIP's text tower would not truncate it." },
+  { name: "repetition_penalty", group: "Length", label: "Repetition penalty", own: "repetition_penalty", kind: "number" },
+  { name: "no_repeat_ngram_size", group: "Length", label: "No repeated n-gram of", own: "no_repeat_ngram_size", kind: "whole" },
 
   { name: "prefix", group: "Words", label: "Prefix", hint: "sks style", kind: "text", help: "A trigger word before the text." },
   { name: "suffix", group: "Words", label: "Suffix", kind: "text" },
@@ -50,14 +50,15 @@ const GROUPS = { Ask: "What it is asked", Search: "How it searches", Length: "Le
 
 // --- values --------------------------------------------------------------------------------------------------------
 
-/** From a text (a field, the address): the value, or undefined where it is none. */
-export function parsed(setting, text) {
+/** From a text (a field, the address): the value, or undefined where it is none. ranges: name → [least, most]. */
+function parsed(setting, text, ranges) {
   const said = String(text).trim();
   if (said === "") return undefined;
   if (setting.kind === "whole" || setting.kind === "number") {
     const value = Number(said);
-    const fits = Number.isFinite(value) && value >= setting.min && value <= setting.max;
-    return fits && (setting.kind === "number" || Number.isInteger(value)) ? value : undefined;
+    const [least, most] = ranges[setting.name];
+    const fits = value >= least && value <= most;
+    return fits && (setting.kind === "number" || Number.isSafeInteger(value)) ? value : undefined;
   }
   if (setting.kind === "yesno") return said === "true" ? true : said === "false" ? false : undefined;
   if (setting.kind === "flag") return said === "true" ? true : undefined;
@@ -111,7 +112,7 @@ export function describe(api, name) {
 
 /** What the other views ask of a model: the settings that Caption has by now, where they mean something to it. */
 export async function settingsFor(api, model) {
-  const { values } = load("", api.settings.models);
+  const { values } = load("", api.settings);
   return Object.keys(values).length ? inUse(values, await describe(api, model)) : {};
 }
 
@@ -131,7 +132,7 @@ function told(setting, value) {
 // --- kept ----------------------------------------------------------------------------------------------------------
 
 /** The address goes before what this browser remembers; names and values that are not ours are left out. */
-export function load(hash, models) {
+export function load(hash, { models, ranges }) {
   const address = new URLSearchParams(hash.split("?")[1] ?? "");
   let stored = {};
   try {
@@ -142,7 +143,7 @@ export function load(hash, models) {
   const given = address.size > 0 ? Object.fromEntries(address) : stored;
   const values = {};
   for (const setting of SETTINGS) {
-    const value = given[setting.name] === undefined ? undefined : parsed(setting, given[setting.name]);
+    const value = given[setting.name] === undefined ? undefined : parsed(setting, given[setting.name], ranges);
     if (value !== undefined) values[setting.name] = value;
   }
   return { model: models.includes(given.model) ? given.model : models[0], values };
@@ -222,7 +223,7 @@ export function drawer(api, state, { changed, again }) {
   }
 
   function set(setting, text) {
-    const value = parsed(setting, text);
+    const value = parsed(setting, text, api.settings.ranges);
     if (value === undefined) delete state.values[setting.name];
     else state.values[setting.name] = value;
     changed();
@@ -285,9 +286,9 @@ function field(setting, state, api, set) {
     control.value = text;
   } else {
     const numeric = setting.kind === "whole" || setting.kind === "number";
-    const limits = numeric ? { type: "number", min: setting.min, max: setting.max, step: setting.step ?? 1, inputmode: "decimal" } : { type: "text", maxlength: 4000, autocapitalize: "off" };
+    const [min, max] = api.settings.ranges[setting.name] ?? [];
+    const limits = numeric ? { type: "number", min, max, step: setting.kind === "whole" ? 1 : "any", inputmode: "decimal" } : { type: "text", maxlength: 4000, autocapitalize: "off" };
     control = el("input", { ...shared, ...limits, placeholder: own ?? setting.hint ?? "", autocomplete: "off", oninput: () => set(setting, control.value) });
-    if (setting.kind === "number") control.step = "any";
     control.value = text;
   }
   return el("div", { class: "field", "data-setting": setting.name }, el("label", { for: id }, setting.label), control, help);

@@ -47,6 +47,7 @@ def test_parameters(service: Service, prompt: str) -> None:
         {"inputs": DATA, "parameters": {"max_new_tokens": "many"}},
         {"inputs": DATA, "parameters": {"generation_parameters": {"num_beams": 1000}}},
         {"inputs": DATA, "parameters": {"max_new_tokens": -1}},
+        {"inputs": DATA, "parameters": {"max_new_tokens": 100_000}},
         {"inputs": DATA, "parameters": {"generate_kwargs": {"do_sample": False, "temperature": 0.5}}},
         3,
     ],
