@@ -8,9 +8,18 @@ def term_key(term: str) -> str:
     return " ".join(term.lower().split())
 
 
-def joined(first: str, second: str) -> str:
+def beside(first: str, second: str) -> str:
+    """Two parts of a prompt as comma terms; a space or a sign where they meet says how they are joined."""
+    if not first or not second:
+        return (first or second).strip()
+    if first[-1] in " ([{" or second[0] in " ,.;:!?)]}":
+        return first + second
+    return first + (" " if first[-1] in ",.;:!?" or second.startswith("--") else ", ") + second
+
+
+def merged(first: str, second: str) -> str:
     """Both texts as one. A comma term that both have stands once, in the first: "a cat, red", "Red, 8k" → "a cat, red,
     8k"."""
     there = {term_key(term) for term in first.split(",")}
-    rest = ",".join(term for term in second.split(",") if term_key(term) not in there).strip()
-    return f"{first}, {rest}" if first and rest else first or rest
+    rest = ",".join(term for term in second.split(",") if term_key(term) not in there)
+    return beside(first.strip(), rest.strip())

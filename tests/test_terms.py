@@ -1,10 +1,10 @@
-"""Comma terms that are compared and joined."""
+"""Comma terms that are compared and merged."""
 
 from __future__ import annotations
 
 import pytest
 
-from captioner.terms import joined
+from captioner.terms import merged
 
 
 @pytest.mark.parametrize(
@@ -14,10 +14,12 @@ from captioner.terms import joined
         ("a cat, whiskers", "a cat", "a cat, whiskers"),
         ("whiskers", "a cat", "whiskers, a cat"),
         ("a cat", "a cat's whiskers, a, cat", "a cat, a cat's whiskers, a, cat"),
-        ("a,cat,,\na dog ", "a  dog, b", "a,cat,,\na dog , b"),
+        ("a,cat,,\na dog ", "a  dog, b", "a,cat,,\na dog, b"),
+        ("A cat sits on a mat.", "red, 8k", "A cat sits on a mat. red, 8k"),
+        ("a cat,", "red", "a cat, red"),
         ("", "a cat, a cat", "a cat, a cat"),
         ("a cat", "", "a cat"),
     ],
 )
-def test_two_texts_are_joined_without_saying_a_term_twice(first: str, second: str, both: str) -> None:
-    assert joined(first, second) == both
+def test_two_texts_are_merged_without_saying_a_term_twice(first: str, second: str, both: str) -> None:
+    assert merged(first, second) == both

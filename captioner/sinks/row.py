@@ -10,7 +10,7 @@ from itertools import islice
 from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 from captioner.images import Source, is_url
-from captioner.terms import joined
+from captioner.terms import merged
 
 Row = dict[str, Any]
 """One result, ready for JSON. `file` says which picture it is about."""
@@ -21,8 +21,8 @@ OnExisting = Literal["skip", "overwrite", "append", "prepend", "error"]
 def with_existing(before: str, text: str, on_existing: OnExisting) -> str:
     """A new text and the one that is there as one, or the new one alone."""
     if on_existing == "append":
-        return joined(before, text)
-    return joined(text, before) if on_existing == "prepend" else text
+        return merged(before, text)
+    return merged(text, before) if on_existing == "prepend" else text
 
 
 class Result(NamedTuple):

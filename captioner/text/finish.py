@@ -10,6 +10,7 @@ from functools import cached_property
 from captioner.contracts import check_text
 from captioner.decoding import check_whole, words_of
 from captioner.errors import BadInput
+from captioner.terms import beside
 from captioner.text import clean
 from captioner.text.length import clip_tokens, cut_to_tokens
 from captioner.text.words import holds, replacements, with_replaced, with_words, without_words
@@ -94,13 +95,4 @@ class Finish:
         return with_words(body, [word for word in self.require if not holds(self._around(""), word)])
 
     def _around(self, body: str) -> str:
-        return _joined(_joined(self.prefix, body), self.suffix)
-
-
-def _joined(first: str, second: str) -> str:
-    """Two parts of a prompt as comma terms; a space or a sign where they meet says how they are joined."""
-    if not first or not second:
-        return (first or second).strip()
-    if first[-1] in " ([{" or second[0] in " ,.;:!?)]}":
-        return first + second
-    return first + (" " if first[-1] in ",.;:!?" or second.startswith("--") else ", ") + second
+        return beside(beside(self.prefix, body), self.suffix)
