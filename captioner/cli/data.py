@@ -161,7 +161,10 @@ def index_tune(
 @terms.command("mine")
 @grouped
 def terms_mine(
-    prompts: Annotated[list[str], typer.Argument(help="Files of prompts, one a line; - is standard input.")],
+    prompts: Annotated[
+        list[str],
+        typer.Argument(help="Files of prompts, one a line (- is standard input), tables, or folders with captions."),
+    ],
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Write the list to this file.")] = None,
     least: Annotated[int, typer.Option("--min-count", help="Leave out rarer terms.", min=1)] = 2,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file.")] = False,
@@ -169,12 +172,14 @@ def terms_mine(
     """Collect the comma terms of prompts, most frequent first: TERM<TAB>COUNT, for `generate --terms`.
 
     captioner terms mine prompts.txt --out terms.tsv
+
+    captioner terms mine my/lora-pictures --min-count 1
     """
-    from captioner.run.texts import read_texts
+    from captioner.run.texts import prompts_in
     from captioner.sinks import write_lines
     from captioner.text.terms import mine
 
-    counts = mine(line for file in prompts for line in read_texts([], file))
+    counts = mine(line for source in prompts for line in prompts_in(source))
     lines = [f"{term}\t{count}" for term, count in counts if count >= least]
     if not lines:
         raise BadInput(f"No term occurs {least} times. --min-count 1 lists all.")

@@ -11,6 +11,7 @@ from typing import Any, TextIO
 
 from captioner.errors import BadInput, printable
 
+TABLES = (".csv", ".jsonl")
 LONGEST_LINE = 16_000_000
 
 

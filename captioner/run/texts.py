@@ -5,10 +5,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
+from pathlib import Path
 
 from captioner.errors import BadCheckpoint, BadInput, printable
 from captioner.images import Source, is_there
-from captioner.pairs.tables import is_whole
+from captioner.pairs import sources
+from captioner.pairs.layouts import FILES, ReadOptions
+from captioner.pairs.tables import TABLES, caption_of, is_whole, rows_of
 from captioner.run.progress import Tally
 from captioner.run.questions import as_numbers
 from captioner.sinks import Result, Row, Sink, as_text, groups, is_finite
@@ -48,6 +51,18 @@ def read_texts(texts: Sequence[str], file: str | None) -> Iterator[str]:
         raise BadInput(f"{file} cannot be read ({error.strerror}).") from error
     except UnicodeDecodeError as error:
         raise BadInput(f"{file} is not UTF-8 text: save it as UTF-8.") from error
+
+
+def prompts_in(source: str) -> Iterator[str]:
+    """The captions of a folder, a table or another source of pairs; of any other file the lines."""
+    path = Path(source)
+    if path.suffix in TABLES and path.exists():
+        for where, row in rows_of(path):
+            yield caption_of(row[ReadOptions().text_in(row, where)], where)
+    elif source == "-" or (path.exists() and not path.is_dir() and path.suffix not in FILES):
+        yield from read_texts([], source)
+    else:
+        yield from (record.text for record in sources.read([source]))
 
 
 def embed_texts(texts: Iterable[str], embedder: str | None, sink: Sink) -> Tally:

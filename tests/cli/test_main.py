@@ -657,6 +657,17 @@ def test_terms_are_mined(tmp_path: Path) -> None:
     assert "--min-count 1" in nothing.stderr
 
 
+def test_terms_are_mined_from_what_holds_captions(pairs: Path, tmp_path: Path) -> None:
+    for source in (pairs, pairs / "metadata.jsonl", f"folder:{pairs}"):
+        told = call("terms", "mine", source, "--min-count", "1").stdout
+        assert "a blue cat in the forest\t1\n" in told
+        assert len(told.splitlines()) == 16
+    (tmp_path / "captions.csv").write_text('file,caption\na.png,"red, 8k"\nb.png,8k\nc.png,\n')
+    assert call("terms", "mine", tmp_path / "captions.csv").stdout == "8k\t2\n"
+    (tmp_path / "sizes.csv").write_text("file,size\na.png,8k\n")
+    assert "has no caption column" in call("terms", "mine", tmp_path / "sizes.csv").stderr
+
+
 @pytest.fixture
 def own_terms(tmp_path: Path, tiny_checkpoint: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Two lists, the CLIP that ranks them, and an empty cache for their vectors."""
