@@ -50,6 +50,10 @@ class BadAnswer(BadImage):
     """A model fails on this picture, which may be sound. A run adds the picture's name, and ends if all fail."""
 
 
+class Unwilling(BadAnswer):
+    """A model answers that it will not speak of this picture. It may well speak of others."""
+
+
 class MissingModel(CaptionerError):
     """No such model name, folder or Hub id, or it is not cached and the network is off."""
 

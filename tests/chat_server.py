@@ -156,6 +156,11 @@ class Handler(BaseHTTPRequestHandler):
                 time.sleep(0 if model == "endless" else 0.02)
         if model == "blind":
             return self.error(400, "image input is not supported by this model")
+        if model == "filtered":
+            return self.error(400, "The prompt was filtered.", code="content_filter")
+        if model == "prudish" and "white" not in text:
+            message = {"content": None, "refusal": "I cannot help with that."}
+            return self.answer({"choices": [{"index": 0, "message": message, "finish_reason": "stop"}]})
         if model == "no-white" and "white" in text:
             return self.error(400, "the picture cannot be decoded")
         if model == "one-at-a-time" and body.get("n", 1) > 1:

@@ -32,6 +32,7 @@ from captioner.errors import (
     BadOutput,
     CaptionerError,
     Stopped,
+    Unwilling,
     missing_extra,
     one_line,
 )
@@ -407,6 +408,7 @@ class _Work(Generic[Look]):
         """What is said of a picture that the model fails on alone."""
         if isinstance(error, BadImage) and not isinstance(error, BadAnswer):
             return error
+        self.has_answered |= isinstance(error, Unwilling)
         if not self.has_answered:
             self.first_errors.append(type(error))
             if len(self.first_errors) >= FIRST and len(set(self.first_errors)) == 1:  # it fails on any picture

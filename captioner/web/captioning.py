@@ -18,7 +18,7 @@ from uuid import uuid4
 
 from starlette.concurrency import run_in_threadpool
 
-from captioner.errors import BadAnswer, BadInput, CaptionerError, counted, one_line, printable
+from captioner.errors import BadAnswer, BadInput, CaptionerError, Unwilling, counted, one_line, printable
 from captioner.review import Conflict, Review, Unknown
 from captioner.run.batch import FIRST
 from captioner.serving.engine import Ask, Engine, Picture
@@ -109,7 +109,8 @@ class Captioning:
                 self._through(name, failed=True)
             except CaptionerError as error:
                 self._fail(name, one_line(error))
-                if isinstance(error, BadAnswer) and not self.done and self.failed >= FIRST:
+                fails = isinstance(error, BadAnswer) and not isinstance(error, Unwilling)
+                if fails and not self.done and self.failed >= FIRST:
                     self.refused = one_line(error)
                     self.stop()
             except Exception:

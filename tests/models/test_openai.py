@@ -17,7 +17,7 @@ from PIL import Image
 import captioner
 from captioner.contracts import LoadOptions, Request
 from captioner.decoding import Decoding, DecodingChanges
-from captioner.errors import BadAnswer, BadInput, MissingModel
+from captioner.errors import BadAnswer, BadInput, MissingModel, Unwilling
 from captioner.models import openai
 from captioner.models.ensemble import ensemble
 from captioner.styles import STYLES
@@ -131,8 +131,9 @@ def test_what_may_pass_is_tried_again(server, model):
         ("paintre", MissingModel, "It has painter"),
         ("gone", MissingModel, "It has painter, other: name one behind #."),
         ("lost-in-thought", BadAnswer, "raise max_new_tokens"),
-        ("silent", BadAnswer, "refuses to speak of this picture"),
-        ("unwilling", BadAnswer, "refuses to speak of this picture"),
+        ("silent", Unwilling, "refuses to speak of this picture"),
+        ("unwilling", Unwilling, "refuses to speak of this picture"),
+        ("filtered", Unwilling, "answers 400 (The prompt was filtered.)"),
         ("failed-choice", BadAnswer, "failed on this picture (the provider broke off)"),
         ("gateway-refuses", BadAnswer, "answers 400 (the picture is too large)"),
         ("error-without-words", BadInput, "answers with an error."),
@@ -360,6 +361,11 @@ def test_a_folder_is_captioned_by_a_server_of_its_own(command, address, tmp_path
     assert blind.stderr.splitlines()[-1] == (
         f"captioner: {address} answers 400 (image input is not supported by this model)."
     )
+    prudish = ("--model", f"openai:{address}#prudish", "--out", tmp_path / "p.jsonl")
+    assert command("captioner", "generate", tmp_path, *prudish).returncode == 1  # white is its fifth
+    assert [json.loads(line)["text"] for line in (tmp_path / "p.jsonl").read_text().splitlines()] == [
+        "a white square, oil on canvas"
+    ]
 
 
 def test_a_server_is_measured_like_any_model(command, address, pairs, tmp_path):

@@ -237,9 +237,10 @@ def test_texts_that_are_there_stay_or_are_added_to(chat: tuple[str, ChatServer],
     assert (told["total"], len(server.bodies)) == (1, 1)
 
 
-def test_a_server_that_refuses_the_first_pictures_ends_a_run(photos: Path) -> None:
+def captioned_by(model: str, photos: Path) -> dict:
+    """What has become of a run of 40 pictures."""
     with serving() as server, Review(photos) as review:
-        engine = Engine([f"openai:{server.address}#blind"], batch_size=1)
+        engine = Engine([f"openai:{server.address}#{model}"], batch_size=1)
         engine.start()
 
         async def ended() -> dict:
@@ -251,9 +252,19 @@ def test_a_server_that_refuses_the_first_pictures_ends_a_run(photos: Path) -> No
 
         state = asyncio.run(ended())
         engine.close()
+    return state
+
+
+def test_a_server_that_refuses_the_first_pictures_ends_a_run(photos: Path) -> None:
+    state = captioned_by("blind", photos)
     assert (state["done"], state["stopped"]) == (0, True)
     assert state["refused"].endswith("answers 400 (image input is not supported by this model).")
     assert 3 <= state["failed"] < 20
+
+
+def test_a_model_that_will_not_speak_of_some_pictures_is_asked_about_the_others(photos: Path) -> None:
+    state = captioned_by("unwilling", photos)
+    assert (state["failed"], state["stopped"], state["refused"]) == (40, False, None)
 
 
 def test_a_setting_that_the_model_refuses_ends_a_run_and_is_told(chat: tuple[str, ChatServer]) -> None:

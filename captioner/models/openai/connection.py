@@ -21,7 +21,7 @@ from email.utils import parsedate_to_datetime
 from typing import Any
 
 from captioner import __version__
-from captioner.errors import BadAnswer, BadInput, CaptionerError, MissingModel, one_line, printable
+from captioner.errors import BadAnswer, BadInput, CaptionerError, MissingModel, Unwilling, one_line, printable
 from captioner.images.fetch import TooLong, in_thread, read_body
 
 KEYS = ("CAPTIONER_API_KEY", "OPENAI_API_KEY")
@@ -191,6 +191,8 @@ class Connection:
             return NotThere(told)
         if status == 402 or code == "insufficient_quota":
             return BadInput(f"{told}. The account has nothing left to spend.")
+        if code in ("content_filter", "content_policy_violation"):
+            return Unwilling(f"{told}.")
         if (status in (400, 422) or "completion choice" in message) and code != "context_length_exceeded":
             return Refused(BadAnswer(f"{told}."), message, parameter)
         error = BadAnswer(f"{told}. The server's own log may say why.")

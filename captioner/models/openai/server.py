@@ -17,7 +17,7 @@ from PIL import Image
 
 from captioner.contracts import PLAIN_REQUEST, Request
 from captioner.decoding import Decoding, DecodingChanges
-from captioner.errors import BadAnswer, BadInput, CaptionerError, MissingModel, one_line
+from captioner.errors import BadAnswer, BadInput, CaptionerError, MissingModel, Unwilling, one_line
 from captioner.images.fetch import in_thread
 from captioner.models.openai.connection import REQUESTS, Connection, NotThere, Refused
 from captioner.models.parts.instructions import CHAT, JOYCAPTION
@@ -186,7 +186,9 @@ class Server:
                 reason == "content_filter" or choice["message"].get("refusal")
                 for choice, (_, reason) in zip(choices, texts, strict=True)
             )
-            raise BadAnswer(f"{self.model} {'refuses to speak of' if refused else 'says nothing about'} this picture.")
+            if refused:
+                raise Unwilling(f"{self.model} refuses to speak of this picture.")
+            raise BadAnswer(f"{self.model} says nothing about this picture.")
         return [
             Candidate(without_words(text, decoding.forbid), 0.0, finished=reason != "length")
             for text, reason in texts
