@@ -6,9 +6,10 @@ import os
 import re
 import shlex
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Generic, TypeVar
+from unicodedata import normalize
 
 SIDECARS = (".txt", ".caption")
 """How a text beside a picture ends; where both lie there, the first is the picture's."""
@@ -46,6 +47,13 @@ def seen_from(folder: Path, path: Path | str) -> str:
         return os.path.relpath(path, folder)
     except ValueError:
         return os.path.abspath(path)
+
+
+def spellings(name: str) -> Iterator[str]:
+    """A name, and where letters have accents its other forms: é is one character or two, and Macs keep two."""
+    yield name
+    if not name.isascii():
+        yield from (form for kind in ("NFC", "NFD") if (form := normalize(kind, name)) != name)
 
 
 def sidecar_of(picture: Path, endings: Sequence[str] = SIDECARS) -> Path:

@@ -19,11 +19,13 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from captioner.errors import BadImage, BadInput, counted, one_line, printable
-from captioner.files.names import SIDECARS, seen_from
+from captioner.files.names import SIDECARS, seen_from, spellings
 from captioner.images import looks_like_picture
 from captioner.images.find import below
 from captioner.pairs.tables import caption_of, file_name, rows_of
 
+FILES = {".parquet": "parquet", ".json": "coco", ".zip": "diffusiondb"}
+"""Layouts of single files."""
 TEXT_COLUMNS = ("text", "prompt", "caption")
 IMAGE_COLUMNS = ("image", "file_name", "file", "filename", "path")
 BLURRED_IS_ABOVE = 1.0
@@ -124,7 +126,7 @@ def _column(wanted: str | None, usual: tuple[str, ...], columns: list[str], wher
 def kind_of(path: Path) -> str:
     """The layout of what is on disk."""
     if path.is_file():
-        kind = {".parquet": "parquet", ".json": "coco", ".zip": "diffusiondb"}.get(path.suffix)
+        kind = FILES.get(path.suffix)
         if kind is None:
             raise BadInput(f"{path} is no data set: name a folder, a .parquet file or a COCO captions .json.")
         return kind
@@ -166,6 +168,7 @@ def _read_table(table: Path, folder: Path, options: ReadOptions) -> Iterator[Rec
             yield LeftOut(where, NO_PICTURE, noun="row")
             continue
         pictures = pictures or _folder_with(file, table.parent, table.parent / "images")
+        file = _on_disk(pictures, file)
         name = _named_from(folder, pictures, file)
         if text:
             yield Record(str(pictures / file), text, str(row.get("id") or name), name)
@@ -182,7 +185,12 @@ def _named_from(folder: Path, pictures: Path, file: str) -> str:
 
 def _folder_with(file: str, *folders: Path) -> Path:
     """The first of these folders that has the file. Without any the first, so that the missing picture is named."""
-    return next((folder for folder in folders if (folder / file).is_file()), folders[0])
+    return next((folder for folder in folders if (folder / _on_disk(folder, file)).is_file()), folders[0])
+
+
+def _on_disk(folder: Path, file: str) -> str:
+    """A file's name in the form that it has in this folder; as it is, where there is none."""
+    return file if file.isascii() else next((form for form in spellings(file) if (folder / form).is_file()), file)
 
 
 def with_sidecar(picture: Path, name: str) -> Record | LeftOut:

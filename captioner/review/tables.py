@@ -16,7 +16,7 @@ import numpy as np
 
 from captioner.errors import BadOutput, CaptionerError, printable
 from captioner.files.atomic import replacing
-from captioner.files.names import seen_from
+from captioner.files.names import seen_from, spellings
 from captioner.pairs.layouts import IMAGE_COLUMNS, TEXT_COLUMNS
 from captioner.review.operations import LONGEST_TEXT
 from captioner.review.outputs import CHANGED, Candidate, Moved, Problem, State, Wanted, state_of
@@ -264,7 +264,8 @@ def located(file: str, base: Path, root: Path, rows: Mapping[str, Row]) -> Row |
     if not path.startswith(inside):  # it may have been named through a link, or by the letter of a network's drive
         path = os.path.join(_resolved(os.path.dirname(path)), os.path.basename(path))
     name = path[len(inside) :] if path.startswith(inside) else ""
-    return rows.get(as_text(name).replace(os.sep, "/"))
+    forms = spellings(as_text(name).replace(os.sep, "/"))
+    return next((rows[form] for form in forms if form in rows), None)
 
 
 @lru_cache(1000)  # a table's pictures lie in few folders

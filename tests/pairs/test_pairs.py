@@ -10,6 +10,7 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from unicodedata import normalize
 
 import pyarrow
 import pyarrow.parquet
@@ -106,6 +107,16 @@ def test_a_table_may_have_its_pictures_in_images(tmp_path: Path) -> None:
     [(kept, [image])] = opened(records, 8, unreadable := [])
     assert ([record.text for record in kept], image.size) == (["a"], (4, 4))
     assert [one.name for one in unreadable] == ["images/gone.png"]
+
+
+@pytest.mark.parametrize(("on_disk", "in_table"), [("NFD", "NFC"), ("NFC", "NFD")])
+def test_accents_may_be_written_in_the_other_way(tmp_path: Path, on_disk: str, in_table: str) -> None:
+    picture(tmp_path / "images" / normalize(on_disk, "Café 가.png"))
+    names = [normalize(in_table, "Café 가.png"), "é gone.png"]
+    lines(tmp_path / "metadata.jsonl", *({"file_name": name, "text": "a"} for name in names))
+    (_, [image]), *_ = opened(sources.read([tmp_path]), 8, unreadable := [])
+    assert image.size == (4, 4)
+    assert [one.name for one in unreadable] == ["images/é gone.png"]
 
 
 def test_pictures_are_named_as_seen_from_the_folder(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unicodedata import normalize
 
 import pytest
 from PIL import Image
@@ -203,6 +204,15 @@ def test_an_image_folder_is_edited_in_its_metadata(photos: Path) -> None:
         assert (rows[-1]["file_name"], rows[-1]["text"]) == ("11.png", "new here")
         assert (photos / "0.txt").read_text().startswith("a cat 0")  # it said something else before
     assert sorted(made) == ["a dog", "new here"]
+
+
+def test_an_image_folder_may_write_accents_in_the_other_way(photos: Path) -> None:
+    (photos / "0.png").rename(photos / normalize("NFD", "é.png"))
+    write_rows(photos / "metadata.jsonl", [normalize("NFC", "é.png")], column="file_name")
+    with Review(photos) as review:
+        review.edit(normalize("NFD", "é.png"), "a dog")
+    (row,) = rows_of(photos / "metadata.jsonl")
+    assert (row["file_name"], row["text"]) == (normalize("NFC", "é.png"), "a dog")
 
 
 def test_a_table_that_is_gone_since_the_last_look_is_looked_at_before_it_is_written(photos: Path) -> None:
