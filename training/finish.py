@@ -133,11 +133,16 @@ def front_matter(job: Job) -> str:
 def licence_of(identifier: str) -> str | None:
     """The licence that a Hub model's own card names, if the card was fetched with it."""
     from huggingface_hub import metadata_load
+    from yaml import YAMLError
 
     folder = zoo.cached_folder(identifier)
     if folder is None or not (folder / "README.md").is_file():
         return None
-    named = (metadata_load(folder / "README.md") or {}).get("license")
+    try:
+        named = (metadata_load(folder / "README.md") or {}).get("license")
+    except (ValueError, YAMLError):  # a stranger's card
+        print(f"The card of {identifier} cannot be read: name its licence in this model's yourself.", file=sys.stderr)
+        return None
     return named if isinstance(named, str) else None
 
 

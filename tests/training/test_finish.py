@@ -67,6 +67,8 @@ def test_base_licence_and_data_sets_are_named_where_they_are_known(
     assert described["license"] == "bsd-3-clause"
     assert described["datasets"] == ["me/cats", "poloclub/diffusiondb"]
     assert "license" not in front_matter(job("somebody/else", ["/data/mine"]))
+    (folder / "README.md").write_text("---\nlicense: [mit\n---\n")
+    assert "license" not in front_matter(job("blip", ["/data/mine"]))
     assert "base_model: somebody/else" in front_matter(job("somebody/else", ["/data/mine"]))
     assert "pipeline_tag: image-feature-extraction" in front_matter(job("", [], verb="embed"))
 
