@@ -13,11 +13,13 @@ import torch
 from torch import Tensor
 
 from captioner.decoding import Decoding
+from captioner.errors import counted
 from captioner.files import atomic
 from captioner.files.json import write_object
 from captioner.models.prefix.clip_prefix import ClipPrefix
 from captioner.models.prefix.layers import JointHead, PrefixProcessor
 from captioner.pairs.fingerprint import fingerprint
+from captioner.quiet import without_bars
 from captioner.search.search import Hypothesis, search
 from captioner.sinks import check_new_folder
 from captioner.text import clean, consensus
@@ -85,7 +87,8 @@ def export(data: Path, work: Path, out: Path, held_back: bool = False) -> None:
     unmet = validation_texts(work) if held_back else set()
     out.parent.mkdir(parents=True, exist_ok=True)
     with atomic.replacing_folder(out) as new:
-        model.half().save_pretrained(new)
+        with without_bars():
+            model.half().save_pretrained(new)
         processor.save_pretrained(new)
         write_object(new / "decoding.json", DECODING)
         atomic.write_text(new / "training_data.json", json.dumps(learnt_from(data, unmet)))
@@ -119,7 +122,7 @@ def choose(data: Path, work: Path, count: int) -> None:
     rows = one_each(pairs, count)
     predicted = head_of(model)(torch.from_numpy(pairs.features[rows]).float())
     truth = pairs.embeddings[pairs.prompt[rows]]
-    print(f"{len(rows)} prompts; the predicted embedding itself {(predicted.numpy() * truth).sum(1).mean():.4f}")
+    print(f"{counted(len(rows), 'prompt')}; the predicted embedding itself {(predicted.numpy() * truth).sum(1).mean():.4f}")
     captions: list[str] = []
     for decoding in CANDIDATE_DECODINGS:
         trial = Trial(model, processor, embed, predicted, truth, decoding)

@@ -126,6 +126,8 @@ def report(pairs: Pairs, head: JointHead) -> None:
     kinds = {"style studies": np.isin(source, list(REBUILT)), "described": np.isin(source, list(DESCRIBED))}
     kinds["generated"] = ~kinds["style studies"] & ~kinds["described"]
     for name, which in kinds.items():
+        if not which.any():  # other data than mini's
+            continue
         print(f"{name}: {np.average(cosine[which], weights=weights[which]):.4f} ({which.sum()} pictures)", flush=True)
 
 

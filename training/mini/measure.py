@@ -34,10 +34,13 @@ def measure(data: Path, work: Path, out: Path) -> None:
     if not isinstance(captioner, Captioner) or not isinstance(captioner.speaker, PrefixSpeaker):
         raise BadInput(f"{out} is no model of mini's kind: name the folder that stage `export` has written.")
     pairs, embed = load_pairs(data, work), text_embedder()
-    measured = {"photographs": photographs(captioner, work / "validation-photographs.parquet", embed)}
-    print("photographs", measured["photographs"], flush=True)
-    for name in ("pairs", "other-models"):
-        rows = parquet.read_table(data / "heldout-dev" / f"{name}.parquet", columns=["image", "text"]).to_pylist()
+    measured: dict[str, Any] = {}
+    kept_apart = parquet.read_table(work / "validation-photographs.parquet").to_pylist()
+    if kept_apart:
+        measured["photographs"] = photographs(captioner, kept_apart, embed)
+        print("photographs", measured["photographs"], flush=True)
+    for file in sorted((data / "heldout-dev").glob("*.parquet")):
+        name, rows = file.stem, parquet.read_table(file, columns=["image", "text"]).to_pylist()
         pictures = [opened(row) for row in rows]
         prompts = [row["text"] for row in rows]
         nearest = nearest_training_text(captioner.speaker, pictures, pairs)
@@ -46,9 +49,8 @@ def measure(data: Path, work: Path, out: Path) -> None:
     write_object(work / "measured.json", measured)
 
 
-def photographs(captioner: Captioner, file: Path, embed: TextEmbedder) -> dict[str, Any]:
+def photographs(captioner: Captioner, rows: list[dict[str, Any]], embed: TextEmbedder) -> dict[str, Any]:
     """Mean cosine of the captions and the nearest of each photograph's own, on photographs that were kept apart."""
-    rows = parquet.read_table(file, columns=["image", "texts"]).to_pylist()
     captions = captioner.generate([opened(row) for row in rows])
     vectors = embed([caption.text for caption in captions])
     truths = [embed(row["texts"]) for row in rows]

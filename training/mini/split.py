@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow
 from pyarrow import parquet
 
+from captioner.errors import BadInput, counted
 from captioner.files.atomic import replacing
 from captioner.text.embedding import text_embedder
 from training.data import dedupe
@@ -170,6 +171,8 @@ def split(data: Path, work: Path) -> None:
     their further captions are held back from the decoder as well."""
     texts = load_texts(data, work)
     validation = chosen_texts(texts)
+    if validation[texts.prompt[texts.prompt >= 0]].all():
+        raise BadInput(f"All {counted(len(texts.lines), 'prompt')} would be held back to choose by: this takes more.")
     photographs = validation_photographs(data, texts, validation)
     captions = {sources.clean(caption) for of_one in photographs["texts"].to_pylist() for caption in of_one}
     held_back = text_embedder()(sorted(captions)) if captions else texts.embeddings[:0]
