@@ -122,7 +122,8 @@ def choose(data: Path, work: Path, count: int) -> None:
     rows = one_each(pairs, count)
     predicted = head_of(model)(torch.from_numpy(pairs.features[rows]).float())
     truth = pairs.embeddings[pairs.prompt[rows]]
-    print(f"{counted(len(rows), 'prompt')}; the predicted embedding itself {(predicted.numpy() * truth).sum(1).mean():.4f}")
+    cosine = (predicted.numpy() * truth).sum(1).mean()
+    print(f"{counted(len(rows), 'prompt')}; the predicted embedding itself {cosine:.4f}")
     captions: list[str] = []
     for decoding in CANDIDATE_DECODINGS:
         trial = Trial(model, processor, embed, predicted, truth, decoding)
