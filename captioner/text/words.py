@@ -10,6 +10,9 @@ from captioner.errors import BadInput
 from captioner.terms import term_key
 from captioner.text.clean import drop_dangling, tidy
 
+_SENTENCE = re.compile(r"(?<=\w{3}[.!?])\s+(?=[A-Z])")
+"""Where one ends and the next begins; "by St. Basil" is none."""
+
 
 def holds(text: str, word: str) -> bool:
     """Is this word in the text?"""
@@ -24,16 +27,28 @@ def with_words(text: str, words: Sequence[str]) -> str:
 
 def without_words(text: str, words: Sequence[str]) -> str:
     """The text without the comma terms that hold one of the words; of the first term, its subject, only the words go.
+    A later sentence whose own subject holds one goes whole.
 
     A search that avoids a word's usual tokens can still spell it by others, and cleaning can join its parts.
     """
     if not words or not (pattern := _pattern(words)).search(text):
         return text
-    subject, *terms = text.split(",")
-    rest = tidy(pattern.sub(" ", subject))
-    if subject.split()[-1:] != rest.split()[-1:]:
-        rest = drop_dangling(rest)  # "a city in neon" → "a city"
-    return tidy(",".join([rest, *(term for term in terms if not pattern.search(term))]))
+    kept = [_without(pattern, sentence, number == 0) for number, sentence in enumerate(_SENTENCE.split(text))]
+    return " ".join(filter(None, kept))
+
+
+def _without(pattern: re.Pattern[str], sentence: str, is_first: bool) -> str:
+    stop = "." if re.search(r"\w\.$", sentence) else ""
+    subject, *terms = sentence.removesuffix(stop).split(",")
+    if pattern.search(subject):
+        if not is_first:
+            return ""
+        rest = tidy(pattern.sub(" ", subject))
+        if subject.split()[-1:] != rest.split()[-1:]:
+            rest = drop_dangling(rest)  # "a city in neon" → "a city"
+        subject = rest if any(map(str.isalpha, rest)) else ""  # of "(neon:1.2)" a weight alone is left
+    kept = tidy(",".join([subject, *(term for term in terms if not pattern.search(term))]))
+    return kept + stop if kept else ""
 
 
 def replacements(given: Iterable[str]) -> dict[str, str]:
@@ -85,4 +100,6 @@ def _pattern(words: Sequence[str]) -> re.Pattern[str]:
 
 
 def _escape(words: str) -> str:
-    return r"\s+".join(map(re.escape, words.split()))
+    """A tag's underscores (long_hair) are spaces."""
+    parts = list(filter(None, re.split(r"[\s_]+", words))) or [words]
+    return r"[\s_]+".join(map(re.escape, parts))

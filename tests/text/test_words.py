@@ -20,6 +20,7 @@ from captioner.text.words import replacements, with_replaced, with_words, withou
         ("a dog", ["cat", "oil painting"], "a dog, cat, oil painting"),
         ("a dog", ["☃"], "a dog, ☃"),
         ("a c++ book", ["c++"], "a c++ book"),
+        ("1girl, looking at viewer", ["looking_at_viewer", ">_<"], "1girl, looking at viewer, >_<"),
         ("", ["cat"], "cat"),
     ],
 )
@@ -37,7 +38,21 @@ def test_what_is_missing_becomes_a_comma_term(text: str, words: list[str], compl
         ("a city in neon, 8k", ["neon"], "a city, 8k"),
         ("a neon cat. On a mat", ["neon"], "a cat. On a mat"),
         ("neon", ["neon"], ""),
+        ("a city in neon.", ["neon"], "a city."),
+        ("a city, 8k, in neon.", ["neon"], "a city, 8k."),
         ("a city", [], "a city"),
+        ("1girl, long hair, red_eyes, >_<, 0_0", ["long_hair", "red eyes", ">_<"], "1girl, 0_0"),
+        ("1girl, _", ["_"], "1girl"),
+        ("(masterpiece:1.2), 1girl", ["masterpiece"], "1girl"),
+        ("masterpiece, 1girl", ["masterpiece"], "1girl"),
+        (
+            "A dog, brown and white, sits on grass. There is a watermark, faint, in the corner. The sky is blue.",
+            ["watermark"],
+            "A dog, brown and white, sits on grass. The sky is blue.",
+        ),
+        ("A dog sits. A sky, a watermark, a cat. A hat.", ["watermark"], "A dog sits. A sky, a cat. A hat."),
+        ("A dog sits, a watermark. The sky is blue, a watermark.", ["watermark"], "A dog sits. The sky is blue."),
+        ("a church by St. Basil and Co, 8k", ["basil"], "a church by St. and Co, 8k"),
     ],
 )
 def test_what_is_forbidden_goes(text: str, words: list[str], left: str) -> None:
