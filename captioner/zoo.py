@@ -97,7 +97,7 @@ _ASKED_WITH: dict[str, frozenset[str]] = {
     "prefix.mini": frozenset({"prompt", "quality"}),
     "prefix.clip_prefix": frozenset({"prompt", "quality"}),
     "ofa": frozenset({"prompt", "question"}),
-    "hub": CHATS,
+    "hub": CHATS | {"prompt"},
     "openai": CHATS,
     "interrogator": frozenset({"mode", "terms"}) | OF_A_CAPTION,
     "tagger": frozenset({"threshold", "character_threshold"}),

@@ -176,6 +176,23 @@ def test_an_instruction_that_holds_a_pictures_token(tiny_checkpoint: Callable[[s
         model.generate(pictures(1), instruction="what is <image>?")
 
 
+@pytest.mark.parametrize(("family", "end"), [("smolvlm", "Assistant: a cat"), ("internvl", "assistant\na cat")])
+def test_an_answer_goes_on_from_what_is_begun(family: str, end: str, tiny_checkpoint: Callable[[str], Path]) -> None:
+    model = pipeline.load(str(tiny_checkpoint(family)), precision="float64")
+    begun, words = Request(prompt="a cat"), model.speaker.instructions.of_style(None)
+    inputs = model.speaker._inputs(sizes()[:1], words, "a cat")
+    assert model.speaker.tokenizer.decode(inputs.input_ids[0]).endswith(end)
+    texts = said(model.speaker, begun)
+    assert texts[0] == theirs(model.speaker.model, model.speaker.tokenizer, inputs, max_new_tokens=6)
+    assert texts != said(model.speaker)
+    for image, text in zip(sizes(), texts, strict=True):
+        assert model.generate(image, begun.changed(num_beams=1, max_new_tokens=6)).raw == text
+    with pytest.raises(BadInput, match=r"^The prompt holds <"):
+        model.generate(pictures(1), prompt=f"a {model.speaker.chat.picture}")
+    with pytest.raises(BadInput, match="has no use for prompt"):
+        pipeline.load(str(tiny_checkpoint("florence2"))).generate(pictures(1), prompt="a cat")
+
+
 def test_vit_gpt2(tiny_checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
     folder = tiny_checkpoint("vit_gpt2")
     model = VisionEncoderDecoderModel.from_pretrained(folder, dtype=torch.float64).eval()

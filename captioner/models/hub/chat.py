@@ -35,11 +35,13 @@ class Chat:
             )
         self.form = fitting[0]
 
-    def text(self, instruction: str) -> str:
-        """Everything the model is told, up to its answer."""
-        if self.picture and self.picture in instruction:
-            raise BadInput(f"The instruction holds {self.picture}, which stands for the picture. Leave it out.")
-        return self._render(self.form(instruction))
+    def text(self, instruction: str, begun: str = "") -> str:
+        """Everything the model is told, up to its answer, or to what that goes on from."""
+        for name, said in (("instruction", instruction), ("prompt", begun)):
+            if self.picture and self.picture in said:
+                raise BadInput(f"The {name} holds {self.picture}, which stands for the picture. Leave it out.")
+        told = self._render(self.form(instruction))
+        return told + (" " if begun and told[-1:] in ":]" else "") + begun  # after "Assistant:" answers begin with one
 
     def _marked(self, instruction: str) -> str:
         return f"{self.picture}\n{instruction}"
