@@ -239,7 +239,8 @@ def check_names(settings: Iterable[str], *kinds: type) -> None:
 
 
 OTHER_NAMES = {"num_return_sequences": "num_candidates", "max_length": "max_new_tokens"} | {
-    name: f"finish=captioner.Finish({name}=…)" for name in ("prefix", "suffix", "require", "replace", "max_clip_tokens")
+    name: f"finish=captioner.Finish({name}=…)"
+    for name in ("prefix", "suffix", "require", "replace", "escape", "max_clip_tokens")
 }
 """Names under which a setting is looked for, and what is meant."""
 

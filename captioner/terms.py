@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import re
+
 
 def term_key(term: str) -> str:
     """What terms compare by: they are the same whatever their case and the spaces between their words."""
     return " ".join(term.lower().split())
+
+
+def tag_key(term: str) -> str:
+    """As `term_key`; a tag's underscores (long_hair) are spaces, and its brackets may be escaped."""
+    return term_key(re.sub(r"\\(?=[()])", "", term.replace("_", " ")))
 
 
 def beside(first: str, second: str) -> str:
@@ -18,8 +25,8 @@ def beside(first: str, second: str) -> str:
 
 
 def merged(first: str, second: str) -> str:
-    """Both texts as one. A comma term that both have stands once, in the first: "a cat, red", "Red, 8k" → "a cat, red,
-    8k"."""
-    there = {term_key(term) for term in first.split(",")}
-    rest = ",".join(term for term in second.split(",") if term_key(term) not in there)
+    """Both texts as one. A comma term that both have, however it is spelled, stands once, in the first: "a cat, red",
+    "Red, 8k" → "a cat, red, 8k"."""
+    there = {tag_key(term) for term in first.split(",")}
+    rest = ",".join(term for term in second.split(",") if tag_key(term) not in there)
     return beside(first.strip(), rest.strip())

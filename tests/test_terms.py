@@ -17,6 +17,8 @@ from captioner.terms import merged
         ("a,cat,,\na dog ", "a  dog, b", "a,cat,,\na dog, b"),
         ("A cat sits on a mat.", "red, 8k", "A cat sits on a mat. red, 8k"),
         ("a cat,", "red", "a cat, red"),
+        ("1girl, long_hair, fate_(series)", "long hair, fate (series), hat", "1girl, long_hair, fate_(series), hat"),
+        (r"fate \(series\), hat", "fate (series), 1girl", r"fate \(series\), hat, 1girl"),
         ("", "a cat, a cat", "a cat, a cat"),
         ("a cat", "", "a cat"),
     ],

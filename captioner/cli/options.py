@@ -157,7 +157,9 @@ LIBRARY: dict[str, Any] = {
     "trust_remote_code": _model("Let a Hub model run its own code.", "--trust-remote-code"),
     "embedder": _model("Another sentence-transformers model than the packaged MiniLM-L6."),
     # Request
-    "prompt": _model('What the text goes on from, e.g. "a picture of"; not written itself (--prefix writes).'),
+    "prompt": _model(
+        'What the text, or a chat model\'s answer, goes on from: "a picture of". Not written itself (--prefix writes).'
+    ),
     "question": _model("What OFA is asked about the picture (default: what does the image describe?)."),
     "instruction": _model(
         "What a chat model is asked. Here, in --prompt and --question {name}, {folder}, {tags} (the sidecar) and "
@@ -291,6 +293,9 @@ class TextFlags:
             metavar="OLD=NEW",
         ),
     ] = None
+    escape: Annotated[
+        bool, _text("Write brackets as \\( and \\): to A1111 and ComfyUI bare ones are a weight.", "--escape")
+    ] = False
     max_tokens_clip: Annotated[
         int | None,
         _first("At most N of CLIP's tokens, start and end included: cut at a comma. CLIP reads 77.", min=3),
@@ -306,9 +311,8 @@ class TextFlags:
 
         require = words_of("--require", self.require) if self.require else ()
         replace = tuple(whole("--replace", text) for text in self.replace or ())
-        return Finish(
-            not self.raw, self.consensus, self.prefix, self.suffix, self.max_tokens_clip, forbid, require, replace
-        )
+        words = forbid, require, replace
+        return Finish(not self.raw, self.consensus, self.prefix, self.suffix, self.max_tokens_clip, *words, self.escape)
 
 
 # --- what is read ----------------------------------------------------------------------------------------------------

@@ -259,8 +259,8 @@ def row_of(prompt: Prompt) -> Row:
 
 
 def row_of_carried(carried: str, finish: Finish) -> Row:
-    """The prompt that a picture carries."""
-    text = replace(finish, clean=False).text(carried)
+    """The prompt that a picture carries; its brackets are as its author meant them."""
+    text = replace(finish, clean=False, escape=False).text(carried)
     plain = {"text": text, "score": None, "model": None, "precision": None, "source": "metadata", "raw": carried}
     return plain | {"candidates": []}
 

@@ -3,6 +3,7 @@ length."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -36,10 +37,13 @@ class Finish:
     replace: tuple[str, ...] = ()
     """OLD=NEW: a whole comma term, in any case, with spaces or underscores, becomes another, or goes (OLD=), in the
     text that is chosen already. What is forbidden, required and too long is seen to in the new one."""
+    escape: bool = False
+    """Brackets as \\( and \\): bare ones are a weight to the programs that draw, and tags have them (fate_(series))."""
 
     def __post_init__(self) -> None:
-        if not isinstance(self.clean, bool):  # a trigger word without its name would be lost
-            raise BadInput(f"clean is True or False, not {self.clean!r}.")
+        for name in ("clean", "escape"):
+            if not isinstance(getattr(self, name), bool):  # a trigger word without its name would be lost
+                raise BadInput(f"{name} is True or False, not {getattr(self, name)!r}.")
         if not isinstance(self.consensus, bool | None):
             raise BadInput(f"consensus is True, False or None, not {self.consensus!r}.")
         for name in ("prefix", "suffix"):
@@ -68,10 +72,10 @@ class Finish:
         return body if self.replace else self._fitted(body)
 
     def dress(self, body: str) -> str:
-        """Its terms replaced, and the trigger words around it."""
+        """Its terms replaced, its brackets escaped, and the trigger words around it."""
         if self.replace:
             body = self._fitted(without_words(with_replaced(body, self._new_of), self.forbid))
-        return self._around(body)
+        return self._around(re.sub(r"(?<!\\)[()]", r"\\\g<0>", body) if self.escape else body)
 
     def idle(self, raw: str, among: Sequence[str]) -> list[str]:
         """Those of `replace` among these that change nothing in what a model said."""

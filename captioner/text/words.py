@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from captioner.errors import BadInput
-from captioner.terms import term_key
+from captioner.terms import tag_key
 from captioner.text.clean import drop_dangling, tidy
 
 _SENTENCE = re.compile(r"(?<=\w{3}[.!?])\s+(?=[A-Z])")
@@ -56,7 +56,7 @@ def replacements(given: Iterable[str]) -> dict[str, str]:
     new_of: dict[str, str] = {}
     for text in given:
         old, _, new = text.rpartition("=")
-        if not (key := _key(old)) or "," in text:
+        if not (key := tag_key(old)) or "," in text:
             raise BadInput(f"replace must be OLD=NEW, each one comma term (NEW may be empty), not {text!r}.")
         if new_of.setdefault(key, new.strip()) != new.strip():
             raise BadInput(f"replace must be one NEW for each OLD, not two for {old.strip()!r}.")
@@ -68,16 +68,16 @@ def with_replaced(text: str, new_of: Mapping[str, str]) -> str:
     two can change places. A new term that the text has already is not written twice."""
     stop = _full_stop(text, new_of)
     terms = text.rstrip().removesuffix(stop).split(",")
-    keys = list(map(_key, terms))
+    keys = list(map(tag_key, terms))
     if new_of.keys().isdisjoint(keys):
         return text
     there = set(keys) - new_of.keys()
     kept = []
     for term, key in zip(terms, keys, strict=True):
         if (new := new_of.get(key)) is not None:
-            if not new or _key(new) in there:
+            if not new or tag_key(new) in there:
                 continue
-            there.add(_key(new))
+            there.add(tag_key(new))
             term = term.replace(term.strip(), new)
         kept.append(term)
     changed = ",".join(kept).strip()
@@ -87,12 +87,7 @@ def with_replaced(text: str, new_of: Mapping[str, str]) -> str:
 def _full_stop(text: str, new_of: Mapping[str, str]) -> str:
     """The one that ends a text and is not its last term's own, as that of "..." is."""
     *_, last = text.rstrip().rpartition(",")
-    return "." if re.search(r"[^.]\.$", last) and _key(last) not in new_of else ""
-
-
-def _key(term: str) -> str:
-    """As `term_key`, and a tag's underscores (long_hair) are spaces."""
-    return term_key(term.replace("_", " "))
+    return "." if re.search(r"[^.]\.$", last) and tag_key(last) not in new_of else ""
 
 
 def _pattern(words: Sequence[str]) -> re.Pattern[str]:

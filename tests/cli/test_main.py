@@ -205,6 +205,9 @@ def test_what_a_picture_carries_is_taken_only_when_asked_for(blip: str, photos: 
     assert (plain["source"], carried["source"]) == ("model", "metadata")
     assert (carried["text"], carried["raw"]) == ("sks, a castle, oil painting", "a castle, oil painting")
     assert (carried["model"], carried["score"]) == (None, None)
+    drawn(photos / "z.png", A1111.replace("a castle", "(a castle:1.2)"))
+    weighted = call("generate", photos / "z.png", "--metadata", "only", "--escape", "--suffix", "(sks)")
+    assert weighted.stdout == "(a castle:1.2), oil painting, (sks)\n"
     only = call("generate", *both, "--metadata", "only", "--embed")
     assert only.exit_code == 1
     [row] = [json.loads(line) for line in only.stdout.splitlines()]

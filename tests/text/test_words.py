@@ -123,6 +123,14 @@ def test_replacements_without_a_term_to_replace_are_known() -> None:
     assert finish.idle("a hat, solo.", ["solo=", "1gril=woman"]) == ["1gril=woman"]
 
 
+def test_brackets_are_escaped_once_and_those_of_a_trigger_word_never() -> None:
+    finish = Finish(escape=True, prefix="(sks:1.1)", replace=("fate_(series)=fate (stay night)",))
+    assert finish.text(r"1girl, fate \(series\), ;)") == r"(sks:1.1), 1girl, fate \(stay night\), ;\)"
+    assert Finish(escape=True, max_clip_tokens=6).text("fate (series), hat") == r"fate \(series\)"
+    with pytest.raises(BadInput, match=r"^escape is True or False, not 'no'\.$"):
+        Finish(escape="no")
+
+
 def test_contradictions() -> None:
     with pytest.raises(BadInput, match="once"):
         Finish(forbid=("Cat",), require=("CAT",))

@@ -62,6 +62,7 @@ def test_terms_are_replaced(client: TestClient) -> None:
     for replace in ([f"{first}=a lynx", "zebra="], f"{first}=a lynx, zebra="):
         assert answer(replace=replace)["text"] == ", ".join(["a lynx", *others])
     assert answer(replace=["cat"])["detail"].startswith("replace must be OLD=NEW, ")
+    assert answer(require=["fate (series)"], escape=True)["text"].endswith(r", fate \(series\)")
 
 
 def test_a_setting_of_the_query_that_comes_twice_is_a_list(client: TestClient) -> None:

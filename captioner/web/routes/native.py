@@ -83,6 +83,7 @@ class Generate(Asked):
     replace: Annotated[
         Few, Field(default_factory=list, description="OLD=NEW: a comma term in place of another; OLD= drops it.")
     ]
+    escape: Annotated[bool, Field(description="Brackets as \\( and \\), so that they are no weight.")] = False
     max_clip_tokens: Annotated[int | None, Field(ge=3, le=1024)] = None
     embed: Annotated[bool, Field(description="With the prompt's embedding.")] = False
     metadata: Annotated[contracts.MetadataUse, Field(description="A prompt that the picture itself carries.")] = (
@@ -100,6 +101,7 @@ class Generate(Asked):
             tuple(self.forbid or ()),
             tuple(self.require),
             tuple(self.replace),
+            self.escape,
         )
 
     def ask(self, engine: Engine) -> Ask:

@@ -42,6 +42,7 @@ const SETTINGS = [
   { name: "require", group: "Words", label: "Every text contains", kind: "words", hint: "oil painting, impasto" },
   { name: "forbid", group: "Words", label: "Never written", kind: "words", hint: "watermark, text" },
   { name: "replace", group: "Words", label: "Tags replaced", kind: "words", each: true, hint: "1girl=woman, solo=", help: "One comma term for another; nothing after = drops it." },
+  { name: "escape", group: "Words", label: "Escape brackets", kind: "flag", help: "To A1111 and ComfyUI bare ones are a weight." },
   { name: "metadata", group: "Words", label: "A prompt the file carries", kind: "choice", options: ["first", "only"], words: { "": "Ignore it", first: "Take it first", only: "Take only that" } },
   { name: "raw", group: "Words", label: "Exactly as the model said it", kind: "flag" },
 ];
