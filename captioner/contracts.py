@@ -268,11 +268,15 @@ TERM_KINDS = ("mediums", "movements", "trending", "artists", "flavors")
 """Kinds of terms that a picture is like; those of a negative prompt are one more."""
 
 
-def check_kinds(kinds: Iterable[str]) -> None:
+TAG_KINDS = ("ratings", "characters", "general")
+"""Kinds of a tagger's tags."""
+
+
+def check_kinds(kinds: Iterable[str], known: Sequence[str] = TERM_KINDS) -> None:
     """Refuse what is none of them."""
     for kind in kinds:
-        if kind not in TERM_KINDS:
-            raise BadInput(f"There is no kind of terms {kind!r}: use one of {', '.join(TERM_KINDS)}.")
+        if kind not in known:
+            raise BadInput(f"There is no kind of terms {kind!r}: use one of {', '.join(known)}.")
 
 
 Quality = Literal["best", "fast"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -196,24 +197,28 @@ def terms_mine(
 def terms_rank(images: Images, ranking: RankingFlags, read: InputFlags, write: TextOutputFlags) -> None:
     """Show the terms that lie nearest to a picture, kind by kind, with their cosines: artists, mediums, flavors …
 
-    The terms are those that the interrogator ranks; it writes no caption here.
+    The terms are those that the interrogator ranks; it writes no caption here. Of a tagger they are its tags, the
+    ratings too, with their probabilities.
 
     captioner terms rank cat.png
 
     captioner terms rank photos --kind artists --count 10 --out artists.jsonl
 
     captioner terms rank photos --terms my.txt --json
+
+    captioner terms rank photos --model wd-tagger --kind ratings --out ratings.csv
     """
     from captioner.cli.rows import terms_table
     from captioner.run import questions
     from captioner.sinks import Sink
 
     options = LoadOptions(device=ranking.device, precision=ranking.precision, clip_model=ranking.clip_model)
-    model = questions.Model("interrogator", options)
+    model = questions.Model(ranking.model, options)
     kinds = words_of("--kind", ranking.kind) if ranking.kind else ()
     nearest = questions.NearestTerms(model, ranking.terms, kinds, ranking.count, read.max_pixels)
 
     def sink(many: bool) -> Sink:
-        return write.sink(terms_table, False, nearest.settings, ("file", *nearest.columns))
+        show = partial(terms_table, column=nearest.column, measure=nearest.measure)
+        return write.sink(show, False, nearest.settings, ("file", *nearest.columns))
 
     run(images, nearest, sink, read.recursive, read.batch_size, write.quiet, model.label)

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_origin, get_type_
 
 from typer import Argument, Option
 
-from captioner.contracts import TERM_KINDS, MetadataUse
+from captioner.contracts import TAG_KINDS, TERM_KINDS, MetadataUse
 from captioner.decoding import DecodingChanges
 from captioner.errors import BadInput, printable, refuse_idle
 from captioner.quiet import PROGRESS
@@ -253,9 +253,16 @@ INNER = {"decoding": DecodingChanges}
 class RankingFlags:
     """Which terms are ranked for a picture, and by what."""
 
+    model: Annotated[
+        str,
+        _first("The interrogator, or a tagger: its tags and their probabilities.", "--model", "-m", show_default=True),
+    ] = "interrogator"
     kind: Annotated[
         list[str] | None,
-        _first(f"Of {', '.join(TERM_KINDS)}, comma-separated, those that are shown (default: all that there are)."),
+        _first(
+            f"Of {', '.join(TERM_KINDS)} (a tagger: {', '.join(TAG_KINDS)}), comma-separated, those that are shown "
+            "(default: all that there are)."
+        ),
     ] = None
     count: Annotated[int, _first("Terms of each kind.", "--count", "-n", min=1, show_default=True)] = 5
     terms: tuple[Path, ...] | None = None

@@ -28,13 +28,13 @@ def neighbours_table(row: Row) -> str:
     return _table(row["file"], ("similarity", "picture", "prompt"), [rows])
 
 
-def terms_table(row: Row) -> str:
+def terms_table(row: Row, column: str, measure: str) -> str:
     """The terms nearest to a picture, kind by kind."""
     kinds = [
-        [("" if n else kind, f"{near['similarity']:.3f}", near["term"]) for n, near in enumerate(of_kind)]
-        for kind, of_kind in groupby(row["terms"], itemgetter("kind"))
+        [("" if n else kind, f"{near[measure]:.3f}", near["term"]) for n, near in enumerate(of_kind)]
+        for kind, of_kind in groupby(row[column], itemgetter("kind"))
     ]
-    return _table(row["file"], ("kind", "similarity", "term"), kinds)
+    return _table(row["file"], ("kind", measure, "term"), kinds)
 
 
 def _table(title: str, columns: Sequence[str], sections: Iterable[Iterable[Sequence[str]]]) -> str:

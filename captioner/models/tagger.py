@@ -24,7 +24,7 @@ import torch
 from PIL import Image
 
 from captioner import compute, zoo
-from captioner.contracts import PLAIN_REQUEST, LoadOptions, Request
+from captioner.contracts import PLAIN_REQUEST, TAG_KINDS, LoadOptions, Request, check_kinds
 from captioner.decoding import Decoding
 from captioner.errors import BadCheckpoint, BadInput, one_line
 from captioner.files.weights import TAGGER
@@ -52,6 +52,11 @@ class Tag:
     def text(self) -> str:
         """As it is written in a prompt: with spaces, but for faces."""
         return self.name if _FACE.fullmatch(self.name) else self.name.replace("_", " ")
+
+    @property
+    def kind(self) -> str:
+        """One of `TAG_KINDS`."""
+        return {RATING: "ratings", CHARACTER: "characters"}.get(self.category, "general")
 
 
 class Tagger:
@@ -89,10 +94,25 @@ class Tagger:
     def read_images(
         self, images: Sequence[Image.Image], decoding: Decoding, request: Request = PLAIN_REQUEST
     ) -> list[Reading]:
-        pixels = np.stack([np.asarray(self.ready(image), np.float32)[..., ::-1] for image in images])
         thresholds = self._thresholds(request)
-        rows = self._probabilities(pixels)
+        rows = self._probabilities(images)
         return [Reading((self._candidate(row, thresholds, decoding.forbid),)) for row in rows]
+
+    def analyze(
+        self, images: Sequence[Image.Image], count: int = 5, kinds: Sequence[str] = ()
+    ) -> list[dict[str, dict[str, float]]]:
+        """For each picture the likeliest tags of these kinds, or of all `TAG_KINDS`, with their probabilities, the
+        likeliest first."""
+        check_kinds(kinds, TAG_KINDS)
+        return [self._likeliest(row, count, kinds or TAG_KINDS) for row in self._probabilities(images)]
+
+    def _likeliest(self, row: np.ndarray, count: int, kinds: Sequence[str]) -> dict[str, dict[str, float]]:
+        found: dict[str, dict[str, float]] = {kind: {} for kind in TAG_KINDS if kind in kinds}
+        for index in np.argsort(-row, kind="stable"):
+            tag = self.tags[index]
+            if len(of_kind := found.get(tag.kind, {})) < count:
+                of_kind[tag.text] = float(row[index])
+        return found
 
     def _thresholds(self, request: Request) -> np.ndarray:
         """`[tags]`; ratings are never written."""
@@ -101,8 +121,9 @@ class Tagger:
         special = {RATING: math.inf, CHARACTER: character}
         return np.array([special.get(tag.category, general) for tag in self.tags])
 
-    def _probabilities(self, pixels: np.ndarray) -> np.ndarray:
-        """`[n, side, side, 3]` → `[n, tags]`; of a graph that reads so many at once, the last are filled up."""
+    def _probabilities(self, images: Sequence[Image.Image]) -> np.ndarray:
+        """`[n, tags]`; of a graph that reads so many at once, the last are filled up."""
+        pixels = np.stack([np.asarray(self.ready(image), np.float32)[..., ::-1] for image in images])
         size = self.batch or len(pixels)
         parts = [pixels[start : start + size] for start in range(0, len(pixels), size)]
         rows = [self._run(np.pad(part, [(0, size - len(part)), *[(0, 0)] * 3]))[: len(part)] for part in parts]

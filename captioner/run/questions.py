@@ -15,7 +15,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, cast
 
 from captioner import __version__, zoo
-from captioner.contracts import LoadOptions, MetadataUse, Request, Speaker, check_kinds
+from captioner.contracts import TAG_KINDS, TERM_KINDS, LoadOptions, MetadataUse, Request, Speaker, check_kinds
 from captioner.errors import BadAnswer, BadImage, BadInput, refuse_idle
 from captioner.images import Source
 from captioner.images.fetch import in_thread
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from captioner.models.interrogator.interrogator import Interrogator
     from captioner.models.knn.knn import Knn
+    from captioner.models.tagger import Tagger
     from captioner.pipeline import Captioner, DirectEmbedder
     from captioner.prompt import Prompt
     from captioner.text.finish import Finish
@@ -39,6 +40,8 @@ BATCH_ON_GPU = 64
 """Pictures at a time where nothing else is said; a run halves it when memory does not suffice."""
 DIGITS = 4
 """Of a cosine; the vectors of terms are kept in half precision."""
+RANKERS = {"interrogator": ("terms", "similarity", TERM_KINDS), "tagger": ("tags", "probability", TAG_KINDS)}
+"""The architectures that rank terms: a row's column of them, what they are ranked by, and their kinds."""
 _RESOLVING = Lock()
 """A model may have to be fetched, once."""
 
@@ -113,6 +116,11 @@ class Model:
     def side(self) -> int | None:
         """Pixels a side that it reads of a picture, loaded or not."""
         return self._resolved.side
+
+    @property
+    def module(self) -> str:
+        """Its architecture, as `zoo` calls it."""
+        return self._resolved.module
 
     @property
     def _resolved(self) -> zoo.Resolved:
@@ -404,16 +412,23 @@ class NearestTerms:
     """`captioner terms rank`: the terms that lie nearest to a picture, of every kind."""
 
     model: Model
-    """The interrogator."""
+    """The interrogator, or a tagger, whose terms are its tags."""
     terms: tuple[Path, ...] | None
     kinds: tuple[str, ...]
     count: int
     max_pixels: int
 
-    columns = ("terms",)
-
     def __post_init__(self) -> None:
-        check_kinds(self.kinds)
+        self.model.check(Request(terms=self.terms), speaks=True)
+        if self.model.module not in RANKERS:
+            raise BadInput(f"{self.model.label()} ranks no terms: name the interrogator or a tagger.")
+        self.column, self.measure, known = RANKERS[self.model.module]
+        check_kinds(self.kinds, known)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Of a row, beside the picture's name."""
+        return (self.column,)
 
     @property
     def settings(self) -> Settings:
@@ -430,15 +445,15 @@ class NearestTerms:
         return 1
 
     def answer(self, looks: list[Image]) -> list[Row]:
-        interrogator = cast("Interrogator", self.model.loaded.speaker)
-        analyses = interrogator.analyze(looks, self.count, self.kinds, self.terms)
-        return [{"terms": list(_ranked(analysis))} for analysis in analyses]
+        ranker = cast("Interrogator | Tagger", self.model.loaded.speaker)
+        own = {} if self.terms is None else {"terms": self.terms}
+        analyses = ranker.analyze(looks, self.count, self.kinds, **own)
+        return [{self.column: list(self._ranked(analysis))} for analysis in analyses]
 
-
-def _ranked(analysis: dict[str, dict[str, float]]) -> Iterator[Row]:
-    for kind, terms in analysis.items():
-        for term, similarity in terms.items():
-            yield {"kind": kind, "term": term, "similarity": round(similarity, DIGITS)}
+    def _ranked(self, analysis: dict[str, dict[str, float]]) -> Iterator[Row]:
+        for kind, terms in analysis.items():
+            for term, number in terms.items():
+                yield {"kind": kind, "term": term, self.measure: round(number, DIGITS)}
 
 
 def as_numbers(vector: np.ndarray) -> list[float]:

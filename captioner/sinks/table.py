@@ -203,7 +203,7 @@ def _from_csv(column: str, value: str) -> Any:
     return None if column == "model" and not value else value
 
 
-STRUCTURED = frozenset({"score", "candidates", "embedding", "terms"})
+STRUCTURED = frozenset({"score", "candidates", "embedding", "terms", "tags"})
 TEXTS = ("file", "text", "model", "precision", "source", "raw", "error")
 ROW_GROUP = 4096
 LONGEST_FIELD = (1 << 31) - 1
@@ -215,13 +215,14 @@ def schema_of(columns: Sequence[str]) -> pyarrow.Schema:
     import pyarrow
 
     candidate = {"text": pyarrow.string(), "score": pyarrow.float64(), "finished": pyarrow.bool_()}
-    term = {"kind": pyarrow.string(), "term": pyarrow.string(), "similarity": pyarrow.float64()}
+    term = {"kind": pyarrow.string(), "term": pyarrow.string()}
     types = {
         **dict.fromkeys(TEXTS, pyarrow.string()),
         "score": pyarrow.float64(),
         "candidates": pyarrow.list_(pyarrow.struct(candidate)),
         "embedding": pyarrow.list_(pyarrow.float32()),
-        "terms": pyarrow.list_(pyarrow.struct(term)),
+        "terms": pyarrow.list_(pyarrow.struct({**term, "similarity": pyarrow.float64()})),
+        "tags": pyarrow.list_(pyarrow.struct({**term, "probability": pyarrow.float64()})),
     }
     return pyarrow.schema([(column, types[column]) for column in columns])
 

@@ -17,6 +17,7 @@ import onnx
 import pytest
 from huggingface_hub import constants
 from PIL import Image
+from pyarrow import parquet
 from typer.testing import CliRunner
 
 import captioner
@@ -361,6 +362,40 @@ def test_a_row_and_a_vector(folder: Path, dataset: Path) -> None:
     assert math.exp(row["score"]) == pytest.approx(mean, abs=1e-4)
     vector = json.loads(called("embed", file, "--model", folder, "--json", "--threshold", "0.2"))["embedding"]
     assert np.allclose(vector, captioner.load(folder).embed(file, threshold=0.2))
+
+
+def test_tags_are_ranked_by_their_probability(folder: Path, dataset: Path, tmp_path: Path) -> None:
+    words = ["terms", "rank", dataset, "-r", "--model", folder, "--count", "3"]
+    rows = [json.loads(line) for line in called(*words, "--json").splitlines()]
+    assert [Path(row["file"]).name for row in rows] == ["0.png", "1.png", "2.png"]
+    kind_of = dict(zip(tiny.TAGS, tiny.CATEGORIES, strict=True))
+    for row in rows:
+        expected = probabilities(Image.open(row["file"]))
+        likeliest = sorted(expected, key=lambda name: -expected[name])
+        for kind, category in {"ratings": 9, "characters": 4, "general": 0}.items():
+            names = [name for name in likeliest if kind_of[name] == category][:3]
+            found = {tag["term"]: tag["probability"] for tag in row["tags"] if tag["kind"] == kind}
+            assert list(found) == [Tag(name, str(category)).text for name in names]
+            assert list(found.values()) == pytest.approx([expected[name] for name in names], abs=1e-3)
+    called(*words, "--kind", "ratings", "--out", tmp_path / "ratings.parquet")
+    kept = parquet.read_table(tmp_path / "ratings.parquet").to_pylist()
+    assert [row["tags"] for row in kept] == [row["tags"][:3] for row in rows]
+    assert "probability" in called(*words[:2], dataset / "10_sks" / "0.png", *words[4:])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--model", "mini"], "mini ranks no terms: name the interrogator or a tagger."),
+        (["--kind", "artists"], "There is no kind of terms 'artists': use one of ratings, characters, general."),
+        (["--terms", "a.txt"], "has no use for --terms, which interrogator has"),
+        (["--clip-model", "mine"], "has no use for --clip-model, which interrogator has"),
+    ],
+)
+def test_what_ranks_no_tags(folder: Path, dataset: Path, words: list[str], message: str) -> None:
+    done = CliRunner().invoke(app, ["terms", "rank", str(dataset), "-r", "--model", str(folder), *words])
+    assert done.exit_code == 2
+    assert message in " ".join(done.output.split())
 
 
 def test_a_run_goes_on_only_with_the_same_thresholds(folder: Path, dataset: Path, tmp_path: Path) -> None:
