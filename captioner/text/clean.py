@@ -124,6 +124,18 @@ def join_lists(text: str) -> str:
     return " ".join([*above, ", ".join(item.rstrip(",;") for item in items)])
 
 
+_LANGUAGE = re.compile(r"```\w+\n(?=[^`]*\w)")
+_FENCED = re.compile(r"\s*(`{1,3})([^`]*\w[^`]*)\1\s*")
+
+
+def drop_fences(text: str) -> str:
+    """Backticks around it all, as around code: ```text … ```"""
+    if "`" not in text:
+        return text
+    match = _FENCED.fullmatch(text := _LANGUAGE.sub("```\n", text))
+    return match[2].strip() if match else text
+
+
 _THOUGHT = re.compile(r"^.*</think>(?=.*\w)", re.DOTALL)
 _HERE_IT_IS = re.compile(
     r"^(?:(?:sure|certainly|of course|absolutely)(?: thing)?[!,.:]? )?here(?:'s|’s| is| are) "
@@ -281,6 +293,7 @@ def tidy(text: str) -> str:
 _PIECES = (
     drop_special_tokens,
     undo_mojibake,
+    drop_fences,
     join_lists,
     tidy,
     drop_openings,
