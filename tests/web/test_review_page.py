@@ -271,6 +271,9 @@ def test_terms_of_the_folder_are_completed_by_the_keyboard(browser: Browser, tag
         page.press("j")
     page.wait(f"{STEP}.startsWith('3.png') && document.querySelector('{AREA}').placeholder")
     page.press("e")
+    page.type("canv")
+    page.wait(f"{OFFERED} === 'oil on canvas'")
+    page.press("Control+a")
     page.type("o")
     page.type("i")
     page.wait(f"{OFFERED} === 'Oil painting of a cat,oil on canvas,Oil painting,oil lamp'")  # the most used first

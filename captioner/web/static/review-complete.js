@@ -1,4 +1,5 @@
-// Terms that are offered while a text is typed: those of the folder that begin as what stands after the last comma.
+// Terms that are offered while a text is typed: those of the folder that begin as what stands after the last comma, then
+// those of which a later word does.
 
 import { el } from "./dom.js";
 
@@ -47,7 +48,8 @@ export class Complete {
   offer() {
     const begun = keyOf(begunIn(this.area));
     const before = this.element.hidden ? null : this.offered[0];
-    this.offered = begun ? first(this.terms, ({ key }) => key.startsWith(begun) && key !== begun) : [];
+    const like = begun ? [({ key }) => key.startsWith(begun) && key !== begun, ({ key }) => key.includes(` ${begun}`) && !key.startsWith(begun)] : [];
+    this.offered = like.flatMap((isLike) => first(this.terms, isLike)).slice(0, MOST);
     if (!this.offered.length) return this.hide();
     this.element.replaceChildren(...this.offered.map((term, index) => this.option(term, index)));
     this.element.hidden = false;
