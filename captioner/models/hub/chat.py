@@ -35,13 +35,15 @@ class Chat:
             )
         self.form = fitting[0]
 
-    def text(self, instruction: str, begun: str = "") -> str:
-        """Everything the model is told, up to its answer, or to what that goes on from."""
-        for name, said in (("instruction", instruction), ("prompt", begun)):
+    def text(self, instruction: str, prompt: str = "") -> str:
+        """Everything the model is told, up to its answer. prompt: what that goes on from."""
+        for name, said in (("instruction", instruction), ("prompt", prompt)):
             if self.picture and self.picture in said:
                 raise BadInput(f"The {name} holds {self.picture}, which stands for the picture. Leave it out.")
         told = self._render(self.form(instruction))
-        return told + (" " if begun and told[-1:] in ":]" else "") + begun  # after "Assistant:" answers begin with one
+        return (
+            told + (" " if prompt and told[-1:] in ":]" else "") + prompt
+        )  # after "Assistant:" answers begin with one
 
     def _marked(self, instruction: str) -> str:
         return f"{self.picture}\n{instruction}"

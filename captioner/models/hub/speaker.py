@@ -57,8 +57,8 @@ class HubModel:
         self.own_decoding |= {name: value for name, value in own.items() if value is not None}
         self.chat = chat
         """How it is asked, where it is a chat model."""
-        styles, begun = {"style"} if instructions.styles else set(), {"prompt"} if chat else set()
-        self.uses = frozenset() if is_paired(model.config) else frozenset({"instruction"} | styles | begun)
+        asked = {"instruction": True, "style": bool(instructions.styles), "prompt": chat is not None}
+        self.uses = frozenset() if is_paired(model.config) else frozenset(name for name in asked if asked[name])
         tokenizer.padding_side = "left"  # what is generated follows the prompt at once
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
@@ -126,13 +126,13 @@ class HubModel:
             readings.append(Reading(tuple(sorted(each, key=lambda candidate: -candidate.score))))
         return readings
 
-    def _inputs(self, images: list[Image], instruction: str | None, begun: str = "") -> BatchFeature:
+    def _inputs(self, images: list[Image], instruction: str | None, prompt: str = "") -> BatchFeature:
         """What the model reads: pixels, and the ids of what it is told."""
         if instruction is None:
             pixels = self.pixels(images=images, return_tensors="pt")
             return pixels if self.model.config.model_type != "blip-2" else self._after_queries(pixels)
         if self.chat is not None:
-            return self._asked(images, self.chat.text(instruction, begun))
+            return self._asked(images, self.chat.text(instruction, prompt))
         text = self.instructions.before + instruction
         told = self.pixels(images=images, text=[text] * len(images), return_tensors="pt", padding=True)
         told.pop("labels", None)  # PaliGemma's processor prepares for training, too
