@@ -1,8 +1,16 @@
-"""The comma terms of a text: what they compare by, and two texts made one."""
+"""The comma terms of a text: how a tag is written as one, what they compare by, and two texts made one."""
 
 from __future__ import annotations
 
 import re
+
+_FACE = re.compile(r"\W*[^\W_]?\W*_\W*[^\W_]?\W*")
+"""0_0, >_<, (o)_(o): at most one letter on either side."""
+
+
+def tag_text(name: str) -> str:
+    """A booru tag as it is written in a prompt: with spaces, but for faces."""
+    return name if _FACE.fullmatch(name) else name.replace("_", " ")
 
 
 def term_key(term: str) -> str:

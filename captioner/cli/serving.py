@@ -33,6 +33,13 @@ def serve(
     root: Annotated[
         str | None, typer.Option(help="The folder that the page may look into, where it is not FOLDER.")
     ] = None,
+    tags: Annotated[
+        str | None,
+        typer.Option(
+            help="Tags that Review offers while a text is typed, beside those of FOLDER: one a line, or a tagger's or "
+            "another editor's .csv."
+        ),
+    ] = None,
     page: Annotated[bool, typer.Option("--page/--no-page", help="The page beside the API.")] = True,
     host: Annotated[
         str, _reached("The address to listen on; 0.0.0.0 is every one of this machine's.", show_default=True)
@@ -66,6 +73,8 @@ def serve(
 
     captioner serve photos
 
+    captioner serve photos --tags danbooru.csv
+
     captioner serve --models blip-large,mini --no-page --port 8000
 
     captioner serve --host 0.0.0.0 --api-key "$(openssl rand -hex 24)"
@@ -82,7 +91,7 @@ def serve(
     named = folder if folder is not None else root
     host = _host(host)
     key = None if api_key is None else api_key.strip()  # a secret in a file ends with a line break
-    settings = Settings(host, key, no_auth, allow_urls, int(max_mb * 1e6), _folder(named), page)
+    settings = Settings(host, key, no_auth, allow_urls, int(max_mb * 1e6), _folder(named), page, _tags(tags, named))
     for model in names:
         pipeline.check(model, options, PLAIN_REQUEST, speaks=False)  # the default is loaded now, others when asked
     engine = Engine(names, options, index=_index(index), queue=queue, timeout=timeout)
@@ -114,6 +123,17 @@ def _folder(name: str | None) -> Path | None:
     if not path.is_dir():
         raise BadInput(f"There is no folder {name!r}.")
     return path.resolve()
+
+
+def _tags(name: str | None, folder: str | None) -> tuple[str, ...]:
+    """Those of a list."""
+    if name is None:
+        return ()
+    if folder is None:
+        raise BadInput("--tags are offered in Review: name a FOLDER, too.")
+    from captioner.text.terms import read_tags
+
+    return tuple(read_tags(path_of(name)))
 
 
 def _index(name: str | None) -> Path | None:

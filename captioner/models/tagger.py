@@ -10,7 +10,6 @@ from __future__ import annotations
 import csv
 import io
 import math
-import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ from captioner.decoding import Decoding
 from captioner.errors import BadCheckpoint, BadInput, one_line
 from captioner.files.weights import TAGGER
 from captioner.prompt import Candidate, Reading
+from captioner.terms import tag_text
 from captioner.text.words import holds
 
 THRESHOLD, CHARACTER_THRESHOLD = 0.35, 0.85
@@ -37,8 +37,6 @@ RATING, CHARACTER = "9", "4"
 """Categories; every other is general."""
 LARGEST, MOST = 4096, 256
 """Pixels a side, and pictures at once, that a graph may want."""
-_FACE = re.compile(r"\W*[^\W_]?\W*_\W*[^\W_]?\W*")
-"""0_0, >_<, (o)_(o): at most one letter on either side."""
 
 
 @dataclass(frozen=True)
@@ -50,8 +48,8 @@ class Tag:
 
     @property
     def text(self) -> str:
-        """As it is written in a prompt: with spaces, but for faces."""
-        return self.name if _FACE.fullmatch(self.name) else self.name.replace("_", " ")
+        """As it is written in a prompt."""
+        return tag_text(self.name)
 
     @property
     def kind(self) -> str:

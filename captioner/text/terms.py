@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import csv
 import re
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
 from captioner.errors import BadInput
+from captioner.terms import tag_text
 from captioner.text.clean import drop_special_tokens, mend_numbers, tidy
 
 LONGEST = 60
@@ -48,14 +50,37 @@ def clean_term(term: str) -> str:
 
 def read_terms(path: str | Path) -> list[str]:
     """A list of terms, one a line; of a table (as `terms mine` writes) the first column. Each once, in order."""
+    return _distinct(path, (line.split("\t")[0] for line in _lines(path)))
+
+
+def read_tags(path: str | Path) -> list[str]:
+    """As `read_terms`, as tags are written in prompts. Of a .csv, as taggers and other editors have them, it is the
+    column called name, or the first."""
+    if Path(path).suffix.lower() != ".csv":
+        return _distinct(path, map(tag_text, read_terms(path)))
     try:
-        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
+        rows = list(csv.reader(_lines(path)))
+    except csv.Error as error:
+        raise BadInput(f"The term list {path} is no table ({error}).") from error
+    column = 0
+    if rows and "name" in rows[0]:
+        column = rows.pop(0).index("name")
+    return _distinct(path, (tag_text(row[column]) for row in rows if len(row) > column))
+
+
+def _lines(path: str | Path) -> list[str]:
+    try:
+        return Path(path).read_text(encoding="utf-8-sig").splitlines()
     except OSError as error:
         raise BadInput(f"The term list {path} cannot be read ({error.strerror}).") from error
     except UnicodeDecodeError as error:
         raise BadInput(f"The term list {path} is not UTF-8 text: save it as UTF-8.") from error
-    terms = dict.fromkeys(line.split("\t")[0].strip() for line in lines)
-    terms.pop("", None)
-    if not terms:
+
+
+def _distinct(path: str | Path, terms: Iterable[str]) -> list[str]:
+    """Each once, in order."""
+    found = dict.fromkeys(term.strip() for term in terms)
+    found.pop("", None)
+    if not found:
         raise BadInput(f"The term list {path} is empty: write one term a line.")
-    return list(terms)
+    return list(found)

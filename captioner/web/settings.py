@@ -28,6 +28,8 @@ class Settings:
     root: Path | None = None
     """The folder that may be looked into and, in Review, written to."""
     page: bool = True
+    tags: tuple[str, ...] = ()
+    """Terms that Review offers while a text is typed, beside those of the folder."""
 
     def __post_init__(self) -> None:
         if self.api_key is not None and not self.api_key.strip():

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from captioner.errors import BadInput
-from captioner.text.terms import clean_term, mine, read_terms
+from captioner.text.terms import clean_term, mine, read_tags, read_terms
 
 
 def test_terms_are_counted_most_frequent_first() -> None:
@@ -53,9 +53,27 @@ def test_lists_and_tables_are_read(tmp_path: Path) -> None:
     assert read_terms(file) == ["sharp focus", "wlop"]
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("tags.txt", "long_hair\n>_<\nlong hair\n"),
+        ("danbooru.csv", '\ufefflong_hair,0,4350743,"/longhair,very_long"\n>_<,0,1,\nlong_hair,0,1,""\n\n'),
+        ("selected_tags.csv", "tag_id,name,category,count\r\n1,long_hair,0,9\r\n2,>_<,0,1\r\n3\r\n"),
+    ],
+)
+def test_tags_are_read_from_what_other_programs_have(tmp_path: Path, name: str, content: str) -> None:
+    (tmp_path / name).write_text(content, encoding="utf-8")
+    assert read_tags(tmp_path / name) == ["long hair", ">_<"]
+
+
 def test_bad_lists_say_what_is_wrong(tmp_path: Path) -> None:
     (tmp_path / "empty.txt").write_text("\n\n")
     (tmp_path / "latin.txt").write_bytes(b"caf\xe9\n")
     for name, reason in (("gone.txt", "cannot be read"), ("empty.txt", "is empty"), ("latin.txt", "not UTF-8")):
         with pytest.raises(BadInput, match=reason):
             read_terms(tmp_path / name)
+    (tmp_path / "long.csv").write_text("x" * 200_000)
+    (tmp_path / "empty.csv").write_text("tag_id,name\n")
+    for name, reason in (("gone.csv", "cannot be read"), ("empty.csv", "is empty"), ("long.csv", "is no table")):
+        with pytest.raises(BadInput, match=reason):
+            read_tags(tmp_path / name)

@@ -261,7 +261,7 @@ def tagged(engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> I
     for number, text in enumerate(("oil lamp, Oil painting", "Oil painting, oil on canvas", "oil on canvas")):
         (tmp_path / "photos" / f"{number}.txt").write_text(f"{text}, Oil painting of a cat\n")
     monkeypatch.setenv("CAPTIONER_CACHE", str(tmp_path / "cache"))
-    with served(tmp_path / "photos", engine) as address:
+    with served(tmp_path / "photos", engine, tags=("oil on canvas", "zebra crossing", ">_<")) as address:
         yield address
 
 
@@ -273,6 +273,9 @@ def test_terms_of_the_folder_are_completed_by_the_keyboard(browser: Browser, tag
     page.press("e")
     page.type("canv")
     page.wait(f"{OFFERED} === 'oil on canvas'")
+    page.press("Control+a")
+    page.type("zeb")  # of the list that the server was started with
+    page.wait(f"{OFFERED} === 'zebra crossing'")
     page.press("Control+a")
     page.type("o")
     page.type("i")

@@ -258,6 +258,8 @@ def test_a_server_without_a_key_says_so(arguments: list[str], is_told: bool, mon
         (["no-such-folder"], "There is no folder 'no-such-folder'"),
         (["--models", "mini,no-such-model", "--port", "0"], "No model 'no-such-model'"),
         ([".", "--root", "/"], "give it, or --root, not both"),
+        (["--tags", "a.csv"], "--tags are offered in Review: name a FOLDER, too."),
+        ([".", "--tags", "gone.csv"], "The term list gone.csv cannot be read"),
         (["--index", "no-such-index"], "no-such-index holds no index"),
     ],
 )

@@ -341,6 +341,10 @@ def router(context: Context) -> APIRouter:
         terms = review().terms(asked.filter, asked.contains, asked.by_name, asked.most)
         return Json({"terms": [vars(term) for term in terms]})  # FastAPI's way takes a second for 50,000
 
+    @routes.get("/tags")
+    def tags() -> Any:
+        return Json({"tags": context.settings.tags})
+
     @routes.post("/look-again")
     def look_again() -> Any:
         review().look_again()

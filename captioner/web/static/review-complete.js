@@ -1,5 +1,5 @@
 // Terms that are offered while a text is typed: those of the folder that begin as what stands after the last comma, then
-// those of which a later word does.
+// those of which a later word does; last those of a list that the server was started with.
 
 import { el } from "./dom.js";
 
@@ -38,7 +38,10 @@ export class Complete {
     try {
       await this.editor.saving; // of the picture before
       const { terms } = await this.editor.api.json("review/api/terms", { most: KNOWN });
-      this.terms = terms.filter(({ text }) => text.length <= LONGEST).map((term) => ({ ...term, key: keyOf(term.text) }));
+      this.listed ??= (await this.editor.api.json("review/api/tags")).tags.map((text) => ({ text, key: keyOf(text) }));
+      const used = terms.filter(({ text }) => text.length <= LONGEST).map((term) => ({ ...term, key: keyOf(term.text) }));
+      const keys = new Set(used.map(({ key }) => key));
+      this.terms = [...used, ...this.listed.filter(({ key }) => !keys.has(key))];
     } catch {
       return; // nothing new is offered, and saving says what is wrong
     }
@@ -61,7 +64,7 @@ export class Complete {
 
   option({ text, count }, index) {
     const said = { role: "option", id: `review-completion-${index}`, onclick: () => this.take(index) };
-    return el("li", said, el("bdi", {}, text), el("span", { class: "number" }, count.toLocaleString()));
+    return el("li", said, el("bdi", {}, text), el("span", { class: "number" }, count?.toLocaleString() ?? ""));
   }
 
   close() {
