@@ -16,7 +16,24 @@ from captioner.errors import BadInput, CaptionerError, one_line
 from captioner.run.help import CommandLine, Group
 
 ELSEWHERE = ("caption", "describe", "interrogate", "prompt", "tag")
-"""What other tools call `generate`."""
+"""What other tools call `generate` …"""
+OTHER_OPTIONS = {
+    "--on-existing": ("append", "append-tags", "append-captions", "overwrite-captions", "no-skip", "skip-existing"),
+    "--prefix": ("prepend", "always-first-tags", "caption-prefix", "trigger", "trigger-word", "class-token"),
+    "--suffix": ("append", "postfix", "caption-postfix", "caption-suffix"),
+    "--forbid": ("exclude", "exclude-tags", "undesired-tags", "undesired-words", "blacklist", "bad-words"),
+    "--replace": ("tag-replacement", "alias", "rename"),
+    "--threshold": ("general-threshold", "thresh", "confidence"),
+    "--model": ("repo-id", "model-id", "caption-weights", "interrogator"),
+    "--out": ("output", "output-dir", "output-path", "save"),
+    "--caption-extension": ("ext", "extension", "caption-ext"),
+    "--max-new-tokens": ("max-length", "max-tokens", "length"),
+    "--min-new-tokens": ("min-length",),
+    "--num-beams": ("beam-search", "beams"),
+    "--no-do-sample": ("greedy",),
+    "--instruction": ("question-prompt", "system-prompt", "caption-prompt", "user-prompt"),
+}
+"""… and its options."""
 
 
 class Verbs(Group):
@@ -33,6 +50,9 @@ class Verbs(Group):
             raise typer.Exit(130) from None
         except EOFError as error:  # click would call it "Aborted!"
             raise RuntimeError("A file ended too early.") from error
+        except Exception as error:  # what typer raises of an option that is none has no public name
+            _name_ours(error)
+            raise
 
     def get_params(self, ctx: Any):
         """With plain values read plainly."""
@@ -60,6 +80,16 @@ class Verbs(Group):
             picture = next(filter(looks_like_pictures, args), "cat.png")
             raise BadInput(f"There is no command {args[0]!r}. Did you mean: captioner generate {picture}")
         return super().resolve_command(ctx, args)
+
+
+def _name_ours(error: Any) -> None:
+    """Of an option that is none but in another tool, say what it is called here, if the verb has it."""
+    said = getattr(error, "option_name", "").lstrip("-").replace("_", "-")
+    if ours := [name for name, others in OTHER_OPTIONS.items() if said in others]:
+        known = {
+            name for parameter in error.ctx.command.params for name in (*parameter.opts, *parameter.secondary_opts)
+        }
+        error.possibilities = [name for name in ours if name in known] or error.possibilities
 
 
 def _read_plainly(parameter: Any) -> None:

@@ -25,6 +25,7 @@ from typer.testing import CliRunner
 import captioner
 from captioner import zoo
 from captioner.cli.main import app
+from captioner.cli.verbs import OTHER_OPTIONS
 from captioner.contracts import LoadOptions, Request
 from captioner.decoding import Decoding
 from captioner.models.interrogator import interrogator, tables
@@ -859,6 +860,28 @@ def test_a_verb_of_another_tool(words: list[str], meant: str) -> None:
     result = call(*words)
     assert (result.exit_code, result.stdout) == (2, "")
     assert result.stderr == (f"captioner: There is no command {words[0]!r}. Did you mean: captioner generate {meant}\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "ours"),
+    [
+        (["generate", "a.png", "--undesired_tags", "solo"], "(Possible options: --forbid)"),
+        (["generate", "a.png", "--append", "8k"], "(Possible options: --on-existing, --suffix)"),
+        (["embed", "a.png", "--max-length=9"], "(Possible options: --max-new-tokens)"),
+        (["terms", "rank", "a.png", "--max-length", "9"], "No such option: --max-length │"),
+        (["generate", "a.png", "--promt", "a"], "--prompt)"),
+    ],
+)
+def test_an_option_of_another_tool(words: list[str], ours: str) -> None:
+    result = call(*words)
+    assert result.exit_code == 2
+    assert ours in " ".join(result.stderr.split())
+
+
+def test_options_of_other_tools_stand_for_ours_and_are_none() -> None:
+    own = {name for parameter in verbs()["generate"].params for name in parameter.opts + parameter.secondary_opts}
+    assert own.issuperset(OTHER_OPTIONS)
+    assert own.isdisjoint(f"--{name}" for names in OTHER_OPTIONS.values() for name in names)
 
 
 def test_help_of_every_verb_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
