@@ -27,7 +27,7 @@ def with_words(text: str, words: Sequence[str]) -> str:
 
 def without_words(text: str, words: Sequence[str]) -> str:
     """The text without the comma terms that hold one of the words; of the first term, its subject, only the words go.
-    A later sentence whose own subject holds one goes whole.
+    A later sentence whose own subject holds one goes whole, unless it is a list that no stop ends.
 
     A search that avoids a word's usual tokens can still spell it by others, and cleaning can join its parts.
     """
@@ -41,8 +41,8 @@ def _without(pattern: re.Pattern[str], sentence: str, is_first: bool) -> str:
     stop = "." if re.search(r"\w\.$", sentence) else ""
     subject, *terms = sentence.removesuffix(stop).split(",")
     if pattern.search(subject):
-        if not is_first:
-            return ""
+        if not is_first:  # of prose the rest says nothing without it
+            terms, subject = [] if sentence.endswith((".", "!", "?")) else terms, ""
         rest = tidy(pattern.sub(" ", subject))
         if subject.split()[-1:] != rest.split()[-1:]:
             rest = drop_dangling(rest)  # "a city in neon" → "a city"

@@ -52,6 +52,7 @@ def test_what_is_missing_becomes_a_comma_term(text: str, words: list[str], compl
         ),
         ("A dog sits. A sky, a watermark, a cat. A hat.", ["watermark"], "A dog sits. A sky, a cat. A hat."),
         ("A dog sits, a watermark. The sky is blue, a watermark.", ["watermark"], "A dog sits. The sky is blue."),
+        ("A castle. Trending on artstation, 8k", ["artstation"], "A castle. 8k"),
         ("a church by St. Basil and Co, 8k", ["basil"], "a church by St. and Co, 8k"),
     ],
 )
