@@ -282,6 +282,9 @@ def check_kinds(kinds: Iterable[str], known: Sequence[str] = TERM_KINDS) -> None
 Quality = Literal["best", "fast"]
 """Ways of mini to choose among its texts."""
 QUALITIES: tuple[Quality, ...] = get_args(Quality)
+Place = Literal["first", "last"]
+"""Of a rating among a tagger's tags."""
+PLACES: tuple[Place, ...] = get_args(Place)
 
 
 @dataclass(frozen=True)
@@ -308,6 +311,8 @@ class Request:
     """Tagger: the least probability of a tag that is written."""
     character_threshold: float | None = None
     """Tagger: the same of a character's name."""
+    rating: Place | None = None
+    """Tagger: where the likeliest rating stands, which else is left out: one of `PLACES`."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.decoding, Decoding | DecodingChanges):
@@ -325,6 +330,8 @@ class Request:
             raise BadInput(f"There is no mode {self.mode!r}: use one of {', '.join(MODES)}.")
         if self.quality not in (None, *QUALITIES):
             raise BadInput(f"There is no quality {self.quality!r}: use one of {', '.join(QUALITIES)}.")
+        if self.rating not in (None, *PLACES):
+            raise BadInput(f"A rating stands {' or '.join(PLACES)}, not {self.rating!r}.")
         for name in ("threshold", "character_threshold"):
             if (value := getattr(self, name)) is not None:
                 check_number(name, value, 0, 1)

@@ -100,7 +100,7 @@ _ASKED_WITH: dict[str, frozenset[str]] = {
     "hub": CHATS | {"prompt"},
     "openai": CHATS,
     "interrogator": frozenset({"mode", "terms"}) | OF_A_CAPTION,
-    "tagger": frozenset({"threshold", "character_threshold"}),
+    "tagger": frozenset({"threshold", "character_threshold", "rating"}),
 }
 SERVER = "openai:"
 """Before the address of a server that speaks OpenAI's chat completions."""

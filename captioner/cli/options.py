@@ -174,6 +174,7 @@ LIBRARY: dict[str, Any] = {
     "quality": _model("mini: best (default) judges many texts by MiniLM, fast a few by a table of its own."),
     "threshold": _model("Tagger: the least probability of a tag that is written (default: 0.35)."),
     "character_threshold": _model("Tagger: the same of a character's name (default: 0.85)."),
+    "rating": _model("Tagger: where the likeliest rating stands (default: nowhere)."),
     # DecodingChanges
     "num_beams": _search("Search with so many texts side by side; 1 takes the likeliest token each time."),
     "num_candidates": _first("Texts made per picture, of which the best is chosen (generate --all-candidates: all)."),

@@ -23,7 +23,7 @@ import torch
 from PIL import Image
 
 from captioner import compute, zoo
-from captioner.contracts import PLAIN_REQUEST, TAG_KINDS, LoadOptions, Request, check_kinds
+from captioner.contracts import PLAIN_REQUEST, TAG_KINDS, LoadOptions, Place, Request, check_kinds
 from captioner.decoding import Decoding
 from captioner.errors import BadCheckpoint, BadInput, one_line
 from captioner.files.weights import TAGGER
@@ -94,7 +94,7 @@ class Tagger:
     ) -> list[Reading]:
         thresholds = self._thresholds(request)
         rows = self._probabilities(images)
-        return [Reading((self._candidate(row, thresholds, decoding.forbid),)) for row in rows]
+        return [Reading((self._candidate(row, thresholds, decoding.forbid, request.rating),)) for row in rows]
 
     def analyze(
         self, images: Sequence[Image.Image], count: int = 5, kinds: Sequence[str] = ()
@@ -113,7 +113,7 @@ class Tagger:
         return found
 
     def _thresholds(self, request: Request) -> np.ndarray:
-        """`[tags]`; ratings are never written."""
+        """`[tags]`; ratings are written in another way."""
         general = THRESHOLD if request.threshold is None else request.threshold
         character = CHARACTER_THRESHOLD if request.character_threshold is None else request.character_threshold
         special = {RATING: math.inf, CHARACTER: character}
@@ -138,15 +138,21 @@ class Tagger:
             raise BadCheckpoint(f"The tagger's {TAGGER[0]} gives no number for each picture and tag ({given.shape}).")
         return given
 
-    def _candidate(self, row: np.ndarray, thresholds: np.ndarray, forbid: Sequence[str]) -> Candidate:
-        """The score is the log of the tags' mean probability; where there are none, of how unlikely each tag is."""
+    def _candidate(
+        self, row: np.ndarray, thresholds: np.ndarray, forbid: Sequence[str], rating: Place | None
+    ) -> Candidate:
+        """The score is the log of the tags' mean probability, the rating's not among them; where there are none, of
+        how unlikely each tag is."""
         order = np.argsort(-row, kind="stable")
         likely = order[row[order] >= thresholds[order]]
         chosen = [index for index in likely if not any(holds(self.tags[index].text, word) for word in forbid)]
         chosen.sort(key=lambda index: self.tags[index].category != CHARACTER)
         mean = row[chosen].mean() if chosen else 1 - row[np.isfinite(thresholds)].max()
-        text = ", ".join(self.tags[index].text for index in chosen)
-        return Candidate(text, math.log(max(float(mean), sys.float_info.min)))
+        texts = [self.tags[index].text for index in chosen]
+        if rating is not None:
+            likeliest = [name for name in self._likeliest(row, 1, ["ratings"])["ratings"] if name not in forbid]
+            texts = likeliest + texts if rating == "first" else texts + likeliest
+        return Candidate(", ".join(texts), math.log(max(float(mean), sys.float_info.min)))
 
 
 # --- loading ----------------------------------------------------------------------------------------------------------

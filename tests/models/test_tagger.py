@@ -126,6 +126,20 @@ def test_thresholds(tagger: captioner.pipeline.Captioner) -> None:
     assert not any(rating in text.split(", ") for rating in tiny.RATINGS for text in seen)
 
 
+def test_the_likeliest_rating_stands_where_it_is_wanted(tagger: captioner.pipeline.Captioner) -> None:
+    for seed in range(4):
+        expected = probabilities(picture(seed))
+        rating = max(tiny.RATINGS, key=lambda name: expected[name])
+        plain = tagger.generate(picture(seed))
+        first, last = (tagger.generate(picture(seed), rating=place) for place in ("first", "last"))
+        assert (first.text, last.text) == (f"{rating}, {plain.text}", f"{plain.text}, {rating}")
+        assert first.score == last.score == plain.score
+        assert tagger.generate(picture(seed), rating="first", forbid=(rating,)).text == plain.text
+    assert tagger.generate(picture(0), rating="last", threshold=1.0, character_threshold=1.0).text in tiny.RATINGS
+    with pytest.raises(BadInput, match=r"^A rating stands first or last, not 'on top'\.$"):
+        Request(rating="on top")
+
+
 def test_where_no_tag_is_likely_enough_the_text_is_empty(tagger: captioner.pipeline.Captioner) -> None:
     image = picture(1)
     prompt = tagger.generate(image, threshold=1.0, character_threshold=1.0)

@@ -56,6 +56,7 @@ class Asked(Search):
     quality: Annotated[contracts.Quality | None, Field(description="mini: how it chooses.")] = None
     threshold: Annotated[float | None, Field(ge=0, le=1, description="Tagger: the least probability.")] = None
     character_threshold: Annotated[float | None, Field(ge=0, le=1, description="Tagger: of characters.")] = None
+    rating: Annotated[contracts.Place | None, Field(description="Tagger: where the likeliest rating stands.")] = None
     num_candidates: Annotated[int | None, Field(ge=1, le=64)] = None
     early_stopping: bool | Literal["never"] | None = None
     seed: Annotated[int | None, Field(ge=0, le=2**63 - 1)] = None

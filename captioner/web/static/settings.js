@@ -19,6 +19,7 @@ const SETTINGS = [
   { name: "mode", group: "Ask", label: "Mode", needs: "mode", kind: "choice", from: "modes" },
   { name: "threshold", group: "Ask", label: "Threshold", needs: "threshold", kind: "number", hint: "0.35", help: "The least probability of a tag that is written." },
   { name: "character_threshold", group: "Ask", label: "Threshold of characters", needs: "character_threshold", kind: "number", hint: "0.85" },
+  { name: "rating", group: "Ask", label: "Rating", needs: "rating", kind: "choice", options: ["first", "last"], words: { "": "None", first: "First", last: "Last" } },
 
   { name: "quality", group: "Search", label: "Quality", needs: "quality", kind: "choice", options: ["best", "fast"], words: { best: "Best", fast: "Fast" }, help: "Fast writes fewer texts and takes half the time." },
   { name: "num_candidates", group: "Search", label: "Candidates", own: "num_return_sequences", kind: "whole", help: "Texts made per picture, of which the best is chosen." },

@@ -50,7 +50,7 @@ def test_what_is_refused(tagging: Service, settings: dict[str, object], message:
 
 def test_the_page_offers_no_search(tagging: Service, folder: Path) -> None:
     described = tagging.get(f"/page/model?name={folder}").json()
-    assert described["uses"] == ["character_threshold", "threshold"]
+    assert described["uses"] == ["character_threshold", "rating", "threshold"]
     assert described["decoding"] is None
 
 
