@@ -6,6 +6,8 @@ import re
 
 _FACE = re.compile(r"\W*[^\W_]?\W*_\W*[^\W_]?\W*")
 """0_0, >_<, (o)_(o): at most one letter on either side."""
+_SIGNS = re.compile(r"(?=.*[^\w\s])[\W_]*[^\W_]?[\W_]*")
+""":d, ;), ?, ...: at most one letter, and a sign."""
 
 
 def tag_text(name: str) -> str:
@@ -23,13 +25,16 @@ def tag_key(term: str) -> str:
     return term_key(re.sub(r"\\(?=[()])", "", term.replace("_", " ")))
 
 
-def beside(first: str, second: str) -> str:
-    """Two parts of a prompt as comma terms; a space or a sign where they meet says how they are joined."""
+def beside(first: str, second: str, ends: bool = False, begins: bool = False) -> str:
+    """Two parts of a prompt as comma terms; a space or a sign where they meet says how they are joined.
+
+    ends, begins: the first ends, the second begins with a tag (:d, ...) whose signs are its own.
+    """
     if not first or not second:
         return (first or second).strip()
-    if first[-1] in " ([{" or second[0] in " ,.;:!?)]}":
+    if (first[-1] in " ([{" and not ends) or (second[0] in " ,.;:!?)]}" and not begins):
         return first + second
-    return first + (" " if first[-1] in ",.;:!?" or second.startswith("--") else ", ") + second
+    return first + (" " if (first[-1] in ",.;:!?" and not ends) or second.startswith("--") else ", ") + second
 
 
 def merged(first: str, second: str) -> str:
@@ -37,4 +42,14 @@ def merged(first: str, second: str) -> str:
     "Red, 8k" → "a cat, red, 8k"."""
     there = {tag_key(term) for term in first.split(",")}
     rest = ",".join(term for term in second.split(",") if tag_key(term) not in there)
-    return beside(first.strip(), rest.strip())
+    return beside(first.strip(), rest.strip(), ends_in_signs(first), begins_with_signs(rest))
+
+
+def begins_with_signs(text: str) -> bool:
+    """Whether its first comma term is one of signs, with one letter at most: ":d, a hat"."""
+    return bool(_SIGNS.fullmatch(text.partition(",")[0].strip()))
+
+
+def ends_in_signs(text: str) -> bool:
+    """Whether its last comma term is such a one: "a hat, ..."."""
+    return bool(_SIGNS.fullmatch(text.rpartition(",")[2].strip()))

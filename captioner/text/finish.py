@@ -11,7 +11,7 @@ from functools import cached_property
 from captioner.contracts import check_text
 from captioner.decoding import check_whole, words_of
 from captioner.errors import BadInput
-from captioner.terms import beside
+from captioner.terms import begins_with_signs, beside, ends_in_signs
 from captioner.text import clean
 from captioner.text.length import clip_tokens, cut_to_tokens
 from captioner.text.words import holds, replacements, with_replaced, with_words, without_words
@@ -99,4 +99,5 @@ class Finish:
         return with_words(body, [word for word in self.require if not holds(self._around(""), word)])
 
     def _around(self, body: str) -> str:
-        return beside(beside(self.prefix, body), self.suffix)
+        begun = beside(self.prefix, body, begins=begins_with_signs(body))
+        return beside(begun, self.suffix, ends=ends_in_signs(body))

@@ -132,6 +132,20 @@ def test_brackets_are_escaped_once_and_those_of_a_trigger_word_never() -> None:
         Finish(escape="no")
 
 
+@pytest.mark.parametrize(
+    ("prefix", "text", "suffix", "whole"),
+    [
+        ("sks", ":d, hat", "8k", "sks, :d, hat, 8k"),
+        ("sks", ";), ...", "8k", "sks, ;), ..., 8k"),
+        ("sks,", "!!, hat, ...", ".", "sks, !!, hat, ...."),
+        ("(", "a cat", ":1.2)", "(a cat:1.2)"),
+        ("sks: ", "a cat.", "8k", "sks: a cat. 8k"),
+    ],
+)
+def test_a_tag_of_signs_does_not_grow_onto_trigger_words(prefix: str, text: str, suffix: str, whole: str) -> None:
+    assert Finish(prefix=prefix, suffix=suffix).text(text) == whole
+
+
 def test_contradictions() -> None:
     with pytest.raises(BadInput, match="once"):
         Finish(forbid=("Cat",), require=("CAT",))
