@@ -41,9 +41,8 @@ class Chat:
             if self.picture and self.picture in said:
                 raise BadInput(f"The {name} holds {self.picture}, which stands for the picture. Leave it out.")
         told = self._render(self.form(instruction))
-        return (
-            told + (" " if prompt and told[-1:] in ":]" else "") + prompt
-        )  # after "Assistant:" answers begin with one
+        space = " " if prompt and told[-1:] in ":]" else ""  # after "Assistant:" answers begin with one
+        return told + space + prompt
 
     def _marked(self, instruction: str) -> str:
         return f"{self.picture}\n{instruction}"
