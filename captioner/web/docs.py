@@ -12,7 +12,8 @@ from fastapi.responses import HTMLResponse
 STYLE = """
 :root { color-scheme: light dark; font: 16px/1.5 system-ui, sans-serif; }
 body { max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
-details { border: 1px solid #8886; border-radius: .5rem; margin: .5rem 0; padding: .5rem 1rem; }
+h2 { font-size: 1rem; }
+details { border: 1px solid #8886; border-radius: .5rem; margin: .5rem 0; padding: .5rem 1rem; overflow: auto; }
 summary { cursor: pointer; } summary code { font-weight: bold; } .method { display: inline-block; width: 4rem; }
 pre { overflow: auto; background: #8882; padding: .75rem; border-radius: .5rem; }
 table { border-collapse: collapse; width: 100%; } td, th { text-align: left; padding: .2rem .75rem .2rem 0;
@@ -38,7 +39,8 @@ def html(schema: dict[str, Any]) -> str:
     parts = [
         "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>",
         f"<title>{escape(about['title'])} API</title><style>{STYLE}</style>",
-        f"<h1>{escape(about['title'])} {escape(about['version'])}</h1><p>{escape(about.get('description', ''))}</p>",
+        f"<main><h1>{escape(about['title'])} {escape(about['version'])}</h1>",
+        f"<p>{escape(about.get('description', ''))}</p>",
         "<p>As a file for other programs: <a href=openapi.json>openapi.json</a></p>",
     ]
     for path, methods in schema["paths"].items():
@@ -50,14 +52,14 @@ def html(schema: dict[str, Any]) -> str:
 def _route(path: str, method: str, route: dict[str, Any], schema: dict[str, Any]) -> str:
     words = " ".join(str(route.get("description") or route.get("summary") or "").split())
     bodies = route.get("requestBody", {}).get("content", {})
-    inside = "".join(f"<h4>{escape(kind)}</h4>{_fields(body['schema'], schema)}" for kind, body in bodies.items())
+    inside = "".join(f"<h2>{escape(kind)}</h2>{_fields(body['schema'], schema)}" for kind, body in bodies.items())
     answers = "".join(
         f"<tr><td>{escape(str(status))}<td>{escape(answer.get('description', ''))}"
         for status, answer in route.get("responses", {}).items()
     )
     return (
         f"<details><summary><span class=method>{escape(method.upper())}</span> <code>{escape(path)}</code> "
-        f"{escape(words)}</summary>{inside}<h4>Answers</h4><table>{answers}</table></details>"
+        f"{escape(words)}</summary>{inside}<h2>Answers</h2><table>{answers}</table></details>"
     )
 
 

@@ -542,6 +542,16 @@ def test_phone_width_and_dark(browser: Browser, address: str, tmp_path: Path) ->
 
 
 @in_browser
+def test_the_documentation_of_the_api_fits_a_phone(browser: Browser, address: str) -> None:
+    phone = browser.page(width=360, height=740)
+    phone.open(f"{address}docs")
+    phone.run("document.querySelectorAll('details').forEach((one) => (one.open = true))")
+    assert phone.sticks_out == 0
+    assert phone.run("document.querySelector('main h1 ~ details > h2') !== null")  # no level is left out
+    phone.close()
+
+
+@in_browser
 def test_the_narrowest_screens(browser: Browser, address: str) -> None:
     """320 pixels are a small phone, and a window of 1,280 that is enlarged to 400 %."""
     narrow = opened(browser, address, width=320, height=600)
