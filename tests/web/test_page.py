@@ -516,6 +516,8 @@ def test_phone_width_and_dark(browser: Browser, address: str, tmp_path: Path) ->
     phone.click(".download summary")
     assert "Sidecars" in phone.text(".download .card")
     assert phone.sticks_out == 0
+    tools = phone.run("[...document.querySelectorAll('.work :is(button, summary)')].map((one) => one.innerText.trim())")
+    assert {"Add", "Settings", "Download", "Clear"} <= {name.partition("\n")[0] for name in tools}  # for screen readers
     phone.click(".work .open-settings")
     assert phone.sticks_out == 0
     phone.press("Escape")
