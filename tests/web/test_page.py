@@ -567,6 +567,9 @@ def test_the_narrowest_screens(browser: Browser, address: str) -> None:
     narrow.click("[data-view=review]")
     narrow.wait("document.querySelector('.review-picture img')")
     assert narrow.sticks_out == 0
+    narrow.resize(360, 600)
+    narrow.run("document.documentElement.style.width = '343px'")  # what a scrollbar leaves
+    assert narrow.run("document.querySelector('.tools').getBoundingClientRect().right") <= 343
     assert narrow.errors == []
     narrow.close()
 
