@@ -544,6 +544,19 @@ def test_phone_width_and_dark(browser: Browser, address: str, tmp_path: Path) ->
 
 
 @in_browser
+def test_a_text_that_is_marked_beyond_the_drawer_leaves_it_open(page: Page) -> None:
+    page.click(".dropzone .open-settings")
+    page.wait("document.querySelector('#set-prefix')?.checkVisibility()")
+    x, y = page.run("""(() => { const field = document.querySelector("#set-prefix");
+        field.scrollIntoView({ block: "center" });
+        const { x, y } = field.getBoundingClientRect(); return [x + 9, y + 9]; })()""")
+    for end, is_open in ((x, True), (100, False)):
+        page.send("Input.dispatchMouseEvent", type="mousePressed", x=end, y=y, button="left", clickCount=1)
+        page.send("Input.dispatchMouseEvent", type="mouseReleased", x=100, y=y, button="left", clickCount=1)
+        assert page.run("document.querySelector('.drawer').open") == is_open
+
+
+@in_browser
 def test_the_documentation_of_the_api_fits_a_phone(browser: Browser, address: str) -> None:
     phone = browser.page(width=360, height=740)
     phone.open(f"{address}docs")

@@ -2,7 +2,7 @@
 
 import { Refused, answer } from "./api.js";
 import { attentionPanel } from "./attention.js";
-import { button, copyText, el, icon, modal, saveFile, shortName, svg } from "./dom.js";
+import { button, closesBeside, copyText, el, icon, modal, saveFile, shortName, svg } from "./dom.js";
 import { picker } from "./picker.js";
 import { commandLine, describe, drawer, inUse, load, store } from "./settings.js";
 
@@ -443,7 +443,7 @@ class Card {
       el("p", {}, item.text),
       button("Close", { picture: "close", hideLabel: true, onclick: () => dialog.close() }),
     );
-    dialog.addEventListener("click", (event) => event.target === dialog && dialog.close());
+    closesBeside(dialog);
     modal(dialog);
   }
 

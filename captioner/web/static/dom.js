@@ -71,6 +71,16 @@ export function modal(dialog) {
   return new Promise((resolve) => dialog.addEventListener("close", () => (dialog.remove(), resolve(dialog.returnValue))));
 }
 
+/** A press beside a dialog closes it; a text that is marked from within to beyond its edge does not. */
+export function closesBeside(dialog) {
+  let pressed = null;
+  dialog.addEventListener("pointerdown", (event) => (pressed = event.target));
+  dialog.addEventListener("click", (event) => event.target === dialog && pressed === dialog && dialog.close());
+}
+
+/** Whether a key belongs to an input method, which chooses among its words by it. Safari tells the last one only by its code. */
+export const isComposing = (event) => event.isComposing || event.keyCode === 229;
+
 /** Put the text into the clipboard, also where the page is not served over HTTPS. */
 export async function copyText(text) {
   if (navigator.clipboard && window.isSecureContext) {

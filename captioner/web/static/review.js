@@ -4,7 +4,7 @@
 // review-editor.js, the terms that are offered there review-complete.js, the drawers (many at once, terms, history)
 // review-drawers.js, captioning the whole folder review-run.js, and what the keys do is told in review-help.js.
 
-import { button, el, icon, modal } from "./dom.js";
+import { button, closesBeside, el, icon, isComposing, modal } from "./dom.js";
 import { Drawers } from "./review-drawers.js";
 import { Editor } from "./review-editor.js";
 import { help } from "./review-help.js";
@@ -498,7 +498,7 @@ class Review {
   /** A dialog that goes when it is closed; the focus returns to where it was. */
   async showDialog(dialog) {
     const before = document.activeElement;
-    dialog.addEventListener("click", (event) => event.target === dialog && dialog.close());
+    closesBeside(dialog);
     await modal(dialog);
     if (before?.isConnected && before !== document.body) before.focus({ preventScroll: true });
     else this.rest();

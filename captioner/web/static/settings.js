@@ -1,7 +1,7 @@
 // What a model is asked: a table of settings in the words of the command line, the drawer that shows them, where they
 // are kept (the address, and this browser's memory), and the command line that does the same.
 
-import { button, el, shortName } from "./dom.js";
+import { button, closesBeside, el, shortName } from "./dom.js";
 
 const STORED = "captioner.settings";
 const SHOWN = 60; // characters of a value, where settings stand in one line
@@ -206,7 +206,7 @@ export function drawer(api, state, { changed, again }) {
     el("div", { class: "inside" }, el("div", { class: "field" }, el("label", { for: "set-model" }, "Model"), models), wait, fields),
     el("footer", {}, reset, el("span", { class: "grow" }), apply),
   );
-  dialog.addEventListener("click", (event) => event.target === dialog && dialog.close()); // beside it
+  closesBeside(dialog);
   document.body.append(dialog);
 
   async function choose(name) {
