@@ -172,6 +172,28 @@ def test_candidates_and_the_model(page: Page, photos: Path) -> None:
     page.wait(SAVED)
     page.click("[aria-label='What was changed'] button")
     settles(page, "text of 003")
+    page.press("e")
+    second = page.text(".review-candidates li:nth-child(2) button span:not(.number)")
+    page.send("Input.dispatchKeyEvent", type="rawKeyDown", key="™", code="Digit2", modifiers=1)  # a Mac's Alt+2
+    settles(page, second)
+    page.press("Control+z")
+    settles(page, "text of 003")
+
+
+def test_keys_of_an_input_method_choose_among_its_words(page: Page) -> None:
+    """Japanese is written so; the arrow left the filter, and Escape the text."""
+    page.wait(f"document.querySelector('{AREA}').value !== ''")
+    for key, field, tag in (("/", ".review-filter input", "INPUT"), ("e", AREA, "TEXTAREA")):
+        page.press(key)
+        before = page.run(f"document.querySelector('{field}').value")
+        page.send("Input.imeSetComposition", text="ねこ", selectionStart=2, selectionEnd=2)
+        for pressed in ("ArrowDown", "Escape"):
+            page.press(pressed)
+            assert page.run("document.activeElement.tagName") == tag, pressed
+        page.send("Input.imeSetComposition", text="", selectionStart=0, selectionEnd=0)
+        page.fill(field, before)
+        page.press("Escape")
+        assert page.run("document.activeElement.tagName") != tag
 
 
 def waits(page: Page, what: str) -> None:

@@ -1,7 +1,7 @@
 // Terms that are offered while a text is typed: those of the folder that begin as what stands after the last comma, then
 // those of which a later word does; last those of a list that the server was started with.
 
-import { el } from "./dom.js";
+import { el, isComposing } from "./dom.js";
 
 const MOST = 8; // offered at a time
 const KNOWN = 50_000; // terms that are looked through, the most used ones
@@ -93,7 +93,7 @@ export class Complete {
   }
 
   key(event) {
-    if (this.element.hidden || event.isComposing || event.shiftKey) return;
+    if (this.element.hidden || isComposing(event) || event.shiftKey) return;
     if (event.altKey || event.ctrlKey || event.metaKey) return this.close();
     const last = this.offered.length - 1;
     const action = {

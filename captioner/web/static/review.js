@@ -71,6 +71,7 @@ class Review {
       spellcheck: "false",
       oninput: () => this.later("filter", 250, () => this.view()),
       onkeydown: (event) => {
+        if (isComposing(event)) return;
         if (event.key === "Enter") this.later("filter", 0, () => this.view());
         if (event.key === "Escape" && this.filter.value) (event.stopPropagation(), this.setFilter(""));
         else if (event.key === "Escape" || event.key === "ArrowDown") (event.preventDefault(), this.rest());
@@ -424,7 +425,7 @@ class Review {
   }
 
   key(event) {
-    if (event.defaultPrevented || document.querySelector("dialog[open]")) return;
+    if (event.defaultPrevented || isComposing(event) || document.querySelector("dialog[open]")) return;
     const { key, altKey, shiftKey } = event;
     const command = event.ctrlKey || event.metaKey;
     const within = document.activeElement;
@@ -443,7 +444,8 @@ class Review {
     }
     if (command) return;
     if (altKey && (key === "ArrowDown" || key === "ArrowUp")) return done(() => this.step(key === "ArrowDown" ? 1 : -1));
-    if (altKey && /^[1-9]$/.test(key)) return done(() => this.editor.take(Number(key) - 1));
+    const digit = /^Digit([1-9])$/.exec(event.code)?.[1] ?? key; // a Mac writes ¡ for Alt+1
+    if (altKey && /^[1-9]$/.test(digit)) return done(() => this.editor.take(Number(digit) - 1));
     if (altKey || typing) return;
     const inDrawer = within?.closest(".review-drawer, .toasts");
     if (inDrawer && (key === "Enter" || key === " " || key.startsWith("Arrow"))) return;
