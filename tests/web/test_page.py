@@ -365,6 +365,34 @@ def test_where_a_model_looked_and_the_servers_own_folder(page: Page, engine: Eng
 
 
 @in_browser
+def test_a_picture_that_the_browser_cannot_show_is_shown_by_the_server(
+    browser: Browser, engine: Engine, tmp_path: Path
+) -> None:
+    """A TIFF of its folder; of one that was dropped nobody is shown where the model looked, on nothing."""
+    Image.new("RGB", (40, 30), "teal").save(tmp_path / "scan.tiff")
+    with served(tmp_path, engine) as address:
+        page = opened(browser, f"{address}/")
+        page.click(".dropzone .from-root")
+        page.click(".picker .file")
+        page.click(".picker .take")
+        captioned(page)
+        page.click(".frame")
+        page.wait("document.querySelector('.lightbox img').naturalWidth === 40")
+        page.press("Escape")
+        page.click(".clear")
+        page.click(".dropzone .open-settings")
+        page.fill("#set-model", engine.models[1])
+        page.press("Escape")
+        page.drop("#caption", [tmp_path / "scan.tiff"])
+        captioned(page)
+        page.wait("document.querySelector('.frame.unseen')")
+        page.click(".chip[data-panel=attention]")
+        assert page.text(".panel").startswith("This browser cannot show the picture")
+        assert page.errors == []
+        page.close()
+
+
+@in_browser
 def test_a_model_that_is_chosen_while_another_loads_is_asked_in_its_own_way(page: Page, engine: Engine) -> None:
     page.click(".dropzone .open-settings")
     page.wait("document.querySelector('#set-num_candidates')?.placeholder")

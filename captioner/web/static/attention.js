@@ -7,6 +7,7 @@ const SIDE = 480; // pixels of the map as it is drawn over the picture
 
 /** A panel of words; pointing at one, or going to it by keyboard, lights up the picture of the card. */
 export function attentionPanel(card, item) {
+  if (card.frame.classList.contains("unseen")) return el("p", { class: "note" }, "This browser cannot show the picture, and so not where the model looked.");
   const panel = el("div", { class: "attention" }, el("p", { class: "note", role: "status" }, "Looking …"));
   const { model, prompt, question } = item.settings;
   card.view

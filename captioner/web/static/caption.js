@@ -436,10 +436,12 @@ class Card {
   enlarge() {
     const { item } = this;
     const source = item.file ? this.image.src : `page/file?path=${encodeURIComponent(item.path)}`;
+    const image = el("img", { src: source, alt: item.text || item.name });
+    image.addEventListener("error", () => (image.src = this.image.src), { once: true }); // the small one is a JPEG
     const dialog = el(
       "dialog",
       { class: "lightbox", "aria-label": item.name },
-      el("img", { src: source, alt: item.text || item.name }),
+      image,
       el("p", {}, item.text),
       button("Close", { picture: "close", hideLabel: true, onclick: () => dialog.close() }),
     );
