@@ -572,6 +572,22 @@ def test_phone_width_and_dark(browser: Browser, address: str, tmp_path: Path) ->
 
 
 @in_browser
+def test_texts_are_seen_whole_where_fields_do_not_grow_by_themselves(page: Page) -> None:
+    """Safari's; also of a text that comes while another view is shown, and in a window that is made narrower."""
+    page.run("CSS.supports = () => false")
+    page.run("document.styleSheets[0].insertRule('textarea { field-sizing: fixed !important }')")
+    page.drop("#caption", [CAT, COFFEE])
+    page.run("location.hash = 'compare'")
+    captioned(page, 2)
+    page.fill("textarea.text", "a long text of a cat " * 30)
+    page.run("location.hash = 'caption'")
+    whole = "[...document.querySelectorAll('textarea.text')].every((one) => one.scrollHeight <= one.clientHeight + 1)"
+    page.wait(whole)
+    page.resize(500, 900)
+    page.wait(whole)
+
+
+@in_browser
 def test_a_text_that_is_marked_beyond_the_drawer_leaves_it_open(page: Page) -> None:
     page.click(".dropzone .open-settings")
     page.wait("document.querySelector('#set-prefix')?.checkVisibility()")

@@ -488,6 +488,7 @@ class Card {
     if (!this.slot.querySelector("textarea")) {
       const area = el("textarea", { class: "text", "aria-label": `Text of ${item.name}`, spellcheck: "false", rows: 2 });
       area.addEventListener("input", () => this.edited(area.value));
+      new ResizeObserver(() => this.grow()).observe(area); // another width, or the view is shown at last
       this.slot.replaceChildren(area);
     }
     this.area = this.slot.firstChild;
