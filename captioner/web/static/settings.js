@@ -248,7 +248,7 @@ export function drawer(api, state, { changed, again }) {
     wait.textContent = state.description ? "" : `Loading ${shortName(state.model)} …`;
     fields.replaceChildren(
       ...Object.entries(GROUPS).map(([group, title]) =>
-        el("fieldset", {}, el("legend", {}, title), SETTINGS.filter((one) => one.group === group).map((one) => field(one, state, api, set))),
+        el("fieldset", {}, el("legend", {}, title), el("div", {}, SETTINGS.filter((one) => one.group === group).map((one) => field(one, state, api, set)))),
       ),
     );
     showUsed();
