@@ -39,7 +39,7 @@ export class Editor {
     this.countRow = el("div", { class: "review-count" }, this.count, el("span", { class: "meter", "aria-hidden": "true" }, this.meter), (this.chars = el("span", { class: "number" })));
     this.cut = el("p", { class: "review-cut", hidden: true });
     this.was = el("p", { class: "review-was" });
-    this.wasBox = el("section", { hidden: true, "aria-label": "What was changed" }, el("h3", {}, "What was changed", button("Bring back", { picture: "undo", quiet: true, onclick: () => this.restore() })), this.was);
+    this.wasBox = el("section", { hidden: true, "aria-label": "What was changed" }, el("h2", {}, "What was changed", button("Bring back", { picture: "undo", quiet: true, onclick: () => this.restore() })), this.was);
     this.candidates = el("ol", { class: "review-candidates" });
     const models = this.api.settings.models ?? [];
     this.model = el(
@@ -58,7 +58,7 @@ export class Editor {
       this.countRow,
       this.cut,
       this.wasBox,
-      el("section", { "aria-label": "Candidates" }, el("h3", {}, "Candidates", el("span", { class: "row" }, this.model, this.askButton)), this.candidates),
+      el("section", { "aria-label": "Candidates" }, el("h2", {}, "Candidates", el("span", { class: "row" }, this.model, this.askButton)), this.candidates),
       this.places,
       el(
         "div",
