@@ -27,7 +27,9 @@ def router(app: FastAPI) -> APIRouter:
 
     @routes.get("/docs", include_in_schema=False, response_class=HTMLResponse)
     async def page() -> Any:
-        policy = "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'; base-uri 'none'"
+        policy = (
+            "default-src 'none'; img-src 'self'; style-src 'unsafe-inline'; frame-ancestors 'none'; base-uri 'none'"
+        )
         return HTMLResponse(html(app.openapi()), headers={"Content-Security-Policy": policy})
 
     return routes
@@ -38,7 +40,7 @@ def html(schema: dict[str, Any]) -> str:
     about = schema["info"]
     parts = [
         "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>",
-        f"<title>{escape(about['title'])} API</title><style>{STYLE}</style>",
+        f"<title>{escape(about['title'])} API</title><link rel=icon href=icon.svg><style>{STYLE}</style>",
         f"<main><h1>{escape(about['title'])} {escape(about['version'])}</h1>",
         f"<p>{escape(about.get('description', ''))}</p>",
         "<p>As a file for other programs: <a href=openapi.json>openapi.json</a></p>",
