@@ -21,6 +21,7 @@ import { button, el, icon } from "./dom.js";
 const VIEWS = { caption: "Caption", review: "Review", compare: "Compare" };
 const opened = {};
 let current = null;
+let failed = 0; // modules that did not come: Firefox asks for none again by the same address
 let handed = {};
 
 const said = document.getElementById("said");
@@ -93,7 +94,8 @@ async function mount(view) {
   const section = document.getElementById(view);
   try {
     api.settings ??= await json("page/settings");
-    const module = await import(`./${view}.js`).catch(async (error) => {
+    const module = await import(`./${view}.js${failed ? `?${failed}` : ""}`).catch(async (error) => {
+      failed += 1;
       await json("page/settings"); // says it in words where the server does not answer
       throw error;
     });
