@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, get_args, runtime_checkable
 
 from captioner.decoding import Decoding, DecodingChanges, check_number, shown
-from captioner.errors import BadInput
+from captioner.errors import BadInput, refuse_idle
 from captioner.styles import STYLES, StyleName
 
 if TYPE_CHECKING:
@@ -240,7 +240,7 @@ def check_names(settings: Iterable[str], *kinds: type) -> None:
 
 OTHER_NAMES = {"num_return_sequences": "num_candidates", "max_length": "max_new_tokens"} | {
     name: f"finish=captioner.Finish({name}=…)"
-    for name in ("prefix", "suffix", "require", "replace", "escape", "max_clip_tokens")
+    for name in ("prefix", "suffix", "require", "replace", "plain", "escape", "max_clip_tokens")
 }
 """Names under which a setting is looked for, and what is meant."""
 
@@ -270,6 +270,12 @@ TERM_KINDS = ("mediums", "movements", "trending", "artists", "flavors")
 
 TAG_KINDS = ("ratings", "characters", "general")
 """Kinds of a tagger's tags."""
+
+
+def check_plain(plain: bool, metadata: MetadataUse) -> None:
+    """Refuse what is asked of prompts that pictures carry where nobody looks for them."""
+    if plain and metadata == "ignore":
+        refuse_idle(["plain"], "it is about the prompts that pictures carry. Set metadata to first or only.")
 
 
 def check_kinds(kinds: Iterable[str], known: Sequence[str] = TERM_KINDS) -> None:

@@ -35,6 +35,7 @@ _PHRASES = {
     r"\bleave out metadata\.": "leave out --metadata.",
     r"\bby metadata only (?=no model is)": "by --metadata only ",
     r"\bSet metadata to first, and\b": "Say --metadata first, and",
+    r"\bSet metadata to first or only\.": "Say --metadata first or only.",
     r"\bset embed or consensus\.": "add --embed or --consensus.",
     r"(settings: |; )clean was not given and is now false\b": r"\1--raw was not given and now is",
     r"(settings: |; )clean was false and is now not given\b": r"\1--raw was given and now is not",

@@ -301,6 +301,9 @@ class TextFlags:
             metavar="OLD=NEW",
         ),
     ] = None
+    plain: Annotated[
+        bool, _text("With --metadata: the carried prompt's words alone, without weights, <lora:…> or BREAK.", "--plain")
+    ] = False
     escape: Annotated[
         bool, _text("Write brackets as \\( and \\): to A1111 and ComfyUI bare ones are a weight.", "--escape")
     ] = False
@@ -319,8 +322,18 @@ class TextFlags:
 
         require = words_of("--require", self.require) if self.require else ()
         replace = tuple(whole("--replace", text) for text in self.replace or ())
-        words = forbid, require, replace
-        return Finish(not self.raw, self.consensus, self.prefix, self.suffix, self.max_tokens_clip, *words, self.escape)
+        return Finish(
+            clean=not self.raw,
+            consensus=self.consensus,
+            prefix=self.prefix,
+            suffix=self.suffix,
+            max_clip_tokens=self.max_tokens_clip,
+            forbid=forbid,
+            require=require,
+            replace=replace,
+            plain=self.plain,
+            escape=self.escape,
+        )
 
 
 # --- what is read ----------------------------------------------------------------------------------------------------

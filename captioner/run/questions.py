@@ -15,7 +15,16 @@ from threading import Lock
 from typing import TYPE_CHECKING, cast
 
 from captioner import __version__, zoo
-from captioner.contracts import TAG_KINDS, TERM_KINDS, LoadOptions, MetadataUse, Request, Speaker, check_kinds
+from captioner.contracts import (
+    TAG_KINDS,
+    TERM_KINDS,
+    LoadOptions,
+    MetadataUse,
+    Request,
+    Speaker,
+    check_kinds,
+    check_plain,
+)
 from captioner.errors import BadAnswer, BadImage, BadInput, refuse_idle
 from captioner.images import Source
 from captioner.images.fetch import in_thread
@@ -23,6 +32,7 @@ from captioner.images.metadata import read_parameters
 from captioner.run import templates
 from captioner.run.batch import Asked
 from captioner.sinks import Row, Settings, given
+from captioner.text.syntax import without_syntax
 
 if TYPE_CHECKING:
     import numpy as np
@@ -165,6 +175,7 @@ class Prompts:
         """What of `replace` no text had a use for; None before the first."""
         if self.attention is not None and self.metadata != "ignore":
             raise BadInput("attention is about what the model says: leave out metadata.")
+        check_plain(self.finish.plain, self.metadata)
         if self.metadata == "only":
             refuse_idle(self._of_a_model(), "by metadata only no model is asked.")
         if self.model.options.embedder is not None and not (self.embed or self.finish.consensus):
@@ -267,10 +278,11 @@ def row_of(prompt: Prompt) -> Row:
 
 
 def row_of_carried(carried: str, finish: Finish) -> Row:
-    """The prompt that a picture carries; its brackets are as its author meant them."""
-    text = replace(finish, clean=False, escape=False).text(carried)
-    plain = {"text": text, "score": None, "model": None, "precision": None, "source": "metadata", "raw": carried}
-    return plain | {"candidates": []}
+    """The prompt that a picture carries; its brackets are as its author meant them, where they are not taken out."""
+    said = without_syntax(carried) if finish.plain else carried
+    text = replace(finish, clean=False, escape=finish.escape and finish.plain).text(said)
+    row = {"text": text, "score": None, "model": None, "precision": None, "source": "metadata", "raw": carried}
+    return row | {"candidates": []}
 
 
 @dataclass

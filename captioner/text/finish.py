@@ -37,11 +37,14 @@ class Finish:
     replace: tuple[str, ...] = ()
     """OLD=NEW: a whole comma term, in any case, with spaces or underscores, becomes another, or goes (OLD=), in the
     text that is chosen already. What is forbidden, required and too long is seen to in the new one."""
+    plain: bool = False
+    """Of a prompt that the picture carries the words alone: no weights, <lora:…> or BREAK. No model is taken to write
+    such."""
     escape: bool = False
     """Brackets as \\( and \\): bare ones are a weight to the programs that draw, and tags have them (fate_(series))."""
 
     def __post_init__(self) -> None:
-        for name in ("clean", "escape"):
+        for name in ("clean", "plain", "escape"):
             if not isinstance(getattr(self, name), bool):  # a trigger word without its name would be lost
                 raise BadInput(f"{name} is True or False, not {getattr(self, name)!r}.")
         if not isinstance(self.consensus, bool | None):

@@ -209,6 +209,10 @@ def test_what_a_picture_carries_is_taken_only_when_asked_for(blip: str, photos: 
     drawn(photos / "z.png", A1111.replace("a castle", "(a castle:1.2)"))
     weighted = call("generate", photos / "z.png", "--metadata", "only", "--escape", "--suffix", "(sks)")
     assert weighted.stdout == "(a castle:1.2), oil painting, (sks)\n"
+    words = call("generate", photos / "z.png", "--metadata", "only", "--plain", "--suffix", "(sks)")
+    assert words.stdout == "a castle, oil painting, (sks)\n"
+    idle = call("generate", photos / "z.png", "--plain")
+    assert (idle.exit_code, "Say --metadata first or only." in idle.stderr) == (2, True)
     only = call("generate", *both, "--metadata", "only", "--embed")
     assert only.exit_code == 1
     [row] = [json.loads(line) for line in only.stdout.splitlines()]

@@ -62,6 +62,7 @@ def test_terms_are_replaced(client: TestClient) -> None:
     for replace in ([f"{first}=a lynx", "zebra="], f"{first}=a lynx, zebra="):
         assert answer(replace=replace)["text"] == ", ".join(["a lynx", *others])
     assert answer(replace=["cat"])["detail"].startswith("replace must be OLD=NEW, ")
+    assert "Set metadata to first or only." in answer(plain=True)["detail"]
     assert answer(require=["fate (series)"], escape=True)["text"].endswith(r", fate \(series\)")
 
 

@@ -84,6 +84,7 @@ class Generate(Asked):
     replace: Annotated[
         Few, Field(default_factory=list, description="OLD=NEW: a comma term in place of another; OLD= drops it.")
     ]
+    plain: Annotated[bool, Field(description="With metadata: the words alone, no weights or <lora:…>.")] = False
     escape: Annotated[bool, Field(description="Brackets as \\( and \\), so that they are no weight.")] = False
     max_clip_tokens: Annotated[int | None, Field(ge=3, le=1024)] = None
     embed: Annotated[bool, Field(description="With the prompt's embedding.")] = False
@@ -94,19 +95,21 @@ class Generate(Asked):
     def finish(self) -> Finish:
         """The same in the library's terms."""
         return Finish(
-            not self.raw,
-            self.consensus,
-            self.prefix,
-            self.suffix,
-            self.max_clip_tokens,
-            tuple(self.forbid or ()),
-            tuple(self.require),
-            tuple(self.replace),
-            self.escape,
+            clean=not self.raw,
+            consensus=self.consensus,
+            prefix=self.prefix,
+            suffix=self.suffix,
+            max_clip_tokens=self.max_clip_tokens,
+            forbid=tuple(self.forbid or ()),
+            require=tuple(self.require),
+            replace=tuple(self.replace),
+            plain=self.plain,
+            escape=self.escape,
         )
 
     def ask(self, engine: Engine) -> Ask:
         """All of it as the engine is asked."""
+        contracts.check_plain(self.plain, self.metadata)
         return Ask(engine.known(self.model), self.request(), self.finish(), embed=self.embed, metadata=self.metadata)
 
 

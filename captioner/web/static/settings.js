@@ -45,6 +45,7 @@ const SETTINGS = [
   { name: "replace", group: "Words", label: "Tags replaced", kind: "words", each: true, hint: "1girl=woman, solo=", help: "One comma term for another; nothing after = drops it." },
   { name: "escape", group: "Words", label: "Escape brackets", kind: "flag", help: "To A1111 and ComfyUI bare ones are a weight." },
   { name: "metadata", group: "Words", label: "A prompt the file carries", kind: "choice", options: ["first", "only"], words: { "": "Ignore it", first: "Take it first", only: "Take only that" } },
+  { name: "plain", group: "Words", label: "Of that the words alone", kind: "flag", help: "No weights, no <lora:…>, no BREAK: a caption to train on." },
   { name: "raw", group: "Words", label: "Exactly as the model said it", kind: "flag" },
 ];
 const BY_NAME = Object.fromEntries(SETTINGS.map((setting) => [setting.name, setting]));
@@ -89,6 +90,7 @@ export function inUse(values, model) {
     if (setting && isUsed(setting, way, model)) used[name] = value;
   }
   if (used.instruction !== undefined) delete used.style; // a style is a ready-made instruction
+  if (used.metadata === undefined) delete used.plain; // it is of a prompt that the file carries
   return used;
 }
 
