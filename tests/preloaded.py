@@ -22,6 +22,7 @@ import socket
 import subprocess
 import sys
 import threading
+import warnings
 from pathlib import Path
 
 PACKAGES = (
@@ -99,6 +100,8 @@ def serve(address: str, tests: int) -> list[str]:
     """Fork for each request. Returns in the processes that are to become a command: its words."""
     for package in PACKAGES:
         importlib.import_module(package)
+    # pyarrow has a thread by then, which only waits.
+    warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
     gc.collect()
     gc.freeze()  # a command that collects garbage would copy all of it
     over = os.pidfd_open(tests)
