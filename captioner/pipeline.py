@@ -38,7 +38,7 @@ from captioner.decoding import Decoding, DecodingChanges, check_whole
 from captioner.errors import BadCheckpoint, BadInput, counted, refuse_idle
 from captioner.files.json import read_object
 from captioner.images import open_image
-from captioner.images.open import AnyImage, Readable
+from captioner.images.open import AnyImage, is_readable
 from captioner.prompt import Candidate, Prompt, Reading
 from captioner.styles import STYLES
 from captioner.text import consensus
@@ -531,7 +531,8 @@ def is_one(images: AnyImage | Iterable[AnyImage]) -> TypeGuard[AnyImage]:
     """A single image, not a list of them."""
     if isinstance(images, np.ndarray):
         return images.ndim in (0, 2, 3)  # of four, several pictures; of one, several paths
-    return isinstance(images, str | os.PathLike | bytes | bytearray | memoryview | Readable | Image | Mapping)
+    plain = isinstance(images, str | os.PathLike | bytes | bytearray | memoryview | Image | Mapping)
+    return plain or is_readable(images)
 
 
 def several(images: AnyImage | Iterable[AnyImage]) -> Iterable[AnyImage]:

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol, cast, runtime_checkable
+from typing import Any, BinaryIO, Protocol, TypeGuard, cast
 
 import numpy as np
 from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
@@ -55,12 +55,16 @@ def at_once(size: int) -> None:
     """Admits any number of bytes."""
 
 
-@runtime_checkable
 class Readable(Protocol):
     """An open file, or what is read like one."""
 
     def read(self, size: int = ..., /) -> bytes:
         """So many bytes at most."""
+
+
+def is_readable(source: object) -> TypeGuard[Readable]:
+    """Since Python 3.12 `isinstance` does not see what a wrapper, as a temporary file is one, passes on."""
+    return callable(getattr(source, "read", None))
 
 
 AnyImage = (
@@ -102,7 +106,7 @@ def open_image(
         return open_named(path, printable(path), max_pixels, admit, side)
     if isinstance(source, bytearray | memoryview):
         source = bytes(source)
-    elif isinstance(source, Readable):
+    elif is_readable(source):
         source = _read_whole(source)
     if not isinstance(source, bytes):
         kind = type(source).__name__
