@@ -119,7 +119,8 @@ class ResNetLSTMGPT2(PreTrainedModel):
         """Read more text: logits after the last token `[rows, vocabulary]`, and what both networks keep."""
         past = past or LSTMAndText(self._start(memory, len(tokens) // len(memory)), DynamicCache())
         embeddings, past.state = self._embed(tokens, past.state)
-        output = self.gpt2(inputs_embeds=embeddings, past_key_values=past.text, use_cache=True, logits_to_keep=1)
+        # The cache is the second argument: since transformers 5.24 it has another name.
+        output = self.gpt2(None, past.text, inputs_embeds=embeddings, use_cache=True, logits_to_keep=1)
         return output.logits[:, -1], past
 
     def forward(
