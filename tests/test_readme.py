@@ -85,7 +85,9 @@ def newcomer(tmp_path: Path, tiny_checkpoint: Callable[[str], Path]) -> Path:
         Image.effect_noise((64 + number, 48), 60).convert("RGB").save(tmp_path / name)
     parameters = PngInfo()
     parameters.add_text("parameters", "a fox in the snow\nSteps: 20, Sampler: Euler a, Seed: 1, Size: 64x64")
-    Image.new("RGB", (64, 64), "red").save(tmp_path / "img.png", pnginfo=parameters)
+    (tmp_path / "drawn").mkdir()
+    for name in ("img.png", "drawn/1.png"):
+        Image.new("RGB", (64, 64), "red").save(tmp_path / name, pnginfo=parameters)
     (tmp_path / "dataset/10_sks/1.txt").write_text("snow, fox")
     (tmp_path / "prompts.txt").write_text("a cat, oil painting\na dog, oil painting\n" * 2)
     (tmp_path / "list.txt").write_text("cat.png\nphotos\n")
