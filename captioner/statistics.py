@@ -43,7 +43,7 @@ def resampled_means(
     NaN is left out of its column. groups: one label an item; None: every item stands for itself.
     """
     group = np.unique(groups, return_inverse=True)[1] if groups is not None else np.arange(len(values))
-    size = int(group.max(initial=-1)) + 1
+    size = int(np.max(group, initial=-1)) + 1
     present = ~np.isnan(values)
     sums, counts = np.zeros((size, values.shape[1])), np.zeros((size, values.shape[1]))
     np.add.at(sums, group, np.where(present, values, 0.0))

@@ -123,4 +123,4 @@ def constant(index: Index) -> str:
     """The prompt that reaches the highest mean cosine against all prompts, each counted once."""
     embeddings = index.embeddings.astype(np.float32)
     _, prompts = index.texts
-    return prompts[int((embeddings @ embeddings.mean(0)).argmax())]
+    return prompts[int(np.argmax(embeddings @ embeddings.mean(0)))]

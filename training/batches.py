@@ -175,7 +175,7 @@ def split_by_prompt(rows: datasets.Dataset, share: float, seed: int) -> tuple[da
     sizes = np.bincount(group_of)
     held_back = np.empty(0, dtype=np.int64)  # prompts; of a single group none
     if len(sizes) > 1:
-        _, held_back = dedupe.split(group_of, share, seed, least=sizes.min())
+        _, held_back = dedupe.split(group_of, share, seed, least=int(np.min(sizes)))
     of_validation = np.isin(prompt_of, held_back)
     return rows.select(np.flatnonzero(~of_validation)), rows.select(np.flatnonzero(of_validation))
 

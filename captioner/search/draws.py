@@ -94,7 +94,7 @@ def _likely(probabilities: np.ndarray, least: np.ndarray) -> tuple[np.ndarray, n
     indices = np.flatnonzero(probabilities > least[:, None])  # by far quicker than where in two dimensions
     rows, chosen = np.divmod(indices, probabilities.shape[1])
     counts = np.bincount(rows, minlength=len(probabilities))
-    filled = np.arange(max(1, counts.max())) < counts[:, None]
+    filled = np.arange(max(1, int(np.max(counts)))) < counts[:, None]
     tokens, likely = np.zeros(filled.shape, dtype=np.int64), np.zeros(filled.shape, dtype=probabilities.dtype)
     tokens[filled], likely[filled] = chosen, probabilities.ravel()[indices]
     return tokens, likely

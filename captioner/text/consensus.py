@@ -38,5 +38,5 @@ def expected_embedding(
 def probabilities(scores: Sequence[float]) -> np.ndarray:
     """Softmax: log-probabilities → weights that sum to 1."""
     logits = np.asarray(scores, dtype=np.float32)
-    weights = np.exp(logits - logits.max())
+    weights = np.exp(logits - np.max(logits))
     return weights / weights.sum()

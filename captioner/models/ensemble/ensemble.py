@@ -181,7 +181,7 @@ def _check_nesting(file: Path, outer: tuple[Path, ...] = ()) -> int:
 def weighted(members: Sequence[Member]) -> list[Member]:
     """The same members, their weights summing to 1."""
     weights = np.array([member.weight for member in members], dtype=np.float64)
-    if not len(weights) or not np.isfinite(weights).all() or weights.min() < 0:
+    if not len(weights) or not np.isfinite(weights).all() or np.min(weights) < 0:
         raise BadInput("An ensemble needs members with weights of 0 or more.")
     if weights.sum() == 0:
         raise BadInput("All weights are 0: give at least one member a weight above 0.")
